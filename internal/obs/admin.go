@@ -1,0 +1,79 @@
+package obs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Condition is something that is wrong now. Text is for a person, Next is the
+// way out, Code is for a machine and never changes its meaning.
+type Condition struct {
+	Code string `json:"code"`
+	Text string `json:"text"`
+	Next string `json:"next,omitempty"`
+}
+
+// stopGrace is how long Serve waits for requests in flight when it is told to end.
+const stopGrace = 2 * time.Second
+
+// Admin returns the handler of a program's admin port: /metrics, /healthz (200
+// while the process answers), /readyz (503 and the list while conditions is not
+// empty; a nil conditions is never unready) and /debug/pprof/.
+func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		writeConditions(w, conditions)
+	})
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
+	list := []Condition{}
+	if conditions != nil {
+		list = append(list, conditions()...)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if len(list) > 0 {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(list)
+}
+
+// Serve serves h on ln until ctx ends, then gives requests in flight two
+// seconds. It returns nil when it ended because of ctx.
+func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			_ = srv.Close()
+		}
+	})
+	err := srv.Serve(ln)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,80 @@
+package obs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func TestPrintErrorShowsEveryHint(t *testing.T) {
+	cause := errors.New("listen 127.0.0.1:1: address already in use")
+	err := fmt.Errorf("up: %w", &Hint{Err: &Hint{Err: cause, Next: "inner"}, Next: "choose another port"})
+	var b strings.Builder
+	PrintError(&b, "millrace", err)
+	want := "millrace: up: listen 127.0.0.1:1: address already in use\nmillrace: hint: choose another port\nmillrace: hint: inner\n"
+	if b.String() != want {
+		t.Errorf("PrintError wrote\n%swant\n%s", b.String(), want)
+	}
+	if !errors.Is(err, cause) {
+		t.Error("the hint hides its cause from errors.Is")
+	}
+}
+
+func TestReadyzListsConditions(t *testing.T) {
+	conditions := []Condition{{Code: "no-driver", Text: "no GPU driver", Next: "install one"}}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(ctx, ln, Admin(prometheus.NewRegistry(), func() []Condition { return conditions }))
+	}()
+	resp, err := http.Get("http://" + ln.Addr().String() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), `"code":"no-driver"`) {
+		t.Errorf("/readyz answered %d %s, want 503 with the condition", resp.StatusCode, body)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Serve() = %v after its context ended, want nil", err)
+	}
+}
+
+func TestParseTarget(t *testing.T) {
+	if got, err := ParseTarget("otlp://127.0.0.1:4317"); err != nil || got != "127.0.0.1:4317" {
+		t.Errorf("ParseTarget() = %q, %v", got, err)
+	}
+	for _, bad := range []string{"", "file.json", "otlp://nohost", "http://127.0.0.1:4317"} {
+		if _, err := ParseTarget(bad); err == nil {
+			t.Errorf("ParseTarget(%q) took a bad target", bad)
+		}
+	}
+}
+
+func TestTracingWithoutTargetRecordsNothing(t *testing.T) {
+	provider, shutdown, err := Tracing(t.Context(), "x", "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, span := provider.Tracer("t").Start(t.Context(), "s")
+	if span.IsRecording() {
+		t.Error("a provider without a target records")
+	}
+	if err := shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,65 @@
+package proc
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+)
+
+// tick is the unit of CPU time in /proc: USER_HZ is 100 on Linux, proc(5).
+const tick = time.Second / 100
+
+// Stat is what the kernel says of a process.
+type Stat struct {
+	// State is R, S, D, T (stopped), t (traced), Z (ended, not reaped) …; proc(5).
+	State byte
+	// Parent is the parent's process id.
+	Parent int
+	// CPU is the time used, user and system.
+	CPU time.Duration
+	// RSS is the resident memory in bytes.
+	RSS uint64
+}
+
+// State reads /proc/PID/stat. The error is os.ErrNotExist when there is no such
+// process.
+func State(pid int) (Stat, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return Stat{}, err
+	}
+	return parseStat(b)
+}
+
+// parseStat reads the fields behind the last ')': the name before it may hold
+// anything. Their numbers in proc(5) are two more than their places here.
+func parseStat(b []byte) (Stat, error) {
+	i := bytes.LastIndexByte(b, ')')
+	fields := bytes.Fields(b[i+1:])
+	if i < 0 || len(fields) < 22 || len(fields[0]) != 1 {
+		return Stat{}, fmt.Errorf("stat %.40q: too short", b)
+	}
+	var n [22]int64
+	for _, k := range []int{1, 11, 12, 21} {
+		v, err := strconv.ParseInt(string(fields[k]), 10, 64)
+		if err != nil {
+			return Stat{}, fmt.Errorf("stat field %d: %w", k+3, err)
+		}
+		n[k] = v
+	}
+	return Stat{
+		State:  fields[0][0],
+		Parent: int(n[1]),
+		CPU:    time.Duration(n[11]+n[12]) * tick,
+		RSS:    uint64(n[21]) * uint64(os.Getpagesize()),
+	}, nil
+}
+
+// Alive reports whether a process with this id runs (a stopped one does; one
+// that has ended but was not reaped does not).
+func Alive(pid int) bool {
+	s, err := State(pid)
+	return err == nil && s.State != 'Z' && s.State != 'X'
+}
