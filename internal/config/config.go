@@ -1,0 +1,310 @@
+// Package config reads what a person says about the fleet: YAML objects of
+// apiVersion millrace.dev/v1alpha1 (Model and Policy), the very schema that the
+// CRDs carry. It is for every program with a -config flag.
+//
+// Its one rule: everything works without a file, and a file with faults is
+// refused whole, with all of its faults at once, each by line and path.
+package config
+
+import (
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// APIVersion is the only version of the objects that this program knows.
+const APIVersion = "millrace.dev/v1alpha1"
+
+// Kinds of objects.
+const (
+	KindModel  = "Model"
+	KindPolicy = "Policy"
+)
+
+// DefaultModel is the id of the model that set-up fetches; the only one that
+// may leave its weights unnamed.
+const DefaultModel = "smollm2"
+
+// LlamaCpp is the kind of backend that runs llama.cpp; the only one so far.
+const LlamaCpp = "llamacpp"
+
+// Priorities of a request.
+const (
+	Critical  = "critical"
+	Standard  = "standard"
+	Sheddable = "sheddable"
+)
+
+// File is all that a configuration says. A File from this package is complete:
+// at least one model, exactly one of them the default, every default filled in.
+type File struct {
+	// Models in the order of the file.
+	Models []Model
+	// Policy for all requests.
+	Policy Policy
+}
+
+// Metadata names an object.
+type Metadata struct {
+	// Name of the object, unique among those of its kind. A model's name is its
+	// id in the API: lower-case letters, digits, "-" and ".", at most 63. A
+	// policy's name is "default".
+	Name string `json:"name"`
+}
+
+// Model is one model that the fleet serves.
+type Model struct {
+	// APIVersion is "millrace.dev/v1alpha1".
+	APIVersion string `json:"apiVersion"`
+	// Kind is "Model".
+	Kind string `json:"kind"`
+	// Metadata names the model.
+	Metadata Metadata `json:"metadata"`
+	// Spec is what the model is to be.
+	Spec ModelSpec `json:"spec"`
+}
+
+// ModelSpec says which weights a model has and how it is laid out.
+type ModelSpec struct {
+	// Weights is the path of a GGUF file on the nodes; a relative one starts at
+	// the folder of the file that names it. Empty: the model that set-up
+	// fetches, only for the model named "smollm2".
+	Weights string `json:"weights,omitempty"`
+	// Tokenizer is the path of a GGUF or tokenizer.json file. Empty: Weights.
+	Tokenizer string `json:"tokenizer,omitempty"`
+	// Default is whether requests that name no model go to this one. Without
+	// any, the first model of the file is.
+	Default bool `json:"default,omitempty"`
+	// Backend is how the inference engine is run.
+	Backend Backend `json:"backend"`
+	// Replicas is how many copies of the model run, 1 to 1024. Default: as many
+	// as Layout has entries.
+	Replicas int `json:"replicas"`
+	// Layout is how each replica lies on the nodes: entry i is for replica i,
+	// the last one for all further replicas. Default: one stage.
+	Layout []Layout `json:"layout"`
+}
+
+// Backend is how the inference engine of a model is run, on every node alike.
+type Backend struct {
+	// Kind is "llamacpp".
+	Kind string `json:"kind"`
+	// ContextTokens is the context of one sequence, 128 to 16777216 tokens.
+	// Default 4096.
+	ContextTokens int `json:"contextTokens"`
+	// Slots is how many sequences are decoded at the same time, 1 to 1024.
+	// Default 4.
+	Slots int `json:"slots"`
+	// Threads is the number of CPU threads of each backend process, 1 to 1024.
+	// Default 1.
+	Threads int `json:"threads"`
+	// Queue is how many requests may wait for a slot, 0 to 65536; one more is
+	// refused with 429. Default 64.
+	Queue int `json:"queue"`
+}
+
+// Layout is how one replica lies on the nodes.
+type Layout struct {
+	// Stages is how many nodes share the layers, 1 to 256. Default 1.
+	Stages int `json:"stages"`
+	// Shares is the relative number of layers of each stage, each > 0; they
+	// need not add up to anything. Empty: equal shares.
+	Shares []float32 `json:"shares,omitempty"`
+	// Nodes names the node of each stage, all different. Empty: any nodes.
+	Nodes []string `json:"nodes,omitempty"`
+}
+
+// Policy is the rules for requests, one for the whole fleet.
+type Policy struct {
+	// APIVersion is "millrace.dev/v1alpha1".
+	APIVersion string `json:"apiVersion"`
+	// Kind is "Policy".
+	Kind string `json:"kind"`
+	// Metadata names the policy: "default".
+	Metadata Metadata `json:"metadata"`
+	// Spec is the rules.
+	Spec PolicySpec `json:"spec"`
+}
+
+// PolicySpec is the rules for requests.
+type PolicySpec struct {
+	// Sessions is how conversations are recognised and remembered.
+	Sessions Sessions `json:"sessions"`
+	// Retries is how often a request is tried.
+	Retries Retries `json:"retries"`
+	// Priorities is how a request says what it is worth.
+	Priorities Priorities `json:"priorities"`
+	// Limits bounds what one request may cost.
+	Limits Limits `json:"limits"`
+}
+
+// Sessions is how conversations are recognised and remembered.
+type Sessions struct {
+	// Header names a request's session. Default "x-session-id".
+	Header string `json:"header"`
+	// Cookie is for clients that send no such header.
+	Cookie Cookie `json:"cookie"`
+	// Idle is how long a session without requests is remembered, 1s to 720h.
+	// Default 30m.
+	Idle Duration `json:"idle"`
+	// Max is how many sessions are remembered at most, 1 to 10000000; the one
+	// idle for longest is forgotten. Default 100000.
+	Max int `json:"max"`
+}
+
+// Cookie is the signed session cookie.
+type Cookie struct {
+	// Name of the cookie; "" sets and reads none. Default "millrace-session".
+	Name string `json:"name"`
+	// KeyFile is the path of a file whose bytes (16 to 256) sign the cookie; a
+	// relative one starts at the folder of the file that names it. Empty: xds
+	// makes a key that lives as long as xds does.
+	KeyFile string `json:"keyFile,omitempty"`
+}
+
+// Retries is how often a request is tried in all, each time on another node,
+// 1 (no retry) to 16, by the request's priority.
+type Retries struct {
+	// Critical attempts. Default 4.
+	Critical int `json:"critical"`
+	// Standard attempts. Default 4.
+	Standard int `json:"standard"`
+	// Sheddable attempts. Default 2.
+	Sheddable int `json:"sheddable"`
+	// MaxPerTry is how long one attempt may wait for response headers, which a
+	// response that is not streamed sends only when it is complete. Default 0s:
+	// as long as the request itself may take.
+	MaxPerTry Duration `json:"maxPerTry"`
+}
+
+// Attempts returns how often a request of the given priority is tried in all;
+// an unknown priority counts as standard.
+func (r Retries) Attempts(priority string) int {
+	switch priority {
+	case Critical:
+		return r.Critical
+	case Sheddable:
+		return r.Sheddable
+	default:
+		return r.Standard
+	}
+}
+
+// Priorities is how a request says what it is worth.
+type Priorities struct {
+	// Header holds a request's priority. Default "x-millrace-priority".
+	Header string `json:"header"`
+	// Default is the priority of a request that names none: "critical",
+	// "standard" or "sheddable". Default "standard".
+	Default string `json:"default"`
+}
+
+// Limits bounds what one request may cost.
+type Limits struct {
+	// MaxBodyBytes is the largest request body, 1Ki to 1Gi; a larger one is
+	// answered with 413. Default 16Mi.
+	MaxBodyBytes Bytes `json:"maxBodyBytes"`
+	// RequestTimeout is how long a request may take in all, retries included,
+	// 1s to 24h. Default 10m.
+	RequestTimeout Duration `json:"requestTimeout"`
+}
+
+// Default returns the configuration that holds without any file: the model that
+// set-up fetches, once sharded over two nodes and once whole on a third.
+func Default() File {
+	m := newModel()
+	m.Metadata.Name = DefaultModel
+	m.Spec.Default = true
+	m.Spec.Replicas = 2
+	m.Spec.Layout = []Layout{{Stages: 2, Shares: []float32{1, 1}}, {Stages: 1}}
+	return File{Models: []Model{m}, Policy: newPolicy()}
+}
+
+// newModel returns a model of which only the name is missing.
+func newModel() Model {
+	return Model{
+		APIVersion: APIVersion,
+		Kind:       KindModel,
+		Spec: ModelSpec{
+			Backend: Backend{Kind: LlamaCpp, ContextTokens: 4096, Slots: 4, Threads: 1, Queue: 64},
+		},
+	}
+}
+
+func newPolicy() Policy {
+	return Policy{
+		APIVersion: APIVersion,
+		Kind:       KindPolicy,
+		Metadata:   Metadata{Name: "default"},
+		Spec: PolicySpec{
+			Sessions: Sessions{
+				Header: "x-session-id",
+				Cookie: Cookie{Name: "millrace-session"},
+				Idle:   Duration{30 * time.Minute},
+				Max:    100_000,
+			},
+			Retries:    Retries{Critical: 4, Standard: 4, Sheddable: 2},
+			Priorities: Priorities{Header: "x-millrace-priority", Default: Standard},
+			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
+		},
+	}
+}
+
+// TokenizerFile returns the file with the model's tokenizer: Tokenizer, or
+// Weights where that is empty.
+func (s ModelSpec) TokenizerFile() string {
+	if s.Tokenizer != "" {
+		return s.Tokenizer
+	}
+	return s.Weights
+}
+
+// LayoutOf returns the layout of one replica, from 0, with its shares filled in.
+func (s ModelSpec) LayoutOf(replica int) Layout {
+	l := Layout{Stages: 1}
+	if n := len(s.Layout); n > 0 {
+		l = s.Layout[min(replica, n-1)]
+	}
+	if len(l.Shares) == 0 {
+		l.Shares = make([]float32, l.Stages)
+		for i := range l.Shares {
+			l.Shares[i] = 1
+		}
+	}
+	return l
+}
+
+// ReplicaName returns the fleet-wide name of one replica of the model, from 0.
+func (m Model) ReplicaName(replica int) string {
+	return m.Metadata.Name + "-" + strconv.Itoa(replica)
+}
+
+// DefaultModel returns the model for requests that name none.
+func (f File) DefaultModel() Model {
+	for _, m := range f.Models {
+		if m.Spec.Default {
+			return m
+		}
+	}
+	if len(f.Models) == 0 {
+		return Model{}
+	}
+	return f.Models[0]
+}
+
+// absolute makes the object's paths absolute, starting at dir.
+func (s *ModelSpec) absolute(dir string) {
+	s.Weights = under(dir, s.Weights)
+	s.Tokenizer = under(dir, s.Tokenizer)
+}
+
+func (s *PolicySpec) absolute(dir string) {
+	s.Sessions.Cookie.KeyFile = under(dir, s.Sessions.Cookie.KeyFile)
+}
+
+func under(dir, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
+}

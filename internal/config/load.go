@@ -1,0 +1,242 @@
+package config
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// maxFile is the largest file that is read, in bytes.
+const maxFile = 4 << 20
+
+// Load reads the file at path; without a path it is Default. Its error is one
+// Fault a line, or that of reading the file.
+func Load(path string) (File, error) {
+	if path == "" {
+		return Default(), nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return File{}, err
+	}
+	return Parse(path, b)
+}
+
+// Parse reads the text of the file of the given name: any number of YAML
+// documents, each an object. What it does not say is as in Default.
+func Parse(name string, text []byte) (File, error) {
+	if len(text) > maxFile {
+		return File{}, Fault{File: name, Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), maxFile)}
+	}
+	full, err := filepath.Abs(name)
+	if err != nil {
+		return File{}, Fault{File: name, Text: err.Error()}
+	}
+	r := reader{dir: filepath.Dir(full), lineOf: map[string]int{}}
+	r.documents(text)
+	for i := range r.faults {
+		r.faults[i].File = name
+	}
+	if err := join(r.faults); err != nil {
+		return File{}, err
+	}
+	return r.complete(), nil
+}
+
+// reader collects the objects of one file.
+type reader struct {
+	dir    string
+	file   File
+	faults []Fault
+	// lineOf holds the line of each object, by what only one may have: for example
+	// "Model/smollm2", "Policy", "default".
+	lineOf map[string]int
+}
+
+func (r *reader) documents(text []byte) {
+	loader, err := yaml.NewLoader(bytes.NewReader(text))
+	if err != nil {
+		r.faults = append(r.faults, syntax(err))
+		return
+	}
+	for {
+		var n yaml.Node
+		switch err := loader.Load(&n); {
+		case errors.Is(err, io.EOF):
+			return
+		case err != nil:
+			r.faults = append(r.faults, syntax(err))
+			return
+		}
+		if len(n.Content) == 1 && n.Content[0].ShortTag() != "!!null" {
+			r.document(n.Content[0])
+		}
+	}
+}
+
+// syntax is the fault of text that is not YAML.
+func syntax(err error) Fault {
+	var at *yaml.LoadError
+	if errors.As(err, &at) {
+		return Fault{Line: at.Mark.Line, Text: "not YAML: " + at.Message}
+	}
+	return Fault{Text: "not YAML: " + err.Error()}
+}
+
+func (r *reader) document(n *yaml.Node) {
+	if n.Kind != yaml.MappingNode {
+		r.faults = append(r.faults, Fault{Line: n.Line, Text: shown(n) + "; must be an object with apiVersion, kind, metadata and spec"})
+		return
+	}
+	d := decoder{lines: map[string]int{"": n.Line}}
+	switch kind := field(n, "kind"); kind {
+	case KindModel:
+		r.model(&d, n)
+	case KindPolicy:
+		r.policy(&d, n)
+	default:
+		d.fault(n, "kind", "%q; must be %s or %s", kind, KindModel, KindPolicy)
+	}
+	if v := field(n, "apiVersion"); v != APIVersion {
+		d.faults = append(d.faults, Fault{Line: d.line("apiVersion"), Path: "apiVersion", Text: fmt.Sprintf("%q; must be %q", v, APIVersion)})
+	}
+	r.faults = append(r.faults, d.faults...)
+}
+
+// field returns the text of one field of a mapping; "" if it is not there.
+func field(n *yaml.Node, name string) string {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == name {
+			return n.Content[i+1].Value
+		}
+	}
+	return ""
+}
+
+func (r *reader) model(d *decoder, n *yaml.Node) {
+	m := newModel()
+	d.value("", n, reflect.ValueOf(&m).Elem())
+	if _, set := d.lines["spec.replicas"]; !set {
+		m.Spec.Replicas = max(1, len(m.Spec.Layout))
+	}
+	if len(m.Spec.Layout) == 0 {
+		m.Spec.Layout = []Layout{{Stages: 1}}
+	}
+	d.check(m.validate())
+	r.once(d, KindModel+"/"+m.Metadata.Name, "metadata.name", strconv.Quote(m.Metadata.Name)+"; is already the name of the model")
+	if m.Spec.Default {
+		r.once(d, "default", "spec.default", "true; is already so for the model")
+	}
+	m.Spec.absolute(r.dir)
+	r.file.Models = append(r.file.Models, m)
+}
+
+func (r *reader) policy(d *decoder, n *yaml.Node) {
+	p := newPolicy()
+	d.value("", n, reflect.ValueOf(&p).Elem())
+	d.check(p.validate())
+	r.once(d, KindPolicy, "kind", "a second policy; must be one, as that")
+	p.Spec.absolute(r.dir)
+	r.file.Policy = p
+}
+
+// once refuses a second object with what only one may have.
+func (r *reader) once(d *decoder, key, path, text string) {
+	line := d.line(path)
+	if first, ok := r.lineOf[key]; ok {
+		d.faults = append(d.faults, Fault{Line: line, Path: path, Text: fmt.Sprintf("%s in line %d", text, first)})
+		return
+	}
+	r.lineOf[key] = line
+}
+
+// check adds broken rules to the faults, except for fields that could not be
+// read anyway.
+func (d *decoder) check(broken []Fault) {
+	unread := make(map[string]bool, len(d.faults))
+	for _, f := range d.faults {
+		unread[f.Path] = true
+	}
+	for _, f := range broken {
+		if !unread[f.Path] {
+			f.Line = d.line(f.Path)
+			d.faults = append(d.faults, f)
+		}
+	}
+}
+
+// complete returns the file with what it does not say.
+func (r *reader) complete() File {
+	f := r.file
+	if f.Policy.Kind == "" {
+		f.Policy = newPolicy()
+	}
+	if len(f.Models) == 0 {
+		f.Models = Default().Models
+	}
+	if _, ok := r.lineOf["default"]; !ok {
+		f.Models[0].Spec.Default = true
+	}
+	return f
+}
+
+// Marshal returns the YAML of a file that Parse reads back as the same.
+func Marshal(f File) ([]byte, error) {
+	var out bytes.Buffer
+	dumper, err := yaml.NewDumper(&out, yaml.WithIndent(2))
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range f.Models {
+		if err := dump(dumper, m); err != nil {
+			return nil, fmt.Errorf("model %s: %w", m.Metadata.Name, err)
+		}
+	}
+	if err := dump(dumper, f.Policy); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	return out.Bytes(), dumper.Close()
+}
+
+// dump writes an object under its json names in their order. JSON is YAML: it
+// is read as such and loses its brackets and quotes.
+func dump(to *yaml.Dumper, object any) error {
+	b, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	var n yaml.Node
+	if err := yaml.Load(b, &n); err != nil {
+		return err
+	}
+	plain(&n)
+	return to.Dump(&n)
+}
+
+// plain takes the JSON style from a node and all below it. A string that would
+// be read as something else without its quotes keeps them.
+func plain(n *yaml.Node) {
+	n.Style = 0
+	if n.Kind == yaml.SequenceNode && !strings.Contains("!!map !!seq", firstTag(n)) {
+		n.Style = yaml.FlowStyle // short lists on one line
+	}
+	for _, c := range n.Content {
+		plain(c)
+	}
+}
+
+func firstTag(n *yaml.Node) string {
+	if len(n.Content) == 0 {
+		return "!!null"
+	}
+	return n.Content[0].ShortTag()
+}

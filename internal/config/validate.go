@@ -1,0 +1,141 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+)
+
+var (
+	modelName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
+	nodeName   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	headerName = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_`|~-]{1,128}$")    // RFC 9110, section 5.6.2, lower case as in HTTP/2
+	cookieName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{0,128}$") // RFC 6265, section 4.1.1
+)
+
+// rules collects the broken rules of one object.
+type rules []Fault
+
+func (r *rules) broken(path, format string, args ...any) {
+	*r = append(*r, Fault{Path: path, Text: fmt.Sprintf(format, args...)})
+}
+
+func (r *rules) between(path string, value, least, most int) {
+	switch {
+	case value < least:
+		r.broken(path, "%d; must be ≥ %d", value, least)
+	case value > most:
+		r.broken(path, "%d; must be ≤ %d", value, most)
+	}
+}
+
+func (r *rules) lasts(path string, value Duration, least, most time.Duration) {
+	switch {
+	case value.Duration < least:
+		r.broken(path, "%s; must be ≥ %s", text(value), text(Duration{least}))
+	case value.Duration > most:
+		r.broken(path, "%s; must be ≤ %s", text(value), text(Duration{most}))
+	}
+}
+
+func (r *rules) matches(path, value string, pattern *regexp.Regexp, what string) {
+	if !pattern.MatchString(value) {
+		r.broken(path, "%q; must be %s", value, what)
+	}
+}
+
+func text(d Duration) string {
+	b, _ := d.MarshalText() // never fails
+	return string(b)
+}
+
+// validate returns the rules that the model breaks, by path.
+func (m Model) validate() []Fault {
+	var r rules
+	s := m.Spec
+	r.matches("metadata.name", m.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
+	if s.Weights == "" && m.Metadata.Name != DefaultModel {
+		r.broken("spec.weights", "missing; must be the path of a GGUF file (only %s can do without)", DefaultModel)
+	}
+	s.Backend.validate(&r)
+	r.between("spec.replicas", s.Replicas, 1, 1024)
+	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
+		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
+	}
+	for i, l := range s.Layout {
+		l.validate("spec.layout["+strconv.Itoa(i)+"]", &r)
+	}
+	return r
+}
+
+func (b Backend) validate(r *rules) {
+	if b.Kind != LlamaCpp {
+		r.broken("spec.backend.kind", "%q; must be %q", b.Kind, LlamaCpp)
+	}
+	r.between("spec.backend.contextTokens", b.ContextTokens, 128, 16<<20)
+	r.between("spec.backend.slots", b.Slots, 1, 1024)
+	r.between("spec.backend.threads", b.Threads, 1, 1024)
+	r.between("spec.backend.queue", b.Queue, 0, 65536)
+}
+
+// setDefaults makes an entry that says nothing a replica on one node.
+func (l *Layout) setDefaults() { l.Stages = 1 }
+
+func (l Layout) validate(path string, r *rules) {
+	r.between(path+".stages", l.Stages, 1, 256)
+	if n := len(l.Shares); n > 0 && n != l.Stages {
+		r.broken(path+".shares", "%d entries; must be %d, one a stage", n, l.Stages)
+	}
+	for i, share := range l.Shares {
+		if !(share > 0 && share <= 1e6) { // NaN is neither
+			r.broken(path+".shares["+strconv.Itoa(i)+"]", "%g; must be > 0 and ≤ 1000000", share)
+		}
+	}
+	if n := len(l.Nodes); n > 0 && n != l.Stages {
+		r.broken(path+".nodes", "%d entries; must be %d, one a stage", n, l.Stages)
+	}
+	for i, node := range l.Nodes {
+		at := path + ".nodes[" + strconv.Itoa(i) + "]"
+		r.matches(at, node, nodeName, `1 to 63 lower-case letters, digits or "-"`)
+		if slices.Contains(l.Nodes[:i], node) {
+			r.broken(at, "%q; must be in the list once", node)
+		}
+	}
+}
+
+// validate returns the rules that the policy breaks, by path.
+func (p Policy) validate() []Fault {
+	var r rules
+	if p.Metadata.Name != "default" {
+		r.broken("metadata.name", "%q; must be %q", p.Metadata.Name, "default")
+	}
+	p.Spec.Sessions.validate(&r)
+	p.Spec.Retries.validate(&r)
+	r.matches("spec.priorities.header", p.Spec.Priorities.Header, headerName, "the name of a header in lower case")
+	if d := p.Spec.Priorities.Default; !slices.Contains([]string{Critical, Standard, Sheddable}, d) {
+		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", d, Critical, Standard, Sheddable)
+	}
+	p.Spec.Limits.validate(&r)
+	return r
+}
+
+func (s Sessions) validate(r *rules) {
+	r.matches("spec.sessions.header", s.Header, headerName, "the name of a header in lower case")
+	r.matches("spec.sessions.cookie.name", s.Cookie.Name, cookieName, "the name of a cookie")
+	r.lasts("spec.sessions.idle", s.Idle, time.Second, 720*time.Hour)
+	r.between("spec.sessions.max", s.Max, 1, 10_000_000)
+}
+
+func (t Retries) validate(r *rules) {
+	r.between("spec.retries.critical", t.Critical, 1, 16)
+	r.between("spec.retries.standard", t.Standard, 1, 16)
+	r.between("spec.retries.sheddable", t.Sheddable, 1, 16)
+	r.lasts("spec.retries.maxPerTry", t.MaxPerTry, 0, 24*time.Hour)
+}
+
+func (l Limits) validate(r *rules) {
+	r.between("spec.limits.maxBodyBytes", int(l.MaxBodyBytes), 1<<10, 1<<30)
+	r.lasts("spec.limits.requestTimeout", l.RequestTimeout, time.Second, 24*time.Hour)
+}
