@@ -1,0 +1,105 @@
+// Package state is DIR/state.json: what runs of a mesh, where, and since when.
+//
+// Written by `millrace up` alone; read by status, chat and anybody who likes.
+// Its one rule: the file never claims that a process runs which does not.
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Process is one process of the mesh.
+type Process struct {
+	// Name is unique in the mesh, for example "engine@node-a".
+	Name string `json:"name"`
+	// Role is envoy, xds, extproc, nodeagent, engine, backend or shard.
+	Role string `json:"role"`
+	// Node is empty for what exists once.
+	Node string `json:"node"`
+	// PID is 0 while the process is down.
+	PID int `json:"pid"`
+	// Addrs are "ip:port" by use: http, grpc, admin, metrics, rpc.
+	Addrs map[string]string `json:"addrs"`
+	// Restarts counts the starts after the first one.
+	Restarts int `json:"restarts"`
+	// Since is when it was started, or when it went down.
+	Since time.Time `json:"since"`
+	// Status is running, stopped (by SIGSTOP) or down.
+	Status string `json:"status"`
+	// Reason says why it is down, for a person; empty while it runs.
+	Reason string `json:"reason,omitempty"`
+}
+
+// The values of Process.Status.
+const (
+	Running = "running"
+	Stopped = "stopped"
+	Down    = "down"
+)
+
+// State is the whole file.
+type State struct {
+	// Listen is "ip:port" of the OpenAI API.
+	Listen string `json:"listen"`
+	// Ready is whether every replica has answered once and the mesh answers now:
+	// Envoy runs and each model has a ready replica.
+	Ready     bool      `json:"ready"`
+	Processes []Process `json:"processes"`
+	// PID is `millrace up` itself. When it is gone the file is what it was then,
+	// and nothing of the mesh runs.
+	PID int `json:"pid"`
+	// Started is when `millrace up` began.
+	Started time.Time `json:"started"`
+	// Dir, Logs and Config are absolute paths; Model is the default model's id.
+	Dir    string `json:"dir"`
+	Logs   string `json:"logs"`
+	Config string `json:"config"`
+	Model  string `json:"model"`
+}
+
+// Find returns the process of that name, or nil.
+func (s *State) Find(name string) *Process {
+	for i := range s.Processes {
+		if s.Processes[i].Name == name {
+			return &s.Processes[i]
+		}
+	}
+	return nil
+}
+
+// fileName is the name of the file in the mesh's folder.
+const fileName = "state.json"
+
+// ErrNone is returned by Read when no mesh ever ran in the folder.
+var ErrNone = errors.New("no mesh was started here")
+
+// Read returns the state of the mesh in dir, and whether its `millrace up` runs.
+// When it does not, every process is shown as down: none of them can be left.
+func Read(dir string) (s State, running bool, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, fileName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return State{}, false, fmt.Errorf("%s: %w", dir, ErrNone)
+	}
+	if err != nil {
+		return State{}, false, err
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return State{}, false, fmt.Errorf("%s: %w", filepath.Join(dir, fileName), err)
+	}
+	running = Locked(dir)
+	s.Ready = s.Ready && running
+	for i := range s.Processes {
+		p := &s.Processes[i]
+		if !running {
+			p.PID, p.Reason = 0, "millrace up has ended"
+		}
+		verify(p, time.Now())
+	}
+	return s, running, nil
+}

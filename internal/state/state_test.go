@@ -1,0 +1,117 @@
+package state
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"millrace.dev/millrace/internal/proc"
+)
+
+func newStore(t *testing.T, ps ...Process) (*Store, string) {
+	t.Helper()
+	dir := t.TempDir()
+	st, err := Create(State{Dir: dir, Listen: "127.0.0.1:1", Ready: true, PID: os.Getpid(), Processes: ps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st, dir
+}
+
+func TestReadSaysWhetherTheMeshRuns(t *testing.T) {
+	_, dir := newStore(t, Process{Name: "xds", PID: os.Getpid()})
+	s, running, err := Read(dir)
+	if err != nil || running || s.Ready || s.Processes[0].PID != 0 {
+		t.Errorf("Read() = %+v, %v, %v without a lock; want nothing running", s, running, err)
+	}
+	lock, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, running, err = Read(dir)
+	if err != nil || !running || !s.Ready || s.Processes[0].PID != os.Getpid() {
+		t.Errorf("Read() = %+v, %v, %v with a lock; want it running", s, running, err)
+	}
+	if _, err := Lock(dir); !errors.Is(err, ErrRunning) {
+		t.Errorf("second Lock() = %v, want ErrRunning", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if Locked(dir) {
+		t.Error("locked after Close")
+	}
+}
+
+func TestReadWithoutMesh(t *testing.T) {
+	if _, _, err := Read(t.TempDir()); !errors.Is(err, ErrNone) {
+		t.Errorf("Read() = %v, want ErrNone", err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, fileName), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Read(dir); err == nil {
+		t.Error("Read() took half a file")
+	}
+}
+
+func TestADeadProcessIsNeverWrittenAsAlive(t *testing.T) {
+	p, err := proc.Start(exec.Command("sleep", "60"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, _ := newStore(t, Process{Name: "xds", PID: p.PID()})
+	if got := st.State().Processes[0]; got.Status != Running {
+		t.Errorf("status %q, want running", got.Status)
+	}
+	_ = p.Stop(time.Second)
+	if err := st.Update(func(*State) {}); err != nil {
+		t.Fatal(err)
+	}
+	if got := st.State().Processes[0]; got.PID != 0 || got.Status != Down || got.Reason == "" {
+		t.Errorf("process %+v, want down with a reason", got)
+	}
+}
+
+func TestAStoppedProcessIsShown(t *testing.T) {
+	p, err := proc.Start(exec.Command("sleep", "60"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = p.Stop(0) }()
+	st, _ := newStore(t, Process{Name: "xds", PID: p.PID()})
+	if err := syscall.Kill(p.PID(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for st.State().Processes[0].Status != Stopped {
+		if time.Now().After(deadline) {
+			t.Fatalf("process %+v, want stopped", st.State().Processes[0])
+		}
+		_ = st.Update(func(*State) {})
+	}
+}
+
+func TestUpdateTriesAgainAfterAnError(t *testing.T) {
+	st, dir := newStore(t)
+	if err := os.Mkdir(filepath.Join(dir, fileName+".tmp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Update(func(s *State) { s.Model = "m" }); err == nil || st.Err() == nil {
+		t.Fatal("an unwritable file was no error")
+	}
+	if err := os.Remove(filepath.Join(dir, fileName+".tmp")); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Update(func(*State) {}); err != nil {
+		t.Fatal(err)
+	}
+	if s, _, err := Read(dir); err != nil || s.Model != "m" {
+		t.Errorf("Read() = %+v, %v; want the change", s, err)
+	}
+}
