@@ -1,0 +1,60 @@
+package setup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"millrace.dev/millrace/internal/proc"
+)
+
+// output runs cmd and returns what it wrote. The process group ends with ctx
+// and with this process.
+func output(ctx context.Context, cmd *exec.Cmd) (string, error) {
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.WaitDelay = time.Second // a grandchild may hold the pipe
+	p, err := proc.Start(cmd)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-p.Done():
+		return said.String(), p.Err()
+	case <-ctx.Done():
+		_ = p.Stop(2 * time.Second)
+		return "", ctx.Err()
+	}
+}
+
+// lock takes the cache's lock, waiting for another start to finish its work.
+func lock(ctx context.Context, name string, show *progress) (unlock func(), err error) {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	t := show.begin("wait for another set-up that uses this cache", 0, nil)
+	defer show.end(t)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			_ = f.Close()
+			return nil, &os.PathError{Op: "lock", Path: name, Err: err}
+		}
+		select {
+		case <-ctx.Done():
+			_ = f.Close()
+			return nil, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
