@@ -48,14 +48,15 @@ func (d *decoder) value(path string, n *yaml.Node, v reflect.Value) {
 		}
 		return
 	}
-	line := n.Line
 	if n.Kind == yaml.AliasNode && n.Alias != nil {
 		n = n.Alias
 	}
 	if n.ShortTag() == "!!null" {
 		return // as if it were not there: the default stays
 	}
-	d.lines[path] = line
+	if _, set := d.lines[path]; !set {
+		d.lines[path] = n.Line
+	}
 	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		d.text(path, n, u)
 		return
@@ -90,6 +91,9 @@ func (d *decoder) object(path string, n *yaml.Node, v reflect.Value) {
 		if !ok || key.Kind != yaml.ScalarNode {
 			d.unknown(key, at, v.Type())
 			continue
+		}
+		if value.ShortTag() != "!!null" {
+			d.lines[at] = key.Line // that of the value may be the next one
 		}
 		d.value(at, value, v.Field(index))
 	}
