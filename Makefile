@@ -1,0 +1,88 @@
+# Millrace, from a clone to a running mesh. `make` alone says what there is.
+#
+# What is built lies in bin/, what is fetched in one cache folder; nothing is
+# installed system-wide. Where a Debian package is missing, the target names it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+MILLRACE_CACHE ?= $(CURDIR)/.cache
+override MILLRACE_CACHE := $(abspath $(MILLRACE_CACHE))
+export MILLRACE_CACHE
+# The headers of go-nvml mark functions that it wraps as deprecated: noise.
+export CGO_CFLAGS ?= -Wno-deprecated-declarations
+
+PROGRAMS := . ./extproc ./xds ./nodeagent ./engine
+PROTOS := $(wildcard */*pb/*.proto)
+TOOLS := bin/tools/.built
+CLIENT := $(MILLRACE_CACHE)/client
+# Packages whose tests need nothing but Go; those below e2e run real processes.
+UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
+
+.PHONY: help run setup client build test test-short bench lint generate clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+run: build ## start a whole mesh on this machine; ARGS="-nodes 4" passes flags
+	@exec bin/millrace up $(ARGS)
+
+setup: build ## fetch what a mesh needs into the cache, pinned and checked by hash
+	@bin/millrace setup
+
+build: | need-go need-g++ ## build the five programs into bin/
+	@mkdir -p bin
+	go build -o bin/ $(PROGRAMS)
+
+test: build setup client ## run every test, those on the real processes too
+	go vet ./...
+	go test -race $(UNIT)
+	go test -count=1 -p 1 -timeout 25m ./e2e/...
+
+test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
+	go test $(UNIT) ./e2e/house
+
+bench: build setup ## measure; prints JSON lines, then a table. ARGS="-h" shows how to choose
+	go run ./e2e/bench $(ARGS)
+
+lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is up to date
+	@echo gofmt -l; bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted: $$bad" >&2; exit 1; fi
+	go vet ./...
+	cd e2e/tools && go vet ./...
+	bin/tools/staticcheck ./...
+	@was=$$(cat $(PROTOS:%.proto=%*.go) | sha256sum); $(MAKE) --no-print-directory generate; \
+		if [ "$$was" != "$$(cat $(PROTOS:%.proto=%*.go) | sha256sum)" ]; then \
+		echo "generated code was not up to date with its .proto: commit what make generate has changed" >&2; exit 1; fi
+
+generate: $(TOOLS) ## make Go code of the .proto files
+	bin/tools/protogen -validate $$(go list -m -f '{{.Dir}}' github.com/envoyproxy/protoc-gen-validate) -plugins bin/tools $(PROTOS)
+
+clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
+	rm -rf bin .millrace
+
+# client is the Python client of the end-to-end tests, in a virtual environment.
+# It is filled from outside, as Debian's venv comes without pip.
+client: $(CLIENT)/.installed
+
+$(CLIENT)/.installed: e2e/requirements.txt
+	@echo "set-up: Python client for the tests (10 to 30 s)"; rm -rf $(CLIENT); mkdir -p $(MILLRACE_CACHE)
+	@python3 -m venv --without-pip $(CLIENT)
+	@PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+		--no-deps --root-user-action=ignore --require-hashes --only-binary=:all: --requirement $< \
+		--target "$$($(CLIENT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@touch $@
+
+$(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-go
+	@mkdir -p bin/tools
+	cd e2e/tools && go build -o ../../bin/tools/ ./protogen \
+		google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
+		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
+	@touch $@
+
+.PHONY: need-go need-g++
+need-go:
+	@command -v go >/dev/null || { echo "make: go is missing: install Go 1.26 or newer" >&2; exit 4; }
+need-g++:
+	@command -v g++ >/dev/null || { echo "make: g++ is missing: apt-get install g++" >&2; exit 4; }
