@@ -1,0 +1,62 @@
+// Package openai reads what the picker must know from a request of the OpenAI
+// API, in one pass over its bytes, and writes errors in the API's own form.
+//
+// It is called by stream for every request. Its one rule: bytes from a client
+// never make it panic, and a body that it accepts is valid JSON.
+package openai
+
+import "strings"
+
+// API is one of the operations of the OpenAI API.
+type API uint8
+
+const (
+	// Other is any operation that the picker does not know: it is passed on and
+	// routed by load.
+	Other API = iota
+	// Chat is POST /v1/chat/completions.
+	Chat
+	// Completions is POST /v1/completions.
+	Completions
+	// Embeddings is POST /v1/embeddings.
+	Embeddings
+	// Responses is POST /v1/responses.
+	Responses
+)
+
+// String returns the operation's name as metrics and spans show it.
+func (a API) String() string {
+	switch a {
+	case Chat:
+		return "chat"
+	case Completions:
+		return "completions"
+	case Embeddings:
+		return "embeddings"
+	case Responses:
+		return "responses"
+	default:
+		return "other"
+	}
+}
+
+// APIOf returns the operation that method and path (with or without /v1, query
+// and all) ask for.
+func APIOf(method, path string) API {
+	if method != "POST" {
+		return Other
+	}
+	path, _, _ = strings.Cut(path, "?")
+	switch strings.TrimPrefix(path, "/v1") {
+	case "/chat/completions":
+		return Chat
+	case "/completions":
+		return Completions
+	case "/embeddings":
+		return Embeddings
+	case "/responses":
+		return Responses
+	default:
+		return Other
+	}
+}

@@ -1,0 +1,107 @@
+package openai
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Error is an answer in the API's error form.
+type Error struct {
+	// Status is the HTTP status.
+	Status int
+	// Message is for a person.
+	Message string
+	// Type is the API's class of error, for example "invalid_request_error".
+	Type string
+	// Param is the request field at fault; empty: none.
+	Param string
+	// Code is for a program; empty: none.
+	Code string
+	// RetryAfter is the least wait before another try, in seconds; 0: not said.
+	RetryAfter int
+}
+
+// Error returns the message.
+func (e *Error) Error() string { return e.Message }
+
+// JSON returns the body of the answer.
+func (e *Error) JSON() []byte {
+	var body struct {
+		Error struct {
+			Message string  `json:"message"`
+			Type    string  `json:"type"`
+			Param   *string `json:"param"`
+			Code    *string `json:"code"`
+		} `json:"error"`
+	}
+	body.Error.Message, body.Error.Type = e.Message, e.Type
+	body.Error.Param, body.Error.Code = orNull(e.Param), orNull(e.Code)
+	b, err := json.Marshal(body)
+	if err != nil { // strings always marshal
+		panic(err)
+	}
+	return b
+}
+
+func orNull(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// invalid returns a client's mistake.
+func invalid(status int, param, code, format string, args ...any) *Error {
+	return &Error{
+		Status:  status,
+		Message: fmt.Sprintf(format, args...),
+		Type:    "invalid_request_error",
+		Param:   param,
+		Code:    code,
+	}
+}
+
+// NotJSON answers a body that is not a JSON object; at is the offset of the
+// first byte at fault.
+func NotJSON(at int) *Error {
+	return invalid(400, "", "invalid_json", "the request body is not a valid JSON object (at byte %d)", at)
+}
+
+// NoModel answers a request that names no model.
+func NoModel() *Error {
+	return invalid(400, "model", "missing_required_parameter", "the request names no model: set \"model\" to one of GET /v1/models")
+}
+
+// ModelNotFound answers a request for a model that is not served here.
+func ModelNotFound(model string) *Error {
+	return invalid(404, "model", "model_not_found", "the model %q does not exist here: GET /v1/models lists those that do", clip(model, 96))
+}
+
+// WrongContentType answers a body that does not claim to be JSON.
+func WrongContentType(got string) *Error {
+	return invalid(415, "", "unsupported_content_type", "unsupported content type %q: this operation takes application/json", clip(got, 96))
+}
+
+// TooLarge answers a body over the limit, in bytes.
+func TooLarge(limit int64) *Error {
+	return invalid(413, "", "request_too_large", "the request body is larger than %d bytes", limit)
+}
+
+// NotReady answers a request for a model none of whose replicas is ready.
+func NotReady(model string) *Error {
+	return &Error{
+		Status:     503,
+		Message:    fmt.Sprintf("no replica of the model %q is ready: try again shortly", clip(model, 96)),
+		Type:       "server_error",
+		Code:       "no_replica_ready",
+		RetryAfter: 1,
+	}
+}
+
+// clip bounds what of a client's text is repeated to it.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n] + "…"
+}
