@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// loadClients is the steady bounded load under which parts are hurt.
+const loadClients = 3
+
+// outLimit bounds how long a hung part may keep its place: the heartbeats (0.5 s)
+// and health checks (2 × 0.8 s) that find it, on a machine that is busy.
+const outLimit = 5 * time.Second
+
+// fault is one way to hurt the mesh.
+type fault struct {
+	victim string
+	// out says whether the mesh has seen it, from what was recorded meanwhile.
+	out func(m *mesh, st *story) error
+}
+
+// outNode expects that a node stopped taking requests, and why.
+func outNode(name string) func(*mesh, *story) error {
+	return func(_ *mesh, st *story) error {
+		if !st.saw(func(s sight) bool {
+			return s.node == name && s.state != fleetpb.EndpointState_READY && s.weight == 0 && s.reason != ""
+		}) {
+			return fmt.Errorf("%s was never seen out, with weight 0 and a reason", name)
+		}
+		return nil
+	}
+}
+
+// TestKill kills one part after the other under load. No request may fail, and
+// the part must be back by itself.
+func TestKill(t *testing.T) {
+	m := shared(t)
+	r := m.replicas(t)
+	faults := []fault{
+		{"engine@" + r.whole, outNode(r.whole)},
+		{"engine@" + r.tail, outNode(r.head)},
+		{"backend@" + r.head, outNode(r.head)},
+		{"backend@" + r.whole, outNode(r.whole)},
+		{"shard@" + r.tail, outNode(r.head)},
+		{"shard@" + r.head, outNode(r.head)},
+		{"nodeagent@" + r.whole, silentNode(r.whole)},
+		{"xds", silentControl},
+		{"extproc", nil},
+	}
+	for _, f := range faults {
+		t.Run(f.victim, func(t *testing.T) { kill(t, m, f) })
+	}
+}
+
+// silentNode expects that a node's silence was noticed, though it kept serving.
+func silentNode(name string) func(*mesh, *story) error {
+	return func(_ *mesh, st *story) error {
+		if !st.saw(func(s sight) bool { return s.node == name && s.state != fleetpb.EndpointState_READY && s.reason != "" }) {
+			return fmt.Errorf("%s was never seen without its agent", name)
+		}
+		return nil
+	}
+}
+
+// silentControl expects that xds could not be asked for a while.
+func silentControl(_ *mesh, st *story) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.breaks == 0 {
+		return errors.New("xds was there all the time")
+	}
+	return nil
+}
+
+func kill(t *testing.T, m *mesh, f fault) {
+	m.watchLogs(t)
+	m.whole(t)
+	l := m.startLoad(t, loadClients)
+	l.more(t, 2*loadClients)
+	st := m.record(t)
+	before := m.process(t, f.victim)
+	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+		t.Fatalf("kill %s (pid %d): %v", f.victim, before.PID, err)
+	}
+	struck := time.Now()
+	waitFor(t, backLimit, "the part is started again", func() error { return restarted(m, before) })
+	waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
+	back := time.Since(struck)
+	l.more(t, 2*loadClients)
+	l.unfailed(t)
+	if f.out != nil {
+		if err := f.out(m, st); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("whole again after %.1f s; %v", back.Seconds(), l)
+}
+
+// restarted says whether a process runs anew and was counted.
+func restarted(m *mesh, before process) error {
+	s, err := m.read()
+	if err != nil {
+		return err
+	}
+	now := s.find(before.Name)
+	switch {
+	case now.PID == before.PID:
+		return fmt.Errorf("state.json still shows pid %d", before.PID)
+	case now.PID == 0:
+		return errors.New("it is down")
+	case now.Restarts <= before.Restarts:
+		return fmt.Errorf("restarts = %d, were %d", now.Restarts, before.Restarts)
+	}
+	return nil
+}
+
+// TestStop stops one part after the other with SIGSTOP under load: it hangs, but
+// its sockets stay open. It must be taken out in time and come back by itself.
+func TestStop(t *testing.T) {
+	m := shared(t)
+	r := m.replicas(t)
+	faults := []fault{
+		{"engine@" + r.whole, outNode(r.whole)},
+		{"engine@" + r.head, outNode(r.head)},
+		{"backend@" + r.whole, outNode(r.whole)},
+		{"backend@" + r.head, outNode(r.head)},
+		{"shard@" + r.tail, outNode(r.head)},
+		{"extproc", outPicker},
+	}
+	for _, f := range faults {
+		t.Run(f.victim, func(t *testing.T) { stop(t, m, f) })
+	}
+}
+
+// outPicker expects that Envoy has given up extproc for now.
+func outPicker(m *mesh, _ *story) error {
+	hs, err := m.hosts("extproc")
+	if err != nil {
+		return err
+	}
+	for addr, h := range hs {
+		if h.healthy {
+			return fmt.Errorf("Envoy still asks extproc at %s", addr)
+		}
+	}
+	return nil
+}
+
+func stop(t *testing.T, m *mesh, f fault) {
+	m.watchLogs(t)
+	m.whole(t)
+	l := m.startLoad(t, loadClients)
+	l.more(t, 2*loadClients)
+	st := m.record(t)
+	p := m.process(t, f.victim)
+	if err := syscall.Kill(p.PID, syscall.SIGSTOP); err != nil {
+		t.Fatalf("stop %s (pid %d): %v", f.victim, p.PID, err)
+	}
+	awake := func() { _ = syscall.Kill(p.PID, syscall.SIGCONT) }
+	t.Cleanup(awake)
+	out := waitFor(t, outLimit, f.victim+" is out", func() error { return f.out(m, st) })
+	status := m.statusTable(t)
+	if role, _, _ := strings.Cut(f.victim, "@"); role != "extproc" && !strings.Contains(status, "NOT_READY") {
+		t.Errorf("`millrace status` shows nothing of it:\n%s", status)
+	}
+	l.more(t, 4*loadClients)
+	awake()
+	back := waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
+	l.more(t, 2*loadClients)
+	l.unfailed(t)
+	t.Logf("out after %.1f s, back %.1f s after SIGCONT; %v", out.Seconds(), back.Seconds(), l)
+}
+
+// statusTable is what `millrace status` shows to a person.
+func (m *mesh) statusTable(t *testing.T) string {
+	t.Helper()
+	got := millrace(t, "", "status", "-dir", m.dir)
+	return got.stdout + got.stderr
+}

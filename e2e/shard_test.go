@@ -1,0 +1,82 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	"millrace.dev/millrace/internal/proc"
+)
+
+// TestShardedAnswersEqualTheWholeOnes asks both replicas' engines directly: the
+// model split over two nodes must say the very same as the whole one.
+func TestShardedAnswersEqualTheWholeOnes(t *testing.T) {
+	m := shared(t)
+	r := m.replicas(t)
+	for _, text := range []string{
+		"What is the capital of France?",
+		"Count from one to ten.",
+		"Write a line about the sea.",
+		"def fib(n):",
+		"Übersetze: good morning",
+	} {
+		t.Run(text, func(t *testing.T) {
+			whole, sharded := m.direct(t, r.whole, text), m.direct(t, r.head, text)
+			if whole != sharded {
+				t.Errorf("sharded %q, whole %q", sharded, whole)
+			}
+			if len(whole) < 8 {
+				t.Errorf("answer %q is too short to prove anything", whole)
+			}
+		})
+	}
+}
+
+// direct asks the engine of one node, past Envoy.
+func (m *mesh) direct(t *testing.T, node, text string) string {
+	t.Helper()
+	a := mustPost(t, "http://"+m.addr(t, "engine@"+node, "http")+"/v1/chat/completions", ask(16, text))
+	if got := a.header.Get("x-millrace-node"); got != node {
+		t.Errorf("x-millrace-node = %q, want %q", got, node)
+	}
+	return decode[completion](t, a.body).Choices[0].Message.Content
+}
+
+// layersOnRPC matches the backend's log of a buffer that lies on a shard.
+var layersOnRPC = regexp.MustCompile(`RPC\S*\[?(127\.0\.0\.1:\d+)\]?\S* model buffer size = +([0-9.]+) MiB`)
+
+// TestBothShardsHoldAPart looks at the processes: each shard holds half of the
+// weights in its memory, and the backend says which.
+func TestBothShardsHoldAPart(t *testing.T) {
+	m := shared(t)
+	r := m.replicas(t)
+	const leastRSS = 40 << 20 // half of the weights is 47 MiB
+	for _, n := range []string{r.head, r.tail} {
+		p := m.process(t, "shard@"+n)
+		st, err := proc.State(p.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d MiB resident", p.Name, st.RSS>>20)
+		if st.RSS < leastRSS {
+			t.Errorf("%s: %d MiB resident, want at least %d: it holds no part of the model", p.Name, st.RSS>>20, leastRSS>>20)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(m.dir, "logs", "backend@"+r.head+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := layersOnRPC.FindAllStringSubmatch(string(b), -1)
+	parts := map[string]string{} // MiB by shard address
+	for _, f := range found {
+		parts[f[1]] = f[2]
+	}
+	t.Logf("the backend's log: %s", fmt.Sprint(parts))
+	for _, n := range []string{r.head, r.tail} {
+		if addr := m.addr(t, "shard@"+n, "rpc"); parts[addr] == "" {
+			t.Errorf("the backend's log names no part on %s (%s)", n, addr)
+		}
+	}
+}

@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// span is one span of a trace, as the file of `millrace up -traces` has it.
+type span struct {
+	Service string `json:"-"`
+	TraceID string `json:"traceId"`
+	ID      string `json:"spanId"`
+	Parent  string `json:"parentSpanId"`
+	Name    string `json:"name"`
+	Kind    any    `json:"kind"`
+	Start   any    `json:"startTimeUnixNano"`
+	End     any    `json:"endTimeUnixNano"`
+}
+
+func (s span) String() string {
+	return fmt.Sprintf("%s %q (%s ← %s, %v)", s.Service, s.Name, s.ID, s.Parent, s.end().Sub(s.start()))
+}
+
+func (s span) start() time.Time { return nanos(s.Start) }
+func (s span) end() time.Time   { return nanos(s.End) }
+
+// nanos reads OTLP-JSON's 64-bit numbers, which are strings.
+func nanos(v any) time.Time {
+	s, _ := v.(string)
+	n, _ := strconv.ParseInt(s, 10, 64)
+	return time.Unix(0, n)
+}
+
+// resourceSpans is one line of the file.
+type resourceSpans struct {
+	Resource struct {
+		Attributes []struct {
+			Key   string `json:"key"`
+			Value struct {
+				String string `json:"stringValue"`
+			} `json:"value"`
+		} `json:"attributes"`
+	} `json:"resource"`
+	ScopeSpans []struct {
+		Spans []span `json:"spans"`
+	} `json:"scopeSpans"`
+}
+
+// spansOf returns the spans of one trace in the file.
+func spansOf(path, trace string) ([]span, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var all []span
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasSuffix(line, "\n") {
+			break
+		}
+		var r resourceSpans
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			return nil, fatal{fmt.Errorf("%w in %.200s", err, line)}
+		}
+		service := ""
+		for _, a := range r.Resource.Attributes {
+			if a.Key == "service.name" {
+				service = a.Value.String
+			}
+		}
+		for _, sc := range r.ScopeSpans {
+			for _, s := range sc.Spans {
+				s.Service = service
+				if s.TraceID == trace {
+					all = append(all, s)
+				}
+			}
+		}
+	}
+	return all, nil
+}
+
+// tree is a trace whose spans all have come.
+type tree []span
+
+func (t tree) byID(id string) (span, bool) {
+	i := slices.IndexFunc(t, func(s span) bool { return s.ID == id })
+	if i < 0 {
+		return span{}, false
+	}
+	return t[i], true
+}
+
+// of returns the spans of a service, in order of their beginning.
+func (t tree) of(service string) tree {
+	var some tree
+	for _, s := range t {
+		if strings.Contains(s.Service, service) {
+			some = append(some, s)
+		}
+	}
+	slices.SortFunc(some, func(a, b span) int { return a.start().Compare(b.start()) })
+	return some
+}
+
+// under says whether s has an ancestor among the others.
+func (t tree) under(s span, others tree) bool {
+	for range t {
+		parent, ok := t.byID(s.Parent)
+		if !ok {
+			return false
+		}
+		if _, ok := others.byID(parent.ID); ok {
+			return true
+		}
+		s = parent
+	}
+	return false
+}
+
+// complete says what is missing until the trace has all that it must have.
+func (t tree) complete() error {
+	for _, want := range []struct {
+		service string
+		spans   int
+	}{{"gateway", 2}, {"extproc", 1}, {"engine", 2}} {
+		if n := len(t.of(want.service)); n < want.spans {
+			return fmt.Errorf("%d spans of %s, want %d, in %v", n, want.service, want.spans, t)
+		}
+	}
+	return nil
+}
+
+// TestOneTraceOfOneRequest follows one request through Envoy, extproc, the
+// engine and its call of the backend.
+func TestOneTraceOfOneRequest(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "traces.jsonl")
+	m := own(t, "-traces", file)
+	const trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	log := m.access()
+	a := mustPost(t, m.url(t, chatPath), ask(4, "hi"), "traceparent", "00-"+trace+"-"+caller+"-01")
+	var tr tree
+	waitFor(t, backLimit, "the trace is complete", func() error {
+		spans, err := spansOf(file, trace)
+		if errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		tr = spans
+		return errors.Join(err, tr.complete())
+	})
+	for _, s := range tr {
+		t.Log(s)
+	}
+	checkParents(t, tr, caller)
+	checkOrder(t, tr)
+	line := log.find(t, func(l access) bool { return l.Path == chatPath })
+	if line.Trace != trace {
+		t.Errorf("the access log names trace %q, want %q", line.Trace, trace)
+	}
+	if a.header.Get("x-millrace-node") == "" {
+		t.Error("the answer names no node")
+	}
+}
+
+func checkParents(t *testing.T, tr tree, caller string) {
+	t.Helper()
+	gateway, picker, engine := tr.of("gateway"), tr.of("extproc"), tr.of("engine")
+	if root := gateway[0]; root.Parent != caller {
+		t.Errorf("Envoy's first span %v has not the caller's %s as parent", root, caller)
+	}
+	for _, s := range tr {
+		if _, ok := tr.byID(s.Parent); !ok && s.Parent != caller {
+			t.Errorf("%v has a parent that is not in the trace", s)
+		}
+	}
+	if !tr.under(picker[0], gateway) {
+		t.Errorf("%v is not under Envoy", picker[0])
+	}
+	if parent, _ := tr.byID(engine[0].Parent); parent.Service != gateway[0].Service {
+		t.Errorf("%v is not the child of Envoy's attempt", engine[0])
+	}
+	if !tr.under(engine[1], engine[:1]) {
+		t.Errorf("%v, the call of the backend, is not under %v", engine[1], engine[0])
+	}
+}
+
+// checkOrder wants every span within its parent, and the engine after the
+// decision. All clocks are the same one.
+func checkOrder(t *testing.T, tr tree) {
+	t.Helper()
+	const slack = 2 * time.Millisecond // Envoy rounds to microseconds and ends spans late
+	for _, s := range tr {
+		if s.end().Before(s.start()) {
+			t.Errorf("%v ends before it begins", s)
+		}
+		if p, ok := tr.byID(s.Parent); ok && s.start().Before(p.start().Add(-slack)) {
+			t.Errorf("%v begins before its parent %v", s, p)
+		}
+	}
+	if e, p := tr.of("engine")[0], tr.of("extproc")[0]; e.start().Before(p.start()) {
+		t.Errorf("%v begins before %v", e, p)
+	}
+}
