@@ -115,3 +115,12 @@ func TestUpdateTriesAgainAfterAnError(t *testing.T) {
 		t.Errorf("Read() = %+v, %v; want the change", s, err)
 	}
 }
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"listen":"127.0.0.1:1","processes":[{"name":"xds","pid":1}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, err := Parse(b); err == nil {
+			_ = s.Find("xds")
+		}
+	})
+}

@@ -1,0 +1,97 @@
+package mesh
+
+import (
+	"fmt"
+	"strings"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// replica is one replica that the configuration asks for.
+type replica struct {
+	model, name string
+	stages      int
+}
+
+// replicas returns all that the configuration asks for.
+func replicas(f config.File) []replica {
+	var rs []replica
+	for _, m := range f.Models {
+		for i := range m.Spec.Replicas {
+			rs = append(rs, replica{model: m.Metadata.Name, name: m.ReplicaName(i), stages: m.Spec.LayoutOf(i).Stages})
+		}
+	}
+	return rs
+}
+
+// head returns the node that answers for a replica, or nil while no node has
+// reported that it does.
+func head(v *fleetpb.FleetView, name string) *fleetpb.NodeView {
+	for _, n := range v.GetNodes() {
+		a := n.GetReport().GetEngine().GetAssignment()
+		if a.GetReplica() == name && a.GetStage() == 0 {
+			return n
+		}
+	}
+	return nil
+}
+
+func isReady(n *fleetpb.NodeView) bool { return n.GetState() == fleetpb.EndpointState_READY }
+
+// serves reports whether each model has a replica that takes requests.
+func serves(v *fleetpb.FleetView, rs []replica) bool {
+	ready := map[string]bool{} // by model
+	for _, r := range rs {
+		ready[r.model] = ready[r.model] || isReady(head(v, r.name))
+	}
+	for _, ok := range ready {
+		if !ok {
+			return false
+		}
+	}
+	return len(ready) > 0
+}
+
+// missing says for each replica that is not ready what it is doing; nothing when
+// all are. A nil view means that xds has not been heard yet.
+func missing(v *fleetpb.FleetView, rs []replica) []string {
+	if v == nil {
+		return []string{"xds to answer"}
+	}
+	var texts []string
+	for _, r := range rs {
+		if !isReady(head(v, r.name)) {
+			texts = append(texts, r.name+" ("+parts(v, r)+")")
+		}
+	}
+	return texts
+}
+
+// parts says what the nodes of a replica are doing.
+func parts(v *fleetpb.FleetView, r replica) string {
+	var texts []string
+	for _, n := range v.GetNodes() {
+		e := n.GetReport().GetEngine()
+		if e.GetAssignment().GetReplica() == r.name {
+			texts = append(texts, n.GetNode()+" "+doing(n, e))
+		}
+	}
+	if len(texts) < r.stages {
+		texts = append(texts, fmt.Sprintf("%d of %d nodes reported", len(v.GetNodes()), max(r.stages, len(v.GetNodes()))))
+	}
+	return strings.Join(texts, ", ")
+}
+
+func doing(n *fleetpb.NodeView, e *enginepb.Status) string {
+	text := strings.ToLower(e.GetState().String())
+	reason := e.GetReason()
+	if reason == "" {
+		reason = n.GetReason()
+	}
+	if reason != "" {
+		text += ": " + reason
+	}
+	return text
+}

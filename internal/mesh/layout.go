@@ -1,0 +1,95 @@
+package mesh
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"go.yaml.in/yaml/v4"
+
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/obs"
+)
+
+// layoutGiven returns the models of a configuration's text whose layout or
+// number of replicas the user chose. The text has been read as a config.File
+// before, which fills in what is missing.
+func layoutGiven(text []byte) (map[string]bool, error) {
+	given := map[string]bool{}
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	for {
+		var object struct {
+			Metadata struct {
+				Name string `yaml:"name"`
+			} `yaml:"metadata"`
+			Spec struct {
+				Replicas any `yaml:"replicas"`
+				Layout   any `yaml:"layout"`
+			} `yaml:"spec"`
+		}
+		err := dec.Decode(&object)
+		if errors.Is(err, io.EOF) {
+			return given, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if object.Spec.Replicas != nil || object.Spec.Layout != nil {
+			given[object.Metadata.Name] = true
+		}
+	}
+}
+
+// layOut returns the file with a layout for the only model, if the user chose
+// none: every node works, and from three nodes on the first replica is sharded.
+func layOut(f config.File, given map[string]bool, nodes int) config.File {
+	f.Models = slices.Clone(f.Models)
+	if len(f.Models) != 1 || given[f.Models[0].Metadata.Name] {
+		return f
+	}
+	spec := &f.Models[0].Spec
+	if nodes < 3 {
+		spec.Replicas, spec.Layout = nodes, []config.Layout{{Stages: 1}}
+		return f
+	}
+	spec.Replicas, spec.Layout = nodes-1, []config.Layout{{Stages: 2, Shares: []float32{1, 1}}, {Stages: 1}}
+	return f
+}
+
+// checkRoom refuses a file that needs more nodes than there are.
+func checkRoom(f config.File, nodes int) error {
+	need := 0
+	for _, m := range f.Models {
+		for i := range m.Spec.Replicas {
+			need += m.Spec.LayoutOf(i).Stages
+		}
+	}
+	if need <= nodes {
+		return nil
+	}
+	return &obs.Hint{
+		Err:  fmt.Errorf("the models need %d nodes, there are %d: a node holds one stage of one replica", need, nodes),
+		Next: fmt.Sprintf("start with -nodes %d, or ask for fewer replicas or stages", need),
+	}
+}
+
+// needsModel reports whether some model is the one that set-up fetches.
+func needsModel(f config.File) bool {
+	return slices.ContainsFunc(f.Models, func(m config.Model) bool { return m.Spec.Weights == "" })
+}
+
+// withPaths returns the file with the paths that the user left to us.
+func withPaths(f config.File, weights, cookieKey string) config.File {
+	f.Models = slices.Clone(f.Models)
+	for i := range f.Models {
+		if spec := &f.Models[i].Spec; spec.Weights == "" {
+			spec.Weights = weights
+		}
+	}
+	if cookie := &f.Policy.Spec.Sessions.Cookie; cookie.KeyFile == "" && cookie.Name != "" {
+		cookie.KeyFile = cookieKey
+	}
+	return f
+}

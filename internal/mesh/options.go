@@ -1,0 +1,112 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/setup"
+)
+
+// maxNodes bounds the processes of one machine.
+const maxNodes = 64
+
+// Options is what the user says of a mesh.
+type Options struct {
+	// Listen is "ip:port" of the OpenAI API; port 0 takes a free one.
+	Listen string
+	// Dir is the folder of the mesh: state.json, logs, the configuration in force.
+	Dir string
+	// Nodes is how many nodes to run, 1 to 64.
+	Nodes int
+	// Config is the user's configuration file; empty: none.
+	Config string
+	// Traces is "otlp://host:port", a file to write, or empty.
+	Traces string
+	// Cache, Envoy, LlamaServer, RPCServer and Model are as in setup.Options.
+	Cache, Envoy, LlamaServer, RPCServer, Model string
+	// Capacity is the operator's figure for a node in tokens per second, by node.
+	Capacity map[string]float64
+	// Programs is the folder with xds, extproc, nodeagent and engine.
+	Programs string
+	// Out gets what a script waits for: the line "ready http://ip:port".
+	Out io.Writer
+	// Progress gets one line for each thing worth knowing meanwhile.
+	Progress io.Writer
+}
+
+// complete returns o with absolute paths, or everything that is wrong with it.
+func (o Options) complete() (Options, error) {
+	var errs []error
+	if ap, err := netip.ParseAddrPort(o.Listen); err != nil || !ap.Addr().IsValid() {
+		errs = append(errs, fmt.Errorf("-listen %q; must be an address such as 127.0.0.1:10000", o.Listen))
+	}
+	if o.Nodes < 1 || o.Nodes > maxNodes {
+		errs = append(errs, fmt.Errorf("-nodes %d; must be 1 to %d", o.Nodes, maxNodes))
+	}
+	if strings.Contains(o.Traces, "://") {
+		_, err := obs.ParseTarget(o.Traces)
+		errs = append(errs, err)
+	}
+	errs = append(errs, o.checkCapacity())
+	for _, path := range []*string{&o.Dir, &o.Config, &o.LlamaServer, &o.RPCServer} {
+		errs = append(errs, absolute(path))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return o, &Exit{Code: ExitUsage, Err: err}
+	}
+	return o, nil
+}
+
+func absolute(path *string) (err error) {
+	if *path != "" {
+		*path, err = filepath.Abs(*path)
+	}
+	return err
+}
+
+func (o Options) checkCapacity() error {
+	known := nodeNames(o.Nodes)
+	var errs []error
+	for _, node := range slices.Sorted(maps.Keys(o.Capacity)) {
+		if !slices.Contains(known, node) {
+			errs = append(errs, fmt.Errorf("-capacity %s: no such node; there are %s", node, strings.Join(known, ", ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) setup(noModel bool) setup.Options {
+	return setup.Options{
+		Cache: o.Cache, Envoy: o.Envoy, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer,
+		Model: o.Model, NoModel: noModel, Out: o.Progress,
+	}
+}
+
+// ParseCapacity reads "node-a=100,node-c=50".
+func ParseCapacity(text string) (map[string]float64, error) {
+	capacity := map[string]float64{}
+	for _, part := range strings.Split(text, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		node, figure, _ := strings.Cut(part, "=")
+		v, err := strconv.ParseFloat(figure, 64)
+		if err != nil || math.IsNaN(v) || v < 0 || v > 1e9 {
+			return nil, fmt.Errorf("%q; must be NODE=TOKENS_PER_SECOND, the figure 0 to 1e9", part)
+		}
+		if _, twice := capacity[node]; twice {
+			return nil, fmt.Errorf("%q; the node has a figure already", part)
+		}
+		capacity[node] = v
+	}
+	return capacity, nil
+}

@@ -1,0 +1,28 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+var errOrphaned = errors.New("the process that started this one has ended")
+
+// watchParent calls orphaned when this process's parent ends: under make or a
+// script nobody else would tell. A process that was started to outlive its
+// parent (by nohup, as a service) is left alone.
+func watchParent(ctx context.Context, orphaned func()) {
+	parent := os.Getppid()
+	if parent <= 1 || signal.Ignored(syscall.SIGHUP) {
+		return
+	}
+	for sleep(ctx, 200*time.Millisecond) {
+		if os.Getppid() != parent {
+			orphaned()
+			return
+		}
+	}
+}

@@ -1,0 +1,170 @@
+package mesh
+
+import (
+	"net"
+	"path/filepath"
+	"strconv"
+)
+
+// Spec says how to run one process of the mesh.
+type Spec struct {
+	// Name is unique in the mesh, for example "engine@node-a".
+	Name string
+	// Role is envoy, xds, extproc, nodeagent or engine.
+	Role string
+	// Node is empty for what exists once.
+	Node string
+	// Path is the program, Args its arguments.
+	Path string
+	Args []string
+	// Addrs are "ip:port" by use: http, grpc, admin, metrics.
+	Addrs map[string]string
+	// Log is the file that gets its output.
+	Log string
+	// Phase orders start and stop: a process is started after all of a lower
+	// phase, and stopped before them.
+	Phase int
+}
+
+// Phases of the start. Envoy comes last, when there is somebody to ask and
+// somebody to send to, and leaves first.
+const (
+	phaseControl = iota
+	phaseNodes
+	phaseGateway
+)
+
+// Plan is what a mesh consists of.
+type Plan struct {
+	Specs []Spec
+	// Listen is "ip:port" of the OpenAI API, XDS of Fleet and ADS, Admin of Envoy.
+	Listen, XDS, Admin string
+	// Engines are the gRPC addresses of the engines, by node.
+	Engines map[string]string
+	// Dir and Logs are folders, Config, Bootstrap and AccessLog files.
+	Dir, Logs, Config, Bootstrap, AccessLog string
+}
+
+// Input is all that a plan depends on.
+type Input struct {
+	Listen string
+	Dir    string
+	Nodes  int
+	// Ports are free ones: portsNeeded(Nodes).
+	Ports []int
+	// Programs is the folder of our programs, Envoy its program.
+	Programs, Envoy string
+	// Runtime is set-up's folder with llama.cpp; LlamaServer and RPCServer are
+	// the user's own programs. One or the other is empty.
+	Runtime, LlamaServer, RPCServer string
+	// Traces is "otlp://host:port" or empty.
+	Traces string
+	// Capacity is by node, in tokens per second.
+	Capacity map[string]float64
+}
+
+const (
+	portsOnce    = 5 // xds 2, extproc 2, Envoy's admin
+	portsPerNode = 6 // engine 5, nodeagent 1
+)
+
+// portsNeeded returns how many ports a mesh of that many nodes takes.
+func portsNeeded(nodes int) int { return portsOnce + nodes*portsPerNode }
+
+// NewPlan lays out the processes. It does no I/O.
+func NewPlan(in Input) Plan {
+	b := planner{in: in, ports: in.Ports}
+	logs := filepath.Join(in.Dir, "logs")
+	b.plan = Plan{
+		Listen: in.Listen, Dir: in.Dir, Logs: logs,
+		Config:    filepath.Join(in.Dir, "config.yaml"),
+		Bootstrap: filepath.Join(in.Dir, "envoy.json"),
+		AccessLog: filepath.Join(logs, "access.log"),
+		Engines:   map[string]string{},
+	}
+	b.control()
+	for _, node := range nodeNames(in.Nodes) {
+		b.node(node)
+	}
+	b.gateway()
+	return b.plan
+}
+
+// nodeNames returns node-a, node-b, … node-z, node-aa, ….
+func nodeNames(n int) []string {
+	var names []string
+	for i := range n {
+		letters := string(rune('a' + i%26))
+		if i >= 26 {
+			letters = string(rune('a'+i/26-1)) + letters
+		}
+		names = append(names, "node-"+letters)
+	}
+	return names
+}
+
+type planner struct {
+	in    Input
+	ports []int // not taken yet
+	plan  Plan
+}
+
+// addr takes the next port.
+func (b *planner) addr() string {
+	port := b.ports[0]
+	b.ports = b.ports[1:]
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+}
+
+// add appends a process; flags are pairs of name and value, those without a
+// value are left out.
+func (b *planner) add(s Spec, flags ...string) {
+	s.Name = s.Role
+	if s.Node != "" {
+		s.Name += "@" + s.Node
+	}
+	if s.Path == "" {
+		s.Path = filepath.Join(b.in.Programs, s.Role)
+	}
+	for i := 0; i < len(flags); i += 2 {
+		if flags[i+1] != "" {
+			s.Args = append(s.Args, flags[i], flags[i+1])
+		}
+	}
+	s.Log = filepath.Join(b.plan.Logs, s.Name+".log")
+	b.plan.Specs = append(b.plan.Specs, s)
+}
+
+func (b *planner) control() {
+	b.plan.XDS = b.addr()
+	metrics, picker, pickerMetrics := b.addr(), b.addr(), b.addr()
+	b.add(Spec{Role: "xds", Phase: phaseControl, Addrs: map[string]string{"grpc": b.plan.XDS, "metrics": metrics}},
+		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-gateway", b.in.Listen,
+		"-extproc", picker, "-access-log", b.plan.AccessLog, "-traces", b.in.Traces)
+	b.add(Spec{Role: "extproc", Phase: phaseNodes, Addrs: map[string]string{"grpc": picker, "metrics": pickerMetrics}},
+		"-listen", picker, "-metrics", pickerMetrics, "-xds", b.plan.XDS, "-traces", b.in.Traces)
+}
+
+func (b *planner) node(node string) {
+	http, grpc, metrics, shard, backend := b.addr(), b.addr(), b.addr(), b.addr(), b.addr()
+	b.plan.Engines[node] = grpc
+	b.add(Spec{Role: "engine", Node: node, Phase: phaseNodes, Addrs: map[string]string{"http": http, "grpc": grpc, "metrics": metrics}},
+		"-node", node, "-http", http, "-grpc", grpc, "-metrics", metrics, "-shard", shard, "-backend", backend,
+		"-logs", b.plan.Logs, "-runtime", b.in.Runtime, "-llama-server", b.in.LlamaServer, "-rpc-server", b.in.RPCServer,
+		"-traces", b.in.Traces)
+	agent, capacity := b.addr(), ""
+	if v := b.in.Capacity[node]; v > 0 {
+		capacity = strconv.FormatFloat(v, 'f', -1, 64)
+	}
+	b.add(Spec{Role: "nodeagent", Node: node, Phase: phaseNodes, Addrs: map[string]string{"metrics": agent}},
+		"-node", node, "-engine", grpc, "-xds", b.plan.XDS, "-metrics", agent, "-capacity", capacity)
+}
+
+func (b *planner) gateway() {
+	b.plan.Admin = b.addr()
+	b.add(Spec{
+		Role: "envoy", Path: b.in.Envoy, Phase: phaseGateway,
+		Args:  []string{"-c", b.plan.Bootstrap, "--concurrency", "2", "--disable-hot-restart", "--file-flush-interval-msec", "200", "--log-level", "warning"},
+		Addrs: map[string]string{"http": b.in.Listen, "admin": b.plan.Admin},
+	})
+}

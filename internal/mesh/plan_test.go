@@ -1,0 +1,243 @@
+package mesh
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/state"
+)
+
+var update = flag.Bool("update", false, "rewrite the files in testdata")
+
+func input(nodes int) Input {
+	in := Input{
+		Listen: "127.0.0.1:10000", Dir: "/m", Nodes: nodes, Programs: "/bin", Envoy: "/cache/envoy", Runtime: "/cache/llamacpp",
+		Traces: "otlp://127.0.0.1:4317", Capacity: map[string]float64{"node-a": 100.5},
+	}
+	for i := range portsNeeded(nodes) {
+		in.Ports = append(in.Ports, 20000+i)
+	}
+	return in
+}
+
+func TestPlanOfThreeNodes(t *testing.T) {
+	got, err := json.MarshalIndent(NewPlan(input(3)), "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("testdata", "plan.json")
+	if *update {
+		if err := os.WriteFile(path, append(got, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)+"\n"); diff != "" {
+		t.Errorf("plan differs from %s (-want +got):\n%s", path, diff)
+	}
+}
+
+func TestPlansUseEveryPortOnce(t *testing.T) {
+	for _, nodes := range []int{1, 3, 27, maxNodes} {
+		seen := map[string]bool{}
+		plan := NewPlan(input(nodes))
+		for _, s := range plan.Specs {
+			for use, addr := range s.Addrs {
+				if seen[addr] {
+					t.Errorf("%d nodes: %s %s: address %s is taken twice", nodes, s.Name, use, addr)
+				}
+				seen[addr] = true
+			}
+		}
+		if len(plan.Specs) != 3+2*nodes || len(plan.Engines) != nodes {
+			t.Errorf("%d nodes: %d processes and %d engines", nodes, len(plan.Specs), len(plan.Engines))
+		}
+	}
+}
+
+func TestNodeNames(t *testing.T) {
+	names := nodeNames(maxNodes)
+	if names[0] != "node-a" || names[25] != "node-z" || names[26] != "node-aa" || len(slices.Compact(slices.Sorted(slices.Values(names)))) != maxNodes {
+		t.Errorf("names %v", names)
+	}
+}
+
+func TestLayOut(t *testing.T) {
+	model := func(replicas int, layout ...config.Layout) config.File {
+		f := config.Default()
+		f.Models[0].Spec.Replicas, f.Models[0].Spec.Layout = replicas, layout
+		return f
+	}
+	tests := []struct {
+		name  string
+		given bool
+		nodes int
+		want  []int // stages of each replica
+	}{
+		{name: "one node holds the model whole", nodes: 1, want: []int{1}},
+		{name: "two nodes hold it whole each", nodes: 2, want: []int{1, 1}},
+		{name: "from three nodes on the first replica is sharded", nodes: 3, want: []int{2, 1}},
+		{name: "more nodes are more whole replicas", nodes: 5, want: []int{2, 1, 1, 1}},
+		{name: "the user's layout stays", given: true, nodes: 5, want: []int{3}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := layOut(model(1, config.Layout{Stages: 3}), map[string]bool{"smollm2": tt.given}, tt.nodes)
+			var got []int
+			for _, r := range replicas(f) {
+				got = append(got, r.stages)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("stages %v, want %v", got, tt.want)
+			}
+			if err := checkRoom(f, tt.nodes); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+const twoModels = `
+apiVersion: millrace.dev/v1alpha1
+kind: Model
+metadata: {name: one}
+spec: {weights: one.gguf}
+---
+apiVersion: millrace.dev/v1alpha1
+kind: Model
+metadata: {name: two}
+spec: {weights: two.gguf, layout: [{stages: 2}]}
+`
+
+func TestLayoutGiven(t *testing.T) {
+	given, err := layoutGiven([]byte(twoModels))
+	if err != nil || given["one"] || !given["two"] {
+		t.Errorf("layoutGiven() = %v, %v; want two alone", given, err)
+	}
+}
+
+func TestLoadFindsWhatIsWrongBeforeTheStart(t *testing.T) {
+	tests := []struct {
+		name, text string
+		nodes      int
+		want       string
+	}{
+		{name: "unknown field", text: "apiVersion: millrace.dev/v1alpha1\nkind: Policy\nspec: {x: 1}\n", nodes: 3, want: "spec.x"},
+		{name: "too few nodes", text: strings.Replace(twoModels, "stages: 2", "stages: 4", 1), nodes: 3, want: "the models need 5 nodes, there are 3"},
+		{name: "no weights", text: twoModels, nodes: 3, want: "model one: weights: stat"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "c.yaml")
+			if err := os.WriteFile(path, []byte(tt.text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			err := Check(Options{Listen: "127.0.0.1:0", Nodes: tt.nodes, Config: path})
+			if err == nil || !strings.Contains(err.Error(), tt.want) || ExitCode(err) != ExitConfig {
+				t.Errorf("Check() = %v (exit %d), want %q (exit %d)", err, ExitCode(err), tt.want, ExitConfig)
+			}
+		})
+	}
+}
+
+func TestBadFlagsAreToldAllAtOnce(t *testing.T) {
+	err := Check(Options{Listen: "here", Nodes: 0, Traces: "http://x", Capacity: map[string]float64{"node-q": 1}})
+	if ExitCode(err) != ExitUsage {
+		t.Fatalf("Check() = %v, want a usage error", err)
+	}
+	for _, want := range []string{`-listen "here"`, "-nodes 0", `traces: "http://x"`, "-capacity node-q"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("error\n%v\nwant %q in it", err, want)
+		}
+	}
+}
+
+func TestParseCapacity(t *testing.T) {
+	got, err := ParseCapacity("node-a=100, node-c=50.5,")
+	if diff := cmp.Diff(map[string]float64{"node-a": 100, "node-c": 50.5}, got); err != nil || diff != "" {
+		t.Errorf("ParseCapacity() = %v, %v", got, err)
+	}
+	for _, bad := range []string{"node-a", "node-a=x", "node-a=-1", "node-a=NaN", "node-a=1,node-a=2"} {
+		if _, err := ParseCapacity(bad); err == nil {
+			t.Errorf("ParseCapacity(%q) took a bad figure", bad)
+		}
+	}
+}
+
+func FuzzParseCapacity(f *testing.F) {
+	f.Add("node-a=100,node-c=50")
+	f.Fuzz(func(t *testing.T, text string) {
+		got, err := ParseCapacity(text)
+		for node, v := range got {
+			if err == nil && !(v >= 0 && v <= 1e9) {
+				t.Errorf("ParseCapacity(%q): %s=%v", text, node, v)
+			}
+		}
+	})
+}
+
+func TestListenInUse(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if _, err := checkListen(ln.Addr().String()); ExitCode(err) != ExitInUse {
+		t.Errorf("checkListen() = %v, want exit code %d", err, ExitInUse)
+	}
+	got, err := checkListen("127.0.0.1:0")
+	if err != nil || strings.HasSuffix(got, ":0") {
+		t.Errorf("checkListen() = %q, %v; want a real port", got, err)
+	}
+	if got := reachable("0.0.0.0:80"); got != "127.0.0.1:80" {
+		t.Errorf("reachable() = %q", got)
+	}
+}
+
+func TestASecondMeshInTheFolderIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	lock, err := takeDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if _, err := state.Create(state.State{Dir: dir, Listen: "127.0.0.1:1", PID: 42}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = takeDir(dir)
+	if !errors.Is(err, state.ErrRunning) || !strings.Contains(err.Error(), "process 42, http://127.0.0.1:1") {
+		t.Errorf("takeDir() = %v, want the other mesh's process and address", err)
+	}
+}
+
+func TestMakeKeyKeepsAnOldKey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cookie.key")
+	var keys [2]string
+	for i := range keys {
+		if err := makeKey(path); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[i] = string(b)
+	}
+	st, err := os.Stat(path)
+	if err != nil || st.Mode().Perm() != 0o600 || len(keys[0]) != 64 || keys[0] != keys[1] {
+		t.Errorf("keys %q, %v, %v; want one of 64 digits for its owner alone", keys, st, err)
+	}
+}

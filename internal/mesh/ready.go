@@ -1,0 +1,160 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+const (
+	// probeTimeout bounds one answer of one token, on a busy machine.
+	probeTimeout = 30 * time.Second
+	// probesPerReplica is how many requests at a time go through Envoy for each
+	// replica, so that the picker has a reason to use them all.
+	probesPerReplica = 2
+	// tellAgain is how often an unchanged wait is shown.
+	tellAgain = 10 * time.Second
+)
+
+// awaitReady returns nil once every replica is ready at xds, has generated a
+// token, and Envoy has passed an answer on.
+func (m *mesh) awaitReady(ctx context.Context) error {
+	w := waiting{show: m.show, began: time.Now()}
+	for {
+		view := m.view.Load()
+		texts := missing(view, m.replicas)
+		if len(texts) == 0 {
+			err := m.probe(ctx, view)
+			if err == nil {
+				return nil
+			}
+			texts = []string{err.Error()}
+		}
+		w.tell(append(texts, conditions(view)...))
+		if !sleep(ctx, 200*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+}
+
+func conditions(v *fleetpb.FleetView) []string {
+	var texts []string
+	for _, c := range v.GetConditions() {
+		texts = append(texts, c.GetText())
+	}
+	return texts
+}
+
+// waiting tells what is waited for, on change and now and then.
+type waiting struct {
+	show  *console
+	began time.Time
+	told  time.Time
+	text  string
+}
+
+func (w *waiting) tell(texts []string) {
+	text, since := strings.Join(texts, "; "), time.Since(w.told)
+	if since < time.Second || (text == w.text && since < tellAgain) {
+		return
+	}
+	w.text, w.told = text, time.Now()
+	w.show.progress("%s: waiting for %s", short(time.Since(w.began)), text)
+}
+
+// probe gets one token from every replica: through Envoy where the picker's
+// choice falls on it, straight from its engine where not.
+func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
+	seen, err := m.throughEnvoy(ctx)
+	if err != nil {
+		return fmt.Errorf("Envoy at %s to answer: %w", m.plan.Listen, err)
+	}
+	for _, r := range m.replicas {
+		if seen[r.name] {
+			continue
+		}
+		addr := head(view, r.name).GetReport().GetEngine().GetHttpAddress()
+		if _, err := oneToken(ctx, addr, r.model, ""); err != nil {
+			return fmt.Errorf("a token from %s: %w", r.name, err)
+		}
+	}
+	return nil
+}
+
+// throughEnvoy sends requests of different sessions at the same time and returns
+// the replicas that answered.
+func (m *mesh) throughEnvoy(ctx context.Context) (map[string]bool, error) {
+	var (
+		mu   sync.Mutex
+		seen = map[string]bool{}
+	)
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range probesPerReplica * len(m.replicas) {
+		g.Go(func() error {
+			model := m.replicas[i%len(m.replicas)].model
+			name, err := oneToken(ctx, reachable(m.plan.Listen), model, fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i))
+			mu.Lock()
+			defer mu.Unlock()
+			seen[name] = true
+			return err
+		})
+	}
+	return seen, g.Wait()
+}
+
+// oneToken asks for a completion of one token and returns the replica that gave it.
+func oneToken(ctx context.Context, addr, model, session string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	body, err := json.Marshal(map[string]any{
+		"model": model, "max_tokens": 1, "temperature": 0,
+		"messages": []map[string]string{{"role": "user", "content": "Hi"}},
+	})
+	if err != nil {
+		return "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/v1/chat/completions", bytes.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if session != "" {
+		req.Header.Set("X-Session-Id", session)
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	return resp.Header.Get("X-Millrace-Replica"), tokenIn(resp)
+}
+
+// tokenIn returns why a response holds no generated token.
+func tokenIn(resp *http.Response) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		Usage struct {
+			Completion int `json:"completion_tokens"`
+		} `json:"usage"`
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %.200s", resp.Status, strings.TrimSpace(string(b)))
+	}
+	if err := json.Unmarshal(b, &answer); err != nil || answer.Usage.Completion < 1 {
+		return fmt.Errorf("no token in %.200s", b)
+	}
+	return nil
+}

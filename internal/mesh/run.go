@@ -1,0 +1,106 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/state"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// sweepEvery is how often the kernel is asked whether state.json is still true.
+const sweepEvery = 100 * time.Millisecond
+
+// mesh is the running mesh.
+type mesh struct {
+	plan     Plan
+	replicas []replica
+	store    *state.Store
+	show     *console
+
+	// Atomic.
+	view   atomic.Pointer[fleetpb.FleetView] // what xds said last; nil: nothing yet
+	proven atomic.Bool                       // whether every replica has answered once
+}
+
+// run keeps the mesh up until ctx ends.
+func (m *mesh) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		watchParent(ctx, func() { cancel(errOrphaned) })
+		return nil
+	})
+	g.Go(func() error {
+		newSupervisor(m.plan.Specs, m.store, m.show).Run(ctx, m.drain)
+		return nil
+	})
+	g.Go(func() error { return watchFleet(ctx, m.plan.XDS, m.view.Store) })
+	for node, addr := range m.plan.Engines {
+		c := children{node: node}
+		g.Go(func() error { return watchEngine(ctx, addr, func(st *enginepb.Status) { m.engine(&c, st) }) })
+	}
+	g.Go(func() error { return m.sweep(ctx) })
+	g.Go(func() error { return m.announce(ctx) })
+	err := g.Wait()
+	if cause := context.Cause(ctx); errors.Is(cause, errOrphaned) {
+		m.show.progress("%v: everything was stopped", cause)
+	}
+	return err
+}
+
+func (m *mesh) engine(c *children, st *enginepb.Status) {
+	_ = m.store.Update(func(s *state.State) { c.apply(s, st) })
+}
+
+// sweep keeps state.json in step with what nobody tells us of, and the logs
+// within their bounds. It tells once when the file can't be written.
+func (m *mesh) sweep(ctx context.Context) error {
+	told, trim := "", time.Now()
+	for sleep(ctx, sweepEvery) {
+		err := m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
+		if text := fmt.Sprint(err); err != nil && text != told {
+			m.show.progress("state.json is out of date: %v", err)
+			told = text
+		}
+		if time.Since(trim) > trimEvery {
+			trimLogs(m.plan.Logs)
+			trim = time.Now()
+		}
+	}
+	return m.store.Update(func(s *state.State) { s.Ready = false })
+}
+
+// ready is as State.Ready says. While xds is away its last word holds, as it
+// does for Envoy.
+func (m *mesh) ready(s *state.State) bool {
+	envoy := s.Find("envoy")
+	return m.proven.Load() && envoy != nil && envoy.PID != 0 && serves(m.view.Load(), m.replicas)
+}
+
+// announce waits for true readiness and says so.
+func (m *mesh) announce(ctx context.Context) error {
+	began := time.Now()
+	if err := m.awaitReady(ctx); err != nil {
+		return nil // only ctx ends it
+	}
+	m.proven.Store(true)
+	_ = m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
+	m.show.progress("every replica has answered, %s after the start", short(time.Since(began)))
+	m.show.say(readyText(reachable(m.plan.Listen), m.replicas[0].model, m.plan.Logs))
+	return nil
+}
+
+func readyText(addr, model, logs string) string {
+	return fmt.Sprintf(`ready http://%[1]s
+try:  curl http://%[1]s/v1/chat/completions -H 'content-type: application/json' -d '{"model":%[2]q,"messages":[{"role":"user","content":"Hello!"}]}'
+logs: %[3]s
+`, addr, model, logs)
+}

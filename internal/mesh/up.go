@@ -1,0 +1,179 @@
+// Package mesh is `millrace up`: it starts every program of a mesh on this
+// machine as a process of its own, keeps them up, and shows what is true of them.
+//
+// Called by the millrace command. Its one rule: nothing that it started is left
+// when it ends, however it ends.
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/setup"
+	"millrace.dev/millrace/internal/state"
+)
+
+// Up runs a mesh until ctx ends. It returns nil when it stopped because of ctx.
+// Everything that can be known to be wrong is found before anything starts.
+func Up(ctx context.Context, o Options) error {
+	o, err := o.complete()
+	if err != nil {
+		return err
+	}
+	lock, err := takeDir(o.Dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if o.Listen, err = checkListen(o.Listen); err != nil {
+		return err
+	}
+	file, err := load(o)
+	if err != nil {
+		return err
+	}
+	if o.Programs, err = programs(o.Programs); err != nil {
+		return err
+	}
+	show := &console{out: o.Out, err: o.Progress}
+	store, err := state.Create(firstState(o, file))
+	if err != nil {
+		return err
+	}
+	paths, err := setup.Ensure(ctx, o.setup(!needsModel(file)))
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return &Exit{Code: ExitSetup, Err: err}
+	}
+	return start(ctx, o, file, paths, store, show)
+}
+
+// start plans the mesh and runs it.
+func start(ctx context.Context, o Options, file config.File, paths setup.Paths, store *state.Store, show *console) error {
+	spans, err := openTraces(o.Traces)
+	if err != nil {
+		return err
+	}
+	ports, err := freePorts(portsNeeded(o.Nodes), o.Listen)
+	if err != nil {
+		return err
+	}
+	plan := NewPlan(Input{
+		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, Ports: ports, Programs: o.Programs,
+		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer,
+		Traces: spans.target, Capacity: o.Capacity,
+	})
+	if err := writeFiles(plan, withPaths(file, paths.Model, filepath.Join(o.Dir, "cookie.key"))); err != nil {
+		return err
+	}
+	if err := store.Update(func(s *state.State) { s.Processes = rows(plan.Specs) }); err != nil {
+		return err
+	}
+	m := &mesh{plan: plan, replicas: replicas(file), store: store, show: show}
+	return spans.during(ctx, m.run)
+}
+
+// Check tells whether Up would take the options and the configuration. It
+// starts, fetches and writes nothing.
+func Check(o Options) error {
+	o, err := o.complete()
+	if err != nil {
+		return err
+	}
+	_, err = load(o)
+	return err
+}
+
+// takeDir makes the mesh's folder and takes it for this process.
+func takeDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, &obs.Hint{Err: err, Next: "give a folder that can be written with -dir"}
+	}
+	lock, err := state.Lock(dir)
+	if !errors.Is(err, state.ErrRunning) {
+		return lock, err
+	}
+	if s, _, readErr := state.Read(dir); readErr == nil {
+		err = fmt.Errorf("%w: process %d, http://%s", err, s.PID, s.Listen)
+	}
+	return nil, &obs.Hint{Err: err, Next: "stop that one first, or give this one another folder with -dir and another -listen"}
+}
+
+// load reads the configuration and completes it for the nodes that there are.
+func load(o Options) (config.File, error) {
+	file, err := loadFor(o.Config, o.Nodes)
+	if err != nil {
+		return config.File{}, &Exit{Code: ExitConfig, Err: err}
+	}
+	return file, nil
+}
+
+func loadFor(path string, nodes int) (config.File, error) {
+	file, err := config.Load(path)
+	if err != nil {
+		return config.File{}, &obs.Hint{Err: err, Next: "correct the file named with -config, or leave -config out: everything has a default"}
+	}
+	given := map[string]bool{}
+	if path != "" {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return config.File{}, err
+		}
+		if given, err = layoutGiven(text); err != nil {
+			return config.File{}, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	file = layOut(file, given, nodes)
+	return file, errors.Join(checkRoom(file, nodes), checkWeights(file))
+}
+
+// checkWeights finds weights that are not there before a backend does.
+func checkWeights(f config.File) error {
+	for _, m := range f.Models {
+		if m.Spec.Weights == "" {
+			continue
+		}
+		if _, err := os.Stat(m.Spec.Weights); err != nil {
+			return &obs.Hint{
+				Err:  fmt.Errorf("model %s: weights: %w", m.Metadata.Name, err),
+				Next: "set spec.weights to an existing GGUF file; only the model " + config.DefaultModel + " may leave it out",
+			}
+		}
+	}
+	return nil
+}
+
+func firstState(o Options, f config.File) state.State {
+	return state.State{
+		Listen: o.Listen, Processes: []state.Process{}, PID: os.Getpid(), Started: time.Now().UTC(), Dir: o.Dir,
+		Logs: filepath.Join(o.Dir, "logs"), Config: filepath.Join(o.Dir, "config.yaml"), Model: f.DefaultModel().Metadata.Name,
+	}
+}
+
+// programs finds the folder with our own programs: beside the millrace command.
+func programs(dir string) (string, error) {
+	if dir == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Dir(exe)
+	}
+	for _, name := range []string{"xds", "extproc", "nodeagent", "engine"} {
+		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.IsDir() {
+			return "", &Exit{Code: ExitSetup, Err: &obs.Hint{
+				Err:  fmt.Errorf("no program %s in %s", name, dir),
+				Next: "build all programs with `make build` and run bin/millrace",
+			}}
+		}
+	}
+	return filepath.Abs(dir)
+}
