@@ -1,0 +1,195 @@
+package pick
+
+import (
+	"math"
+	"sync/atomic"
+)
+
+// How fast we learn and forget.
+const (
+	// keep is what each answer leaves of those before it: the last ten or so count.
+	keep = 0.9
+	// What the engine's own measurement counts for, in tokens seen.
+	priorPrefill, priorDecode = 128, 32
+	// Expected output and reuse of a model that has not answered yet.
+	firstOutput, firstReuse = 128, 0.3
+	// Share of the way that one answer moves a model's expectations.
+	modelStep = 0.05
+	// Share of the way that one answer moves an endpoint's crowding and hits.
+	endpointStep = 0.1
+	// Slow-down by each further request at the same time, until learned: one
+	// more request makes all slower by this share of the time alone. Machines
+	// without batching have 1, GPUs far less.
+	firstCrowd = 0.5
+)
+
+// unknown serves an endpoint that has neither measured itself nor answered.
+var unknown = Speed{Prefill: 2, Decode: 20}
+
+// Rates is what the answers of an endpoint taught. It never changes: each
+// answer makes a new one.
+type Rates struct {
+	// Decayed sums, in milliseconds at full health and tokens.
+	prefillMs, prefillTokens float64
+	decodeMs, decodeTokens   float64
+	crowd                    float64
+	// Share of the tokens believed cached that were.
+	hit float64
+}
+
+// Usage is what an engine says about one answer.
+type Usage struct {
+	// Prompt is its length, of which Cached were found in the cache, and
+	// Completion what was generated; all in tokens.
+	Prompt, Cached, Completion int
+	// PrefillMs and DecodeMs are what that took, without any wait.
+	PrefillMs, DecodeMs float64
+}
+
+// pace is an endpoint's speed now, in milliseconds per token, by what it says
+// of itself and by what its answers taught.
+type pace struct {
+	prefill, decode float64
+	mixed           float64 // of its usual mix of both
+	crowd, hit      float64
+}
+
+// pace returns the endpoint's speed.
+func (e *Endpoint) pace() pace {
+	r := e.rates.Load()
+	if r == nil {
+		r = &noRates
+	}
+	prior := e.Prior
+	if prior.Prefill <= 0 {
+		prior.Prefill = unknown.Prefill
+	}
+	if prior.Decode <= 0 {
+		prior.Decode = unknown.Decode
+	}
+	prefillMs, prefillN := r.prefillMs+prior.Prefill*priorPrefill, r.prefillTokens+priorPrefill
+	decodeMs, decodeN := r.decodeMs+prior.Decode*priorDecode, r.decodeTokens+priorDecode
+	slow := 1 / e.Health
+	return pace{
+		prefill: slow * prefillMs / prefillN,
+		decode:  slow * decodeMs / decodeN,
+		mixed:   slow * (prefillMs + decodeMs) / (prefillN + decodeN),
+		crowd:   r.crowd,
+		hit:     r.hit,
+	}
+}
+
+var noRates = Rates{crowd: firstCrowd, hit: 1}
+
+// learn takes one answer in, given with how many requests at a time it was
+// worked on and how many of its tokens were believed cached.
+func (e *Endpoint) learn(u Usage, crowd float64, believed int) {
+	alone := e.pace().decode * e.Health
+	for {
+		old := e.rates.Load()
+		r := noRates
+		if old != nil {
+			r = *old
+		}
+		r.prefill(u, e.Health)
+		r.decode(u, e.Health, crowd, alone)
+		if believed > 0 {
+			r.hit += endpointStep * (min(1, float64(u.Cached)/float64(believed)) - r.hit)
+			r.hit = max(r.hit, 0.05) // so that it can be proven wrong
+		}
+		if e.rates.CompareAndSwap(old, &r) {
+			return
+		}
+	}
+}
+
+func (r *Rates) prefill(u Usage, health float64) {
+	if n := u.Prompt - u.Cached; n > 0 && u.PrefillMs > 0 {
+		r.prefillMs = keep*r.prefillMs + u.PrefillMs*health
+		r.prefillTokens = keep*r.prefillTokens + float64(n)
+	}
+}
+
+// decode learns the speed alone and the crowding: an answer in company says how
+// much slower company makes.
+func (r *Rates) decode(u Usage, health, crowd, alone float64) {
+	if u.Completion < 2 || u.DecodeMs <= 0 {
+		return
+	}
+	ms, n := u.DecodeMs*health, float64(u.Completion)
+	if company := crowd - 1; company > 0.5 {
+		observed := (ms/n/alone - 1) / company
+		r.crowd += endpointStep * (min(max(observed, 0), 4) - r.crowd)
+		ms /= 1 + r.crowd*company
+	}
+	r.decodeMs = keep*r.decodeMs + ms
+	r.decodeTokens = keep*r.decodeTokens + n
+}
+
+// Learned is what the answers of a model taught, and its tokenizer. All of it
+// is atomic.
+type Learned struct {
+	counter atomic.Pointer[Counter]
+	output  average
+	reuse   average
+}
+
+// SetCounter sets the tokenizer; nil: none.
+func (l *Learned) SetCounter(c Counter) {
+	if c == nil {
+		l.counter.Store(nil)
+		return
+	}
+	l.counter.Store(&c)
+}
+
+// Counter returns the tokenizer, or nil until it is loaded.
+func (l *Learned) Counter() Counter {
+	if c := l.counter.Load(); c != nil {
+		return *c
+	}
+	return nil
+}
+
+// Output returns how many tokens an answer is expected to have if at most limit
+// may be generated; below 0: no limit.
+func (l *Learned) Output(limit int) int {
+	n := int(math.Ceil(l.output.value(firstOutput)))
+	if limit >= 0 && limit < n {
+		return limit
+	}
+	return n
+}
+
+// learn takes one answer in.
+func (l *Learned) learn(u Usage) {
+	if u.Completion > 0 {
+		l.output.add(float64(u.Completion), firstOutput)
+	}
+	if u.Prompt > 0 {
+		l.reuse.add(float64(u.Cached)/float64(u.Prompt), firstReuse)
+	}
+}
+
+// average is a moving average that forgets.
+type average struct{ bits atomic.Uint64 }
+
+func (a *average) value(first float64) float64 {
+	if b := a.bits.Load(); b != 0 {
+		return math.Float64frombits(b)
+	}
+	return first
+}
+
+func (a *average) add(x, first float64) {
+	for {
+		b := a.bits.Load()
+		v := first
+		if b != 0 {
+			v = math.Float64frombits(b)
+		}
+		if a.bits.CompareAndSwap(b, math.Float64bits(v+modelStep*(x-v))) {
+			return
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package pick
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func TestEstimate(t *testing.T) {
+	tests := []struct {
+		name                string
+		reported, then, now int64
+		fresh               bool
+		want                float64
+	}{
+		{"nothing", 0, 0, 0, true, 0},
+		{"only others", 100, 0, 0, true, 100},
+		{"ours came since", 100, 0, 50, true, 150},
+		{"ours, half done", 50, 100, 100, true, 50},
+		{"ours, half done, and one more came", 50, 100, 130, true, 80},
+		{"ours, half done, and one of two ended", 50, 100, 50, true, 25},
+		{"others and ours", 150, 100, 100, true, 150},
+		{"others and ours, all ours ended", 150, 100, 0, true, 50},
+		{"a late report does not know ours yet", 0, 100, 100, false, 100},
+		{"a late report knows of others", 150, 100, 100, false, 150},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := estimate(tt.reported, tt.then, tt.now, tt.fresh); got != tt.want {
+				t.Errorf("estimate(%d, %d, %d, %v) = %v, want %v", tt.reported, tt.then, tt.now, tt.fresh, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestLoadTakesTheBetterReport(t *testing.T) {
+	l := new(Live)
+	l.Told(Report{Requests: 9, Tokens: 900}, epoch)
+	l.Seen(Report{Requests: 2, Tokens: 200}, epoch.Add(100*time.Millisecond))
+	l.Told(Report{Requests: 7, Tokens: 700}, epoch.Add(400*time.Millisecond))
+	if n, _, _ := l.load(epoch.Add(500 * time.Millisecond).UnixNano()); n != 2 {
+		t.Errorf("load() = %v requests, want the 2 that an answer told", n)
+	}
+	if n, _, _ := l.load(epoch.Add(2 * time.Second).UnixNano()); n != 7 {
+		t.Errorf("load() = %v requests, want the 7 that xds told since", n)
+	}
+}
+
+func TestReservation(t *testing.T) {
+	a, b := new(Live), new(Live)
+	r := a.Reserve(10)
+	r.Move(b)
+	if n, tokens := a.InFlight(); n != 0 || tokens != 0 {
+		t.Errorf("after Move: %d requests, %d tokens at the first", n, tokens)
+	}
+	if n, tokens := b.InFlight(); n != 1 || tokens != 10 {
+		t.Errorf("after Move: %d requests, %d tokens at the second", n, tokens)
+	}
+	r.Release()
+	r.Release()
+	r.Move(a)
+	if n, tokens := b.InFlight(); n != 0 || tokens != 0 {
+		t.Errorf("after Release: %d requests, %d tokens", n, tokens)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	tests := []struct {
+		name                        string
+		n, served, attempts, status int
+		failed, answered            int
+	}{
+		{"the first answers", 3, 0, 1, 200, 0, 0},
+		{"the second answers", 3, 1, 2, 200, 1, 1},
+		{"the first is unknown to Envoy", 3, 1, 1, 200, 1, 1},
+		{"the last fails too", 3, 2, 3, 503, 3, -1},
+		{"a client's error is not the host's", 3, 0, 1, 400, 0, 0},
+		{"another host answers", 3, servedOther, 4, 200, 3, -1},
+		{"served is not said", 3, servedUnknown, 2, 200, 1, 1},
+		{"nothing is said", 3, servedUnknown, 0, 200, 0, 0},
+		{"nothing is said and it failed", 3, servedUnknown, 0, 503, 1, -1},
+		{"more attempts than hosts", 2, servedUnknown, 4, 503, 2, -1},
+		{"no list", 0, servedUnknown, 1, 200, 0, -1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			failed, answered := verdict(tt.n, tt.served, tt.attempts, tt.status)
+			if failed != tt.failed || answered != tt.answered {
+				t.Errorf("verdict() = %d failed, %d answered; want %d, %d", failed, answered, tt.failed, tt.answered)
+			}
+		})
+	}
+}
+
+func TestEjection(t *testing.T) {
+	l, now := new(Live), epoch
+	at := func(d time.Duration) time.Time { return now.Add(d) }
+	l.eject(at(-time.Millisecond), now, true)
+	if l.standing(at(499*time.Millisecond).UnixNano()) != out {
+		t.Fatal("not left out for the first 0.5 s")
+	}
+	l.eject(at(-time.Millisecond), at(time.Millisecond), true)
+	if got := ejection(l.ejected.Load()).fails(); got != 1 {
+		t.Errorf("requests sent before the ejection count again: %d failures", got)
+	}
+	now = at(600 * time.Millisecond)
+	if l.standing(now.UnixNano()) != trial || !l.try(now.UnixNano()) || l.try(now.UnixNano()) {
+		t.Fatal("want one trial after 0.5 s, and not two")
+	}
+	l.eject(now, at(10*time.Millisecond), true)
+	if l.standing(at(time.Second).UnixNano()) != out || l.standing(at(1011*time.Millisecond).UnixNano()) != trial {
+		t.Error("the second ejection does not last 1 s")
+	}
+	l.absolve(at(-time.Second))
+	if l.standing(at(500*time.Millisecond).UnixNano()) == fine {
+		t.Error("an answer to an older request ends the ejection")
+	}
+	l.absolve(at(1200 * time.Millisecond))
+	if l.standing(now.UnixNano()) != fine {
+		t.Error("an answer does not end the ejection")
+	}
+	for range 12 {
+		l.eject(now, now, true)
+		now = now.Add(ejectMost)
+	}
+	if l.standing(now.UnixNano()) != trial {
+		t.Error("an ejection lasts longer than 10 s")
+	}
+	l.Clear()
+	if l.standing(now.UnixNano()) != fine {
+		t.Error("a change of state does not end the ejection")
+	}
+}
+
+func TestJudge(t *testing.T) {
+	a, b, c := endpoint(0), endpoint(1), endpoint(2)
+	m, p := model(a, b, c), New(prometheus.NewRegistry())
+	list := []Candidate{{Endpoint: a}, {Endpoint: b}}
+	now := epoch.Add(time.Second)
+	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 2, Served: b.Address}, epoch, now); got != b {
+		t.Errorf("Judge() = %v, want the second", got)
+	}
+	if a.standing(now.UnixNano()) != out || b.standing(now.UnixNano()) != fine {
+		t.Error("the skipped host is not left out, or the one that answered is")
+	}
+	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, epoch, now); got != c {
+		t.Errorf("Judge() = %v, want the one that Envoy's own policy chose", got)
+	}
+	a.Clear()
+	b.Clear()
+	for range 5 { // a request that fails on every host
+		p.Judge(m, list, Answer{Status: 500, Attempts: 2, Served: b.Address}, now, now)
+		now = now.Add(time.Second)
+	}
+	if got := ejection(b.ejected.Load()).fails(); got != 1 {
+		t.Errorf("a request that fails everywhere counts %d times against a host", got)
+	}
+}
+
+func TestLearnsSpeed(t *testing.T) {
+	e := endpoint(0)
+	m, p := model(e), New(prometheus.NewRegistry())
+	var c Choice
+	for range 40 {
+		if err := p.Pick(&Query{Model: m, Prompt: 200, Output: m.Output(-1), Most: 1, Now: epoch}, &c); err != nil {
+			t.Fatal(err)
+		}
+		p.Learn(m, e, &c.List[0], Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 3, DecodeMs: 40 * 7}, time.Second)
+	}
+	pace := e.pace()
+	if math.Abs(pace.prefill-3) > 0.3 || math.Abs(pace.decode-7) > 1.5 {
+		t.Errorf("pace = %.2f ms prefill, %.2f ms decode; want about 3 and 7", pace.prefill, pace.decode)
+	}
+	half := *e
+	half.Health = 0.5
+	if slow := half.pace(); math.Abs(slow.decode-2*pace.decode) > 1e-9 {
+		t.Errorf("at half health decode takes %v ms, want twice %v", slow.decode, pace.decode)
+	}
+	if got := m.Output(-1); got > 80 {
+		t.Errorf("Output() = %d after 40 answers of 40 tokens", got)
+	}
+	if got := m.Output(5); got != 5 {
+		t.Errorf("Output(5) = %d", got)
+	}
+}
+
+func TestLearnsThatTheCacheIsShort(t *testing.T) {
+	e := endpoint(0)
+	m, p := model(e), New(prometheus.NewRegistry())
+	for range 60 {
+		p.Learn(m, e, &Candidate{Endpoint: e, Cached: 100, Company: 1}, Usage{Prompt: 120, Completion: 10, PrefillMs: 1, DecodeMs: 1}, time.Second)
+	}
+	if got := e.pace().hit; got > 0.1 {
+		t.Errorf("hit = %v though nothing believed cached ever was", got)
+	}
+}
+
+func TestLearnsCrowding(t *testing.T) {
+	e := endpoint(0)
+	m, p := model(e), New(prometheus.NewRegistry())
+	for range 200 { // four at a time take as long as one: the machine batches
+		p.Learn(m, e, &Candidate{Endpoint: e, Company: 1}, Usage{Prompt: 10, Completion: 20, PrefillMs: 1, DecodeMs: 400}, time.Second)
+		e.requests.Store(4)
+		p.Learn(m, e, &Candidate{Endpoint: e, Company: 4}, Usage{Prompt: 10, Completion: 20, PrefillMs: 1, DecodeMs: 400}, time.Second)
+		e.requests.Store(0)
+	}
+	if got := e.pace().crowd; got > 0.1 {
+		t.Errorf("crowd = %v on a machine that batches for free", got)
+	}
+}

@@ -1,0 +1,48 @@
+package pick
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics of the choices.
+type metrics struct {
+	picks       [reasons]prometheus.Counter
+	ejections   prometheus.Counter
+	predictions prometheus.Histogram
+	prompt      prometheus.Counter
+	cached      prometheus.Counter
+}
+
+// New returns a Picker without a table, which counts into reg.
+func New(reg prometheus.Registerer) *Picker {
+	return &Picker{metrics: newMetrics(reg)}
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	picks := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_picks_total",
+		Help: "Choices of an endpoint, by why the first host was chosen.",
+	}, []string{"reason"})
+	m := &metrics{
+		ejections: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_ejections_total",
+			Help: "Times that an endpoint was left out for failing.",
+		}),
+		predictions: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "millrace_extproc_prediction_error_ratio",
+			Help:    "Difference between predicted and real time of an answer, as a share of the real time.",
+			Buckets: []float64{.02, .05, .1, .2, .3, .5, .75, 1, 2, 5},
+		}),
+		prompt: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_prompt_tokens_total",
+			Help: "Prompt tokens of answered requests, as the engines counted them.",
+		}),
+		cached: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_cached_tokens_total",
+			Help: "Prompt tokens that the engines found in their caches.",
+		}),
+	}
+	for r := range m.picks {
+		m.picks[r] = picks.WithLabelValues(Reason(r).String())
+	}
+	reg.MustRegister(picks, m.ejections, m.predictions, m.prompt, m.cached)
+	return m
+}

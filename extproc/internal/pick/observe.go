@@ -1,0 +1,68 @@
+package pick
+
+import (
+	"math"
+	"time"
+)
+
+// Answer is what Envoy says of a request's response headers.
+type Answer struct {
+	// Status is the HTTP status.
+	Status int
+	// Attempts is how many hosts Envoy tried; 0: not said.
+	Attempts int
+	// Served is the "ip:port" that answered; empty: not said.
+	Served string
+}
+
+// Judge draws the conclusions about the hosts of a choice: those that failed
+// are left out for a while, the one that answered is trusted again. It returns
+// the endpoint that answered, or nil. sent is when the choice was made.
+func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time) *Endpoint {
+	failed, answered := verdict(len(list), indexOf(list, a.Served), a.Attempts, a.Status)
+	// What fails on every host accuses the request as much as the hosts.
+	grow := a.Status < 500 || failed < 2
+	for i := range list[:failed] {
+		if list[i].eject(sent, now, grow) {
+			p.metrics.ejections.Inc()
+		}
+	}
+	if answered < 0 {
+		if a.Status >= 500 {
+			return nil
+		}
+		return m.Endpoint(a.Served)
+	}
+	list[answered].absolve(sent)
+	return list[answered].Endpoint
+}
+
+func indexOf(list []Candidate, address string) int {
+	if address == "" {
+		return servedUnknown
+	}
+	for i := range list {
+		if list[i].Address == address {
+			return i
+		}
+	}
+	return servedOther
+}
+
+// Learn takes in what an engine said of an answer by e. predicted is the
+// candidate that was chosen; took is from the choice until the answer was whole.
+func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, took time.Duration) {
+	company := math.Max(1, predicted.Company)
+	believed := 0
+	if predicted.Endpoint.Live == e.Live {
+		believed = predicted.Cached
+		p.metrics.predictions.Observe(math.Abs(predicted.Finish()/1000-took.Seconds()) / math.Max(took.Seconds(), 0.001))
+	}
+	if requests, _ := e.InFlight(); e.Slots > 0 {
+		company = (company + math.Min(math.Max(1, float64(requests)), float64(e.Slots))) / 2
+	}
+	e.learn(u, company, believed)
+	m.learn(u)
+	p.metrics.cached.Add(float64(u.Cached))
+	p.metrics.prompt.Add(float64(u.Prompt))
+}

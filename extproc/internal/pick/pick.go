@@ -1,0 +1,286 @@
+package pick
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// ErrNotReady says that no endpoint may be named.
+var ErrNotReady = errors.New("no endpoint is ready")
+
+// Reason is why the first host of an answer was chosen.
+type Reason uint8
+
+const (
+	// Fallback is a choice without a model's full cost: by load alone, or among
+	// endpoints that are suspect or ejected because there are no others.
+	Fallback Reason = iota
+	// Fresh is for a conversation that is cached nowhere.
+	Fresh
+	// Sticky keeps a conversation where it is cached.
+	Sticky
+	// Moved takes a conversation away from where it is cached, because that is faster.
+	Moved
+	reasons
+)
+
+// String returns the reason as metrics and logs show it.
+func (r Reason) String() string {
+	return [reasons]string{"fallback", "new", "sticky", "moved"}[r]
+}
+
+// A conversation stays if moving gains less than this: predictions are not that good.
+const (
+	stayShare = 0.05
+	stayMs    = 2
+)
+
+// Endpoints whose costs differ by less than this take turns.
+const (
+	tieShare = 0.01
+	tieMs    = 0.5
+)
+
+// Query is what is asked of Pick.
+type Query struct {
+	Model *Model
+	// Prompt and Output are the request's tokens, known and expected.
+	Prompt, Output int
+	// Places are where parts of the prompt are cached, as far as we know.
+	Places []session.Place
+	// Most is how many hosts to name, 1 to MaxCandidates.
+	Most int
+	Now  time.Time
+}
+
+// Terms is the cost of a request at an endpoint, in milliseconds.
+type Terms struct {
+	// Wait is until the request is begun.
+	Wait float64
+	// Prefill is for prompt tokens that are not cached there.
+	Prefill float64
+	// Decode is for the expected output.
+	Decode float64
+	// Fill is the price of what the prompt evicts: the endpoint's cache is full
+	// of others' tokens that are likely to be asked for again.
+	Fill float64
+}
+
+// Finish is how long the request is expected to take there.
+func (t *Terms) Finish() float64 { return t.Wait + t.Prefill + t.Decode }
+
+// cost orders candidates.
+func (t *Terms) cost() float64 { return t.Finish() + t.Fill }
+
+// Candidate is an endpoint with its cost.
+type Candidate struct {
+	*Endpoint
+	Terms
+	// Cached is how many prompt tokens are believed to be cached there.
+	Cached int
+	// Company is how many requests are worked on there at a time, this one included.
+	Company float64
+
+	held bool // whether the conversation is cached there, as far as we know
+}
+
+// Choice is what Pick found. It may be used again for another Pick.
+type Choice struct {
+	// Reason is why List[0] comes first.
+	Reason Reason
+	// List is the candidates in the order in which Envoy is to try them: no
+	// endpoint twice, other nodes before nodes already named.
+	List []Candidate
+
+	found [MaxCandidates]Candidate
+	list  [MaxCandidates]Candidate
+}
+
+// tiers of endpoints: a lower one is named only if the higher ones are empty.
+const (
+	tierNone = iota
+	tierSuspect
+	tierEjected
+	tierReady
+)
+
+// tier returns the endpoint's tier now.
+func (e *Endpoint) tier(now int64) int {
+	switch {
+	case e.State == NotReady:
+		return tierNone
+	case e.State == Suspect:
+		return tierSuspect
+	case e.standing(now) == out:
+		return tierEjected
+	default:
+		return tierReady
+	}
+}
+
+// Pick fills c with the endpoints that finish the request first.
+func (p *Picker) Pick(q *Query, c *Choice) error {
+	now := q.Now.UnixNano()
+	turn := p.turn.Add(1)
+	n, tier, home := c.search(q, now, int(turn))
+	if n == 0 {
+		c.List = nil
+		return ErrNotReady
+	}
+	first := c.first(n, tier, home, now)
+	c.reason(q, tier, &first)
+	first.chosen.Store(turn)
+	c.order(first, n, min(q.Most, MaxCandidates))
+	p.metrics.picks[c.Reason].Inc()
+	return nil
+}
+
+// search finds the cheapest endpoints of the best tier, cheapest first, and the
+// cheapest of those that hold the conversation. The walk begins elsewhere each
+// time, so that equals take turns.
+func (c *Choice) search(q *Query, now int64, turn int) (n, tier int, home Candidate) {
+	es := q.Model.Endpoints
+	reuse := q.Model.reuse.value(firstReuse)
+	for i := range es {
+		e := es[(i+turn)%len(es)]
+		t := e.tier(now)
+		if t < tier || t == tierNone {
+			continue
+		}
+		if t > tier {
+			n, tier, home = 0, t, Candidate{}
+		}
+		cand := e.price(q, reuse, now)
+		if cand.held && (home.Endpoint == nil || cand.cost() < home.cost()) {
+			home = cand
+		}
+		n = c.insert(&cand, n)
+	}
+	return n, tier, home
+}
+
+// insert keeps the cheapest in found, in order.
+func (c *Choice) insert(cand *Candidate, n int) int {
+	cost := cand.cost()
+	i := n
+	for i > 0 && cost < c.found[i-1].cost() {
+		i--
+	}
+	if i == MaxCandidates {
+		return n
+	}
+	n = min(n+1, MaxCandidates)
+	copy(c.found[i+1:n], c.found[i:n-1])
+	c.found[i] = *cand
+	return n
+}
+
+// first returns the candidate to name first: where the conversation is, unless
+// moving is faster by more than we can tell; among equals the one that was not
+// chosen for the longest. One on trial must be free.
+func (c *Choice) first(n, tier int, home Candidate, now int64) Candidate {
+	least := c.found[0].cost()
+	if home.Endpoint != nil && home.cost() <= least*(1+stayShare)+stayMs && home.allowed(tier, now) {
+		return home
+	}
+	for i := range n {
+		best := i
+		for j := i + 1; j < n && c.found[j].cost() <= least*(1+tieShare)+tieMs; j++ {
+			if c.found[j].chosen.Load() < c.found[best].chosen.Load() {
+				best = j
+			}
+		}
+		c.found[i], c.found[best] = c.found[best], c.found[i]
+		if c.found[i].allowed(tier, now) {
+			return c.found[i]
+		}
+	}
+	return c.found[0] // all are on trial: there is nobody better
+}
+
+// allowed tells whether the endpoint may come first.
+func (e *Endpoint) allowed(tier int, now int64) bool {
+	return tier != tierReady || e.standing(now) == fine || e.try(now)
+}
+
+func (c *Choice) reason(q *Query, tier int, first *Candidate) {
+	switch {
+	case tier != tierReady:
+		c.Reason = Fallback
+	case first.held:
+		c.Reason = Sticky
+	case len(q.Places) > 0:
+		c.Reason = Moved
+	default:
+		c.Reason = Fresh
+	}
+}
+
+// order lists first and then the others by cost, those that share no node with
+// one already listed before the rest.
+func (c *Choice) order(first Candidate, n, most int) {
+	c.list[0] = first
+	c.List = c.list[:1]
+	for _, apart := range [2]bool{true, false} {
+		for i := 0; i < n && len(c.List) < most; i++ {
+			if e := c.found[i].Endpoint; !c.listed(e) && (!apart || !c.shares(e)) {
+				c.List = append(c.List, c.found[i])
+			}
+		}
+	}
+}
+
+func (c *Choice) listed(e *Endpoint) bool {
+	return slices.ContainsFunc(c.List, func(l Candidate) bool { return l.Endpoint == e })
+}
+
+// shares tells whether e has a node in common with a listed endpoint.
+func (c *Choice) shares(e *Endpoint) bool {
+	for i := range c.List {
+		for _, node := range c.List[i].Nodes {
+			if slices.Contains(e.Nodes, node) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// price predicts the request at the endpoint.
+func (e *Endpoint) price(q *Query, reuse float64, now int64) Candidate {
+	c := Candidate{Endpoint: e}
+	requests, tokens, kv := e.load(now)
+	pace := e.pace()
+	c.cached(q, pace.hit)
+	slots := float64(e.Slots)
+	if e.Slots == 0 {
+		slots = requests + 1 // unknown: as many as need be
+	}
+	if requests >= slots {
+		// So many requests must end before ours begins, each with its share of
+		// what is still to do, all slots working together.
+		ahead := requests - slots + 1
+		together := slots / (1 + pace.crowd*(slots-1))
+		c.Wait = ahead * tokens / requests * pace.mixed / together
+	}
+	c.Company = min(requests+1, slots)
+	uncached := float64(q.Prompt - c.Cached)
+	c.Prefill = uncached * pace.prefill
+	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))
+	c.Fill = c.Prefill * kv * reuse
+	return c
+}
+
+// cached finds how much of the prompt the endpoint has. At least one token is
+// always worked on.
+func (c *Candidate) cached(q *Query, hit float64) {
+	for _, p := range q.Places {
+		if p.Cache == c.Cache {
+			c.held = true
+			c.Cached = max(c.Cached, min(int(float64(p.Tokens)*hit), q.Prompt-1))
+		}
+	}
+}

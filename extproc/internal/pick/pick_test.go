@@ -1,0 +1,282 @@
+package pick
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// endpoint returns a ready endpoint alone on its node.
+func endpoint(i int, edit ...func(*Endpoint)) *Endpoint {
+	e := &Endpoint{
+		Address: fmt.Sprintf("127.0.0.1:%d", 20000+i), Replica: fmt.Sprintf("r-%d", i), Nodes: []string{fmt.Sprintf("n-%d", i)},
+		State: Ready, Slots: 4, Health: 1, Cache: uint32(i + 1), Prior: Speed{Prefill: 2, Decode: 20}, Live: new(Live),
+	}
+	for _, f := range edit {
+		f(e)
+	}
+	return e
+}
+
+func model(es ...*Endpoint) *Model {
+	return &Model{Name: "m", Seed: session.Seed("m"), Endpoints: es, Learned: new(Learned)}
+}
+
+func slow(by float64) func(*Endpoint) {
+	return func(e *Endpoint) { e.Prior = Speed{Prefill: 2 * by, Decode: 20 * by} }
+}
+
+func in(s State) func(*Endpoint) { return func(e *Endpoint) { e.State = s } }
+
+func on(nodes ...string) func(*Endpoint) { return func(e *Endpoint) { e.Nodes = nodes } }
+
+func busy(requests int, tokens int) func(*Endpoint) {
+	return func(e *Endpoint) {
+		for range requests {
+			e.Reserve(tokens)
+		}
+	}
+}
+
+func ejected(e *Endpoint) { e.eject(epoch, epoch, true) }
+
+var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+func TestPick(t *testing.T) {
+	at := func(i, tokens int) session.Place { return session.Place{Cache: uint32(i + 1), Tokens: uint32(tokens)} }
+	tests := []struct {
+		name   string
+		es     []*Endpoint
+		places []session.Place
+		most   int
+		want   []int // ports - 20000
+		reason Reason
+		err    error
+	}{
+		{
+			name: "the fastest first, the rest by speed",
+			es:   []*Endpoint{endpoint(0, slow(3)), endpoint(1), endpoint(2, slow(2))},
+			most: 3, want: []int{1, 2, 0}, reason: Fresh,
+		},
+		{
+			name: "no more than asked for",
+			es:   []*Endpoint{endpoint(0, slow(3)), endpoint(1), endpoint(2, slow(2))},
+			most: 2, want: []int{1, 2}, reason: Fresh,
+		},
+		{
+			name:   "a conversation stays where it is cached",
+			es:     []*Endpoint{endpoint(0), endpoint(1, slow(1.1)), endpoint(2, slow(1.2))},
+			places: []session.Place{at(2, 950)},
+			most:   2, want: []int{2, 0}, reason: Sticky,
+		},
+		{
+			name:   "and moves when waiting there takes longer",
+			es:     []*Endpoint{endpoint(0), endpoint(1, busy(12, 1000)), endpoint(2, slow(4))},
+			places: []session.Place{at(1, 950)},
+			most:   1, want: []int{0}, reason: Moved,
+		},
+		{
+			name:   "a cache from before the engine's restart is none",
+			es:     []*Endpoint{endpoint(0), endpoint(1, slow(1.5), func(e *Endpoint) { e.Cache = 77 })},
+			places: []session.Place{at(1, 950)},
+			most:   1, want: []int{0}, reason: Moved,
+		},
+		{
+			name: "suspects only when nobody is ready",
+			es:   []*Endpoint{endpoint(0, in(Suspect)), endpoint(1, slow(9)), endpoint(2, in(NotReady))},
+			most: 4, want: []int{1}, reason: Fresh,
+		},
+		{
+			name: "but then they are named",
+			es:   []*Endpoint{endpoint(0, in(Suspect)), endpoint(1, in(NotReady))},
+			most: 4, want: []int{0}, reason: Fallback,
+		},
+		{
+			name: "ejected ones before suspects",
+			es:   []*Endpoint{endpoint(0, in(Suspect)), endpoint(1, ejected)},
+			most: 4, want: []int{1}, reason: Fallback,
+		},
+		{
+			name: "nobody",
+			es:   []*Endpoint{endpoint(0, in(NotReady))},
+			most: 4, err: ErrNotReady,
+		},
+		{
+			name: "no endpoints at all",
+			most: 4, err: ErrNotReady,
+		},
+		{
+			name: "alternatives on other nodes first",
+			es:   []*Endpoint{endpoint(0, on("a", "b")), endpoint(1, slow(1.5), on("b", "c")), endpoint(2, slow(2), on("d"))},
+			most: 3, want: []int{0, 2, 1}, reason: Fresh,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := New(prometheus.NewRegistry())
+			var c Choice
+			err := p.Pick(&Query{Model: model(tt.es...), Prompt: 1000, Output: 50, Places: tt.places, Most: tt.most, Now: epoch}, &c)
+			if err != tt.err {
+				t.Fatalf("Pick() = %v, want %v", err, tt.err)
+			}
+			var got []int
+			for _, l := range c.List {
+				got = append(got, int(l.Cache)-1)
+				if l.Cache == 77 {
+					got[len(got)-1] = 1
+				}
+			}
+			if !slices.Equal(got, tt.want) || err == nil && c.Reason != tt.reason {
+				t.Errorf("Pick() = %v %v, want %v %v", c.Reason, got, tt.reason, tt.want)
+			}
+		})
+	}
+}
+
+func TestEqualsTakeTurns(t *testing.T) {
+	m := model(endpoint(0), endpoint(1), endpoint(2))
+	p, n := New(prometheus.NewRegistry()), map[string]int{}
+	for range 300 {
+		var c Choice
+		if err := p.Pick(&Query{Model: m, Prompt: 10, Output: 10, Most: 1, Now: epoch}, &c); err != nil {
+			t.Fatal(err)
+		}
+		n[c.List[0].Address]++
+	}
+	for a, k := range n {
+		if k != 100 {
+			t.Errorf("%s was chosen %d times of 300, want 100", a, k)
+		}
+	}
+}
+
+// TestSpreadsBySpeed sends a burst whose requests do not end: endpoints get
+// their share by speed, and nobody gets all.
+func TestSpreadsBySpeed(t *testing.T) {
+	m := model(endpoint(0), endpoint(1, slow(2)), endpoint(2, slow(2)))
+	p, n := New(prometheus.NewRegistry()), map[string]int{}
+	for range 400 {
+		var c Choice
+		if err := p.Pick(&Query{Model: m, Prompt: 100, Output: 50, Most: 1, Now: epoch}, &c); err != nil {
+			t.Fatal(err)
+		}
+		c.List[0].Reserve(150)
+		n[c.List[0].Address]++
+	}
+	if k := n["127.0.0.1:20000"]; k < 180 || k > 220 {
+		t.Errorf("the endpoint of twice the speed got %d of 400, want about 200: %v", k, n)
+	}
+}
+
+// TestPickAgainstNaive compares the choice with one that prices and sorts all.
+func TestPickAgainstNaive(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	p := New(prometheus.NewRegistry())
+	for range 2000 {
+		m := randomModel(r)
+		q := &Query{Model: m, Prompt: 1 + r.IntN(3000), Output: r.IntN(200), Most: 1 + r.IntN(MaxCandidates), Now: epoch}
+		if r.IntN(2) == 0 {
+			q.Places = []session.Place{{Cache: uint32(1 + r.IntN(30)), Tokens: uint32(r.IntN(3000))}}
+		}
+		all := naive(m, q)
+		var c Choice
+		err := p.Pick(q, &c)
+		if (err != nil) != (len(all) == 0) {
+			t.Fatalf("Pick() = %v with %d candidates", err, len(all))
+		}
+		if err != nil {
+			continue
+		}
+		if len(c.List) != min(q.Most, len(all)) {
+			t.Fatalf("Pick() lists %d of %d, asked for %d", len(c.List), len(all), q.Most)
+		}
+		least := all[0].cost()
+		if got := c.List[0].cost(); got > least*(1+stayShare)+stayMs {
+			t.Fatalf("Pick() chose cost %v, the least is %v", got, least)
+		}
+		seen := map[string]bool{}
+		for _, l := range c.List {
+			if seen[l.Address] || l.tier(epoch.UnixNano()) != all[0].tier(epoch.UnixNano()) {
+				t.Fatalf("Pick() lists %s twice or from a worse tier", l.Address)
+			}
+			seen[l.Address] = true
+		}
+	}
+}
+
+func randomModel(r *rand.Rand) *Model {
+	var es []*Endpoint
+	for i := range r.IntN(30) {
+		e := endpoint(i, slow(0.5+4*r.Float64()), in(State(r.IntN(3))), on(fmt.Sprint(r.IntN(20)), fmt.Sprint(r.IntN(20))), busy(r.IntN(10), r.IntN(500)))
+		if r.IntN(4) == 0 {
+			ejected(e)
+		}
+		es = append(es, e)
+	}
+	return model(es...)
+}
+
+func naive(m *Model, q *Query) []Candidate {
+	var all []Candidate
+	now, best := q.Now.UnixNano(), tierNone
+	for _, e := range m.Endpoints {
+		best = max(best, e.tier(now))
+	}
+	for _, e := range m.Endpoints {
+		if best != tierNone && e.tier(now) == best {
+			all = append(all, e.price(q, firstReuse, now))
+		}
+	}
+	slices.SortFunc(all, func(a, b Candidate) int {
+		if a.cost() < b.cost() {
+			return -1
+		}
+		return 1
+	})
+	return all
+}
+
+func TestPickAllocatesNothing(t *testing.T) {
+	m := model()
+	for i := range 64 {
+		m.Endpoints = append(m.Endpoints, endpoint(i, slow(1+float64(i)/10)))
+	}
+	p, c := New(prometheus.NewRegistry()), new(Choice)
+	q := &Query{Model: m, Prompt: 100, Output: 50, Most: 4, Now: epoch}
+	if n := testing.AllocsPerRun(100, func() { _ = p.Pick(q, c) }); n > 0 {
+		t.Errorf("Pick allocates %v times", n)
+	}
+}
+
+func BenchmarkPick(b *testing.B) {
+	for _, n := range []int{8, 64, 512, 4096} {
+		m := model()
+		for i := range n {
+			m.Endpoints = append(m.Endpoints, endpoint(i, slow(1+float64(i%7)/10)))
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p, c := New(prometheus.NewRegistry()), new(Choice)
+			q := &Query{Model: m, Prompt: 100, Output: 50, Most: 4, Now: epoch}
+			b.ReportAllocs()
+			for b.Loop() {
+				_ = p.Pick(q, c)
+			}
+		})
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	New(reg)
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("GatherAndLint() = %v, %v", problems, err)
+	}
+}

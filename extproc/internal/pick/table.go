@@ -1,0 +1,131 @@
+// Package pick chooses the engine that finishes a request first.
+//
+// fleet publishes an immutable Table of what xds says; stream asks Pick for
+// each request and tells what came of it. Its one rule: a decision reads the
+// Table and atomics, takes no lock, and allocates nothing.
+package pick
+
+import (
+	"sync/atomic"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// MaxCandidates is the most hosts that an answer names.
+const MaxCandidates = 16
+
+// State is what xds says of an endpoint.
+type State uint8
+
+const (
+	// NotReady takes no new requests.
+	NotReady State = iota
+	// Suspect has gone silent: it is named only when nobody else is ready.
+	Suspect
+	// Ready takes requests.
+	Ready
+)
+
+// Endpoint is one replica, as it is in one Table. It never changes; what moves
+// is in Live, which all versions of the endpoint share.
+type Endpoint struct {
+	// Address is "ip:port", the host's name in EDS.
+	Address string
+	// Replica names the replica, Nodes the nodes that hold its parts.
+	Replica string
+	Nodes   []string
+	// Zone is the failure domain; empty: the node is its own.
+	Zone  string
+	State State
+	// Weight is the host's weight in EDS.
+	Weight uint32
+	// Slots is how many requests are worked on at a time; 0: unknown.
+	Slots int
+	// Health is the share of normal speed left, above 0 to 1.
+	Health float64
+	// Prior is what the engine measured of itself.
+	Prior Speed
+	// Cache identifies what is in the engine's cache: it is new after every
+	// start of the engine, and never 0.
+	Cache uint32
+	*Live
+}
+
+// Speed is the time of one sequence alone, in milliseconds per token; 0: unknown.
+type Speed struct {
+	// Prefill is for a prompt token that is not cached.
+	Prefill float64
+	// Decode is for a generated token.
+	Decode float64
+}
+
+// Counter counts the prompt tokens of a request; exact is false for an estimate.
+type Counter interface {
+	Count(r *openai.Request) (n int, exact bool)
+}
+
+// Model is a model that is served.
+type Model struct {
+	// Name is the id in the API.
+	Name string
+	// Seed is the session key of an empty conversation.
+	Seed session.Key
+	// Endpoints are the model's replicas in the order of their addresses.
+	Endpoints []*Endpoint
+	*Learned
+}
+
+// Policy is the rules for requests.
+type Policy struct {
+	// SessionHeader names a session, in lower case.
+	SessionHeader string
+	// Cookies is nil if there are none.
+	Cookies *session.Cookies
+	// Sessions remembers where conversations are cached.
+	Sessions *session.Store
+	// Candidates and Critical are the most hosts named for a request, and for a
+	// critical one; 1 to MaxCandidates.
+	Candidates, Critical int
+	// Priority is that of a request that names none.
+	Priority string
+	// MaxBody is the largest request body, in bytes; 0: no limit of ours.
+	MaxBody int64
+}
+
+// Table is the fleet at one moment.
+type Table struct {
+	// Policy is never nil in a published Table.
+	Policy *Policy
+	// Models is keyed by id.
+	Models map[string]*Model
+	// Default serves requests that name no known model on paths that we do not
+	// know; nil: none does.
+	Default *Model
+}
+
+// Model returns the model with an id, or nil.
+func (t *Table) Model(name []byte) *Model { return t.Models[string(name)] }
+
+// Endpoint returns the model's endpoint with an address, or nil.
+func (m *Model) Endpoint(address string) *Endpoint {
+	for _, e := range m.Endpoints {
+		if e.Address == address {
+			return e
+		}
+	}
+	return nil
+}
+
+// Picker holds the table in force.
+type Picker struct {
+	table   atomic.Pointer[Table]
+	turn    atomic.Uint64 // where the walk over the endpoints begins
+	metrics *metrics
+}
+
+// Publish replaces the table. Decisions in flight keep the one they began with.
+func (p *Picker) Publish(t *Table) { p.table.Store(t) }
+
+// Table returns the table in force, or nil before xds has said all once.
+func (p *Picker) Table() *Table { return p.table.Load() }
