@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,8 +23,6 @@ type Python struct {
 	Path string `json:"-"`
 	// Version is Python's, such as "3.11.7".
 	Version string `json:"version"`
-	// Pip is pip's version, "" if it isn't installed.
-	Pip string `json:"pip"`
 	// Libc is the C library that it is linked to: "glibc" or something else.
 	Libc string `json:"libc"`
 }
@@ -35,18 +35,13 @@ type Compiler struct {
 	Version string
 }
 
-const pythonProbe = `
-import json, platform
-try:
-    import pip
-    have = pip.__version__
-except ImportError:
-    have = ""
-print(json.dumps({"version": platform.python_version(), "pip": have, "libc": platform.libc_ver()[0]}))
-`
+const (
+	pythonProbe = `import json, platform; print(json.dumps({"version": platform.python_version(), "libc": platform.libc_ver()[0]}))`
+	pipProbe    = `import pip; print(pip.__version__)`
+)
 
 // FindPython returns the python3 on PATH, or why it can't be used to run
-// llama.cpp. That pip is missing isn't an error here.
+// llama.cpp.
 func FindPython(ctx context.Context) (Python, error) {
 	path, err := exec.LookPath("python3")
 	if err != nil {
@@ -65,6 +60,18 @@ func FindPython(ctx context.Context) (Python, error) {
 		return p, hint(fmt.Errorf("%s is Python %s; must be 3.10 or newer", path, p.Version), "put a newer python3 first on PATH")
 	}
 	return p, nil
+}
+
+// FindPip returns the version of py's pip, which set-up downloads with.
+func FindPip(ctx context.Context, py Python) (string, error) {
+	said, err := output(ctx, exec.Command(py.Path, "-c", pipProbe))
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	if err != nil {
+		return "", hint(fmt.Errorf("%s has no pip", py.Path), "install pip (Debian: apt-get install python3-pip)")
+	}
+	return strings.TrimSpace(said), nil
 }
 
 // atLeast compares a version "major.minor.…" with a required one.
@@ -108,17 +115,28 @@ func CheckPlatform(py Python) error {
 		"bring your own parts: -envoy, -llama-server, -rpc-server and -model")
 }
 
-// CheckCache says why nothing can be written into the cache folder.
-func CheckCache(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return explain(err, dir)
+// CheckCache says why nothing can be written into the cache folder, which need
+// not exist yet.
+func CheckCache(cache string) error {
+	dir := cache
+	for {
+		st, err := os.Stat(dir)
+		if err == nil && !st.IsDir() {
+			err = &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			return explain(err, cache)
+		}
+		dir = filepath.Dir(dir)
 	}
 	probe, err := os.CreateTemp(dir, ".probe-*")
 	if err != nil {
-		return explain(err, dir)
+		return explain(err, cache)
 	}
-	defer os.Remove(probe.Name())
-	return explain(probe.Close(), dir)
+	return explain(errors.Join(probe.Close(), os.Remove(probe.Name())), cache)
 }
 
 // FreeBytes returns how much a user may still write to the file system that
@@ -147,26 +165,22 @@ func preflight(ctx context.Context, cache string, missing []part) (Python, Compi
 	if err := CheckPlatform(py); err != nil {
 		return py, Compiler{}, err
 	}
-	if py.Pip == "" {
-		return py, Compiler{}, hint(fmt.Errorf("%s has no pip", py.Path), "install pip (Debian: apt-get install python3-pip)")
+	if _, err := FindPip(ctx, py); err != nil {
+		return py, Compiler{}, err
 	}
 	if err := CheckCache(cache); err != nil {
 		return py, Compiler{}, err
 	}
-	var need int64
-	plugin := false
-	for _, p := range missing {
-		need += p.Disk
-		plugin = plugin || p.Plugin
-	}
-	if err := checkDisk(cache, need); err != nil || !plugin {
+	need := needed(missing)
+	if err := CheckDisk(cache, need.Disk); err != nil || !need.Compiler {
 		return py, Compiler{}, err
 	}
 	cxx, err := FindCompiler(ctx)
 	return py, cxx, err
 }
 
-func checkDisk(dir string, need int64) error {
+// CheckDisk says why need bytes don't fit into dir.
+func CheckDisk(dir string, need int64) error {
 	free, err := FreeBytes(dir)
 	if err != nil || free >= need {
 		return err

@@ -1,11 +1,13 @@
 package setup
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -84,6 +86,10 @@ func (i installer) assemble(ctx context.Context, p part, files []string, dir str
 	if err != nil {
 		return stamp{}, err
 	}
+	// Pinned files first: a fault of the model says more than one of its licence.
+	slices.SortStableFunc(s.Files, func(a, b stamped) int {
+		return cmp.Compare(len(p.Sums[b.Name]), len(p.Sums[a.Name]))
+	})
 	return s, s.pinned(p)
 }
 

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -46,8 +47,8 @@ type Paths struct {
 }
 
 // Ensure fetches and builds what is missing and returns where everything is.
-// With a complete cache it only looks at sizes and times of the files, needs no
-// network and starts no process. Several may run at once, on one cache too.
+// With a complete cache it only looks at sizes and times of the files and asks
+// python3 for its version: no network, no compiler. Several may run at once, on one cache too.
 // Each error that a person can do something about is an obs.Hint.
 func Ensure(ctx context.Context, o Options) (Paths, error) {
 	o, err := o.complete()
@@ -60,11 +61,51 @@ func Ensure(ctx context.Context, o Options) (Paths, error) {
 	return o.paths(), nil
 }
 
-// ensure brings the parts into the cache.
+// A Need is what set-up still has to do.
+type Need struct {
+	// Parts are the names of what isn't installed yet.
+	Parts []string
+	// Disk is how many bytes that takes while it is installed.
+	Disk int64
+	// Compiler is whether it takes a C++ compiler.
+	Compiler bool
+}
+
+// Look returns where everything is or will be, and what Ensure would have to do.
+// It changes nothing but the times that the cache remembers.
+func Look(ctx context.Context, o Options) (Paths, Need, error) {
+	o, err := o.complete()
+	if err != nil {
+		return Paths{}, Need{}, err
+	}
+	missing, err := missingParts(ctx, o.Cache, o.parts(), newProgress(io.Discard))
+	if err != nil {
+		return Paths{}, Need{}, explain(err, o.Cache)
+	}
+	return o.paths(), needed(missing), nil
+}
+
+func needed(missing []part) Need {
+	var n Need
+	for _, p := range missing {
+		n.Parts = append(n.Parts, p.Name)
+		n.Disk += p.Disk
+		n.Compiler = n.Compiler || p.Plugin
+	}
+	return n
+}
+
+// ensure brings the parts into the cache. The runtime runs in Python, which
+// may have gone since it was installed.
 func ensure(ctx context.Context, cache string, parts []part, out io.Writer) error {
 	show := newProgress(out)
 	stop := show.start()
 	defer stop()
+	if slices.ContainsFunc(parts, func(p part) bool { return p.Plugin }) {
+		if _, err := FindPython(ctx); err != nil {
+			return err
+		}
+	}
 	missing, err := missingParts(ctx, cache, parts, show)
 	if err == nil && len(missing) > 0 {
 		err = install(ctx, cache, parts, show)

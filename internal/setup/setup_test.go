@@ -38,15 +38,19 @@ func TestFirstStartInstallsEverything(t *testing.T) {
 	}
 }
 
-func TestSecondStartNeedsNoTool(t *testing.T) {
+func TestSecondStartNeedsNoNetwork(t *testing.T) {
 	w := newWorld(t)
 	if err := w.ensure(); err != nil {
 		t.Fatal(err)
 	}
-	w.remove("bin")
+	w.remove("bin/g++")
 	w.remove("index")
 	if err := w.ensure(); err != nil {
-		t.Errorf("ensure without network and tools: %v", err)
+		t.Errorf("ensure without network and compiler: %v", err)
+	}
+	w.remove("bin/python3")
+	if err := w.ensure(); err == nil {
+		t.Error("ensure without the python3 that runs llama.cpp: no error")
 	}
 	if got := w.downloads(); got != 3 {
 		t.Errorf("%d downloads, want 3", got)

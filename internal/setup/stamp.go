@@ -18,7 +18,7 @@ import (
 // A stamp says that a part is installed, and how its files looked then.
 type stamp struct {
 	Pin   string    `json:"pin"`   // part.pin of what was installed
-	Files []stamped `json:"files"` // in the order of their names
+	Files []stamped `json:"files"` // the pinned ones first
 }
 
 // stamped is one file of an installed part.

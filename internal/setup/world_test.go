@@ -19,8 +19,11 @@ import (
 const fakePython = `#!/bin/sh
 PATH=/usr/bin:/bin
 if [ "$1" = -c ]; then
-	echo '{"version": "@VERSION@", "pip": "@PIP@", "libc": "@LIBC@"}'
-	exit 0
+	case "$2" in
+	*pip*) echo "@PIP@"; [ "@PIP@" ] ;;
+	*) echo '{"version": "@VERSION@", "libc": "@LIBC@"}' ;;
+	esac
+	exit $?
 fi
 echo "$@" >>@DIR@/calls
 @BEHAVE@
