@@ -1,0 +1,224 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/supervise"
+	"millrace.dev/millrace/internal/obs"
+)
+
+// call is one request on its way.
+type call struct {
+	*Server
+	op      operation
+	w       http.ResponseWriter
+	r       *http.Request
+	started time.Time
+	span    trace.Span
+
+	req     request
+	serving *supervise.Serving // once it was let in
+	ticket  *admit.Ticket
+	prompt  int64 // tokens, counted or estimated
+
+	begun  time.Time // when the backend's first byte came
+	usage  llamacpp.Usage
+	status int // for the metrics; 499: the client went away
+}
+
+// statusGone is the status of a request whose client did not wait.
+const statusGone = 499
+
+// errGone is the cause of a request's end when its client has gone.
+var errGone = errors.New("the client went away")
+
+// complete answers one request of op.
+func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) {
+	ctx := obs.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx, span := s.cfg.Tracer.Start(ctx, "POST /v1"+op.path, trace.WithSpanKind(trace.SpanKindServer))
+	c := &call{Server: s, op: op, w: w, r: r, started: time.Now(), span: span, status: http.StatusOK}
+	w.Header().Set(headerNode, s.cfg.Node)
+	defer c.finish()
+	if err := c.serve(ctx); err != nil {
+		c.status = err.status
+		if err.status != statusGone {
+			err.write(w)
+		}
+	}
+}
+
+// serve checks the request, lets it in and has it answered.
+func (c *call) serve(ctx context.Context) *apiError {
+	v, why := c.cfg.Serving()
+	if v == nil {
+		return notReady(why)
+	}
+	c.w.Header().Set(headerReplica, v.Assignment.GetReplica())
+	body, failed := readBody(c.w, c.r, int64(v.Assignment.GetBackend().GetMaxBodyBytes()))
+	if failed != nil {
+		return failed
+	}
+	if c.req, failed = parse(c.op, body); failed != nil {
+		return failed
+	}
+	if c.req.model != v.Assignment.GetModel() {
+		return unknownModel(c.req.model)
+	}
+	c.serving, c.prompt = v, promptTokens(c.r, len(body))
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(errGone)
+	if failed := c.enter(ctx, cancel); failed != nil {
+		return failed
+	}
+	defer c.ticket.Release()
+	lost := context.AfterFunc(v.Alive, func() { cancel(supervise.ErrEnds) })
+	defer lost()
+	return c.forward(ctx, body, lost)
+}
+
+// enter waits for a slot as long as the replica takes requests.
+func (c *call) enter(ctx context.Context, cancel context.CancelCauseFunc) *apiError {
+	closed := context.AfterFunc(c.serving.Open, func() { cancel(supervise.ErrEnds) })
+	t, err := c.cfg.Gate.Acquire(ctx, c.tokens())
+	stopped := closed()
+	switch {
+	case errors.Is(err, admit.ErrFull):
+		return full(err)
+	case err != nil:
+		return c.ended(ctx, err)
+	case !stopped: // the door closed in the very moment
+		t.Release()
+		return c.ended(ctx, supervise.ErrEnds)
+	}
+	c.ticket = t
+	return nil
+}
+
+// tokens is what the request may need.
+func (c *call) tokens() int64 {
+	if c.op.limits == nil {
+		return c.prompt
+	}
+	out := c.cfg.Meter.Length()
+	if c.req.limit > 0 {
+		out = min(out, c.req.limit)
+	}
+	return c.prompt + out
+}
+
+// ended tells a client that left from a backend that was lost.
+func (c *call) ended(ctx context.Context, err error) *apiError {
+	if c.r.Context().Err() != nil {
+		return &apiError{status: statusGone, Message: errGone.Error()}
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	if errors.Is(err, supervise.ErrEnds) {
+		_, why := c.cfg.Serving()
+		return notReady(why)
+	}
+	return backendLost(err.Error())
+}
+
+// forward has the backend answer. lost stops the watch over the backend's state,
+// when the answer has begun.
+func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiError {
+	ctx, span := c.cfg.Tracer.Start(ctx, "backend", trace.WithSpanKind(trace.SpanKindClient))
+	defer span.End()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+c.cfg.Backend+"/v1"+c.op.path, bytes.NewReader(body))
+	if err != nil {
+		return backendLost(err.Error())
+	}
+	req.Header.Set("Content-Type", "application/json")
+	obs.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
+	resp, err := c.cfg.Transport.RoundTrip(req)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+		return c.ended(ctx, err)
+	}
+	defer resp.Body.Close()
+	c.begun = time.Now()
+	if resp.StatusCode == http.StatusOK && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+		lost()
+		c.stream(resp.Body)
+		return nil
+	}
+	return c.unary(ctx, resp)
+}
+
+// maxErrorBody bounds what is read of an error, in bytes.
+const maxErrorBody = 64 << 10
+
+// unary reads the answer whole: its usage goes into a header.
+func (c *call) unary(ctx context.Context, resp *http.Response) *apiError {
+	if resp.StatusCode != http.StatusOK {
+		body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+		if err != nil {
+			return c.ended(ctx, err)
+		}
+		return fromBackend(resp.StatusCode, body)
+	}
+	body, err := readAll(resp.Body, resp.ContentLength)
+	if err != nil {
+		return c.ended(ctx, err)
+	}
+	c.usage, _ = llamacpp.ParseUsage(body)
+	c.ticket.Release()
+	c.account(time.Now())
+	h := c.w.Header()
+	h.Set("Content-Type", resp.Header.Get("Content-Type"))
+	h[headerUsage] = []string{formatUsage(c.usage)}
+	h[headerLoad] = []string{c.load()}
+	_, _ = c.w.Write(body)
+	return nil
+}
+
+// account counts a request that was answered to its end.
+func (c *call) account(now time.Time) {
+	c.cfg.Meter.Serve(now)
+	c.cfg.Meter.Add(c.usage, now)
+	c.cfg.Metrics.answered(c.req.model, c.usage, c.begun.Sub(c.started), now.Sub(c.started))
+}
+
+func (c *call) load() string {
+	return formatLoad(c.cfg.Gate.Load(), KVUse(c.cfg.Meter, c.serving.Assignment.GetBackend()), c.cfg.Meter.Rate(time.Now()))
+}
+
+// finish ends the span and counts the outcome, also of a stream that was cut.
+func (c *call) finish() {
+	cut := recover()
+	if cut != nil && c.status == http.StatusOK {
+		c.status = http.StatusBadGateway
+	}
+	c.cfg.Metrics.finished(c.op.path, c.status)
+	c.span.SetAttributes(
+		attribute.String("http.request.method", http.MethodPost),
+		attribute.String("http.route", "/v1"+c.op.path),
+		attribute.Int("http.response.status_code", c.status),
+		attribute.String("gen_ai.request.model", c.req.model),
+		attribute.Int64("gen_ai.usage.input_tokens", int64(c.usage.Prompt)),
+		attribute.Int64("gen_ai.usage.output_tokens", int64(c.usage.Completion)),
+	)
+	if c.status >= http.StatusInternalServerError {
+		c.span.SetStatus(codes.Error, fmt.Sprint(c.status))
+	}
+	c.span.End()
+	if cut != nil {
+		panic(cut)
+	}
+}

@@ -1,0 +1,93 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"millrace.dev/millrace/engine/internal/llamacpp"
+)
+
+// apiError is an error in the API's own form.
+type apiError struct {
+	status  int
+	Message string  `json:"message"`
+	Type    string  `json:"type"`
+	Param   *string `json:"param"`
+	Code    *string `json:"code"`
+}
+
+// Types of errors.
+const (
+	invalidRequest = "invalid_request_error"
+	serverError    = "server_error"
+	rateLimit      = "rate_limit_error"
+)
+
+// retryAfter is what a client is told to wait, in seconds, where another try may do.
+const retryAfter = "1"
+
+// Error returns the message.
+func (e *apiError) Error() string { return e.Message }
+
+func (e *apiError) write(w http.ResponseWriter) {
+	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	writeJSON(w, e.status, map[string]*apiError{"error": e})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func badRequest(param, format string, args ...any) *apiError {
+	e := &apiError{status: http.StatusBadRequest, Message: fmt.Sprintf(format, args...), Type: invalidRequest}
+	if param != "" {
+		e.Param = &param
+	}
+	return e
+}
+
+func notFound(message, code string) *apiError {
+	e := &apiError{status: http.StatusNotFound, Message: message, Type: invalidRequest}
+	if code != "" {
+		e.Code = &code
+	}
+	return e
+}
+
+func unknownModel(id string) *apiError {
+	e := notFound(fmt.Sprintf("the model %.200q does not exist here", id), "model_not_found")
+	param := "model"
+	e.Param = &param
+	return e
+}
+
+func coded(status int, kind, code, message string) *apiError {
+	return &apiError{status: status, Message: message, Type: kind, Code: &code}
+}
+
+func notReady(why string) *apiError {
+	return coded(http.StatusServiceUnavailable, serverError, "not_ready", "not ready: "+why)
+}
+
+func backendLost(why string) *apiError {
+	return coded(http.StatusServiceUnavailable, serverError, "backend_lost", "the backend was lost: "+why)
+}
+
+func full(err error) *apiError {
+	return coded(http.StatusTooManyRequests, rateLimit, "queue_full", err.Error())
+}
+
+// fromBackend is the backend's own refusal.
+func fromBackend(status int, body []byte) *apiError {
+	b := llamacpp.ParseError(status, body)
+	e := &apiError{status: b.Status, Message: b.Message, Type: b.Type}
+	if b.Code != "" {
+		e.Code = &b.Code
+	}
+	return e
+}

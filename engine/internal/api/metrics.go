@@ -1,0 +1,169 @@
+package api
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/meter"
+	"millrace.dev/millrace/engine/internal/supervise"
+)
+
+// outcomes are the ways in which a request may end.
+var outcomes = []string{"ok", "refused", "full", "gone", "not_ready", "failed"}
+
+// Metrics are the engine's own and, under vLLM's names, what dashboards expect of
+// an inference engine.
+type Metrics struct {
+	requests *prometheus.CounterVec // by path and outcome
+	prompt   *prometheus.CounterVec // these by model
+	cached   *prometheus.CounterVec
+	output   *prometheus.CounterVec
+	first    *prometheus.HistogramVec
+	whole    *prometheus.HistogramVec
+}
+
+// seconds are the buckets of both histograms, vLLM's own rounded.
+var seconds = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640}
+
+// Sources are what the gauges read.
+type Sources struct {
+	Gate     *admit.Gate
+	Meter    *meter.Meter
+	Snapshot func() (*supervise.Snapshot, <-chan struct{})
+}
+
+// NewMetrics registers the metrics.
+func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
+	counter := func(name, help string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"model_name"})
+	}
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: seconds}, []string{"model_name"})
+	}
+	m := &Metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_engine_requests_total", Help: "Requests by endpoint and outcome.",
+		}, []string{"path", "outcome"}),
+		prompt: counter("vllm:prompt_tokens_total", "Prompt tokens of answered requests."),
+		cached: counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the KV cache."),
+		output: counter("vllm:generation_tokens_total", "Tokens generated."),
+		first:  histogram("vllm:time_to_first_token_seconds", "Time to the backend's first byte."),
+		whole:  histogram("vllm:e2e_request_latency_seconds", "Time to the end of the answer."),
+	}
+	for _, op := range operations {
+		for _, o := range outcomes {
+			m.requests.WithLabelValues(op.path, o)
+		}
+	}
+	reg.MustRegister(m.requests, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})
+	return m
+}
+
+// answered counts a request that was answered to its end.
+func (m *Metrics) answered(model string, u llamacpp.Usage, first, whole time.Duration) {
+	m.prompt.WithLabelValues(model).Add(float64(u.Prompt))
+	m.cached.WithLabelValues(model).Add(float64(u.Cached))
+	m.output.WithLabelValues(model).Add(float64(u.Completion))
+	m.first.WithLabelValues(model).Observe(first.Seconds())
+	m.whole.WithLabelValues(model).Observe(whole.Seconds())
+}
+
+// finished counts any request.
+func (m *Metrics) finished(path string, status int) {
+	m.requests.WithLabelValues(path, outcome(status)).Inc()
+}
+
+func outcome(status int) string {
+	switch {
+	case status < http.StatusBadRequest:
+		return "ok"
+	case status == http.StatusTooManyRequests:
+		return "full"
+	case status == statusGone:
+		return "gone"
+	case status < http.StatusInternalServerError:
+		return "refused"
+	case status == http.StatusServiceUnavailable:
+		return "not_ready"
+	}
+	return "failed"
+}
+
+// KVUse returns the used part of the KV cache, from 0 to 1.
+func KVUse(m *meter.Meter, b *enginepb.Backend) float64 {
+	room := llamacpp.ContextOf(b)
+	if room == 0 {
+		return 0
+	}
+	return min(1, float64(m.KV())/float64(room))
+}
+
+// gauges reads the present load and state when it is scraped.
+type gauges struct {
+	Sources
+	metrics *Metrics
+}
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	descRunning  = describe("vllm:num_requests_running", "Requests in the backend.", "model_name")
+	descWaiting  = describe("vllm:num_requests_waiting", "Requests waiting for a slot.", "model_name")
+	descKV       = describe("vllm:kv_cache_usage_perc", "Used part of the KV cache, 1 is all.", "model_name")
+	descQueries  = describe("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the KV cache.", "model_name")
+	descTokens   = describe("millrace_engine_inflight_tokens", "Tokens that running and waiting requests may still need.")
+	descSpeed    = describe("millrace_engine_speed_tokens_per_second", "Measured speed of one sequence.", "phase")
+	descState    = describe("millrace_engine_state_info", "1 for the present state, 0 for the others.", "state")
+	descRestarts = describe("millrace_engine_restarts_total", "Starts of a process after its first one.", "role")
+)
+
+// Describe sends what Collect may send.
+func (g gauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descKV, descQueries, descTokens, descSpeed, descState, descRestarts} {
+		ch <- d
+	}
+}
+
+// Collect sends the present values.
+func (g gauges) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+	}
+	snap, _ := g.Snapshot()
+	load, speed := g.Gate.Load(), g.Meter.Speed()
+	gauge(descTokens, float64(load.Tokens))
+	gauge(descSpeed, speed.Prefill, "prefill")
+	gauge(descSpeed, speed.Decode, "decode")
+	for i := int32(1); i < int32(len(enginepb.State_name)); i++ {
+		present := 0.0
+		if snap.State == enginepb.State(i) {
+			present = 1
+		}
+		gauge(descState, present, enginepb.State_name[i])
+	}
+	restarts := map[supervise.Role]uint32{supervise.Shard: 0, supervise.Backend: 0}
+	for _, p := range snap.Processes {
+		restarts[p.Role] = p.Restarts
+	}
+	for role, n := range restarts {
+		count(descRestarts, float64(n), role.String())
+	}
+	model := snap.Assignment.GetModel()
+	if model == "" || snap.Assignment.GetStage() > 0 {
+		return
+	}
+	gauge(descRunning, float64(load.Running), model)
+	gauge(descWaiting, float64(load.Waiting), model)
+	gauge(descKV, KVUse(g.Meter, snap.Assignment.GetBackend()), model)
+	count(descQueries, float64(g.Meter.Totals().Prompt), model)
+}

@@ -1,0 +1,149 @@
+// Package llamacpp is all that engine knows of llama.cpp: how its server and its
+// RPC shards are started, asked for health and tokens, and what its answers say of
+// usage and errors.
+//
+// Called by supervise (commands, readiness, probes) and api (usage, errors). Its
+// one rule: llama.cpp's own forms go no further than this package.
+package llamacpp
+
+import (
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// glue is run by the interpreter with llama.cpp's Python binding; it is fed to
+// its standard input, so that nothing has to be written anywhere.
+//
+//go:embed glue.py
+var glue string
+
+// cacheMiB bounds llama.cpp's cache of idle prompts in host memory.
+const cacheMiB = 256
+
+// Programs says with what llama.cpp is run on this node, and where it listens.
+type Programs struct {
+	// Runtime is the folder that set-up made: xllamacpp and libggml-rpc.so.
+	Runtime string
+	// LlamaServer and RPCServer are native programs used instead of the runtime;
+	// empty: the runtime.
+	LlamaServer, RPCServer string
+	// BackendAddress and ShardAddress are "ip:port".
+	BackendAddress, ShardAddress string
+}
+
+// config is what the glue is told, as JSON.
+type config struct {
+	Runtime       string  `json:"runtime"`
+	Address       string  `json:"address"`
+	Threads       uint32  `json:"threads"`
+	Weights       string  `json:"weights,omitempty"`
+	Model         string  `json:"model,omitempty"`
+	Slots         uint32  `json:"slots,omitempty"`
+	ContextTokens uint32  `json:"context_tokens,omitempty"`
+	HTTPThreads   uint32  `json:"http_threads,omitempty"`
+	CacheMiB      int     `json:"cache_mib,omitempty"`
+	Shards        []shard `json:"shards"`
+}
+
+type shard struct {
+	Address string  `json:"address"`
+	Share   float32 `json:"share"`
+}
+
+// Shard returns the command of this node's RPC shard.
+func (p Programs) Shard(a *enginepb.Assignment) (*exec.Cmd, error) {
+	threads := a.GetBackend().GetThreads()
+	if p.RPCServer == "" {
+		return p.python("worker", config{Runtime: p.Runtime, Address: p.ShardAddress, Threads: threads, Shards: []shard{}})
+	}
+	host, port, _ := cutAddress(p.ShardAddress)
+	return native(p.RPCServer, "-H", host, "-p", port, "-t", strconv.Itoa(int(threads))), nil
+}
+
+// Backend returns the command of the server that answers for the whole replica.
+func (p Programs) Backend(a *enginepb.Assignment) (*exec.Cmd, error) {
+	if p.LlamaServer == "" {
+		return p.python("server", p.config(a))
+	}
+	return native(p.LlamaServer, arguments(p.config(a))...), nil
+}
+
+func (p Programs) config(a *enginepb.Assignment) config {
+	b := a.GetBackend()
+	c := config{
+		Runtime: p.Runtime, Address: p.BackendAddress, Threads: b.GetThreads(),
+		Weights: b.GetWeights(), Model: a.GetModel(), Slots: b.GetSlots(), ContextTokens: b.GetContextTokens(),
+		// Requests beyond these get a thread of their own for a while.
+		HTTPThreads: 2, CacheMiB: cacheMiB, Shards: []shard{},
+	}
+	if len(a.GetStages()) > 1 {
+		for _, s := range a.GetStages() {
+			c.Shards = append(c.Shards, shard{Address: s.GetShardAddress(), Share: s.GetShare()})
+		}
+	}
+	return c
+}
+
+func (p Programs) python(mode string, c config) (*exec.Cmd, error) {
+	text, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("%s's configuration: %w", mode, err)
+	}
+	cmd := native("python3", "-", mode, string(text))
+	cmd.Stdin = strings.NewReader(glue)
+	return cmd, nil
+}
+
+// native returns a command in an environment where llama.cpp's aborts are quick:
+// it starts a debugger to print a trace otherwise.
+func native(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "GGML_NO_BACKTRACE=1")
+	return cmd
+}
+
+// arguments says to llama-server what the glue says to the binding.
+func arguments(c config) []string {
+	host, port, _ := cutAddress(c.Address)
+	threads := strconv.Itoa(int(c.Threads))
+	args := []string{
+		"-m", c.Weights, "--alias", c.Model, "--host", host, "--port", port,
+		"-np", strconv.Itoa(int(c.Slots)), "-c", strconv.Itoa(int(c.ContextTokens * c.Slots)),
+		"-t", threads, "-tb", threads, "--threads-http", strconv.Itoa(int(c.HTTPThreads)),
+		"--cache-ram", strconv.Itoa(c.CacheMiB), "--embeddings", "--pooling", "mean", "-fa", "on",
+		"--jinja", "--metrics", "--slots", "--no-warmup", "--no-webui", "--fit", "off",
+	}
+	if len(c.Shards) == 0 {
+		return args
+	}
+	var addrs, split []string
+	for _, s := range c.Shards {
+		addrs = append(addrs, s.Address)
+		split = append(split, strconv.FormatFloat(float64(s.Share), 'g', -1, 32))
+	}
+	return append(args, "--rpc", strings.Join(addrs, ","), "-ngl", "99", "-ts", strings.Join(split, ","))
+}
+
+// Check says what keeps this node from running llama.cpp; nil is nothing.
+func (p Programs) Check() error {
+	if p.LlamaServer != "" && p.RPCServer != "" {
+		return nil
+	}
+	for _, part := range []string{filepath.Join("xllamacpp", "__init__.py"), "libggml-rpc.so"} {
+		if _, err := os.Stat(filepath.Join(p.Runtime, part)); err != nil {
+			return fmt.Errorf("runtime: %w", err)
+		}
+	}
+	if _, err := exec.LookPath("python3"); err != nil {
+		return fmt.Errorf("python: %w", err)
+	}
+	return nil
+}

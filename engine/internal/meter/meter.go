@@ -1,0 +1,168 @@
+// Package meter counts what an engine has done and measures how fast its backend is.
+//
+// Called by api after each request, read by status and supervise. Its one rule:
+// what it says was measured or said by the backend, never guessed.
+package meter
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"millrace.dev/millrace/engine/internal/llamacpp"
+)
+
+// Totals count since the engine started.
+type Totals struct{ Requests, Prompt, Cached, Generated uint64 }
+
+// Meter is safe for concurrent use.
+type Meter struct {
+	// Atomic.
+	served atomic.Int64  // when a token last came, ns since the epoch; 0: never
+	kv     atomic.Uint64 // tokens in the backend's KV cache
+
+	// mu guards the fields below.
+	mu     sync.Mutex
+	totals Totals
+	speed  llamacpp.Speed
+	length float64 // tokens of a usual completion
+	recent rate
+}
+
+// Measures of less than minTokens say more of overhead than of speed.
+const minTokens = 8
+
+// Weights of a new measurement in the moving averages.
+const (
+	speedWeight  = 0.2
+	lengthWeight = 0.05
+	firstLength  = 64 // tokens of a completion, until one was seen
+)
+
+// Serve says that the backend has just given a token.
+func (m *Meter) Serve(now time.Time) { m.served.Store(now.UnixNano()) }
+
+// Served returns when the backend last gave a token.
+func (m *Meter) Served() time.Time { return time.Unix(0, m.served.Load()) }
+
+// SetKV sets the number of tokens in the backend's KV cache.
+func (m *Meter) SetKV(tokens uint64) { m.kv.Store(tokens) }
+
+// KV returns the number of tokens in the backend's KV cache.
+func (m *Meter) KV() uint64 { return m.kv.Load() }
+
+// Add counts a finished request.
+func (m *Meter) Add(u llamacpp.Usage, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.totals.Requests++
+	m.totals.Prompt += u.Prompt
+	m.totals.Cached += u.Cached
+	m.totals.Generated += u.Completion
+	m.recent.add(now)
+	s := u.Speed()
+	if u.Prompt >= u.Cached+minTokens {
+		m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
+	}
+	if u.Completion >= minTokens {
+		m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
+	}
+	if u.Completion > 0 {
+		m.length = blend(m.length, float64(u.Completion), lengthWeight)
+	}
+}
+
+// Calibrate takes the speed of a probe, where requests have not told one yet.
+func (m *Meter) Calibrate(s llamacpp.Speed) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.speed.Prefill == 0 {
+		m.speed.Prefill = s.Prefill
+	}
+	if m.speed.Decode == 0 {
+		m.speed.Decode = s.Decode
+	}
+}
+
+// Forget drops the speeds: another replica is served from now on.
+func (m *Meter) Forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.speed = llamacpp.Speed{}
+}
+
+// Totals returns the counts.
+func (m *Meter) Totals() Totals {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.totals
+}
+
+// Speed returns what one sequence gets; 0 until measured.
+func (m *Meter) Speed() llamacpp.Speed {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.speed
+}
+
+// Length returns the tokens of a usual completion.
+func (m *Meter) Length() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.length == 0 {
+		return firstLength
+	}
+	return int64(m.length) + 1
+}
+
+// Rate returns finished requests per second, over the last few seconds.
+func (m *Meter) Rate(now time.Time) float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.recent.perSecond(now)
+}
+
+func blend(old, value, weight float64) float64 {
+	switch {
+	case value <= 0:
+		return old
+	case old == 0:
+		return value
+	}
+	return old + weight*(value-old)
+}
+
+// window is how far back rate looks, in seconds.
+const window = 8
+
+// rate counts events in a ring of seconds.
+type rate struct {
+	counts [window]uint32
+	second int64 // of the newest count, since the epoch
+}
+
+func (r *rate) add(now time.Time) {
+	r.roll(now)
+	r.counts[r.second%window]++
+}
+
+func (r *rate) perSecond(now time.Time) float64 {
+	r.roll(now)
+	var sum uint32
+	for _, n := range r.counts {
+		sum += n
+	}
+	return float64(sum) / window
+}
+
+// roll empties the seconds that passed since the last call.
+func (r *rate) roll(now time.Time) {
+	second := now.Unix()
+	for n := 0; r.second < second && n < window; n++ {
+		r.counts[(second-int64(n))%window] = 0
+		if second-int64(n)-1 == r.second {
+			break
+		}
+	}
+	r.second = max(r.second, second)
+}

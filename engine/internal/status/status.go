@@ -1,0 +1,158 @@
+// Package status serves the Engine contract: what the engine is told to serve, and
+// what is true of it.
+//
+// Called by nodeagent, by the engines that share a replica, and by `millrace up`.
+// Its one rule: nothing that breaks the contract's rules goes in or out.
+package status
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/meter"
+	"millrace.dev/millrace/engine/internal/supervise"
+)
+
+// defaultInterval is the longest time between two statuses where the caller
+// names none.
+const defaultInterval = 250 * time.Millisecond
+
+// Config is what a Server tells of.
+type Config struct {
+	// Node is this engine's node.
+	Node string
+	// HTTP, GRPC, Backend and Shard are "ip:port".
+	HTTP, GRPC, Backend, Shard string
+	Supervisor                 *supervise.Supervisor
+	Gate                       *admit.Gate
+	Meter                      *meter.Meter
+	// Ends is closed when the engine ends, which ends the streams.
+	Ends <-chan struct{}
+}
+
+// Server implements the contract.
+type Server struct {
+	enginepb.UnimplementedEngineServer
+	cfg Config
+}
+
+// New returns a server.
+func New(cfg Config) *Server { return &Server{cfg: cfg} }
+
+// Watch streams the engine's status.
+func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingServer[enginepb.Status]) error {
+	if err := req.Validate(); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	interval := defaultInterval
+	if d := req.GetInterval(); d != nil {
+		interval = d.AsDuration()
+	}
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		snap, changed := s.cfg.Supervisor.Snapshot()
+		if err := stream.Send(s.status(snap)); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+			tick.Reset(interval)
+		case <-tick.C:
+		case <-stream.Context().Done():
+			return status.FromContextError(stream.Context().Err()).Err()
+		case <-s.cfg.Ends:
+			return status.Error(codes.Unavailable, "the engine ends")
+		}
+	}
+}
+
+// Assign tells the engine what to serve from now on.
+func (s *Server) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.AssignReply, error) {
+	if err := a.ValidateAll(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := s.check(a); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	generation, err := s.cfg.Supervisor.Assign(a)
+	if err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return &enginepb.AssignReply{Generation: generation}, nil
+}
+
+// check holds the rules that span several fields.
+func (s *Server) check(a *enginepb.Assignment) error {
+	if int(a.GetStage()) >= len(a.GetStages()) {
+		return fmt.Errorf("stage: %d; must be < %d, the number of stages", a.GetStage(), len(a.GetStages()))
+	}
+	own := a.GetStages()[a.GetStage()]
+	if own.GetNode() != s.cfg.Node {
+		return fmt.Errorf("stages[%d].node: %q; must be this engine's, %q", a.GetStage(), own.GetNode(), s.cfg.Node)
+	}
+	if len(a.GetStages()) == 1 {
+		return nil
+	}
+	if own.GetShardAddress() != s.cfg.Shard {
+		return fmt.Errorf("stages[%d].shard_address: %q; must be this engine's, %q", a.GetStage(), own.GetShardAddress(), s.cfg.Shard)
+	}
+	for i, stage := range a.GetStages() {
+		if stage.GetShardAddress() == "" {
+			return fmt.Errorf("stages[%d].shard_address: empty; must be set where there are several stages", i)
+		}
+	}
+	return nil
+}
+
+func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
+	load, speed, totals := s.cfg.Gate.Load(), s.cfg.Meter.Speed(), s.cfg.Meter.Totals()
+	v := &enginepb.Status{
+		Node: s.cfg.Node, Generation: snap.Assignment.GetGeneration(), Assignment: snap.Assignment, Epoch: snap.Epoch,
+		State: snap.State, Reason: short(snap.Reason), Since: timestamppb.New(snap.Since),
+		HttpAddress: s.cfg.HTTP, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
+		Load: &enginepb.Load{
+			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
+			TokensInFlight: uint64(load.Tokens), KvUsedTokens: s.cfg.Meter.KV(), KvTotalTokens: llamacpp.ContextOf(snap.Assignment.GetBackend()),
+		},
+		Speed: &enginepb.Speed{Prefill: speed.Prefill, Decode: speed.Decode},
+		Totals: &enginepb.Totals{
+			Requests: totals.Requests, PromptTokens: totals.Prompt, CachedTokens: totals.Cached, GeneratedTokens: totals.Generated,
+		},
+	}
+	for _, p := range snap.Processes {
+		v.Processes = append(v.Processes, s.process(p))
+	}
+	return v
+}
+
+func (s *Server) process(p supervise.Process) *enginepb.Process {
+	address := s.cfg.Backend
+	if p.Role == supervise.Shard {
+		address = s.cfg.Shard
+	}
+	return &enginepb.Process{
+		Role: p.Role.String(), Pid: uint32(p.PID), Address: address, Restarts: p.Restarts,
+		Since: timestamppb.New(p.Since), RssBytes: p.RSS,
+	}
+}
+
+// maxReason is the contract's bound, in runes; a backend's own message may be longer.
+const maxReason = 1024
+
+func short(reason string) string {
+	r := []rune(reason)
+	if len(r) <= maxReason {
+		return reason
+	}
+	return string(r[:maxReason])
+}

@@ -1,0 +1,442 @@
+package supervise
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/proc"
+)
+
+// Role is what a process does for a replica.
+type Role int
+
+// The processes that an engine keeps, at most one of each.
+const (
+	Shard Role = iota
+	Backend
+	roles
+)
+
+// String returns the role's name in the contract.
+func (r Role) String() string {
+	if r == Shard {
+		return "shard"
+	}
+	return "backend"
+}
+
+// Part is what is true of one process at one moment.
+type Part struct {
+	// Run numbers its starts; larger than in any earlier life of this engine. 0:
+	// never started.
+	Run uint64
+	// Up says whether the process exists.
+	Up bool
+	// Serving says whether the shard listens, or the backend answers.
+	Serving bool
+	// Hung says whether it exists but can't run.
+	Hung bool
+	// Idle is for how long it has used no CPU time.
+	Idle time.Duration
+	// Exit says how the last run ended, for a person.
+	Exit string
+}
+
+// Peer is what is known of another engine of the replica.
+type Peer struct {
+	// Why says what keeps its stage from working; empty: it is ready.
+	Why string
+	// Epoch is the run of its shard.
+	Epoch uint64
+}
+
+// World is everything outside that a decision depends on.
+type World struct {
+	Now   time.Time
+	Parts [roles]Part
+	// Peers are the stages of the assignment in force, without our own.
+	Peers []Peer
+	// Running counts the requests in the backend.
+	Running int
+	// Served is when the backend last gave somebody a token.
+	Served time.Time
+	// Probed is the last probe that ended, ProbeErr how; 0: none.
+	Probed   uint64
+	ProbeErr string
+}
+
+// Verb is what a Command does.
+type Verb int
+
+// The commands of a Machine.
+const (
+	Start Verb = iota
+	Kill
+	Probe
+)
+
+// Command is what a Machine wants done now. Start and Kill concern Role; Probe
+// is number Probe.
+type Command struct {
+	Do         Verb
+	Role       Role
+	Probe      uint64
+	Assignment *enginepb.Assignment
+}
+
+// The patience of a Machine.
+const (
+	// killHung is how long a process that hangs may come back by itself.
+	killHung = 20 * time.Second
+	// killLoading is how long a process may start without using CPU.
+	killLoading = 30 * time.Second
+	// stallAfter is how long requests may run without a token from an idle backend.
+	stallAfter = 10 * time.Second
+	// stallIdle is how little the backend must have done lately to be called idle.
+	stallIdle = 2 * time.Second
+	// drainFor bounds how long running requests keep a drained backend alive.
+	drainFor = 10 * time.Second
+	// probeFails is how many probes in a row may fail before a restart.
+	probeFails = 2
+)
+
+// Machine decides what an engine does next. It does no I/O: Step takes the world
+// and returns commands.
+type Machine struct {
+	have *enginepb.Assignment // in force; nil: none
+	next *enginepb.Assignment // waits for the drain
+	quit bool
+
+	state  enginepb.State
+	reason string
+	since  time.Time
+	drain  time.Time // when draining began; zero: not draining
+	busy   time.Time // since when requests run; zero: none does
+
+	parts [roles]part
+	// group is what the running backend was started upon: the run of our own
+	// shard and the epochs of the peers.
+	group []uint64
+
+	// proven is the backend's run that gave a token after doubt. A backend that
+	// is not proven is probed; blame says why it is doubted, if it once worked.
+	proven uint64
+	doubt  time.Time
+	blame  string
+	probe  uint64 // the last one asked for
+	open   bool   // whether it is still awaited
+	fails  int
+
+	out []Command
+}
+
+// part is what a Machine remembers of one process.
+type part struct {
+	run     uint64
+	up      bool
+	started time.Time
+	hung    time.Time // since when; zero: it does not
+	retry   time.Time // not to be started before
+	backoff proc.Backoff
+	key     string // what it was started with
+	fault   string // why we killed it
+	asked   bool   // whether a start is under way
+}
+
+// NewMachine returns a machine without an assignment.
+func NewMachine(now time.Time) *Machine {
+	m := &Machine{state: enginepb.State_IDLE, reason: idle, since: now}
+	for r := range m.parts {
+		m.parts[r].backoff = proc.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second, Reset: 30 * time.Second}
+	}
+	return m
+}
+
+const idle = "no model is assigned"
+
+// Assign takes a new assignment, which has been validated. One that differs only
+// in its generation, or in what concerns admission, changes no process.
+func (m *Machine) Assign(a *enginepb.Assignment) error {
+	last := m.have
+	if m.next != nil {
+		last = m.next
+	}
+	switch {
+	case a.GetGeneration() < last.GetGeneration():
+		return fmt.Errorf("generation %d is older than %d, which is in force", a.GetGeneration(), last.GetGeneration())
+	case a.GetGeneration() == last.GetGeneration() && !proto.Equal(a, last):
+		return fmt.Errorf("generation %d is in force with another content", a.GetGeneration())
+	}
+	m.next = a
+	return nil
+}
+
+// Quit makes the machine drain and never start anything again.
+func (m *Machine) Quit() { m.quit = true }
+
+// Idle reports whether nothing runs and nothing is wanted: after Quit, the end.
+func (m *Machine) Idle() bool {
+	gone := func(p part) bool { return !p.up && !p.asked }
+	return m.quit && m.have == nil && gone(m.parts[Shard]) && gone(m.parts[Backend])
+}
+
+// Step looks at the world, moves the state and returns what is to be done.
+func (m *Machine) Step(w World) []Command {
+	m.out = nil
+	for r := range m.parts {
+		m.observe(Role(r), w)
+	}
+	switch {
+	case w.Running == 0:
+		m.busy = time.Time{}
+	case m.busy.IsZero():
+		m.busy = w.Now
+	}
+	state, reason := m.judge(w)
+	if state != m.state {
+		m.since = w.Now
+	}
+	m.state, m.reason = state, reason
+	return m.out
+}
+
+// observe remembers starts and deaths.
+func (m *Machine) observe(r Role, w World) {
+	p, now := &m.parts[r], w.Parts[r]
+	if now.Run != p.run {
+		p.run, p.asked, p.started, p.fault = now.Run, false, w.Now, ""
+		p.up = true
+	}
+	if p.up && !now.Up {
+		p.up, p.hung = false, time.Time{}
+		p.retry = w.Now.Add(p.backoff.Next(w.Now.Sub(p.started)))
+		if p.fault == "" {
+			p.fault = r.String() + " " + now.Exit
+		}
+	}
+	switch {
+	case !now.Hung:
+		p.hung = time.Time{}
+	case p.hung.IsZero():
+		p.hung = w.Now
+	}
+}
+
+func (m *Machine) judge(w World) (enginepb.State, string) {
+	if state, reason, draining := m.drained(w); draining {
+		return state, reason
+	}
+	if m.have == nil {
+		return enginepb.State_IDLE, idle
+	}
+	if sharded(m.have) {
+		if state, reason := m.part(Shard, w); state != enginepb.State_READY {
+			m.doubted("", w)
+			return m.started(state, reason, w)
+		}
+	}
+	if m.have.GetStage() > 0 {
+		return enginepb.State_READY, ""
+	}
+	return m.replica(w)
+}
+
+// drained waits for running requests where an end or a new assignment stops the
+// backend, then lets go of what is no longer wanted.
+func (m *Machine) drained(w World) (enginepb.State, string, bool) {
+	why := "the engine ends"
+	switch {
+	case m.quit:
+	case m.next != nil && m.keeps(m.next):
+		m.have, m.next = m.next, nil
+		return 0, "", false
+	case m.next != nil:
+		why = "a new assignment waits"
+	default:
+		return 0, "", false
+	}
+	if m.drain.IsZero() {
+		m.drain = w.Now
+	}
+	if w.Parts[Backend].Up && w.Running > 0 && w.Now.Sub(m.drain) < drainFor {
+		return enginepb.State_DRAINING, why + " for running requests", true
+	}
+	m.have, m.next, m.drain = m.next, nil, time.Time{}
+	if m.quit {
+		m.have = nil
+		m.drain = w.Now
+	}
+	m.release(w)
+	return enginepb.State_DRAINING, why, m.quit
+}
+
+// keeps reports whether the running backend serves a as it is.
+func (m *Machine) keeps(a *enginepb.Assignment) bool {
+	return !m.parts[Backend].up || key(Backend, a) == m.parts[Backend].key
+}
+
+// release kills the processes that the assignment in force has no use for.
+func (m *Machine) release(w World) {
+	for r := range m.parts {
+		if p := &m.parts[r]; w.Parts[r].Up && key(Role(r), m.have) != p.key {
+			m.kill(Role(r), "was replaced")
+		}
+	}
+}
+
+// key says with what a process of role r is started; empty: a has none.
+func key(r Role, a *enginepb.Assignment) string {
+	b := a.GetBackend()
+	switch {
+	case a == nil, r == Shard && !sharded(a), r == Backend && a.GetStage() > 0:
+		return ""
+	case r == Shard:
+		return fmt.Sprint(b.GetKind(), b.GetThreads())
+	}
+	s := fmt.Sprint(a.GetModel(), b.GetKind(), b.GetWeights(), b.GetContextTokens(), b.GetSlots(), b.GetThreads())
+	for _, stage := range a.GetStages() {
+		s += fmt.Sprint(" ", stage.GetShardAddress(), stage.GetShare())
+	}
+	return s
+}
+
+func sharded(a *enginepb.Assignment) bool { return len(a.GetStages()) > 1 }
+
+// part brings the process of role r up and reports READY when it serves.
+func (m *Machine) part(r Role, w World) (enginepb.State, string) {
+	p, now := &m.parts[r], w.Parts[r]
+	switch {
+	case now.Up && p.key != key(r, m.have):
+		m.kill(r, "was replaced")
+		return enginepb.State_STARTING, r.String() + " is being replaced"
+	case !now.Up:
+		return m.start(r, w)
+	case now.Hung:
+		if w.Now.Sub(p.hung) >= killHung {
+			m.kill(r, fmt.Sprintf("hung for %v", killHung))
+		}
+		return enginepb.State_BROKEN, r.String() + " stopped"
+	case !now.Serving && now.Idle >= killLoading:
+		m.kill(r, fmt.Sprintf("did nothing for %v while starting", killLoading))
+		return enginepb.State_BROKEN, p.fault
+	case !now.Serving:
+		return enginepb.State_STARTING, r.String() + " is starting"
+	}
+	return enginepb.State_READY, ""
+}
+
+func (m *Machine) start(r Role, w World) (enginepb.State, string) {
+	p := &m.parts[r]
+	if w.Now.Before(p.retry) {
+		return enginepb.State_BROKEN, p.fault
+	}
+	if !p.asked {
+		p.asked, p.key = true, key(r, m.have)
+		m.out = append(m.out, Command{Do: Start, Role: r, Assignment: m.have})
+	}
+	return enginepb.State_STARTING, r.String() + " is starting"
+}
+
+func (m *Machine) kill(r Role, fault string) {
+	p := &m.parts[r]
+	p.fault = r.String() + " " + fault
+	m.out = append(m.out, Command{Do: Kill, Role: r})
+}
+
+// replica judges the head, whose own shard works.
+func (m *Machine) replica(w World) (enginepb.State, string) {
+	group := append([]uint64{w.Parts[Shard].Run}, epochs(w.Peers)...)
+	if w.Parts[Backend].Up && !slices.Equal(group, m.group) {
+		m.kill(Backend, "lost a shard that was restarted")
+	}
+	for i, p := range w.Peers {
+		if p.Why != "" {
+			m.doubted("", w)
+			return m.started(enginepb.State_STARTING, "waits for "+m.node(i)+": "+p.Why, w)
+		}
+	}
+	if !w.Parts[Backend].Up {
+		m.group, m.blame = group, ""
+	}
+	if state, reason := m.part(Backend, w); state != enginepb.State_READY {
+		m.doubted("", w)
+		return state, reason
+	}
+	return m.token(w)
+}
+
+// started turns STARTING into BROKEN where the backend is up: a replica that
+// worked is not starting.
+func (m *Machine) started(state enginepb.State, reason string, w World) (enginepb.State, string) {
+	if state == enginepb.State_STARTING && m.have.GetStage() == 0 && w.Parts[Backend].Serving {
+		return enginepb.State_BROKEN, reason
+	}
+	return state, reason
+}
+
+// node returns the name of the i-th peer.
+func (m *Machine) node(i int) string {
+	if uint32(i) >= m.have.GetStage() {
+		i++
+	}
+	return m.have.GetStages()[i].GetNode()
+}
+
+func epochs(peers []Peer) []uint64 {
+	var e []uint64
+	for _, p := range peers {
+		e = append(e, p.Epoch)
+	}
+	return e
+}
+
+// doubted makes the backend prove itself by a token later than now.
+func (m *Machine) doubted(blame string, w World) {
+	m.proven, m.doubt, m.blame, m.open, m.fails = 0, w.Now, blame, false, 0
+}
+
+// token reports READY while the backend, which answers, gives tokens.
+func (m *Machine) token(w World) (enginepb.State, string) {
+	run := w.Parts[Backend].Run
+	if m.proven == run && m.stalled(w) {
+		m.doubted("the backend makes no progress", w)
+	}
+	if m.proven != run && w.Served.After(m.doubt) {
+		m.proven, m.blame, m.open = run, "", false
+	}
+	if m.proven == run {
+		return enginepb.State_READY, ""
+	}
+	m.ask(w)
+	if m.blame != "" {
+		return enginepb.State_BROKEN, m.blame
+	}
+	return enginepb.State_WARMING, "the first token is awaited"
+}
+
+func (m *Machine) stalled(w World) bool {
+	quiet := min(w.Now.Sub(w.Served), w.Now.Sub(m.busy), w.Now.Sub(m.doubt))
+	return w.Running > 0 && quiet >= stallAfter && w.Parts[Backend].Idle >= stallIdle
+}
+
+// ask keeps one probe under way, and gives the backend up after a few.
+func (m *Machine) ask(w World) {
+	if m.open && w.Probed == m.probe {
+		m.open = false
+		m.fails++
+		m.blame = w.ProbeErr
+	}
+	if m.fails >= probeFails {
+		m.kill(Backend, "gives no token: "+m.blame)
+		return
+	}
+	if !m.open {
+		m.open = true
+		m.probe++
+		m.out = append(m.out, Command{Do: Probe, Probe: m.probe})
+	}
+}

@@ -1,0 +1,94 @@
+package supervise
+
+import (
+	"context"
+	"slices"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// publish makes the machine's state everybody's.
+func (s *Supervisor) publish(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := s.snapshot.Load()
+	next := s.snapshotLocked()
+	s.snapshot.Store(next)
+	s.serveLocked(ctx, next)
+	if same(last, next) {
+		return
+	}
+	if last.State != next.State || last.Reason != next.Reason {
+		s.cfg.Log.Info("state", "state", next.State.String(), "reason", next.Reason,
+			"replica", next.Assignment.GetReplica(), "stage", next.Assignment.GetStage())
+	}
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Supervisor) snapshotLocked() *Snapshot {
+	m := s.machine
+	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Assignment: m.have}
+	for r, c := range s.children {
+		if c == nil {
+			continue
+		}
+		p := Process{Role: Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
+		if c.up() {
+			p.PID, p.RSS = c.proc.PID(), c.rss
+		}
+		if p.PID != 0 || key(p.Role, m.have) != "" {
+			next.Processes = append(next.Processes, p)
+		}
+	}
+	leader := Backend
+	if m.have.GetStage() > 0 {
+		leader = Shard
+	}
+	if c := s.children[leader]; c != nil && m.have != nil {
+		next.Epoch = c.run
+	}
+	return next
+}
+
+// same reports whether nobody needs to hear of b at once who knows a.
+func same(a, b *Snapshot) bool {
+	return a.State == b.State && a.Reason == b.Reason && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
+		slices.EqualFunc(a.Processes, b.Processes, func(p, q Process) bool { return p.Role == q.Role && p.PID == q.PID })
+}
+
+// serveLocked opens and closes the door for requests.
+func (s *Supervisor) serveLocked(ctx context.Context, next *Snapshot) {
+	v := s.serving.Load()
+	switch {
+	case v != nil && next.State == enginepb.State_DRAINING:
+		s.serving.Store(nil)
+		v.close(ErrEnds)
+		s.draining = v
+	case v != nil && (next.State != enginepb.State_READY || next.Epoch != s.servedEpoch):
+		s.serving.Store(nil)
+		v.close(ErrEnds)
+		v.kill(ErrEnds)
+	}
+	if next.State != enginepb.State_DRAINING && s.draining != nil {
+		s.draining.kill(ErrEnds)
+		s.draining = nil
+	}
+	if v = s.serving.Load(); next.State == enginepb.State_READY && next.Assignment.GetStage() == 0 && (v == nil || v.Assignment != next.Assignment) {
+		s.serveNewLocked(ctx, v, next)
+	}
+}
+
+// serveNewLocked opens the door. An assignment that changed nothing but its
+// generation goes on with the contexts of the one before.
+func (s *Supervisor) serveNewLocked(ctx context.Context, old *Serving, next *Snapshot) {
+	v := &Serving{Assignment: next.Assignment}
+	if old != nil {
+		v.Open, v.Alive, v.close, v.kill = old.Open, old.Alive, old.close, old.kill
+	} else {
+		v.Open, v.close = context.WithCancelCause(ctx)
+		v.Alive, v.kill = context.WithCancelCause(ctx)
+	}
+	s.servedEpoch = next.Epoch
+	s.serving.Store(v)
+}

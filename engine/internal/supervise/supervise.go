@@ -1,0 +1,339 @@
+// Package supervise keeps one replica's processes alive: it starts, warms, probes,
+// drains and restarts them, the shards of a replica as one gang.
+//
+// Called by engine's main (Run), status (Assign, Watch) and api (Serving). Its one
+// rule: Machine decides and does no I/O; Supervisor does the I/O and decides nothing.
+package supervise
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// Launcher starts and asks the inference engine that is supervised.
+type Launcher interface {
+	// Shard and Backend return the command of a process, not yet started.
+	Shard(*enginepb.Assignment) (*exec.Cmd, error)
+	Backend(*enginepb.Assignment) (*exec.Cmd, error)
+	// ShardListens and Healthy report whether it can be used.
+	ShardListens() bool
+	Healthy(context.Context) bool
+	// Prove has the whole replica generate a few tokens.
+	Prove(context.Context) error
+}
+
+// Config is what a Supervisor needs.
+type Config struct {
+	// Node is this engine's node.
+	Node string
+	// Logs is the folder of the processes' log files.
+	Logs     string
+	Launcher Launcher
+	// Running counts the requests in the backend; Served is when it last gave a
+	// token to one of them.
+	Running func() int
+	Served  func() time.Time
+	Log     *slog.Logger
+}
+
+// ErrEnds is why Serving.Alive is cancelled when the replica stops being ready.
+var ErrEnds = errors.New("the replica is not ready any more")
+
+// Serving is a replica that is ready.
+type Serving struct {
+	Assignment *enginepb.Assignment
+	// Open ends when no request may start any more, Alive when those that have
+	// not been answered can't be by this backend.
+	Open, Alive context.Context
+
+	close, kill context.CancelCauseFunc
+}
+
+// Process is one process, for the status.
+type Process struct {
+	Role     Role
+	PID      int // 0: down
+	Restarts uint32
+	Since    time.Time
+	RSS      uint64 // bytes
+}
+
+// Snapshot is the truth of one moment. It is never changed once published.
+type Snapshot struct {
+	State      enginepb.State
+	Reason     string
+	Since      time.Time
+	Assignment *enginepb.Assignment // nil: none
+	Epoch      uint64
+	Processes  []Process
+}
+
+// Supervisor runs a Machine.
+type Supervisor struct {
+	// Constant after New.
+	cfg Config
+	// wake makes the loop look at once; it holds one call.
+	wake chan struct{}
+
+	// Atomic.
+	snapshot atomic.Pointer[Snapshot]
+	serving  atomic.Pointer[Serving] // nil: not ready
+	proved   atomic.Int64            // when a probe last succeeded, ns since the epoch
+	probed   atomic.Pointer[probed]
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	machine *Machine
+	changed chan struct{} // closed and replaced when the snapshot changes
+
+	// Of the loop only.
+	children    [roles]*child
+	starts      [roles]uint32
+	born        [roles]time.Time
+	firstRun    uint64
+	peers       []*peer
+	peersOf     *enginepb.Assignment
+	tasks       sync.WaitGroup
+	trimmed     time.Time
+	draining    *Serving // its requests are being finished
+	servedEpoch uint64
+}
+
+type probed struct {
+	number uint64
+	err    string
+}
+
+// New returns a supervisor without an assignment; Run makes it work.
+func New(cfg Config) *Supervisor {
+	now := time.Now()
+	s := &Supervisor{
+		cfg: cfg, wake: make(chan struct{}, 1), machine: NewMachine(now), changed: make(chan struct{}),
+		// Runs go on growing over restarts of the engine.
+		firstRun: uint64(now.UnixMilli()),
+	}
+	s.snapshot.Store(&Snapshot{State: enginepb.State_IDLE, Reason: idle, Since: now})
+	s.probed.Store(&probed{})
+	return s
+}
+
+// Snapshot returns the present truth and a channel that is closed at its next
+// change of state, reason, epoch, generation or processes.
+func (s *Supervisor) Snapshot() (*Snapshot, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.snapshot.Load(), s.changed
+}
+
+// Serving returns the ready replica, or nil and why there is none.
+func (s *Supervisor) Serving() (*Serving, string) {
+	if v := s.serving.Load(); v != nil {
+		return v, ""
+	}
+	snap := s.snapshot.Load()
+	if snap.Reason == "" {
+		return nil, "this node holds a shard of " + snap.Assignment.GetReplica() + "; its first node answers"
+	}
+	return nil, snap.Reason
+}
+
+// Assign takes a new assignment. It returns the generation in force.
+func (s *Supervisor) Assign(a *enginepb.Assignment) (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.machine.Assign(proto.CloneOf(a))
+	s.Wake()
+	if err != nil {
+		return s.snapshot.Load().Assignment.GetGeneration(), err
+	}
+	return a.GetGeneration(), nil
+}
+
+// Wake makes the loop look at the world at once.
+func (s *Supervisor) Wake() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Ticks of the loop: slow where nothing is expected.
+const (
+	slowTick = 200 * time.Millisecond
+	fastTick = 50 * time.Millisecond
+)
+
+// Run supervises until ctx ends; then it drains, ends the processes and returns.
+func (s *Supervisor) Run(ctx context.Context) error {
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		s.watchPeers(inner, nil)
+		cancel()
+		s.tasks.Wait()
+	}()
+	tick := time.NewTicker(fastTick)
+	defer tick.Stop()
+	done := ctx.Done()
+	for {
+		if s.step(inner) {
+			return nil
+		}
+		tick.Reset(s.pace())
+		select {
+		case <-done:
+			done = nil
+			s.mu.Lock()
+			s.machine.Quit()
+			s.mu.Unlock()
+		case <-s.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Supervisor) pace() time.Duration {
+	switch s.snapshot.Load().State {
+	case enginepb.State_READY, enginepb.State_IDLE:
+		return slowTick
+	default:
+		return fastTick
+	}
+}
+
+// step lets the machine look once and does what it wants. It reports the end.
+func (s *Supervisor) step(ctx context.Context) (end bool) {
+	now := time.Now()
+	s.mu.Lock()
+	s.watchPeers(ctx, s.machine.have)
+	commands := s.machine.Step(s.world(now))
+	end = s.machine.Idle()
+	s.mu.Unlock()
+	for _, c := range commands {
+		s.do(ctx, c)
+	}
+	s.publish(ctx)
+	s.trim(now)
+	return end
+}
+
+func (s *Supervisor) world(now time.Time) World {
+	p := s.probed.Load()
+	w := World{Now: now, Running: s.cfg.Running(), Served: s.cfg.Served(), Probed: p.number, ProbeErr: p.err}
+	if proved := time.Unix(0, s.proved.Load()); proved.After(w.Served) {
+		w.Served = proved
+	}
+	for r := range s.children {
+		w.Parts[r] = s.children[r].part(now)
+	}
+	for _, p := range s.peers {
+		w.Peers = append(w.Peers, p.view(now))
+	}
+	return w
+}
+
+func (s *Supervisor) do(ctx context.Context, c Command) {
+	switch c.Do {
+	case Start:
+		s.start(ctx, c.Role, c.Assignment)
+	case Kill:
+		if child := s.children[c.Role]; child.up() {
+			s.cfg.Log.Info("process killed", "role", c.Role.String(), "pid", child.proc.PID())
+			child.proc.Kill()
+		}
+	case Probe:
+		s.probe(ctx, c.Probe)
+	}
+}
+
+func (s *Supervisor) start(ctx context.Context, r Role, a *enginepb.Assignment) {
+	command := s.cfg.Launcher.Backend
+	ready := s.cfg.Launcher.Healthy
+	if r == Shard {
+		command = s.cfg.Launcher.Shard
+		ready = func(context.Context) bool { return s.cfg.Launcher.ShardListens() }
+	}
+	run := s.firstRun + uint64(s.starts[r]) + 1
+	s.starts[r]++
+	s.born[r] = time.Now()
+	cmd, err := command(a)
+	if err != nil {
+		s.children[r] = &child{run: run, exit: "does not start: " + err.Error()}
+		return
+	}
+	c, beats := spawn(run, cmd, s.logPath(r), s.born[r])
+	s.children[r] = c
+	if c.proc == nil {
+		s.cfg.Log.Warn("process not started", "role", r.String(), "err", c.exit)
+		s.Wake()
+		return
+	}
+	s.cfg.Log.Info("process started", "role", r.String(), "pid", c.proc.PID())
+	s.tasks.Go(func() { c.readBeats(beats) })
+	s.tasks.Go(func() {
+		c.await(ctx, ready)
+		s.Wake()
+	})
+	s.tasks.Go(func() {
+		<-c.proc.Done()
+		s.Wake()
+	})
+}
+
+// probeFor bounds one probe: a loaded machine may need long for a few tokens.
+const probeFor = 20 * time.Second
+
+func (s *Supervisor) probe(ctx context.Context, number uint64) {
+	s.tasks.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, probeFor)
+		defer cancel()
+		p := &probed{number: number}
+		if err := s.cfg.Launcher.Prove(ctx); err != nil {
+			p.err = err.Error()
+		} else {
+			s.proved.Store(time.Now().UnixNano())
+		}
+		s.probed.Store(p)
+		s.Wake()
+	})
+}
+
+// watchPeers watches the other engines of a's replica, if this is its head.
+func (s *Supervisor) watchPeers(ctx context.Context, a *enginepb.Assignment) {
+	if a == s.peersOf {
+		return
+	}
+	s.peersOf = a
+	for _, p := range s.peers {
+		p.stop()
+	}
+	for _, p := range s.peers {
+		<-p.done
+	}
+	s.peers = nil
+	if a.GetStage() > 0 {
+		return
+	}
+	for i, stage := range a.GetStages() {
+		if i == 0 {
+			continue
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		p := &peer{stage: uint32(i), replica: a.GetReplica(), node: stage.GetNode(), stop: cancel, done: make(chan struct{})}
+		s.peers = append(s.peers, p)
+		go p.watch(ctx, stage.GetEngineAddress(), s.Wake)
+	}
+}
+
+func (s *Supervisor) logPath(r Role) string {
+	return filepath.Join(s.cfg.Logs, r.String()+"@"+s.cfg.Node+".log")
+}
