@@ -1,0 +1,119 @@
+// Command bench measures Millrace against floors and bare parts, row by row of
+// the project's table of goals.
+//
+// It prints one JSON line a figure and a table at the end. Figures are CPU time
+// per operation where a goal is one, medians of interleaved rounds, and ratios
+// taken within one run: wall-clock figures prove little on shared machines.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"millrace.dev/millrace/e2e/bench/echo"
+	"millrace.dev/millrace/internal/obs"
+)
+
+// echoEnv makes this program play the echo picker: its value is the address to
+// listen on and the host to name, with a space between them.
+const echoEnv = "MILLRACE_BENCH_ECHO"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		obs.PrintError(os.Stderr, "bench", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// bench is one run of the benchmark.
+type bench struct {
+	// rounds is how often each figure is taken; the median counts.
+	rounds int
+	// each is how long one measurement sends.
+	each time.Duration
+	// bin and cache are where the programs and set-up's parts are.
+	bin, cache string
+	// dir holds what the run writes.
+	dir string
+	out *report
+}
+
+// rows are all that can be measured, in order.
+var rows = []struct {
+	name string
+	run  func(context.Context, *bench) error
+}{
+	{"P1", picker},
+	{"P9", gateway},
+	{"E1", engine},
+	{"U1", start},
+}
+
+func run(ctx context.Context, args []string, stdout io.Writer) error {
+	if at := os.Getenv(echoEnv); at != "" {
+		return playEcho(at)
+	}
+	b := &bench{out: newReport(stdout)}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	only := fs.String("rows", "P1,P9,E1,U1", "rows to measure, with commas between them")
+	fs.IntVar(&b.rounds, "rounds", 3, "times that each figure is taken; the median counts")
+	fs.DurationVar(&b.each, "d", 3*time.Second, "length of one measurement")
+	fs.StringVar(&b.bin, "bin", "bin", "folder of the programs")
+	fs.StringVar(&b.cache, "cache", os.Getenv("MILLRACE_CACHE"), "set-up's folder (default .cache)")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if b.cache == "" {
+		b.cache = ".cache"
+	}
+	return b.all(ctx, strings.Split(*only, ","))
+}
+
+func (b *bench) all(ctx context.Context, only []string) error {
+	var err error
+	if b.bin, err = filepath.Abs(b.bin); err != nil {
+		return err
+	}
+	if b.cache, err = filepath.Abs(b.cache); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp("", "millrace-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	for _, r := range rows {
+		if !slices.Contains(only, r.name) {
+			continue
+		}
+		if err := r.run(ctx, b); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+	}
+	b.out.table()
+	return nil
+}
+
+// playEcho serves the echo picker until this process is killed.
+func playEcho(at string) error {
+	addr, dest, _ := strings.Cut(at, " ")
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	return echo.Serve(ln, dest)
+}

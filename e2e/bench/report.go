@@ -1,0 +1,121 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// figure is one line of the benchmark's output.
+type figure struct {
+	// Row is the row of the table of goals.
+	Row string `json:"row"`
+	// What was measured, for a person.
+	What string `json:"what"`
+	// Value and Floor are medians, in Unit.
+	Value float64 `json:"value"`
+	Unit  string  `json:"unit"`
+	Floor float64 `json:"floor,omitempty"`
+	// Ratio is the median of the rounds' own ratios of value and floor.
+	Ratio float64 `json:"ratio,omitempty"`
+	// Goal is what the figure is to be.
+	Goal string `json:"goal,omitempty"`
+	// Env is where it was measured.
+	Env environment `json:"env"`
+}
+
+// environment is the machine, as far as a figure depends on it.
+type environment struct {
+	CPUs   int    `json:"cpus"`
+	CPU    string `json:"cpu"`
+	Load   string `json:"load"` // the kernel's load averages, 1, 5 and 15 min
+	Go     string `json:"go"`
+	Rounds int    `json:"rounds"`
+}
+
+func here(rounds int) environment {
+	return environment{CPUs: runtime.NumCPU(), CPU: cpuName(), Load: loadAverage(), Go: runtime.Version(), Rounds: rounds}
+}
+
+func cpuName() string {
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(b)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+func loadAverage() string {
+	b, _ := os.ReadFile("/proc/loadavg")
+	fields := bytes.Fields(b)
+	return string(bytes.Join(fields[:min(3, len(fields))], []byte(" ")))
+}
+
+// report prints figures as they come and remembers them for the table.
+type report struct {
+	w   io.Writer
+	all []figure
+}
+
+func newReport(w io.Writer) *report { return &report{w: w} }
+
+func (r *report) add(f figure) error {
+	r.all = append(r.all, f)
+	return json.NewEncoder(r.w).Encode(f)
+}
+
+// table prints all figures for a person.
+func (r *report) table() {
+	w := tabwriter.NewWriter(r.w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\nrow\twhat\tvalue\tfloor\tratio\tgoal")
+	for _, f := range r.all {
+		fmt.Fprintf(w, "%s\t%s\t%s %s\t%s\t%s\t%s\n", f.Row, f.What, show(f.Value), f.Unit, show(f.Floor), show(f.Ratio), f.Goal)
+	}
+	_ = w.Flush()
+}
+
+// show leaves out what wasn't measured.
+func show(v float64) string {
+	switch {
+	case v == 0:
+		return "-"
+	case v < 10:
+		return fmt.Sprintf("%.2f", v)
+	default:
+		return fmt.Sprintf("%.0f", v)
+	}
+}
+
+// series are the rounds of one figure and its floor.
+type series struct{ value, floor []float64 }
+
+// ratio returns the median of the rounds' ratios.
+func (s series) ratio() float64 {
+	var all []float64
+	for i := range s.value {
+		if s.floor[i] > 0 {
+			all = append(all, s.value[i]/s.floor[i])
+		}
+	}
+	return median(all)
+}
+
+func median(all []float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	all = slices.Sorted(slices.Values(all))
+	mid := len(all) / 2
+	if len(all)%2 == 1 {
+		return all[mid]
+	}
+	return (all[mid-1] + all[mid]) / 2
+}
