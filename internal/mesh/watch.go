@@ -16,9 +16,9 @@ import (
 // rewatch is the pause after a stream broke.
 const rewatch = 100 * time.Millisecond
 
-// Dial returns a connection to one of the mesh's own servers. It connects when
+// dial returns a connection to one of the mesh's own servers. It connects when
 // first used and, after a failure, again within a second.
-func Dial(addr string) (*grpc.ClientConn, error) {
+func dial(addr string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -29,7 +29,7 @@ func Dial(addr string) (*grpc.ClientConn, error) {
 
 // watchEngine gives each status of the engine at addr to use, until ctx ends.
 func watchEngine(ctx context.Context, addr string, use func(*enginepb.Status)) error {
-	conn, err := Dial(addr)
+	conn, err := dial(addr)
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func watchEngine(ctx context.Context, addr string, use func(*enginepb.Status)) e
 
 // watchFleet gives each view of xds at addr to use, until ctx ends.
 func watchFleet(ctx context.Context, addr string, use func(*fleetpb.FleetView)) error {
-	conn, err := Dial(addr)
+	conn, err := dial(addr)
 	if err != nil {
 		return err
 	}

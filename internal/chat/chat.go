@@ -1,0 +1,179 @@
+// Package chat is `millrace chat`: a conversation with a mesh in the terminal,
+// which shows with each answer who gave it and what it cost.
+//
+// Called by the millrace command. Its one rule: it uses nothing but the OpenAI
+// API and the response headers that every client gets.
+package chat
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"millrace.dev/millrace/internal/obs"
+)
+
+// maxLine bounds one line of the user, in bytes.
+const maxLine = 1 << 20
+
+// Options is where a chat takes place.
+type Options struct {
+	// URL of the server, for example http://127.0.0.1:10000.
+	URL string
+	// Model is the model's id; empty: the first that the server lists.
+	Model string
+	// In gives the user's lines, one turn each.
+	In io.Reader
+	// Out gets the answers, Err everything else.
+	Out, Err io.Writer
+	// Interactive is whether a person types: then there is a prompt, and an error
+	// does not end the chat.
+	Interactive bool
+}
+
+// conversation is a chat under way.
+type conversation struct {
+	Options
+	client  *client
+	session string // a new one after /reset: nothing of the old one counts
+	turns   []message
+}
+
+// Run talks until In ends, /quit, or ctx ends. Without a person it returns the
+// first error.
+func Run(ctx context.Context, o Options) error {
+	c := &conversation{Options: o, client: &client{url: strings.TrimSuffix(o.URL, "/")}}
+	c.reset()
+	if c.Model == "" {
+		var err error
+		if c.Model, err = c.client.firstModel(ctx); err != nil {
+			return unreachable(o.URL, err)
+		}
+	}
+	if o.Interactive {
+		fmt.Fprintf(o.Err, "%s at %s. /reset starts anew, /quit ends.\n", c.Model, o.URL)
+	}
+	err := c.turnsFrom(ctx, lines(ctx, o.In))
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func unreachable(url string, err error) error {
+	return &obs.Hint{
+		Err:  fmt.Errorf("chat: %w", err),
+		Next: "start a mesh with `millrace up`, or name the address of one with -url; `millrace status` tells what runs. Asked was " + url,
+	}
+}
+
+// line is one line of the user, or the error that ended them.
+type line struct {
+	text string
+	err  error
+}
+
+// lines reads in the background, because a read from a terminal can't be
+// interrupted: when ctx ends, the reader stays behind until the process ends.
+func lines(ctx context.Context, r io.Reader) <-chan line {
+	out := make(chan line)
+	send := func(l line) bool {
+		select {
+		case out <- l:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	go func() {
+		defer close(out)
+		scan := bufio.NewScanner(r)
+		scan.Buffer(make([]byte, 0, 4096), maxLine)
+		for scan.Scan() {
+			if !send(line{text: scan.Text()}) {
+				return
+			}
+		}
+		if err := scan.Err(); err != nil {
+			send(line{err: err})
+		}
+	}()
+	return out
+}
+
+func (c *conversation) turnsFrom(ctx context.Context, in <-chan line) error {
+	for {
+		c.prompt()
+		select {
+		case <-ctx.Done():
+			return nil
+		case l, ok := <-in:
+			if !ok || l.err != nil {
+				return l.err
+			}
+			if quit, err := c.line(ctx, strings.TrimSpace(l.text)); quit || err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (c *conversation) prompt() {
+	if c.Interactive {
+		fmt.Fprint(c.Err, "> ")
+	}
+}
+
+// line obeys a command or takes a turn.
+func (c *conversation) line(ctx context.Context, text string) (quit bool, err error) {
+	switch text {
+	case "":
+		return false, nil
+	case "/quit", "/exit":
+		return true, nil
+	case "/reset":
+		c.reset()
+		fmt.Fprintln(c.Err, "[new conversation]")
+		return false, nil
+	}
+	err = c.turn(ctx, text)
+	if err != nil && c.Interactive && ctx.Err() == nil {
+		fmt.Fprintf(c.Err, "[%v]\n", err)
+		return false, nil
+	}
+	return false, err
+}
+
+func (c *conversation) reset() { c.turns, c.session = nil, rand.Text() }
+
+// turn asks once. A turn without an answer leaves nothing in the conversation.
+func (c *conversation) turn(ctx context.Context, text string) error {
+	turns := append(c.turns, message{Role: "user", Content: text})
+	a, err := c.client.ask(ctx, c.Model, c.session, turns, c.Out)
+	if a.text != "" {
+		fmt.Fprintln(c.Out)
+	}
+	if err != nil {
+		return turnError(c.URL, err)
+	}
+	c.turns = append(turns, message{Role: "assistant", Content: a.text})
+	fmt.Fprintln(c.Err, a.summary())
+	return nil
+}
+
+// turnError names the way out of what can be foreseen.
+func turnError(url string, err error) error {
+	var api *apiError
+	switch {
+	case errors.As(err, &api) && api.Code == "context_length_exceeded":
+		return &obs.Hint{Err: fmt.Errorf("chat: %w", err), Next: "the conversation is longer than the model's context: start anew with /reset"}
+	case errors.As(err, &api), errors.Is(err, errCut):
+		return fmt.Errorf("chat: %w", err)
+	default:
+		return unreachable(url, err)
+	}
+}
