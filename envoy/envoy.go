@@ -1,0 +1,198 @@
+// Package envoy makes the bootstrap of an Envoy that gets everything else from
+// xds, finds the program, and says how to run it. Called by the `millrace`
+// command.
+//
+// Its one rule: the bootstrap holds the way to xds and nothing else. Listeners,
+// routes and clusters belong to xds.
+package envoy
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"time"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"millrace.dev/millrace/internal/obs"
+)
+
+// NodeID is how the gateway calls itself towards xds.
+const NodeID = "gateway"
+
+// xdsCluster is the name of the only static cluster.
+const xdsCluster = "xds"
+
+// Env names the variable with the path of Envoy, for who gives none by flag.
+const Env = "MILLRACE_ENVOY"
+
+// ErrNotFound says that there is no Envoy program where it was looked for.
+var ErrNotFound = errors.New("envoy: not found")
+
+// Options is what a bootstrap says.
+type Options struct {
+	// Admin is "ip:port" of the admin listener. It can stop Envoy: keep it on loopback.
+	Admin string
+	// XDS is "host:port" of xds.
+	XDS string
+}
+
+// Bootstrap returns Envoy's configuration as JSON.
+func Bootstrap(o Options) ([]byte, error) {
+	admin, err := address(o.Admin)
+	if err != nil {
+		return nil, fmt.Errorf("envoy: admin: %w", err)
+	}
+	xds, err := xdsServer(o.XDS)
+	if err != nil {
+		return nil, fmt.Errorf("envoy: xds: %w", err)
+	}
+	b := &bootstrapv3.Bootstrap{
+		Node:             &corev3.Node{Id: NodeID, Cluster: NodeID},
+		Admin:            &bootstrapv3.Admin{Address: admin},
+		StaticResources:  &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{xds}},
+		DynamicResources: dynamic(),
+	}
+	if err := b.ValidateAll(); err != nil {
+		return nil, fmt.Errorf("envoy: bootstrap: %w", err)
+	}
+	return protojson.MarshalOptions{Multiline: true, UseProtoNames: true}.Marshal(b)
+}
+
+// dynamic returns the way to everything else. A lost xds is looked for again
+// soon: while it is away, nothing that dies is known to be dead.
+func dynamic() *bootstrapv3.Bootstrap_DynamicResources {
+	ads := &corev3.ConfigSource{
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+	}
+	return &bootstrapv3.Bootstrap_DynamicResources{
+		LdsConfig: ads,
+		CdsConfig: ads,
+		AdsConfig: &corev3.ApiConfigSource{
+			ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,
+			TransportApiVersion:       corev3.ApiVersion_V3,
+			SetNodeOnFirstMessageOnly: true,
+			GrpcServices: []*corev3.GrpcService{{
+				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+					ClusterName: xdsCluster,
+					RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
+						BaseInterval: durationpb.New(100 * time.Millisecond),
+						MaxInterval:  durationpb.New(time.Second),
+					}},
+				}},
+			}},
+		},
+	}
+}
+
+// xdsServer returns the cluster that leads to xds. Its keepalive finds out when
+// xds hangs.
+func xdsServer(addr string) (*clusterv3.Cluster, error) {
+	a, err := address(addr)
+	if err != nil {
+		return nil, err
+	}
+	options, err := anypb.New(&httpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+						ConnectionKeepalive: &corev3.KeepaliveSettings{
+							Interval: durationpb.New(5 * time.Second),
+							Timeout:  durationpb.New(5 * time.Second),
+						},
+					},
+				},
+			},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	typ := clusterv3.Cluster_STATIC
+	if net.ParseIP(a.GetSocketAddress().GetAddress()) == nil {
+		typ = clusterv3.Cluster_STRICT_DNS
+	}
+	return &clusterv3.Cluster{
+		Name:                 xdsCluster,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: typ},
+		ConnectTimeout:       durationpb.New(time.Second),
+		LoadAssignment: &endpointv3.ClusterLoadAssignment{
+			ClusterName: xdsCluster,
+			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}},
+			}}}},
+		},
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options,
+		},
+	}, nil
+}
+
+func address(addr string) (*corev3.Address, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("address %s: port %q; must be a number up to 65535", addr, port)
+	}
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address:       host,
+		PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(n)},
+	}}}, nil
+}
+
+// Find returns the path of the Envoy program: the given one, else that of the
+// environment variable Env, else the first named envoy in PATH. ErrNotFound if
+// there is none.
+func Find(path string) (string, error) {
+	for _, p := range []string{path, os.Getenv(Env)} {
+		if p == "" {
+			continue
+		}
+		found, err := exec.LookPath(p)
+		if err != nil {
+			return "", &obs.Hint{
+				Err:  fmt.Errorf("%w: %v", ErrNotFound, err),
+				Next: "name an Envoy program that can be run, by -envoy or " + Env + ", or none to use the one that set-up fetches",
+			}
+		}
+		return found, nil
+	}
+	found, err := exec.LookPath("envoy")
+	if err != nil {
+		return "", fmt.Errorf("%w: neither by flag nor in %s nor in PATH", ErrNotFound, Env)
+	}
+	return found, nil
+}
+
+// Args returns the arguments with which Envoy is run: with that many worker
+// threads, alone on its machine's shared memory, and with its access log written
+// five times a second instead of every ten seconds.
+func Args(bootstrap string, workers int) []string {
+	return []string{
+		"--config-path", bootstrap,
+		"--concurrency", strconv.Itoa(max(1, workers)),
+		"--disable-hot-restart",
+		"--file-flush-interval-msec", "200",
+		"--log-level", "warning",
+	}
+}
+
+// ValidateArgs returns the arguments with which Envoy only checks a bootstrap.
+func ValidateArgs(bootstrap string) []string {
+	return append(Args(bootstrap, 1), "--mode", "validate")
+}

@@ -1,0 +1,62 @@
+package fleet
+
+import (
+	"time"
+
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// Event is something that happened to the fleet.
+type Event interface{ event() }
+
+// Reported is a report of a node that has passed validation. A new stream of a
+// node replaces its older one, whose events are ignored from then on.
+type Reported struct {
+	// Stream is the number of the stream, unique and growing.
+	Stream uint64
+	// Report as received; not changed afterwards.
+	Report *fleetpb.NodeReport
+}
+
+// Closed is the end of a node's stream.
+type Closed struct {
+	// Node is the node's name.
+	Node string
+	// Stream is the number of the stream.
+	Stream uint64
+}
+
+func (Reported) event() {}
+func (Closed) event()   {}
+
+// Step advances the fleet by one event.
+func (f *Fleet) Step(now time.Time, ev Event) {
+	switch ev := ev.(type) {
+	case Reported:
+		f.reported(now, ev)
+	case Closed:
+		if n := f.nodes[ev.Node]; n != nil && n.stream == ev.Stream {
+			n.stream, n.closed = 0, now
+			n.newest = ev.Stream + 1 // what it said last and comes late doesn't count
+		}
+	}
+}
+
+func (f *Fleet) reported(now time.Time, ev Reported) {
+	name := ev.Report.GetNode()
+	n := f.nodes[name]
+	if n == nil {
+		n = &node{name: name}
+		f.nodes[name] = n
+	}
+	if ev.Stream < n.newest {
+		return // last words of a stream that has ended or was replaced
+	}
+	n.newest, n.stream = ev.Stream, ev.Stream
+	n.report, n.last = ev.Report, now
+	if ev.Report.GetEngine() != nil {
+		n.engine, n.mute = ev.Report.GetEngine(), time.Time{}
+	} else if n.mute.IsZero() {
+		n.mute = now
+	}
+}

@@ -1,0 +1,208 @@
+// Package fleet holds what xds knows of all nodes and concludes from it which
+// replicas exist, which take requests and with what weight. Called by main; its
+// snapshots are read by translate and by status.
+//
+// Its one rule: Fleet decides and does no I/O. Service, around it, owns the
+// streams and the clock, and runs it in one goroutine.
+package fleet
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/xds/internal/layout"
+	"millrace.dev/millrace/xds/internal/weight"
+)
+
+const (
+	// driftEvery is how often weights that merely drift are pushed, and
+	// driftRatio how far they must have moved.
+	driftEvery = 500 * time.Millisecond
+	driftRatio = 0.05
+	// directAgain is how long a directive may take before it is sent again.
+	directAgain = time.Second
+)
+
+// Fleet is the state of all nodes. Not safe for concurrent use.
+type Fleet struct {
+	// Constant after New.
+	wants  []layout.Want
+	settle time.Duration
+	start  time.Time
+
+	nodes map[string]*node // by node name
+	// replicas is the plan in force; nil until it is first made.
+	replicas []layout.Replica
+	planned  bool
+	settled  bool
+	// endpoints remembers what was concluded of each replica, by its name, and
+	// stages what was concluded of each node, by its name.
+	endpoints map[string]*Endpoint
+	stages    map[string]*standing
+	// drifted is when weights were last pushed for drift alone.
+	drifted time.Time
+	// changes counts the changes that are to be pushed at once.
+	changes uint64
+}
+
+// New returns a fleet of which nothing is known yet, at the given time. It
+// settles once everything that was found running has reported, at the latest
+// after settle.
+func New(wants []layout.Want, settle time.Duration, now time.Time) *Fleet {
+	return &Fleet{
+		wants:     wants,
+		settle:    settle,
+		start:     now,
+		nodes:     make(map[string]*node),
+		endpoints: make(map[string]*Endpoint),
+		stages:    make(map[string]*standing),
+	}
+}
+
+// Decide concludes what is true now. Each directive is in one snapshot only, and
+// again if it has not been followed for a second.
+func (f *Fleet) Decide(now time.Time) *Snapshot {
+	f.forget(now)
+	plan := f.plan(now)
+	s := &Snapshot{At: now, Conditions: slices.Clone(plan.Conditions)}
+	f.judge(now, s)
+	f.weigh(now, s)
+	f.direct(now, s)
+	f.settled = f.settled || f.complete(now)
+	s.Settled, s.Changes = f.settled, f.changes
+	for _, e := range s.Endpoints {
+		*f.endpoints[e.Replica] = e
+	}
+	f.show(now, s)
+	return s
+}
+
+// forget drops nodes that have been away for long and have no part in anything.
+func (f *Fleet) forget(now time.Time) {
+	for name, n := range f.nodes {
+		if now.Sub(n.last) >= forgetAfter && f.stages[name] == nil {
+			delete(f.nodes, name)
+		}
+	}
+}
+
+// plan lays the replicas out. Until the whole layout has its place, nothing is
+// decided before settle is over: a node that is a little late must find its
+// place free.
+func (f *Fleet) plan(now time.Time) layout.Plan {
+	nodes := make([]layout.Node, 0, len(f.nodes))
+	for _, name := range slices.Sorted(maps.Keys(f.nodes)) {
+		nodes = append(nodes, f.nodes[name].asLayout(now))
+	}
+	nodes = append(nodes, f.absent(now)...)
+	plan := layout.Make(f.wants, nodes, f.replicas, now)
+	if !f.planned && !plan.Complete() && now.Sub(f.start) < f.settle {
+		return layout.Plan{}
+	}
+	f.planned, f.replicas = true, plan.Replicas
+	return plan
+}
+
+// absent returns the nodes of the plan that have never reported to this xds: an
+// engine named them as its peers. They are lost if they stay away.
+func (f *Fleet) absent(now time.Time) []layout.Node {
+	var nodes []layout.Node
+	for _, r := range f.replicas {
+		for _, name := range r.Nodes() {
+			if f.nodes[name] == nil {
+				nodes = append(nodes, layout.Node{Name: name, Lost: now.Sub(f.start) >= lostAfter})
+			}
+		}
+	}
+	return nodes
+}
+
+// complete returns whether the fleet's truth is known as far as it can be.
+func (f *Fleet) complete(now time.Time) bool {
+	if now.Sub(f.start) >= f.settle {
+		return true
+	}
+	for _, r := range f.replicas {
+		for _, name := range r.Nodes() {
+			if f.nodes[name] == nil {
+				return false
+			}
+		}
+	}
+	return f.planned
+}
+
+// weigh gives every endpoint its weight. One that drifts keeps its old one for a
+// while; when anything else has changed, all drift goes along.
+func (f *Fleet) weigh(now time.Time, s *Snapshot) {
+	weights := weights(s.Endpoints)
+	drift := false
+	urgent := false
+	for i, e := range s.Endpoints {
+		old := f.endpoints[e.Replica]
+		changed := old.Membership != e.Membership || old.State != e.State || old.Address != e.Address
+		urgent = urgent || changed
+		drift = drift || moved(old.Weight, weights[i])
+	}
+	if urgent {
+		f.changes++
+	}
+	if take := urgent || drift && now.Sub(f.drifted) >= driftEvery; take {
+		f.drifted = now
+	} else {
+		for i, e := range s.Endpoints {
+			weights[i] = f.endpoints[e.Replica].Weight
+		}
+	}
+	for i := range s.Endpoints {
+		s.Endpoints[i].Weight = weights[i]
+	}
+}
+
+// weights returns the weight of each endpoint among those of its model, 0 for
+// one that is not in EDS.
+func weights(endpoints []Endpoint) []uint32 {
+	index := make(map[string][]int) // of the endpoints, by model
+	for i, e := range endpoints {
+		index[e.Model] = append(index[e.Model], i)
+	}
+	all := make([]uint32, len(endpoints))
+	for _, of := range index {
+		replicas := make([]weight.Replica, len(of))
+		for j, i := range of {
+			replicas[j] = endpoints[i].worth
+		}
+		for j, w := range weight.Of(replicas) {
+			if endpoints[of[j]].Membership != Absent {
+				all[of[j]] = w
+			}
+		}
+	}
+	return all
+}
+
+func moved(from, to uint32) bool {
+	d := float64(to) - float64(from)
+	return max(d, -d) > driftRatio*float64(from)
+}
+
+// direct finds the nodes that are to do something else than they do.
+func (f *Fleet) direct(now time.Time, s *Snapshot) {
+	s.Directives = make(map[string]*enginepb.Assignment)
+	for _, r := range f.replicas {
+		for i, name := range r.Nodes() {
+			n := f.nodes[name]
+			if n == nil || n.stream == 0 || !n.mute.IsZero() || n.engine == nil {
+				continue
+			}
+			a := r.Assignment(i)
+			if n.follows(a) || n.directed == a.GetGeneration() && now.Sub(n.directedAt) < directAgain {
+				continue
+			}
+			n.directed, n.directedAt = a.GetGeneration(), now
+			s.Directives[name] = a
+		}
+	}
+}

@@ -1,0 +1,149 @@
+package fleet
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/layout"
+	"millrace.dev/millrace/xds/internal/weight"
+)
+
+const (
+	// defaultTimeout is the longest silence of a node that names none.
+	defaultTimeout = 1500 * time.Millisecond
+	// suspectFor is how long a node whose agent is silent keeps its place, with
+	// a falling weight: the engine behind a dead agent mostly lives.
+	suspectFor = 15 * time.Second
+	// vouchedFreshness is how far a node at least is believed whose agent is away
+	// while the head of its replica, which watches the node's engine, is well.
+	vouchedFreshness = 0.125
+	// muteFor is how long the address of an engine that hangs stays in EDS as
+	// unhealthy, so that Envoy's own health check finds out and resets the
+	// requests that are stuck there into retries on other hosts.
+	muteFor = 3 * time.Second
+	// lostAfter is how long a node may be away before what it had is laid out
+	// elsewhere.
+	lostAfter = time.Minute
+	// forgetAfter is how long a node that has no part in any replica is still
+	// shown after its last report.
+	forgetAfter = 10 * time.Minute
+)
+
+// Shorter names for the states of an endpoint.
+const (
+	ready    = fleetpb.EndpointState_READY
+	suspect  = fleetpb.EndpointState_SUSPECT
+	notReady = fleetpb.EndpointState_NOT_READY
+)
+
+// node is what is known of one node.
+type node struct {
+	name string
+	// stream is the number of the node's open stream; 0: none is open. newest is
+	// the largest number seen.
+	stream, newest uint64
+	// last is when report came, closed when the stream ended.
+	last, closed time.Time
+	report       *fleetpb.NodeReport
+	// engine is the engine's last known status; nil: never had.
+	engine *enginepb.Status
+	// mute is since when the agent can't get its engine's status; zero: it can.
+	mute time.Time
+	// directed is the generation last sent down, and when.
+	directed   uint64
+	directedAt time.Time
+}
+
+// silentSince returns since when the node's agent is silent, and whether it is.
+// An open stream counts as silent once its timeout is over.
+func (n *node) silentSince(now time.Time) (time.Time, bool) {
+	if n.stream == 0 {
+		return n.closed, true
+	}
+	timeout := defaultTimeout
+	if t := n.report.GetTimeout(); t != nil {
+		timeout = t.AsDuration()
+	}
+	return n.last.Add(timeout), now.Sub(n.last) >= timeout
+}
+
+// asLayout returns the node as the planner sees it.
+func (n *node) asLayout(now time.Time) layout.Node {
+	_, silent := n.silentSince(now)
+	return layout.Node{
+		Name:    n.name,
+		Lost:    now.Sub(n.last) >= lostAfter,
+		Usable:  !silent && n.mute.IsZero() && n.engine.GetGrpcAddress() != "",
+		Engine:  n.engine.GetGrpcAddress(),
+		Shard:   n.engine.GetShardAddress(),
+		Running: n.engine.GetAssignment(),
+	}
+}
+
+// verdict is what is concluded of one node's part in a replica.
+type verdict struct {
+	state fleetpb.EndpointState_State
+	// reason for a person; empty when READY. It doesn't change as time passes.
+	reason string
+	// freshness is how far the node's last word is believed, 0 to 1.
+	freshness float64
+	// stuck is whether requests may hang in the engine, so that Envoy is to be
+	// told to look.
+	stuck bool
+}
+
+// judge concludes what is true of the node's part in a replica of the given
+// generation.
+func (n *node) judge(now time.Time, generation uint64) verdict {
+	if n == nil {
+		return verdict{state: notReady, reason: "has not reported yet"}
+	}
+	if v, ok := n.judgeEngine(now, generation); !ok {
+		return v
+	}
+	since, silent := n.silentSince(now)
+	if !silent {
+		return verdict{state: ready, freshness: 1}
+	}
+	reason := "its nodeagent is silent"
+	if n.stream == 0 {
+		reason = "its nodeagent's stream is closed"
+	}
+	d := now.Sub(since)
+	if d >= suspectFor {
+		return verdict{state: notReady, reason: fmt.Sprintf("%s for more than %v", reason, suspectFor)}
+	}
+	return verdict{state: suspect, reason: reason, freshness: weight.Freshness(d)}
+}
+
+// judgeEngine returns false and the verdict if the node's last word forbids
+// sending requests there.
+func (n *node) judgeEngine(now time.Time, generation uint64) (verdict, bool) {
+	no := func(reason string) (verdict, bool) { return verdict{state: notReady, reason: reason}, false }
+	switch e := n.engine; {
+	case !n.mute.IsZero():
+		v, _ := no("its engine can't be heard: " + n.report.GetEngineError())
+		v.stuck = strings.Contains(n.report.GetEngineError(), "silent") && now.Sub(n.mute) < muteFor
+		return v, false
+	case e.GetState() == enginepb.State_IDLE:
+		return no("its engine has nothing assigned yet")
+	case e.GetGeneration() != generation:
+		return no("its engine serves an older assignment")
+	case e.GetState() != enginepb.State_READY:
+		return no(strings.TrimSuffix(strings.ToLower(e.GetState().String())+": "+e.GetReason(), ": "))
+	}
+	if h, reason := weight.Health(n.report.GetTelemetry()); h == 0 {
+		return no(reason)
+	}
+	return verdict{}, true
+}
+
+// follows returns whether the node's engine serves the assignment already.
+func (n *node) follows(a *enginepb.Assignment) bool {
+	had := n.engine.GetAssignment()
+	return n.engine.GetGeneration() == a.GetGeneration() &&
+		had.GetReplica() == a.GetReplica() && had.GetStage() == a.GetStage()
+}

@@ -1,0 +1,313 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+const (
+	// tick is how often the fleet looks at its clock.
+	tick = 100 * time.Millisecond
+	// decideEvery bounds how often the fleet is thought through: reports that
+	// come faster share one snapshot.
+	decideEvery = 10 * time.Millisecond
+	// maxNodes bounds the streams; one more is refused.
+	maxNodes = 10_000
+	// viewEvery and viewLatest bound how often a watcher gets a view.
+	viewEvery  = 250 * time.Millisecond
+	viewLatest = 2 * time.Second
+)
+
+// Service is the fleet's edge: it takes the nodes' reports, sends them their
+// directives, and publishes snapshots.
+type Service struct {
+	fleetpb.UnimplementedFleetServer
+
+	// Constant after NewService.
+	log     *slog.Logger
+	metrics *metrics
+	events  chan Event
+	// plane returns the number of ADS clients and what is wrong with the control
+	// plane itself.
+	plane func() (clients int, conditions []obs.Condition)
+
+	// Atomic.
+	latest atomic.Pointer[published]
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	streams uint64            // streams ever opened
+	nodes   map[string]*inbox // open streams, by node name
+}
+
+// published is a snapshot and the channel that is closed when the next one is there.
+type published struct {
+	*Snapshot
+	next chan struct{}
+}
+
+// inbox is where a node's stream gets its directives from.
+type inbox struct {
+	stream uint64
+	// directives holds the latest one that has not been sent.
+	directives chan *enginepb.Assignment
+	// replaced is closed when a newer stream of the node has come.
+	replaced chan struct{}
+}
+
+// NewService returns the service around a fleet. plane is asked for each view.
+func NewService(log *slog.Logger, reg prometheus.Registerer, plane func() (int, []obs.Condition)) *Service {
+	s := &Service{
+		log:     log,
+		metrics: newMetrics(reg),
+		events:  make(chan Event),
+		plane:   plane,
+		nodes:   make(map[string]*inbox),
+	}
+	s.latest.Store(&published{Snapshot: &Snapshot{At: time.Now()}, next: make(chan struct{})})
+	return s
+}
+
+// Latest returns the last snapshot and a channel that is closed when there is a
+// newer one.
+func (s *Service) Latest() (*Snapshot, <-chan struct{}) {
+	p := s.latest.Load()
+	return p.Snapshot, p.next
+}
+
+// Run drives the fleet until ctx ends. Called once.
+func (s *Service) Run(ctx context.Context, f *Fleet) error {
+	clock := time.NewTicker(tick)
+	defer clock.Stop()
+	due := time.NewTimer(0)
+	defer due.Stop()
+	last, waiting := time.Time{}, true
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev := <-s.events:
+			f.Step(time.Now(), ev)
+			if !waiting {
+				waiting = true
+				due.Reset(decideEvery - time.Since(last))
+			}
+		case <-clock.C:
+			if !waiting {
+				waiting = true
+				due.Reset(0)
+			}
+		case <-due.C:
+			last, waiting = time.Now(), false
+			s.publish(f.Decide(last))
+		}
+	}
+}
+
+// publish makes the snapshot known and sends its directives.
+func (s *Service) publish(snap *Snapshot) {
+	old := s.latest.Swap(&published{Snapshot: snap, next: make(chan struct{})})
+	close(old.next)
+	s.metrics.observe(snap)
+	s.logChanges(old.Snapshot, snap)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, a := range snap.Directives {
+		if in := s.nodes[name]; in != nil {
+			in.put(a)
+		}
+	}
+}
+
+// put leaves a directive, in place of one that has not been sent yet.
+func (in *inbox) put(a *enginepb.Assignment) {
+	select {
+	case <-in.directives:
+	default:
+	}
+	in.directives <- a // has room: only publish puts
+}
+
+// logChanges logs the endpoints that have come to another state.
+func (s *Service) logChanges(old, now *Snapshot) {
+	before := make(map[string]Endpoint, len(old.Endpoints))
+	for _, e := range old.Endpoints {
+		before[e.Replica] = e
+	}
+	for _, e := range now.Endpoints {
+		if b := before[e.Replica]; b.State != e.State || b.Address != e.Address {
+			s.log.Info("replica changed", "replica", e.Replica, "state", e.State, "reason", e.Reason,
+				"address", e.Address, "weight", e.Weight, "was", b.State)
+		}
+	}
+	if now.Settled && !old.Settled {
+		s.log.Info("settled", "nodes", len(now.Nodes), "replicas", len(now.Endpoints))
+	}
+}
+
+// Report takes the reports of one node.
+func (s *Service) Report(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directive]) error {
+	first, err := receive(stream, &fleetpb.NodeReport{})
+	if err != nil {
+		return s.refuse(err)
+	}
+	in, err := s.enter(first.GetNode())
+	if err != nil {
+		return err
+	}
+	s.log.Info("node connected", "node", first.GetNode(), "stream", in.stream)
+	defer s.leave(first.GetNode(), in)
+
+	ended := make(chan error, 1)
+	go func() { ended <- s.readAll(stream, in.stream, first) }() // ends with the stream, which ends when we return
+	for {
+		select {
+		case a := <-in.directives:
+			s.log.Info("directive sent", "node", first.GetNode(), "replica", a.GetReplica(), "stage", a.GetStage(), "generation", a.GetGeneration())
+			if err := stream.Send(&fleetpb.Directive{Assignment: a}); err != nil {
+				return err
+			}
+		case <-in.replaced:
+			return status.Error(codes.Aborted, "a newer stream of this node has replaced this one")
+		case err := <-ended:
+			return s.refuse(err)
+		}
+	}
+}
+
+// refuse counts and logs what ends a stream that is not merely the client's leaving.
+func (s *Service) refuse(err error) error {
+	if status.Code(err) == codes.InvalidArgument {
+		s.metrics.refused.Inc()
+		s.log.Warn("report refused", "err", err)
+	}
+	return err
+}
+
+// enter makes the stream the node's own and tells an older one to end.
+func (s *Service) enter(node string) (*inbox, error) {
+	in := &inbox{directives: make(chan *enginepb.Assignment, 1), replaced: make(chan struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams++
+	in.stream = s.streams
+	if old := s.nodes[node]; old != nil {
+		close(old.replaced)
+	} else if len(s.nodes) >= maxNodes {
+		return nil, status.Errorf(codes.ResourceExhausted, "%d nodes are connected; no more are taken", maxNodes)
+	}
+	s.nodes[node] = in
+	return in, nil
+}
+
+// leave tells the fleet that the stream has ended.
+func (s *Service) leave(node string, in *inbox) {
+	s.mu.Lock()
+	current := s.nodes[node] == in
+	if current {
+		delete(s.nodes, node)
+	}
+	s.mu.Unlock()
+	s.log.Info("node disconnected", "node", node, "stream", in.stream, "replaced", !current)
+	timeout := time.After(time.Second) // Run may have ended
+	select {
+	case s.events <- Closed{Node: node, Stream: in.stream}:
+	case <-timeout:
+	}
+}
+
+// readAll hands the reports of one stream to the fleet until the stream ends. It
+// returns nil when the node has closed it.
+func (s *Service) readAll(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directive], id uint64, r *fleetpb.NodeReport) error {
+	for {
+		s.metrics.reports.Inc()
+		select {
+		case s.events <- Reported{Stream: id, Report: r}:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+		next, err := receive(stream, r)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r = next
+	}
+}
+
+// receive returns the next report once it has passed all rules.
+func receive(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directive], before *fleetpb.NodeReport) (*fleetpb.NodeReport, error) {
+	r, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if err := check(r, before); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return r, nil
+}
+
+// check returns which rule a report breaks. before is the stream's last report.
+func check(r, before *fleetpb.NodeReport) error {
+	if err := r.ValidateAll(); err != nil {
+		return err
+	}
+	if r.GetSeq() <= before.GetSeq() {
+		return fmt.Errorf("seq: %d after %d; must grow", r.GetSeq(), before.GetSeq())
+	}
+	if before.GetNode() != "" && r.GetNode() != before.GetNode() {
+		return fmt.Errorf("node: %q after %q; a stream belongs to one node", r.GetNode(), before.GetNode())
+	}
+	if e := r.GetEngine(); e != nil && e.GetNode() != r.GetNode() {
+		return fmt.Errorf("engine.node: %q; must be %q, the node's own", e.GetNode(), r.GetNode())
+	}
+	return nil
+}
+
+// Watch streams the fleet for people.
+func (s *Service) Watch(_ *fleetpb.WatchRequest, stream grpc.ServerStreamingServer[fleetpb.FleetView]) error {
+	for {
+		snap, next := s.Latest()
+		clients, conditions := s.plane()
+		if err := stream.Send(snap.View(clients, conditions)); err != nil {
+			return err
+		}
+		sent := time.Now()
+		if err := wait(stream.Context(), next, viewLatest); err != nil {
+			return err
+		}
+		if err := wait(stream.Context(), nil, viewEvery-time.Since(sent)); err != nil {
+			return err
+		}
+	}
+}
+
+// wait returns nil once c is closed or d is over, and an error when ctx ends.
+func wait(ctx context.Context, c <-chan struct{}, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c:
+		return nil
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,118 @@
+package fleet
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/weight"
+)
+
+// show adds to the snapshot what people want to see.
+func (f *Fleet) show(now time.Time, s *Snapshot) {
+	weights := make(map[string]uint32, len(s.Endpoints)) // by replica
+	for _, e := range s.Endpoints {
+		weights[e.Replica] = e.Weight
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.nodes)) {
+		n := f.nodes[name]
+		v := Node{
+			Name: name, State: notReady, Reason: "has no part in any replica", Since: n.last,
+			Last: n.last, Report: n.report,
+		}
+		if st := f.stages[name]; st != nil {
+			v.State, v.Reason, v.Since, v.Weight = st.state, st.reason, st.since, weights[st.head]
+		}
+		s.Nodes = append(s.Nodes, v)
+		s.Conditions = append(s.Conditions, n.conditions(now)...)
+	}
+	s.Conditions = append(s.Conditions, f.conditions(s)...)
+}
+
+// conditions returns what is wrong with the node itself.
+func (n *node) conditions(now time.Time) []obs.Condition {
+	var all []obs.Condition
+	if since, silent := n.silentSince(now); silent {
+		why := "its nodeagent sends nothing"
+		if n.stream == 0 {
+			why = "its nodeagent's stream is closed"
+		} else {
+			since = n.last
+		}
+		all = append(all, obs.Condition{
+			Code: "node-silent",
+			Text: fmt.Sprintf("%s silent for %d s: %s", n.name, int(now.Sub(since).Seconds()), why),
+			Next: "see whether the nodeagent runs and reaches xds, and its log",
+		})
+	}
+	if !n.mute.IsZero() {
+		all = append(all, obs.Condition{
+			Code: "engine-unheard",
+			Text: fmt.Sprintf("%s: engine not heard for %d s: %s", n.name, int(now.Sub(n.mute).Seconds()), n.report.GetEngineError()),
+			Next: "see whether the engine runs, and its log",
+		})
+	}
+	if h, reason := weight.Health(n.report.GetTelemetry()); h < 1 {
+		all = append(all, obs.Condition{
+			Code: "node-slow",
+			Text: fmt.Sprintf("%s has %.0f %% of its speed: %s", n.name, 100*h, reason),
+			Next: "see to its cooling, power, memory or driver; its weight is lowered meanwhile",
+		})
+	}
+	return all
+}
+
+// conditions returns what is wrong with replicas and models.
+func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
+	var all []obs.Condition
+	serving := make(map[string]int) // endpoints in EDS, by model
+	for _, e := range s.Endpoints {
+		if e.Membership == Healthy {
+			serving[e.Model]++
+		}
+		if e.State == notReady {
+			all = append(all, obs.Condition{
+				Code: "replica-not-ready",
+				Text: fmt.Sprintf("replica %s takes no requests: %s", e.Replica, e.Reason),
+				Next: "it comes back by itself; if not, see the log of the node's engine",
+			})
+		}
+	}
+	for _, w := range f.wants {
+		if serving[w.Model] == 0 {
+			serving[w.Model] = -1 // said once
+			all = append(all, obs.Condition{
+				Code: "model-down",
+				Text: fmt.Sprintf("model %s has no replica that takes requests", w.Model),
+				Next: "start its nodes; see what is said of them",
+			})
+		}
+	}
+	return all
+}
+
+// View returns the snapshot as status shows it, with the number of ADS clients
+// and what else is wrong.
+func (s *Snapshot) View(clients int, more []obs.Condition) *fleetpb.FleetView {
+	v := &fleetpb.FleetView{At: timestamppb.New(s.At), AdsClients: uint32(clients)}
+	for _, n := range s.Nodes {
+		v.Nodes = append(v.Nodes, &fleetpb.NodeView{
+			Node:       n.Name,
+			State:      n.State,
+			Reason:     n.Reason,
+			Since:      timestamppb.New(n.Since),
+			Weight:     n.Weight,
+			LastReport: timestamppb.New(n.Last),
+			Report:     n.Report,
+		})
+	}
+	for _, c := range slices.Concat(more, s.Conditions) {
+		v.Conditions = append(v.Conditions, &fleetpb.Condition{Code: c.Code, Text: c.Text, Next: c.Next})
+	}
+	return v
+}

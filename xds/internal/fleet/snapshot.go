@@ -1,0 +1,210 @@
+package fleet
+
+import (
+	"time"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/weight"
+)
+
+// Membership is how an endpoint stands in EDS.
+type Membership int
+
+// Memberships of an endpoint.
+const (
+	// Absent from EDS: gets no request, whoever names it.
+	Absent Membership = iota
+	// Unhealthy in EDS: gets no new request from the fallback policy, and Envoy's
+	// health check goes on.
+	Unhealthy
+	// Healthy in EDS.
+	Healthy
+)
+
+// Snapshot is the truth about the whole fleet at one moment. It is not changed
+// once it is published.
+type Snapshot struct {
+	// At is the moment.
+	At time.Time
+	// Settled is whether the snapshot may be pushed: whatever ran when xds
+	// started has reported.
+	Settled bool
+	// Changes grows with each change that is to be pushed at once.
+	Changes uint64
+	// Endpoints has every replica that has a place and a head that has said its
+	// address, in the order of the configuration.
+	Endpoints []Endpoint
+	// Nodes has every node, by name.
+	Nodes []Node
+	// Directives has what is to be sent to nodes now, by name of the node.
+	Directives map[string]*enginepb.Assignment
+	// Conditions has what is wrong.
+	Conditions []obs.Condition
+}
+
+// Endpoint is one replica as the gateway and extproc know it.
+type Endpoint struct {
+	// Address is "ip:port" of the head's API.
+	Address string
+	// Model and Replica are names.
+	Model, Replica string
+	// Nodes that hold a part of it, the head's first.
+	Nodes []string
+	// Zone is the head's failure domain.
+	Zone string
+	// State with its Reason for a person, entered at Since.
+	State  fleetpb.EndpointState_State
+	Reason string
+	Since  time.Time
+	// Membership is how it stands in EDS.
+	Membership Membership
+	// Weight is its weight in EDS.
+	Weight uint32
+	// Health is the share of normal speed left, 0 to 1.
+	Health float64
+	// Load and Speed are the head's; nil: unknown.
+	Load  *enginepb.Load
+	Speed *enginepb.Speed
+	// Epoch changes when the head's caches are emptied.
+	Epoch uint64
+
+	// worth is what the weight is made of.
+	worth weight.Replica
+}
+
+// Node is one node as people see it.
+type Node struct {
+	// Name of the node.
+	Name string
+	// State of its part in a replica with its Reason, entered at Since.
+	State  fleetpb.EndpointState_State
+	Reason string
+	Since  time.Time
+	// Weight is that of the replica of which it is the head; 0: not in EDS.
+	Weight uint32
+	// Last is when Report came.
+	Last time.Time
+	// Report is the last one.
+	Report *fleetpb.NodeReport
+}
+
+// standing is what was concluded of a node's part in a replica.
+type standing struct {
+	verdict
+	// since is when the state was entered.
+	since time.Time
+	// head is the name of the replica of which the node is the head; empty: of none.
+	head string
+}
+
+// judge concludes the state of each replica and of each node in it.
+func (f *Fleet) judge(now time.Time, s *Snapshot) {
+	stages := make(map[string]*standing, len(f.stages))
+	endpoints := make(map[string]*Endpoint, len(f.endpoints))
+	for _, r := range f.replicas {
+		names := r.Nodes()
+		verdicts := make([]verdict, len(names))
+		for i, name := range names {
+			verdicts[i] = f.nodes[name].judge(now, r.Generation)
+			stages[name] = &standing{verdict: verdicts[i], since: now}
+		}
+		e := f.endpoint(now, names, verdicts)
+		if e.Address == "" {
+			continue
+		}
+		e.Model, e.Replica = r.Want.Model, r.Want.Replica
+		e.worth.Capacity = f.capacity(r.Stages, e.Speed.GetDecode())
+		if old := f.endpoints[e.Replica]; old == nil {
+			endpoints[e.Replica] = &Endpoint{}
+		} else {
+			endpoints[e.Replica] = old
+			e.Since = since(now, old.State == e.State, old.Since)
+		}
+		stages[names[0]].verdict.state, stages[names[0]].verdict.reason = e.State, e.Reason
+		stages[names[0]].head = e.Replica
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	for name, st := range stages {
+		if old := f.stages[name]; old != nil {
+			st.since = since(now, old.state == st.state, old.since)
+		}
+	}
+	if len(endpoints) < len(f.endpoints) {
+		f.changes++ // a replica is no more
+	}
+	f.stages, f.endpoints = stages, endpoints
+}
+
+// capacity returns what a replica is worth, in tokens per second; 0: unknown.
+func (f *Fleet) capacity(stages []*enginepb.Stage, decode float64) float64 {
+	parts := make([]weight.Stage, len(stages))
+	for i, s := range stages {
+		parts[i].Share = float64(s.GetShare())
+		if n := f.nodes[s.GetNode()]; n != nil {
+			parts[i].Capacity = n.report.GetTelemetry().GetCapacity()
+		}
+	}
+	return weight.Capacity(parts, decode)
+}
+
+// since returns when a state was entered that may have stayed the same.
+func since(now time.Time, same bool, before time.Time) time.Time {
+	if same {
+		return before
+	}
+	return now
+}
+
+// endpoint concludes the state of a replica from its nodes, the head's first. It
+// is as good as its worst node, with one exception: when only the agent of
+// another node than the head's is away, the head, which watches that node's
+// engine itself, vouches for it.
+func (f *Fleet) endpoint(now time.Time, names []string, verdicts []verdict) Endpoint {
+	head := f.nodes[names[0]]
+	e := Endpoint{
+		State: ready, Since: now, Nodes: names, Health: 1,
+		Membership: Healthy, worth: weight.Replica{Health: 1, Freshness: 1},
+	}
+	if head != nil {
+		e.Address = head.engine.GetHttpAddress()
+		e.Zone = head.report.GetZone()
+		e.Load, e.Speed, e.Epoch = head.engine.GetLoad(), head.engine.GetSpeed(), head.engine.GetEpoch()
+	}
+	for i, v := range verdicts {
+		if i > 0 && verdicts[0].state != notReady {
+			v = f.vouched(now, names[i], v)
+		}
+		if v.state > e.State {
+			e.State, e.Reason = v.state, names[i]+": "+v.reason
+		}
+		e.worth.Freshness = min(e.worth.Freshness, v.freshness)
+		if n := f.nodes[names[i]]; n != nil {
+			h, _ := weight.Health(n.report.GetTelemetry())
+			e.Health = min(e.Health, h)
+		}
+	}
+	e.worth.Health = e.Health
+	if e.State == notReady {
+		e.Membership = Absent
+		if verdicts[0].stuck {
+			e.Membership = Unhealthy
+		}
+	}
+	return e
+}
+
+// vouched returns the verdict over a node that is not a head while the head says
+// that all is well: silence of the node's agent only lowers the weight.
+func (f *Fleet) vouched(now time.Time, name string, v verdict) verdict {
+	since, silent := f.start, true
+	if n := f.nodes[name]; n != nil {
+		since, silent = n.silentSince(now)
+	}
+	if !silent || v.state != notReady {
+		return v
+	}
+	freshness := max(vouchedFreshness, weight.Freshness(now.Sub(since)))
+	return verdict{state: suspect, reason: v.reason, freshness: freshness}
+}

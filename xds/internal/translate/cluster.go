@@ -1,0 +1,256 @@
+package translate
+
+import (
+	"fmt"
+	"net"
+	"strings"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	overridev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
+	robinv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// Names of clusters.
+const (
+	extprocCluster = "extproc"
+	tracesCluster  = "traces"
+	enginesPrefix  = "engines/"
+)
+
+// Header and metadata key of the endpoint-picker protocol, and its namespace.
+const (
+	destinationKey = "x-gateway-destination-endpoint"
+	servedKey      = "x-gateway-destination-endpoint-served"
+	lbNamespace    = "envoy.lb"
+)
+
+// upstreamBuffer bounds what is buffered of one connection to an engine or to
+// extproc, in bytes: a long prompt goes as one message.
+const upstreamBuffer = 32 << 20
+
+// unlimited is for limits that would only get in the way: what engines take is
+// bounded by the engines.
+const unlimited = 1 << 20
+
+// EnginesCluster returns the name of a model's cluster.
+func EnginesCluster(model string) string { return enginesPrefix + model }
+
+func clusters(s Settings) (map[string]proto.Message, error) {
+	all := make(map[string]proto.Message)
+	for _, m := range s.Config.Models {
+		name := EnginesCluster(m.Metadata.Name)
+		all[name] = engines(name)
+	}
+	if len(s.ExtProc) > 0 {
+		c, err := extproc(s.ExtProc)
+		if err != nil {
+			return nil, err
+		}
+		all[extprocCluster] = c
+	}
+	if s.Traces != "" {
+		c, err := traces(s.Traces)
+		if err != nil {
+			return nil, err
+		}
+		all[tracesCluster] = c
+	}
+	return all, nil
+}
+
+// engines returns the cluster of a model: the hosts that extproc names, in its
+// order, and without extproc round robin by the weights of EDS.
+func engines(name string) *clusterv3.Cluster {
+	eds := ads()
+	// A cluster that changes waits for its assignment; one that hasn't changed is
+	// not sent again, and the default would be to wait for 15 s.
+	eds.InitialFetchTimeout = seconds(0.2)
+	c := cluster(name, clusterv3.Cluster_EDS)
+	c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: eds}
+	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
+		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{
+			Metadata: &metadatav3.MetadataKey{Key: lbNamespace, Path: segments(destinationKey)},
+		}},
+		SelectedHostKey: &metadatav3.MetadataKey{Key: lbNamespace, Path: segments(servedKey)},
+		FallbackPolicy:  policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{})),
+	}))
+	c.HealthChecks = []*corev3.HealthCheck{engineCheck()}
+	c.OutlierDetection = outliers(5)
+	// What is stuck in an engine that hangs becomes a retry elsewhere.
+	c.CloseConnectionsOnHostHealthFailure = true
+	c.TypedExtensionProtocolOptions = protocol(&httpv3.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(30)},
+		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
+					HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true}, // usage comes in trailers
+				},
+			},
+		},
+	})
+	return c
+}
+
+// cluster returns what all clusters have in common.
+func cluster(name string, typ clusterv3.Cluster_DiscoveryType) *clusterv3.Cluster {
+	limits := func(p corev3.RoutingPriority) *clusterv3.CircuitBreakers_Thresholds {
+		return &clusterv3.CircuitBreakers_Thresholds{
+			Priority:           p,
+			MaxConnections:     wrapperspb.UInt32(unlimited),
+			MaxPendingRequests: wrapperspb.UInt32(unlimited),
+			MaxRequests:        wrapperspb.UInt32(unlimited),
+			MaxRetries:         wrapperspb.UInt32(unlimited),
+		}
+	}
+	return &clusterv3.Cluster{
+		Name:                          name,
+		ClusterDiscoveryType:          &clusterv3.Cluster_Type{Type: typ},
+		ConnectTimeout:                seconds(0.5),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(upstreamBuffer),
+		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{
+			limits(corev3.RoutingPriority_DEFAULT), limits(corev3.RoutingPriority_HIGH),
+		}},
+		// In panic Envoy would send to hosts that are known to be bad.
+		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}},
+		// Else a host that xds removes stays as long as its health check passes.
+		IgnoreHealthOnHostRemoval: true,
+	}
+}
+
+// engineCheck asks an engine twice a second. A busy machine answers late: two
+// answers must be missing.
+func engineCheck() *corev3.HealthCheck {
+	return &corev3.HealthCheck{
+		Timeout:               seconds(0.8),
+		Interval:              seconds(0.5),
+		NoTrafficInterval:     seconds(0.5),
+		UnhealthyInterval:     seconds(0.5),
+		UnhealthyEdgeInterval: seconds(0.5),
+		HealthyEdgeInterval:   seconds(0.5),
+		InitialJitter:         seconds(0.1),
+		UnhealthyThreshold:    wrapperspb.UInt32(2),
+		HealthyThreshold:      wrapperspb.UInt32(1),
+		HealthChecker: &corev3.HealthCheck_HttpHealthCheck_{
+			HttpHealthCheck: &corev3.HealthCheck_HttpHealthCheck{Path: "/health", Host: "engine"},
+		},
+	}
+}
+
+// outliers ejects a host for two to ten seconds after so many failures in a row:
+// 502, 503, 504, resets and failed connections. An engine's 500 may be the
+// request's fault.
+func outliers(failures uint32) *clusterv3.OutlierDetection {
+	return &clusterv3.OutlierDetection{
+		Consecutive_5Xx:                    wrapperspb.UInt32(unlimited),
+		EnforcingConsecutive_5Xx:           wrapperspb.UInt32(0),
+		ConsecutiveGatewayFailure:          wrapperspb.UInt32(failures),
+		EnforcingConsecutiveGatewayFailure: wrapperspb.UInt32(100),
+		EnforcingSuccessRate:               wrapperspb.UInt32(0),
+		Interval:                           seconds(1),
+		BaseEjectionTime:                   seconds(2),
+		MaxEjectionTime:                    seconds(10),
+		MaxEjectionPercent:                 wrapperspb.UInt32(50),
+	}
+}
+
+func policies(p *corev3.TypedExtensionConfig) *clusterv3.LoadBalancingPolicy {
+	return &clusterv3.LoadBalancingPolicy{
+		Policies: []*clusterv3.LoadBalancingPolicy_Policy{{TypedExtensionConfig: p}},
+	}
+}
+
+func segments(keys ...string) []*metadatav3.MetadataKey_PathSegment {
+	path := make([]*metadatav3.MetadataKey_PathSegment, len(keys))
+	for i, k := range keys {
+		path[i] = &metadatav3.MetadataKey_PathSegment{Segment: &metadatav3.MetadataKey_PathSegment_Key{Key: k}}
+	}
+	return path
+}
+
+func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
+	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(o)}
+}
+
+// http2 is for gRPC. The keepalive finds connections that lead nowhere.
+func http2() map[string]*anypb.Any {
+	return protocol(&httpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+						ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(5), Timeout: seconds(5)},
+					},
+				},
+			},
+		},
+	})
+}
+
+// extproc returns the cluster of the pickers. Its health check takes out one that
+// hangs; requests then go on without it.
+func extproc(addrs []string) (*clusterv3.Cluster, error) {
+	c := cluster(extprocCluster, clusterv3.Cluster_STATIC)
+	if err := hosts(c, addrs); err != nil {
+		return nil, fmt.Errorf("extproc: %w", err)
+	}
+	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{}))
+	c.HealthChecks = []*corev3.HealthCheck{{
+		Timeout:               seconds(0.5),
+		Interval:              seconds(0.25),
+		NoTrafficInterval:     seconds(0.25),
+		UnhealthyInterval:     seconds(0.25),
+		UnhealthyEdgeInterval: seconds(0.25),
+		HealthyEdgeInterval:   seconds(0.25),
+		InitialJitter:         seconds(0.05),
+		UnhealthyThreshold:    wrapperspb.UInt32(2),
+		HealthyThreshold:      wrapperspb.UInt32(1),
+		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
+	}}
+	c.OutlierDetection = outliers(5)
+	c.TypedExtensionProtocolOptions = http2()
+	return c, nil
+}
+
+func traces(addr string) (*clusterv3.Cluster, error) {
+	typ := clusterv3.Cluster_STATIC
+	if host, _, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host) == nil {
+		typ = clusterv3.Cluster_STRICT_DNS
+	}
+	c := cluster(tracesCluster, typ)
+	if err := hosts(c, []string{addr}); err != nil {
+		return nil, fmt.Errorf("traces: %w", err)
+	}
+	c.TypedExtensionProtocolOptions = http2()
+	return c, nil
+}
+
+// hosts gives the cluster the hosts of the addresses.
+func hosts(c *clusterv3.Cluster, addrs []string) error {
+	list := make([]*endpointv3.LbEndpoint, len(addrs))
+	for i, addr := range addrs {
+		a, err := address(strings.TrimSpace(addr))
+		if err != nil {
+			return err
+		}
+		list[i] = host(a)
+	}
+	c.LoadAssignment = &endpointv3.ClusterLoadAssignment{
+		ClusterName: c.GetName(),
+		Endpoints:   []*endpointv3.LocalityLbEndpoints{{LbEndpoints: list}},
+	}
+	return nil
+}
+
+func host(a *corev3.Address) *endpointv3.LbEndpoint {
+	return &endpointv3.LbEndpoint{
+		HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: a}},
+	}
+}

@@ -1,0 +1,102 @@
+package translate
+
+import (
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/fleet"
+)
+
+// Fleet returns the resources that the snapshot decides: an assignment for each
+// model, also an empty one, and our own state of each endpoint.
+func Fleet(s Settings, snap *fleet.Snapshot) Resources {
+	assignments := make(map[string]proto.Message, len(s.Config.Models))
+	hosts := make(map[string]*endpointv3.LocalityLbEndpoints) // by model
+	for _, m := range s.Config.Models {
+		name := EnginesCluster(m.Metadata.Name)
+		locality := &endpointv3.LocalityLbEndpoints{}
+		hosts[m.Metadata.Name] = locality
+		assignments[name] = &endpointv3.ClusterLoadAssignment{
+			ClusterName: name,
+			Endpoints:   []*endpointv3.LocalityLbEndpoints{locality},
+		}
+	}
+	states := make(map[string]proto.Message, len(snap.Endpoints))
+	for _, e := range snap.Endpoints {
+		states[e.Address] = state(e)
+		locality := hosts[e.Model]
+		if h := member(e); h != nil && locality != nil {
+			locality.LbEndpoints = append(locality.LbEndpoints, h)
+		}
+	}
+	return Resources{EndpointsType: assignments, EndpointType: states}
+}
+
+// member returns the endpoint as a host of EDS; nil if it is to be none. Hosts
+// that must get no request are left out, not marked: override_host ignores
+// health. Weights are at least 1, as Envoy takes 0 for unset.
+func member(e fleet.Endpoint) *endpointv3.LbEndpoint {
+	a, err := address(e.Address)
+	if e.Membership == fleet.Absent || err != nil {
+		return nil
+	}
+	h := host(a)
+	h.LoadBalancingWeight = wrapperspb.UInt32(max(1, e.Weight))
+	h.HealthStatus = corev3.HealthStatus_HEALTHY
+	if e.Membership == fleet.Unhealthy {
+		h.HealthStatus = corev3.HealthStatus_UNHEALTHY
+	}
+	return h
+}
+
+func state(e fleet.Endpoint) *fleetpb.EndpointState {
+	return &fleetpb.EndpointState{
+		Address: e.Address,
+		Node:    e.Nodes[0],
+		Zone:    e.Zone,
+		Model:   e.Model,
+		Replica: e.Replica,
+		Nodes:   e.Nodes,
+		State:   e.State,
+		Reason:  e.Reason,
+		Weight:  e.Weight,
+		Load:    e.Load,
+		Speed:   e.Speed,
+		Epoch:   e.Epoch,
+		Health:  e.Health,
+	}
+}
+
+func models(f config.File) map[string]proto.Message {
+	all := make(map[string]proto.Message, len(f.Models))
+	fallback := f.DefaultModel().Metadata.Name
+	for _, m := range f.Models {
+		all[m.Metadata.Name] = &fleetpb.ModelState{
+			Name:          m.Metadata.Name,
+			Tokenizer:     m.Spec.TokenizerFile(),
+			ContextTokens: uint32(m.Spec.Backend.ContextTokens),
+			Default:       m.Metadata.Name == fallback,
+		}
+	}
+	return all
+}
+
+func policy(s Settings) *fleetpb.PolicyState {
+	p := s.Config.Policy.Spec
+	return &fleetpb.PolicyState{
+		SessionHeader:      p.Sessions.Header,
+		SessionCookie:      p.Sessions.Cookie.Name,
+		CookieKeys:         s.CookieKeys,
+		SessionIdle:        durationpb.New(p.Sessions.Idle.Duration),
+		MaxSessions:        uint32(p.Sessions.Max),
+		Candidates:         uint32(p.Retries.Standard),
+		CandidatesCritical: uint32(p.Retries.Critical),
+		DefaultPriority:    p.Priorities.Default,
+		MaxBodyBytes:       uint64(p.Limits.MaxBodyBytes),
+	}
+}

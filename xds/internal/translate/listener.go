@@ -1,0 +1,224 @@
+package translate
+
+import (
+	"fmt"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	rulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tracev3 "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
+	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// gatewayName names the listener, the route configuration and the virtual host.
+const gatewayName = "gateway"
+
+// extprocFilter is the name of the filter, by which routes switch it off.
+const extprocFilter = "envoy.filters.http.ext_proc"
+
+// loadHeader carries an engine's load report. It is ours, not the client's.
+const loadHeader = "endpoint-load-metrics"
+
+func listener(s Settings) (*listenerv3.Listener, error) {
+	addr, err := address(s.Gateway)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	return &listenerv3.Listener{
+		Name:                          gatewayName,
+		Address:                       addr,
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(min(s.Config.Policy.Spec.Limits.MaxBodyBytes, 1<<30))),
+		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
+			Name:       "envoy.filters.network.http_connection_manager",
+			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(manager(s))},
+		}}}},
+	}, nil
+}
+
+// manager returns the HTTP connection manager: all that happens to a request
+// before its route is chosen.
+func manager(s Settings) *hcmv3.HttpConnectionManager {
+	limits := s.Config.Policy.Spec.Limits
+	whole := durationpb.New(limits.RequestTimeout.Duration)
+	m := &hcmv3.HttpConnectionManager{
+		StatPrefix: gatewayName,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			ConfigSource: ads(), RouteConfigName: gatewayName,
+		}},
+		HttpFilters:                   filters(s),
+		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{untrusted(s)},
+		LocalReplyConfig:              replies(),
+		UseRemoteAddress:              wrapperspb.Bool(true),
+		AlwaysSetRequestIdInResponse:  true,
+		NormalizePath:                 wrapperspb.Bool(true),
+		MergeSlashes:                  true,
+		RequestHeadersTimeout:         seconds(10),
+		// A body comes in, and a stream is silent, no longer than a request may take.
+		RequestTimeout:    whole,
+		StreamIdleTimeout: whole,
+		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
+			EnableTrailers: true, // usage comes in trailers
+		},
+	}
+	if s.AccessLog != "" {
+		m.AccessLog = []*accesslogv3.AccessLog{accessLog(s.AccessLog)}
+	}
+	if s.Traces != "" {
+		m.Tracing = tracing()
+	}
+	return m
+}
+
+// filters returns the HTTP filters. Responses pass them backwards: extproc sees
+// the load report, and then it is taken out.
+func filters(s Settings) []*hcmv3.HttpFilter {
+	filter := func(name string, m proto.Message) *hcmv3.HttpFilter {
+		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(m)}}
+	}
+	all := []*hcmv3.HttpFilter{filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{
+		Mutations: &mutationv3.Mutations{
+			ResponseMutations:         []*rulesv3.HeaderMutation{remove(loadHeader)},
+			ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(loadHeader)},
+		},
+	})}
+	if len(s.ExtProc) > 0 {
+		all = append(all, filter(extprocFilter, picker()))
+	}
+	return append(all, filter("envoy.filters.http.router", &routerv3.Router{}))
+}
+
+// picker returns the filter that asks extproc. It fails open: without an answer
+// the request goes where the cluster's weights send it.
+func picker() *extprocv3.ExternalProcessor {
+	return &extprocv3.ExternalProcessor{
+		GrpcService: &corev3.GrpcService{
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: extprocCluster}},
+			RetryPolicy: &corev3.RetryPolicy{
+				RetryOn:      "connect-failure,reset,refused-stream,unavailable",
+				NumRetries:   wrapperspb.UInt32(2),
+				RetryBackOff: &corev3.BackoffStrategy{BaseInterval: seconds(0.005), MaxInterval: seconds(0.05)},
+				RetryHostPredicate: []*corev3.RetryPolicy_RetryHostPredicate{{
+					Name:       "envoy.retry_host_predicates.previous_hosts",
+					ConfigType: &corev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: previousHosts()},
+				}},
+				HostSelectionRetryMaxAttempts: 3,
+			},
+		},
+		FailureModeAllow: true,
+		MessageTimeout:   seconds(1),
+		ProcessingMode: &extprocv3.ProcessingMode{
+			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
+			RequestBodyMode:     extprocv3.ProcessingMode_BUFFERED,
+			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
+			ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
+			ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
+			ResponseTrailerMode: extprocv3.ProcessingMode_SEND,
+		},
+		// extproc sets x-envoy-max-retries by the request's priority.
+		MutationRules: &rulesv3.HeaderMutationRules{AllowEnvoy: wrapperspb.Bool(true)},
+		MetadataOptions: &extprocv3.MetadataOptions{
+			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{lbNamespace}},
+			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{lbNamespace, logNamespace}},
+		},
+	}
+}
+
+// untrusted removes what a client must not say, before anything reads it: what
+// chooses a host, a model or a retry policy.
+func untrusted(s Settings) *corev3.TypedExtensionConfig {
+	spec := s.Config.Policy.Spec
+	ours := except("x-millrace-", spec.Priorities.Header, spec.Sessions.Header)
+	return extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
+		Mutations: []*rulesv3.HeaderMutation{
+			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-gateway-"}}),
+			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-envoy-"}}),
+			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+				SafeRegex: &matcherv3.RegexMatcher{Regex: ours},
+			}}),
+		},
+	})
+}
+
+func remove(header string) *rulesv3.HeaderMutation {
+	return &rulesv3.HeaderMutation{Action: &rulesv3.HeaderMutation_Remove{Remove: header}}
+}
+
+func removeMatching(m *matcherv3.StringMatcher) *rulesv3.HeaderMutation {
+	return &rulesv3.HeaderMutation{Action: &rulesv3.HeaderMutation_RemoveOnMatch_{
+		RemoveOnMatch: &rulesv3.HeaderMutation_RemoveOnMatch{KeyMatcher: m},
+	}}
+}
+
+// logNamespace is the dynamic metadata that extproc fills for the access log.
+const logNamespace = "millrace"
+
+func accessLog(path string) *accesslogv3.AccessLog {
+	fields := map[string]string{
+		"ts":          "%START_TIME%",
+		"method":      "%REQ(:METHOD)%",
+		"path":        "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+		"status":      "%RESPONSE_CODE%",
+		"flags":       "%RESPONSE_FLAGS%",
+		"host":        "%UPSTREAM_HOST%",
+		"attempts":    "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+		"duration_ms": "%DURATION%",
+		"bytes_in":    "%BYTES_RECEIVED%",
+		"bytes_out":   "%BYTES_SENT%",
+		"request_id":  "%REQ(X-REQUEST-ID)%",
+		"trace":       "%TRACE_ID%",
+	}
+	for _, key := range []string{"model", "session", "decision", "prompt_tokens", "cached_tokens"} {
+		fields[key] = "%DYNAMIC_METADATA(" + logNamespace + ":" + key + ")%"
+	}
+	return &accesslogv3.AccessLog{
+		Name: "envoy.access_loggers.file",
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: pack(&filelogv3.FileAccessLog{
+			Path: path,
+			AccessLogFormat: &filelogv3.FileAccessLog_LogFormat{LogFormat: &corev3.SubstitutionFormatString{
+				Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: texts(fields)},
+			}},
+		})},
+	}
+}
+
+// texts returns the fields as a struct of strings.
+func texts(fields map[string]string) *structpb.Struct {
+	s := &structpb.Struct{Fields: make(map[string]*structpb.Value, len(fields))}
+	for k, v := range fields {
+		s.Fields[k] = structpb.NewStringValue(v)
+	}
+	return s
+}
+
+// tracing samples everything: a decision that can't be read afterwards can't be
+// explained. Each attempt has a span of its own.
+func tracing() *hcmv3.HttpConnectionManager_Tracing {
+	return &hcmv3.HttpConnectionManager_Tracing{
+		ClientSampling:    &typev3.Percent{Value: 100},
+		RandomSampling:    &typev3.Percent{Value: 100},
+		OverallSampling:   &typev3.Percent{Value: 100},
+		SpawnUpstreamSpan: wrapperspb.Bool(true),
+		Provider: &tracev3.Tracing_Http{
+			Name: "envoy.tracers.opentelemetry",
+			ConfigType: &tracev3.Tracing_Http_TypedConfig{TypedConfig: pack(&tracev3.OpenTelemetryConfig{
+				ServiceName: "envoy",
+				GrpcService: &corev3.GrpcService{
+					TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: tracesCluster}},
+					Timeout:         seconds(1),
+				},
+			})},
+		},
+	}
+}

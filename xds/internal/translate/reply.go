@@ -1,0 +1,111 @@
+package translate
+
+import (
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// reply is how one kind of Envoy's own answers is said in the API's form.
+type reply struct {
+	// from and below bound the status.
+	from, below uint32
+	// kind and code are the error's type and code in the OpenAI API.
+	kind, code string
+	// again tells the client when to come back, in seconds; empty: not.
+	again string
+}
+
+// errorReplies covers every status from 400 up. The first that matches holds.
+var errorReplies = []reply{
+	{from: 404, below: 405, kind: "invalid_request_error", code: "not_found"},
+	{from: 405, below: 406, kind: "invalid_request_error", code: "method_not_allowed"},
+	{from: 408, below: 409, kind: "invalid_request_error", code: "request_timeout"},
+	{from: 413, below: 414, kind: "invalid_request_error", code: "request_too_large"},
+	{from: 429, below: 430, kind: "rate_limit_error", code: "rate_limit_exceeded", again: "1"},
+	{from: 431, below: 432, kind: "invalid_request_error", code: "headers_too_large"},
+	{from: 400, below: 500, kind: "invalid_request_error", code: "invalid_request"},
+	{from: 503, below: 504, kind: "server_error", code: "unavailable", again: "1"},
+	{from: 504, below: 505, kind: "server_error", code: "timeout"},
+	{from: 500, below: 600, kind: "server_error", code: "internal_error"},
+}
+
+// replies gives Envoy's own answers the form of the OpenAI API. What is JSON
+// already, from extproc or a route, stays as it is.
+func replies() *hcmv3.LocalReplyConfig {
+	c := &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{{
+		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
+			ExtensionFilter: &accesslogv3.ExtensionFilter{
+				Name: "envoy.access_loggers.extension_filters.cel",
+				ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{TypedConfig: pack(&celv3.ExpressionFilter{
+					Expression: `response.headers["content-type"].startsWith("application/json")`,
+				})},
+			},
+		}},
+		BodyFormatOverride: &corev3.SubstitutionFormatString{
+			Format: &corev3.SubstitutionFormatString_TextFormatSource{
+				TextFormatSource: text("%LOCAL_REPLY_BODY%"),
+			},
+			ContentType: "application/json",
+		},
+	}}}
+	for _, r := range errorReplies {
+		c.Mappers = append(c.Mappers, r.mapper())
+	}
+	return c
+}
+
+func (r reply) mapper() *hcmv3.ResponseMapper {
+	m := &hcmv3.ResponseMapper{
+		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{
+			AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{
+				status(accesslogv3.ComparisonFilter_GE, r.from),
+				status(accesslogv3.ComparisonFilter_LE, r.below-1),
+			}},
+		}},
+		BodyFormatOverride: &corev3.SubstitutionFormatString{
+			Format:      &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: errorBody("%LOCAL_REPLY_BODY%", r.kind, r.code)},
+			ContentType: "application/json",
+		},
+	}
+	if r.again != "" {
+		m.HeadersToAdd = []*corev3.HeaderValueOption{set("retry-after", r.again)}
+	}
+	return m
+}
+
+// status is a filter on the response's status. A value that can be changed at
+// run time must have a key, which nobody sets.
+func status(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
+		StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: &accesslogv3.ComparisonFilter{
+			Op:    op,
+			Value: &corev3.RuntimeUInt32{DefaultValue: code, RuntimeKey: "millrace.unused"},
+		}},
+	}}
+}
+
+// errorBody is an error in the form of the OpenAI API.
+func errorBody(message, kind, code string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{
+		"error": structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
+			"message": structpb.NewStringValue(message),
+			"type":    structpb.NewStringValue(kind),
+			"param":   structpb.NewNullValue(),
+			"code":    structpb.NewStringValue(code),
+		}}),
+	}}
+}
+
+func text(s string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: s}}
+}
+
+func set(header, value string) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{
+		Header:       &corev3.HeaderValue{Key: header, Value: value},
+		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+	}
+}

@@ -1,0 +1,192 @@
+package translate
+
+import (
+	"encoding/json"
+	"math"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	previousv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"millrace.dev/millrace/internal/config"
+)
+
+// modelHeader names the model that extproc has read from the request.
+const modelHeader = "x-millrace-model"
+
+// aliases are paths that some clients use without the /v1 in front.
+var aliases = []string{"/chat/completions", "/completions", "/embeddings", "/responses"}
+
+// routes returns the one route configuration.
+func routes(f config.File) *routev3.RouteConfiguration {
+	spec := f.Policy.Spec
+	host := &routev3.VirtualHost{
+		Name:                          gatewayName,
+		Domains:                       []string{"*"},
+		Routes:                        []*routev3.Route{tooLarge(int64(spec.Limits.MaxBodyBytes))},
+		RetryPolicy:                   retries(spec.Retries),
+		IncludeRequestAttemptCount:    true,
+		IncludeAttemptCountInResponse: true,
+		RequestBodyBufferLimit:        wrapperspb.UInt64(uint64(spec.Limits.MaxBodyBytes)),
+	}
+	host.Routes = append(host.Routes, modelRoutes(f)...)
+	timeout := durationpb.New(spec.Limits.RequestTimeout.Duration)
+	host.Routes = append(host.Routes, apiRoutes(f, prefix("/v1/"), "", timeout)...)
+	for _, alias := range aliases {
+		host.Routes = append(host.Routes, apiRoutes(f, path(alias), "/v1"+alias, timeout)...)
+	}
+	host.Routes = append(host.Routes, direct(prefix("/"), 404, "no such path; the API is under /v1/"))
+	return &routev3.RouteConfiguration{
+		Name:                           gatewayName,
+		VirtualHosts:                   []*routev3.VirtualHost{host},
+		MaxDirectResponseBodySizeBytes: wrapperspb.UInt32(1 << 20),
+	}
+}
+
+// apiRoutes returns the routes to the engines for what matches: the model that
+// extproc has set, and without extproc the default one.
+func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, timeout *durationpb.Duration) []*routev3.Route {
+	to := func(m *routev3.RouteMatch, model string) *routev3.Route {
+		return &routev3.Route{Match: m, Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: EnginesCluster(model)},
+			PrefixRewrite:    rewrite,
+			Timeout:          timeout,
+			IdleTimeout:      timeout,
+		}}}
+	}
+	var all []*routev3.Route
+	for _, m := range f.Models {
+		chosen := match()
+		chosen.Headers = []*routev3.HeaderMatcher{exactly(modelHeader, m.Metadata.Name)}
+		all = append(all, to(chosen, m.Metadata.Name))
+	}
+	unknown := func() *routev3.RouteMatch {
+		m := match()
+		m.Headers = []*routev3.HeaderMatcher{{
+			Name:                 modelHeader,
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
+		}}
+		return m
+	}
+	return append(all, direct(unknown, 404, "no such model"), to(match(), f.DefaultModel().Metadata.Name))
+}
+
+// retries walk extproc's list of hosts, and after it, or without it, the hosts
+// that have not been tried.
+func retries(r config.Retries) *routev3.RetryPolicy {
+	p := &routev3.RetryPolicy{
+		RetryOn:              "5xx,reset,connect-failure,refused-stream,retriable-status-codes",
+		RetriableStatusCodes: []uint32{429},
+		NumRetries:           wrapperspb.UInt32(uint32(r.Standard - 1)),
+		RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
+			Name:       "envoy.retry_host_predicates.previous_hosts",
+			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: previousHosts()},
+		}},
+		HostSelectionRetryMaxAttempts: 5,
+		RetryBackOff:                  &routev3.RetryPolicy_RetryBackOff{BaseInterval: seconds(0.025), MaxInterval: seconds(0.25)},
+	}
+	if r.MaxPerTry.Duration > 0 {
+		p.PerTryTimeout = durationpb.New(r.MaxPerTry.Duration)
+	}
+	return p
+}
+
+func previousHosts() *anypb.Any { return pack(&previousv3.PreviousHostsPredicate{}) }
+
+// tooLarge answers a request at its headers whose body is said to be too large;
+// one that says nothing is found out when the buffer is full.
+func tooLarge(limit int64) *routev3.Route {
+	return direct(func() *routev3.RouteMatch {
+		m := prefix("/")()
+		m.Headers = []*routev3.HeaderMatcher{{
+			Name: "content-length",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_RangeMatch{
+				RangeMatch: &typev3.Int64Range{Start: limit + 1, End: math.MaxInt64},
+			},
+		}}
+		return m
+	}, 413, "the request's body is too large")
+}
+
+// model is an entry of the list of models.
+type model struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"`
+	Created int64  `json:"created"` // nobody knows
+	OwnedBy string `json:"owned_by"`
+}
+
+// modelRoutes answers what is asked about models, which needs no engine.
+func modelRoutes(f config.File) []*routev3.Route {
+	list := make([]model, len(f.Models))
+	var each []*routev3.Route
+	for i, m := range f.Models {
+		list[i] = model{ID: m.Metadata.Name, Object: "model", OwnedBy: "millrace"}
+		each = append(each, answer(path("/v1/models/"+m.Metadata.Name), list[i]))
+	}
+	all := map[string]any{"object": "list", "data": list}
+	routes := append([]*routev3.Route{answer(path("/v1/models"), all), answer(path("/models"), all)}, each...)
+	return append(routes,
+		direct(get(prefix("/v1/models/")), 404, "no such model"),
+		direct(path("/v1/models"), 405, "models can only be read: use GET"),
+		direct(prefix("/v1/models/"), 405, "models can only be read: use GET"),
+	)
+}
+
+// answer returns a route that answers a GET with v as JSON.
+func answer(match func() *routev3.RouteMatch, v any) *routev3.Route {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("translate: " + err.Error()) // our own struct
+	}
+	r := direct(get(match), 200, string(b))
+	r.ResponseHeadersToAdd = []*corev3.HeaderValueOption{set("content-type", "application/json")}
+	return r
+}
+
+// direct returns a route that Envoy answers itself, without asking extproc.
+func direct(match func() *routev3.RouteMatch, code uint32, body string) *routev3.Route {
+	return &routev3.Route{
+		Match:  match(),
+		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: code, Body: text(body)}},
+		TypedPerFilterConfig: map[string]*anypb.Any{
+			extprocFilter: pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}}),
+		},
+	}
+}
+
+func prefix(p string) func() *routev3.RouteMatch {
+	return func() *routev3.RouteMatch {
+		return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p}}
+	}
+}
+
+func path(p string) func() *routev3.RouteMatch {
+	return func() *routev3.RouteMatch {
+		return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: p}}
+	}
+}
+
+// get restricts what matches to the method GET.
+func get(match func() *routev3.RouteMatch) func() *routev3.RouteMatch {
+	return func() *routev3.RouteMatch {
+		m := match()
+		m.Headers = append(m.Headers, exactly(":method", "GET"))
+		return m
+	}
+}
+
+func exactly(header, value string) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{
+		Name: header,
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value},
+		}},
+	}
+}

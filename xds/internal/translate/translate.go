@@ -1,0 +1,182 @@
+// Package translate turns what xds knows into resources: Envoy's listener,
+// routes, clusters and endpoints, and our own for extproc. Called by main, on
+// every snapshot.
+//
+// Its one rule: it is pure, and the same input gives the same bytes, so that a
+// restarted xds sends nothing that its clients have already.
+package translate
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"millrace.dev/millrace/internal/config"
+)
+
+// typePrefix is what every type URL begins with.
+const typePrefix = "type.googleapis.com/"
+
+// Type URLs of the resources.
+const (
+	ListenerType  = typePrefix + "envoy.config.listener.v3.Listener"
+	RouteType     = typePrefix + "envoy.config.route.v3.RouteConfiguration"
+	ClusterType   = typePrefix + "envoy.config.cluster.v3.Cluster"
+	EndpointsType = typePrefix + "envoy.config.endpoint.v3.ClusterLoadAssignment"
+	EndpointType  = typePrefix + "millrace.fleet.v1alpha1.EndpointState"
+	ModelType     = typePrefix + "millrace.fleet.v1alpha1.ModelState"
+	PolicyType    = typePrefix + "millrace.fleet.v1alpha1.PolicyState"
+)
+
+// Types lists the type URLs in the order in which changes are to be pushed: what
+// is referred to comes before what refers to it.
+func Types() []string {
+	return []string{ClusterType, EndpointsType, RouteType, ListenerType, PolicyType, ModelType, EndpointType}
+}
+
+// Resources holds resources by type URL and name.
+type Resources map[string]map[string]proto.Message
+
+// Settings is what stays the same while xds runs.
+type Settings struct {
+	// Gateway is "ip:port" of Envoy's public listener.
+	Gateway string
+	// ExtProc has "ip:port" of each extproc; empty: there is none.
+	ExtProc []string
+	// AccessLog is the path of Envoy's access log; empty: there is none.
+	AccessLog string
+	// Traces is "host:port" of the OTLP receiver; empty: nothing is traced.
+	Traces string
+	// CookieKeys sign session cookies, the first one signs.
+	CookieKeys [][]byte
+	// Config has the models and the policy.
+	Config config.File
+}
+
+// Static returns the resources that don't depend on the fleet.
+func Static(s Settings) (Resources, error) {
+	clusters, err := clusters(s)
+	if err != nil {
+		return nil, err
+	}
+	listener, err := listener(s)
+	if err != nil {
+		return nil, err
+	}
+	return Resources{
+		ListenerType: {gatewayName: listener},
+		RouteType:    {gatewayName: routes(s.Config)},
+		ClusterType:  clusters,
+		ModelType:    models(s.Config),
+		PolicyType:   {"default": policy(s)},
+	}, nil
+}
+
+// Validate returns every rule of the resources' own protobuf definitions that
+// they break, also inside of what is packed as Any.
+func Validate(all Resources) error {
+	var errs []error
+	for _, typ := range slices.Sorted(maps.Keys(all)) {
+		for _, name := range slices.Sorted(maps.Keys(all[typ])) {
+			for _, err := range validate(all[typ][name].ProtoReflect()) {
+				errs = append(errs, fmt.Errorf("%s %q: %w", typ[len(typePrefix):], name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// validate checks m and every message that is packed in it.
+func validate(m protoreflect.Message) []error {
+	var errs []error
+	if v, ok := m.Interface().(interface{ ValidateAll() error }); ok {
+		if err := v.ValidateAll(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, any := range packed(m) {
+		inner, err := any.UnmarshalNew()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, validate(inner.ProtoReflect())...)
+	}
+	return errs
+}
+
+// packed returns every Any in m.
+func packed(m protoreflect.Message) []*anypb.Any {
+	if any, ok := m.Interface().(*anypb.Any); ok {
+		return []*anypb.Any{any}
+	}
+	var found []*anypb.Any
+	add := func(v protoreflect.Value) { found = append(found, packed(v.Message())...) }
+	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case field.IsMap() && field.MapValue().Message() != nil:
+			v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool { add(v); return true })
+		case field.IsList() && field.Message() != nil:
+			for i := range v.List().Len() {
+				add(v.List().Get(i))
+			}
+		case !field.IsMap() && !field.IsList() && field.Message() != nil:
+			add(v)
+		}
+		return true
+	})
+	return found
+}
+
+// pack returns m as Any. Its bytes depend on nothing but m: maps are sorted.
+func pack(m proto.Message) *anypb.Any {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		panic(fmt.Sprintf("translate: %T: %v", m, err)) // our own message, made here
+	}
+	return &anypb.Any{TypeUrl: typePrefix + string(m.ProtoReflect().Descriptor().FullName()), Value: b}
+}
+
+// extension returns m as a named extension.
+func extension(name string, m proto.Message) *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{Name: name, TypedConfig: pack(m)}
+}
+
+// address returns "host:port" as Envoy's address.
+func address(addr string) (*corev3.Address, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("address %s: port %q; must be a number up to 65535", addr, port)
+	}
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address:       host,
+		PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(n)},
+	}}}, nil
+}
+
+// ads is where every resource comes from.
+func ads() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+	}
+}
+
+// seconds returns a duration.
+func seconds(s float64) *durationpb.Duration {
+	return durationpb.New(time.Duration(s * float64(time.Second)))
+}
