@@ -1,0 +1,217 @@
+package token
+
+import "sync"
+
+// bpe counts the tokens of text by byte-level byte-pair encoding. It is
+// read-only but for its cache, so any number of goroutines may use it.
+type bpe struct {
+	split   splitter
+	bytes   [256]uint32 // symbol of each byte
+	pairs   pairs
+	results []uint32 // by rank: what the pair becomes
+	weights []uint8  // by symbol: its tokens; nil = 1 each
+	words   *names   // words that are never cut; nil = all are
+	cache   *cache
+}
+
+// count returns the tokens of valid UTF-8 without special tokens.
+func (m *bpe) count(text []byte) (n int) {
+	for len(text) > 0 {
+		end := m.split.next(text)
+		n += m.word(text, end)
+		text = text[end:]
+	}
+	return n
+}
+
+// word returns the tokens of text[:n]. It gets the rest of the text too so that
+// the cache's key can be read in two words.
+func (m *bpe) word(text []byte, n int) int {
+	if n > maxCached {
+		return m.merge(text[:n])
+	}
+	k := keyOf(text, n)
+	if c := m.cache.get(k); c > 0 {
+		return c
+	}
+	c := m.merge(text[:n])
+	m.cache.put(k, c)
+	return c
+}
+
+// part is one symbol of a word while it is merged, in a doubly linked list.
+type part struct {
+	symbol     uint32
+	rank       uint32 // of the pair with the next one
+	prev, next int32  // -1 at the ends
+}
+
+// shortWord is the longest word merged by looking at all its pairs each time,
+// which beats a heap for such words.
+const shortWord = 24
+
+// merge returns the tokens of one word.
+func (m *bpe) merge(word []byte) int {
+	if m.words != nil && m.words.find(word) >= 0 {
+		return 1
+	}
+	if len(word) <= shortWord {
+		return m.mergeShort(word)
+	}
+	return m.mergeLong(word)
+}
+
+func (m *bpe) mergeShort(word []byte) int {
+	var symbols, ranks [shortWord]uint32
+	n := len(word)
+	for i, b := range word {
+		symbols[i] = m.bytes[b]
+	}
+	for i := range n - 1 {
+		ranks[i] = m.pairs.rank(symbols[i], symbols[i+1])
+	}
+	for n > 1 {
+		best, at := noRank, 0
+		for i, r := range ranks[:n-1] {
+			if r < best {
+				best, at = r, i
+			}
+		}
+		if best == noRank {
+			break
+		}
+		symbols[at] = m.results[best]
+		copy(symbols[at+1:n-1], symbols[at+2:n])
+		n--
+		if at+1 < n {
+			copy(ranks[at+1:n-1], ranks[at+2:n])
+			ranks[at] = m.pairs.rank(symbols[at], symbols[at+1])
+		}
+		if at > 0 {
+			ranks[at-1] = m.pairs.rank(symbols[at-1], symbols[at])
+		}
+	}
+	if m.weights == nil {
+		return n
+	}
+	tokens := 0
+	for _, s := range symbols[:n] {
+		tokens += m.weight(s)
+	}
+	return tokens
+}
+
+// weight returns how many tokens a symbol is.
+func (m *bpe) weight(symbol uint32) int {
+	if m.weights == nil {
+		return 1
+	}
+	return int(m.weights[symbol])
+}
+
+// scratch is the memory of mergeLong.
+type scratch struct {
+	parts []part
+	queue []uint64 // a heap of rank<<32 | position, so the leftmost of equals wins
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// maxScratch is the most parts whose memory is kept for the next long word.
+const maxScratch = 1 << 16
+
+// mergeLong merges with a heap: n log n where mergeShort is n².
+func (m *bpe) mergeLong(word []byte) int {
+	s := scratches.Get().(*scratch)
+	s.parts, s.queue = s.parts[:0], s.queue[:0]
+	for i, b := range word {
+		s.parts = append(s.parts, part{symbol: m.bytes[b], rank: noRank, prev: int32(i) - 1, next: int32(i) + 1})
+	}
+	s.parts[len(word)-1].next = -1
+	for i := range word {
+		m.rate(s, int32(i))
+	}
+	n := 0
+	for len(s.queue) > 0 {
+		m.join(s)
+	}
+	for i := int32(0); i >= 0; i = s.parts[i].next {
+		n += m.weight(s.parts[i].symbol)
+	}
+	if cap(s.parts) <= maxScratch {
+		scratches.Put(s)
+	}
+	return n
+}
+
+// join merges the best pair, unless it has changed since it was queued.
+func (m *bpe) join(s *scratch) {
+	top := s.pop()
+	at, rank := int32(uint32(top)), uint32(top>>32)
+	p := &s.parts[at]
+	if p.rank != rank {
+		return
+	}
+	gone := &s.parts[p.next]
+	p.symbol, p.next = m.results[rank], gone.next
+	gone.rank = noRank
+	if p.next >= 0 {
+		s.parts[p.next].prev = at
+	}
+	m.rate(s, at)
+	if p.prev >= 0 {
+		m.rate(s, p.prev)
+	}
+}
+
+// rate finds the rank of the pair that begins at a part, and queues it.
+func (m *bpe) rate(s *scratch, at int32) {
+	p := &s.parts[at]
+	p.rank = noRank
+	if p.next < 0 {
+		return
+	}
+	if r := m.pairs.rank(p.symbol, s.parts[p.next].symbol); r != noRank {
+		p.rank = r
+		s.push(uint64(r)<<32 | uint64(uint32(at)))
+	}
+}
+
+func (s *scratch) push(v uint64) {
+	s.queue = append(s.queue, v)
+	q := s.queue
+	for i := len(q) - 1; i > 0; {
+		up := (i - 1) / 2
+		if q[up] <= v {
+			return
+		}
+		q[i], q[up] = q[up], v
+		i = up
+	}
+}
+
+func (s *scratch) pop() uint64 {
+	q := s.queue
+	top, last := q[0], q[len(q)-1]
+	q = q[:len(q)-1]
+	s.queue = q
+	i := 0
+	for {
+		child := 2*i + 1
+		if child >= len(q) {
+			break
+		}
+		if child+1 < len(q) && q[child+1] < q[child] {
+			child++
+		}
+		if q[child] >= last {
+			break
+		}
+		q[i] = q[child]
+		i = child
+	}
+	if len(q) > 0 {
+		q[i] = last
+	}
+	return top
+}

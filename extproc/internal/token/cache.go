@@ -1,0 +1,87 @@
+package token
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"math/rand/v2"
+	"sync/atomic"
+)
+
+// maxCached is the longest word the cache holds, in bytes.
+const maxCached = 15
+
+// cacheSlots bounds the cache: 16 bytes each, 1 MiB in all. A word displaces
+// the one that has its slot.
+const cacheSlots = 1 << 16
+
+// cache remembers how many tokens short words have. Reads and writes are
+// lock-free: a slot is two words, the first scrambled by the second, so that
+// halves of two different writes never look like an entry.
+type cache struct {
+	seed  uint64
+	slots [cacheSlots]slot
+}
+
+type slot struct{ scrambled, plain atomic.Uint64 }
+
+func newCache() *cache {
+	return &cache{seed: rand.Uint64() | 1}
+}
+
+// key is a word: its bytes, and in the top byte of high its length. The lowest
+// four bits of that byte are free for the count.
+type key struct{ low, high uint64 }
+
+// keyOf packs text[:n], n ≤ maxCached.
+func keyOf(text []byte, n int) (k key) {
+	if len(text) >= 16 {
+		k.low = binary.LittleEndian.Uint64(text)
+		k.high = binary.LittleEndian.Uint64(text[8:])
+	} else {
+		var buf [16]byte
+		copy(buf[:], text)
+		k.low = binary.LittleEndian.Uint64(buf[:])
+		k.high = binary.LittleEndian.Uint64(buf[8:])
+	}
+	if n < 8 {
+		k.low &= 1<<(8*n) - 1
+		k.high = 0
+	} else {
+		k.high &= 1<<(8*(n-8)) - 1
+	}
+	k.high |= uint64(n) << 60
+	return k
+}
+
+// countShift is where the count stands in a slot's plain word.
+const countShift = 56
+
+func (c *cache) slot(k key) *slot {
+	return &c.slots[c.mix(k.low^c.mix(k.high))>>48&(cacheSlots-1)]
+}
+
+func (c *cache) mix(x uint64) uint64 {
+	hi, lo := bits.Mul64(x^c.seed, 0x9e3779b97f4a7c15)
+	return hi ^ lo
+}
+
+// get returns the tokens of a word, 0 if it isn't there.
+func (c *cache) get(k key) int {
+	s := c.slot(k)
+	plain := s.plain.Load()
+	if plain&^(15<<countShift) != k.high || s.scrambled.Load()^c.mix(plain) != k.low {
+		return 0
+	}
+	return int(plain >> countShift & 15)
+}
+
+// put remembers a word of 1 to 15 tokens.
+func (c *cache) put(k key, tokens int) {
+	if tokens < 1 || tokens > 15 {
+		return
+	}
+	s := c.slot(k)
+	plain := k.high | uint64(tokens)<<countShift
+	s.plain.Store(plain)
+	s.scrambled.Store(k.low ^ c.mix(plain))
+}

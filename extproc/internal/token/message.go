@@ -1,0 +1,244 @@
+package token
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+)
+
+// body is what of a message's own JSON a template may see. What else clients
+// send is dropped by the backends.
+type body struct {
+	Content    json.RawMessage `json:"content"`
+	ToolCalls  []toolCall      `json:"tool_calls"`
+	Reasoning  string          `json:"reasoning_content"`
+	Name       string          `json:"name"`
+	ToolCallID string          `json:"tool_call_id"`
+}
+
+type toolCall struct {
+	ID       string `json:"id,omitempty"`
+	Type     string `json:"type"`
+	Function struct {
+		Name      string          `json:"name"`
+		Arguments json.RawMessage `json:"arguments"`
+	} `json:"function"`
+}
+
+// contentPart is an element of a content that is a list.
+type contentPart struct {
+	Type string `json:"type"`
+	Text string `json:"text"`
+}
+
+var (
+	errMedia   = errors.New("content that is not text")
+	errRefused = errors.New("the backend refuses such a conversation")
+)
+
+// parts decodes a content that is a list; a string is a list of one. Parts of
+// responses ("input_text", "output_text") count as text.
+func (b *body) parts() (parts []contentPart, list bool, err error) {
+	raw := bytes.TrimSpace(b.Content)
+	if len(raw) == 0 || bytes.Equal(raw, []byte("null")) {
+		return nil, false, nil
+	}
+	if raw[0] == '"' {
+		var s string
+		err := json.Unmarshal(raw, &s)
+		return []contentPart{{Type: "text", Text: s}}, false, err
+	}
+	if err := json.Unmarshal(raw, &parts); err != nil {
+		return nil, false, err
+	}
+	for i := range parts {
+		switch parts[i].Type {
+		case "text", "input_text", "output_text":
+			parts[i].Type = "text"
+		default:
+			return nil, false, errMedia
+		}
+	}
+	return parts, true, nil
+}
+
+// join makes one text of a list's parts. Like the backend it forgets parts that
+// are empty before the first that isn't.
+func join(parts []contentPart, separator string) string {
+	var out strings.Builder
+	for _, p := range parts {
+		if out.Len() > 0 {
+			out.WriteString(separator)
+		}
+		out.WriteString(p.Text)
+	}
+	return out.String()
+}
+
+// message is how a plain message is given to the template.
+func (t *template) message(role, content string) map[string]any {
+	m := map[string]any{"role": role, "content": content}
+	if t.onlyTyped {
+		m["content"] = typed([]contentPart{{Type: "text", Text: content}})
+	}
+	return m
+}
+
+func typed(parts []contentPart) []any {
+	out := make([]any, len(parts))
+	for i, p := range parts {
+		out[i] = map[string]any{"type": p.Type, "text": p.Text}
+	}
+	return out
+}
+
+// full is how a message with all its parts is given to the template.
+func (t *template) full(role string, msg *Message) (map[string]any, error) {
+	b, err := msg.body()
+	if err != nil {
+		return nil, err
+	}
+	parts, list, err := b.parts()
+	if err != nil {
+		return nil, err
+	}
+	m := t.message(role, join(parts, "\n"))
+	if list && (t.typed || t.onlyTyped) {
+		m["content"] = typed(parts)
+	}
+	for k, v := range map[string]string{"reasoning_content": b.Reasoning, "name": b.Name, "tool_call_id": b.ToolCallID} {
+		if v != "" {
+			m[k] = v
+		}
+	}
+	if len(b.ToolCalls) > 0 {
+		m["tool_calls"] = t.calls(b.ToolCalls)
+	}
+	return m, nil
+}
+
+func (t *template) calls(calls []toolCall) []any {
+	var out []any
+	for _, c := range calls {
+		call := map[string]any{
+			"type":     "function",
+			"function": map[string]any{"name": c.Function.Name, "arguments": t.arguments(c.Function.Arguments)},
+		}
+		if c.ID != "" {
+			call["id"] = c.ID
+		}
+		out = append(out, call)
+	}
+	return out
+}
+
+// arguments of a call come as JSON in a string. Templates that can handle an
+// object get one.
+func (t *template) arguments(raw json.RawMessage) any {
+	var text string
+	if json.Unmarshal(raw, &text) != nil {
+		text = string(raw)
+	}
+	var object any
+	if t.objectArguments && json.Unmarshal([]byte(text), &object) == nil {
+		return object
+	}
+	return text
+}
+
+// body decodes a message's own JSON. Content wins over what that says.
+func (m *Message) body() (*body, error) {
+	b := &body{}
+	if len(m.Raw) > 0 {
+		if err := json.Unmarshal(m.Raw, b); err != nil {
+			return nil, err
+		}
+	}
+	if m.Content != nil {
+		b.Content, _ = json.Marshal(string(m.Content))
+	}
+	return b, nil
+}
+
+// toolList is how a request's tools are given to the template: llama.cpp keeps
+// three fields of each.
+func toolList(raw []byte) (any, error) {
+	var tools []struct {
+		Function struct {
+			Name        string `json:"name"`
+			Description string `json:"description"`
+			Parameters  any    `json:"parameters"`
+		} `json:"function"`
+	}
+	if err := json.Unmarshal(raw, &tools); err != nil {
+		return nil, err
+	}
+	if len(tools) == 0 {
+		return nil, nil
+	}
+	out := make([]any, len(tools))
+	for i, t := range tools {
+		if t.Function.Parameters == nil {
+			t.Function.Parameters = map[string]any{}
+		}
+		out[i] = map[string]any{"type": "function", "function": map[string]any{
+			"name": t.Function.Name, "description": t.Function.Description, "parameters": t.Function.Parameters,
+		}}
+	}
+	return out, nil
+}
+
+// learn finds out by rendering what kind of messages the template takes.
+func (t *template) learn() {
+	const mark = "Zq0xW"
+	one := func(content any) string {
+		out, _ := t.render(&input{messages: []any{map[string]any{"role": "user", "content": content}}})
+		return out
+	}
+	plain, list := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
+	t.onlyTyped = !strings.Contains(plain, mark) && strings.Contains(list, mark)
+	t.typed = strings.Contains(plain, mark) && plain == list
+	out, err := t.render(&input{messages: []any{t.message("system", mark), t.message("user", "x")}})
+	t.noSystem = err != nil || !strings.Contains(out, mark)
+	t.objectArguments = t.takesObjects()
+	t.usesTools = t.mentions("tools")
+	t.extras = slices.DeleteFunc([]string{"tool_calls", "reasoning_content", "name", "tool_call_id"}, func(key string) bool {
+		return !t.mentions("."+key) && !t.mentions("'"+key+"'") && !t.mentions(`"`+key+`"`)
+	})
+}
+
+// takesObjects says whether a call's arguments may be an object.
+func (t *template) takesObjects() bool {
+	if !t.mentions("tool_calls") {
+		return false
+	}
+	const mark = "Zq1xW"
+	call := map[string]any{"id": "call00001", "type": "function", "function": map[string]any{
+		"name": "f", "arguments": map[string]any{"k": mark},
+	}}
+	m := t.message("assistant", "")
+	m["tool_calls"] = []any{call}
+	out, err := t.render(&input{messages: []any{t.message("user", "x"), m, t.message("user", "y")}})
+	return err == nil && strings.Contains(out, mark)
+}
+
+// stripBOS removes the token that the backend itself puts first.
+func (t *template) stripBOS(prompt string) string {
+	if t.addBOS {
+		prompt = strings.TrimPrefix(prompt, t.bos)
+	}
+	if t.addEOS {
+		prompt = strings.TrimSuffix(prompt, t.eos)
+	}
+	return prompt
+}
+
+// trim takes white space off as the template's engine does.
+func (t *template) trim(s string) string {
+	if t.llama {
+		return strings.Trim(s, " \t\n\v\f\r")
+	}
+	return strings.TrimSpace(s)
+}

@@ -1,0 +1,144 @@
+// Package token counts the tokens of prompts exactly as a model's own tokenizer
+// and chat template make them. extproc calls it once per request.
+//
+// Its one rule: a count is what the backend's usage will say, or it is marked
+// as an estimate. What it can't be sure to do exactly it refuses at Load.
+//
+// # What to call for which path
+//
+//   - /v1/chat/completions: CountChat.
+//   - /v1/completions: CountPrompt for each prompt string. Prompts given as lists
+//     of numbers are tokens already: count the numbers.
+//   - /v1/embeddings: CountPrompt for each input string, likewise. The backend
+//     reports the sum of all inputs.
+//   - /v1/responses: ResponseChat turns the body into a conversation for CountChat.
+package token
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/text/unicode/norm"
+)
+
+// ErrUnknown is in the error of a tokenizer that this package doesn't have. The
+// caller estimates then.
+var ErrUnknown = errors.New("unknown tokenizer")
+
+// Model counts tokens for one model. Any number of goroutines may use it.
+type Model struct {
+	bpe      *bpe
+	specials *specials
+	template *template
+	form     atomic.Pointer[compiled] // nil if the template has none
+	memo     *memo
+	added    int  // tokens that the backend puts around a completion's prompt
+	addedTo  int  // the same for a chat
+	nfc      bool // whether text is normalized to NFC first
+}
+
+// Load reads a tokenizer and its chat template: a GGUF file, or a tokenizer.json
+// with tokenizer_config.json or chat_template.jinja beside it. Of a GGUF file
+// only the head is read. The template's form is worked out here, off the path
+// of requests.
+func Load(path string) (*Model, error) {
+	m, err := load(path)
+	if err != nil {
+		return nil, fmt.Errorf("tokenizer %s: %w", path, err)
+	}
+	return m, nil
+}
+
+func load(path string) (*Model, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if strings.EqualFold(filepath.Ext(path), ".json") {
+		return loadHF(file, filepath.Dir(path))
+	}
+	return loadGGUF(file)
+}
+
+func loadGGUF(r io.Reader) (*Model, error) {
+	meta, err := readGGUF(r)
+	if err != nil {
+		return nil, err
+	}
+	return meta.build()
+}
+
+// source is what is needed to build a Model.
+type source struct {
+	vocabulary *vocabulary
+	splitter   splitter
+	specials   []special
+	template   string // Jinja; "" = ChatML
+	bos, eos   string
+	addBOS     bool
+	addEOS     bool
+	llama      bool // whether llama.cpp serves the model
+	nfc        bool
+}
+
+func (s *source) model() (*Model, error) {
+	if len(s.specials) > maxSpecials {
+		return nil, fmt.Errorf("%d special tokens; at most %d", len(s.specials), maxSpecials)
+	}
+	b, err := newBPE(s.vocabulary, s.splitter)
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTemplate(s.template, s.bos, s.eos, s.llama)
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{bpe: b, specials: newSpecials(s.specials), template: t, memo: newMemo(), nfc: s.nfc}
+	if s.addBOS {
+		m.added++
+	}
+	if s.addEOS {
+		m.added++
+	}
+	if s.llama {
+		m.addedTo = m.added // a transformers template writes these tokens itself
+	}
+	t.addBOS, t.addEOS = s.llama && s.addBOS, s.llama && s.addEOS
+	t.learn()
+	m.form.Store(compile(newForm(t), m))
+	return m, nil
+}
+
+// Count returns the tokens of plain text. Special tokens in it are text.
+func (m *Model) Count(text []byte) int { return m.tokens(text, false) }
+
+// CountPrompt returns the tokens of a completion's prompt or of an embedding's
+// input: special tokens count as such, and the tokens that the backend adds
+// (BOS, EOS) are in.
+func (m *Model) CountPrompt(prompt []byte) int { return m.tokens(prompt, true) + m.added }
+
+// tokens counts text. With control, control tokens are found in it.
+func (m *Model) tokens(text []byte, control bool) (n int) {
+	text = m.normalize(text)
+	at := 0
+	for _, h := range m.specials.find(text, control) {
+		s := &m.specials.all[h.token]
+		n += m.bpe.count(s.trimLeft(text[min(at, h.start):h.start])) + 1
+		at = h.end + s.eats(text[h.end:])
+	}
+	return n + m.bpe.count(text[min(at, len(text)):])
+}
+
+func (m *Model) normalize(text []byte) []byte {
+	text = clean(text)
+	if m.nfc && !norm.NFC.IsNormal(text) {
+		return norm.NFC.Bytes(text)
+	}
+	return text
+}
