@@ -144,7 +144,7 @@ func (b *bench) through(ctx context.Context, p pair, clients int) error {
 		}
 		after, _ := proc.State(p.pid)
 		cpu += after.CPU - before.CPU
-		s.floor, s.value = append(s.floor, bare), append(s.value, with)
+		s.add(with, bare)
 	}
 	err := b.out.add(figure{
 		Row: "E1", What: fmt.Sprintf("through engine, %d clients, against the bare backend", clients), Unit: "tokens/s",

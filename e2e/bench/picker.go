@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -154,7 +153,7 @@ func (b *bench) decide(ctx context.Context, s *series, floor, ours *program, at 
 	if err != nil {
 		return fmt.Errorf("extproc, %s: %w", mode, err)
 	}
-	s.floor, s.value = append(s.floor, low), append(s.value, high)
+	s.add(high, low)
 	return nil
 }
 
@@ -172,7 +171,7 @@ func (b *bench) cost(ctx context.Context, p *program, c epdriver.Config) (float6
 	}
 	n := r.Decisions + r.Nowhere
 	if len(r.Errors) > 0 || n == 0 {
-		return 0, errors.Join(fmt.Errorf("%d decisions, %d errors: %v", n, len(r.Errors), r.Errors))
+		return 0, fmt.Errorf("%d decisions, %d errors: %v", n, len(r.Errors), r.Errors)
 	}
 	if r.Nowhere > 0 && c.Mode != epdriver.Headers {
 		return 0, fmt.Errorf("%d of %d decisions named no host", r.Nowhere, n)

@@ -97,6 +97,10 @@ func show(v float64) string {
 // series are the rounds of one figure and its floor.
 type series struct{ value, floor []float64 }
 
+func (s *series) add(value, floor float64) {
+	s.value, s.floor = append(s.value, value), append(s.floor, floor)
+}
+
 // ratio returns the median of the rounds' ratios.
 func (s series) ratio() float64 {
 	var all []float64
