@@ -64,7 +64,7 @@ clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was
 
 # client is the Python client of the end-to-end tests, in a virtual environment.
 # It is filled from outside, as Debian's venv comes without pip.
-client: $(CLIENT)/.installed
+client: $(CLIENT)/.installed ## make the Python client of the end-to-end tests
 
 $(CLIENT)/.installed: e2e/requirements.txt
 	@echo "set-up: Python client for the tests (10 to 30 s)"; rm -rf $(CLIENT); mkdir -p $(MILLRACE_CACHE)
