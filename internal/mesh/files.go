@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 
+	"millrace.dev/millrace/envoy"
 	"millrace.dev/millrace/internal/config"
 )
 
@@ -23,8 +24,8 @@ func writeFiles(p Plan, file config.File) error {
 	if err := os.WriteFile(p.Config, text, 0o644); err != nil {
 		return err
 	}
-	if text, err = bootstrap(p); err != nil {
-		return fmt.Errorf("Envoy's bootstrap: %w", err)
+	if text, err = envoy.Bootstrap(envoy.Options{XDS: p.XDS, Admin: p.Admin}); err != nil {
+		return err
 	}
 	if err := os.WriteFile(p.Bootstrap, text, 0o644); err != nil {
 		return err

@@ -84,7 +84,9 @@ func (o Options) checkCapacity() error {
 	return errors.Join(errs...)
 }
 
-func (o Options) setup(noModel bool) setup.Options {
+// Setup returns what set-up needs to know; noModel says whether no model is the
+// one that it fetches.
+func (o Options) Setup(noModel bool) setup.Options {
 	return setup.Options{
 		Cache: o.Cache, Envoy: o.Envoy, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer,
 		Model: o.Model, NoModel: noModel, Out: o.Progress,

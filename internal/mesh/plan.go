@@ -4,7 +4,13 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+
+	"millrace.dev/millrace/envoy"
 )
+
+// workers is Envoy's worker threads: more than one, so that no request waits
+// for another's, and few, because the models need the cores.
+const workers = 2
 
 // Spec says how to run one process of the mesh.
 type Spec struct {
@@ -164,7 +170,7 @@ func (b *planner) gateway() {
 	b.plan.Admin = b.addr()
 	b.add(Spec{
 		Role: "envoy", Path: b.in.Envoy, Phase: phaseGateway,
-		Args:  []string{"-c", b.plan.Bootstrap, "--concurrency", "2", "--disable-hot-restart", "--file-flush-interval-msec", "200", "--log-level", "warning"},
+		Args:  envoy.Args(b.plan.Bootstrap, workers),
 		Addrs: map[string]string{"http": b.in.Listen, "admin": b.plan.Admin},
 	})
 }

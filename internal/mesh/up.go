@@ -46,7 +46,7 @@ func Up(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	paths, err := setup.Ensure(ctx, o.setup(!needsModel(file)))
+	paths, err := setup.Ensure(ctx, o.Setup(!needsModel(file)))
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -1,0 +1,214 @@
+// Package status is `millrace status`: one look that says what is wrong with a
+// mesh, and why.
+//
+// Called by the millrace command. Its one rule: what it could not learn it says
+// so; it never shows an old figure as a new one.
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/state"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// Report is all that is known of a mesh at one moment; `-json` prints it.
+type Report struct {
+	// Dir is the mesh's folder, Listen its address.
+	Dir    string `json:"dir"`
+	Listen string `json:"listen"`
+	// Running is whether `millrace up` runs, Ready whether the mesh answers.
+	Running bool `json:"running"`
+	Ready   bool `json:"ready"`
+	// Source says who told of the nodes: "xds", "engines" when xds does not
+	// answer, or "none".
+	Source string `json:"source"`
+	// At is when the source knew this; AgeMillis how long ago that was.
+	At        time.Time `json:"at"`
+	AgeMillis int64     `json:"age_ms"`
+	Nodes     []Node    `json:"nodes"`
+	// Processes are all of the mesh, as state.json has them.
+	Processes []state.Process `json:"processes"`
+	// Conditions are what is wrong, with the way out.
+	Conditions []obs.Condition `json:"conditions"`
+}
+
+// Node is one row of the fleet's table.
+type Node struct {
+	Node    string `json:"node"`
+	Model   string `json:"model"`
+	Replica string `json:"replica"`
+	// Stage of Stages, from 1; 0 of 0 without an assignment.
+	Stage  int `json:"stage"`
+	Stages int `json:"stages"`
+	// State is READY, SUSPECT or NOT_READY; Engine is the engine's own.
+	State  string    `json:"state"`
+	Engine string    `json:"engine"`
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+	// Weight at Envoy; 0 is not in use, nil unknown.
+	Weight  *uint32 `json:"weight"`
+	Running uint32  `json:"running"`
+	Waiting uint32  `json:"waiting"`
+	// Decode and Prefill are tokens per second of one sequence, as measured.
+	Decode  float64 `json:"decode_tokens_per_second"`
+	Prefill float64 `json:"prefill_tokens_per_second"`
+	// Generated and Cached count tokens since the engine started.
+	Generated uint64 `json:"generated_tokens"`
+	Cached    uint64 `json:"cached_tokens"`
+	// Device is the GPUs or the CPU with their load, for a person.
+	Device string `json:"device"`
+	// MemoryUsed is what the node's part takes (GPU: what is in use there);
+	// MemoryTotal is what there is. Bytes.
+	MemoryUsed  uint64 `json:"memory_used_bytes"`
+	MemoryTotal uint64 `json:"memory_total_bytes"`
+	// LastReport is when xds heard of the node; zero if xds was not asked.
+	LastReport time.Time `json:"last_report"`
+}
+
+// The values of Report.Source.
+const (
+	fromXDS     = "xds"
+	fromEngines = "engines"
+	fromNobody  = "none"
+)
+
+// build makes the report of what was learned. It does no I/O.
+func build(s state.State, running bool, source string, view *fleetpb.FleetView, now time.Time) Report {
+	r := Report{
+		Dir: s.Dir, Listen: s.Listen, Running: running, Ready: s.Ready, Source: source, At: now,
+		Nodes: []Node{}, Processes: s.Processes, Conditions: []obs.Condition{},
+	}
+	if at := view.GetAt(); at != nil {
+		r.At = at.AsTime()
+		r.AgeMillis = max(0, now.Sub(r.At).Milliseconds())
+	}
+	for _, n := range view.GetNodes() {
+		r.Nodes = append(r.Nodes, row(n, source == fromXDS))
+	}
+	slices.SortFunc(r.Nodes, func(a, b Node) int { return cmp.Compare(a.Node, b.Node) })
+	r.conditions(s, view)
+	return r
+}
+
+func row(v *fleetpb.NodeView, weighed bool) Node {
+	e := v.GetReport().GetEngine()
+	a := e.GetAssignment()
+	n := Node{
+		Node: v.GetNode(), Model: a.GetModel(), Replica: a.GetReplica(), Stages: len(a.GetStages()),
+		State: v.GetState().String(), Engine: e.GetState().String(), Reason: v.GetReason(),
+		Running: e.GetLoad().GetRunning(), Waiting: e.GetLoad().GetWaiting(),
+		Decode: e.GetSpeed().GetDecode(), Prefill: e.GetSpeed().GetPrefill(),
+		Generated: e.GetTotals().GetGeneratedTokens(), Cached: e.GetTotals().GetCachedTokens(),
+	}
+	if n.Stages > 0 {
+		n.Stage = int(a.GetStage()) + 1
+	}
+	if v.GetSince() != nil {
+		n.Since = v.GetSince().AsTime()
+	}
+	if weighed {
+		weight := v.GetWeight()
+		n.Weight, n.LastReport = &weight, v.GetLastReport().AsTime()
+	}
+	n.device(v.GetReport().GetTelemetry(), e.GetProcesses())
+	if n.Reason == "" && n.State != ready {
+		n.Reason = cmp.Or(v.GetReport().GetEngineError(), e.GetReason())
+	}
+	return n
+}
+
+const ready = "READY"
+
+// device describes what the node computes with.
+func (n *Node) device(t *fleetpb.Telemetry, ps []*enginepb.Process) {
+	for _, p := range ps {
+		n.MemoryUsed += p.GetRssBytes()
+	}
+	n.MemoryTotal = t.GetMemoryTotalBytes()
+	switch gpus := t.GetGpus(); {
+	case len(gpus) > 0:
+		n.gpus(gpus)
+	case t == nil:
+		n.Device = "?"
+	default:
+		n.Device = fmt.Sprintf("CPU ×%d %.0f%%", t.GetCpus(), 100*t.GetCpuUtilization())
+	}
+}
+
+func (n *Node) gpus(gpus []*fleetpb.Gpu) {
+	n.MemoryUsed, n.MemoryTotal = 0, 0
+	var names []string
+	var busy, hottest float64
+	lost := 0
+	for _, g := range gpus {
+		n.MemoryUsed += g.GetMemoryUsedBytes()
+		n.MemoryTotal += g.GetMemoryTotalBytes()
+		busy += g.GetUtilization() / float64(len(gpus))
+		hottest = max(hottest, g.GetTemperatureCelsius())
+		if g.GetLost() {
+			lost++
+		}
+		if !slices.Contains(names, g.GetName()) {
+			names = append(names, g.GetName())
+		}
+	}
+	n.Device = fmt.Sprintf("GPU ×%d %s %.0f%% %.0f°C", len(gpus), strings.Join(names, "+"), 100*busy, hottest)
+	if lost > 0 {
+		n.Device += fmt.Sprintf(", %d lost", lost)
+	}
+}
+
+// conditions lists what is wrong: what xds says, and what shows from outside.
+func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
+	for _, c := range view.GetConditions() {
+		r.add(c.GetCode(), c.GetText(), c.GetNext())
+	}
+	if !r.Running {
+		r.add("down", "no mesh runs here: `millrace up` has ended", "millrace up -dir "+s.Dir)
+		return
+	}
+	if r.Source != fromXDS {
+		r.add("xds-silent", "xds does not answer: what is below comes from the engines themselves; Envoy goes on with the last weights that it got",
+			"it is restarted by itself; log: "+logOf(s, "xds"))
+	}
+	for _, p := range s.Processes {
+		r.process(s, p)
+	}
+	r.unheard(s)
+}
+
+func (r *Report) add(code, text, next string) {
+	r.Conditions = append(r.Conditions, obs.Condition{Code: code, Text: text, Next: next})
+}
+
+func (r *Report) process(s state.State, p state.Process) {
+	switch p.Status {
+	case state.Stopped:
+		r.add("stopped", fmt.Sprintf("%s (pid %d) is stopped by a signal", p.Name, p.PID), fmt.Sprintf("kill -CONT %d", p.PID))
+	case state.Down:
+		r.add("process-down", fmt.Sprintf("%s is down: %s; %d restarts so far", p.Name, p.Reason, p.Restarts), "it is restarted by itself; log: "+logOf(s, p.Name))
+	}
+}
+
+// unheard finds nodes whose processes run but of which xds has not heard.
+func (r *Report) unheard(s state.State) {
+	for _, p := range s.Processes {
+		if p.Role != "engine" || slices.ContainsFunc(r.Nodes, func(n Node) bool { return n.Node == p.Node }) {
+			continue
+		}
+		next := "its nodeagent reports it; log: " + logOf(s, "nodeagent@"+p.Node)
+		if r.Source != fromXDS {
+			next = "its engine does not answer; log: " + logOf(s, p.Name)
+		}
+		r.add("node-silent", p.Node+" has not been heard of", next)
+	}
+}
+
+func logOf(s state.State, name string) string { return s.Logs + "/" + name + ".log" }

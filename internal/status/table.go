@@ -1,0 +1,173 @@
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"millrace.dev/millrace/internal/state"
+)
+
+// write shows a report to a person.
+func write(w io.Writer, r Report, now time.Time) error {
+	var b strings.Builder
+	fmt.Fprintln(&b, header(r, now))
+	if len(r.Nodes) > 0 {
+		fmt.Fprintln(&b)
+		fleet(&b, r.Nodes, now)
+	}
+	if ill := unhealthy(r.Processes); len(ill) > 0 && r.Running {
+		fmt.Fprintln(&b)
+		processes(&b, ill, now)
+	}
+	for i, c := range r.Conditions {
+		if i == 0 {
+			fmt.Fprintln(&b)
+		}
+		fmt.Fprintf(&b, "! %s: %s\n", c.Code, c.Text)
+		if c.Next != "" {
+			fmt.Fprintf(&b, "  → %s\n", c.Next)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// header says in one line how the mesh is, and how old that is.
+func header(r Report, now time.Time) string {
+	if !r.Running {
+		return fmt.Sprintf("%s: not running", r.Dir)
+	}
+	up, replicas := readyReplicas(r.Nodes)
+	word := "not ready"
+	switch {
+	case r.Ready && up == replicas && len(r.Conditions) == 0:
+		word = "ready"
+	case r.Ready:
+		word = "ready, but see below"
+	}
+	source := "as xds sees it"
+	if r.Source != fromXDS {
+		source = "as its engines say: xds is away"
+	}
+	return fmt.Sprintf("http://%s  %s  %d of %d replicas ready  (%s, %s old)",
+		r.Listen, word, up, replicas, source, age(time.Duration(r.AgeMillis)*time.Millisecond))
+}
+
+// readyReplicas counts replicas: one is ready if its first stage is.
+func readyReplicas(nodes []Node) (up, all int) {
+	names := map[string]bool{}
+	for _, n := range nodes {
+		if n.Replica == "" {
+			continue
+		}
+		names[n.Replica] = names[n.Replica] || (n.Stage == 1 && n.State == ready)
+	}
+	for _, ok := range names {
+		if ok {
+			up++
+		}
+	}
+	return up, len(names)
+}
+
+func fleet(w io.Writer, nodes []Node, now time.Time) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tMODEL\tREPLICA\tSTATE\tFOR\tWEIGHT\tRUN/WAIT\tTOK/S\tDEVICE\tMEMORY\tREASON")
+	for _, n := range nodes {
+		fmt.Fprintln(t, strings.Join([]string{
+			n.Node, dash(n.Model), part(n), n.State, since(n.Since, now), weight(n.Weight),
+			fmt.Sprintf("%d/%d", n.Running, n.Waiting), figure(n.Decode), dash(n.Device),
+			memory(n.MemoryUsed, n.MemoryTotal), n.Reason,
+		}, "\t"))
+	}
+	_ = t.Flush()
+}
+
+func part(n Node) string {
+	if n.Stages == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%s %d/%d", n.Replica, n.Stage, n.Stages)
+}
+
+func dash(s string) string { return cmp.Or(s, "-") }
+
+func weight(w *uint32) string {
+	if w == nil {
+		return "?"
+	}
+	return strconv.FormatUint(uint64(*w), 10)
+}
+
+func figure(v float64) string {
+	if v <= 0 {
+		return "-"
+	}
+	return strconv.FormatFloat(v, 'f', 1, 64)
+}
+
+// memory shows "212 MiB / 23.5 GiB".
+func memory(used, total uint64) string {
+	if total == 0 {
+		return bytes(used)
+	}
+	return bytes(used) + " / " + bytes(total)
+}
+
+func bytes(n uint64) string {
+	const gib = 1 << 30
+	if n >= gib {
+		return fmt.Sprintf("%.1f GiB", float64(n)/gib)
+	}
+	return fmt.Sprintf("%d MiB", n>>20)
+}
+
+func since(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return age(now.Sub(t))
+}
+
+// age shows a length of time with one unit.
+func age(d time.Duration) string {
+	switch d = max(0, d); {
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%.0fs", d.Seconds())
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%.0fm", d.Minutes())
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%.0fh", d.Hours())
+	default:
+		return fmt.Sprintf("%.0fd", d.Hours()/24)
+	}
+}
+
+// unhealthy returns the processes worth a look at night: those that don't run,
+// and those that were restarted.
+func unhealthy(ps []state.Process) []state.Process {
+	return slices.DeleteFunc(slices.Clone(ps), func(p state.Process) bool {
+		return p.Status == state.Running && p.Restarts == 0
+	})
+}
+
+func processes(w io.Writer, ps []state.Process, now time.Time) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "PROCESS\tSTATE\tFOR\tPID\tRESTARTS\tREASON")
+	for _, p := range ps {
+		pid := "-"
+		if p.PID != 0 {
+			pid = strconv.Itoa(p.PID)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Name, p.Status, since(p.Since, now), pid, p.Restarts, p.Reason)
+	}
+	_ = t.Flush()
+}
