@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/NVIDIA/go-nvml/pkg/dl"
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -17,6 +18,9 @@ const systemLibrary = "libnvidia-ml.so.1"
 
 // maxGPUs is how many GPUs one report holds.
 const maxGPUs = 64
+
+// maxText is how long a name in a report may be, in bytes.
+const maxText = 96
 
 // errNoLibrary is returned when there is no driver's library at all.
 var errNoLibrary = errors.New("no NVML library")
@@ -153,15 +157,21 @@ func (d *driver) device(s symbols, index int) *device {
 	}
 	g.Device = handle
 	if uuid, ret := handle.GetUUID(); ret == nvml.SUCCESS && uuid != "" {
-		g.uuid = uuid
+		g.uuid = printable(uuid)
 	}
 	if s.has("nvmlDeviceGetName") {
-		g.name, _ = handle.GetName()
+		name, _ := handle.GetName()
+		g.name = printable(name)
 	}
 	if s.has("nvmlDeviceGetMaxClockInfo") {
 		g.maxClock, _ = handle.GetMaxClockInfo(nvml.CLOCK_SM)
 	}
 	return g
+}
+
+// printable makes a text of the driver fit for a report.
+func printable(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), maxText)], "")
 }
 
 // read reads every GPU.

@@ -1,0 +1,393 @@
+// Package report is the voice of a node: it hears the node's engine, says what
+// the engine and the node's sensors are up to in one stream to xds, and hands
+// what xds wants to the engine.
+//
+// nodeagent runs one Reporter. The rule: a report never says more than is known
+// at that moment. An engine that is silent or away is reported as that, and an
+// xds that is away is tried for ever.
+package report
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+const (
+	// silence is how long an engine may say nothing while its stream is open.
+	// It says something four times in this time.
+	silence = time.Second
+	// stall is how late a Tick may be before the agent itself was held up.
+	stall = 100 * time.Millisecond
+	// assignAgain is how long after an Assign the next one may be.
+	assignAgain = 500 * time.Millisecond
+	// maxReason bounds what is reported for a person, in bytes.
+	maxReason = 1024
+)
+
+// Prefixes of engine_error, by which xds tells what is wrong.
+const (
+	starting    = "starting: "
+	silent      = "silent: "
+	unreachable = "unreachable: "
+	invalid     = "invalid: "
+)
+
+// Event is what happens to an agent: one of the types below.
+type Event any
+
+type (
+	// Heard is a status from the engine.
+	Heard struct{ Status *enginepb.Status }
+	// Lost is the end of the engine's stream, or that it could not be had.
+	Lost struct{ Err error }
+	// Up is a new stream to xds.
+	Up struct{}
+	// Down is the end of the stream to xds, or that it could not be had.
+	Down struct{ Err error }
+	// Directed is a directive from xds.
+	Directed struct{ Directive *fleetpb.Directive }
+	// Assigned is the engine's answer to an assignment.
+	Assigned struct {
+		Generation uint64
+		Err        error
+	}
+	// Tick is that the time of Wake has come.
+	Tick struct{}
+)
+
+// Effects is what is to be done after an event.
+type Effects struct {
+	// Read is whether the sensors are to be read anew.
+	Read bool
+	// Report is whether a report is to be sent now, after the reading.
+	Report bool
+	// Assign is what the engine is to be told; nil: nothing.
+	Assign *enginepb.Assignment
+	// Log is what changed, for the log; empty: nothing.
+	Log []Change
+}
+
+// Change is one line of the log.
+type Change struct {
+	// Text is constant for its kind of change.
+	Text string
+	// Wrong is whether it is worth a warning.
+	Wrong bool
+	// Facts are slog attributes.
+	Facts []any
+}
+
+// Agent is the decisions of one node's reporter: what it knows, and what
+// follows from it. It does no I/O and reads no clock.
+type Agent struct {
+	// Constant after NewAgent.
+	node     string
+	zone     string
+	interval time.Duration // between heartbeats
+	timeout  time.Duration // announced to xds
+
+	// Of the engine.
+	status *enginepb.Status // the last one; nil: none yet
+	heard  time.Time        // when, or when the agent began to listen
+	lost   string           // why it can't be had; empty: its stream is open
+	told   truth            // what the last report was about, and the log
+
+	// Of xds.
+	up   bool
+	down string    // why it is not up; empty: not tried yet
+	seq  uint64    // of the last report of this stream
+	beat time.Time // of the next heartbeat
+
+	// Of directives.
+	want    *enginepb.Assignment // nil: nothing
+	asking  bool                 // whether an Assign is on its way
+	askFrom time.Time            // earliest next Assign
+
+	due time.Time // of the Tick that Wake asked for last
+}
+
+// truth is what makes a report urgent when it changes.
+type truth struct {
+	known      bool
+	state      enginepb.State
+	generation uint64
+	epoch      uint64
+	wrong      string // prefix of engine_error; empty: a status is had
+}
+
+// NewAgent returns an agent that knows nothing yet.
+func NewAgent(node, zone string, interval, timeout time.Duration, now time.Time) *Agent {
+	return &Agent{node: node, zone: zone, interval: interval, timeout: timeout, heard: now, beat: now, due: now}
+}
+
+// Step advances the agent by one event.
+func (a *Agent) Step(now time.Time, ev Event) Effects {
+	var fx Effects
+	a.excuse(now)
+	switch ev := ev.(type) {
+	case Heard:
+		a.hear(now, ev.Status)
+	case Lost:
+		a.lost = clip(unreachable + cause(ev.Err))
+	case Up:
+		a.up, a.down, a.seq = true, "", 0
+		fx.log("xds connected", false)
+		fx.Report = a.truth(now).known
+	case Down:
+		a.disconnect(ev.Err, &fx)
+	case Directed:
+		a.direct(ev.Directive, &fx)
+	case Assigned:
+		a.assigned(now, ev, &fx)
+	case Tick:
+	default:
+		panic(fmt.Sprintf("report: event %T", ev))
+	}
+	a.notice(now, &fx)
+	a.ask(now, &fx)
+	return fx
+}
+
+// excuse gives the engine the time back in which this agent itself could not
+// run: on an overloaded machine, or stopped and continued, it would otherwise
+// call an engine silent whose statuses it has only not read yet.
+func (a *Agent) excuse(now time.Time) {
+	if late := now.Sub(a.due); late > stall {
+		a.heard = a.heard.Add(late)
+		a.due = now
+	}
+}
+
+// hear takes a status from the engine, unless a report with it would be refused.
+func (a *Agent) hear(now time.Time, s *enginepb.Status) {
+	a.heard = now
+	if err := s.Validate(); err != nil {
+		a.lost = clip(invalid + err.Error())
+		return
+	}
+	if s.GetNode() != a.node {
+		a.lost = clip(invalid + fmt.Sprintf("it is the engine of node %q", s.GetNode()))
+		return
+	}
+	a.status, a.lost = s, ""
+}
+
+func (a *Agent) disconnect(err error, fx *Effects) {
+	if a.up || a.down == "" {
+		fx.log("xds lost", true, "err", err)
+	}
+	a.up, a.down = false, cause(err)
+}
+
+// direct takes what xds wants of the engine. What was wanted before is
+// forgotten: xds knows best.
+func (a *Agent) direct(d *fleetpb.Directive, fx *Effects) {
+	if d.GetAssignment() == nil {
+		return
+	}
+	if err := d.ValidateAll(); err != nil {
+		fx.log("directive refused", true, "err", err)
+		return
+	}
+	if !proto.Equal(a.want, d.GetAssignment()) {
+		fx.log("directive", false, "generation", d.GetAssignment().GetGeneration(), "model", d.GetAssignment().GetModel(),
+			"replica", d.GetAssignment().GetReplica(), "stage", d.GetAssignment().GetStage())
+	}
+	a.want, a.askFrom = d.GetAssignment(), time.Time{}
+}
+
+func (a *Agent) assigned(now time.Time, ev Assigned, fx *Effects) {
+	a.asking = false
+	if a.want.GetGeneration() != ev.Generation {
+		return // something newer is wanted by now
+	}
+	a.askFrom = now.Add(assignAgain)
+	if ev.Err == nil {
+		return
+	}
+	fx.log("assignment not taken", true, "generation", ev.Generation, "err", ev.Err)
+	switch status.Code(ev.Err) {
+	case codes.FailedPrecondition, codes.InvalidArgument:
+		a.want = nil // the engine will never take it; xds sees what it has instead
+	}
+}
+
+// ask tells the engine what is wanted, if it doesn't do that already. It is
+// asked again after its restart without waiting for xds.
+func (a *Agent) ask(now time.Time, fx *Effects) {
+	if a.owed() && !a.asking && !now.Before(a.askFrom) {
+		a.asking = true
+		fx.Assign = a.want
+	}
+}
+
+// owed is whether the engine can be heard and does not do yet what is wanted.
+func (a *Agent) owed() bool {
+	return a.want != nil && a.lost == "" && a.status != nil && a.status.GetGeneration() < a.want.GetGeneration()
+}
+
+// notice asks for a report when the truth about the engine changed or the time
+// of a heartbeat has come.
+func (a *Agent) notice(now time.Time, fx *Effects) {
+	t := a.truth(now)
+	if t != a.told {
+		fx.Report = t.known
+		fx.engineChanged(t, a.told, a.reason(now))
+		a.told = t
+	}
+	if !now.Before(a.beat) {
+		fx.Read = true
+		fx.Report = t.known
+		a.beat = now.Add(a.interval)
+	}
+	fx.Report = fx.Report && a.up
+}
+
+// truth returns what is to be said of the engine. While nothing was heard yet
+// and nothing is wrong, there is nothing to say: the node of a restarted agent
+// must not look broken for a moment.
+func (a *Agent) truth(now time.Time) truth {
+	wrong := a.wrong(now)
+	if wrong == starting {
+		return truth{}
+	}
+	if wrong != "" {
+		prefix, _, _ := strings.Cut(wrong, " ")
+		return truth{known: true, wrong: prefix}
+	}
+	return truth{known: true, state: a.status.GetState(), generation: a.status.GetGeneration(), epoch: a.status.GetEpoch()}
+}
+
+// wrong returns why there is no status to report; empty if there is one.
+func (a *Agent) wrong(now time.Time) string {
+	switch {
+	case a.lost != "":
+		return a.lost
+	case now.Sub(a.heard) >= silence:
+		return silent + "no status for " + silence.String()
+	case a.status == nil:
+		return starting
+	default:
+		return ""
+	}
+}
+
+// reason returns what a person should know of the engine's state.
+func (a *Agent) reason(now time.Time) string {
+	if w := a.wrong(now); w != "" {
+		return w
+	}
+	return a.status.GetReason()
+}
+
+// Wake returns when the agent is to be stepped with a Tick unless something
+// happens before, and remembers it.
+func (a *Agent) Wake(now time.Time) time.Time {
+	wake := a.beat
+	if a.lost == "" && a.told.wrong == "" {
+		wake = earlier(wake, a.heard.Add(silence))
+	}
+	if a.owed() && !a.asking {
+		wake = earlier(wake, a.askFrom)
+	}
+	if wake.Before(now) {
+		wake = now
+	}
+	a.due = wake
+	return wake
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// Report returns the next report of the stream with these readings. Its error
+// says which rule of the contract it would break; it must not be sent then.
+func (a *Agent) Report(now time.Time, t *fleetpb.Telemetry) (*fleetpb.NodeReport, error) {
+	a.seq++
+	r := &fleetpb.NodeReport{
+		Node:      a.node,
+		Seq:       a.seq,
+		Sent:      timestamppb.New(now),
+		Zone:      a.zone,
+		Timeout:   durationpb.New(a.timeout),
+		Telemetry: t,
+	}
+	if r.EngineError = a.wrong(now); r.EngineError == "" {
+		r.Engine = a.status
+	}
+	return r, r.Validate()
+}
+
+// Conditions returns what is wrong now, for /readyz.
+func (a *Agent) Conditions(now time.Time, t *fleetpb.Telemetry) []obs.Condition {
+	var list []obs.Condition
+	if !a.up {
+		list = append(list, obs.Condition{Code: "xds_unreachable", Text: "xds: " + orElse(a.down, "not connected yet"),
+			Next: "start xds, or give its address with -xds"})
+	}
+	if wrong := a.wrong(now); wrong != "" {
+		code, _, _ := strings.Cut(wrong, ":")
+		list = append(list, obs.Condition{Code: "engine_" + code, Text: "engine: " + wrong,
+			Next: "look at the engine's log, or give its gRPC address with -engine"})
+	}
+	if t.GetError() != "" {
+		list = append(list, obs.Condition{Code: "telemetry_incomplete", Text: t.GetError(),
+			Next: "check the GPU driver with nvidia-smi, or give its library with -nvml"})
+	}
+	return list
+}
+
+func (fx *Effects) log(text string, wrong bool, facts ...any) {
+	fx.Log = append(fx.Log, Change{Text: text, Wrong: wrong, Facts: facts})
+}
+
+func (fx *Effects) engineChanged(now, before truth, reason string) {
+	switch {
+	case !now.known:
+	case now.wrong != "":
+		fx.log("engine lost", true, "reason", reason)
+	case now.state != before.state || now.epoch != before.epoch || now.generation != before.generation:
+		fx.log("engine state", false, "state", now.state.String(), "generation", now.generation, "epoch", now.epoch, "reason", reason)
+	}
+}
+
+// cause returns the text of an error without what gRPC puts around it.
+func cause(err error) string {
+	if err == nil {
+		return "the stream ended"
+	}
+	if s, ok := status.FromError(err); ok && s.Message() != "" {
+		return s.Message()
+	}
+	return err.Error()
+}
+
+// clip makes a text short enough for a report, and valid UTF-8.
+func clip(s string) string {
+	if len(s) > maxReason {
+		s = s[:maxReason]
+	}
+	return strings.ToValidUTF8(s, "")
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}

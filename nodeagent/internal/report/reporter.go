@@ -1,0 +1,164 @@
+package report
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// Config says who reports to whom.
+type Config struct {
+	// Node is the node's name, Zone its failure domain (may be empty).
+	Node, Zone string
+	// Engine is the address of the engine's gRPC service.
+	Engine string
+	// XDS is the address of xds.
+	XDS string
+	// Interval is the time between heartbeats.
+	Interval time.Duration
+	// Timeout is the silence after which xds is to count the node as hung.
+	Timeout time.Duration
+}
+
+// Sensor reads the node. It is called by one goroutine and returns at once.
+type Sensor interface {
+	Telemetry(now time.Time) *fleetpb.Telemetry
+}
+
+// Reporter is the loop around an Agent, and its streams.
+type Reporter struct {
+	// Constant after New.
+	cfg     Config
+	sensor  Sensor
+	log     *slog.Logger
+	metrics *metrics
+	dial    dialer
+
+	// events go to the loop; it always reads on.
+	events chan Event
+	// reports holds the newest report that is not sent yet; an older one is
+	// thrown away, since a heartbeat says all.
+	reports chan *fleetpb.NodeReport
+	// assignments holds one at most: the agent has one on its way at a time.
+	assignments chan *enginepb.Assignment
+
+	// Atomic.
+	view atomic.Pointer[view]
+}
+
+// view is what others may know of the agent. It is never changed once published.
+type view struct {
+	conditions []obs.Condition
+	telemetry  *fleetpb.Telemetry
+	engine     truth
+	up         bool // whether the stream to xds is
+}
+
+// New returns a reporter. Its metrics are in reg.
+func New(cfg Config, sensor Sensor, log *slog.Logger, reg prometheus.Registerer) *Reporter {
+	r := &Reporter{
+		cfg:         cfg,
+		sensor:      sensor,
+		log:         log,
+		dial:        dialTCP,
+		events:      make(chan Event),
+		reports:     make(chan *fleetpb.NodeReport, 1),
+		assignments: make(chan *enginepb.Assignment, 1),
+	}
+	r.view.Store(&view{conditions: []obs.Condition{{Code: "starting", Text: "nothing is known yet"}}})
+	r.metrics = newMetrics(reg, r.view.Load)
+	return r
+}
+
+// Conditions returns what is wrong now, for /readyz.
+func (r *Reporter) Conditions() []obs.Condition { return r.view.Load().conditions }
+
+// Run reports until ctx ends. Neither an engine nor an xds that is away ends it.
+func (r *Reporter) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.loop(ctx) })
+	g.Go(func() error { return r.listen(ctx) })
+	g.Go(func() error { return r.speak(ctx) })
+	g.Go(func() error { return r.assign(ctx) })
+	return g.Wait()
+}
+
+func (r *Reporter) loop(ctx context.Context) error {
+	agent := NewAgent(r.cfg.Node, r.cfg.Zone, r.cfg.Interval, r.cfg.Timeout, time.Now())
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var telemetry *fleetpb.Telemetry // read with the first Tick
+	ev := Event(Tick{})
+	for {
+		now := time.Now()
+		fx := agent.Step(now, ev)
+		if fx.Read || telemetry == nil {
+			telemetry = r.sensor.Telemetry(now)
+		}
+		r.apply(now, agent, ev, fx, telemetry)
+		r.view.Store(&view{agent.Conditions(now, telemetry), telemetry, agent.told, agent.up})
+		timer.Reset(agent.Wake(now).Sub(now))
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev = <-r.events:
+		case <-timer.C:
+			ev = Tick{}
+		}
+	}
+}
+
+// apply does what follows from an event.
+func (r *Reporter) apply(now time.Time, agent *Agent, ev Event, fx Effects, telemetry *fleetpb.Telemetry) {
+	for _, c := range fx.Log {
+		level := slog.LevelInfo
+		if c.Wrong {
+			level = slog.LevelWarn
+		}
+		r.log.Log(context.Background(), level, c.Text, c.Facts...)
+	}
+	r.metrics.count(ev)
+	if fx.Assign != nil {
+		r.assignments <- fx.Assign
+	}
+	if _, ok := ev.(Down); ok {
+		r.take() // of the stream that ended
+	}
+	if !fx.Report {
+		return
+	}
+	report, err := agent.Report(now, telemetry)
+	if err != nil {
+		r.metrics.invalid.Inc()
+		r.log.Error("report breaks the contract", "err", err)
+		return
+	}
+	r.take()
+	r.reports <- report
+}
+
+// take removes a report that was not sent yet.
+func (r *Reporter) take() {
+	select {
+	case <-r.reports:
+	default:
+	}
+}
+
+// tell gives an event to the loop, and returns false when ctx ended instead.
+func (r *Reporter) tell(ctx context.Context, ev Event) bool {
+	select {
+	case r.events <- ev:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

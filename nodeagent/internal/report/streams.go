@@ -1,0 +1,184 @@
+package report
+
+import (
+	"context"
+	"errors"
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+const (
+	// statusEvery is how often the engine is to say something.
+	statusEvery = 250 * time.Millisecond
+	// deaf is after how much silence the stream to the engine is made anew, in
+	// case that it is the stream that hangs.
+	deaf = 10 * time.Second
+	// connectTimeout bounds how long a connection is waited for: the kernel
+	// accepts one for a process that is stopped.
+	connectTimeout = 5 * time.Second
+	// assignTimeout bounds an Assign.
+	assignTimeout = 5 * time.Second
+	// unheard is how long data may go without an acknowledgement of the peer's
+	// kernel before the connection counts as cut.
+	unheard = 5 * time.Second
+)
+
+// errDeaf ends a stream to the engine that was silent for too long.
+var errDeaf = errors.New("the engine's stream is silent")
+
+// dialer returns a connection to an address. Every stream has a connection of
+// its own, made anew after an error, so that the back-off is ours alone.
+type dialer func(addr string) (*grpc.ClientConn, error)
+
+func dialTCP(addr string) (*grpc.ClientConn, error) {
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var set error
+		err := c.Control(func(fd uintptr) {
+			set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unheard.Milliseconds()))
+		})
+		return errors.Join(err, set)
+	}}
+	return grpc.NewClient(addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout}),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", addr)
+		}))
+}
+
+// retry calls once again and again until ctx ends, with a back-off after calls
+// that did not last.
+func retry(ctx context.Context, once func(context.Context)) {
+	back := proc.Backoff{Min: 50 * time.Millisecond, Max: time.Second, Reset: 5 * time.Second}
+	for ctx.Err() == nil {
+		began := time.Now()
+		once(ctx)
+		select {
+		case <-time.After(back.Next(time.Since(began))):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// listen tells the loop what the engine says.
+func (r *Reporter) listen(ctx context.Context) error {
+	retry(ctx, func(ctx context.Context) {
+		if err := r.listenOnce(ctx); !errors.Is(err, errDeaf) { // the loop knows silence by itself
+			r.tell(ctx, Lost{err})
+		}
+	})
+	return nil
+}
+
+func (r *Reporter) listenOnce(ctx context.Context) error {
+	conn, err := r.dial(r.cfg.Engine)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(deaf, func() { cancel(errDeaf) })
+	defer patience.Stop()
+	stream, err := enginepb.NewEngineClient(conn).Watch(ctx, &enginepb.WatchRequest{Interval: durationpb.New(statusEvery)})
+	for err == nil {
+		var s *enginepb.Status
+		if s, err = stream.Recv(); err == nil {
+			patience.Reset(deaf)
+			r.tell(ctx, Heard{s})
+		}
+	}
+	if errors.Is(context.Cause(ctx), errDeaf) {
+		return errDeaf
+	}
+	return err
+}
+
+// speak keeps the stream to xds.
+func (r *Reporter) speak(ctx context.Context) error {
+	retry(ctx, func(ctx context.Context) {
+		r.tell(ctx, Down{r.speakOnce(ctx)})
+	})
+	return nil
+}
+
+func (r *Reporter) speakOnce(ctx context.Context) error {
+	conn, err := r.dial(r.cfg.XDS)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	stream, err := fleetpb.NewFleetClient(conn).Report(ctx)
+	if err != nil {
+		return err
+	}
+	if !r.tell(ctx, Up{}) {
+		return ctx.Err()
+	}
+	g.Go(func() error { return r.hearDirectives(ctx, stream) })
+	g.Go(func() error { return r.sendReports(ctx, stream) })
+	return g.Wait()
+}
+
+func (r *Reporter) hearDirectives(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
+	for {
+		d, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		r.tell(ctx, Directed{d})
+	}
+}
+
+// sendReports sends until the stream ends. Why it ended is known to
+// hearDirectives, which ends ctx.
+func (r *Reporter) sendReports(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case report := <-r.reports:
+			if stream.Send(report) != nil {
+				<-ctx.Done()
+				return nil
+			}
+			r.metrics.sent.Inc()
+		}
+	}
+}
+
+// assign hands assignments to the engine, one at a time.
+func (r *Reporter) assign(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case a := <-r.assignments:
+			r.tell(ctx, Assigned{a.GetGeneration(), r.assignOnce(ctx, a)})
+		}
+	}
+}
+
+func (r *Reporter) assignOnce(ctx context.Context, a *enginepb.Assignment) error {
+	conn, err := r.dial(r.cfg.Engine)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, assignTimeout)
+	defer cancel()
+	_, err = enginepb.NewEngineClient(conn).Assign(ctx, a)
+	return err
+}
