@@ -157,7 +157,9 @@ func (k *keeper) once(ctx context.Context) error {
 	case <-p.Done():
 	case <-ctx.Done():
 		_ = p.Stop(k.grace)
-		k.down("stopped")
+		k.set(func(row *state.Process) {
+			row.PID, row.Reason, row.Since = 0, "millrace up stopped it", time.Now().UTC()
+		})
 		return nil
 	}
 	if err := p.Err(); err != nil {
@@ -179,7 +181,9 @@ func (k *keeper) spawn() (*proc.Process, error) {
 
 // died shows a death that nobody asked for.
 func (k *keeper) died(err error, ran, wait time.Duration) {
-	k.down(err.Error())
+	k.set(func(row *state.Process) {
+		row.PID, row.Reason, row.LastExit, row.Since = 0, err.Error(), err.Error(), time.Now().UTC()
+	})
 	if line := k.trouble.died(k.spec, err, ran); line != "" {
 		k.show.progress("%s", line)
 		return
@@ -188,12 +192,6 @@ func (k *keeper) died(err error, ran, wait time.Duration) {
 		return
 	}
 	k.show.progress("%s ended after %s: %v; starts again in %s", k.spec.Name, short(ran), err, wait)
-}
-
-func (k *keeper) down(reason string) {
-	k.set(func(row *state.Process) {
-		row.PID, row.Reason, row.Since = 0, reason, time.Now().UTC()
-	})
 }
 
 // set changes the process's row. A file that can't be written is shown by the

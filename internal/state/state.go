@@ -32,8 +32,10 @@ type Process struct {
 	Since time.Time `json:"since"`
 	// Status is running, stopped (by SIGSTOP) or down.
 	Status string `json:"status"`
-	// Reason says why it is down, for a person; empty while it runs.
+	// Reason says why it is down or stopped, for a person; empty while it runs.
 	Reason string `json:"reason,omitempty"`
+	// LastExit says how it ended the last time; empty if it never did.
+	LastExit string `json:"last_exit,omitempty"`
 }
 
 // The values of Process.Status.

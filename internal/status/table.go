@@ -16,12 +16,16 @@ import (
 // write shows a report to a person.
 func write(w io.Writer, r Report, now time.Time) error {
 	var b strings.Builder
-	fmt.Fprintln(&b, header(r, now))
+	fmt.Fprintln(&b, header(r))
+	if !r.Running {
+		_, err := io.WriteString(w, b.String())
+		return err // the rest is history
+	}
 	if len(r.Nodes) > 0 {
 		fmt.Fprintln(&b)
 		fleet(&b, r.Nodes, now)
 	}
-	if ill := unhealthy(r.Processes); len(ill) > 0 && r.Running {
+	if ill := unhealthy(r.Processes); len(ill) > 0 {
 		fmt.Fprintln(&b)
 		processes(&b, ill, now)
 	}
@@ -39,7 +43,7 @@ func write(w io.Writer, r Report, now time.Time) error {
 }
 
 // header says in one line how the mesh is, and how old that is.
-func header(r Report, now time.Time) string {
+func header(r Report) string {
 	if !r.Running {
 		return fmt.Sprintf("%s: not running", r.Dir)
 	}
@@ -115,12 +119,12 @@ func figure(v float64) string {
 // memory shows "212 MiB / 23.5 GiB".
 func memory(used, total uint64) string {
 	if total == 0 {
-		return bytes(used)
+		return size(used)
 	}
-	return bytes(used) + " / " + bytes(total)
+	return size(used) + " / " + size(total)
 }
 
-func bytes(n uint64) string {
+func size(n uint64) string {
 	const gib = 1 << 30
 	if n >= gib {
 		return fmt.Sprintf("%.1f GiB", float64(n)/gib)
@@ -167,7 +171,14 @@ func processes(w io.Writer, ps []state.Process, now time.Time) {
 		if p.PID != 0 {
 			pid = strconv.Itoa(p.PID)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Name, p.Status, since(p.Since, now), pid, p.Restarts, p.Reason)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Name, p.Status, since(p.Since, now), pid, p.Restarts, why(p))
 	}
 	_ = t.Flush()
+}
+
+func why(p state.Process) string {
+	if p.Reason == "" && p.LastExit != "" {
+		return "it ended before: " + p.LastExit
+	}
+	return p.Reason
 }
