@@ -25,7 +25,7 @@ func healthy(t *testing.T) Options {
 		}
 		return file
 	}
-	script("python3", `case "$2" in *import\ pip*) echo 23.0 ;; *) echo '{"version": "3.11.2", "libc": "glibc"}' ;; esac`)
+	script("python3", `case "$2" in *import\ pip*) echo 23.0 ;; *) echo '{"path": "'$0'", "version": "3.11.2", "libc": "glibc"}' ;; esac`)
 	script("g++", "echo g++ 12")
 	t.Setenv("PATH", dir)
 	t.Setenv("CXX", "")

@@ -19,8 +19,9 @@ import (
 
 // Python is the user's own Python.
 type Python struct {
-	// Path is the program.
-	Path string `json:"-"`
+	// Path is the interpreter itself, not a launcher that happens to be on PATH:
+	// some of those start pip as a child, which then can't be ended by its id.
+	Path string `json:"path"`
 	// Version is Python's, such as "3.11.7".
 	Version string `json:"version"`
 	// Libc is the C library that it is linked to: "glibc" or something else.
@@ -36,7 +37,7 @@ type Compiler struct {
 }
 
 const (
-	pythonProbe = `import json, platform; print(json.dumps({"version": platform.python_version(), "libc": platform.libc_ver()[0]}))`
+	pythonProbe = `import json, platform, sys; print(json.dumps({"path": sys.executable, "version": platform.python_version(), "libc": platform.libc_ver()[0]}))`
 	pipProbe    = `import pip; print(pip.__version__)`
 )
 

@@ -15,6 +15,7 @@ import (
 // installer installs parts into a cache whose lock is held.
 type installer struct {
 	cache    string
+	tmp      string // below the cache, of this run alone
 	python   Python
 	compiler Compiler
 	show     *progress
@@ -34,11 +35,7 @@ func (i installer) install(ctx context.Context, p part) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	tmp := filepath.Join(i.cache, tmpFolder)
-	if err := os.MkdirAll(tmp, 0o755); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(tmp, "part-")
+	dir, err := os.MkdirTemp(i.tmp, "part-")
 	if err != nil {
 		return err
 	}

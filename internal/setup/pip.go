@@ -19,12 +19,16 @@ func (i installer) fetch(ctx context.Context, a archive) (string, error) {
 	if file, ok := downloaded(ctx, folder, a); ok {
 		return file, nil
 	}
-	tmp := filepath.Join(i.cache, tmpFolder, "pip-"+a.SHA256[:16])
+	tmp := filepath.Join(i.tmp, "pip-"+a.SHA256[:16])
 	out := filepath.Join(tmp, "out")
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return "", err
 	}
-	t := i.show.begin("download "+a.title(), a.Size, func() int64 { return grown(tmp, a) })
+	doing := "download "
+	if a.Source {
+		doing = "download and read " // pip asks a source for its metadata, which takes longer
+	}
+	t := i.show.begin(doing+a.title(), a.Size, func() int64 { return grown(tmp, a) })
 	if err := i.pip(ctx, a, tmp, out); err != nil {
 		return "", fmt.Errorf("%s: %w", a.title(), err)
 	}

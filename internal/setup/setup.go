@@ -132,12 +132,18 @@ func install(ctx context.Context, cache string, parts []part, show *progress) er
 	if err != nil {
 		return err
 	}
-	// Whatever lies there belongs to a start that was killed: the lock is ours.
-	if err := os.RemoveAll(filepath.Join(cache, tmpFolder)); err != nil {
+	// What lies there belongs to a start that was killed, as the lock is ours. An
+	// orphan of it may still write: what resists is removed next time.
+	_ = os.RemoveAll(filepath.Join(cache, tmpFolder))
+	if err := os.MkdirAll(filepath.Join(cache, tmpFolder), 0o755); err != nil {
 		return err
 	}
 	defer os.RemoveAll(filepath.Join(cache, tmpFolder))
-	i := installer{cache: cache, python: py, compiler: cxx, show: show}
+	tmp, err := os.MkdirTemp(filepath.Join(cache, tmpFolder), "run-")
+	if err != nil {
+		return err
+	}
+	i := installer{cache: cache, tmp: tmp, python: py, compiler: cxx, show: show}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, p := range missing {
 		g.Go(func() error { return i.install(ctx, p) })

@@ -126,7 +126,7 @@ func TestChangesInTheCache(t *testing.T) {
 		{
 			name:   "an altered file is refused",
 			change: func(file string) error { return os.WriteFile(file, []byte("#!EVIL"), 0o755) },
-			want:   errAltered,
+			want:   errMismatch,
 		},
 		{
 			name: "a stamp of another version is fetched again",
@@ -259,7 +259,7 @@ func TestFaults(t *testing.T) {
 		{
 			name:   "another file inside than pinned",
 			change: func(w *world) { w.parts[0].Sums["gate"] = sum("x") },
-			want:   "gate: sha256 is " + sum("#!gate") + ", must be " + sum("x"),
+			want:   "gate: hash mismatch: sha256 is " + sum("#!gate") + ", must be " + sum("x"),
 			hint:   "don't use it",
 		},
 		{

@@ -29,12 +29,12 @@ type stamped struct {
 	Mtime  time.Time `json:"modified"` // a file with other size or time is hashed again
 }
 
-// errAltered marks a file that isn't what its pin or stamp says.
-var errAltered = errors.New("altered")
+// errMismatch marks a file that isn't what its pin or stamp says.
+var errMismatch = errors.New("hash mismatch")
 
 // mismatch is the error for a file with another hash than it must have.
 func mismatch(file, want, got string) error {
-	return fmt.Errorf("%s: sha256 is %s, must be %s: %w", file, got, want, errAltered)
+	return fmt.Errorf("%s: %w: sha256 is %s, must be %s", file, errMismatch, got, want)
 }
 
 func stampPath(cache string, p part) string {

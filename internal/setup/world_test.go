@@ -21,7 +21,7 @@ PATH=/usr/bin:/bin
 if [ "$1" = -c ]; then
 	case "$2" in
 	*pip*) echo "@PIP@"; [ "@PIP@" ] ;;
-	*) echo '{"version": "@VERSION@", "libc": "@LIBC@"}' ;;
+	*) echo '{"path": "@DIR@/bin/python3", "version": "@VERSION@", "libc": "@LIBC@"}' ;;
 	esac
 	exit $?
 fi
