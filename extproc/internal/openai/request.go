@@ -70,6 +70,20 @@ func (r *Request) Parse(api API, body []byte) *Error {
 	return nil
 }
 
+// Forget lets go of the body, so that r can wait for the next one.
+func (r *Request) Forget() {
+	clear(r.Messages)
+	clear(r.Prompts)
+	unescaped := r.unescaped[:0]
+	if cap(unescaped) > keepText {
+		unescaped = nil
+	}
+	*r = Request{Messages: r.Messages[:0], Prompts: r.Prompts[:0], unescaped: unescaped}
+}
+
+// keepText is the most memory for texts that Forget keeps, in bytes.
+const keepText = 1 << 20
+
 // field reads one field of the body. The last of several with the same name
 // counts, as it does in the engines.
 func (r *Request) field(s *scanner, key text) bool {

@@ -15,8 +15,8 @@ var ErrNotReady = errors.New("no endpoint is ready")
 type Reason uint8
 
 const (
-	// Fallback is a choice without a model's full cost: by load alone, or among
-	// endpoints that are suspect or ejected because there are no others.
+	// Fallback is a choice by load alone, or among endpoints that are suspect or
+	// ejected because there are no others.
 	Fallback Reason = iota
 	// Fresh is for a conversation that is cached nowhere.
 	Fresh
@@ -51,6 +51,9 @@ type Query struct {
 	Prompt, Output int
 	// Places are where parts of the prompt are cached, as far as we know.
 	Places []session.Place
+	// Blind is whether the request's body cannot be seen, or means nothing to
+	// us: Prompt and Output are guesses.
+	Blind bool
 	// Most is how many hosts to name, 1 to MaxCandidates.
 	Most int
 	Now  time.Time
@@ -212,6 +215,8 @@ func (c *Choice) reason(q *Query, tier int, first *Candidate) {
 		c.Reason = Fallback
 	case first.held:
 		c.Reason = Sticky
+	case q.Blind:
+		c.Reason = Fallback
 	case len(q.Places) > 0:
 		c.Reason = Moved
 	default:

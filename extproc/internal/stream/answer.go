@@ -1,0 +1,135 @@
+package stream
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
+	reply := Reply{Kind: ResponseHeaders}
+	if x.model == nil || x.good || x.served != nil || ev.Answer.Status == 0 {
+		return append(out, reply)
+	}
+	a := &ev.Answer
+	x.good = a.Status >= 200 && a.Status < 300
+	x.served = x.core.picker.Judge(x.model, x.choice.List, a.Answer, x.sent, ev.At)
+	if x.served != nil {
+		x.held.Move(x.served.Live)
+	}
+	if x.good {
+		// The prompt has been worked on by now, whatever becomes of the rest.
+		x.remember(x.decision.PromptTokens, ev.At)
+	}
+	x.report(a, ev.At)
+	if x.cookie != 0 && a.Status < 500 {
+		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.cookie)
+		x.cookie = 0
+	}
+	return append(out, reply)
+}
+
+// report takes in what the engine says of its load and of this request.
+func (x *Exchange) report(a *AnswerHead, now time.Time) {
+	if x.served == nil {
+		return
+	}
+	if load, ok := parseLoad(a.Load); ok {
+		x.served.Seen(load, now)
+	}
+	usage, ok := parseUsage(a.Usage)
+	if !ok || !x.good || x.taught {
+		return
+	}
+	x.taught = true
+	x.core.picker.Learn(x.model, x.served, x.predicted(), usage, now.Sub(x.sent))
+	x.remember(usage.Prompt+usage.Completion, now)
+}
+
+// predicted is what was expected of who answered.
+func (x *Exchange) predicted() *pick.Candidate {
+	for i := range x.choice.List {
+		if x.choice.List[i].Live == x.served.Live {
+			return &x.choice.List[i]
+		}
+	}
+	return &x.choice.List[0]
+}
+
+// remember records that so many tokens of the conversation are cached where it
+// was answered.
+func (x *Exchange) remember(tokens int, now time.Time) {
+	if x.served == nil {
+		return
+	}
+	var tail session.Key
+	place := session.Place{Cache: x.served.Cache, Tokens: uint32(max(0, tokens))}
+	if n := len(x.chain); n > 0 {
+		tail = x.chain[n-1]
+		x.table.Policy.Sessions.Put(tail, tail, place, now)
+	}
+	if x.named != 0 {
+		x.table.Policy.Sessions.Put(x.named, tail, place, now)
+	}
+}
+
+// parseUsage reads "prompt=12,cached=0,completion=5,prefill_ms=3.2,decode_ms=40.1".
+func parseUsage(s string) (u pick.Usage, ok bool) {
+	pairs(s, func(name string, v float64) {
+		switch name {
+		case "prompt":
+			u.Prompt, ok = tokens(v), true
+		case "cached":
+			u.Cached = tokens(v)
+		case "completion":
+			u.Completion = tokens(v)
+		case "prefill_ms":
+			u.PrefillMs = v
+		case "decode_ms":
+			u.DecodeMs = v
+		}
+	})
+	u.Cached = min(u.Cached, u.Prompt)
+	return u, ok
+}
+
+// parseLoad reads an ORCA load report in its text form. JSON and binary ones
+// are left to Envoy: our engines send text.
+func parseLoad(s string) (r pick.Report, ok bool) {
+	s, ok = strings.CutPrefix(s, "TEXT ")
+	if !ok {
+		return r, false
+	}
+	ok = false
+	pairs(s, func(name string, v float64) {
+		switch name {
+		case "named_metrics.running", "named_metrics.waiting":
+			r.Requests += int64(tokens(v))
+			ok = true
+		case "named_metrics.tokens_in_flight":
+			r.Tokens = int64(tokens(v))
+		case "named_metrics.kv_util":
+			r.KV = min(v, 1)
+		}
+	})
+	return r, ok
+}
+
+// pairs calls f for each name=number of a list; others are passed over.
+func pairs(s string, f func(name string, v float64)) {
+	for s != "" {
+		var pair string
+		pair, s, _ = strings.Cut(s, ",")
+		name, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		v, err := strconv.ParseFloat(value, 64)
+		if err == nil && v >= 0 && v <= 1e15 { // no NaN either
+			f(name, v)
+		}
+	}
+}
+
+// tokens bounds a count from outside.
+func tokens(v float64) int { return int(min(v, 1<<31)) }

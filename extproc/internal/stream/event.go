@@ -1,0 +1,127 @@
+// Package stream answers Envoy's external processing protocol.
+//
+// Exchange is the state machine of one stream, that is, of one HTTP request and
+// its answer; Server is the gRPC service around it. Envoy's own types are read
+// and written in envoy.go and go no further. Its one rule: whatever order
+// events come in, each gets the reply that Envoy waits for, and what an
+// exchange has reserved is given back when it ends.
+package stream
+
+import (
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+)
+
+// Kind is the part of an HTTP exchange that an Event brings and a Reply answers.
+type Kind uint8
+
+// The parts of an exchange.
+const (
+	RequestHeaders Kind = iota
+	RequestBody
+	RequestTrailers
+	ResponseHeaders
+	ResponseBody
+	ResponseTrailers
+	// Immediate is a Reply only: it answers the client in the engine's stead.
+	Immediate
+)
+
+// Mode is how Envoy sends a body.
+type Mode uint8
+
+const (
+	// Unseen bodies are not sent.
+	Unseen Mode = iota
+	// Streamed bodies come in chunks, after the headers have gone on: too late
+	// to choose a host by them.
+	Streamed
+	// Buffered bodies come in one message and hold up the headers.
+	Buffered
+	// Duplex bodies come in chunks and hold up the headers; what is to go on
+	// must be sent back.
+	Duplex
+)
+
+// Event is one message from Envoy.
+type Event struct {
+	Kind Kind
+	// End is whether nothing follows in the same direction.
+	End bool
+	// At is when the event came.
+	At time.Time
+	// Body is the bytes of a body event; the exchange keeps them.
+	Body []byte
+	// Request is for RequestHeaders.
+	Request RequestHead
+	// Answer is for ResponseHeaders and ResponseTrailers.
+	Answer AnswerHead
+}
+
+// RequestHead is what the exchange needs of the request headers. A header that
+// is missing is empty.
+type RequestHead struct {
+	Method, Path    string
+	ContentType     string
+	ContentEncoding string
+	// Length is the content-length; below 0: not said.
+	Length int64
+	// Session is the value of the policy's session header.
+	Session string
+	Cookie  string
+	// Priority is the value of x-millrace-priority.
+	Priority string
+	// Forbidden names the routing headers that the client sent: they must not go on.
+	Forbidden []string
+	// Mode is how the request's body comes, AnswerMode how the answer's does.
+	Mode, AnswerMode Mode
+}
+
+// AnswerHead is what the exchange needs of response headers and trailers.
+type AnswerHead struct {
+	pick.Answer
+	// Load is endpoint-load-metrics, Usage is x-millrace-usage.
+	Load, Usage string
+}
+
+// Reply is one message to Envoy. Without more than a Kind it says: go on.
+type Reply struct {
+	Kind Kind
+	// Remove names headers that must not go on.
+	Remove []string
+	// Decision says where the request goes; nil: says nothing.
+	Decision *Decision
+	// Duplex is whether Chunk goes on in place of what Envoy sent.
+	Duplex bool
+	Chunk  []byte
+	// End is whether Chunk is the last.
+	End bool
+	// Cookie is a Set-Cookie header for the client; empty: none.
+	Cookie string
+	// Error is what an Immediate reply tells the client.
+	Error *openai.Error
+}
+
+// Decision is where a request goes, and why.
+type Decision struct {
+	// Model is the id of the model.
+	Model string
+	// Session names the conversation, for people.
+	Session string
+	// Priority is "critical", "standard" or "sheddable".
+	Priority string
+	// API is the operation.
+	API openai.API
+	// PromptTokens is the length of the prompt; Exact is whether it was counted
+	// by the model's tokenizer.
+	PromptTokens int
+	Exact        bool
+	// OutputTokens is the expected length of the answer.
+	OutputTokens int
+	// Retries is how often Envoy may try again.
+	Retries int
+	// Choice is the hosts, at least one.
+	Choice *pick.Choice
+}

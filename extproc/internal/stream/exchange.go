@@ -1,0 +1,204 @@
+package stream
+
+import (
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// chunk is the most bytes of a Duplex reply: Envoy takes up to 64 KiB a message.
+const chunk = 62 << 10
+
+// phase is how far an exchange is.
+type phase uint8
+
+const (
+	waiting phase = iota // for the request headers
+	reading              // the request; nothing is decided
+	decided
+	over // answered by us: nothing more is said
+)
+
+// Exchange is the state of one stream. It does no I/O and reads no clock. It is
+// used by one goroutine; the zero Exchange is not usable: see Core.Begin.
+type Exchange struct {
+	core  *Core
+	phase phase
+	table *pick.Table // of the whole exchange; nil: xds has said nothing yet
+	head  RequestHead
+	api   openai.API
+
+	// Set by the decision.
+	decision Decision
+	model    *pick.Model // nil: no decision
+	sent     time.Time
+	named    session.Key // of the client's name for the session; 0: none
+	cookie   uint64      // session to give the client; 0: none
+	held     pick.Reservation
+
+	// Set by the answer.
+	served *pick.Endpoint // who answered; nil: not known
+	good   bool           // whether the status is 2xx
+	taught bool           // whether its usage was taken in
+
+	*memory
+}
+
+// memory is what exchanges hand on to each other, so that it is allocated
+// seldom.
+type memory struct {
+	request openai.Request
+	choice  pick.Choice
+	chain   []session.Key // of the conversation, message by message
+	places  []session.Place
+	body    []byte // of a request in several messages
+}
+
+// Step advances the exchange by one event and appends the replies to out.
+func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
+	if x.phase == over {
+		return out
+	}
+	switch ev.Kind {
+	case RequestHeaders:
+		return x.requestHeaders(ev, out)
+	case RequestBody:
+		return x.requestBody(ev, out)
+	case RequestTrailers:
+		return x.requestTrailers(ev, out)
+	case ResponseHeaders:
+		return x.responseHeaders(ev, out)
+	case ResponseBody:
+		return append(out, x.goOn(ev, x.head.AnswerMode))
+	case ResponseTrailers:
+		x.report(&ev.Answer, ev.At)
+		return append(out, Reply{Kind: ResponseTrailers})
+	default:
+		return out
+	}
+}
+
+// End gives back what the exchange holds. It is called once, whatever the
+// reason that the stream ended for.
+func (x *Exchange) End() {
+	x.held.Release()
+	x.phase = over
+}
+
+// goOn is the reply to a body event that changes nothing.
+func (x *Exchange) goOn(ev *Event, m Mode) Reply {
+	if m != Duplex {
+		return Reply{Kind: ev.Kind}
+	}
+	return Reply{Kind: ev.Kind, Duplex: true, Chunk: ev.Body, End: ev.End}
+}
+
+func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
+	if x.phase != waiting {
+		return append(out, Reply{Kind: RequestHeaders})
+	}
+	x.phase = reading
+	x.head, x.api = ev.Request, openai.APIOf(ev.Request.Method, ev.Request.Path)
+	x.table = x.core.picker.Table()
+	if err := x.refuse(); err != nil {
+		return x.fail(err, out)
+	}
+	switch {
+	case ev.End:
+		return x.conclude(RequestHeaders, nil, true, ev.At, out)
+	case x.head.Mode == Buffered:
+		return append(out, Reply{Kind: RequestHeaders, Remove: x.head.Forbidden})
+	case x.head.Mode == Duplex:
+		return out // the headers wait for the body
+	default:
+		return x.conclude(RequestHeaders, nil, false, ev.At, out)
+	}
+}
+
+// refuse returns what is wrong with the request before its body is read.
+func (x *Exchange) refuse() *openai.Error {
+	if limit := x.limit(); limit > 0 && x.head.Length > limit {
+		return openai.TooLarge(limit)
+	}
+	if x.api != openai.Other && !isJSON(x.head.ContentType) {
+		return openai.WrongContentType(x.head.ContentType)
+	}
+	return nil
+}
+
+// limit is the largest body, in bytes; 0: none.
+func (x *Exchange) limit() int64 {
+	if x.table == nil {
+		return 0
+	}
+	return x.table.Policy.MaxBody
+}
+
+func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
+	if x.phase != reading {
+		return append(out, x.goOn(ev, x.head.Mode))
+	}
+	if limit := x.limit(); limit > 0 && int64(len(x.body)+len(ev.Body)) > limit {
+		return x.fail(openai.TooLarge(limit), out)
+	}
+	if x.head.Mode != Duplex {
+		// One message holds the body. Without End trailers follow, or Envoy sent
+		// only what it could buffer.
+		return x.conclude(RequestBody, ev.Body, ev.End, ev.At, out)
+	}
+	x.body = append(x.body, ev.Body...)
+	if !ev.End {
+		return out
+	}
+	return x.echo(true, x.conclude(RequestHeaders, x.body, true, ev.At, out))
+}
+
+func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
+	if x.phase == reading && x.head.Mode == Duplex {
+		out = x.echo(false, x.conclude(RequestHeaders, x.body, true, ev.At, out))
+		if x.phase == over {
+			return out
+		}
+	}
+	return append(out, Reply{Kind: RequestTrailers})
+}
+
+// echo sends a Duplex body back.
+func (x *Exchange) echo(end bool, out []Reply) []Reply {
+	if x.phase == over {
+		return out
+	}
+	b := x.body
+	for len(b) > chunk {
+		out = append(out, Reply{Kind: RequestBody, Duplex: true, Chunk: b[:chunk]})
+		b = b[chunk:]
+	}
+	if len(b) == 0 && !end {
+		return out
+	}
+	return append(out, Reply{Kind: RequestBody, Duplex: true, Chunk: b, End: end})
+}
+
+// conclude decides and answers the event of the kind. whole tells whether body
+// is all there is.
+func (x *Exchange) conclude(k Kind, body []byte, whole bool, now time.Time, out []Reply) []Reply {
+	x.phase = decided
+	d, err := x.decide(body, whole, now)
+	if err != nil {
+		return x.fail(err, out)
+	}
+	reply := Reply{Kind: k, Decision: d}
+	if k == RequestHeaders {
+		reply.Remove = x.head.Forbidden
+	}
+	return append(out, reply)
+}
+
+// fail answers the client with an error.
+func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
+	x.phase = over
+	x.core.metrics.refused(err.Status)
+	return append(out, Reply{Kind: Immediate, Error: err})
+}

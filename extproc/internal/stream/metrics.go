@@ -1,0 +1,58 @@
+package stream
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of the streams.
+type metrics struct {
+	decisions prometheus.Histogram
+	streams   prometheus.Gauge
+	started   prometheus.Counter
+	open      prometheus.Counter
+	errors    map[int]prometheus.Counter // by status
+}
+
+// statuses of the answers that we give in an engine's stead.
+var statuses = []int{400, 404, 413, 415, 503}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	errors := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_errors_total",
+		Help: "Requests that were answered with an error in the engine's stead, by HTTP status.",
+	}, []string{"status"})
+	m := &metrics{
+		decisions: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "millrace_extproc_decision_seconds",
+			Help:    "Time from the event that completes a request until its answer is known.",
+			Buckets: []float64{5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 2e-2, .1},
+		}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_extproc_streams",
+			Help: "Streams of Envoy now open, one for each request in flight.",
+		}),
+		started: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_streams_total",
+			Help: "Streams that Envoy opened.",
+		}),
+		open: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_open_answers_total",
+			Help: "Answers that name no host, so that Envoy's own policy chooses: nothing is known of the fleet yet.",
+		}),
+		errors: map[int]prometheus.Counter{},
+	}
+	for _, s := range statuses {
+		m.errors[s] = errors.WithLabelValues(strconv.Itoa(s))
+	}
+	reg.MustRegister(m.decisions, m.streams, m.started, m.open, errors)
+	return m
+}
+
+// refused counts an error that the client got from us.
+func (m *metrics) refused(status int) {
+	if c := m.errors[status]; c != nil {
+		c.Inc()
+	}
+}

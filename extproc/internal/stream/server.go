@@ -1,0 +1,117 @@
+package stream
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+)
+
+// keepBody is the largest body buffer that exchanges hand on, in bytes.
+const keepBody = 1 << 20
+
+// Core is what all exchanges share.
+type Core struct {
+	picker  *pick.Picker
+	metrics *metrics
+	pool    sync.Pool // of *Exchange
+}
+
+// NewCore returns the core of exchanges that ask picker, which counts into reg.
+func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
+	c := &Core{picker: picker, metrics: newMetrics(reg)}
+	c.pool.New = func() any { return &Exchange{memory: new(memory)} }
+	return c
+}
+
+// Begin returns the exchange of a new stream; Finish takes it back.
+func (c *Core) Begin() *Exchange {
+	x := c.pool.Get().(*Exchange)
+	x.core = c
+	x.places, x.chain = x.places[:0], x.chain[:0]
+	return x
+}
+
+// Finish ends an exchange, which must not be used any more.
+func (c *Core) Finish(x *Exchange) {
+	x.End()
+	m := x.memory
+	m.request.Forget()
+	m.body = m.body[:0]
+	if cap(m.body) > keepBody {
+		m.body = nil
+	}
+	*x = Exchange{memory: m}
+	c.pool.Put(x)
+}
+
+// Server is the ext_proc service.
+type Server struct {
+	extproc.UnimplementedExternalProcessorServer
+	core   *Core
+	tracer trace.Tracer // nil: no tracing
+}
+
+// NewServer returns the service; a nil tracer turns tracing off.
+func NewServer(core *Core, tracer trace.Tracer) *Server {
+	return &Server{core: core, tracer: tracer}
+}
+
+// Process serves one stream: it reads an event, steps, writes the replies.
+func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, extproc.ProcessingResponse]) error {
+	m := s.core.metrics
+	m.started.Inc()
+	m.streams.Inc()
+	defer m.streams.Dec()
+	x := s.core.Begin()
+	defer s.core.Finish(x)
+	var (
+		buffer  [4]Reply
+		message extproc.ProcessingRequest
+		began   time.Time
+	)
+	for {
+		message.Reset()
+		if err := st.RecvMsg(&message); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		ev := Event{At: time.Now()}
+		if !readEvent(&message, x.headerName(), &ev) {
+			continue
+		}
+		if began.IsZero() {
+			began = ev.At
+		}
+		replies := x.Step(&ev, buffer[:0])
+		if message.GetObservabilityMode() {
+			continue // nobody reads replies then
+		}
+		for i := range replies {
+			s.note(st.Context(), &replies[i], began, ev.At)
+			if err := st.Send(writeReply(&replies[i])); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// headerName is the header that names sessions; empty before anything is known.
+func (x *Exchange) headerName() string {
+	t := x.table
+	if t == nil {
+		t = x.core.picker.Table()
+	}
+	if t == nil {
+		return ""
+	}
+	return t.Policy.SessionHeader
+}

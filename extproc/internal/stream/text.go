@@ -1,0 +1,51 @@
+package stream
+
+import (
+	"strconv"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+)
+
+// hosts returns the list for Envoy: "ip:port,ip:port".
+func (d *Decision) hosts() string {
+	b := make([]byte, 0, 24*len(d.Choice.List))
+	for i := range d.Choice.List {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, d.Choice.List[i].Address...)
+	}
+	return string(b)
+}
+
+// String tells the decision to a person: "sticky 10.0.0.3:8000 412ms (wait 0
+// prefill 80 decode 332), 10.0.0.7:8000 890ms".
+func (d *Decision) String() string {
+	b := make([]byte, 0, 96+32*len(d.Choice.List))
+	b = append(append(b, d.Choice.Reason.String()...), ' ')
+	for i := range d.Choice.List {
+		c := &d.Choice.List[i]
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = append(append(b, c.Address...), ' ')
+		b = append(appendMs(b, c.Finish()), "ms"...)
+		if i == 0 {
+			b = appendTerms(append(b, ' '), &c.Terms)
+		}
+	}
+	return string(b)
+}
+
+// appendTerms appends what the cost is made of, in milliseconds.
+func appendTerms(b []byte, t *pick.Terms) []byte {
+	b = appendMs(append(b, "(wait "...), t.Wait)
+	b = appendMs(append(b, " prefill "...), t.Prefill)
+	b = appendMs(append(b, " decode "...), t.Decode)
+	if t.Fill >= 0.5 {
+		b = appendMs(append(b, " fill "...), t.Fill)
+	}
+	return append(b, ')')
+}
+
+func appendMs(b []byte, ms float64) []byte { return strconv.AppendInt(b, int64(ms+0.5), 10) }
