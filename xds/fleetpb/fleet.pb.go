@@ -1034,9 +1034,13 @@ type PolicyState struct {
 	// Priority of a request that names none: "critical", "standard" or "sheddable".
 	DefaultPriority string `protobuf:"bytes,8,opt,name=default_priority,json=defaultPriority,proto3" json:"default_priority,omitempty"`
 	// Largest request body, in bytes.
-	MaxBodyBytes  uint64 `protobuf:"varint,9,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxBodyBytes uint64 `protobuf:"varint,9,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
+	// Header that names a request's priority; empty: x-millrace-priority.
+	PriorityHeader string `protobuf:"bytes,10,opt,name=priority_header,json=priorityHeader,proto3" json:"priority_header,omitempty"`
+	// Hosts named for a sheddable request at most; 0: 2, or candidates if less.
+	CandidatesSheddable uint32 `protobuf:"varint,11,opt,name=candidates_sheddable,json=candidatesSheddable,proto3" json:"candidates_sheddable,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *PolicyState) Reset() {
@@ -1128,6 +1132,20 @@ func (x *PolicyState) GetDefaultPriority() string {
 func (x *PolicyState) GetMaxBodyBytes() uint64 {
 	if x != nil {
 		return x.MaxBodyBytes
+	}
+	return 0
+}
+
+func (x *PolicyState) GetPriorityHeader() string {
+	if x != nil {
+		return x.PriorityHeader
+	}
+	return ""
+}
+
+func (x *PolicyState) GetCandidatesSheddable() uint32 {
+	if x != nil {
+		return x.CandidatesSheddable
 	}
 	return 0
 }
@@ -1231,7 +1249,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
 	"\ttokenizer\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\ttokenizer\x12%\n" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
-	"\adefault\x18\x04 \x01(\bR\adefault\"\xe4\x03\n" +
+	"\adefault\x18\x04 \x01(\bR\adefault\"\xd3\x04\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -1245,7 +1263,10 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"candidates\x12:\n" +
 	"\x13candidates_critical\x18\a \x01(\rB\t\xfaB\x06*\x04\x18\x10(\x01R\x12candidatesCritical\x12O\n" +
 	"\x10default_priority\x18\b \x01(\tB$\xfaB!r\x1fR\bcriticalR\bstandardR\tsheddableR\x0fdefaultPriority\x12$\n" +
-	"\x0emax_body_bytes\x18\t \x01(\x04R\fmaxBodyBytes2\xb4\x01\n" +
+	"\x0emax_body_bytes\x18\t \x01(\x04R\fmaxBodyBytes\x121\n" +
+	"\x0fpriority_header\x18\n" +
+	" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x0epriorityHeader\x12:\n" +
+	"\x14candidates_sheddable\x18\v \x01(\rB\a\xfaB\x04*\x02\x18\x10R\x13candidatesSheddable2\xb4\x01\n" +
 	"\x05Fleet\x12U\n" +
 	"\x06Report\x12#.millrace.fleet.v1alpha1.NodeReport\x1a\".millrace.fleet.v1alpha1.Directive(\x010\x01\x12T\n" +
 	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"

@@ -1956,6 +1956,28 @@ func (m *PolicyState) validate(all bool) error {
 
 	// no validation rules for MaxBodyBytes
 
+	if utf8.RuneCountInString(m.GetPriorityHeader()) > 128 {
+		err := PolicyStateValidationError{
+			field:  "PriorityHeader",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetCandidatesSheddable() > 16 {
+		err := PolicyStateValidationError{
+			field:  "CandidatesSheddable",
+			reason: "value must be less than or equal to 16",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)
 	}
