@@ -118,8 +118,13 @@ func cluster(name string, typ clusterv3.Cluster_DiscoveryType) *clusterv3.Cluste
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{
 			limits(corev3.RoutingPriority_DEFAULT), limits(corev3.RoutingPriority_HIGH),
 		}},
-		// In panic Envoy would send to hosts that are known to be bad.
-		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}},
+		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
+			// In panic Envoy would send to hosts that are known to be bad.
+			HealthyPanicThreshold: &typev3.Percent{Value: 0},
+			// Else the workers learn up to 1 s late what a health check has found: a
+			// host that is back would stay unused, one that hangs would be used.
+			UpdateMergeWindow: seconds(0),
+		},
 		// Else a host that xds removes stays as long as its health check passes.
 		IgnoreHealthOnHostRemoval: true,
 	}
@@ -135,7 +140,6 @@ func engineCheck() *corev3.HealthCheck {
 		UnhealthyInterval:     seconds(0.5),
 		UnhealthyEdgeInterval: seconds(0.5),
 		HealthyEdgeInterval:   seconds(0.5),
-		InitialJitter:         seconds(0.1),
 		UnhealthyThreshold:    wrapperspb.UInt32(2),
 		HealthyThreshold:      wrapperspb.UInt32(1),
 		HealthChecker: &corev3.HealthCheck_HttpHealthCheck_{
@@ -209,7 +213,6 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 		UnhealthyInterval:     seconds(0.25),
 		UnhealthyEdgeInterval: seconds(0.25),
 		HealthyEdgeInterval:   seconds(0.25),
-		InitialJitter:         seconds(0.05),
 		UnhealthyThreshold:    wrapperspb.UInt32(2),
 		HealthyThreshold:      wrapperspb.UInt32(1),
 		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},

@@ -1,0 +1,324 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// nobody is an address on which extproc would be, if it were there.
+const nobody = "127.0.0.1:9"
+
+func (g *gateway) must(t *testing.T, code int, header ...string) answer {
+	t.Helper()
+	a, err := send(t.Context(), g.url(chatPath), []byte(`{"model":"smollm2"}`), header...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.status != code {
+		t.Fatalf("status %d, want %d: %s", a.status, code, a.body)
+	}
+	return a
+}
+
+// TestGatewayWithoutExtproc shows what xds makes of Envoy when extproc is away.
+// The parts share one gateway and run in order.
+func TestGatewayWithoutExtproc(t *testing.T) {
+	g := newGateway(t, nobody)
+	t.Run("weights split the traffic", g.testSplit)
+	t.Run("own answers are OpenAI JSON", g.testReplies)
+	t.Run("models are answered without an engine", g.testModels)
+	t.Run("what a client must not say is removed", g.testUntrusted)
+	t.Run("retries walk to the next host", g.testRetries)
+	t.Run("what is not ready leaves", g.testLeave)
+	t.Run("what hangs is marked first", g.testHang)
+	t.Run("nobody is left", g.testNobody)
+	t.Run("a restart of xds disturbs nothing", g.testRestart)
+}
+
+func (g *gateway) testSplit(t *testing.T) {
+	counts := g.served(func() {
+		for range 600 {
+			g.must(t, 200)
+		}
+	})
+	if c := counts["node-c"]; c < 170 || c > 230 || counts["node-b"] != 0 || counts["node-a"]+c != 600 {
+		t.Errorf("600 requests were served as %v, want 400 on node-a and 200 on node-c", counts)
+	}
+}
+
+func (g *gateway) testReplies(t *testing.T) {
+	huge := bytes.Repeat([]byte("a"), 20<<20)
+	tests := []struct {
+		name, method, path string
+		body               []byte
+		header             http.Header
+		want               int
+		code               string
+	}{
+		{name: "unknown path", method: "GET", path: "/nothing", want: 404, code: "not_found"},
+		{name: "unknown model to read", method: "GET", path: "/v1/models/nobody", want: 404, code: "not_found"},
+		{name: "model to write", method: "DELETE", path: "/v1/models/smollm2", want: 405, code: "method_not_allowed"},
+		{name: "20 MiB", method: "POST", path: chatPath, body: huge, want: 413, code: "request_too_large"},
+		{name: "header bomb", method: "POST", path: chatPath, header: http.Header{"X-Bomb": {strings.Repeat("x", 70<<10)}}, want: 431, code: "headers_too_large"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), tt.method, g.url(tt.path), bytes.NewReader(tt.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for k, v := range tt.header {
+				req.Header[k] = v
+			}
+			a, err := do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkReply(t, a, tt.want, tt.code)
+		})
+	}
+}
+
+func checkReply(t *testing.T, a answer, code int, errorCode string) {
+	t.Helper()
+	if a.status != code {
+		t.Fatalf("status %d, want %d: %s", a.status, code, a.body)
+	}
+	if errorCode == "" {
+		return
+	}
+	var e apiError
+	if err := json.Unmarshal(a.body, &e); err != nil {
+		t.Fatalf("%v: %s", err, a.body)
+	}
+	if e.Error.Code != errorCode || e.Error.Message == nil || *e.Error.Message == "" || e.Error.Type == nil {
+		t.Errorf("error %s, want code %s", a.body, errorCode)
+	}
+	if ct := a.header.Get("content-type"); ct != "application/json" {
+		t.Errorf("content-type %q", ct)
+	}
+}
+
+func (g *gateway) testModels(t *testing.T) {
+	counts := g.served(func() {
+		b, err := get(g.url("/v1/models"))
+		if want := `"id":"smollm2","object":"model"`; err != nil || !strings.Contains(string(b), want) || !strings.Contains(string(b), `"object":"list"`) {
+			t.Errorf("/v1/models: %v %s", err, b)
+		}
+		if b, err := get(g.url("/v1/models/other")); err != nil || !strings.HasPrefix(string(b), `{"id":"other"`) {
+			t.Errorf("/v1/models/other: %v %s", err, b)
+		}
+	})
+	if counts["node-a"]+counts["node-b"]+counts["node-c"] != 0 {
+		t.Errorf("engines were asked: %v", counts)
+	}
+}
+
+func (g *gateway) testUntrusted(t *testing.T) {
+	a := g.must(t, 200, "x-gateway-destination-endpoint", nobody, "x-millrace-model", "other",
+		"x-envoy-max-retries", "9", "x-millrace-priority", "critical", "x-session-id", "s1", "x-millrace-prompt-tokens", "7")
+	n := g.nodes[a.header.Get("x-millrace-node")]
+	if n == nil {
+		t.Fatalf("no engine answered: %s", a.body)
+	}
+	seen := *n.seen.Load()
+	for _, name := range []string{"x-gateway-destination-endpoint", "x-millrace-model", "x-envoy-max-retries", "x-millrace-prompt-tokens"} {
+		if v := seen.Get(name); v != "" {
+			t.Errorf("the engine got the client's %s: %s", name, v)
+		}
+	}
+	if seen.Get("x-millrace-priority") != "critical" || seen.Get("x-session-id") != "s1" {
+		t.Errorf("the engine didn't get priority and session: %v", seen)
+	}
+	if v := a.header.Get("endpoint-load-metrics"); v != "" {
+		t.Errorf("the client got the load report %q", v)
+	}
+	if a.header.Get("x-request-id") == "" || a.header.Get("x-envoy-attempt-count") != "1" {
+		t.Errorf("header %v; want a request id and one attempt", a.header)
+	}
+	b, err := send(t.Context(), g.url("/chat/completions"), []byte(`{}`))
+	if err != nil || b.status != 200 {
+		t.Fatalf("alias: %d %v", b.status, err)
+	}
+	if p := g.nodes[b.header.Get("x-millrace-node")].seen.Load().Get(":path"); p != chatPath {
+		t.Errorf("the alias came as %s", p)
+	}
+}
+
+func (g *gateway) testRetries(t *testing.T) {
+	for _, code := range []int32{503, 429, 500} {
+		g.nodes["node-a"].code.Store(code)
+		counts := g.served(func() {
+			for range 4 {
+				g.must(t, 200)
+			}
+		})
+		if counts["node-c"] != 4 {
+			t.Errorf("status %d: served as %v, want all 4 answered by node-c", code, counts)
+		}
+	}
+	g.nodes["node-c"].code.Store(503)
+	checkReply(t, g.must(t, 503), 503, "")
+	g.nodes["node-a"].code.Store(200)
+	g.nodes["node-c"].code.Store(200)
+	if err := poll(15*time.Second, func() error { return g.has(2) }); err != nil {
+		t.Fatal(err) // an ejected host comes back by itself
+	}
+}
+
+// steady sends requests until stop is called, which returns how many failed.
+func (g *gateway) steady(t *testing.T) (stop func() (sent int, failed []string)) {
+	end := make(chan struct{})
+	var wg sync.WaitGroup
+	var sent int
+	var failed []string
+	wg.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			a, err := send(t.Context(), g.url(chatPath), []byte(`{}`))
+			sent++
+			if err != nil || a.status != 200 {
+				failed = append(failed, fmt.Sprintf("%d %v %s", a.status, err, a.body))
+			}
+		}
+	})
+	return func() (int, []string) {
+		close(end)
+		wg.Wait()
+		return sent, failed
+	}
+}
+
+func (g *gateway) testLeave(t *testing.T) {
+	stop := g.steady(t)
+	began := time.Now()
+	g.nodes["node-b"].set(func(s *enginepb.Status) { s.State, s.Reason = enginepb.State_BROKEN, "shard died" })
+	if err := poll(5*time.Second, func() error { return g.has(1) }); err != nil {
+		t.Error(err)
+	}
+	t.Logf("out of Envoy after %v", time.Since(began))
+	if counts := g.served(func() { g.must(t, 200) }); counts["node-a"] != 0 {
+		t.Errorf("the replica without its shard still serves: %v", counts)
+	}
+	g.nodes["node-b"].set(func(s *enginepb.Status) { s.State, s.Reason = enginepb.State_READY, "" })
+	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+		t.Error(err)
+	}
+	if sent, failed := stop(); len(failed) > 0 {
+		t.Errorf("%d of %d requests failed: %s", len(failed), sent, failed[0])
+	}
+}
+
+func (g *gateway) testHang(t *testing.T) {
+	c := g.nodes["node-c"]
+	c.mu.Lock()
+	c.mute = "silent: nothing heard for 1s"
+	c.wake()
+	c.mu.Unlock()
+	began := time.Now()
+	marked := poll(2*time.Second, func() error {
+		b, err := get("http://" + g.admin + "/clusters?filter=engines/smollm2")
+		if err == nil && !strings.Contains(string(b), "failed_eds_health") {
+			err = fmt.Errorf("nobody is marked:\n%s", b)
+		}
+		return err
+	})
+	if marked != nil {
+		t.Error(marked)
+	}
+	gone := poll(6*time.Second, func() error {
+		b, err := get("http://" + g.admin + "/clusters?filter=engines/smollm2")
+		if err == nil && strings.Contains(string(b), c.ln.Addr().String()) {
+			err = errors.New("still there")
+		}
+		return err
+	})
+	if took := time.Since(began); gone != nil || took < 2500*time.Millisecond || took > 5*time.Second {
+		t.Errorf("left Envoy after %v (%v), want about 3 s", took, gone)
+	}
+	c.mu.Lock()
+	c.mute = ""
+	c.wake()
+	c.mu.Unlock()
+	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+		t.Error(err)
+	}
+}
+
+func (g *gateway) testNobody(t *testing.T) {
+	all := func(state enginepb.State) {
+		for _, n := range g.nodes {
+			n.set(func(s *enginepb.Status) { s.State = state })
+		}
+	}
+	all(enginepb.State_BROKEN)
+	if err := poll(5*time.Second, func() error { return g.has(0) }); err != nil {
+		t.Error(err)
+	}
+	a := g.must(t, 503)
+	checkReply(t, a, 503, "unavailable")
+	if a.header.Get("retry-after") == "" {
+		t.Errorf("503 without Retry-After: %v", a.header)
+	}
+	all(enginepb.State_READY)
+	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+		t.Error(err)
+	}
+}
+
+func (g *gateway) testRestart(t *testing.T) {
+	a := g.nodes["node-a"].report(1).GetEngine().GetAssignment()
+	updates := g.stat(t, "cluster.engines/smollm2.membership_change")
+	stop := g.steady(t)
+	g.xds.Kill()
+	<-g.xds.Done()
+	if err := g.has(2); err != nil {
+		t.Errorf("without xds: %v", err)
+	}
+	g.startXDS(t)
+	connected := func() error {
+		if s := g.stat(t, "control_plane.connected_state"); s != "1" {
+			return fmt.Errorf("connected_state %s", s)
+		}
+		b, err := get("http://" + g.metrics + "/metrics")
+		if err == nil && strings.Contains(string(b), `millrace_xds_acks_total{type="cluster"} 0`) {
+			err = errors.New("Envoy has not taken anything from the new xds")
+		}
+		return err
+	}
+	if err := poll(10*time.Second, connected); err != nil {
+		t.Error(err)
+	}
+	for range 100 {
+		g.must(t, 200)
+	}
+	if sent, failed := stop(); len(failed) > 0 {
+		t.Errorf("%d of %d requests failed: %s", len(failed), sent, failed[0])
+	} else {
+		t.Logf("%d requests, none failed", sent)
+	}
+	if b := g.nodes["node-a"].report(1).GetEngine().GetAssignment(); a.GetGeneration() != b.GetGeneration() {
+		t.Errorf("the running replica was assigned anew: %d, was %d", b.GetGeneration(), a.GetGeneration())
+	}
+	if now := g.stat(t, "cluster.engines/smollm2.membership_change"); now != updates {
+		t.Errorf("hosts came or went: membership_change %s, was %s", now, updates)
+	}
+	for _, name := range []string{"listener_manager.listener_modified", "cluster_manager.cluster_modified", "cluster_manager.cluster_removed"} {
+		if v := g.stat(t, name); v != "0" {
+			t.Errorf("%s is %s after the restart; nothing had changed", name, v)
+		}
+	}
+}
