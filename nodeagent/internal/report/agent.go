@@ -185,7 +185,7 @@ func (a *Agent) hear(now time.Time, s *enginepb.Status) {
 
 func (a *Agent) disconnect(err error, fx *Effects) {
 	if a.up || a.down == "" {
-		fx.log("xds lost", true, "err", err)
+		fx.log("xds lost", true, "err", cause(err))
 	}
 	a.up, a.down = false, cause(err)
 }
@@ -216,7 +216,7 @@ func (a *Agent) assigned(now time.Time, ev Assigned, fx *Effects) {
 	if ev.Err == nil {
 		return
 	}
-	fx.log("assignment not taken", true, "generation", ev.Generation, "err", ev.Err)
+	fx.log("assignment not taken", true, "generation", ev.Generation, "err", cause(ev.Err))
 	switch status.Code(ev.Err) {
 	case codes.FailedPrecondition, codes.InvalidArgument:
 		a.want = nil // the engine will never take it; xds sees what it has instead
@@ -371,10 +371,14 @@ func cause(err error) string {
 	if err == nil {
 		return "the stream ended"
 	}
+	text := err.Error()
 	if s, ok := status.FromError(err); ok && s.Message() != "" {
-		return s.Message()
+		text = s.Message()
 	}
-	return err.Error()
+	if dial, ok := strings.CutPrefix(text, `connection error: desc = "transport: Error while dialing: `); ok {
+		return strings.TrimSuffix(dial, `"`)
+	}
+	return text
 }
 
 // clip makes a text short enough for a report, and valid UTF-8.

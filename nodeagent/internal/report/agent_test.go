@@ -91,6 +91,8 @@ func TestUrgentChanges(t *testing.T) {
 		{"another epoch", engineIs(enginepb.State_READY, 1, 2), true, "READY"},
 		{"another generation", engineIs(enginepb.State_READY, 2, 1), true, "READY"},
 		{"engine gone", Lost{status.Error(codes.Unavailable, "connection refused")}, true, "unreachable: connection refused"},
+		{"nobody listens", Lost{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`)},
+			true, "unreachable: dial tcp 127.0.0.1:1: connect: connection refused"},
 		{"stream ended", Lost{errors.New("EOF")}, true, "unreachable: EOF"},
 		{"another node's engine", Heard{&enginepb.Status{Node: "node-b", State: enginepb.State_READY}}, true,
 			`invalid: it is the engine of node "node-b"`},
