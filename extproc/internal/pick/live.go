@@ -44,6 +44,13 @@ func (l *Live) Seen(r Report, now time.Time) { l.seen.Store(l.stamp(&r, now)) }
 // Told takes a report that came through xds.
 func (l *Live) Told(r Report, now time.Time) { l.told.Store(l.stamp(&r, now)) }
 
+// Restarted forgets what was true of the engine before its last start.
+func (l *Live) Restarted() {
+	l.Clear()
+	l.seen.Store(nil)
+	l.told.Store(nil)
+}
+
 func (l *Live) stamp(r *Report, now time.Time) *Report {
 	r.requests, r.tokens, r.at = l.requests.Load(), l.tokens.Load(), now.UnixNano()
 	return r

@@ -84,11 +84,12 @@ type Policy struct {
 	Cookies *session.Cookies
 	// Sessions remembers where conversations are cached.
 	Sessions *session.Store
-	// Candidates and Critical are the most hosts named for a request, and for a
-	// critical one; 1 to MaxCandidates.
-	Candidates, Critical int
-	// Priority is that of a request that names none.
-	Priority string
+	// Candidates, Critical and Sheddable are the most hosts named for a standard,
+	// a critical and a sheddable request; 1 to MaxCandidates.
+	Candidates, Critical, Sheddable int
+	// PriorityHeader names a request's priority, in lower case; Priority is that
+	// of a request that names none.
+	PriorityHeader, Priority string
 	// MaxBody is the largest request body, in bytes; 0: no limit of ours.
 	MaxBody int64
 }

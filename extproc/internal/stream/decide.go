@@ -86,7 +86,7 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 	case critical:
 		most = policy.Critical
 	case sheddable:
-		most = min(most, 2)
+		most = policy.Sheddable
 	}
 	d.Retries = most - 1
 	err := x.core.picker.Pick(&pick.Query{

@@ -9,6 +9,8 @@ import (
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"millrace.dev/millrace/extproc/internal/pick"
 )
 
 // Names of the endpoint-picker protocol and of ours.
@@ -19,7 +21,6 @@ const (
 	servedKey         = "x-gateway-destination-endpoint-served"
 	modelHeader       = "x-millrace-model"
 	promptHeader      = "x-millrace-prompt-tokens"
-	priorityHeader    = "x-millrace-priority"
 	retriesHeader     = "x-envoy-max-retries"
 	attemptsHeader    = "x-envoy-attempt-count"
 	loadHeader        = "endpoint-load-metrics"
@@ -27,12 +28,12 @@ const (
 )
 
 // readEvent fills ev from Envoy's message; false: it brings no event.
-// sessionHeader is the policy's.
-func readEvent(m *extproc.ProcessingRequest, sessionHeader string, ev *Event) bool {
+// policy names the headers that carry session and priority; nil: none is known.
+func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) bool {
 	switch r := m.Request.(type) {
 	case *extproc.ProcessingRequest_RequestHeaders:
 		ev.Kind, ev.End = RequestHeaders, r.RequestHeaders.GetEndOfStream()
-		readRequest(r.RequestHeaders.GetHeaders(), sessionHeader, &ev.Request)
+		readRequest(r.RequestHeaders.GetHeaders(), policy, &ev.Request)
 		readModes(m.GetProtocolConfig(), &ev.Request)
 	case *extproc.ProcessingRequest_RequestBody:
 		ev.Kind, ev.End, ev.Body = RequestBody, r.RequestBody.GetEndOfStream(), r.RequestBody.GetBody()
@@ -54,7 +55,7 @@ func readEvent(m *extproc.ProcessingRequest, sessionHeader string, ev *Event) bo
 }
 
 // readRequest reads the headers that matter. Envoy gives names in lower case.
-func readRequest(hs *core.HeaderMap, sessionHeader string, head *RequestHead) {
+func readRequest(hs *core.HeaderMap, policy *pick.Policy, head *RequestHead) {
 	head.Length = -1
 	for _, h := range hs.GetHeaders() {
 		switch key := h.GetKey(); key {
@@ -72,19 +73,19 @@ func readRequest(hs *core.HeaderMap, sessionHeader string, head *RequestHead) {
 			}
 		case "cookie":
 			head.Cookie = joined(head.Cookie, value(h))
-		case priorityHeader:
-			head.Priority = value(h)
 		default:
-			readOther(key, h, sessionHeader, head)
+			readOther(key, h, policy, head)
 		}
 	}
 }
 
 // readOther reads a header whose name is a matter of policy, or of trust.
-func readOther(key string, h *core.HeaderValue, sessionHeader string, head *RequestHead) {
+func readOther(key string, h *core.HeaderValue, policy *pick.Policy, head *RequestHead) {
 	switch {
-	case key == sessionHeader && key != "":
+	case policy != nil && key == policy.SessionHeader:
 		head.Session = value(h)
+	case policy != nil && key == policy.PriorityHeader:
+		head.Priority = value(h)
 	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == retriesHeader:
 		head.Forbidden = append(head.Forbidden, key)
 	}

@@ -71,7 +71,7 @@ type RequestHead struct {
 	// Session is the value of the policy's session header.
 	Session string
 	Cookie  string
-	// Priority is the value of x-millrace-priority.
+	// Priority is the value of the policy's priority header.
 	Priority string
 	// Forbidden names the routing headers that the client sent: they must not go on.
 	Forbidden []string

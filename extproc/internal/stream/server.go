@@ -85,7 +85,7 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 			return err
 		}
 		ev := Event{At: time.Now()}
-		if !readEvent(&message, x.headerName(), &ev) {
+		if !readEvent(&message, x.policy(), &ev) {
 			continue
 		}
 		if began.IsZero() {
@@ -104,14 +104,14 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 	}
 }
 
-// headerName is the header that names sessions; empty before anything is known.
-func (x *Exchange) headerName() string {
+// policy is the one in force; nil before anything is known.
+func (x *Exchange) policy() *pick.Policy {
 	t := x.table
 	if t == nil {
 		t = x.core.picker.Table()
 	}
 	if t == nil {
-		return ""
+		return nil
 	}
-	return t.Policy.SessionHeader
+	return t.Policy
 }

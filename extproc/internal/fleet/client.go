@@ -1,0 +1,191 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync/atomic"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/proc"
+)
+
+// Waits before xds is asked again, and when it is taken to hang.
+const (
+	retryFirst = 50 * time.Millisecond
+	retryMost  = time.Second
+	pingEvery  = 2 * time.Second
+	pingWait   = 2 * time.Second
+)
+
+// maxResponse bounds one response of xds, in bytes: some ten thousand endpoints
+// take 3 MiB.
+const maxResponse = 64 << 20
+
+// Client reads the fleet from xds.
+type Client struct {
+	// Constant after New.
+	target  string
+	publish func(*pick.Table)
+	loader  *loader
+	log     *slog.Logger
+	metrics *metrics
+
+	// Touched by follow alone.
+	state *state
+
+	// Atomic.
+	connected atomic.Bool // whether xds has answered on the present stream
+	complete  atomic.Bool // whether a table has been published
+}
+
+// New returns a client of the xds at target ("ip:port"). It gives each table to
+// publish, and reads the tokenizers that models name with load, which may take
+// long. It counts into reg.
+func New(target string, publish func(*pick.Table), load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) *Client {
+	return &Client{
+		target: target, publish: publish, log: log, metrics: newMetrics(reg),
+		state: newState(), loader: newLoader(load, log),
+	}
+}
+
+// Run follows xds until ctx ends.
+func (c *Client) Run(ctx context.Context) error {
+	conn, err := grpc.NewClient(c.target,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost},
+			MinConnectTimeout: pingWait,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingWait, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
+	)
+	if err != nil {
+		return fmt.Errorf("xds %s: %w", c.target, err)
+	}
+	defer conn.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.loader.run(ctx) })
+	g.Go(func() error { return c.stay(ctx, discovery.NewAggregatedDiscoveryServiceClient(conn)) })
+	return g.Wait()
+}
+
+// stay follows one stream after the other.
+func (c *Client) stay(ctx context.Context, ads discovery.AggregatedDiscoveryServiceClient) error {
+	wait := proc.Backoff{Min: retryFirst, Max: retryMost, Reset: 2 * retryMost}
+	for {
+		began := time.Now()
+		err := c.follow(ctx, ads)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if c.connected.Swap(false) {
+			c.metrics.connected.Set(0)
+			c.log.Warn("xds lost", "xds", c.target, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait.Next(time.Since(began))):
+		}
+	}
+}
+
+// follow subscribes to everything and takes in what comes until the stream ends.
+func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoveryServiceClient) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	st, err := ads.DeltaAggregatedResources(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range c.subscriptions() {
+		if err := st.Send(r); err != nil {
+			return err
+		}
+	}
+	for {
+		r, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		if !c.connected.Swap(true) {
+			c.metrics.connected.Set(1)
+			c.log.Info("xds answers", "xds", c.target)
+		}
+		if err := st.Send(c.take(r)); err != nil {
+			return err
+		}
+	}
+}
+
+// subscriptions ask for all resources of each type, but not for those versions
+// that we hold already.
+func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
+	var all []*discovery.DeltaDiscoveryRequest
+	for _, t := range types {
+		all = append(all, &discovery.DeltaDiscoveryRequest{
+			TypeUrl:                 t,
+			ResourceNamesSubscribe:  []string{"*"},
+			InitialResourceVersions: maps.Clone(c.state.versions[t]),
+		})
+	}
+	all[0].Node = &core.Node{Id: "extproc", Cluster: "extproc"}
+	return all
+}
+
+// take takes one response in, publishes the table and returns the ACK, or the
+// NACK that names what was wrong.
+func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDiscoveryRequest {
+	ack := &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}
+	c.metrics.updates.Inc()
+	if err := c.state.apply(r, time.Now()); err != nil {
+		c.metrics.rejected.Inc()
+		c.log.Warn("xds response refused", "type", r.GetTypeUrl(), "error", err)
+		ack.ErrorDetail = &spb.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
+	}
+	if t := c.state.table(); t != nil {
+		c.publish(t)
+		c.complete.Store(true)
+		c.metrics.count(t)
+	}
+	if r.GetTypeUrl() == modelType {
+		c.loader.want(c.state.tokenizers())
+	}
+	return ack
+}
+
+// Conditions returns what is wrong: nothing may be known yet, xds may be away,
+// a tokenizer may be unreadable.
+func (c *Client) Conditions() []obs.Condition {
+	var all []obs.Condition
+	switch {
+	case !c.complete.Load():
+		all = append(all, obs.Condition{
+			Code: "no-fleet",
+			Text: fmt.Sprintf("xds at %s has not said what the fleet is: Envoy chooses hosts by their weights", c.target),
+			Next: "start xds, or set -xds to its address",
+		})
+	case !c.connected.Load():
+		all = append(all, obs.Condition{
+			Code: "xds-away",
+			Text: fmt.Sprintf("xds at %s does not answer: what it said last holds", c.target),
+			Next: "start xds; nothing else is needed",
+		})
+	}
+	return append(all, c.loader.conditions()...)
+}

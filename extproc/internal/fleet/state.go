@@ -1,0 +1,303 @@
+// Package fleet keeps what xds says of endpoints, models and policy, and
+// publishes it as a table for decisions.
+//
+// Client is the edge: one delta ADS stream. state is the rest, without I/O. Its
+// one rule: what was said last holds until something else is said, however long
+// xds is away.
+package fleet
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// Types of the resources.
+const (
+	endpointType = "type.googleapis.com/millrace.fleet.v1alpha1.EndpointState"
+	modelType    = "type.googleapis.com/millrace.fleet.v1alpha1.ModelState"
+	policyType   = "type.googleapis.com/millrace.fleet.v1alpha1.PolicyState"
+)
+
+// types in the order in which they are asked for: models and policy are small
+// and endpoints refer to them.
+var types = []string{policyType, modelType, endpointType}
+
+// policyName is the one policy that there is.
+const policyName = "default"
+
+// leastHealth bounds how slow an endpoint is taken to be by its health.
+const leastHealth = 0.05
+
+// state is all that xds has said, and what lives on between tables.
+type state struct {
+	endpoints map[string]*endpoint // by address
+	models    map[string]*model    // by id
+	policy    *pick.Policy
+	// versions of the resources held, by type and name: to resume with.
+	versions map[string]map[string]string
+	// answered tells which types xds has answered at least once.
+	answered map[string]bool
+	caches   uint32 // the last number given to an engine's cache
+	sessions struct {
+		most int
+		idle time.Duration
+	}
+}
+
+// endpoint is one replica with what lives on between tables.
+type endpoint struct {
+	said  *fleetpb.EndpointState
+	live  *pick.Live
+	cache uint32
+}
+
+// model is one model with what lives on between tables.
+type model struct {
+	said    *fleetpb.ModelState
+	learned *pick.Learned
+}
+
+func newState() *state {
+	s := &state{
+		endpoints: map[string]*endpoint{},
+		models:    map[string]*model{},
+		versions:  map[string]map[string]string{},
+		answered:  map[string]bool{},
+	}
+	for _, t := range types {
+		s.versions[t] = map[string]string{}
+	}
+	s.setPolicy(&fleetpb.PolicyState{})
+	return s
+}
+
+// message is what our resources have in common.
+type message interface {
+	proto.Message
+	Validate() error
+}
+
+// apply takes in one response. Resources that break the rules are left as they
+// were, and the error names them; the others are taken.
+func (s *state) apply(r *discovery.DeltaDiscoveryResponse, now time.Time) error {
+	versions := s.versions[r.GetTypeUrl()]
+	if versions == nil {
+		return fmt.Errorf("type %q was not asked for", r.GetTypeUrl())
+	}
+	var errs []error
+	for _, res := range r.GetResources() {
+		if err := s.set(r.GetTypeUrl(), res, now); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", res.GetName(), err))
+			continue
+		}
+		versions[res.GetName()] = res.GetVersion()
+	}
+	for _, name := range r.GetRemovedResources() {
+		s.remove(r.GetTypeUrl(), name)
+		delete(versions, name)
+	}
+	s.answered[r.GetTypeUrl()] = true
+	return errors.Join(errs...)
+}
+
+func (s *state) set(typ string, r *discovery.Resource, now time.Time) error {
+	switch typ {
+	case endpointType:
+		m := new(fleetpb.EndpointState)
+		if err := unpack(r, m, m.GetAddress); err != nil {
+			return err
+		}
+		s.setEndpoint(m, now)
+	case modelType:
+		m := new(fleetpb.ModelState)
+		if err := unpack(r, m, m.GetName); err != nil {
+			return err
+		}
+		s.setModel(m)
+	case policyType:
+		m := new(fleetpb.PolicyState)
+		if err := unpack(r, m, func() string { return policyName }); err != nil {
+			return err
+		}
+		s.setPolicy(m)
+	}
+	return nil
+}
+
+// unpack reads a resource and checks its rules, and that it has the name that
+// its content says.
+func unpack(r *discovery.Resource, m message, name func() string) error {
+	if r.GetResource() == nil {
+		return errors.New("no resource inside")
+	}
+	if err := r.GetResource().UnmarshalTo(m); err != nil {
+		return err
+	}
+	if err := m.Validate(); err != nil {
+		return err
+	}
+	if name() != r.GetName() {
+		return fmt.Errorf("the resource inside is of %q", name())
+	}
+	return nil
+}
+
+func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
+	e := s.endpoints[m.GetAddress()]
+	switch {
+	case e == nil:
+		e = &endpoint{live: new(pick.Live), cache: s.nextCache()}
+		s.endpoints[m.GetAddress()] = e
+	case e.said.GetEpoch() != m.GetEpoch() || e.said.GetModel() != m.GetModel():
+		e.cache = s.nextCache()
+		e.live.Restarted()
+	case e.said.GetState() != m.GetState():
+		e.live.Clear()
+	}
+	e.said = m
+	if l := m.GetLoad(); l != nil {
+		e.live.Told(pick.Report{
+			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
+			Tokens:   int64(min(l.GetTokensInFlight(), 1<<40)),
+			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
+		}, now)
+	}
+}
+
+func share(used, total uint64) float64 {
+	if total == 0 {
+		return 0
+	}
+	return min(1, float64(used)/float64(total))
+}
+
+func (s *state) nextCache() uint32 {
+	s.caches++
+	return s.caches
+}
+
+func (s *state) setModel(m *fleetpb.ModelState) {
+	old := s.models[m.GetName()]
+	if old == nil {
+		old = &model{learned: new(pick.Learned)}
+		s.models[m.GetName()] = old
+	} else if old.said.GetTokenizer() != m.GetTokenizer() {
+		old.learned.SetCounter(nil)
+	}
+	old.said = m
+}
+
+func (s *state) remove(typ, name string) {
+	switch typ {
+	case endpointType:
+		delete(s.endpoints, name)
+	case modelType:
+		delete(s.models, name)
+	case policyType:
+		if name == policyName {
+			s.setPolicy(&fleetpb.PolicyState{})
+		}
+	}
+}
+
+// setPolicy takes a policy in; what it leaves open gets a default.
+func (s *state) setPolicy(m *fleetpb.PolicyState) {
+	idle := m.GetSessionIdle().AsDuration()
+	if idle <= 0 {
+		idle = 30 * time.Minute
+	}
+	most := int(cmp.Or(m.GetMaxSessions(), 100000))
+	candidates := int(cmp.Or(m.GetCandidates(), 4))
+	p := &pick.Policy{
+		SessionHeader:  strings.ToLower(cmp.Or(m.GetSessionHeader(), "x-session-id")),
+		Cookies:        session.NewCookies(m.GetSessionCookie(), m.GetCookieKeys(), idle),
+		Candidates:     candidates,
+		Critical:       int(cmp.Or(m.GetCandidatesCritical(), uint32(candidates))),
+		Sheddable:      int(cmp.Or(m.GetCandidatesSheddable(), uint32(min(2, candidates)))),
+		PriorityHeader: strings.ToLower(cmp.Or(m.GetPriorityHeader(), "x-millrace-priority")),
+		Priority:       cmp.Or(m.GetDefaultPriority(), "standard"),
+		MaxBody:        int64(min(m.GetMaxBodyBytes(), 1<<40)),
+	}
+	if s.policy != nil && s.sessions.most == most && s.sessions.idle == idle {
+		p.Sessions = s.policy.Sessions
+	} else {
+		p.Sessions = session.NewStore(most, idle)
+		s.sessions.most, s.sessions.idle = most, idle
+	}
+	s.policy = p
+}
+
+// table returns the fleet as it is now, or nil before xds has said all once.
+func (s *state) table() *pick.Table {
+	for _, t := range types {
+		if !s.answered[t] {
+			return nil
+		}
+	}
+	t := &pick.Table{Policy: s.policy, Models: make(map[string]*pick.Model, len(s.models))}
+	for name, m := range s.models {
+		t.Models[name] = &pick.Model{Name: name, Seed: session.Seed(name), Learned: m.learned}
+		if m.said.GetDefault() {
+			t.Default = t.Models[name]
+		}
+	}
+	for _, address := range slices.Sorted(maps.Keys(s.endpoints)) {
+		e := s.endpoints[address]
+		if m := t.Models[e.said.GetModel()]; m != nil {
+			m.Endpoints = append(m.Endpoints, e.view())
+		}
+	}
+	return t
+}
+
+// view returns the endpoint as tables have it.
+func (e *endpoint) view() *pick.Endpoint {
+	m := e.said
+	return &pick.Endpoint{
+		Address: m.GetAddress(),
+		Replica: m.GetReplica(),
+		Nodes:   nodes(m),
+		Zone:    m.GetZone(),
+		State:   states[m.GetState()],
+		Weight:  m.GetWeight(),
+		Slots:   int(m.GetLoad().GetSlots()),
+		Health:  min(1, max(leastHealth, m.GetHealth())),
+		Prior:   pick.Speed{Prefill: perToken(m.GetSpeed().GetPrefill()), Decode: perToken(m.GetSpeed().GetDecode())},
+		Cache:   e.cache,
+		Live:    e.live,
+	}
+}
+
+var states = map[fleetpb.EndpointState_State]pick.State{
+	fleetpb.EndpointState_READY:     pick.Ready,
+	fleetpb.EndpointState_SUSPECT:   pick.Suspect,
+	fleetpb.EndpointState_NOT_READY: pick.NotReady,
+}
+
+// nodes are those that hold a part; at least the head's.
+func nodes(m *fleetpb.EndpointState) []string {
+	if len(m.GetNodes()) > 0 {
+		return m.GetNodes()
+	}
+	return []string{m.GetNode()}
+}
+
+// perToken turns tokens per second into milliseconds per token; 0: unknown.
+func perToken(rate float64) float64 {
+	if rate <= 0 {
+		return 0
+	}
+	return 1000 / rate
+}
