@@ -47,10 +47,14 @@ func (m *mesh) awaitReady(ctx context.Context) error {
 	}
 }
 
+// conditions returns what xds finds wrong beside what missing says already: that
+// replicas and models are not ready yet.
 func conditions(v *fleetpb.FleetView) []string {
 	var texts []string
 	for _, c := range v.GetConditions() {
-		texts = append(texts, c.GetText())
+		if code := c.GetCode(); code != "replica-not-ready" && code != "model-down" {
+			texts = append(texts, c.GetText())
+		}
 	}
 	return texts
 }

@@ -92,9 +92,25 @@ func build(s state.State, running bool, source string, view *fleetpb.FleetView, 
 	for _, n := range view.GetNodes() {
 		r.Nodes = append(r.Nodes, row(n, source == fromXDS))
 	}
+	place(r.Nodes, view)
 	slices.SortFunc(r.Nodes, func(a, b Node) int { return cmp.Compare(a.Node, b.Node) })
 	r.conditions(s, view)
 	return r
+}
+
+// place fills in which replica a silent node belongs to, where the other nodes
+// of the replica know.
+func place(nodes []Node, view *fleetpb.FleetView) {
+	for i := range nodes {
+		n := &nodes[i]
+		for _, v := range view.GetNodes() {
+			a := v.GetReport().GetEngine().GetAssignment()
+			at := slices.IndexFunc(a.GetStages(), func(s *enginepb.Stage) bool { return s.GetNode() == n.Node })
+			if n.Replica == "" && at >= 0 {
+				n.Model, n.Replica, n.Stage, n.Stages = a.GetModel(), a.GetReplica(), at+1, len(a.GetStages())
+			}
+		}
+	}
 }
 
 func row(v *fleetpb.NodeView, weighed bool) Node {
@@ -175,8 +191,8 @@ func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
 		return
 	}
 	if r.Source != fromXDS {
-		r.add("xds-silent", "xds does not answer: what is below comes from the engines themselves; Envoy goes on with the last weights that it got",
-			"it is restarted by itself; log: "+logOf(s, "xds"))
+		r.add("xds-silent", "xds does not answer: the table comes from the engines themselves; Envoy goes on with the last weights that it got",
+			"see xds among the processes; log: "+logOf(s, "xds"))
 	}
 	for _, p := range s.Processes {
 		r.process(s, p)

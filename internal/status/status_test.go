@@ -33,6 +33,9 @@ func engineStatus(node, replica string, stage, stages int, st enginepb.State) *e
 	for range stages {
 		a.Stages = append(a.Stages, &enginepb.Stage{Node: node})
 	}
+	if stages == 2 {
+		a.Stages[0].Node, a.Stages[1].Node = "node-a", "node-b"
+	}
 	return &enginepb.Status{
 		Node: node, State: st, Assignment: a, Since: ago(time.Minute),
 		Load:      &enginepb.Load{Running: 2, Waiting: 1},
@@ -56,8 +59,8 @@ func nightView() *fleetpb.FleetView {
 				Report: &fleetpb.NodeReport{Telemetry: cpu, Engine: engineStatus("node-b", "smollm2-0", 1, 2, enginepb.State_BROKEN)},
 			},
 			{
-				Node: "node-a", State: fleetpb.EndpointState_NOT_READY, Reason: "waits for node-b", Since: ago(4 * time.Second), LastReport: ago(0),
-				Report: &fleetpb.NodeReport{Telemetry: cpu, Engine: engineStatus("node-a", "smollm2-0", 0, 2, enginepb.State_STARTING)},
+				Node: "node-a", State: fleetpb.EndpointState_NOT_READY, Reason: "its engine is silent", Since: ago(4 * time.Second), LastReport: ago(0),
+				Report: &fleetpb.NodeReport{Telemetry: cpu, EngineError: "silent"},
 			},
 			{
 				Node: "node-c", State: fleetpb.EndpointState_READY, Weight: 1000, Since: ago(3 * time.Hour), LastReport: ago(0),
@@ -79,6 +82,7 @@ func nightState() state.State {
 			{Name: "xds", Role: "xds", PID: 10, Status: state.Running, Since: now.Add(-3 * time.Hour)},
 			{Name: "engine@node-c", Role: "engine", Node: "node-c", PID: 12, Status: state.Stopped, Since: now.Add(-3 * time.Hour), Reason: "stopped by a signal"},
 			{Name: "engine@node-e", Role: "engine", Node: "node-e", PID: 13, Status: state.Running, Since: now.Add(-time.Minute), Restarts: 2, LastExit: "exit status 1"},
+			{Name: "extproc", Role: "extproc", PID: 14, Status: state.Running, Since: now.Add(-time.Hour), Restarts: 9},
 			{Name: "shard@node-b", Role: "shard", Node: "node-b", Status: state.Down, Since: now.Add(-4 * time.Second), Restarts: 3, Reason: "signal: killed"},
 		},
 	}

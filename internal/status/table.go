@@ -25,7 +25,7 @@ func write(w io.Writer, r Report, now time.Time) error {
 		fmt.Fprintln(&b)
 		fleet(&b, r.Nodes, now)
 	}
-	if ill := unhealthy(r.Processes); len(ill) > 0 {
+	if ill := unhealthy(r.Processes, now); len(ill) > 0 {
 		fmt.Fprintln(&b)
 		processes(&b, ill, now)
 	}
@@ -155,11 +155,14 @@ func age(d time.Duration) string {
 	}
 }
 
+// recent is how long a restart is news.
+const recent = 10 * time.Minute
+
 // unhealthy returns the processes worth a look at night: those that don't run,
-// and those that were restarted.
-func unhealthy(ps []state.Process) []state.Process {
+// and those that were restarted lately.
+func unhealthy(ps []state.Process, now time.Time) []state.Process {
 	return slices.DeleteFunc(slices.Clone(ps), func(p state.Process) bool {
-		return p.Status == state.Running && p.Restarts == 0
+		return p.Status == state.Running && (p.Restarts == 0 || now.Sub(p.Since) > recent)
 	})
 }
 
