@@ -19,6 +19,10 @@ import time
 BEAT_FD = 3
 BEAT_EVERY = 0.2  # seconds
 
+# llama.cpp's levels: the first one tells which layers and caches lie on which
+# shard, the second a few lines a request.
+VERBOSE, TERSE = 4, 3
+
 
 def beat():
     while True:
@@ -105,6 +109,7 @@ def parameters(llama, c):
     # The same arithmetic whole and sharded, whatever each device would choose.
     p.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
     p.use_jinja = p.cache_prompt = p.endpoint_metrics = p.endpoint_slots = True
+    p.verbosity = VERBOSE
     p.warmup = p.ui = p.fit_params = False
     if c["shards"]:
         p.n_gpu_layers = 99
@@ -117,6 +122,7 @@ def server(c):
     llama, ggml = load(c["runtime"])
     add_shards(ggml, c)
     running = llama.Server(parameters(llama, c))
+    ctypes.c_int.in_dll(ggml, "common_log_verbosity_thold").value = TERSE
     print("millrace: listening on", running.listening_address, file=sys.stderr, flush=True)
     # The server runs in threads of its own; a signal ends the process.
     while True:
