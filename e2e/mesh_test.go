@@ -7,6 +7,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,9 +52,9 @@ var root = func() string {
 	return filepath.Dir(wd)
 }()
 
-// program returns the path of a built program.
+// program returns the path of a built program, in bin/ or where MILLRACE_BIN says.
 func program(name string) (string, error) {
-	path := filepath.Join(root, "bin", name)
+	path := filepath.Join(cmp.Or(os.Getenv("MILLRACE_BIN"), filepath.Join(root, "bin")), name)
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("%w; run `make build` first", err)
 	}

@@ -45,14 +45,14 @@ func (m *mesh) direct(t *testing.T, node, text string) string {
 }
 
 // layersOnRPC matches the backend's log of a buffer that lies on a shard.
-var layersOnRPC = regexp.MustCompile(`RPC\S*\[?(127\.0\.0\.1:\d+)\]?\S* model buffer size = +([0-9.]+) MiB`)
+var layersOnRPC = regexp.MustCompile(`RPC\d+\[([0-9.:]+)\] model buffer size = +([0-9.]+) MiB`)
 
 // TestBothShardsHoldAPart looks at the processes: each shard holds half of the
 // weights in its memory, and the backend says which.
 func TestBothShardsHoldAPart(t *testing.T) {
 	m := shared(t)
 	r := m.replicas(t)
-	const leastRSS = 40 << 20 // half of the weights is 47 MiB
+	const leastRSS = 60 << 20 // a shard without layers has 40 MiB
 	for _, n := range []string{r.head, r.tail} {
 		p := m.process(t, "shard@"+n)
 		st, err := proc.State(p.PID)
