@@ -1,0 +1,212 @@
+// Command extproc answers Envoy: for each request, which engine finishes it
+// first. It learns the fleet from xds, counts tokens with the model's own
+// tokenizer, and keeps conversations where they are cached.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"millrace.dev/millrace/extproc/internal/fleet"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/stream"
+	"millrace.dev/millrace/internal/obs"
+)
+
+// maxMessage bounds one message from Envoy, in bytes: a buffered body comes as
+// one. Envoy's own limit and the policy's are far below.
+const maxMessage = 256 << 20
+
+// window is how much of a body may be on its way, in bytes: it lets most bodies
+// come without waiting for us.
+const window = 1 << 20
+
+// grace is how long streams in flight may go on when extproc is told to end.
+// What is cut then goes on in Envoy without us.
+const grace = 2 * time.Second
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+		obs.PrintError(os.Stderr, "extproc", err)
+		stop()
+		os.Exit(exitCode(err))
+	}
+}
+
+// options is what the flags say.
+type options struct {
+	listen, metrics, xds, traces string
+	check, version               bool
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	o, err := parse(args, stderr)
+	if err != nil {
+		return err
+	}
+	switch {
+	case o.version:
+		fmt.Fprintln(stderr, "extproc", version())
+		return nil
+	case o.check:
+		fmt.Fprintln(stderr, "extproc: the configuration is good")
+		return nil
+	}
+	return serve(ctx, o, obs.Logger(stderr, "extproc"))
+}
+
+func parse(args []string, stderr io.Writer) (*options, error) {
+	o := &options{}
+	fs := flag.NewFlagSet("extproc", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.StringVar(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
+	fs.StringVar(&o.metrics, "metrics", "127.0.0.1:7201", "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/")
+	fs.StringVar(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
+	fs.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
+	fs.BoolVar(&o.check, "check", false, "check the flags and end")
+	fs.BoolVar(&o.version, "version", false, "print the version and end")
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil, err
+	} else if err != nil {
+		return nil, &usageError{err}
+	}
+	if fs.NArg() > 0 {
+		return nil, &usageError{fmt.Errorf("argument %q; there must be only flags", fs.Arg(0))}
+	}
+	return o, o.validate()
+}
+
+// validate returns all that is wrong with the flags.
+func (o *options) validate() error {
+	var errs []error
+	for _, f := range []struct{ name, addr string }{{"listen", o.listen}, {"metrics", o.metrics}, {"xds", o.xds}} {
+		if _, _, err := net.SplitHostPort(f.addr); err != nil {
+			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", f.name, f.addr))
+		}
+	}
+	if o.traces != "" {
+		if _, err := obs.ParseTarget(o.traces); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &usageError{err}
+	}
+	return nil
+}
+
+// serve builds the parts in order and runs them until ctx ends.
+func serve(ctx context.Context, o *options, log *slog.Logger) error {
+	ln, err := listen("listen", o.listen)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	admin, err := listen("metrics", o.metrics)
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	tracer, flush, err := tracing(ctx, o.traces)
+	if err != nil {
+		return err
+	}
+	defer flush()
+
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	picker := pick.New(reg)
+	client := fleet.New(o.xds, picker.Publish, loadTokenizer, log, reg)
+	server := newServer(stream.NewServer(stream.NewCore(picker, reg), tracer))
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return client.Run(ctx) })
+	g.Go(func() error { return server.Serve(ln) })
+	g.Go(func() error { return obs.Serve(ctx, admin, obs.Admin(reg, client.Conditions)) })
+	g.Go(func() error {
+		<-ctx.Done()
+		end(server)
+		return nil
+	})
+	log.Info("ready", "grpc", ln.Addr().String(), "metrics", admin.Addr().String())
+	return g.Wait()
+}
+
+// newServer returns the gRPC server. Its health is good as soon as it answers:
+// without news from xds it lets Envoy choose, which is better than no answer.
+func newServer(processor *stream.Server) *grpc.Server {
+	s := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.InitialWindowSize(window),
+		grpc.InitialConnWindowSize(16*window),
+	)
+	extprocv3.RegisterExternalProcessorServer(s, processor)
+	h := health.NewServer()
+	h.SetServingStatus(extprocv3.ExternalProcessor_ServiceDesc.ServiceName, grpc_health_v1.HealthCheckResponse_SERVING)
+	grpc_health_v1.RegisterHealthServer(s, h)
+	return s
+}
+
+// end lets streams in flight go on for a while, and then cuts them.
+func end(s *grpc.Server) {
+	cut := time.AfterFunc(grace, s.Stop)
+	defer cut.Stop()
+	s.GracefulStop()
+}
+
+// tracing returns the tracer, nil if tracing is off, and what sends the last spans.
+func tracing(ctx context.Context, target string) (trace.Tracer, func(), error) {
+	provider, shutdown, err := obs.Tracing(ctx, "extproc", "", target)
+	if err != nil {
+		return nil, nil, err
+	}
+	flush := func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = shutdown(ctx) // nobody is left to be told
+	}
+	if target == "" {
+		return nil, flush, nil
+	}
+	return provider.Tracer("millrace.dev/millrace/extproc"), flush, nil
+}
+
+func listen(name, addr string) (net.Listener, error) {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, &obs.Hint{
+			Err:  fmt.Errorf("%s: %w", name, err),
+			Next: fmt.Sprintf("set -%s to a free ip:port; port 0 takes any", name),
+		}
+	}
+	return ln, nil
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
