@@ -39,6 +39,9 @@ func play(part string, args []string) {
 		fmt.Println("first line")
 		fmt.Println("no such model")
 		os.Exit(3)
+	case "orphan": // ends when its parent does
+		fmt.Println(os.Getpid())
+		watchParent(context.Background(), func() {})
 	case "mesh": // keeps two servers in the folder until it is killed
 		s, _, err := newMeshOf(args[0], io.Discard, server("xds"), server("extproc"))
 		if err != nil {
@@ -228,6 +231,31 @@ func TestNothingIsLeftAfterTheMeshIsKilled(t *testing.T) {
 	for _, pid := range pids {
 		until(t, "the children are dead", func() bool { return !proc.Alive(pid) })
 	}
+}
+
+func TestTheDeathOfTheParentIsNoticed(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shell := exec.Command("sh", "-c", `"$0" play orphan & wait`, exe)
+	out, err := shell.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := proc.Start(shell)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Kill()
+	var orphan int
+	if _, err := fmt.Fscan(out, &orphan); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil { // the shell alone
+		t.Fatal(err)
+	}
+	until(t, "the orphan has ended", func() bool { return !proc.Alive(orphan) })
 }
 
 func TestTroubleIsToldOnceForAllOfAKind(t *testing.T) {
