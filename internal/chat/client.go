@@ -137,6 +137,9 @@ func stream(resp *http.Response, began time.Time, w io.Writer) (answer, error) {
 			_, _ = io.WriteString(w, choice.Delta.Content)
 		}
 	})
+	// To the very end: a stream left behind its last event looks like a client
+	// that went away.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxEvent))
 	a.text = text.String()
 	if !first.IsZero() {
 		a.ttft, a.decode = first.Sub(began), last.Sub(first)
