@@ -9,6 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -218,6 +221,32 @@ func TestCheckSaysWhatIsRead(t *testing.T) {
 		t.Errorf("run() = %v; want that the named library is not there", err)
 	}
 	for _, want := range []string{"node node-a: readings come from HOST", "host: ", "driver: none"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("wrote\n%slacks %q", b.String(), want)
+		}
+	}
+}
+
+func TestCheckReadsTheGPUs(t *testing.T) {
+	dir := t.TempDir()
+	lib, state := filepath.Join(dir, "libnvidia-ml.so.1"), filepath.Join(dir, "state")
+	out, err := exec.Command("gcc", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-o", lib, "internal/gpu/testdata/fakenvml.c").CombinedOutput()
+	if err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
+	figures := "driver 580.95\ncount 1\n0.uuid GPU-aaaa\n0.name Fake H200\n0.util 55\n0.memory.total 1073741824\n0.memory.used 536870912\n0.temperature 71\n"
+	if err := os.WriteFile(state, []byte(figures), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("FAKE_NVML_STATE", state)
+	var b strings.Builder
+	if err := run(t.Context(), []string{"-check", "-node", "node-a", "-nvml", lib}, &b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"node node-a: readings come from NVML", "driver: 580.95, 1 GPUs, read in ",
+		"GPU GPU-aaaa: Fake H200, 55 % used, 512 of 1024 MiB, 71 °C, 0 W, missing: power, clock, clocks_event_reasons, ecc_uncorrected",
+	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("wrote\n%slacks %q", b.String(), want)
 		}
