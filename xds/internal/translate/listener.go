@@ -25,7 +25,7 @@ import (
 // gatewayName names the listener, the route configuration and the virtual host.
 const gatewayName = "gateway"
 
-// extprocFilter is the name of the filter, by which routes switch it off.
+// extprocFilter is the name of the filter, by which routes switch it on.
 const extprocFilter = "envoy.filters.http.ext_proc"
 
 // loadHeader carries an engine's load report. It is ours, not the client's.
@@ -94,7 +94,12 @@ func filters(s Settings) []*hcmv3.HttpFilter {
 		},
 	})}
 	if len(s.ExtProc) > 0 {
-		all = append(all, filter(extprocFilter, picker()))
+		// Switched on by the routes to engines alone: a request without a route
+		// (broken headers, a bomb of them) is answered and cut off at once, with
+		// no time to ask anybody about the answer.
+		ask := filter(extprocFilter, picker())
+		ask.Disabled = true
+		all = append(all, ask)
 	}
 	return append(all, filter("envoy.filters.http.router", &routerv3.Router{}))
 }

@@ -53,7 +53,7 @@ func routes(f config.File) *routev3.RouteConfiguration {
 // extproc has set, and without extproc the default one.
 func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, timeout *durationpb.Duration) []*routev3.Route {
 	to := func(m *routev3.RouteMatch, model string) *routev3.Route {
-		return &routev3.Route{Match: m, Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+		return &routev3.Route{Match: m, TypedPerFilterConfig: asked(), Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: EnginesCluster(model)},
 			PrefixRewrite:    rewrite,
 			Timeout:          timeout,
@@ -155,10 +155,16 @@ func direct(match func() *routev3.RouteMatch, code uint32, body string) *routev3
 	return &routev3.Route{
 		Match:  match(),
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: code, Body: text(body)}},
-		TypedPerFilterConfig: map[string]*anypb.Any{
-			extprocFilter: pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}}),
-		},
 	}
+}
+
+// asked switches extproc on for a route.
+func asked() map[string]*anypb.Any {
+	return map[string]*anypb.Any{extprocFilter: pack(&routev3.FilterConfig{
+		Config: pack(&extprocv3.ExtProcPerRoute{
+			Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{}},
+		}),
+	})}
 }
 
 func prefix(p string) func() *routev3.RouteMatch {
