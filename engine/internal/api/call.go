@@ -145,6 +145,11 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 		return backendLost(err.Error())
 	}
 	req.Header.Set("Content-Type", "application/json")
+	// Not sent; it lets the transport try again on a new connection where the
+	// backend closed an idle one at that moment.
+	req.Header["Idempotency-Key"] = []string{}
+	// It closes the connection after a stream, whatever it says in the headers.
+	req.Close = c.req.stream
 	obs.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	resp, err := c.cfg.Transport.RoundTrip(req)
 	if err != nil {

@@ -100,6 +100,9 @@ const (
 	stallIdle = 2 * time.Second
 	// drainFor bounds how long running requests keep a drained backend alive.
 	drainFor = 10 * time.Second
+	// healthyAfter is how long a process must have run for its next death to count
+	// as the first one.
+	healthyAfter = 5 * time.Second
 	// probeFails is how many probes in a row may fail before a restart.
 	probeFails = 2
 )
@@ -144,6 +147,7 @@ type part struct {
 	backoff proc.Backoff
 	key     string // what it was started with
 	fault   string // why we killed it
+	wanted  bool   // whether we killed it for no fault of its own
 	asked   bool   // whether a start is under way
 }
 
@@ -151,7 +155,7 @@ type part struct {
 func NewMachine(now time.Time) *Machine {
 	m := &Machine{state: enginepb.State_IDLE, reason: idle, since: now}
 	for r := range m.parts {
-		m.parts[r].backoff = proc.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second, Reset: 30 * time.Second}
+		m.parts[r].backoff = proc.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second, Reset: healthyAfter}
 	}
 	return m
 }
@@ -208,12 +212,14 @@ func (m *Machine) Step(w World) []Command {
 func (m *Machine) observe(r Role, w World) {
 	p, now := &m.parts[r], w.Parts[r]
 	if now.Run != p.run {
-		p.run, p.asked, p.started, p.fault = now.Run, false, w.Now, ""
+		p.run, p.asked, p.started, p.fault, p.wanted = now.Run, false, w.Now, "", false
 		p.up = true
 	}
 	if p.up && !now.Up {
 		p.up, p.hung = false, time.Time{}
-		p.retry = w.Now.Add(p.backoff.Next(w.Now.Sub(p.started)))
+		if !p.wanted {
+			p.retry = w.Now.Add(p.backoff.Next(w.Now.Sub(p.started)))
+		}
 		if p.fault == "" {
 			p.fault = r.String() + " " + now.Exit
 		}
@@ -252,7 +258,8 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	switch {
 	case m.quit:
 	case m.next != nil && m.keeps(m.next):
-		m.have, m.next = m.next, nil
+		m.have, m.next, m.drain = m.next, nil, time.Time{}
+		m.release(w)
 		return 0, "", false
 	case m.next != nil:
 		why = "a new assignment waits"
@@ -283,7 +290,7 @@ func (m *Machine) keeps(a *enginepb.Assignment) bool {
 func (m *Machine) release(w World) {
 	for r := range m.parts {
 		if p := &m.parts[r]; w.Parts[r].Up && key(Role(r), m.have) != p.key {
-			m.kill(Role(r), "was replaced")
+			m.replace(Role(r), "serves something else")
 		}
 	}
 }
@@ -311,8 +318,7 @@ func (m *Machine) part(r Role, w World) (enginepb.State, string) {
 	p, now := &m.parts[r], w.Parts[r]
 	switch {
 	case now.Up && p.key != key(r, m.have):
-		m.kill(r, "was replaced")
-		return enginepb.State_STARTING, r.String() + " is being replaced"
+		return m.replace(r, "serves something else")
 	case !now.Up:
 		return m.start(r, w)
 	case now.Hung:
@@ -341,17 +347,27 @@ func (m *Machine) start(r Role, w World) (enginepb.State, string) {
 	return enginepb.State_STARTING, r.String() + " is starting"
 }
 
+// replace kills a process that did nothing wrong: its next start does not wait.
+func (m *Machine) replace(r Role, why string) (enginepb.State, string) {
+	m.kill(r, why)
+	m.parts[r].wanted = true
+	return enginepb.State_STARTING, m.parts[r].fault
+}
+
 func (m *Machine) kill(r Role, fault string) {
 	p := &m.parts[r]
-	p.fault = r.String() + " " + fault
-	m.out = append(m.out, Command{Do: Kill, Role: r})
+	p.fault, p.wanted = r.String()+" "+fault, false
+	if c := (Command{Do: Kill, Role: r}); !slices.Contains(m.out, c) {
+		m.out = append(m.out, c)
+	}
 }
 
 // replica judges the head, whose own shard works.
 func (m *Machine) replica(w World) (enginepb.State, string) {
 	group := append([]uint64{w.Parts[Shard].Run}, epochs(w.Peers)...)
 	if w.Parts[Backend].Up && !slices.Equal(group, m.group) {
-		m.kill(Backend, "lost a shard that was restarted")
+		m.doubted("", w)
+		return m.replace(Backend, "lost a shard, which was restarted")
 	}
 	for i, p := range w.Peers {
 		if p.Why != "" {

@@ -33,6 +33,7 @@ type peer struct {
 	last  *enginepb.Status // the newest one; nil: none yet
 	heard time.Time
 	epoch uint64 // of the last status of this stage of this replica
+	fault string // why the last status was refused; empty: it was not
 }
 
 // watch keeps a Watch stream open until ctx ends, and calls changed after each
@@ -70,7 +71,11 @@ func (p *peer) stream(ctx context.Context, client enginepb.EngineClient, changed
 	defer silence.Stop()
 	for {
 		s, err := stream.Recv()
-		if err != nil || s.Validate() != nil {
+		if err != nil {
+			return
+		}
+		if err := s.Validate(); err != nil {
+			p.refuse(err)
 			return
 		}
 		silence.Reset(10 * peerSilent)
@@ -85,11 +90,18 @@ func (p *peer) hear(s *enginepb.Status, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	news := p.last == nil || p.last.GetState() != s.GetState() || p.last.GetEpoch() != s.GetEpoch() || now.Sub(p.heard) > peerSilent
-	p.last, p.heard = s, now
+	p.last, p.heard, p.fault = s, now, ""
 	if p.oursLocked() {
 		p.epoch = s.GetEpoch()
 	}
 	return news
+}
+
+// refuse remembers a status that breaks the contract.
+func (p *peer) refuse(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = err.Error()
 }
 
 func (p *peer) oursLocked() bool {
@@ -103,6 +115,8 @@ func (p *peer) view(now time.Time) Peer {
 	defer p.mu.Unlock()
 	v := Peer{Epoch: p.epoch}
 	switch {
+	case p.fault != "":
+		v.Why = p.fault
 	case p.last == nil:
 		v.Why = "not heard of yet"
 	case now.Sub(p.heard) > peerSilent:

@@ -1,0 +1,413 @@
+package supervise
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// sim is a world that does what the machine says.
+type sim struct {
+	t *testing.T
+	m *Machine
+	w World
+	// starts and kills count the commands; probes answer by themselves.
+	starts, kills [roles]int
+	mute          bool // whether probes are left unanswered
+}
+
+func newSim(t *testing.T, a *enginepb.Assignment) *sim {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	s := &sim{t: t, m: NewMachine(now), w: World{Now: now}}
+	if a != nil {
+		s.assign(a)
+	}
+	return s
+}
+
+func (s *sim) assign(a *enginepb.Assignment) {
+	s.t.Helper()
+	if err := s.m.Assign(a); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// after lets time pass and steps until nothing more is commanded.
+func (s *sim) after(d time.Duration) *sim {
+	s.w.Now = s.w.Now.Add(d)
+	for range 10 {
+		commands := s.m.Step(s.w)
+		for _, c := range commands {
+			s.obey(c)
+		}
+		if len(commands) == 0 {
+			return s
+		}
+		s.w.Now = s.w.Now.Add(time.Millisecond)
+	}
+	return s
+}
+
+func (s *sim) obey(c Command) {
+	p := &s.w.Parts[c.Role]
+	switch c.Do {
+	case Start:
+		s.starts[c.Role]++
+		*p = Part{Run: p.Run + 1, Up: true}
+	case Kill:
+		s.kills[c.Role]++
+		s.die(c.Role, "died: killed")
+	case Probe:
+		if !s.mute {
+			s.w.Probed, s.w.Served = c.Probe, s.w.Now.Add(time.Millisecond)
+		}
+	}
+}
+
+func (s *sim) die(r Role, exit string) {
+	s.w.Parts[r] = Part{Run: s.w.Parts[r].Run, Exit: exit}
+}
+
+func (s *sim) serve(roles ...Role) *sim {
+	for _, r := range roles {
+		s.w.Parts[r].Serving = true
+	}
+	return s
+}
+
+func (s *sim) want(state enginepb.State, reason string) {
+	s.t.Helper()
+	if s.m.state != state || !strings.Contains(s.m.reason, reason) || state == enginepb.State_READY && s.m.reason != "" {
+		s.t.Fatalf("%v %q, want %v %q", s.m.state, s.m.reason, state, reason)
+	}
+}
+
+// assignment returns stage `stage` of a replica of so many stages.
+func assignment(generation uint64, stage, stages int) *enginepb.Assignment {
+	a := &enginepb.Assignment{
+		Generation: generation, Model: "m", Replica: "m-0", Stage: uint32(stage),
+		Backend: &enginepb.Backend{Kind: enginepb.Backend_LLAMACPP, Weights: "w", ContextTokens: 128, Slots: 2, Threads: 1, MaxBodyBytes: 1 << 20},
+	}
+	for i := range stages {
+		a.Stages = append(a.Stages, &enginepb.Stage{Node: fmt.Sprintf("node-%d", i), ShardAddress: fmt.Sprintf("127.0.0.1:%d", i+1), EngineAddress: "127.0.0.1:1", Share: 1})
+	}
+	return a
+}
+
+func TestWholeReplicaBecomesReadyByAToken(t *testing.T) {
+	s := newSim(t, nil)
+	s.after(0).want(enginepb.State_IDLE, idle)
+	s.assign(assignment(1, 0, 1))
+	s.after(0).want(enginepb.State_STARTING, "backend is starting")
+	s.mute = true
+	s.serve(Backend).after(time.Second).want(enginepb.State_WARMING, "first token")
+	s.w.Served = s.w.Now
+	s.after(time.Millisecond).want(enginepb.State_READY, "")
+	if s.starts[Shard] != 0 {
+		t.Error("a whole replica has no shard")
+	}
+}
+
+func ready(t *testing.T, a *enginepb.Assignment) *sim {
+	t.Helper()
+	s := newSim(t, a)
+	for i := range len(a.GetStages()) - 1 {
+		s.w.Peers = append(s.w.Peers, Peer{Epoch: uint64(10 + i)})
+	}
+	s.after(0)
+	s.serve(Shard).after(time.Millisecond)
+	s.serve(Backend).after(time.Millisecond).after(time.Millisecond)
+	s.want(enginepb.State_READY, "")
+	return s
+}
+
+func TestHeadWaitsForItsShards(t *testing.T) {
+	s := newSim(t, assignment(1, 0, 2))
+	s.w.Peers = []Peer{{Why: "not heard of yet"}}
+	s.after(0).want(enginepb.State_STARTING, "shard is starting")
+	s.serve(Shard).after(0).want(enginepb.State_STARTING, "waits for node-1: not heard of yet")
+	if s.starts[Backend] != 0 {
+		t.Fatal("the head was started before its shards")
+	}
+	s.w.Peers[0] = Peer{Epoch: 5}
+	s.after(0).want(enginepb.State_STARTING, "backend is starting")
+	s.serve(Backend).after(0).after(time.Millisecond).want(enginepb.State_READY, "")
+}
+
+func TestFollowerIsReadyWithItsShard(t *testing.T) {
+	s := newSim(t, assignment(1, 1, 2))
+	s.after(0)
+	s.serve(Shard).after(0).want(enginepb.State_READY, "")
+	if s.starts[Backend] != 0 {
+		t.Error("a follower has no backend")
+	}
+	s.die(Shard, "died: killed")
+	s.after(time.Millisecond).want(enginepb.State_BROKEN, "shard died: killed")
+	s.after(time.Second).want(enginepb.State_STARTING, "")
+}
+
+func TestDeadBackendIsStartedAgainWithBackOff(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.die(Backend, "died: killed")
+	s.after(time.Millisecond).want(enginepb.State_BROKEN, "backend died: killed")
+	s.after(50*time.Millisecond).want(enginepb.State_BROKEN, "backend died: killed")
+	s.after(100*time.Millisecond).want(enginepb.State_STARTING, "backend is starting")
+	for range 10 {
+		s.die(Backend, "does not start: no such file")
+		s.after(time.Millisecond).want(enginepb.State_BROKEN, "no such file")
+		s.after(5*time.Second).want(enginepb.State_STARTING, "")
+	}
+	s.die(Backend, "x")
+	s.after(time.Millisecond)
+	if s.after(4 * time.Second); s.m.state != enginepb.State_BROKEN {
+		t.Error("a backend that never starts is tried more often than every 5 s")
+	}
+}
+
+func TestShardsAreOneFailureUnit(t *testing.T) {
+	tests := []struct {
+		name string
+		fail func(*sim)
+		back func(*sim)
+	}{
+		{
+			name: "own shard dies",
+			fail: func(s *sim) { s.die(Shard, "died: killed") },
+			back: func(s *sim) { s.after(time.Second); s.serve(Shard) },
+		},
+		{
+			name: "the peer's shard dies and is started again",
+			fail: func(s *sim) { s.w.Peers[0].Why = "shard died: killed" },
+			back: func(s *sim) { s.w.Peers[0] = Peer{Epoch: 11} },
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := ready(t, assignment(1, 0, 2))
+			tt.fail(s)
+			s.after(time.Millisecond).want(enginepb.State_BROKEN, "shard died: killed")
+			tt.back(s)
+			s.after(time.Millisecond).want(enginepb.State_STARTING, "")
+			s.after(time.Millisecond)
+			if s.kills[Backend] != 1 || s.starts[Backend] != 2 {
+				t.Fatalf("%d kills, %d starts of the backend; want 1, 2", s.kills[Backend], s.starts[Backend])
+			}
+			s.serve(Backend).after(time.Millisecond).after(time.Millisecond).want(enginepb.State_READY, "")
+		})
+	}
+}
+
+func TestHungPeerNeedsNoRestart(t *testing.T) {
+	s := ready(t, assignment(1, 0, 2))
+	s.w.Peers[0].Why = "shard stopped"
+	s.after(time.Millisecond).want(enginepb.State_BROKEN, "waits for node-1: shard stopped")
+	s.mute = true
+	s.w.Peers[0].Why = ""
+	s.after(time.Second).want(enginepb.State_WARMING, "")
+	s.w.Served = s.w.Now
+	s.after(time.Millisecond).want(enginepb.State_READY, "")
+	if s.starts[Backend] != 1 {
+		t.Error("the backend was started again")
+	}
+}
+
+func TestHungBackendComesBackOrIsKilled(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.w.Parts[Backend].Hung = true
+	s.after(time.Millisecond).want(enginepb.State_BROKEN, "backend stopped")
+	s.w.Parts[Backend].Hung = false
+	s.after(time.Second).after(time.Millisecond).want(enginepb.State_READY, "")
+	s.w.Parts[Backend].Hung = true
+	s.after(time.Millisecond)
+	if s.after(killHung - time.Second); s.kills[Backend] != 0 {
+		t.Fatal("killed too early")
+	}
+	s.after(time.Second).after(time.Second).want(enginepb.State_STARTING, "")
+	if s.kills[Backend] != 1 {
+		t.Errorf("killed %d times", s.kills[Backend])
+	}
+}
+
+func TestStalledBackendIsProbed(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.after(time.Minute)
+	s.w.Running, s.w.Parts[Backend].Idle = 1, time.Minute
+	s.after(time.Second).want(enginepb.State_READY, "") // it has only just begun
+	s.mute = true
+	s.after(stallAfter).want(enginepb.State_BROKEN, "no progress")
+	s.w.Probed, s.w.ProbeErr = s.m.probe, "timeout"
+	s.after(time.Millisecond).want(enginepb.State_BROKEN, "timeout")
+	s.w.Probed = s.m.probe
+	s.after(time.Millisecond)
+	if s.kills[Backend] != 1 {
+		t.Errorf("killed %d times, want 1", s.kills[Backend])
+	}
+}
+
+func TestLongPrefillIsNoStall(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.w.Running = 1
+	s.after(time.Second)
+	s.after(time.Minute).want(enginepb.State_READY, "")
+}
+
+func TestBackendThatLoadsForEverIsKilled(t *testing.T) {
+	s := newSim(t, assignment(1, 0, 1))
+	s.after(0)
+	s.after(time.Hour).want(enginepb.State_STARTING, "") // it uses the CPU
+	s.w.Parts[Backend].Idle = killLoading
+	s.after(0).want(enginepb.State_BROKEN, "while starting")
+	if s.kills[Backend] != 1 {
+		t.Errorf("killed %d times, want 1", s.kills[Backend])
+	}
+}
+
+func TestNewAssignmentDrains(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.w.Running = 3
+	b := assignment(2, 0, 1)
+	b.Backend.Weights = "other"
+	s.assign(b)
+	s.after(time.Second).want(enginepb.State_DRAINING, "new assignment")
+	s.w.Running = 0
+	s.after(time.Second).want(enginepb.State_STARTING, "")
+	if s.starts[Backend] != 2 || s.kills[Backend] != 1 {
+		t.Errorf("%d starts, %d kills; want 2, 1", s.starts[Backend], s.kills[Backend])
+	}
+}
+
+func TestNewGenerationAloneChangesNothing(t *testing.T) {
+	s := ready(t, assignment(1, 0, 2))
+	s.w.Running = 3
+	b := assignment(2, 0, 2)
+	b.Backend.Queue = 99
+	s.assign(b)
+	s.after(time.Second).want(enginepb.State_READY, "")
+	if s.m.have.GetGeneration() != 2 || s.starts[Backend] != 1 {
+		t.Error("not adopted, or restarted")
+	}
+}
+
+func TestShardOutlivesANewLayout(t *testing.T) {
+	s := ready(t, assignment(1, 0, 2))
+	s.assign(assignment(2, 0, 3))
+	s.w.Peers = append(s.w.Peers, Peer{Epoch: 20})
+	s.after(time.Millisecond)
+	if s.starts[Shard] != 1 || s.starts[Backend] != 2 {
+		t.Errorf("%d, %d starts; want 1, 2", s.starts[Shard], s.starts[Backend])
+	}
+	s.assign(assignment(3, 0, 1))
+	s.w.Peers = nil
+	s.after(time.Millisecond)
+	if s.w.Parts[Shard].Up {
+		t.Error("a whole replica keeps a shard")
+	}
+}
+
+func TestAssignRefuses(t *testing.T) {
+	s := ready(t, assignment(5, 0, 1))
+	other := assignment(5, 0, 1)
+	other.Model = "other"
+	for _, a := range []*enginepb.Assignment{assignment(4, 0, 1), other} {
+		if s.m.Assign(a) == nil {
+			t.Errorf("accepted %v", a)
+		}
+	}
+	if err := s.m.Assign(proto.CloneOf(s.m.have)); err != nil {
+		t.Errorf("the assignment in force: %v", err)
+	}
+}
+
+func TestQuitDrainsAndEnds(t *testing.T) {
+	s := ready(t, assignment(1, 0, 2))
+	s.w.Running = 1
+	s.m.Quit()
+	s.after(time.Second).want(enginepb.State_DRAINING, "the engine ends")
+	if s.m.Idle() || s.kills[Backend] != 0 {
+		t.Fatal("ended with a request running")
+	}
+	s.after(drainFor)
+	s.after(time.Millisecond)
+	if !s.m.Idle() || s.w.Parts[Backend].Up || s.w.Parts[Shard].Up {
+		t.Error("still running after the drain")
+	}
+}
+
+// TestRandomWorlds holds what must be true whatever happens.
+func TestRandomWorlds(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		s := newSim(t, assignment(1, 0, 1+r.IntN(3)))
+		for range s.m.next.GetStages()[1:] {
+			s.w.Peers = append(s.w.Peers, Peer{Why: "new"})
+		}
+		for range 200 {
+			disturb(r, s)
+			s.after(time.Duration(r.IntN(3000)) * time.Millisecond)
+			holds(t, s)
+		}
+		s.calm()
+		s.want(enginepb.State_READY, "")
+	}
+}
+
+func disturb(r *rand.Rand, s *sim) {
+	p := &s.w.Parts[r.IntN(int(roles))]
+	switch r.IntN(8) {
+	case 0:
+		p.Up, p.Serving, p.Hung = false, false, false
+	case 1:
+		p.Hung = p.Up && !p.Hung
+	case 2, 3:
+		p.Serving = p.Up
+	case 4:
+		s.w.Running = r.IntN(3)
+	case 5:
+		s.mute = !s.mute
+	default:
+		for i := range s.w.Peers {
+			s.w.Peers[i] = Peer{Why: []string{"", "", "shard stopped"}[r.IntN(3)], Epoch: uint64(r.IntN(3))}
+		}
+	}
+}
+
+// holds checks one moment: READY only of a whole working group.
+func holds(t *testing.T, s *sim) {
+	t.Helper()
+	if (s.m.reason == "") != (s.m.state == enginepb.State_READY) {
+		t.Fatalf("%v with reason %q", s.m.state, s.m.reason)
+	}
+	if s.m.state != enginepb.State_READY {
+		return
+	}
+	if b := s.w.Parts[Backend]; !b.Up || !b.Serving || b.Hung {
+		t.Fatalf("READY with the backend %+v", b)
+	}
+	for _, p := range s.w.Peers {
+		if p.Why != "" {
+			t.Fatalf("READY with a peer %q", p.Why)
+		}
+	}
+}
+
+// calm heals the world and gives it time.
+func (s *sim) calm() {
+	s.mute, s.w.Running = false, 0
+	for i := range s.w.Peers {
+		s.w.Peers[i].Why = ""
+	}
+	for range 10 {
+		s.w.Probed, s.w.ProbeErr = s.m.probe, "deadline exceeded" // of one that was left unanswered
+		for i := range s.w.Parts {
+			s.w.Parts[i].Hung = false
+			s.w.Parts[i].Serving = s.w.Parts[i].Up
+		}
+		s.after(6 * time.Second)
+	}
+}

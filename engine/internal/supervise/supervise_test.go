@@ -1,0 +1,301 @@
+package supervise
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/proc"
+)
+
+// TestMain lets the test binary play a backend or a shard.
+func TestMain(m *testing.M) {
+	if address := os.Getenv("MILLRACE_FAKE_LISTEN"); address != "" {
+		playProcess(address)
+	}
+	os.Exit(m.Run())
+}
+
+// playProcess beats, and answers each connection with a token, until its
+// engine has gone.
+func playProcess(address string) {
+	beats := os.NewFile(3, "beats")
+	go func() {
+		for {
+			if _, err := beats.Write([]byte{'.'}); err != nil {
+				os.Exit(0)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+	}()
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			os.Exit(1)
+		}
+		_, _ = c.Write([]byte("token"))
+		_ = c.Close()
+	}
+}
+
+// fake launches this test binary.
+type fake struct{ backend, shard string }
+
+func (f fake) command(address string) (*exec.Cmd, error) {
+	exe, err := os.Executable()
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), "MILLRACE_FAKE_LISTEN="+address)
+	return cmd, err
+}
+
+func (f fake) Backend(*enginepb.Assignment) (*exec.Cmd, error) { return f.command(f.backend) }
+func (f fake) Shard(*enginepb.Assignment) (*exec.Cmd, error)   { return f.command(f.shard) }
+
+func token(ctx context.Context, address string) error {
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = io.ReadFull(c, make([]byte, 5))
+	return err
+}
+
+func (f fake) ShardListens() bool               { return token(context.Background(), f.shard) == nil }
+func (f fake) Healthy(ctx context.Context) bool { return token(ctx, f.backend) == nil }
+func (f fake) Prove(ctx context.Context) error  { return token(ctx, f.backend) }
+
+// start runs a supervisor over fake processes until the test ends, and checks
+// that nothing is left.
+func start(t *testing.T) *Supervisor {
+	t.Helper()
+	ports, err := proc.FreePorts(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Config{
+		Node: "node-0", Logs: t.TempDir(), Log: slog.New(slog.DiscardHandler),
+		Launcher: fake{backend: fmt.Sprint("127.0.0.1:", ports[0]), shard: fmt.Sprint("127.0.0.1:", ports[1])},
+		Running:  func() int { return 0 }, Served: func() time.Time { return time.Time{} },
+	})
+	before := runtime.NumGoroutine()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		snap, _ := s.Snapshot()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		for _, p := range snap.Processes {
+			if p.PID != 0 && proc.Alive(p.PID) {
+				t.Errorf("process %d is left", p.PID)
+			}
+		}
+		// One thread starts children for ever; the last ones may just be returning.
+		deadline := time.Now().Add(5 * time.Second)
+		for runtime.NumGoroutine() > before+1 {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d goroutines before, %d after", before, runtime.NumGoroutine())
+			}
+			runtime.Gosched()
+		}
+	})
+	return s
+}
+
+// await waits until the snapshot is as wanted.
+func await(t *testing.T, s *Supervisor, state enginepb.State, reason string) *Snapshot {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		snap, changed := s.Snapshot()
+		if snap.State == state && strings.Contains(snap.Reason, reason) {
+			return snap
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("%v %q, want %v %q", snap.State, snap.Reason, state, reason)
+		}
+	}
+}
+
+func assign(t *testing.T, s *Supervisor, a *enginepb.Assignment) {
+	t.Helper()
+	if _, err := s.Assign(a); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestKilledBackendIsBack(t *testing.T) {
+	s := start(t)
+	if v, why := s.Serving(); v != nil || why != idle {
+		t.Fatalf("serving %v, %q", v, why)
+	}
+	assign(t, s, assignment(1, 0, 1))
+	first := await(t, s, enginepb.State_READY, "")
+	v, _ := s.Serving()
+	if err := syscall.Kill(first.Processes[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-v.Alive.Done()
+	second := await(t, s, enginepb.State_READY, "")
+	p := second.Processes[0]
+	if p.PID == first.Processes[0].PID || p.Restarts != 1 || second.Epoch <= first.Epoch {
+		t.Errorf("after the kill %+v, epoch %d → %d", p, first.Epoch, second.Epoch)
+	}
+	if now, _ := s.Serving(); now == nil || now.Alive.Err() != nil || v.Open.Err() == nil {
+		t.Error("the door was not closed and opened")
+	}
+}
+
+func TestStoppedBackendComesBackByItself(t *testing.T) {
+	s := start(t)
+	assign(t, s, assignment(1, 0, 1))
+	pid := await(t, s, enginepb.State_READY, "").Processes[0].PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	await(t, s, enginepb.State_BROKEN, "backend stopped")
+	if v, _ := s.Serving(); v != nil {
+		t.Error("still serving")
+	}
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if p := await(t, s, enginepb.State_READY, "").Processes[0]; p.PID != pid || p.Restarts != 0 {
+		t.Errorf("restarted: %+v", p)
+	}
+}
+
+func TestBackendThatCannotStartIsNamed(t *testing.T) {
+	s := start(t)
+	taken, err := net.Listen("tcp", s.cfg.Launcher.(fake).backend)
+	if err != nil {
+		t.Fatal(err)
+	}
+	assign(t, s, assignment(1, 0, 1))
+	await(t, s, enginepb.State_BROKEN, "backend died: exit status 1")
+	_ = taken.Close()
+	await(t, s, enginepb.State_READY, "")
+}
+
+// fakePeer is the other engine of a replica.
+type fakePeer struct {
+	enginepb.UnimplementedEngineServer
+	status atomic.Pointer[enginepb.Status]
+	news   chan struct{}
+}
+
+func (p *fakePeer) Watch(_ *enginepb.WatchRequest, stream grpc.ServerStreamingServer[enginepb.Status]) error {
+	for {
+		if err := stream.Send(p.status.Load()); err != nil {
+			return err
+		}
+		select {
+		case <-p.news:
+		case <-time.After(100 * time.Millisecond):
+		case <-stream.Context().Done():
+			return nil
+		}
+	}
+}
+
+func (p *fakePeer) say(state enginepb.State, reason string, epoch uint64) {
+	a := assignment(1, 1, 2)
+	p.status.Store(&enginepb.Status{Node: "node-1", State: state, Reason: reason, Epoch: epoch, Assignment: a, Generation: 1})
+	select {
+	case p.news <- struct{}{}:
+	default:
+	}
+}
+
+func TestHeadFollowsItsPeer(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := &fakePeer{news: make(chan struct{})}
+	peer.say(enginepb.State_STARTING, "shard is starting", 1)
+	srv := grpc.NewServer()
+	enginepb.RegisterEngineServer(srv, peer)
+	served := make(chan error)
+	go func() { served <- srv.Serve(ln) }()
+	defer func() { srv.Stop(); <-served }()
+
+	s := start(t)
+	a := assignment(1, 0, 2)
+	a.Stages[1].EngineAddress = ln.Addr().String()
+	assign(t, s, a)
+	await(t, s, enginepb.State_STARTING, "waits for node-1: shard is starting")
+	peer.say(enginepb.State_READY, "", 1)
+	first := await(t, s, enginepb.State_READY, "")
+	peer.say(enginepb.State_BROKEN, "shard stopped", 1)
+	await(t, s, enginepb.State_BROKEN, "waits for node-1: shard stopped")
+	peer.say(enginepb.State_READY, "", 1)
+	if again := await(t, s, enginepb.State_READY, ""); again.Epoch != first.Epoch {
+		t.Error("restarted for a shard that only hung")
+	}
+	peer.say(enginepb.State_READY, "", 2)
+	await(t, s, enginepb.State_STARTING, "")
+	if again := await(t, s, enginepb.State_READY, ""); again.Epoch == first.Epoch {
+		t.Error("not restarted with its shard")
+	}
+}
+
+func TestSilentPeer(t *testing.T) {
+	p := &peer{stage: 1, replica: "m-0"}
+	now := time.Now()
+	if v := p.view(now); v.Why != "not heard of yet" {
+		t.Error(v)
+	}
+	s := &enginepb.Status{State: enginepb.State_READY, Epoch: 7, Assignment: assignment(1, 1, 2)}
+	p.hear(s, now)
+	if v := p.view(now.Add(peerSilent)); v.Why != "" || v.Epoch != 7 {
+		t.Error(v)
+	}
+	if v := p.view(now.Add(peerSilent + 1)); v.Why != "silent" || v.Epoch != 7 {
+		t.Error(v)
+	}
+	p.hear(&enginepb.Status{State: enginepb.State_READY, Epoch: 9, Assignment: assignment(1, 0, 1)}, now)
+	if v := p.view(now); v.Why != "serves something else" || v.Epoch != 7 {
+		t.Error(v)
+	}
+}
+
+func TestTrimFileKeepsTheNewerHalf(t *testing.T) {
+	path := t.TempDir() + "/log"
+	if err := trimFile(path, 10); err != nil {
+		t.Errorf("no file: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("0123456789abcdef"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := trimFile(path, 10); err != nil {
+		t.Fatal(err)
+	}
+	old, err := os.ReadFile(path + ".old")
+	if now, _ := os.ReadFile(path); err != nil || string(old) != "bcdef" || len(now) != 0 {
+		t.Errorf("old %q, now %q, %v", old, now, err)
+	}
+}
