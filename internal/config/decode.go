@@ -150,7 +150,7 @@ func (d *decoder) scalar(path string, n *yaml.Node, v reflect.Value) {
 	case reflect.Float32:
 		want, tags = "a number", "!!int !!float"
 	default:
-		panic("config: no reading of " + v.Type().String())
+		panic("config: no reading of " + v.Type().String()) // a field of our own schema has a new type
 	}
 	if n.Kind != yaml.ScalarNode || !strings.Contains(tags, n.ShortTag()) {
 		d.fault(n, path, "%s; must be %s", shown(n), want)

@@ -152,7 +152,7 @@ func (a *Agent) Step(now time.Time, ev Event) Effects {
 		a.assigned(now, ev, &fx)
 	case Tick:
 	default:
-		panic(fmt.Sprintf("report: event %T", ev))
+		panic(fmt.Sprintf("report: event %T", ev)) // events are made in this package alone
 	}
 	a.notice(now, &fx)
 	a.ask(now, &fx)

@@ -8,7 +8,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-"millrace.dev/millrace/nodeagent/internal/gpu"
+	"millrace.dev/millrace/nodeagent/internal/gpu"
 	"millrace.dev/millrace/nodeagent/internal/host"
 	"millrace.dev/millrace/xds/fleetpb"
 )
