@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 
 	"millrace.dev/millrace/extproc/internal/fleet"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -161,6 +162,8 @@ func newServer(processor *stream.Server) *grpc.Server {
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(16*window),
+		// Envoy may ping as it likes: it finds out within seconds that we hang.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
 	)
 	extprocv3.RegisterExternalProcessorServer(s, processor)
 	h := health.NewServer()

@@ -103,7 +103,9 @@ func verdict(n, served, attempts, status int) (failed, answered int) {
 	if served == servedUnknown {
 		served = max(attempts, 1) - 1
 	}
-	if served < 0 || served >= n {
+	// More attempts than that: what is said to have served is the last named
+	// host, and another one served after it.
+	if served < 0 || served >= n || attempts > served+1 {
 		return n, -1
 	}
 	if status >= 500 {

@@ -76,6 +76,9 @@ func (l *Live) load(now int64) (requests, tokens, kv float64) {
 	// Each request of ours is in flight until we see it end, so only those of
 	// others come from the report.
 	n := max(0, r.Requests-r.requests) + own
+	if r.Requests > 0 && r.Tokens == 0 { // the engine doesn't say
+		return float64(n), float64(ownTokens), r.KV
+	}
 	return float64(n), estimate(r.Tokens, r.tokens, ownTokens, fresh), r.KV
 }
 

@@ -78,6 +78,7 @@ func TestVerdict(t *testing.T) {
 		{"the last fails too", 3, 2, 3, 503, 3, -1},
 		{"a client's error is not the host's", 3, 0, 1, 400, 0, 0},
 		{"another host answers", 3, servedOther, 4, 200, 3, -1},
+		{"the last named host is said, but Envoy went on", 3, 2, 4, 200, 3, -1},
 		{"served is not said", 3, servedUnknown, 2, 200, 1, 1},
 		{"nothing is said", 3, servedUnknown, 0, 200, 0, 0},
 		{"nothing is said and it failed", 3, servedUnknown, 0, 503, 1, -1},

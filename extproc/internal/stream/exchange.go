@@ -107,7 +107,9 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	}
 	switch {
 	case ev.End:
-		return x.conclude(RequestHeaders, nil, true, ev.At, out)
+		// A gateway that doesn't send bodies may say End though one follows.
+		hidden := x.head.Mode == Unseen && x.head.Length > 0
+		return x.conclude(RequestHeaders, nil, !hidden, ev.At, out)
 	case x.head.Mode == Buffered:
 		return append(out, Reply{Kind: RequestHeaders, Remove: x.head.Forbidden})
 	case x.head.Mode == Duplex:

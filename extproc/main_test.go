@@ -1,0 +1,449 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// fakeXDS serves a fleet of three endpoints, once it is open.
+type fakeXDS struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	open chan struct{}
+}
+
+const typePrefix = "type.googleapis.com/"
+
+func (f *fakeXDS) DeltaAggregatedResources(st grpc.BidiStreamingServer[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]) error {
+	select {
+	case <-f.open:
+	case <-st.Context().Done():
+		return nil
+	}
+	for {
+		r, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		if r.GetResponseNonce() != "" {
+			continue
+		}
+		answer := &discovery.DeltaDiscoveryResponse{TypeUrl: r.GetTypeUrl(), Nonce: "1"}
+		for name, m := range testFleet() {
+			if typePrefix+string(m.ProtoReflect().Descriptor().FullName()) == r.GetTypeUrl() {
+				a, err := anypb.New(m)
+				if err != nil {
+					return err
+				}
+				answer.Resources = append(answer.Resources, &discovery.Resource{Name: name, Version: "1", Resource: a})
+			}
+		}
+		if err := st.Send(answer); err != nil {
+			return err
+		}
+	}
+}
+
+func testFleet() map[string]proto.Message {
+	all := map[string]proto.Message{
+		"m": &fleetpb.ModelState{Name: "m", Default: true},
+		"default": &fleetpb.PolicyState{
+			SessionHeader: "x-session-id", Candidates: 2, CandidatesCritical: 3, DefaultPriority: "standard", MaxBodyBytes: 1 << 20,
+			SessionCookie: "millrace-session", CookieKeys: [][]byte{[]byte("a key of 16 bytes")},
+		},
+	}
+	for i := range 3 {
+		address := fmt.Sprintf("127.0.0.1:%d", 20001+i)
+		all[address] = &fleetpb.EndpointState{
+			Address: address, Node: fmt.Sprintf("node-%d", i), Model: "m", Replica: fmt.Sprintf("m-%d", i), State: fleetpb.EndpointState_READY,
+			Health: 1, Epoch: 1, Load: &enginepb.Load{Slots: 4}, Speed: &enginepb.Speed{Prefill: 500 / float64(i+1), Decode: 50 / float64(i+1)},
+		}
+	}
+	return all
+}
+
+// spans is an OTLP receiver.
+type spans struct {
+	collector.UnimplementedTraceServiceServer
+	got chan *tracev1.Span
+}
+
+func (s *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+	for _, rs := range r.GetResourceSpans() {
+		for _, ss := range rs.GetScopeSpans() {
+			for _, span := range ss.GetSpans() {
+				s.got <- span
+			}
+		}
+	}
+	return &collector.ExportTraceServiceResponse{}, nil
+}
+
+// serveGRPC serves on a free port until the test ends, and returns its address.
+func serveGRPC(t *testing.T, register func(*grpc.Server)) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer()
+	register(g)
+	go g.Serve(ln)
+	t.Cleanup(g.Stop)
+	return ln.Addr().String()
+}
+
+// log collects what the program says and lets a test wait for a line.
+type log struct {
+	mu   sync.Mutex
+	buf  bytes.Buffer
+	more chan struct{} // holds one: something was written
+}
+
+func newLog() *log { return &log{more: make(chan struct{}, 1)} }
+
+// Write appends.
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
+	return l.buf.Write(p)
+}
+
+// await returns what re captures, once it is there.
+func (l *log) await(t *testing.T, re string) []string {
+	t.Helper()
+	limit := time.After(20 * time.Second)
+	for {
+		l.mu.Lock()
+		found := regexp.MustCompile(re).FindStringSubmatch(l.buf.String())
+		l.mu.Unlock()
+		if found != nil {
+			return found
+		}
+		select {
+		case <-l.more:
+		case <-limit:
+			t.Fatalf("no %q in the log:\n%s", re, l.buf.String())
+		}
+	}
+}
+
+// program is a running extproc.
+type program struct {
+	log           *log
+	grpc, metrics string
+	xds           *fakeXDS
+	stop          func() error
+}
+
+// start runs the program with more flags against a fake xds, which says nothing
+// before it is opened.
+func start(t *testing.T, flags ...string) *program {
+	t.Helper()
+	p := &program{log: newLog(), xds: &fakeXDS{open: make(chan struct{})}}
+	xds := serveGRPC(t, func(g *grpc.Server) { discovery.RegisterAggregatedDiscoveryServiceServer(g, p.xds) })
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- run(ctx, append([]string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-xds", xds}, flags...), p.log)
+	}()
+	p.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	t.Cleanup(func() { _ = p.stop() })
+	addrs := p.log.await(t, `msg=ready .*grpc=(\S+) metrics=(\S+)`)
+	p.grpc, p.metrics = addrs[1], addrs[2]
+	return p
+}
+
+// feed lets xds speak and waits until the program knows the fleet.
+func (p *program) feed(t *testing.T) {
+	t.Helper()
+	close(p.xds.open)
+	limit := time.After(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for p.get(t, "/readyz") != "[]" {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("not ready: %s", p.get(t, "/readyz"))
+		}
+	}
+}
+
+func (p *program) get(t *testing.T, path string) string {
+	t.Helper()
+	r, err := http.Get("http://" + p.metrics + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// dial connects to the program as Envoy does.
+func (p *program) dial(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(p.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+type processClient = grpc.BidiStreamingClient[extprocv3.ProcessingRequest, extprocv3.ProcessingResponse]
+
+// open opens a stream.
+func open(t *testing.T, conn *grpc.ClientConn, md ...string) processClient {
+	t.Helper()
+	st, err := extprocv3.NewExternalProcessorClient(conn).Process(metadata.AppendToOutgoingContext(t.Context(), md...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func send(t *testing.T, st processClient, r *extprocv3.ProcessingRequest) {
+	t.Helper()
+	if err := st.Send(r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func receive(t *testing.T, st processClient) *extprocv3.ProcessingResponse {
+	t.Helper()
+	r, err := st.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func headerMap(pairs ...string) *core.HeaderMap {
+	m := &core.HeaderMap{}
+	for i := 0; i < len(pairs); i += 2 {
+		m.Headers = append(m.Headers, &core.HeaderValue{Key: pairs[i], RawValue: []byte(pairs[i+1])})
+	}
+	return m
+}
+
+func requestHeaders(mode filter.ProcessingMode_BodySendMode, more ...string) *extprocv3.ProcessingRequest {
+	pairs := append([]string{":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json"}, more...)
+	return &extprocv3.ProcessingRequest{
+		Request:        &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: headerMap(pairs...)}},
+		ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: mode},
+	}
+}
+
+func requestBody(b string) *extprocv3.ProcessingRequest {
+	return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: []byte(b), EndOfStream: true}}}
+}
+
+// set returns the headers that a reply sets.
+func set(m *extprocv3.HeaderMutation) map[string]string {
+	all := map[string]string{}
+	for _, h := range m.GetSetHeaders() {
+		all[h.GetHeader().GetKey()] = string(h.GetHeader().GetRawValue())
+	}
+	return all
+}
+
+const hello = `{"model":"m","messages":[{"role":"user","content":"hello"}]}`
+
+func TestOneExchange(t *testing.T) {
+	p := start(t)
+	p.feed(t)
+	st := open(t, p.dial(t))
+	send(t, st, requestHeaders(filter.ProcessingMode_BUFFERED, "x-gateway-destination-endpoint", "10.0.0.1:1", "x-millrace-model", "evil", "x-millrace-priority", "critical"))
+	removed := receive(t, st).GetRequestHeaders().GetResponse().GetHeaderMutation().GetRemoveHeaders()
+	if got := strings.Join(removed, " "); got != "x-gateway-destination-endpoint x-millrace-model" {
+		t.Errorf("removed %q", got)
+	}
+	send(t, st, requestBody(hello))
+	r := receive(t, st)
+	common := r.GetRequestBody().GetResponse()
+	headers := set(common.GetHeaderMutation())
+	const hosts = "127.0.0.1:20001,127.0.0.1:20002,127.0.0.1:20003"
+	if headers["x-gateway-destination-endpoint"] != hosts || headers["x-millrace-model"] != "m" || headers["x-envoy-max-retries"] != "2" || !common.GetClearRouteCache() {
+		t.Errorf("headers %v", headers)
+	}
+	namespaces := r.GetDynamicMetadata().GetFields()
+	if got := namespaces["envoy.lb"].GetStructValue().GetFields()["x-gateway-destination-endpoint"].GetStringValue(); got != hosts {
+		t.Errorf("metadata envoy.lb names %q", got)
+	}
+	if got := namespaces["millrace"].GetStructValue().GetFields()["decision"].GetStringValue(); !strings.HasPrefix(got, "new 127.0.0.1:20001 ") {
+		t.Errorf("decision %q", got)
+	}
+	send(t, st, &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{
+		Headers: headerMap(":status", "200", "x-envoy-attempt-count", "1", "x-millrace-usage", "prompt=20,cached=0,completion=3,prefill_ms=3,decode_ms=9"),
+	}}})
+	if got := set(receive(t, st).GetResponseHeaders().GetResponse().GetHeaderMutation())["set-cookie"]; !strings.HasPrefix(got, "millrace-session=") {
+		t.Errorf("set-cookie %q", got)
+	}
+	if err := st.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("the stream ends with %v", err)
+	}
+	if got := p.get(t, "/metrics"); !strings.Contains(got, `millrace_extproc_picks_total{reason="new"} 1`) || !strings.Contains(got, "millrace_extproc_prompt_tokens_total 20") {
+		t.Errorf("metrics:\n%s", got)
+	}
+}
+
+func TestWithoutXDSEnvoyChooses(t *testing.T) {
+	p := start(t)
+	st := open(t, p.dial(t))
+	send(t, st, requestHeaders(filter.ProcessingMode_BUFFERED))
+	receive(t, st)
+	send(t, st, requestBody(hello))
+	if r := receive(t, st); r.GetRequestBody() == nil || r.GetRequestBody().GetResponse().GetHeaderMutation() != nil || r.GetDynamicMetadata() != nil {
+		t.Errorf("reply %v, want one that says nothing", r)
+	}
+	if got := p.get(t, "/readyz"); !strings.Contains(got, "no-fleet") {
+		t.Errorf("/readyz = %s", got)
+	}
+	for _, service := range []string{"", "envoy.service.ext_proc.v3.ExternalProcessor"} {
+		r, err := grpc_health_v1.NewHealthClient(p.dial(t)).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: service})
+		if err != nil || r.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+			t.Errorf("health of %q = %v, %v", service, r, err)
+		}
+	}
+}
+
+func TestImmediateAnswers(t *testing.T) {
+	p := start(t)
+	p.feed(t)
+	st := open(t, p.dial(t))
+	send(t, st, requestHeaders(filter.ProcessingMode_FULL_DUPLEX_STREAMED))
+	send(t, st, requestBody(`{"model":"other"}`))
+	r := receive(t, st).GetImmediateResponse()
+	if r.GetStatus().GetCode() != 404 || set(r.GetHeaders())["content-type"] != "application/json" || !strings.Contains(string(r.GetBody()), `"code":"model_not_found"`) {
+		t.Errorf("reply %v", r)
+	}
+}
+
+func TestSpanJoinsEnvoysTrace(t *testing.T) {
+	got := make(chan *tracev1.Span, 10)
+	target := serveGRPC(t, func(g *grpc.Server) { collector.RegisterTraceServiceServer(g, &spans{got: got}) })
+	p := start(t, "-traces", "otlp://"+target)
+	p.feed(t)
+	st := open(t, p.dial(t), "traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	send(t, st, requestHeaders(filter.ProcessingMode_FULL_DUPLEX_STREAMED))
+	send(t, st, requestBody(hello))
+	receive(t, st)
+	span := <-got
+	if span.GetName() != "pick" || fmt.Sprintf("%x", span.GetTraceId()) != "0af7651916cd43dd8448eb211c80319c" || fmt.Sprintf("%x", span.GetParentSpanId()) != "b7ad6b7169203331" {
+		t.Errorf("span %v", span)
+	}
+	for _, a := range span.GetAttributes() {
+		if a.GetKey() == "millrace.candidates" {
+			if n := len(a.GetValue().GetArrayValue().GetValues()); n != 2 {
+				t.Errorf("%d candidates in the span, want 2", n)
+			}
+			return
+		}
+	}
+	t.Error("no candidates in the span")
+}
+
+// TestLeavesNothingBehind checks that goroutines end with the program, streams
+// that hang included.
+func TestLeavesNothingBehind(t *testing.T) {
+	before := runtime.NumGoroutine()
+	t.Run("program", func(t *testing.T) {
+		p := start(t)
+		p.feed(t)
+		conn := p.dial(t)
+		for range 20 {
+			send(t, open(t, conn), requestHeaders(filter.ProcessingMode_BUFFERED))
+		}
+		if err := p.stop(); err != nil {
+			t.Errorf("run() = %v", err)
+		}
+	})
+	http.DefaultClient.CloseIdleConnections()
+	limit := time.Now().Add(10 * time.Second)
+	for runtime.NumGoroutine() > before {
+		if time.Now().After(limit) {
+			b := make([]byte, 1<<16)
+			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, b[:runtime.Stack(b, true)])
+		}
+		runtime.Gosched()
+	}
+}
+
+func TestFlags(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	tests := []struct {
+		name string
+		args []string
+		want string
+		code int
+	}{
+		{"unknown flag", []string{"-nonsense"}, "flag provided but not defined: -nonsense", exitUsage},
+		{"argument", []string{"x"}, `argument "x"; there must be only flags`, exitUsage},
+		{"addresses, all at once", []string{"-listen", "a", "-xds", "b"}, "-listen: \"a\"; must be ip:port\n-xds: \"b\"; must be ip:port", exitUsage},
+		{"traces", []string{"-check", "-traces", "x"}, `traces: "x"; must be otlp://host:port`, exitUsage},
+		{"port in use", []string{"-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", exitInUse},
+		{"check", []string{"-check"}, "", 0},
+		{"version", []string{"-version"}, "", 0},
+		{"help", []string{"-help"}, flag.ErrHelp.Error(), exitRuntime},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := run(t.Context(), tt.args, io.Discard)
+			if tt.want == "" {
+				if err != nil {
+					t.Errorf("run(%q) = %v", tt.args, err)
+				}
+				return
+			}
+			if err == nil || err.Error() != tt.want || exitCode(err) != tt.code {
+				t.Errorf("run(%q) = %v with code %d, want %s with %d", tt.args, err, exitCode(err), tt.want, tt.code)
+			}
+		})
+	}
+}
