@@ -228,7 +228,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Sheddable:      int(cmp.Or(m.GetCandidatesSheddable(), uint32(min(2, candidates)))),
 		PriorityHeader: strings.ToLower(cmp.Or(m.GetPriorityHeader(), "x-millrace-priority")),
 		Priority:       cmp.Or(m.GetDefaultPriority(), "standard"),
-		MaxBody:        int64(min(m.GetMaxBodyBytes(), 1<<40)),
+		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
 	}
 	if s.policy != nil && s.sessions.most == most && s.sessions.idle == idle {
 		p.Sessions = s.policy.Sessions

@@ -72,17 +72,27 @@ func (r *Request) Parse(api API, body []byte) *Error {
 
 // Forget lets go of the body, so that r can wait for the next one.
 func (r *Request) Forget() {
-	clear(r.Messages)
-	clear(r.Prompts)
-	unescaped := r.unescaped[:0]
+	messages, prompts, unescaped := r.Messages, r.Prompts, r.unescaped
+	if cap(messages) > keepEntries {
+		messages = nil
+	}
+	if cap(prompts) > keepEntries {
+		prompts = nil
+	}
 	if cap(unescaped) > keepText {
 		unescaped = nil
 	}
-	*r = Request{Messages: r.Messages[:0], Prompts: r.Prompts[:0], unescaped: unescaped}
+	clear(messages)
+	clear(prompts)
+	*r = Request{Messages: messages[:0], Prompts: prompts[:0], unescaped: unescaped[:0]}
 }
 
-// keepText is the most memory for texts that Forget keeps, in bytes.
-const keepText = 1 << 20
+// What Forget keeps at most for the next body: messages or prompts, and bytes
+// of text.
+const (
+	keepEntries = 4096
+	keepText    = 1 << 20
+)
 
 // field reads one field of the body. The last of several with the same name
 // counts, as it does in the engines.

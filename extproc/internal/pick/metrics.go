@@ -1,6 +1,10 @@
 package pick
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // metrics of the choices.
 type metrics struct {
@@ -13,7 +17,20 @@ type metrics struct {
 
 // New returns a Picker without a table, which counts into reg.
 func New(reg prometheus.Registerer) *Picker {
-	return &Picker{metrics: newMetrics(reg)}
+	p := &Picker{metrics: newMetrics(reg)}
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "millrace_extproc_sessions",
+		Help: "Sessions and prefixes of conversations now remembered.",
+	}, p.sessions))
+	return p
+}
+
+// sessions counts what is remembered.
+func (p *Picker) sessions() float64 {
+	if t := p.Table(); t != nil && t.Policy.Sessions != nil {
+		return float64(t.Policy.Sessions.Len(time.Now()))
+	}
+	return 0
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {

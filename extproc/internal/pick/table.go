@@ -90,7 +90,7 @@ type Policy struct {
 	// PriorityHeader names a request's priority, in lower case; Priority is that
 	// of a request that names none.
 	PriorityHeader, Priority string
-	// MaxBody is the largest request body, in bytes; 0: no limit of ours.
+	// MaxBody is the largest request body, in bytes; 0: none is too large.
 	MaxBody int64
 }
 

@@ -112,7 +112,7 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 		return x.conclude(RequestHeaders, nil, !hidden, ev.At, out)
 	case x.head.Mode == Buffered:
 		return append(out, Reply{Kind: RequestHeaders, Remove: x.head.Forbidden})
-	case x.head.Mode == Duplex:
+	case x.head.Mode == Duplex && x.table != nil:
 		return out // the headers wait for the body
 	default:
 		return x.conclude(RequestHeaders, nil, false, ev.At, out)

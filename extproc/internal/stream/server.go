@@ -14,8 +14,12 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 )
 
-// keepBody is the largest body buffer that exchanges hand on, in bytes.
-const keepBody = 1 << 20
+// The largest memory that exchanges hand on to each other: a body in bytes, a
+// conversation in messages.
+const (
+	keepBody  = 1 << 20
+	keepChain = 4096
+)
 
 // Core is what all exchanges share.
 type Core struct {
@@ -47,6 +51,9 @@ func (c *Core) Finish(x *Exchange) {
 	m.body = m.body[:0]
 	if cap(m.body) > keepBody {
 		m.body = nil
+	}
+	if cap(m.chain) > keepChain {
+		m.chain = nil
 	}
 	*x = Exchange{memory: m}
 	c.pool.Put(x)
