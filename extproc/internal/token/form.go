@@ -52,7 +52,9 @@ type form struct {
 	// strict says that roles must alternate: system?, (user, assistant)*, user.
 	strict bool
 	tools  bool // whether tool messages fit
-	day    int  // of the year, for templates that print the date; else 0
+	// noSystem and noEmpty say that system messages and empty ones don't fit.
+	noSystem, noEmpty bool
+	day               int // of the year, for templates that print the date; else 0
 }
 
 // fragment is a fixed text of a form.
@@ -76,13 +78,14 @@ type turn struct {
 
 // newForm derives the form of a template, nil if it has none.
 func newForm(t *template) *form {
-	f := &form{empty: map[string]fragment{}}
+	f := &form{empty: map[string]fragment{}, noSystem: t.noSystem}
 	if t.dated() {
 		f.day = time.Now().YearDay()
 	}
 	p := &prober{template: t, form: f}
 	p.derive()
-	if !p.settleTrim() || !p.holds(mainProbes) {
+	p.settleTrim()
+	if !p.settleScope() {
 		return nil
 	}
 	f.strict = !p.holds(oddProbes)
@@ -91,6 +94,20 @@ func newForm(t *template) *form {
 		return nil
 	}
 	return f
+}
+
+// settleScope finds what the form holds for, from all to a little less. It
+// returns false if it doesn't hold even for that.
+func (p *prober) settleScope() bool {
+	for _, noSystem := range []bool{p.noSystem, true} {
+		for _, noEmpty := range []bool{false, true} {
+			p.form.noSystem, p.form.noEmpty = noSystem, noEmpty
+			if p.holds(mainProbes) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // prober renders probes.
@@ -162,12 +179,16 @@ func without(seq ...role) []role {
 	return slices.DeleteFunc(seq, func(r role) bool { return r == unknown })
 }
 
+// derivePair prefers conversations that go on and end with a user's message,
+// as nearly all do.
 func (p *prober) derivePair(a, b role) {
-	for _, way := range ways {
-		parts := p.cut(append(slices.Clone(way), a, b), true)
-		if parts != nil {
-			p.form.mid[a][b] = fragment{true, parts[len(way)+1]}
-			return
+	for _, rest := range [][]role{{user}, {assistant, user}, {}} {
+		for _, way := range ways {
+			parts := p.cut(slices.Concat(way, []role{a, b}, rest), true)
+			if parts != nil {
+				p.form.mid[a][b] = fragment{true, parts[len(way)+1]}
+				return
+			}
 		}
 	}
 }
@@ -211,7 +232,7 @@ func (p *prober) deriveEmpty() {
 // text is what the form makes of a conversation that ends with ask or shut.
 func (f *form) text(turns []turn, generate bool, trim func(string) string) (string, bool) {
 	if len(turns) == 0 {
-		return "", false
+		return "", true
 	}
 	end := &f.shut
 	if generate {
@@ -239,6 +260,9 @@ func (f *form) text(turns []turn, generate bool, trim func(string) string) (stri
 func (p *prober) agrees(turns []turn) bool {
 	for _, generate := range []bool{true, false} {
 		got, ok := p.form.text(turns, generate, p.trim)
+		if len(turns) == 0 {
+			return true // what the probe had is out of scope
+		}
 		want, err := p.probe(turns, generate)
 		if !ok || err != nil || got != want {
 			return false
@@ -248,7 +272,7 @@ func (p *prober) agrees(turns []turn) bool {
 }
 
 // settleTrim finds out which roles' contents are trimmed.
-func (p *prober) settleTrim() bool {
+func (p *prober) settleTrim() {
 	for r := range roles {
 		seq := []turn{{r, "\n  spaced \n "}}
 		for _, way := range ways {
@@ -263,7 +287,6 @@ func (p *prober) settleTrim() bool {
 			p.form.trim[r] = false
 		}
 	}
-	return true
 }
 
 // The probes that a form must pass: those of ordinary conversations, of odd
@@ -290,11 +313,7 @@ var probeContents = []string{"Hello there.", "", " \n two\n\nlines \t\n", "x", "
 func (p *prober) holds(probes [][]role) bool {
 	for _, seq := range probes {
 		for shift := range probeContents {
-			turns := make([]turn, len(seq))
-			for i, r := range seq {
-				turns[i] = turn{r, probeContents[(i+shift)%len(probeContents)]}
-			}
-			if !p.agrees(turns) {
+			if !p.agrees(p.within(seq, shift)) {
 				return false
 			}
 		}
@@ -302,30 +321,61 @@ func (p *prober) holds(probes [][]role) bool {
 	return true
 }
 
+// within makes a conversation of what is in the form's scope.
+func (p *prober) within(seq []role, shift int) []turn {
+	var turns []turn
+	for i, r := range seq {
+		t := turn{r, probeContents[(i+shift)%len(probeContents)]}
+		if p.form.noEmpty && p.trim(t.content) == "" {
+			t.content = "not empty"
+		}
+		if r != system || !p.form.noSystem {
+			turns = append(turns, t)
+		}
+	}
+	return turns
+}
+
+// maxTrips is how many trips a form may have. With more the template is one
+// that the form doesn't suit.
+const maxTrips = 16
+
 // findTrips looks for texts of the template's own source that make it branch
-// when a message holds one. It gives up on templates with many.
+// when a message holds one.
 func (p *prober) findTrips() bool {
-	all := p.literals()
-	if p.agrees(dialogue(all)) {
+	return p.trip(p.literals())
+}
+
+// trip halves a list until it has the texts that are to blame.
+func (p *prober) trip(texts []string) bool {
+	if p.agrees(p.dialogue(texts)) {
 		return true
 	}
-	const most = 16
-	for _, s := range all {
-		if p.agrees(dialogue([]string{s})) {
-			continue
-		}
-		if p.form.trips = append(p.form.trips, []byte(strings.TrimSpace(s))); len(p.form.trips) > most || strings.TrimSpace(s) == "" {
-			return false
-		}
+	if len(texts) > 1 {
+		half := len(texts) / 2
+		return p.trip(texts[:half]) && p.trip(texts[half:])
 	}
-	return len(p.form.trips) > 0
+	text := ""
+	if len(texts) == 1 {
+		text = strings.TrimSpace(texts[0])
+	}
+	p.form.trips = append(p.form.trips, []byte(text))
+	return text != "" && len(p.form.trips) <= maxTrips
 }
 
 // dialogue has each text once in every ordinary role, alone and amid others.
-func dialogue(texts []string) []turn {
-	turns := []turn{{system, strings.Join(texts, " ")}}
+func (p *prober) dialogue(texts []string) []turn {
+	var turns []turn
+	if !p.form.noSystem {
+		turns = append(turns, turn{system, "a " + strings.Join(texts, " ") + " b"})
+	}
 	for _, s := range texts {
-		turns = append(turns, turn{user, s}, turn{assistant, s}, turn{user, "a " + s + " b"}, turn{assistant, "a " + s + " b"})
+		amid := "a " + s + " b"
+		alone := s
+		if p.form.noEmpty && p.trim(s) == "" {
+			alone = amid
+		}
+		turns = append(turns, turn{user, alone}, turn{assistant, alone}, turn{user, amid}, turn{assistant, amid})
 	}
 	return append(turns, turn{user, "end"})
 }

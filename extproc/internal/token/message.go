@@ -86,8 +86,8 @@ func (t *template) message(role, content string) map[string]any {
 	return m
 }
 
-func typed(parts []contentPart) []any {
-	out := make([]any, len(parts))
+func typed(parts []contentPart) list {
+	out := make(list, len(parts))
 	for i, p := range parts {
 		out[i] = map[string]any{"type": p.Type, "text": p.Text}
 	}
@@ -119,8 +119,8 @@ func (t *template) full(role string, msg *Message) (map[string]any, error) {
 	return m, nil
 }
 
-func (t *template) calls(calls []toolCall) []any {
-	var out []any
+func (t *template) calls(calls []toolCall) list {
+	var out list
 	for _, c := range calls {
 		call := map[string]any{
 			"type":     "function",
@@ -178,7 +178,7 @@ func toolList(raw []byte) (any, error) {
 	if len(tools) == 0 {
 		return nil, nil
 	}
-	out := make([]any, len(tools))
+	out := make(list, len(tools))
 	for i, t := range tools {
 		if t.Function.Parameters == nil {
 			t.Function.Parameters = map[string]any{}
@@ -194,17 +194,21 @@ func toolList(raw []byte) (any, error) {
 func (t *template) learn() {
 	const mark = "Zq0xW"
 	one := func(content any) string {
-		out, _ := t.render(&input{messages: []any{map[string]any{"role": "user", "content": content}}})
+		out, _ := t.render(&input{messages: list{map[string]any{"role": "user", "content": content}}})
 		return out
 	}
-	plain, list := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
-	t.onlyTyped = !strings.Contains(plain, mark) && strings.Contains(list, mark)
-	t.typed = strings.Contains(plain, mark) && plain == list
-	out, err := t.render(&input{messages: []any{t.message("system", mark), t.message("user", "x")}})
+	plain, asList := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
+	t.onlyTyped = !strings.Contains(plain, mark) && strings.Contains(asList, mark)
+	t.typed = strings.Contains(plain, mark) && plain == asList
+	out, err := t.render(&input{messages: list{t.message("system", mark), t.message("user", "x")}})
 	t.noSystem = err != nil || !strings.Contains(out, mark)
 	t.objectArguments = t.takesObjects()
 	t.usesTools = t.mentions("tools")
+	t.own = t.llama && t.handledApart()
 	t.extras = slices.DeleteFunc([]string{"tool_calls", "reasoning_content", "name", "tool_call_id"}, func(key string) bool {
+		if key == "reasoning_content" && t.own {
+			return false
+		}
 		return !t.mentions("."+key) && !t.mentions("'"+key+"'") && !t.mentions(`"`+key+`"`)
 	})
 }
@@ -219,8 +223,8 @@ func (t *template) takesObjects() bool {
 		"name": "f", "arguments": map[string]any{"k": mark},
 	}}
 	m := t.message("assistant", "")
-	m["tool_calls"] = []any{call}
-	out, err := t.render(&input{messages: []any{t.message("user", "x"), m, t.message("user", "y")}})
+	m["tool_calls"] = list{call}
+	out, err := t.render(&input{messages: list{t.message("user", "x"), m, t.message("user", "y")}})
 	return err == nil && strings.Contains(out, mark)
 }
 
@@ -241,4 +245,23 @@ func (t *template) trim(s string) string {
 		return strings.Trim(s, " \t\n\v\f\r")
 	}
 	return strings.TrimSpace(s)
+}
+
+// apart lists marks of templates that llama.cpp has code of its own for, beside
+// rendering them: each entry is a set of texts that occur together.
+var apart = [][]string{
+	{"[SYSTEM_PROMPT]", "[TOOL_CALLS]", "[ARGS]"}, {"<|channel|>"}, {"<atem:function_calls>"}, {">>>all"},
+	{"<|tool_calls_section_begin|>"}, {"<|open|>", "<|close|>"}, {"<|ifm|im_start|>"}, {"<role>ASSISTANT</role>"},
+	{"<|START_TEXT|>"}, {"<|tool_list_start|>"}, {"List of tools: ["}, {"<|role_sep|>", "<|message_sep|>"},
+	{"]<]minimax[>["}, {"dsml_token"}, {"'<|tool_call>call:'"}, {"Tool usage guidelines:", "<param name="},
+	{"[source_lang_code]"}, {"<tool_call>", "<function=", "<parameter="},
+}
+
+func (t *template) handledApart() bool {
+	for _, marks := range apart {
+		if !slices.ContainsFunc(marks, func(mark string) bool { return !t.mentions(mark) }) {
+			return true
+		}
+	}
+	return false
 }

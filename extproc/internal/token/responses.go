@@ -61,7 +61,7 @@ func ResponseChat(raw []byte) (*Chat, error) {
 	if err := r.input(body.Input); err != nil {
 		return nil, fmt.Errorf("responses: input: %w", err)
 	}
-	chat := &Chat{Raw: raw}
+	chat := &Chat{Raw: withEffort(raw, body.Reasoning.Effort)}
 	for i := range r.messages {
 		msg, err := r.messages[i].message()
 		if err != nil {
@@ -71,6 +71,19 @@ func ResponseChat(raw []byte) (*Chat, error) {
 	}
 	chat.Tools = functionTools(body.Tools)
 	return chat, nil
+}
+
+// withEffort is a body with the effort of reasoning where chat completions have
+// it.
+func withEffort(raw []byte, effort string) []byte {
+	if effort == "" {
+		return raw
+	}
+	var body map[string]json.RawMessage
+	_ = json.Unmarshal(raw, &body) // it was valid a moment ago
+	body["reasoning_effort"], _ = json.Marshal(effort)
+	out, _ := json.Marshal(body)
+	return out
 }
 
 type responses struct{ messages []chatMessage }

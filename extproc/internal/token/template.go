@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nikolalohinski/gonja/v2/builtins"
 	"github.com/nikolalohinski/gonja/v2/config"
 	"github.com/nikolalohinski/gonja/v2/exec"
 	"github.com/nikolalohinski/gonja/v2/loaders"
@@ -20,6 +19,9 @@ const chatML = "{%- for message in messages -%}\n" +
 	"{%- if add_generation_prompt -%}\n" +
 	"  {{- '<|im_start|>assistant\\n' -}}\n" +
 	"{%- endif -%}"
+
+// trimmed marks templates before which llama.cpp trims messages.
+const trimmed = "You have access to the following functions in JSONSchema format"
 
 // template renders conversations with the model's Jinja template. It is slow:
 // form stands in for it wherever it can.
@@ -37,14 +39,15 @@ type template struct {
 	noSystem        bool     // whether system messages are ignored or refused
 	objectArguments bool     // whether calls' arguments may be objects
 	usesTools       bool     // whether tools are looked at
+	own             bool     // whether the backend has code of its own for it: only plain texts are certain then
 	extras          []string // keys of messages besides role and content that are
 }
 
 // input is what a template sees.
 type input struct {
-	messages []any // of map[string]any
-	tools    any   // nil = none
-	generate bool  // whether the assistant's turn is opened at the end
+	messages list // of map[string]any
+	tools    any  // nil = none
+	generate bool // whether the assistant's turn is opened at the end
 	extra    map[string]any
 }
 
@@ -52,81 +55,39 @@ func newTemplate(source, bos, eos string, llama bool) (*template, error) {
 	if source == "" {
 		source = chatML
 	}
+	if llama && strings.Contains(source, trimmed) {
+		return nil, errors.New("chat template: the backend trims its messages")
+	}
 	cfg := config.New()
 	cfg.TrimBlocks, cfg.LeftStripBlocks = true, true
-	loader, err := loaders.NewMemoryLoader(map[string]string{"/chat": source})
+	loader, err := loaders.NewMemoryLoader(map[string]string{"/chat": withoutTraining(source)})
 	if err != nil {
 		return nil, fmt.Errorf("chat template: %w", err)
 	}
 	t := &template{source: source, bos: bos, eos: eos, llama: llama}
-	if t.jinja, err = parse(cfg, loader); err != nil {
+	if t.jinja, err = parse(cfg, loader, llama); err != nil {
 		return nil, fmt.Errorf("chat template: %w", brief(err))
 	}
 	return t, nil
 }
 
 // parse guards against panics in the library: the template is not ours.
-func parse(cfg *config.Config, loader loaders.Loader) (t *exec.Template, err error) {
+func parse(cfg *config.Config, loader loaders.Loader, llama bool) (t *exec.Template, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("template: %v", r)
 		}
 	}()
-	return exec.NewTemplate("/chat", cfg, loader, environment())
+	return exec.NewTemplate("/chat", cfg, loader, environment(llama))
 }
 
-// brief cuts an error that quotes a whole template.
+// brief cuts an error that quotes a whole template before it comes to the point.
 func brief(err error) error {
 	const most = 300
 	if s := err.Error(); len(s) > most {
-		return errors.New(s[:most] + "…")
+		return errors.New("…" + s[len(s)-most:])
 	}
 	return err
-}
-
-// environment is Jinja's, with what transformers and llama.cpp add to it.
-func environment() *exec.Environment {
-	filters := exec.NewFilterSet(map[string]exec.FilterFunction{})
-	filters.Update(builtins.Filters)
-	_ = filters.Replace("tojson", toJSON) // it is there: no error
-	globals := exec.EmptyContext().Update(builtins.GlobalFunctions).Update(exec.NewContext(map[string]any{
-		"raise_exception": func(message string) (string, error) { return "", errors.New(message) },
-		"strftime_now":    func(format string) string { return strftime(time.Now(), format) },
-		"range":           span,
-	}))
-	return &exec.Environment{
-		Context: globals, Filters: filters, Tests: builtins.Tests,
-		ControlStructures: builtins.ControlStructures, Methods: builtins.Methods,
-	}
-}
-
-// maxSpan bounds range(), which a template calls with what it likes.
-const maxSpan = 1 << 16
-
-// span is range([start,] stop[, step]).
-func span(_ *exec.Evaluator, args *exec.VarArgs) ([]int, error) {
-	var n [3]int
-	if len(args.Args) < 1 || len(args.Args) > len(n) {
-		return nil, errors.New("range: 1 to 3 numbers are needed")
-	}
-	for i, a := range args.Args {
-		n[i] = a.Integer()
-	}
-	start, stop, step := n[0], n[1], n[2]
-	if len(args.Args) == 1 {
-		start, stop = 0, n[0]
-	}
-	if len(args.Args) < 3 {
-		step = 1
-	}
-	var out []int
-	for i := start; step > 0 && i < stop || step < 0 && i > stop; i += step {
-		if len(out) == maxSpan {
-			return nil, errors.New("range: too long")
-		}
-		out = append(out, i)
-	}
-	return out, nil
 }
 
 // render fills in the template.
@@ -190,28 +151,3 @@ func (t *template) literals() []string {
 }
 
 var unescape = strings.NewReplacer(`\n`, "\n", `\t`, "\t", `\'`, "'", `\"`, `"`, `\\`, `\`)
-
-// strftime formats the directives that templates use for dates.
-func strftime(now time.Time, format string) string {
-	var out strings.Builder
-	for i := 0; i < len(format); i++ {
-		if format[i] != '%' || i+1 == len(format) {
-			out.WriteByte(format[i])
-			continue
-		}
-		i++
-		layout, ok := strftimeLayouts[format[i]]
-		if !ok {
-			out.WriteString(format[i-1 : i+1])
-			continue
-		}
-		out.WriteString(now.Format(layout))
-	}
-	return out.String()
-}
-
-var strftimeLayouts = map[byte]string{
-	'd': "02", 'm': "01", 'Y': "2006", 'y': "06", 'b': "Jan", 'B': "January", 'H': "15", 'M': "04",
-	'S': "05", 'A': "Monday", 'a': "Mon", 'p': "PM", 'I': "03", 'j': "002", 'Z': "MST", 'z': "-0700",
-	'F': "2006-01-02", 'T': "15:04:05", 'e': "_2", 'n': "\n", 't': "\t",
-}

@@ -34,7 +34,8 @@ var ErrUnknown = errors.New("unknown tokenizer")
 type Model struct {
 	bpe      *bpe
 	specials *specials
-	template *template
+	template *template                // nil if the model's can't be rendered here
+	broken   error                    // why template is nil
 	form     atomic.Pointer[compiled] // nil if the template has none
 	memo     *memo
 	added    int  // tokens that the backend puts around a completion's prompt
@@ -95,11 +96,7 @@ func (s *source) model() (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := newTemplate(s.template, s.bos, s.eos, s.llama)
-	if err != nil {
-		return nil, err
-	}
-	m := &Model{bpe: b, specials: newSpecials(s.specials), template: t, memo: newMemo(), nfc: s.nfc}
+	m := &Model{bpe: b, specials: newSpecials(s.specials), memo: newMemo(), nfc: s.nfc}
 	if s.addBOS {
 		m.added++
 	}
@@ -109,11 +106,25 @@ func (s *source) model() (*Model, error) {
 	if s.llama {
 		m.addedTo = m.added // a transformers template writes these tokens itself
 	}
-	t.addBOS, t.addEOS = s.llama && s.addBOS, s.llama && s.addEOS
-	t.learn()
-	m.form.Store(compile(newForm(t), m))
+	m.setTemplate(s)
 	return m, nil
 }
+
+func (m *Model) setTemplate(s *source) {
+	t, err := newTemplate(s.template, s.bos, s.eos, s.llama)
+	if err != nil {
+		m.broken = err
+		return
+	}
+	t.addBOS, t.addEOS = s.llama && s.addBOS, s.llama && s.addEOS
+	t.learn()
+	m.template = t
+	m.form.Store(compile(newForm(t), m))
+}
+
+// TemplateError returns why conversations are only estimated: the chat template
+// uses what cannot be rendered here. It is nil if they are counted.
+func (m *Model) TemplateError() error { return m.broken }
 
 // Count returns the tokens of plain text. Special tokens in it are text.
 func (m *Model) Count(text []byte) int { return m.tokens(text, false) }

@@ -344,4 +344,5 @@ def main():
             out.write(json.dumps({"name": name, "path": path, "body": body, "tokens": tokens}, ensure_ascii=True) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+package token
+
+import (
+	"bytes"
+	"sync"
+	"time"
+)
+
+// countNative counts with the form, if the conversation fits it.
+func (m *Model) countNative(p *plan) (int, bool) {
+	f := m.currentForm()
+	if f == nil {
+		return 0, false
+	}
+	k := counters.Get().(*counter)
+	defer counters.Put(k)
+	k.reset(m, f)
+	ok := k.conversation(p)
+	return k.n + m.addedTo, ok
+}
+
+// currentForm returns the form, newly made if it holds the date of another day.
+func (m *Model) currentForm() *compiled {
+	f := m.form.Load()
+	if f == nil || f.day == 0 || f.day == time.Now().YearDay() {
+		return f
+	}
+	f = compile(newForm(m.template), m)
+	m.form.Store(f)
+	return f
+}
+
+// counter adds up a prompt from texts. Text between two special tokens is
+// counted in one piece, since words may span what the template and the client
+// wrote.
+type counter struct {
+	m   *Model
+	f   *compiled
+	n   int
+	buf []byte // text since the last special token
+}
+
+var counters = sync.Pool{New: func() any { return new(counter) }}
+
+// maxKept is the most memory in bytes that a counter keeps for the next use.
+const maxKept = 1 << 20
+
+func (k *counter) reset(m *Model, f *compiled) {
+	if cap(k.buf) > maxKept {
+		k.buf = nil
+	}
+	*k = counter{m: m, f: f, buf: k.buf[:0]}
+}
+
+// conversation adds up a whole prompt. It returns false if the form doesn't fit.
+func (k *counter) conversation(p *plan) bool {
+	ends := [...]*[roles]segment{ask: &k.f.ask, shut: &k.f.shut, open: &k.f.open}
+	before := unknown
+	for i := range p.messages {
+		r, text, ok := k.f.fit(&p.messages[i])
+		if !ok || !k.f.follows(before, r, len(p.messages)-i) {
+			return false
+		}
+		if !k.add(k.f.before(before, r)) || !k.content(r, text) {
+			return false
+		}
+		before = r
+	}
+	end := &k.f.empty[p.end]
+	if before != unknown {
+		end = &ends[p.end][before]
+	}
+	if !k.add(end) {
+		return false
+	}
+	if p.end == open {
+		k.buf = append(k.buf, p.last...)
+	}
+	k.flush()
+	return true
+}
+
+func (k *counter) content(r role, text []byte) bool {
+	for _, s := range k.f.trips {
+		if bytes.Contains(text, s) {
+			return false
+		}
+	}
+	if k.f.trim[r] {
+		text = k.f.template.trimBytes(text)
+	}
+	if k.f.noEmpty && len(bytes.TrimSpace(text)) == 0 {
+		return false
+	}
+	k.buf = append(k.buf, text...)
+	return true
+}
+
+func (t *template) trimBytes(b []byte) []byte {
+	if t.llama {
+		return bytes.Trim(b, " \t\n\v\f\r")
+	}
+	return bytes.TrimSpace(b)
+}
+
+func (k *counter) add(s *segment) bool {
+	if !s.ok {
+		return false
+	}
+	k.buf = append(k.buf, s.left...)
+	if s.cuts {
+		k.flush()
+		k.n += s.tokens
+		k.buf = append(k.buf, s.right...)
+	}
+	return true
+}
+
+func (k *counter) flush() {
+	k.n += k.m.memoized(k.buf)
+	k.buf = k.buf[:0]
+}
+
+// compiled is a form with its texts tokenized as far as they can be.
+type compiled struct {
+	template        *template
+	head            [roles]segment
+	mid             [roles][roles]segment
+	ask, shut, open [roles]segment
+	empty           [3]segment // by ending
+	trim            [roles]bool
+	trips           [][]byte
+	strict, tools   bool
+	noSystem        bool
+	noEmpty         bool
+	day             int
+}
+
+// segment is a fixed text. Where it has special tokens, cuts is set: left is
+// what stands before the first, right what stands after the last, and tokens
+// counts all between.
+type segment struct {
+	ok, cuts    bool
+	left, right []byte
+	tokens      int
+}
+
+func compile(f *form, m *Model) *compiled {
+	if f == nil {
+		return nil
+	}
+	c := &compiled{template: m.template, trim: f.trim, trips: f.trips, strict: f.strict, tools: f.tools, day: f.day,
+		noSystem: f.noSystem, noEmpty: f.noEmpty}
+	for r := range roles {
+		c.head[r] = m.segment(f.head[r])
+		c.ask[r], c.shut[r], c.open[r] = m.segment(f.ask[r]), m.segment(f.shut[r]), m.segment(f.open[r])
+		for next := range roles {
+			c.mid[r][next] = m.segment(f.mid[r][next])
+		}
+	}
+	c.empty = [...]segment{ask: m.segment(f.empty[emptyAsk]), shut: m.segment(f.empty[emptyShut]), open: m.segment(f.empty[emptyOpen])}
+	return c
+}
+
+func (m *Model) segment(f fragment) segment {
+	text := []byte(f.text)
+	s := segment{ok: f.ok, left: text}
+	hits := m.specials.find(text, true)
+	if len(hits) == 0 {
+		return s
+	}
+	first, last := hits[0], hits[len(hits)-1]
+	if !m.specials.stands(first.token) || !m.specials.stands(last.token) {
+		return s // what clients write could change where tokens begin: count in one piece
+	}
+	s.cuts = true
+	s.left, s.right = text[:first.start], text[last.end:]
+	s.tokens = m.tokens(text[first.start:last.end], true)
+	return s
+}
+
+// before returns the text between two messages, or before the first.
+func (f *compiled) before(last, next role) *segment {
+	if last == unknown {
+		return &f.head[next]
+	}
+	return &f.mid[last][next]
+}
+
+// fit returns a message's role and text if they are all that the template looks
+// at.
+func (f *compiled) fit(msg *Message) (role, []byte, bool) {
+	r := roleOf(f.template.role(msg.Role))
+	if r == unknown || r == tool && !f.tools || r == system && f.noSystem {
+		return r, nil, false
+	}
+	for _, key := range f.template.extras {
+		if bytes.Contains(msg.Raw, []byte(key)) {
+			return r, nil, false
+		}
+	}
+	if msg.Content != nil || len(msg.Raw) == 0 {
+		return r, msg.Content, true
+	}
+	b, err := msg.body()
+	if err != nil {
+		return r, nil, false
+	}
+	parts, list, err := b.parts()
+	if err != nil || list && f.template.typed && len(parts) != 1 {
+		return r, nil, false
+	}
+	return r, []byte(join(parts, "\n")), true
+}
+
+// follows says whether the form is known to hold for a role at this place;
+// left is how many messages there are from here on.
+func (f *compiled) follows(last, next role, left int) bool {
+	if !f.strict {
+		return true
+	}
+	switch next {
+	case system:
+		return last == unknown && left > 1
+	case user:
+		return last != user
+	case assistant:
+		return last == user && left > 1
+	}
+	return false
+}

@@ -1,0 +1,82 @@
+package token
+
+import "slices"
+
+// render is the slow way: the whole prompt by the template.
+func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
+	in := &input{extra: p.extra, generate: p.end == ask}
+	var err error
+	if in.messages, err = m.slowMessages(p); err != nil {
+		return nil, err
+	}
+	if len(c.Tools) > 0 && m.template.usesTools {
+		if in.tools, err = toolList(c.Tools); err != nil {
+			return nil, err
+		}
+	}
+	out, err := m.template.render(in)
+	if err == nil && p.end == open {
+		var asked string
+		in.generate = true
+		asked, err = m.template.render(in)
+		out += opening(out, asked) + string(p.last)
+	}
+	return []byte(m.template.stripBOS(out)), err
+}
+
+func (m *Model) slowMessages(p *plan) (list, error) {
+	t := m.template
+	var out list
+	for i := range p.messages {
+		msg, err := t.full(t.role(p.messages[i].Role), &p.messages[i])
+		if err != nil {
+			return nil, err
+		}
+		if t.uncertain(msg) {
+			p.exact = false
+		}
+		out = append(out, msg)
+	}
+	if t.llama && t.noSystem {
+		out = mergeSystem(out)
+	}
+	return out, nil
+}
+
+// uncertain says whether a message has what may be rendered differently here.
+func (t *template) uncertain(msg map[string]any) bool {
+	if _, calls := msg["tool_calls"]; calls && slices.Contains(t.extras, "tool_calls") {
+		return true
+	}
+	_, plain := msg["content"].(string)
+	return t.own && (!plain || msg["reasoning_content"] != nil)
+}
+
+// role maps a role as llama.cpp does for all templates but gpt-oss'.
+func (t *template) role(name string) string {
+	if t.llama && name == "developer" && !t.mentions("<|channel|>") {
+		return "system"
+	}
+	return name
+}
+
+// mergeSystem puts a leading system message into the next one, for templates
+// that have no place for it.
+func mergeSystem(messages list) list {
+	if len(messages) == 0 {
+		return messages
+	}
+	first := messages[0].(map[string]any)
+	if first["role"] != "system" {
+		return messages
+	}
+	if len(messages) > 1 {
+		second := messages[1].(map[string]any)
+		a, ok := first["content"].(string)
+		b, ok2 := second["content"].(string)
+		if ok && ok2 {
+			second["content"] = a + "\n" + b
+		}
+	}
+	return messages[1:]
+}
