@@ -179,6 +179,7 @@ func serve(ctx context.Context, o *options, static translate.Resources, log *slo
 // out within seconds that we hang, and we that they do.
 func newServer(resources *ads.Server, nodes *fleet.Service) *grpc.Server {
 	s := grpc.NewServer(
+		grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 	)

@@ -198,7 +198,11 @@ func (f *Fleet) direct(now time.Time, s *Snapshot) {
 				continue
 			}
 			a := r.Assignment(i)
-			if n.follows(a) || n.directed == a.GetGeneration() && now.Sub(n.directedAt) < directAgain {
+			if n.follows(a) {
+				n.directed = 0 // should it forget, it is told again at once
+				continue
+			}
+			if n.directed == a.GetGeneration() && now.Sub(n.directedAt) < directAgain {
 				continue
 			}
 			n.directed, n.directedAt = a.GetGeneration(), now

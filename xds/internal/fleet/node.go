@@ -27,6 +27,9 @@ const (
 	// lostAfter is how long a node may be away before what it had is laid out
 	// elsewhere.
 	lostAfter = time.Minute
+	// maxReason bounds the reason for a state, in bytes: with the node's name in
+	// front it has to fit into EndpointState.
+	maxReason = 900
 	// forgetAfter is how long a node that has no part in any replica is still
 	// shown after its last report.
 	forgetAfter = 10 * time.Minute
@@ -122,11 +125,13 @@ func (n *node) judge(now time.Time, generation uint64) verdict {
 // judgeEngine returns false and the verdict if the node's last word forbids
 // sending requests there.
 func (n *node) judgeEngine(now time.Time, generation uint64) (verdict, bool) {
-	no := func(reason string) (verdict, bool) { return verdict{state: notReady, reason: reason}, false }
+	no := func(reason string) (verdict, bool) {
+		return verdict{state: notReady, reason: reason[:min(len(reason), maxReason)]}, false
+	}
 	switch e := n.engine; {
 	case !n.mute.IsZero():
 		v, _ := no("its engine can't be heard: " + n.report.GetEngineError())
-		v.stuck = strings.Contains(n.report.GetEngineError(), "silent") && now.Sub(n.mute) < muteFor
+		v.stuck = strings.HasPrefix(n.report.GetEngineError(), "silent") && now.Sub(n.mute) < muteFor
 		return v, false
 	case e.GetState() == enginepb.State_IDLE:
 		return no("its engine has nothing assigned yet")

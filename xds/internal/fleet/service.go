@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -41,6 +40,7 @@ type Service struct {
 	log     *slog.Logger
 	metrics *metrics
 	events  chan Event
+	ended   chan struct{} // closed when Run has ended
 	// plane returns the number of ADS clients and what is wrong with the control
 	// plane itself.
 	plane func() (clients int, conditions []obs.Condition)
@@ -75,6 +75,7 @@ func NewService(log *slog.Logger, reg prometheus.Registerer, plane func() (int, 
 		log:     log,
 		metrics: newMetrics(reg),
 		events:  make(chan Event),
+		ended:   make(chan struct{}),
 		plane:   plane,
 		nodes:   make(map[string]*inbox),
 	}
@@ -91,6 +92,7 @@ func (s *Service) Latest() (*Snapshot, <-chan struct{}) {
 
 // Run drives the fleet until ctx ends. Called once.
 func (s *Service) Run(ctx context.Context, f *Fleet) error {
+	defer close(s.ended)
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	due := time.NewTimer(0)
@@ -223,10 +225,9 @@ func (s *Service) leave(node string, in *inbox) {
 	}
 	s.mu.Unlock()
 	s.log.Info("node disconnected", "node", node, "stream", in.stream, "replaced", !current)
-	timeout := time.After(time.Second) // Run may have ended
 	select {
 	case s.events <- Closed{Node: node, Stream: in.stream}:
-	case <-timeout:
+	case <-s.ended:
 	}
 }
 
@@ -237,6 +238,8 @@ func (s *Service) readAll(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fl
 		s.metrics.reports.Inc()
 		select {
 		case s.events <- Reported{Stream: id, Report: r}:
+		case <-s.ended:
+			return status.Error(codes.Unavailable, "xds is ending")
 		case <-stream.Context().Done():
 			return stream.Context().Err()
 		}
@@ -261,23 +264,6 @@ func receive(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directi
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	return r, nil
-}
-
-// check returns which rule a report breaks. before is the stream's last report.
-func check(r, before *fleetpb.NodeReport) error {
-	if err := r.ValidateAll(); err != nil {
-		return err
-	}
-	if r.GetSeq() <= before.GetSeq() {
-		return fmt.Errorf("seq: %d after %d; must grow", r.GetSeq(), before.GetSeq())
-	}
-	if before.GetNode() != "" && r.GetNode() != before.GetNode() {
-		return fmt.Errorf("node: %q after %q; a stream belongs to one node", r.GetNode(), before.GetNode())
-	}
-	if e := r.GetEngine(); e != nil && e.GetNode() != r.GetNode() {
-		return fmt.Errorf("engine.node: %q; must be %q, the node's own", e.GetNode(), r.GetNode())
-	}
-	return nil
 }
 
 // Watch streams the fleet for people.

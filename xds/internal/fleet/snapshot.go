@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -102,39 +103,57 @@ type standing struct {
 // judge concludes the state of each replica and of each node in it.
 func (f *Fleet) judge(now time.Time, s *Snapshot) {
 	stages := make(map[string]*standing, len(f.stages))
-	endpoints := make(map[string]*Endpoint, len(f.endpoints))
+	heads := make(map[string]string, len(f.replicas)) // head's node, by address
 	for _, r := range f.replicas {
 		names := r.Nodes()
 		verdicts := make([]verdict, len(names))
 		for i, name := range names {
 			verdicts[i] = f.nodes[name].judge(now, r.Generation)
-			stages[name] = &standing{verdict: verdicts[i], since: now}
+			stages[name] = &standing{verdict: verdicts[i]}
 		}
 		e := f.endpoint(now, names, verdicts)
 		if e.Address == "" {
-			continue
+			continue // nobody could be sent there
+		}
+		if other, taken := heads[e.Address]; taken {
+			e.State, e.Membership = notReady, Absent
+			e.Reason = fmt.Sprintf("%s: its engine claims the address %s of that of %s", names[0], e.Address, other)
+		} else {
+			heads[e.Address] = names[0]
 		}
 		e.Model, e.Replica = r.Want.Model, r.Want.Replica
 		e.worth.Capacity = f.capacity(r.Stages, e.Speed.GetDecode())
-		if old := f.endpoints[e.Replica]; old == nil {
-			endpoints[e.Replica] = &Endpoint{}
-		} else {
-			endpoints[e.Replica] = old
-			e.Since = since(now, old.State == e.State, old.Since)
-		}
-		stages[names[0]].verdict.state, stages[names[0]].verdict.reason = e.State, e.Reason
-		stages[names[0]].head = e.Replica
+		head := stages[names[0]]
+		head.state, head.reason, head.head = e.State, e.Reason, e.Replica
 		s.Endpoints = append(s.Endpoints, e)
 	}
+	f.remember(now, s.Endpoints, stages)
+}
+
+// remember keeps what was concluded for the next time, and finds out since when
+// each state holds.
+func (f *Fleet) remember(now time.Time, endpoints []Endpoint, stages map[string]*standing) {
+	known := make(map[string]*Endpoint, len(endpoints))
+	for i := range endpoints {
+		e := &endpoints[i]
+		old := f.endpoints[e.Replica]
+		if old == nil {
+			old = &Endpoint{}
+		}
+		e.Since = since(now, old.State == e.State, old.Since)
+		known[e.Replica] = old
+	}
 	for name, st := range stages {
-		if old := f.stages[name]; old != nil {
+		old := f.stages[name]
+		st.since = now
+		if old != nil {
 			st.since = since(now, old.state == st.state, old.since)
 		}
 	}
-	if len(endpoints) < len(f.endpoints) {
+	if len(known) < len(f.endpoints) {
 		f.changes++ // a replica is no more
 	}
-	f.stages, f.endpoints = stages, endpoints
+	f.stages, f.endpoints = stages, known
 }
 
 // capacity returns what a replica is worth, in tokens per second; 0: unknown.
@@ -164,7 +183,7 @@ func since(now time.Time, same bool, before time.Time) time.Time {
 func (f *Fleet) endpoint(now time.Time, names []string, verdicts []verdict) Endpoint {
 	head := f.nodes[names[0]]
 	e := Endpoint{
-		State: ready, Since: now, Nodes: names, Health: 1,
+		State: ready, Nodes: names, Health: 1,
 		Membership: Healthy, worth: weight.Replica{Health: 1, Freshness: 1},
 	}
 	if head != nil {

@@ -28,6 +28,9 @@ func Fleet(s Settings, snap *fleet.Snapshot) Resources {
 	}
 	states := make(map[string]proto.Message, len(snap.Endpoints))
 	for _, e := range snap.Endpoints {
+		if states[e.Address] != nil {
+			continue // a second claim to an address, which the fleet has refused
+		}
 		states[e.Address] = state(e)
 		locality := hosts[e.Model]
 		if h := member(e); h != nil && locality != nil {
@@ -89,14 +92,16 @@ func models(f config.File) map[string]proto.Message {
 func policy(s Settings) *fleetpb.PolicyState {
 	p := s.Config.Policy.Spec
 	return &fleetpb.PolicyState{
-		SessionHeader:      p.Sessions.Header,
-		SessionCookie:      p.Sessions.Cookie.Name,
-		CookieKeys:         s.CookieKeys,
-		SessionIdle:        durationpb.New(p.Sessions.Idle.Duration),
-		MaxSessions:        uint32(p.Sessions.Max),
-		Candidates:         uint32(p.Retries.Standard),
-		CandidatesCritical: uint32(p.Retries.Critical),
-		DefaultPriority:    p.Priorities.Default,
-		MaxBodyBytes:       uint64(p.Limits.MaxBodyBytes),
+		SessionHeader:       p.Sessions.Header,
+		SessionCookie:       p.Sessions.Cookie.Name,
+		CookieKeys:          s.CookieKeys,
+		SessionIdle:         durationpb.New(p.Sessions.Idle.Duration),
+		MaxSessions:         uint32(p.Sessions.Max),
+		Candidates:          uint32(p.Retries.Standard),
+		CandidatesCritical:  uint32(p.Retries.Critical),
+		CandidatesSheddable: uint32(p.Retries.Sheddable),
+		PriorityHeader:      p.Priorities.Header,
+		DefaultPriority:     p.Priorities.Default,
+		MaxBodyBytes:        uint64(p.Limits.MaxBodyBytes),
 	}
 }

@@ -1,0 +1,257 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// dialService runs a service for the duration of a test and returns a client.
+func dialService(t *testing.T) (*Service, fleetpb.FleetClient) {
+	t.Helper()
+	s := NewService(slog.New(slog.DiscardHandler), prometheus.NewRegistry(), func() (int, []obs.Condition) { return 1, nil })
+	ln := bufconn.Listen(1 << 20)
+	srv := grpc.NewServer(grpc.WaitForHandlers(true))
+	fleetpb.RegisterFleetServer(srv, s)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() { done <- s.Run(ctx, New(wants(), 2*time.Second, time.Now())) }()
+	go func() { done <- srv.Serve(ln) }()
+	conn, err := grpc.NewClient("passthrough:///fleet", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return ln.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		srv.Stop()
+		cancel()
+		<-done
+		<-done
+	})
+	return s, fleetpb.NewFleetClient(conn)
+}
+
+func good(node string, seq uint64) *fleetpb.NodeReport {
+	return &fleetpb.NodeReport{
+		Node: node, Seq: seq, Sent: timestamppb.Now(),
+		Telemetry: &fleetpb.Telemetry{Source: fleetpb.Telemetry_HOST, Cpus: 1},
+		Engine: &enginepb.Status{
+			Node: node, State: enginepb.State_IDLE, HttpAddress: address(node, 80),
+			GrpcAddress: address(node, 81), ShardAddress: address(node, 82),
+		},
+	}
+}
+
+func open(t *testing.T, c fleetpb.FleetClient) fleetpb.Fleet_ReportClient {
+	t.Helper()
+	stream, err := c.Report(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+func TestReportsThatBreakARule(t *testing.T) {
+	edit := func(f func(r *fleetpb.NodeReport)) []*fleetpb.NodeReport {
+		r := good("node-a", 2)
+		f(r)
+		return []*fleetpb.NodeReport{good("node-a", 1), r}
+	}
+	tests := []struct {
+		name    string
+		reports []*fleetpb.NodeReport
+		want    string
+	}{
+		{name: "seq doesn't grow", reports: edit(func(r *fleetpb.NodeReport) { r.Seq = 1 }), want: "seq: 1 after 1; must grow"},
+		{name: "another node", reports: []*fleetpb.NodeReport{good("node-a", 1), good("node-b", 2)}, want: `node: "node-b" after "node-a"`},
+		{name: "bad name", reports: []*fleetpb.NodeReport{good("Node A", 1)}, want: "NodeReport.Node"},
+		{name: "no telemetry", reports: edit(func(r *fleetpb.NodeReport) { r.Telemetry = nil }), want: "NodeReport.Telemetry"},
+		{name: "a nested rule", reports: edit(func(r *fleetpb.NodeReport) { r.Telemetry.CpuUtilization = 7 }), want: "CpuUtilization"},
+		{name: "another's engine", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.Node = "node-b" }), want: "engine.node"},
+		{name: "a host name", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.HttpAddress = "localhost:80" }), want: `engine.http_address: "localhost:80"; must be ip:port`},
+		{name: "port 0", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.GrpcAddress = "10.0.0.1:0" }), want: "engine.grpc_address"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, c := dialService(t)
+				stream := open(t, c)
+				for _, r := range tt.reports {
+					if err := stream.Send(r); err != nil {
+						t.Fatal(err)
+					}
+				}
+				_, err := stream.Recv()
+				if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("stream ended with %v, want INVALID_ARGUMENT …%s…", err, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestStreamsLiveAndAreReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c := dialService(t)
+		streams := map[string]fleetpb.Fleet_ReportClient{}
+		for _, name := range []string{"node-a", "node-b", "node-c"} {
+			streams[name] = open(t, c)
+			if err := streams[name].Send(good(name, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d, err := streams["node-b"].Recv()
+		if a := d.GetAssignment(); err != nil || a.GetReplica() != "m-0" || a.GetStage() != 1 || a.ValidateAll() != nil {
+			t.Fatalf("directive %v, %v", d, err)
+		}
+		second := open(t, c)
+		if err := second.Send(good("node-b", 1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := drain(streams["node-b"]); status.Code(err) != codes.Aborted {
+			t.Errorf("the replaced stream ended with %v, want ABORTED", err)
+		}
+		if err := streams["node-c"].CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := drain(streams["node-c"]); !errors.Is(err, io.EOF) {
+			t.Errorf("the closed stream ended with %v, want EOF", err)
+		}
+		time.Sleep(time.Second)
+		snap, _ := s.Latest()
+		var silent []string
+		for _, c := range snap.Conditions {
+			if c.Code == "node-silent" {
+				silent = append(silent, c.Text)
+			}
+		}
+		if len(silent) != 1 || !strings.HasPrefix(silent[0], "node-c silent for ") {
+			t.Errorf("silent nodes: %q, want node-c alone", silent)
+		}
+	})
+}
+
+// drain reads a stream to its end.
+func drain(s fleetpb.Fleet_ReportClient) (n int, err error) {
+	for ; err == nil; n++ {
+		_, err = s.Recv()
+	}
+	return n, err
+}
+
+func TestWatchIsPaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, c := dialService(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		stream, err := c.Watch(ctx, &fleetpb.WatchRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		for range 9 {
+			v, err := stream.Recv()
+			if err != nil || v.GetAdsClients() != 1 {
+				t.Fatalf("view %v, %v", v, err)
+			}
+		}
+		if took := time.Since(begin); took < 2*time.Second || took > 4*time.Second {
+			t.Errorf("8 further views took %v, want four a second at most", took)
+		}
+	})
+}
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	newMetrics(reg)
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v %v", problems, err)
+	}
+	if n, err := testutil.GatherAndCount(reg, "millrace_xds_nodes", "millrace_xds_endpoints"); err != nil || n != 6 {
+		t.Errorf("%d series (%v), want every state from the start", n, err)
+	}
+}
+
+// FuzzEvents lets anything happen in any order. Whatever it was, a node has one
+// part at most, weights fit the memberships, and nobody in EDS is known not to
+// serve.
+func FuzzEvents(f *testing.F) {
+	f.Add([]byte{0, 1, 2, 3, 40, 80, 120, 160, 200, 240})
+	f.Add([]byte{0, 10, 20, 250, 251, 252, 253, 254, 255, 1, 2, 3, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		w := newWorld(t)
+		names := []string{"node-a", "node-b", "node-c", "node-d"}
+		for _, b := range script {
+			w.act(names[b%4], b/4)
+			checkSnapshot(t, w)
+		}
+	})
+}
+
+// act lets one thing happen to a node.
+func (w *world) act(name string, what byte) {
+	w.now = w.now.Add(time.Duration(what%8) * 300 * time.Millisecond)
+	n := w.nodes[name]
+	switch {
+	case n == nil || what%9 == 0:
+		w.join(name)
+	case what%9 == 1 && n.stream != 0:
+		w.leave(name)
+	case what%9 == 2:
+		n.status = clone(n.status, enginepb.State(1+what%6), "why not")
+	case what%9 == 3:
+		n.mute = []string{"", "silent: x", "unreachable: y"}[what%3]
+	case what%9 == 4:
+		w.now = w.now.Add(20 * time.Second)
+	case what%9 == 5:
+		n.capacity = float64(what)
+	case what%9 == 6:
+		w.now = w.now.Add(2 * time.Minute)
+	}
+	w.report(name)
+	w.decide()
+}
+
+func checkSnapshot(t *testing.T, w *world) {
+	t.Helper()
+	part := map[string]string{}
+	for _, e := range w.snap.Endpoints {
+		for _, name := range e.Nodes {
+			if part[name] != "" {
+				t.Fatalf("%s has a part in %s and in %s", name, part[name], e.Replica)
+			}
+			part[name] = e.Replica
+		}
+		if (e.Membership == Absent) != (e.Weight == 0) || e.Weight > 1000 {
+			t.Fatalf("%s: membership %v with weight %d", e.Replica, e.Membership, e.Weight)
+		}
+		if (e.State == notReady) == (e.Membership == Healthy) || (e.State == ready) != (e.Reason == "") {
+			t.Fatalf("%s: state %v, membership %v, reason %q", e.Replica, e.State, e.Membership, e.Reason)
+		}
+		head := w.nodes[e.Nodes[0]]
+		if e.State == ready && head.status.GetState() != enginepb.State_READY {
+			t.Fatalf("%s is READY, its head is %v", e.Replica, head.status.GetState())
+		}
+	}
+}

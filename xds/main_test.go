@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestFaultsHaveAnExitCode(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	head := "apiVersion: millrace.dev/v1alpha1\nkind: Policy\nmetadata: {name: default}\nspec: {sessions: {cookie: {keyFile: "
+	tests := []struct {
+		name string
+		args []string
+		want string
+		code int
+	}{
+		{name: "unknown flag", args: []string{"-nothing"}, want: "-nothing", code: 2},
+		{name: "argument", args: []string{"word"}, want: `argument "word"`, code: 2},
+		{name: "bad gateway", args: []string{"-check", "-gateway", "x"}, want: "gateway: address x", code: 2},
+		{name: "bad target", args: []string{"-check", "-traces", "x"}, want: "must be otlp://", code: 2},
+		{name: "bad file", args: []string{"-check", "-config", write(t, "bad.yaml", "kind: Nothing")}, want: "bad.yaml:1: kind", code: 3},
+		{name: "no file", args: []string{"-check", "-config", "/nowhere.yaml"}, want: "/nowhere.yaml", code: 3},
+		{
+			name: "no key", args: []string{"-check", "-config", write(t, "a.yaml", head+"/nowhere.key}}}")},
+			want: "spec.sessions.cookie.keyFile: open /nowhere.key", code: 3,
+		},
+		{
+			name: "short key", args: []string{"-check", "-config", write(t, "b.yaml", head+write(t, "key", "short")+"}}}")},
+			want: "a key of 5 bytes; must be 16 to 256", code: 3,
+		},
+		{name: "port in use", args: []string{"-listen", busy.Addr().String()}, want: "listen: ", code: 5},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := run(t.Context(), tt.args, io.Discard)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != tt.code {
+				t.Errorf("run() = %v, exit code %d; want …%s…, %d", err, exitCode(err), tt.want, tt.code)
+			}
+		})
+	}
+}
+
+func TestCheckAndVersion(t *testing.T) {
+	for _, flag := range []string{"-check", "-version"} {
+		var out bytes.Buffer
+		if err := run(t.Context(), []string{flag}, &out); err != nil || out.Len() == 0 {
+			t.Errorf("run(%s) = %v, said %q", flag, err, out.String())
+		}
+	}
+}
+
+func TestDecodeKey(t *testing.T) {
+	key := []byte("0123456789abcdef\xff")
+	tests := map[string]string{
+		"hexadecimal":     hex.EncodeToString(key) + "\n",
+		"base64":          base64.StdEncoding.EncodeToString(key) + "\n",
+		"base64 for URLs": base64.RawURLEncoding.EncodeToString(key),
+		"the bytes":       string(key),
+	}
+	for name, text := range tests {
+		if got := decodeKey([]byte(text)); !bytes.Equal(got, key) {
+			t.Errorf("%s: %q, want %q", name, got, key)
+		}
+	}
+}
+
+func TestCookieKeysWithoutAFile(t *testing.T) {
+	none, err := cookieKeys(config.Cookie{})
+	if err != nil || none != nil {
+		t.Errorf("no cookie: %v, %v", none, err)
+	}
+	one, err := cookieKeys(config.Cookie{Name: "c"})
+	two, err2 := cookieKeys(config.Cookie{Name: "c"})
+	if err != nil || err2 != nil || len(one[0]) < minKey || bytes.Equal(one[0], two[0]) {
+		t.Errorf("keys %x and %x: %v, want two different ones", one, two, errors.Join(err, err2))
+	}
+}
+
+func TestWants(t *testing.T) {
+	f := config.Default()
+	f.Models[0].Spec.Weights = "/m.gguf"
+	all := wants(f)
+	if len(all) != 2 || all[0].Replica != "smollm2-0" || len(all[0].Shares) != 2 || len(all[1].Shares) != 1 {
+		t.Fatalf("wants %+v", all)
+	}
+	if err := all[0].Backend.ValidateAll(); err != nil {
+		t.Errorf("an engine would refuse it: %v", err)
+	}
+}
+
+// logBuffer is a log that can be read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+	// line is closed once the ready line is there.
+	line chan struct{}
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if bytes.Contains(p, []byte("msg=ready")) {
+		defer close(l.line)
+	}
+	return l.b.Write(p)
+}
+
+// attr returns an attribute of the ready line.
+func (l *logBuffer) attr(name string) string {
+	<-l.line
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := regexp.MustCompile(`msg=ready.* ` + name + `=(\S+)`).FindStringSubmatch(l.b.String())
+	if m == nil {
+		return ""
+	}
+	return m[1]
+}
+
+// TestRun starts the program whole, talks to each of its services and ends it.
+func TestRun(t *testing.T) {
+	log := &logBuffer{line: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- run(ctx, []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-settle", "50ms"}, log)
+	}()
+	conn, err := grpc.NewClient(log.attr("grpc"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	h, err := grpc_health_v1.NewHealthClient(conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+	if err != nil || h.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v, %v", h, err)
+	}
+	checkFleet(t, fleetpb.NewFleetClient(conn))
+	for path, want := range map[string]string{"/metrics": "millrace_xds_reports_total", "/healthz": "ok"} {
+		if err := page("http://"+log.attr("metrics")+path, want); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("run() = %v after its context ended", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("doesn't end")
+	}
+}
+
+// checkFleet reports a node and finds it in the view.
+func checkFleet(t *testing.T, c fleetpb.FleetClient) {
+	t.Helper()
+	report, err := c.Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = report.Send(&fleetpb.NodeReport{
+		Node: "node-a", Seq: 1, Sent: timestamppb.Now(), EngineError: "unreachable: x",
+		Telemetry: &fleetpb.Telemetry{Source: fleetpb.Telemetry_HOST, Cpus: 1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch, err := c.Watch(t.Context(), &fleetpb.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		v, err := watch.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(v.GetNodes()) == 1 && v.GetNodes()[0].GetReport().GetNode() == "node-a" {
+			return
+		}
+	}
+	t.Error("the view never shows the node")
+}
+
+func page(url, want string) error {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && !strings.Contains(string(b), want) {
+		err = fmt.Errorf("%s has no %q", url, want)
+	}
+	return err
+}
