@@ -56,9 +56,12 @@ func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
 }
 
 // Serve serves h on ln until ctx ends, then gives requests in flight two
-// seconds. It returns nil when it ended because of ctx.
+// seconds. It returns nil when it ended because of ctx. It speaks HTTP/1.1 and
+// HTTP/2, both without TLS: Envoy finds a program that hangs by HTTP/2's pings.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)

@@ -84,18 +84,11 @@ func engines(name string) *clusterv3.Cluster {
 	}))
 	c.HealthChecks = []*corev3.HealthCheck{engineCheck()}
 	c.OutlierDetection = outliers(5)
-	// What is stuck in an engine that hangs becomes a retry elsewhere.
-	c.CloseConnectionsOnHostHealthFailure = true
-	c.TypedExtensionProtocolOptions = protocol(&httpv3.HttpProtocolOptions{
-		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: seconds(30)},
-		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
-			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
-					HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true}, // usage comes in trailers
-				},
-			},
-		},
-	})
+	// What is stuck in an engine that hangs becomes a retry elsewhere: its
+	// connection is closed when nobody there answers a ping. (Closing connections
+	// on a failed health check does that for TCP alone.) A ping must survive a busy
+	// machine, because the connection's streams die with it.
+	c.TypedExtensionProtocolOptions = http2(0.5, 2)
 	return c
 }
 
@@ -183,14 +176,15 @@ func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
 	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(o)}
 }
 
-// http2 is for gRPC. The keepalive finds connections that lead nowhere.
-func http2() map[string]*anypb.Any {
+// http2 returns HTTP/2 whose pings find connections that lead nowhere: one is
+// sent every interval and must be answered within timeout, both in seconds.
+func http2(interval, timeout float64) map[string]*anypb.Any {
 	return protocol(&httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
 					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-						ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(5), Timeout: seconds(5)},
+						ConnectionKeepalive: &corev3.KeepaliveSettings{Interval: seconds(interval), Timeout: seconds(timeout)},
 					},
 				},
 			},
@@ -218,7 +212,7 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
 	}}
 	c.OutlierDetection = outliers(5)
-	c.TypedExtensionProtocolOptions = http2()
+	c.TypedExtensionProtocolOptions = http2(5, 5)
 	return c, nil
 }
 
@@ -231,7 +225,7 @@ func traces(addr string) (*clusterv3.Cluster, error) {
 	if err := hosts(c, []string{addr}); err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
-	c.TypedExtensionProtocolOptions = http2()
+	c.TypedExtensionProtocolOptions = http2(5, 5)
 	return c, nil
 }
 
