@@ -130,7 +130,7 @@ func (t tree) complete() error {
 	for _, want := range []struct {
 		service string
 		spans   int
-	}{{"gateway", 2}, {"extproc", 1}, {"engine", 2}} {
+	}{{"envoy", 2}, {"extproc", 1}, {"engine", 2}} {
 		if n := len(t.of(want.service)); n < want.spans {
 			return fmt.Errorf("%d spans of %s, want %d, in %v", n, want.service, want.spans, t)
 		}
@@ -171,7 +171,7 @@ func TestOneTraceOfOneRequest(t *testing.T) {
 
 func checkParents(t *testing.T, tr tree, caller string) {
 	t.Helper()
-	gateway, picker, engine := tr.of("gateway"), tr.of("extproc"), tr.of("engine")
+	gateway, picker, engine := tr.of("envoy"), tr.of("extproc"), tr.of("engine")
 	if root := gateway[0]; root.Parent != caller {
 		t.Errorf("Envoy's first span %v has not the caller's %s as parent", root, caller)
 	}
