@@ -70,6 +70,9 @@ func (p Programs) Shard(a *enginepb.Assignment) (*exec.Cmd, error) {
 
 // Backend returns the command of the server that answers for the whole replica.
 func (p Programs) Backend(a *enginepb.Assignment) (*exec.Cmd, error) {
+	if _, err := os.Stat(a.GetBackend().GetWeights()); err != nil {
+		return nil, fmt.Errorf("weights: %w", err)
+	}
 	if p.LlamaServer == "" {
 		return p.python("server", p.config(a))
 	}

@@ -1,9 +1,11 @@
 package supervise
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"sync/atomic"
@@ -21,7 +23,8 @@ const beatLate = 1500 * time.Millisecond
 type child struct {
 	run  uint64
 	proc *proc.Process // nil: it could not be started
-	exit string        // why it could not
+	log  string        // its log file
+	exit string        // how it ended, once somebody asked
 
 	// Atomic.
 	beat    atomic.Int64 // when it last beat, in ns since the epoch; 0: never
@@ -38,7 +41,7 @@ type child struct {
 // spawn starts cmd with its output appended to the log file and a pipe for its
 // beats as file descriptor 3.
 func spawn(run uint64, cmd *exec.Cmd, logPath string, now time.Time) (*child, *os.File) {
-	c := &child{run: run, active: now, looked: now}
+	c := &child{run: run, log: logPath, active: now, looked: now}
 	beats, err := c.start(cmd, logPath)
 	if err != nil {
 		c.exit = "does not start: " + err.Error()
@@ -136,20 +139,48 @@ func (c *child) part(now time.Time) Part {
 	return Part{Run: c.run, Up: true, Serving: c.serving.Load(), Hung: c.hung, Idle: now.Sub(c.active)}
 }
 
-// ended says how the process ended.
+// ended says how the process ended, and what it wrote last unless it was killed.
 func (c *child) ended() string {
-	if c.proc == nil {
-		return c.exit
+	if c.exit == "" {
+		c.exit = ending(c.proc.Err(), c.log)
 	}
-	err := c.proc.Err()
-	if err == nil {
-		return "ended by itself"
+	return c.exit
+}
+
+func ending(err error, log string) string {
+	text := "ended by itself"
+	if err != nil {
+		text = "died: " + err.Error()
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if s, ok := exit.Sys().(syscall.WaitStatus); ok && s.Signaled() {
-			return fmt.Sprintf("died: %v", s.Signal())
+			text = "died: " + s.Signal().String()
+			if s.Signal() == syscall.SIGKILL {
+				return text
+			}
 		}
 	}
-	return fmt.Sprintf("died: %v", err)
+	if line := lastLine(log); line != "" {
+		return fmt.Sprintf("%s: %q", text, line)
+	}
+	return text
+}
+
+// lastLine returns the last line of a file that says something, cut to a size
+// fit for a status.
+func lastLine(path string) string {
+	const most = 200
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b := make([]byte, 4<<10)
+	if end, err := f.Seek(0, io.SeekEnd); err == nil {
+		n, _ := f.ReadAt(b, max(0, end-int64(len(b))))
+		b = bytes.TrimSpace(b[:n])
+	}
+	line := b[bytes.LastIndexByte(b, '\n')+1:]
+	return string(line[:min(len(line), most)])
 }

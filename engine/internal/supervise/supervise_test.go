@@ -195,7 +195,7 @@ func TestBackendThatCannotStartIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	assign(t, s, assignment(1, 0, 1))
-	await(t, s, enginepb.State_BROKEN, "backend died: exit status 1")
+	await(t, s, enginepb.State_BROKEN, "backend died: exit status 1: \"listen tcp")
 	_ = taken.Close()
 	await(t, s, enginepb.State_READY, "")
 }

@@ -1,0 +1,252 @@
+package llamacpp
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+func TestParseUsage(t *testing.T) {
+	const timings = `"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":96.5,"predicted_n":48,"predicted_ms":670.25}`
+	timed := Usage{Prompt: 39, Cached: 24, Completion: 48, Prefill: 96500 * time.Microsecond, Decode: 670250 * time.Microsecond}
+	tests := []struct {
+		name, text string
+		want       Usage
+		ok         bool
+	}{
+		{name: "chat completion", text: `{"choices":[],"usage":{"completion_tokens":1},` + timings + `}`, want: timed, ok: true},
+		{name: "stream", text: "data: {\"delta\":{}," + timings + "}\n\ndata: [DONE]\n\n", want: timed, ok: true},
+		{
+			name: "responses without timings",
+			text: `{"usage":{"input_tokens":31,"output_tokens":4,"total_tokens":35,"input_tokens_details":{"cached_tokens":30}}}`,
+			want: Usage{Prompt: 31, Cached: 30, Completion: 4}, ok: true,
+		},
+		{name: "embeddings", text: `{"usage":{"prompt_tokens":7,"total_tokens":7},"data":[]}`, want: Usage{Prompt: 7}, ok: true},
+		{name: "text that looks like it", text: `{"content":"\"timings\":{\"cache_n\":9}"}`},
+		{name: "nothing", text: ``},
+		{name: "cut off", text: `{"timings":{"cache_n":2`},
+		{name: "negative", text: `{"timings":{"cache_n":-2}}`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, ok := ParseUsage([]byte(tt.text))
+			if ok != tt.ok || got != tt.want {
+				t.Errorf("ParseUsage() = %+v, %v; want %+v, %v", got, ok, tt.want, tt.ok)
+			}
+		})
+	}
+	if s := timed.Speed(); int(s.Prefill) != 155 || int(s.Decode) != 71 {
+		t.Errorf("speed %+v", s)
+	}
+}
+
+func FuzzParseUsage(f *testing.F) {
+	f.Add([]byte(`"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":1e300}`))
+	f.Add([]byte(`"usage":{"prompt_tokens":7}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if u, ok := ParseUsage(b); ok && (u.Prefill < 0 || u.Decode < 0 || u.Speed().Decode < 0) {
+			t.Errorf("%+v", u)
+		}
+	})
+}
+
+func TestParseError(t *testing.T) {
+	tests := []struct {
+		name   string
+		status int
+		body   string
+		want   Error
+	}{
+		{
+			name: "prompt over the context", status: 400,
+			body: `{"error":{"code":400,"message":"request (9000 tokens) exceeds","type":"exceed_context_size_error","n_ctx":4096}}`,
+			want: Error{400, "request (9000 tokens) exceeds", "invalid_request_error", "context_length_exceeded"},
+		},
+		{
+			name: "input of embeddings over the batch is not the server's fault", status: 500,
+			body: `{"error":{"code":500,"message":"input (1401 tokens) is too large to process. increase …","type":"server_error"}}`,
+			want: Error{400, "input (1401 tokens) is too large to process. increase …", "invalid_request_error", "context_length_exceeded"},
+		},
+		{
+			name: "bad parameter", status: 400, body: `{"error":{"message":"no","type":"invalid_request_error"}}`,
+			want: Error{400, "no", "invalid_request_error", ""},
+		},
+		{name: "not JSON", status: 502, body: `<html>`, want: Error{502, "the backend answered Bad Gateway", "server_error", "backend_error"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, ParseError(tt.status, []byte(tt.body))); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestFindListener(t *testing.T) {
+	const table = "  sl  local_address rem_address   st\n" +
+		"   0: 0100007F:C351 00000000:0000 0A 00000000:00000000\n" +
+		"   1: 0100007F:C352 0100007F:C351 01 00000000:00000000\n" +
+		"   2: 00000000:C353 00000000:0000 0A 00000000:00000000\n"
+	for address, want := range map[string]bool{
+		"127.0.0.1:50001": true, "127.0.0.1:50002": false, "127.0.0.1:50003": true, "127.0.0.2:50001": false,
+	} {
+		if got, err := findListener(strings.NewReader(table), netip.MustParseAddrPort(address)); got != want || err != nil {
+			t.Errorf("%s: %v, %v; want %v", address, got, err, want)
+		}
+	}
+	six, err := parseSocket("00000000000000000000000001000000:0050")
+	if err != nil || six != netip.MustParseAddrPort("[::1]:80") {
+		t.Errorf("%v, %v", six, err)
+	}
+}
+
+func TestListensSeesARealListener(t *testing.T) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Logf("%s: %v", address, err) // a machine without IPv6
+			continue
+		}
+		if ok, err := listens(ln.Addr().String()); !ok || err != nil {
+			t.Errorf("%v: %v, %v", ln.Addr(), ok, err)
+		}
+		_ = ln.Close()
+		if ok, _ := listens(ln.Addr().String()); ok {
+			t.Errorf("%v listens after its end", ln.Addr())
+		}
+	}
+}
+
+func FuzzFindListener(f *testing.F) {
+	f.Add("head\n 0: 0100007F:C351 00000000:0000 0A x\n")
+	f.Fuzz(func(_ *testing.T, table string) {
+		_, _ = findListener(strings.NewReader(table), netip.MustParseAddrPort("127.0.0.1:50001"))
+	})
+}
+
+func replica(stages int) *enginepb.Assignment {
+	a := &enginepb.Assignment{Model: "smollm2", Backend: &enginepb.Backend{Weights: "/dev/null", ContextTokens: 4096, Slots: 4, Threads: 1}}
+	for i := range stages {
+		a.Stages = append(a.Stages, &enginepb.Stage{ShardAddress: "127.0.0.1:" + []string{"1", "2"}[i], Share: float32(1 + i)})
+	}
+	return a
+}
+
+func TestNativeArguments(t *testing.T) {
+	p := Programs{LlamaServer: "llama-server", RPCServer: "rpc-server", BackendAddress: "127.0.0.1:9", ShardAddress: "127.0.0.1:1"}
+	cmd, err := p.Backend(replica(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "-m /dev/null --alias smollm2 --host 127.0.0.1 --port 9 -np 4 -c 16384 -t 1 -tb 1 --threads-http 2 --cache-ram 256 " +
+		"--embeddings --pooling mean -fa on --jinja --metrics --slots --no-warmup --no-webui --fit off " +
+		"--rpc 127.0.0.1:1,127.0.0.1:2 -ngl 99 -ts 1,2"
+	if diff := cmp.Diff(want, strings.Join(cmd.Args[1:], " ")); diff != "" {
+		t.Error(diff)
+	}
+	missing := replica(1)
+	missing.Backend.Weights = "/nowhere/w.gguf"
+	if _, err := p.Backend(missing); err == nil || !strings.Contains(err.Error(), "/nowhere/w.gguf") {
+		t.Errorf("missing weights: %v", err)
+	}
+	if cmd, _ = p.Shard(replica(2)); strings.Join(cmd.Args, " ") != "rpc-server -H 127.0.0.1 -p 1 -t 1" {
+		t.Error(cmd.Args)
+	}
+}
+
+func TestGlueIsToldAll(t *testing.T) {
+	p := Programs{Runtime: "/run", BackendAddress: "127.0.0.1:9", ShardAddress: "127.0.0.1:1"}
+	cmd, err := p.Backend(replica(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got config
+	if err := json.Unmarshal([]byte(cmd.Args[3]), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := config{
+		Runtime: "/run", Address: "127.0.0.1:9", Threads: 1, Weights: "/dev/null", Model: "smollm2", Slots: 4, ContextTokens: 4096,
+		HTTPThreads: 2, CacheMiB: 256, Shards: []shard{{"127.0.0.1:1", 1}, {"127.0.0.1:2", 2}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if b, _ := io.ReadAll(cmd.Stdin); string(b) != glue {
+		t.Error("the interpreter is not fed the glue")
+	}
+	if cmd, _ = p.Shard(replica(2)); cmd.Args[2] != "worker" {
+		t.Error(cmd.Args)
+	}
+	if cmd, _ = p.Backend(replica(1)); strings.Contains(cmd.Args[3], "127.0.0.1:1\"") {
+		t.Error("a whole replica has shards:", cmd.Args[3])
+	}
+}
+
+func TestRunnerAsksTheBackend(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /slots", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `[{"id":0},{"id":1,"n_prompt_tokens":30},{"id":2,"n_prompt_tokens":12}]`)
+	})
+	reply := `{"content":"a","timings":{"prompt_n":10,"prompt_ms":100,"predicted_n":4,"predicted_ms":50}}`
+	mux.HandleFunc("POST /completion", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, reply) })
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	r := NewRunner(Programs{BackendAddress: srv.Listener.Addr().String()}, srv.Client().Transport)
+	ctx := context.Background()
+	if !r.Healthy(ctx) {
+		t.Error("not healthy")
+	}
+	if n, err := r.KVUsed(ctx); n != 42 || err != nil {
+		t.Errorf("KVUsed() = %d, %v", n, err)
+	}
+	if s, err := r.Probe(ctx, 4); s != (Speed{Prefill: 100, Decode: 80}) || err != nil {
+		t.Errorf("Probe() = %v, %v", s, err)
+	}
+	reply = `{"content":"","timings":{}}`
+	if _, err := r.Probe(ctx, 4); err != errNoToken {
+		t.Errorf("a probe without a token: %v", err)
+	}
+	srv.Close()
+	if r.Healthy(ctx) {
+		t.Error("healthy after its end")
+	}
+}
+
+func TestCheckNamesWhatIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	if err := (Programs{Runtime: dir}).Check(); err == nil || !strings.Contains(err.Error(), "xllamacpp") {
+		t.Errorf("an empty runtime: %v", err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "xllamacpp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"xllamacpp/__init__.py", "libggml-rpc.so"} {
+		if err := os.WriteFile(filepath.Join(dir, f), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := (Programs{Runtime: dir}).Check(); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("PATH", dir)
+	if err := (Programs{Runtime: dir}).Check(); err == nil || !strings.Contains(err.Error(), "python") {
+		t.Errorf("no python: %v", err)
+	}
+	if err := (Programs{LlamaServer: "a", RPCServer: "b"}).Check(); err != nil {
+		t.Errorf("native programs need no runtime: %v", err)
+	}
+}

@@ -1,0 +1,53 @@
+package meter
+
+import (
+	"testing"
+	"time"
+
+	"millrace.dev/millrace/engine/internal/llamacpp"
+)
+
+func TestMeter(t *testing.T) {
+	var m Meter
+	now := time.Unix(1000, 0)
+	if m.Length() != firstLength || m.Speed() != (llamacpp.Speed{}) {
+		t.Error("something is known before anything was seen")
+	}
+	m.Calibrate(llamacpp.Speed{Prefill: 50, Decode: 20})
+	m.Add(llamacpp.Usage{Prompt: 110, Cached: 10, Completion: 10, Prefill: time.Second, Decode: time.Second}, now)
+	if s := m.Speed(); s.Prefill != 60 || s.Decode != 18 {
+		t.Errorf("speed %+v, want 60 and 18", s)
+	}
+	m.Add(llamacpp.Usage{Prompt: 11, Cached: 10, Completion: 1, Prefill: time.Hour, Decode: time.Hour}, now)
+	if s := m.Speed(); s.Prefill != 60 || s.Decode != 18 {
+		t.Errorf("speed %+v after a request too small to measure", s)
+	}
+	if got := m.Totals(); got != (Totals{Requests: 2, Prompt: 121, Cached: 20, Generated: 11}) {
+		t.Errorf("totals %+v", got)
+	}
+	m.Calibrate(llamacpp.Speed{Prefill: 1, Decode: 1})
+	if m.Speed().Decode != 18 {
+		t.Error("a probe overrides what requests have shown")
+	}
+	m.Forget()
+	if m.Speed() != (llamacpp.Speed{}) {
+		t.Error("not forgotten")
+	}
+}
+
+func TestRateLooksBackEightSeconds(t *testing.T) {
+	var r rate
+	start := time.Unix(1000, 0)
+	for i := range 16 {
+		r.add(start.Add(time.Duration(i) * 250 * time.Millisecond)) // 4 a second for 4 s
+	}
+	tests := []struct {
+		after time.Duration
+		want  float64
+	}{{3 * time.Second, 2}, {8 * time.Second, 1.5}, {10 * time.Second, 0.5}, {11 * time.Second, 0}, {time.Hour, 0}}
+	for _, tt := range tests {
+		if got := r.perSecond(start.Add(tt.after)); got != tt.want {
+			t.Errorf("after %v: %v, want %v", tt.after, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package status
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/meter"
+	"millrace.dev/millrace/engine/internal/supervise"
+)
+
+// sleeper launches processes that never become ready.
+type sleeper struct{}
+
+func (sleeper) Backend(*enginepb.Assignment) (*exec.Cmd, error) {
+	return exec.Command("sleep", "60"), nil
+}
+func (sleeper) Shard(*enginepb.Assignment) (*exec.Cmd, error) {
+	return exec.Command("sleep", "60"), nil
+}
+func (sleeper) ShardListens() bool           { return false }
+func (sleeper) Healthy(context.Context) bool { return false }
+func (sleeper) Prove(context.Context) error  { return nil }
+
+func start(t *testing.T) enginepb.EngineClient {
+	t.Helper()
+	gate, m := &admit.Gate{}, &meter.Meter{}
+	gate.Resize(4, 4)
+	m.SetKV(7)
+	m.Add(llamacpp.Usage{Prompt: 20, Cached: 5, Completion: 10, Decode: time.Second}, time.Now())
+	s := supervise.New(supervise.Config{
+		Node: "node-a", Logs: t.TempDir(), Launcher: sleeper{}, Log: slog.New(slog.DiscardHandler),
+		Running: func() int { return 0 }, Served: m.Served,
+	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	srv := grpc.NewServer()
+	enginepb.RegisterEngineServer(srv, New(Config{
+		Node: "node-a", HTTP: "127.0.0.1:1", GRPC: ln.Addr().String(), Backend: "127.0.0.1:3", Shard: "127.0.0.1:4",
+		Supervisor: s, Gate: gate, Meter: m, Ends: ctx.Done(),
+	}))
+	done := make(chan error, 2)
+	go func() { done <- s.Run(ctx) }()
+	go func() { done <- srv.Serve(ln) }()
+	conn, err := grpc.NewClient(ln.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = conn.Close()
+		srv.Stop()
+		<-done
+		<-done
+	})
+	return enginepb.NewEngineClient(conn)
+}
+
+func valid() *enginepb.Assignment {
+	return &enginepb.Assignment{
+		Generation: 5, Model: "smollm2", Replica: "smollm2-0",
+		Stages: []*enginepb.Stage{
+			{Node: "node-a", ShardAddress: "127.0.0.1:4", EngineAddress: "127.0.0.1:9", Share: 1},
+			{Node: "node-b", ShardAddress: "127.0.0.1:5", EngineAddress: "127.0.0.1:9", Share: 1},
+		},
+		Backend: &enginepb.Backend{
+			Kind: enginepb.Backend_LLAMACPP, Weights: "/w", ContextTokens: 128, Slots: 2, Threads: 1, Queue: 3, MaxBodyBytes: 1024,
+		},
+	}
+}
+
+func TestAssignRefuses(t *testing.T) {
+	client := start(t)
+	tests := []struct {
+		name   string
+		change func(*enginepb.Assignment)
+		want   string
+	}{
+		{"no generation", func(a *enginepb.Assignment) { a.Generation = 0 }, "Generation"},
+		{"no slots", func(a *enginepb.Assignment) { a.Backend.Slots = 0 }, "Slots"},
+		{"no backend", func(a *enginepb.Assignment) { a.Backend = nil }, "Backend"},
+		{"a stage too many", func(a *enginepb.Assignment) { a.Stage = 2 }, "stage: 2; must be < 2"},
+		{"another node's stage", func(a *enginepb.Assignment) { a.Stage = 1 }, `stages[1].node: "node-b"; must be this engine's, "node-a"`},
+		{"a shard elsewhere", func(a *enginepb.Assignment) { a.Stages[0].ShardAddress = "127.0.0.1:44" }, "stages[0].shard_address"},
+		{"a peer without a shard", func(a *enginepb.Assignment) { a.Stages[1].ShardAddress = "" }, "stages[1].shard_address"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a := valid()
+			tt.change(a)
+			_, err := client.Assign(t.Context(), a)
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Assign() = %v, want INVALID_ARGUMENT with %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestWatchTellsOfAnAssignment(t *testing.T) {
+	client := start(t)
+	if w, err := client.Watch(t.Context(), &enginepb.WatchRequest{Interval: durationpb.New(time.Millisecond)}); err == nil {
+		if _, err = w.Recv(); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("an interval of 1 ms: %v", err)
+		}
+	}
+	w, err := client.Watch(t.Context(), &enginepb.WatchRequest{Interval: durationpb.New(time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := w.Recv()
+	if err != nil || s.GetState() != enginepb.State_IDLE || s.GetLoad().GetKvUsedTokens() != 7 || s.GetTotals().GetPromptTokens() != 20 || s.GetSpeed().GetDecode() != 10 {
+		t.Fatalf("first status %v, %v", s, err)
+	}
+	if reply, err := client.Assign(t.Context(), valid()); err != nil || reply.GetGeneration() != 5 {
+		t.Fatalf("Assign() = %v, %v", reply, err)
+	}
+	for s.GetEpoch() == 0 && s.GetProcesses() == nil { // tells at once, not after a minute
+		if s, err = w.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ValidateAll(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := s.GetProcesses()[0]
+	if s.GetGeneration() != 5 || s.GetState() != enginepb.State_STARTING || p.GetRole() != "shard" || p.GetPid() == 0 || p.GetAddress() != "127.0.0.1:4" {
+		t.Errorf("status %v", s)
+	}
+	old := valid()
+	old.Generation = 4
+	if _, err := client.Assign(t.Context(), old); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("an older generation: %v", err)
+	}
+}
+
+func TestLongReasonFitsTheContract(t *testing.T) {
+	s := New(Config{Node: "node-a", Gate: &admit.Gate{}, Meter: &meter.Meter{}})
+	v := s.status(&supervise.Snapshot{State: enginepb.State_BROKEN, Reason: strings.Repeat("ü", 3000)})
+	if err := v.Validate(); err != nil {
+		t.Error(err)
+	}
+}
