@@ -25,6 +25,9 @@ func (f *Fleet) show(now time.Time, s *Snapshot) {
 			Name: name, State: notReady, Reason: "has no part in any replica", Since: n.last,
 			Last: n.last, Report: n.report,
 		}
+		if !f.planned {
+			v.Reason = "waits for the other nodes"
+		}
 		if st := f.stages[name]; st != nil {
 			v.State, v.Reason, v.Since, v.Weight = st.state, st.reason, st.since, weights[st.head]
 		}

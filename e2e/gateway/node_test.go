@@ -1,4 +1,4 @@
-package e2e
+package gateway
 
 import (
 	"context"
@@ -23,6 +23,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/envoy"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/proc"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -41,6 +42,7 @@ type fakeNode struct {
 	seen atomic.Pointer[http.Header]
 
 	mu     sync.Mutex
+	hung   chan struct{} // not nil: nothing that comes is noticed until it is closed
 	status *enginepb.Status
 	mute   string        // engine_error to be sent instead of the status
 	change chan struct{} // wakes the reporter
@@ -57,10 +59,40 @@ func newFakeNode(t *testing.T, name string, capacity float64) *fakeNode {
 		Node: name, State: enginepb.State_IDLE, HttpAddress: ln.Addr().String(),
 		GrpcAddress: "127.0.0.1:1", ShardAddress: "127.0.0.1:2",
 	}
-	srv := &http.Server{Handler: n}
-	go func() { _ = srv.Serve(ln) }()
-	t.Cleanup(func() { _ = srv.Close() })
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = obs.Serve(ctx, listener{ln, n}, n) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
 	return n
+}
+
+// listener gives connections that hang when their node does.
+type listener struct {
+	net.Listener
+	node *fakeNode
+}
+
+// Accept waits for the next connection.
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return conn{c, l.node}, err
+}
+
+type conn struct {
+	net.Conn
+	node *fakeNode
+}
+
+// Read keeps what has come to itself while the node hangs.
+func (c conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.node.mu.Lock()
+	hung := c.node.hung
+	c.node.mu.Unlock()
+	if hung != nil {
+		<-hung
+	}
+	return n, err
 }
 
 // ServeHTTP answers as an engine does.

@@ -1,4 +1,4 @@
-package e2e
+package gateway
 
 import (
 	"context"
@@ -159,7 +159,7 @@ func TestGatewayWithPicker(t *testing.T) {
 
 // picked says why Envoy doesn't ask the picker yet.
 func (g *gateway) picked(p *fakePicker) error {
-	if _, err := send(context.Background(), g.url(chatPath), []byte(`{}`)); err != nil {
+	if _, err := send(context.Background(), g.url(chatPath), `{}`); err != nil {
 		return err
 	}
 	if p.attempts.Load() == nil {
