@@ -13,7 +13,7 @@ const (
 	priorPrefill, priorDecode = 128, 32
 	// Expected output and reuse of a model that has not answered yet.
 	firstOutput, firstReuse = 128, 0.3
-	// Share of the way that one answer moves a model's expectations.
+	// Share of the way that one answer moves a model's expectations in the end.
 	modelStep = 0.05
 	// Share of the way that one answer moves an endpoint's crowding and hits.
 	endpointStep = 0.1
@@ -171,8 +171,12 @@ func (l *Learned) learn(u Usage) {
 	}
 }
 
-// average is a moving average that forgets.
-type average struct{ bits atomic.Uint64 }
+// average is a moving average that forgets. The first values count for more: the
+// guess that stands in before them is only a guess.
+type average struct {
+	bits atomic.Uint64 // of a float64
+	n    atomic.Uint32 // values taken in
+}
 
 func (a *average) value(first float64) float64 {
 	if b := a.bits.Load(); b != 0 {
@@ -182,13 +186,14 @@ func (a *average) value(first float64) float64 {
 }
 
 func (a *average) add(x, first float64) {
+	step := max(modelStep, 1/float64(a.n.Add(1)+1))
 	for {
 		b := a.bits.Load()
 		v := first
 		if b != 0 {
 			v = math.Float64frombits(b)
 		}
-		if a.bits.CompareAndSwap(b, math.Float64bits(v+modelStep*(x-v))) {
+		if a.bits.CompareAndSwap(b, math.Float64bits(v+step*(x-v))) {
 			return
 		}
 	}
