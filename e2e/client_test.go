@@ -90,12 +90,12 @@ func post(ctx context.Context, url string, v any, header ...string) (answer, err
 	if err != nil {
 		return answer{}, err
 	}
-	return send(ctx, url, b, append([]string{"content-type", "application/json"}, header...)...)
+	return send(ctx, url, bytes.NewReader(b), append([]string{"content-type", "application/json"}, header...)...)
 }
 
 // send sends the body as it is.
-func send(ctx context.Context, url string, body []byte, header ...string) (answer, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+func send(ctx context.Context, url string, body io.Reader, header ...string) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
 	if err != nil {
 		return answer{}, err
 	}

@@ -21,6 +21,9 @@ const outLimit = 5 * time.Second
 // fault is one way to hurt the mesh.
 type fault struct {
 	victim string
+	// times that the part is killed, each time as soon as it is back. What starts
+	// in a tenth of a second is back before anybody has looked.
+	times int
 	// out says whether the mesh has seen it, from what was recorded meanwhile.
 	out func(m *mesh, st *story) error
 }
@@ -43,15 +46,15 @@ func TestKill(t *testing.T) {
 	m := shared(t)
 	r := m.replicas(t)
 	faults := []fault{
-		{"engine@" + r.whole, outNode(r.whole)},
-		{"engine@" + r.tail, outNode(r.head)},
-		{"backend@" + r.head, outNode(r.head)},
-		{"backend@" + r.whole, outNode(r.whole)},
-		{"shard@" + r.tail, outNode(r.head)},
-		{"shard@" + r.head, outNode(r.head)},
-		{"nodeagent@" + r.whole, silentNode(r.whole)},
-		{"xds", silentControl},
-		{"extproc", nil},
+		{"engine@" + r.whole, 1, outNode(r.whole)},
+		{"engine@" + r.tail, 1, outNode(r.head)},
+		{"backend@" + r.head, 1, outNode(r.head)},
+		{"backend@" + r.whole, 1, outNode(r.whole)},
+		{"shard@" + r.tail, 1, outNode(r.head)},
+		{"shard@" + r.head, 1, outNode(r.head)},
+		{"nodeagent@" + r.whole, 4, silentNode(r.whole)},
+		{"xds", 4, silentControl},
+		{"extproc", 4, silentPicker},
 	}
 	for _, f := range faults {
 		t.Run(f.victim, func(t *testing.T) { kill(t, m, f) })
@@ -68,12 +71,28 @@ func silentNode(name string) func(*mesh, *story) error {
 	}
 }
 
-// silentControl expects that xds could not be asked for a while.
+// silentControl expects that xds could not be asked for a while, that `millrace
+// status` then asked the engines, and that Envoy kept both of them all the time.
 func silentControl(_ *mesh, st *story) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.breaks == 0 {
+	switch {
+	case st.breaks == 0:
 		return errors.New("xds was there all the time")
+	case !st.sources["engines"]:
+		return fmt.Errorf("`millrace status` asked %v", st.sources)
+	case st.fewest < 2:
+		return fmt.Errorf("Envoy had only %d engines meanwhile", st.fewest)
+	}
+	return nil
+}
+
+// silentPicker expects that `millrace status` showed extproc down.
+func silentPicker(_ *mesh, st *story) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.down["extproc"] {
+		return fmt.Errorf("`millrace status` showed only %v down", st.down)
 	}
 	return nil
 }
@@ -84,12 +103,15 @@ func kill(t *testing.T, m *mesh, f fault) {
 	l := m.startLoad(t, loadClients)
 	l.more(t, 2*loadClients)
 	st := m.record(t)
-	before := m.process(t, f.victim)
-	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
-		t.Fatalf("kill %s (pid %d): %v", f.victim, before.PID, err)
-	}
+	st.look(t, m)
 	struck := time.Now()
-	waitFor(t, backLimit, "the part is started again", func() error { return restarted(m, before) })
+	for range f.times {
+		before := m.process(t, f.victim)
+		if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+			t.Fatalf("kill %s (pid %d): %v", f.victim, before.PID, err)
+		}
+		waitFor(t, backLimit, "the part is started again", func() error { return restarted(m, before) })
+	}
 	waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
 	back := time.Since(struck)
 	l.more(t, 2*loadClients)
@@ -126,15 +148,37 @@ func TestStop(t *testing.T) {
 	m := shared(t)
 	r := m.replicas(t)
 	faults := []fault{
-		{"engine@" + r.whole, outNode(r.whole)},
-		{"engine@" + r.head, outNode(r.head)},
-		{"backend@" + r.whole, outNode(r.whole)},
-		{"backend@" + r.head, outNode(r.head)},
-		{"shard@" + r.tail, outNode(r.head)},
-		{"extproc", outPicker},
+		{"engine@" + r.whole, 1, unused(r.whole)},
+		{"engine@" + r.head, 1, unused(r.head)},
+		{"backend@" + r.whole, 1, unused(r.whole)},
+		{"backend@" + r.head, 1, unused(r.head)},
+		{"shard@" + r.tail, 1, unused(r.head)},
+		{"extproc", 1, outPicker},
 	}
 	for _, f := range faults {
 		t.Run(f.victim, func(t *testing.T) { stop(t, m, f) })
+	}
+}
+
+// unused expects that a node is known to be out and gets no new requests. Envoy
+// keeps it, as unhealthy, until what is stuck there has been reset.
+func unused(name string) func(*mesh, *story) error {
+	return func(m *mesh, st *story) error {
+		if !st.saw(func(s sight) bool { return s.node == name && s.state != fleetpb.EndpointState_READY && s.reason != "" }) {
+			return fmt.Errorf("xds has %s in use", name)
+		}
+		s, err := m.read()
+		if err != nil {
+			return err
+		}
+		engines, err := m.hosts("engines/")
+		if err != nil {
+			return err
+		}
+		if h := engines[s.find("engine@" + name).Addrs["http"]]; h.healthy {
+			return fmt.Errorf("Envoy has %s in use", name)
+		}
+		return nil
 	}
 }
 

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -132,12 +134,81 @@ type story struct {
 	last   map[string]sight // by node
 	sights []sight          // changes only
 	breaks int              // times that xds could not be asked
+	// What look saw: who told `millrace status` of the nodes, which processes it
+	// showed down, and how few engines Envoy had.
+	sources map[string]bool
+	down    map[string]bool
+	fewest  int
+}
+
+// status is what `millrace status -json` prints, as far as it is needed.
+type status struct {
+	Source string `json:"source"`
+	Nodes  []struct {
+		Node   string  `json:"node"`
+		State  string  `json:"state"`
+		Reason string  `json:"reason"`
+		Weight *uint32 `json:"weight"`
+	} `json:"nodes"`
+	Processes []process `json:"processes"`
+}
+
+// lookEvery is how often look asks: each time a process is started.
+const lookEvery = 250 * time.Millisecond
+
+// look asks `millrace status` and Envoy again and again until the test ends.
+func (st *story) look(t *testing.T, m *mesh) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(lookEvery)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			if err := st.lookOnce(ctx, m); err != nil && ctx.Err() == nil {
+				t.Error(err)
+				return
+			}
+			<-tick.C
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+}
+
+func (st *story) lookOnce(ctx context.Context, m *mesh) error {
+	got, err := command(ctx, nil, "", "status", "-json", "-dir", m.dir)
+	if err != nil {
+		return err
+	}
+	var s status
+	if err := json.Unmarshal([]byte(got.stdout), &s); err != nil {
+		return fmt.Errorf("status -json: exit code %d, %w: %s%s", got.code, err, got.stdout, got.stderr)
+	}
+	engines, err := m.hosts("engines/")
+	if err != nil {
+		return err
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.sources[s.Source] = true
+	st.fewest = min(st.fewest, len(engines))
+	for _, p := range s.Processes {
+		if p.PID == 0 {
+			st.down[p.Name] = true
+		}
+	}
+	return nil
 }
 
 // record follows the fleet until the test ends.
 func (m *mesh) record(t *testing.T) *story {
 	t.Helper()
-	st := &story{begin: time.Now(), last: map[string]sight{}}
+	st := &story{
+		begin: time.Now(), last: map[string]sight{}, sources: map[string]bool{}, down: map[string]bool{}, fewest: math.MaxInt,
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	first := make(chan struct{})
 	done := make(chan struct{})
@@ -210,6 +281,6 @@ func (st *story) String() string {
 	for _, s := range st.sights {
 		fmt.Fprintln(&b, s)
 	}
-	fmt.Fprintf(&b, "xds could not be asked %d times\n", st.breaks)
+	fmt.Fprintf(&b, "xds could not be asked %d times; status asked %v and showed %v down\n", st.breaks, st.sources, st.down)
 	return b.String()
 }

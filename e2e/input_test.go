@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -19,8 +21,10 @@ type badInput struct {
 	path   string
 	body   []byte
 	header []string // replaces content-type: application/json
-	status int
-	code   string // of the error; "" for any
+	// unsized sends the body without saying how long it is.
+	unsized bool
+	status  int
+	code    string // of the error; "" for any
 }
 
 const chatPath = "/v1/chat/completions"
@@ -40,10 +44,11 @@ func badInputs() []badInput {
 		{name: "empty body", path: chatPath, body: nil, status: 400},
 		{name: "deep nesting", path: chatPath, body: bytes.Repeat([]byte("["), 1<<20), status: 400},
 		{name: "missing model", path: chatPath, body: []byte(`{"messages":[{"role":"user","content":"hi"}]}`), status: 400},
-		{name: "unknown model", path: chatPath, body: []byte(`{"model":"nope","messages":[]}`), status: 404, code: "model_not_found"},
+		{name: "unknown model", path: chatPath, body: []byte(`{"model":"nope","messages":[{"role":"user","content":"hi"}]}`), status: 404, code: "model_not_found"},
 		{name: "unknown path", path: "/v1/nothing", body: valid, status: 404},
 		{name: "messages of a wrong type", path: chatPath, body: []byte(`{"model":"smollm2","messages":7}`), status: 400},
 		{name: "20 MiB body", path: chatPath, body: huge, status: 413},
+		{name: "20 MiB body of unknown length", path: chatPath, body: huge, unsized: true, status: 413},
 		{name: "wrong content type", path: chatPath, body: valid, header: []string{"content-type", "text/plain"}, status: 415},
 		{name: "one header of 200 KiB", path: chatPath, body: valid, header: []string{"content-type", "application/json", "x-bomb", strings.Repeat("a", 200<<10)}, status: 431},
 		{name: "300 headers", path: chatPath, body: valid, header: append(many, "content-type", "application/json"), status: 431},
@@ -65,7 +70,11 @@ func (m *mesh) refused(t *testing.T, tt badInput) {
 	if header == nil {
 		header = []string{"content-type", "application/json"}
 	}
-	a, err := send(t.Context(), m.url(t, tt.path), tt.body, header...)
+	var body io.Reader = bytes.NewReader(tt.body)
+	if tt.unsized {
+		body = io.MultiReader(body)
+	}
+	a, err := send(t.Context(), m.url(t, tt.path), body, header...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +240,7 @@ func (m *mesh) torment(t *testing.T, n int) {
 			if tt.status == http.StatusRequestEntityTooLarge {
 				continue // 20 MiB each: once was enough
 			}
-			if _, err := send(t.Context(), m.url(t, tt.path), tt.body, append([]string{"content-type", "application/json"}, tt.header...)...); err != nil {
+			if _, err := send(t.Context(), m.url(t, tt.path), bytes.NewReader(tt.body), append([]string{"content-type", "application/json"}, tt.header...)...); err != nil {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
 		}
@@ -264,18 +273,45 @@ func (m *mesh) breakOff(t *testing.T) {
 // engine must be idle at once, not after 2,000 more tokens.
 func TestCancelledRequestStopsGenerating(t *testing.T) {
 	m := shared(t)
-	m.breakOff(t)
-	took := waitFor(t, 5*time.Second, "all engines are idle", func() error {
-		v, err := m.fleet(t.Context())
-		if err != nil {
-			return err
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	body := `{"model":"smollm2","stream":true,"max_tokens":2000,"ignore_eos":true,"messages":[{"role":"user","content":"Count to 1000."}]}`
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.url(t, chatPath), strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("content-type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := resp.Body.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, 5*time.Second, "an engine is seen running", func() error {
+		if n, err := m.inFlight(ctx); n != 1 {
+			return fmt.Errorf("%d requests in flight, want 1: %v", n, err)
 		}
-		for _, n := range v.GetNodes() {
-			if l := n.GetReport().GetEngine().GetLoad(); l.GetRunning()+l.GetWaiting() > 0 {
-				return fmt.Errorf("%s: %v", n.GetNode(), l)
-			}
+		return nil
+	})
+	cancel()
+	took := waitFor(t, 5*time.Second, "all engines are idle", func() error {
+		if n, err := m.inFlight(t.Context()); n != 0 || err != nil {
+			return fmt.Errorf("%d requests in flight: %v", n, err)
 		}
 		return nil
 	})
 	t.Logf("idle %.1f s after the client left", took.Seconds())
+}
+
+// inFlight returns how many requests the engines have.
+func (m *mesh) inFlight(ctx context.Context) (uint32, error) {
+	v, err := m.fleet(ctx)
+	var n uint32
+	for _, node := range v.GetNodes() {
+		l := node.GetReport().GetEngine().GetLoad()
+		n += l.GetRunning() + l.GetWaiting()
+	}
+	return n, err
 }

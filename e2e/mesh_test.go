@@ -250,11 +250,20 @@ func millrace(t *testing.T, stdin string, args ...string) result {
 // runWith runs the command with changed environment variables.
 func runWith(t *testing.T, env []string, stdin string, args ...string) result {
 	t.Helper()
-	path, err := program("millrace")
+	got, err := command(t.Context(), env, stdin, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+	return got
+}
+
+// command runs the millrace command; an exit code is no error here.
+func command(ctx context.Context, env []string, stdin string, args ...string) (result, error) {
+	path, err := program("millrace")
+	if err != nil {
+		return result{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = root
@@ -264,11 +273,10 @@ func runWith(t *testing.T, env []string, stdin string, args ...string) result {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err = cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("millrace %s: %v", strings.Join(args, " "), err)
+	if exit := (&exec.ExitError{}); err != nil && !errors.As(err, &exit) {
+		return result{}, fmt.Errorf("millrace %s: %w", strings.Join(args, " "), err)
 	}
-	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}, ctx.Err()
 }
 
 // url returns the address of a path behind Envoy.

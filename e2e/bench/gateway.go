@@ -220,7 +220,9 @@ const fakeAnswer = `{"id":"chatcmpl-1","object":"chat.completion","created":1,"m
 
 // fakeEngines serves n engines' APIs from this process: they answer at once.
 func fakeEngines(n int) (addrs []string, stop func(), err error) {
-	srv := &http.Server{Handler: http.HandlerFunc(answerAtOnce)}
+	srv := &http.Server{Handler: http.HandlerFunc(answerAtOnce), Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true) // as engines do
 	for range n {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
