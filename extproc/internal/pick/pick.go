@@ -95,7 +95,7 @@ type Choice struct {
 	// Reason is why List[0] comes first.
 	Reason Reason
 	// List is the candidates in the order in which Envoy is to try them: no
-	// endpoint twice, other nodes before nodes already named.
+	// endpoint twice, other zones and nodes before those already named.
 	List []Candidate
 
 	found [MaxCandidates]Candidate
@@ -224,14 +224,14 @@ func (c *Choice) reason(q *Query, tier int, first *Candidate) {
 	}
 }
 
-// order lists first and then the others by cost, those that share no node with
-// one already listed before the rest.
+// order lists first and then the others by cost: those of other zones before
+// those of other nodes before the rest.
 func (c *Choice) order(first Candidate, n, most int) {
 	c.list[0] = first
 	c.List = c.list[:1]
-	for _, apart := range [2]bool{true, false} {
+	for _, near := range [...]func(a, b *Endpoint) bool{sameZone, sameNode, nowhere} {
 		for i := 0; i < n && len(c.List) < most; i++ {
-			if e := c.found[i].Endpoint; !c.listed(e) && (!apart || !c.shares(e)) {
+			if e := c.found[i].Endpoint; !c.listed(e) && !c.near(e, near) {
 				c.List = append(c.List, c.found[i])
 			}
 		}
@@ -242,17 +242,22 @@ func (c *Choice) listed(e *Endpoint) bool {
 	return slices.ContainsFunc(c.List, func(l Candidate) bool { return l.Endpoint == e })
 }
 
-// shares tells whether e has a node in common with a listed endpoint.
-func (c *Choice) shares(e *Endpoint) bool {
-	for i := range c.List {
-		for _, node := range c.List[i].Nodes {
-			if slices.Contains(e.Nodes, node) {
-				return true
-			}
-		}
-	}
-	return false
+// near tells whether e is near a listed endpoint.
+func (c *Choice) near(e *Endpoint, near func(a, b *Endpoint) bool) bool {
+	return slices.ContainsFunc(c.List, func(l Candidate) bool { return near(l.Endpoint, e) })
 }
+
+// sameNode tells whether a node holds parts of both.
+func sameNode(a, b *Endpoint) bool {
+	return slices.ContainsFunc(a.Nodes, func(node string) bool { return slices.Contains(b.Nodes, node) })
+}
+
+// sameZone tells whether both may fail together.
+func sameZone(a, b *Endpoint) bool {
+	return a.Zone != "" && a.Zone == b.Zone || sameNode(a, b)
+}
+
+func nowhere(_, _ *Endpoint) bool { return false }
 
 // price predicts the request at the endpoint.
 func (e *Endpoint) price(q *Query, reuse float64, now int64) Candidate {

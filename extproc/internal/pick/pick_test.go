@@ -37,6 +37,8 @@ func in(s State) func(*Endpoint) { return func(e *Endpoint) { e.State = s } }
 
 func on(nodes ...string) func(*Endpoint) { return func(e *Endpoint) { e.Nodes = nodes } }
 
+func zone(z string) func(*Endpoint) { return func(e *Endpoint) { e.Zone = z } }
+
 func busy(requests int, tokens int) func(*Endpoint) {
 	return func(e *Endpoint) {
 		for range requests {
@@ -115,6 +117,11 @@ func TestPick(t *testing.T) {
 		{
 			name: "alternatives on other nodes first",
 			es:   []*Endpoint{endpoint(0, on("a", "b")), endpoint(1, slow(1.5), on("b", "c")), endpoint(2, slow(2), on("d"))},
+			most: 3, want: []int{0, 2, 1}, reason: Fresh,
+		},
+		{
+			name: "and in other zones before that",
+			es:   []*Endpoint{endpoint(0, zone("x")), endpoint(1, slow(1.5), zone("x")), endpoint(2, slow(2), zone("y"))},
 			most: 3, want: []int{0, 2, 1}, reason: Fresh,
 		},
 	}
