@@ -202,8 +202,8 @@ type gateway struct {
 }
 
 // newGateway starts xds, Envoy and three nodes: node-a and node-b share a replica
-// worth 100 tokens/s, node-c has one worth 50.
-func newGateway(t *testing.T, extproc string) *gateway {
+// worth 100 tokens/s, node-c has one worth 50. more are further flags of xds.
+func newGateway(t *testing.T, extproc string, more ...string) *gateway {
 	t.Helper()
 	ports, err := proc.FreePorts(4)
 	if err != nil {
@@ -215,8 +215,8 @@ func newGateway(t *testing.T, extproc string) *gateway {
 	if err := os.WriteFile(config, []byte(gatewayConfig), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	g.xdsArgs = []string{"-listen", g.xdsAddr, "-metrics", g.metrics, "-gateway", g.listen, "-config", config,
-		"-access-log", filepath.Join(g.dir, "access.log"), "-extproc", extproc}
+	g.xdsArgs = append([]string{"-listen", g.xdsAddr, "-metrics", g.metrics, "-gateway", g.listen, "-config", config,
+		"-access-log", filepath.Join(g.dir, "access.log"), "-extproc", extproc}, more...)
 	g.startXDS(t)
 	g.startEnvoy(t)
 	for name, capacity := range map[string]float64{"node-a": 100, "node-b": 0, "node-c": 50} {

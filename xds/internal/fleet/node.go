@@ -21,8 +21,8 @@ const (
 	// while the head of its replica, which watches the node's engine, is well.
 	vouchedFreshness = 0.125
 	// muteFor is how long the address of an engine that hangs stays in EDS as
-	// unhealthy, so that Envoy's own health check finds out and resets the
-	// requests that are stuck there into retries on other hosts.
+	// unhealthy: long enough for Envoy to find out by itself, by its connections'
+	// pings, and to turn the requests that are stuck there into retries elsewhere.
 	muteFor = 3 * time.Second
 	// lostAfter is how long a node may be away before what it had is laid out
 	// elsewhere.

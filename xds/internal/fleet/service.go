@@ -22,8 +22,10 @@ const (
 	// tick is how often the fleet looks at its clock.
 	tick = 100 * time.Millisecond
 	// decideEvery bounds how often the fleet is thought through: reports that
-	// come faster share one snapshot.
+	// come faster share one snapshot. A fleet so large that a thought takes long
+	// is thought through so seldom that it costs a tenth of a core.
 	decideEvery = 10 * time.Millisecond
+	decideShare = 10
 	// maxNodes bounds the streams; one more is refused.
 	maxNodes = 10_000
 	// viewEvery and viewLatest bound how often a watcher gets a view.
@@ -97,7 +99,7 @@ func (s *Service) Run(ctx context.Context, f *Fleet) error {
 	defer clock.Stop()
 	due := time.NewTimer(0)
 	defer due.Stop()
-	last, waiting := time.Time{}, true
+	last, pause, waiting := time.Time{}, decideEvery, true
 	for {
 		select {
 		case <-ctx.Done():
@@ -106,16 +108,17 @@ func (s *Service) Run(ctx context.Context, f *Fleet) error {
 			f.Step(time.Now(), ev)
 			if !waiting {
 				waiting = true
-				due.Reset(decideEvery - time.Since(last))
+				due.Reset(pause - time.Since(last))
 			}
 		case <-clock.C:
 			if !waiting {
 				waiting = true
-				due.Reset(0)
+				due.Reset(pause - time.Since(last))
 			}
 		case <-due.C:
 			last, waiting = time.Now(), false
 			s.publish(f.Decide(last))
+			pause = max(decideEvery, decideShare*time.Since(last))
 		}
 	}
 }
