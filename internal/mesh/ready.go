@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -22,14 +23,14 @@ const (
 	// probesPerReplica is how many requests at a time go through Envoy for each
 	// replica, so that the picker has a reason to use them all.
 	probesPerReplica = 2
-	// tellAgain is how often an unchanged wait is shown.
+	// tellAgain is how often the same wait is shown.
 	tellAgain = 10 * time.Second
 )
 
 // awaitReady returns nil once every replica is ready at xds, has generated a
 // token, and Envoy has passed an answer on.
 func (m *mesh) awaitReady(ctx context.Context) error {
-	w := waiting{show: m.show, began: time.Now()}
+	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), told: map[string]time.Time{}}
 	for {
 		view := m.view.Load()
 		texts := missing(view, m.replicas)
@@ -59,21 +60,28 @@ func conditions(v *fleetpb.FleetView) []string {
 	return texts
 }
 
-// waiting tells what is waited for, on change and now and then.
+// waiting tells what is waited for: on change and now and then, but not again
+// and again what comes and goes.
 type waiting struct {
 	show  *console
+	logs  string // folder, named when the wait gets long
 	began time.Time
-	told  time.Time
-	text  string
+	last  time.Time            // when anything was told
+	told  map[string]time.Time // by text; dropped when it may be told again
 }
 
 func (w *waiting) tell(texts []string) {
-	text, since := strings.Join(texts, "; "), time.Since(w.told)
-	if since < time.Second || (text == w.text && since < tellAgain) {
+	now, text := time.Now(), strings.Join(texts, "; ")
+	maps.DeleteFunc(w.told, func(_ string, at time.Time) bool { return now.Sub(at) > tellAgain })
+	if _, known := w.told[text]; known || now.Sub(w.last) < time.Second {
 		return
 	}
-	w.text, w.told = text, time.Now()
-	w.show.progress("%s: waiting for %s", short(time.Since(w.began)), text)
+	w.last, w.told[text] = now, now
+	waited := now.Sub(w.began)
+	if waited > tellAgain {
+		text += "; logs: " + w.logs
+	}
+	w.show.progress("%s: waiting for %s", short(waited), text)
 }
 
 // probe gets one token from every replica: through Envoy where the picker's

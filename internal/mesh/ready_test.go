@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -95,14 +97,18 @@ func TestDrainWaitsForRequestsInFlight(t *testing.T) {
 }
 
 func TestWaitingIsToldOnChange(t *testing.T) {
-	var b bytes.Buffer
-	w := waiting{show: &console{err: &b}}
-	for range 3 {
-		w.tell([]string{"xds"})
-	}
-	if got := strings.Count(b.String(), "waiting for xds"); got != 1 {
-		t.Errorf("told %d times:\n%s", got, b.String())
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var b bytes.Buffer
+		w := waiting{show: &console{err: &b}, logs: "/m/logs", began: time.Now(), told: map[string]time.Time{}}
+		for i := range 60 { // 12 s of a part that comes and goes
+			w.tell([]string{[]string{"a", "b"}[i/5%2]})
+			time.Sleep(200 * time.Millisecond)
+		}
+		want := "0s: waiting for a\n1s: waiting for b\n10.2s: waiting for a; logs: /m/logs\n11.2s: waiting for b; logs: /m/logs\n"
+		if got := strings.ReplaceAll(b.String(), "millrace: ", ""); got != want {
+			t.Errorf("told\n%swant\n%s", got, want)
+		}
+	})
 }
 
 func TestConditionsLeaveOutWhatMissingSays(t *testing.T) {
