@@ -89,7 +89,7 @@ func (w *waiting) tell(texts []string) {
 func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
 	seen, err := m.throughEnvoy(ctx)
 	if err != nil {
-		return fmt.Errorf("Envoy at %s to answer: %w", m.plan.Listen, err)
+		return fmt.Errorf("an answer through Envoy at %s: %w", m.plan.Listen, err)
 	}
 	for _, r := range m.replicas {
 		if seen[r.name] {
