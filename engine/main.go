@@ -156,8 +156,12 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if o.version || o.check {
+	switch {
+	case o.version:
 		fmt.Fprintln(stderr, "engine", version())
+		return nil
+	case o.check:
+		fmt.Fprintln(stderr, "engine: flags and parts are in order")
 		return nil
 	}
 	log := obs.Logger(stderr, "engine").With("node", o.node)
@@ -190,7 +194,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Snapshot: supervisor.Snapshot})
 	handler := api.New(api.Config{
 		Node: o.node, Backend: o.programs.BackendAddress, Transport: transport, Serving: supervisor.Serving,
-		Gate: gate, Meter: meter, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"), Log: log,
+		Gate: gate, Meter: meter, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
 	})
 	server := status.New(status.Config{
 		Node: o.node, HTTP: o.http, GRPC: o.grpc, Backend: o.programs.BackendAddress, Shard: o.programs.ShardAddress,
@@ -264,7 +268,7 @@ type launcher struct {
 }
 
 // probeTokens is enough to measure and little to wait for.
-const probeTokens = 4
+const probeTokens = 8
 
 // Prove has the replica generate a few tokens.
 func (l launcher) Prove(ctx context.Context) error {
@@ -284,9 +288,14 @@ func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, ga
 	defer tick.Stop()
 	var epoch uint64
 	var asked time.Time
+	var measured *enginepb.Assignment // what the speeds were measured on
 	for {
 		snap, changed := s.Snapshot()
 		b := snap.Assignment.GetBackend()
+		if a := snap.Assignment; a.GetReplica() != measured.GetReplica() || len(a.GetStages()) != len(measured.GetStages()) {
+			m.Forget()
+		}
+		measured = snap.Assignment
 		gate.Resize(int(b.GetSlots()), int(b.GetQueue()))
 		if snap.Epoch != epoch {
 			epoch = snap.Epoch

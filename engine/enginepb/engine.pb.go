@@ -675,7 +675,10 @@ type Process struct {
 	Restarts uint32                 `protobuf:"varint,4,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	Since    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
 	// Resident memory, in bytes.
-	RssBytes      uint64 `protobuf:"varint,6,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
+	RssBytes uint64 `protobuf:"varint,6,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
+	// CPU time used, user and system. A head tells by it a peer's shard that
+	// computes for long from one that is stuck.
+	Cpu           *durationpb.Duration `protobuf:"bytes,7,opt,name=cpu,proto3" json:"cpu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -750,6 +753,13 @@ func (x *Process) GetRssBytes() uint64 {
 		return x.RssBytes
 	}
 	return 0
+}
+
+func (x *Process) GetCpu() *durationpb.Duration {
+	if x != nil {
+		return x.Cpu
+	}
+	return nil
 }
 
 // Load is what the engine has to do now.
@@ -1032,14 +1042,15 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\tprocesses\x18\v \x03(\v2!.millrace.engine.v1alpha1.ProcessB\b\xfaB\x05\x92\x01\x02\x10\x10R\tprocesses\x122\n" +
 	"\x04load\x18\f \x01(\v2\x1e.millrace.engine.v1alpha1.LoadR\x04load\x125\n" +
 	"\x05speed\x18\r \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x128\n" +
-	"\x06totals\x18\x0e \x01(\v2 .millrace.engine.v1alpha1.TotalsR\x06totals\"\xd5\x01\n" +
+	"\x06totals\x18\x0e \x01(\v2 .millrace.engine.v1alpha1.TotalsR\x06totals\"\x82\x02\n" +
 	"\aProcess\x12)\n" +
 	"\x04role\x18\x01 \x01(\tB\x15\xfaB\x12r\x10R\abackendR\x05shardR\x04role\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\"\n" +
 	"\aaddress\x18\x03 \x01(\tB\b\xfaB\x05r\x03\x18\x84\x02R\aaddress\x12\x1a\n" +
 	"\brestarts\x18\x04 \x01(\rR\brestarts\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
-	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\"\xc8\x01\n" +
+	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\x12+\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xc8\x01\n" +
 	"\x04Load\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x14\n" +
@@ -1111,15 +1122,16 @@ var file_engine_enginepb_engine_proto_depIdxs = []int32{
 	10, // 9: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
 	11, // 10: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
 	13, // 11: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
-	2,  // 12: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
-	3,  // 13: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
-	7,  // 14: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
-	6,  // 15: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
-	14, // [14:16] is the sub-list for method output_type
-	12, // [12:14] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	12, // 12: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
+	2,  // 13: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
+	3,  // 14: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
+	7,  // 15: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
+	6,  // 16: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
+	15, // [15:17] is the sub-list for method output_type
+	13, // [13:15] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_engine_enginepb_engine_proto_init() }

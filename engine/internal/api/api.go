@@ -8,7 +8,6 @@
 package api
 
 import (
-	"log/slog"
 	"net/http"
 	"time"
 
@@ -32,7 +31,6 @@ type Config struct {
 	Meter   *meter.Meter
 	Metrics *Metrics
 	Tracer  trace.Tracer
-	Log     *slog.Logger
 }
 
 // Server answers the API.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -63,8 +62,8 @@ func newRig(t *testing.T, backend http.HandlerFunc) *rig {
 	}
 	s := New(Config{
 		Node: "node-a", Backend: b.Listener.Addr().String(), Transport: http.DefaultTransport.(*http.Transport).Clone(), Gate: g.gate, Meter: g.meter,
-		Metrics: NewMetrics(g.metrics, Sources{Gate: g.gate, Meter: g.meter, Snapshot: snapshot}), Log: slog.New(slog.DiscardHandler),
-		Tracer: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(g.spans)).Tracer("test"),
+		Metrics: NewMetrics(g.metrics, Sources{Gate: g.gate, Meter: g.meter, Snapshot: snapshot}),
+		Tracer:  sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(g.spans)).Tracer("test"),
 		Serving: func() (*supervise.Serving, string) {
 			if v := g.serving.Load(); v != nil {
 				return v, ""

@@ -35,6 +35,8 @@ func ParseError(status int, body []byte) Error {
 	// An input of embeddings must fit one batch; the backend calls it its own fault.
 	case strings.Contains(e.Message, "too large to process"):
 		e.Status, e.Code = http.StatusBadRequest, "context_length_exceeded"
+	case strings.Contains(e.Message, "not supported"):
+		e.Status, e.Code = http.StatusBadRequest, "not_supported"
 	case status >= http.StatusInternalServerError:
 		e.Type, e.Code = "server_error", "backend_error"
 	}

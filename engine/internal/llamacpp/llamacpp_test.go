@@ -21,13 +21,18 @@ import (
 
 func TestParseUsage(t *testing.T) {
 	const timings = `"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":96.5,"predicted_n":48,"predicted_ms":670.25}`
-	timed := Usage{Prompt: 39, Cached: 24, Completion: 48, Prefill: 96500 * time.Microsecond, Decode: 670250 * time.Microsecond}
+	timed := Usage{Prompt: 39, Cached: 24, Completion: 48, Prefill: 96500 * time.Microsecond, Decode: 670250 * time.Microsecond, prefilled: 15, decoded: 48}
 	tests := []struct {
 		name, text string
 		want       Usage
 		ok         bool
 	}{
-		{name: "chat completion", text: `{"choices":[],"usage":{"completion_tokens":1},` + timings + `}`, want: timed, ok: true},
+		{name: "chat completion", text: `{"choices":[],"usage":{"prompt_tokens":39,"completion_tokens":48,"prompt_tokens_details":{"cached_tokens":24}},` + timings + `}`, want: timed, ok: true},
+		{
+			name: "two choices, of which the timings know one",
+			text: `{"usage":{"prompt_tokens":39,"completion_tokens":96,"prompt_tokens_details":{"cached_tokens":24}},` + timings + `}`,
+			want: Usage{Prompt: 39, Cached: 24, Completion: 96, Prefill: timed.Prefill, Decode: timed.Decode, prefilled: 15, decoded: 48}, ok: true,
+		},
 		{name: "stream", text: "data: {\"delta\":{}," + timings + "}\n\ndata: [DONE]\n\n", want: timed, ok: true},
 		{
 			name: "responses without timings",
@@ -79,6 +84,11 @@ func TestParseError(t *testing.T) {
 			name: "input of embeddings over the batch is not the server's fault", status: 500,
 			body: `{"error":{"code":500,"message":"input (1401 tokens) is too large to process. increase …","type":"server_error"}}`,
 			want: Error{400, "input (1401 tokens) is too large to process. increase …", "invalid_request_error", "context_length_exceeded"},
+		},
+		{
+			name: "what the model can't do is not the server's fault", status: 500,
+			body: `{"error":{"code":500,"message":"image input is not supported - hint: …","type":"server_error"}}`,
+			want: Error{400, "image input is not supported - hint: …", "invalid_request_error", "not_supported"},
 		},
 		{
 			name: "bad parameter", status: 400, body: `{"error":{"message":"no","type":"invalid_request_error"}}`,
@@ -201,7 +211,7 @@ func TestRunnerAsksTheBackend(t *testing.T) {
 	mux.HandleFunc("GET /slots", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `[{"id":0},{"id":1,"n_prompt_tokens":30},{"id":2,"n_prompt_tokens":12}]`)
 	})
-	reply := `{"content":"a","timings":{"prompt_n":10,"prompt_ms":100,"predicted_n":4,"predicted_ms":50}}`
+	reply := `{"content":"a","timings":{"prompt_n":10,"prompt_ms":100,"predicted_n":8,"predicted_ms":50}}`
 	mux.HandleFunc("POST /completion", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, reply) })
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
@@ -213,7 +223,7 @@ func TestRunnerAsksTheBackend(t *testing.T) {
 	if n, err := r.KVUsed(ctx); n != 42 || err != nil {
 		t.Errorf("KVUsed() = %d, %v", n, err)
 	}
-	if s, err := r.Probe(ctx, 4); s != (Speed{Prefill: 100, Decode: 80}) || err != nil {
+	if s, err := r.Probe(ctx, 4); s != (Speed{Prefill: 100, Decode: 160}) || err != nil {
 		t.Errorf("Probe() = %v, %v", s, err)
 	}
 	reply = `{"content":"","timings":{}}`

@@ -14,16 +14,23 @@ type Usage struct {
 	// Prefill is the time for the prompt tokens that were not cached, Decode the
 	// time for the generated ones; 0: not said.
 	Prefill, Decode time.Duration
+
+	// What the times were taken for: of several choices, only the last one.
+	prefilled, decoded uint64
 }
+
+// minTokens is how many tokens a speed must be measured on: with fewer it says
+// more of overhead.
+const minTokens = 8
 
 // Speed returns the rates of one sequence, as far as they can be told from it.
 func (u Usage) Speed() Speed {
 	var s Speed
-	if n := u.Prompt - u.Cached; u.Prefill > 0 && u.Prompt > u.Cached {
-		s.Prefill = float64(n) / u.Prefill.Seconds()
+	if u.Prefill > 0 && u.prefilled >= minTokens {
+		s.Prefill = float64(u.prefilled) / u.Prefill.Seconds()
 	}
-	if u.Decode > 0 {
-		s.Decode = float64(u.Completion) / u.Decode.Seconds()
+	if u.Decode > 0 && u.decoded >= minTokens {
+		s.Decode = float64(u.decoded) / u.Decode.Seconds()
 	}
 	return s
 }
@@ -63,21 +70,22 @@ var (
 // bytes. A quote inside generated text is escaped in JSON, so that text can't be
 // taken for one of the keys.
 func ParseUsage(b []byte) (Usage, bool) {
+	var v Usage
 	var t timings
-	if lastObject(b, timingsKey, &t) {
-		return Usage{
-			Prompt: t.Cached + t.Prompt, Cached: t.Cached, Completion: t.Predicted,
+	timed := lastObject(b, timingsKey, &t)
+	if timed {
+		v = Usage{
+			Prompt: t.Cached + t.Prompt, Cached: t.Cached, Completion: t.Predicted, prefilled: t.Prompt, decoded: t.Predicted,
 			Prefill: milliseconds(t.PromptMS), Decode: milliseconds(t.PredictedMS),
-		}, true
+		}
 	}
 	var u usage
 	if !lastObject(b, usageKey, &u) {
-		return Usage{}, false
+		return v, timed
 	}
-	return Usage{
-		Prompt: max(u.Prompt, u.Input), Completion: max(u.Completion, u.Output),
-		Cached: max(u.Details.Cached, u.InDetails.Cached),
-	}, true
+	v.Prompt, v.Completion = max(u.Prompt, u.Input), max(u.Completion, u.Output)
+	v.Cached = max(u.Details.Cached, u.InDetails.Cached)
+	return v, true
 }
 
 // lastObject decodes the object behind the last occurrence of key, which ends

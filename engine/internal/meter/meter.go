@@ -29,9 +29,6 @@ type Meter struct {
 	recent rate
 }
 
-// Measures of less than minTokens say more of overhead than of speed.
-const minTokens = 8
-
 // Weights of a new measurement in the moving averages.
 const (
 	speedWeight  = 0.2
@@ -61,12 +58,8 @@ func (m *Meter) Add(u llamacpp.Usage, now time.Time) {
 	m.totals.Generated += u.Completion
 	m.recent.add(now)
 	s := u.Speed()
-	if u.Prompt >= u.Cached+minTokens {
-		m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
-	}
-	if u.Completion >= minTokens {
-		m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
-	}
+	m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
+	m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
 	if u.Completion > 0 {
 		m.length = blend(m.length, float64(u.Completion), lengthWeight)
 	}

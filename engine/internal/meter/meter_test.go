@@ -7,6 +7,15 @@ import (
 	"millrace.dev/millrace/engine/internal/llamacpp"
 )
 
+func usage(t *testing.T, text string) llamacpp.Usage {
+	t.Helper()
+	u, ok := llamacpp.ParseUsage([]byte(text))
+	if !ok {
+		t.Fatal(text)
+	}
+	return u
+}
+
 func TestMeter(t *testing.T) {
 	var m Meter
 	now := time.Unix(1000, 0)
@@ -14,11 +23,11 @@ func TestMeter(t *testing.T) {
 		t.Error("something is known before anything was seen")
 	}
 	m.Calibrate(llamacpp.Speed{Prefill: 50, Decode: 20})
-	m.Add(llamacpp.Usage{Prompt: 110, Cached: 10, Completion: 10, Prefill: time.Second, Decode: time.Second}, now)
+	m.Add(usage(t, `"timings":{"cache_n":10,"prompt_n":100,"prompt_ms":1000,"predicted_n":10,"predicted_ms":1000}`), now)
 	if s := m.Speed(); s.Prefill != 60 || s.Decode != 18 {
 		t.Errorf("speed %+v, want 60 and 18", s)
 	}
-	m.Add(llamacpp.Usage{Prompt: 11, Cached: 10, Completion: 1, Prefill: time.Hour, Decode: time.Hour}, now)
+	m.Add(usage(t, `"timings":{"cache_n":10,"prompt_n":1,"prompt_ms":1000000,"predicted_n":1,"predicted_ms":1000000}`), now)
 	if s := m.Speed(); s.Prefill != 60 || s.Decode != 18 {
 		t.Errorf("speed %+v after a request too small to measure", s)
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -142,7 +143,7 @@ func (s *Server) process(p supervise.Process) *enginepb.Process {
 	}
 	return &enginepb.Process{
 		Role: p.Role.String(), Pid: uint32(p.PID), Address: address, Restarts: p.Restarts,
-		Since: timestamppb.New(p.Since), RssBytes: p.RSS,
+		Since: timestamppb.New(p.Since), RssBytes: p.RSS, Cpu: durationpb.New(p.CPU),
 	}
 }
 

@@ -40,7 +40,8 @@ func start(t *testing.T) enginepb.EngineClient {
 	gate, m := &admit.Gate{}, &meter.Meter{}
 	gate.Resize(4, 4)
 	m.SetKV(7)
-	m.Add(llamacpp.Usage{Prompt: 20, Cached: 5, Completion: 10, Decode: time.Second}, time.Now())
+	m.Add(llamacpp.Usage{Prompt: 20, Cached: 5, Completion: 10}, time.Now())
+	m.Calibrate(llamacpp.Speed{Decode: 10})
 	s := supervise.New(supervise.Config{
 		Node: "node-a", Logs: t.TempDir(), Launcher: sleeper{}, Log: slog.New(slog.DiscardHandler),
 		Running: func() int { return 0 }, Served: m.Served,

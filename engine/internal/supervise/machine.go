@@ -52,6 +52,8 @@ type Peer struct {
 	Why string
 	// Epoch is the run of its shard.
 	Epoch uint64
+	// Idle is for how long its shard has used no CPU time.
+	Idle time.Duration
 }
 
 // World is everything outside that a decision depends on.
@@ -94,10 +96,10 @@ const (
 	killHung = 20 * time.Second
 	// killLoading is how long a process may start without using CPU.
 	killLoading = 30 * time.Second
-	// stallAfter is how long requests may run without a token from an idle backend.
+	// stallAfter is how long requests may run without a token from a replica none
+	// of whose processes has used the CPU for stallIdle.
 	stallAfter = 10 * time.Second
-	// stallIdle is how little the backend must have done lately to be called idle.
-	stallIdle = 2 * time.Second
+	stallIdle  = 2 * time.Second
 	// drainFor bounds how long running requests keep a drained backend alive.
 	drainFor = 10 * time.Second
 	// healthyAfter is how long a process must have run for its next death to count
@@ -434,9 +436,18 @@ func (m *Machine) token(w World) (enginepb.State, string) {
 	return enginepb.State_WARMING, "the first token is awaited"
 }
 
+// stalled reports whether requests wait for a replica that does nothing. A long
+// prompt keeps one of its shards busy, on a loaded machine for minutes.
 func (m *Machine) stalled(w World) bool {
 	quiet := min(w.Now.Sub(w.Served), w.Now.Sub(m.busy), w.Now.Sub(m.doubt))
-	return w.Running > 0 && quiet >= stallAfter && w.Parts[Backend].Idle >= stallIdle
+	idle := w.Parts[Backend].Idle
+	if sharded(m.have) {
+		idle = min(idle, w.Parts[Shard].Idle)
+	}
+	for _, p := range w.Peers {
+		idle = min(idle, p.Idle)
+	}
+	return w.Running > 0 && quiet >= stallAfter && idle >= stallIdle
 }
 
 // ask keeps one probe under way, and gives the backend up after a few.

@@ -251,10 +251,21 @@ func TestStalledBackendIsProbed(t *testing.T) {
 }
 
 func TestLongPrefillIsNoStall(t *testing.T) {
-	s := ready(t, assignment(1, 0, 1))
-	s.w.Running = 1
-	s.after(time.Second)
-	s.after(time.Minute).want(enginepb.State_READY, "")
+	busy := map[string]func(*sim){
+		"backend": func(s *sim) { s.w.Parts[Backend].Idle = 0 },
+		"shard":   func(s *sim) { s.w.Parts[Shard].Idle = 0 },
+		"peer":    func(s *sim) { s.w.Peers[0].Idle = 0 },
+	}
+	for who, work := range busy {
+		t.Run("in the "+who, func(t *testing.T) {
+			s := ready(t, assignment(1, 0, 2))
+			s.w.Running = 1
+			s.w.Parts[Backend].Idle, s.w.Parts[Shard].Idle, s.w.Peers[0].Idle = time.Minute, time.Minute, time.Minute
+			work(s)
+			s.after(time.Second)
+			s.after(time.Minute).want(enginepb.State_READY, "")
+		})
+	}
 }
 
 func TestBackendThatLoadsForEverIsKilled(t *testing.T) {

@@ -24,16 +24,17 @@ const (
 type peer struct {
 	stage   uint32
 	replica string
-	node    string
 	stop    context.CancelFunc
 	done    chan struct{}
 
 	// mu guards the fields below.
-	mu    sync.Mutex
-	last  *enginepb.Status // the newest one; nil: none yet
-	heard time.Time
-	epoch uint64 // of the last status of this stage of this replica
-	fault string // why the last status was refused; empty: it was not
+	mu     sync.Mutex
+	last   *enginepb.Status // the newest one; nil: none yet
+	heard  time.Time
+	epoch  uint64        // of the last status of this stage of this replica
+	fault  string        // why the last status was refused; empty: it was not
+	cpu    time.Duration // used by its processes
+	active time.Time     // when cpu last changed
 }
 
 // watch keeps a Watch stream open until ctx ends, and calls changed after each
@@ -91,6 +92,13 @@ func (p *peer) hear(s *enginepb.Status, now time.Time) bool {
 	defer p.mu.Unlock()
 	news := p.last == nil || p.last.GetState() != s.GetState() || p.last.GetEpoch() != s.GetEpoch() || now.Sub(p.heard) > peerSilent
 	p.last, p.heard, p.fault = s, now, ""
+	var cpu time.Duration
+	for _, c := range s.GetProcesses() {
+		cpu += c.GetCpu().AsDuration()
+	}
+	if cpu != p.cpu {
+		p.cpu, p.active = cpu, now
+	}
 	if p.oursLocked() {
 		p.epoch = s.GetEpoch()
 	}
@@ -109,11 +117,21 @@ func (p *peer) oursLocked() bool {
 	return a.GetReplica() == p.replica && a.GetStage() == p.stage
 }
 
+// forgive lets a peer speak again before it counts as silent, after a pause of
+// our own: what it said meanwhile may still be unread.
+func (p *peer) forgive(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if grace := now.Add(peerInterval - peerSilent); p.last != nil && p.heard.Before(grace) {
+		p.heard = grace
+	}
+}
+
 // view is what the machine sees of the peer.
 func (p *peer) view(now time.Time) Peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	v := Peer{Epoch: p.epoch}
+	v := Peer{Epoch: p.epoch, Idle: now.Sub(p.active)}
 	switch {
 	case p.fault != "":
 		v.Why = p.fault

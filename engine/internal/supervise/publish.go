@@ -35,7 +35,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 		}
 		p := Process{Role: Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
 		if c.up() {
-			p.PID, p.RSS = c.proc.PID(), c.rss
+			p.PID, p.RSS, p.CPU = c.proc.PID(), c.rss, c.cpu
 		}
 		if p.PID != 0 || key(p.Role, m.have) != "" {
 			next.Processes = append(next.Processes, p)

@@ -65,7 +65,8 @@ type Process struct {
 	PID      int // 0: down
 	Restarts uint32
 	Since    time.Time
-	RSS      uint64 // bytes
+	RSS      uint64        // bytes
+	CPU      time.Duration // used, user and system
 }
 
 // Snapshot is the truth of one moment. It is never changed once published.
@@ -105,7 +106,8 @@ type Supervisor struct {
 	peersOf     *enginepb.Assignment
 	tasks       sync.WaitGroup
 	trimmed     time.Time
-	draining    *Serving // its requests are being finished
+	looked      time.Time // when the world was last looked at
+	draining    *Serving  // its requests are being finished
 	servedEpoch uint64
 }
 
@@ -235,7 +237,12 @@ func (s *Supervisor) world(now time.Time) World {
 	for r := range s.children {
 		w.Parts[r] = s.children[r].part(now)
 	}
+	paused := now.Sub(s.looked) > peerSilent/2
+	s.looked = now
 	for _, p := range s.peers {
+		if paused {
+			p.forgive(now)
+		}
 		w.Peers = append(w.Peers, p.view(now))
 	}
 	return w
@@ -328,7 +335,7 @@ func (s *Supervisor) watchPeers(ctx context.Context, a *enginepb.Assignment) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		p := &peer{stage: uint32(i), replica: a.GetReplica(), node: stage.GetNode(), stop: cancel, done: make(chan struct{})}
+		p := &peer{stage: uint32(i), replica: a.GetReplica(), stop: cancel, done: make(chan struct{})}
 		s.peers = append(s.peers, p)
 		go p.watch(ctx, stage.GetEngineAddress(), s.Wake)
 	}

@@ -277,6 +277,13 @@ func TestSilentPeer(t *testing.T) {
 	if v := p.view(now.Add(peerSilent + 1)); v.Why != "silent" || v.Epoch != 7 {
 		t.Error(v)
 	}
+	p.forgive(now.Add(time.Hour))
+	if v := p.view(now.Add(time.Hour)); v.Why != "" {
+		t.Errorf("%v right after our own pause", v)
+	}
+	if v := p.view(now.Add(time.Hour + 2*peerInterval)); v.Why != "silent" {
+		t.Errorf("%v later", v)
+	}
 	p.hear(&enginepb.Status{State: enginepb.State_READY, Epoch: 9, Assignment: assignment(1, 0, 1)}, now)
 	if v := p.view(now); v.Why != "serves something else" || v.Epoch != 7 {
 		t.Error(v)
