@@ -15,7 +15,7 @@ func start(ctx context.Context, b *bench) error {
 			return err
 		}
 		begin := time.Now()
-		_, err = generate(ctx, m.state.Listen, "What is the capital of France?")
+		_, err = generate(ctx, m.state.Listen, "What is the capital of France?", answerTokens)
 		took := m.took + time.Since(begin)
 		m.stop()
 		if err != nil {
