@@ -155,3 +155,5 @@ func cpu() time.Duration {
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &r)
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
+
+func newRand() *rand.Rand { return rand.New(rand.NewPCG(8, 8)) }

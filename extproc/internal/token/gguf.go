@@ -60,7 +60,7 @@ func (o option) is(otherwise bool) bool {
 // readGGUF reads a header up to the tensors, which it never touches.
 func readGGUF(r io.Reader) (*metadata, error) {
 	g := &gguf{r: bufio.NewReaderSize(r, 1<<16), left: maxHeader}
-	if magic := g.bytes(4); string(magic) != "GGUF" {
+	if magic := g.bytes(4); g.err == nil && string(magic) != "GGUF" {
 		return nil, errors.New("gguf: no GGUF magic")
 	}
 	if v := g.uint32(); g.err == nil && v != 2 && v != 3 {
@@ -68,6 +68,9 @@ func readGGUF(r io.Reader) (*metadata, error) {
 	}
 	g.uint64() // tensors
 	keys := g.uint64()
+	if g.err != nil {
+		return nil, g.err
+	}
 	if keys > maxKeys {
 		return nil, fmt.Errorf("gguf: %d metadata entries; at most %d", keys, maxKeys)
 	}

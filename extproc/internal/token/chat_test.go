@@ -1,0 +1,143 @@
+package token
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestCountingChatsAllocatesNothing(t *testing.T) {
+	m := smol(t)
+	c := talk(t, 8<<10)
+	m.CountChat(c)
+	if n := testing.AllocsPerRun(100, func() { m.CountChat(c) }); n != 0 {
+		t.Errorf("%v allocations for a conversation", n)
+	}
+	text := prose(newRand(), 4096)
+	if n := testing.AllocsPerRun(100, func() { m.Count(text) }); n != 0 {
+		t.Errorf("%v allocations for a text", n)
+	}
+}
+
+// TestLoadIsFast allows ten times what it takes on a quiet machine.
+func TestLoadIsFast(t *testing.T) {
+	smol(t)
+	start := cpu()
+	if _, err := Load(modelPath()); err != nil {
+		t.Fatal(err)
+	}
+	if used := cpu() - start; used > 300*time.Millisecond {
+		t.Errorf("Load took %v of CPU; at most 300ms", used)
+	}
+}
+
+func TestRareKeysAreFound(t *testing.T) {
+	tests := []struct {
+		body string
+		want bool
+	}{
+		{`{}`, false},
+		{``, false},
+		{`{"messages":[{"role":"user","content":"add_generation_prompt"}]}`, false},
+		{`{"add_generation_prompt":false}`, true},
+		{`{"messages":[{"content":"a\"b\\"}], "continue_final_message" : true}`, true},
+		{`{"messages":[{"reasoning_effort":"x"}]}`, false},
+		{`{"reasoning\u005feffort":"low"}`, true},
+		{`{"x":"\\\"","reasoning_effort":"low"}`, true},
+		{`{"x":"\\","y":{"z":["}]"]},"json_schema":{}}`, true},
+		{`{"x":"unterminated`, false},
+		{`"\`, false},
+	}
+	for _, tt := range tests {
+		if got := hasRare([]byte(tt.body)); got != tt.want {
+			t.Errorf("hasRare(%s) = %v", tt.body, got)
+		}
+	}
+}
+
+func TestWhatTheBackendRefusesIsEstimated(t *testing.T) {
+	m := smol(t)
+	bodies := []string{
+		`{"messages":[{"role":"assistant","content":"a"},{"role":"assistant","content":"b"}]}`,
+		`{"messages":[{"role":"user","content":"x"}],"continue_final_message":true}`,
+		`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:"}}]}]}`,
+		`{"messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":[{"type":"function","function":{"name":"f","arguments":"{}"}}]}]}`,
+		`{"messages":[{"role":"user","content":5}]}`,
+		`{"messages":[{"role":"user","content":"x"}],"add_generation_prompt":"maybe"}`,
+	}
+	for _, body := range bodies {
+		if n, exact := m.CountChat(chatOf(t, []byte(body))); exact || n == 0 {
+			t.Errorf("%s: %d tokens, exact %v; want an estimate", body, n, exact)
+		}
+	}
+}
+
+func TestBrokenBodiesAreEstimated(t *testing.T) {
+	m := smol(t)
+	c := &Chat{Messages: []Message{{Role: "user", Raw: []byte(`{"content":`)}}, Raw: []byte(`{"json_schema"`)}
+	if _, exact := m.CountChat(c); exact {
+		t.Error("a broken body is counted exactly")
+	}
+}
+
+func TestResponsesRefused(t *testing.T) {
+	tests := []struct{ body, want string }{
+		{`{`, "responses: unexpected end"},
+		{`{}`, "responses: input: missing"},
+		{`{"input":5}`, "responses: input: json"},
+		{`{"input":[{"type":"web_search"}]}`, `item 0: of type "web_search" and role "" is unknown`},
+		{`{"input":[{"role":"user","content":[{"type":"input_image"}]}]}`, "item 0: content that is not text"},
+		{`{"input":[{"type":"reasoning"}]}`, "item 0: reasoning without text"},
+	}
+	for _, tt := range tests {
+		if _, err := ResponseChat([]byte(tt.body)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v; want %q", tt.body, err, tt.want)
+		}
+	}
+}
+
+func TestResponsesKeepTheEffort(t *testing.T) {
+	m := withTemplate(t, `{{ reasoning_effort }}{% for m in messages %}{{ m.content }}{% endfor %}`)
+	c, err := ResponseChat([]byte(`{"input":"x","reasoning":{"effort":"high"},"tools":[{"type":"web"},{"type":"function","name":"f"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := m.CountChat(c); n != m.Count([]byte("highx")) {
+		t.Errorf("%d tokens; the effort is lost", n)
+	}
+	var tools []map[string]any
+	if err := json.Unmarshal(c.Tools, &tools); err != nil || len(tools) != 1 {
+		t.Errorf("tools %s, %v", c.Tools, err)
+	}
+}
+
+func FuzzBodies(f *testing.F) {
+	for _, s := range samples(f) {
+		if len(s.Body) < 2000 && (s.Path == "/v1/chat/completions" || s.Path == "/v1/responses") {
+			f.Add([]byte(s.Body))
+		}
+	}
+	m := smol(f)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var body struct {
+			Messages []struct {
+				Role    string
+				Content any
+			}
+			Tools json.RawMessage
+		}
+		if json.Unmarshal(raw, &body) == nil {
+			c := &Chat{Tools: body.Tools, Raw: raw}
+			for _, msg := range body.Messages {
+				text, _ := json.Marshal(msg)
+				c.Messages = append(c.Messages, Message{Role: msg.Role, Raw: text})
+			}
+			m.CountChat(c)
+		}
+		m.CountChat(&Chat{Raw: raw, Messages: []Message{{Role: "user", Content: raw}, {Role: string(raw), Raw: raw}}})
+		if c, err := ResponseChat(raw); err == nil {
+			m.CountChat(c)
+		}
+	})
+}

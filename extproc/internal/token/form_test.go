@@ -1,0 +1,246 @@
+package token
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+// withTemplate is SmolLM2 with another chat template.
+func withTemplate(t testing.TB, template string) *Model {
+	t.Helper()
+	m := smol(t)
+	out := &Model{bpe: m.bpe, specials: m.specials, memo: newMemo()}
+	out.setTemplate(&source{template: template, bos: "<|endoftext|>", eos: "<|im_end|>", llama: true})
+	return out
+}
+
+const (
+	trimming = `{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}` +
+		`{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}`
+	alternating = `{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}` +
+		`{{ '<|im_start|>' ~ m.role ~ ' ' ~ m.content ~ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}`
+	thinking = `{% for m in messages %}{% set c = m.content %}{% if m.role == 'assistant' and '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}` +
+		`{{ '<|im_start|>' + m.role + '\n' + c + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}`
+	lastUser = `{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set messages = messages[1:] %}{% endif %}` +
+		`{% for m in messages %}{% if m.role == 'user' %}<repo_name>{% if loop.last and system is defined %}{{ system + '\n\n' }}{% endif %}{{ m.content }}<file_sep>` +
+		`{% else %}{{ m.content + '<|endoftext|>' }}{% endif %}{% endfor %}`
+	emptyLess = `{% for m in messages %}{% if m.content %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}<|im_start|>`
+	typedOnly = `{% for m in messages %}<|im_start|>{{ m.role }}{% for p in m.content %}{% if p.type == 'text' %}{{ '[' + p.text + ']' }}{% endif %}{% endfor %}<|im_end|>{% endfor %}`
+	plainText = `{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}`
+	numbered  = `{% for m in messages %}<|im_start|>{{ loop.index }}{{ m.content }}<|im_end|>{% endfor %}`
+	dated     = `<|im_start|>{{ strftime_now('%d %b %Y') }}<|im_end|>{% for m in messages %}<|im_start|>{{ m.role + m.content }}<|im_end|>{% endfor %}`
+	called    = `{% for m in messages %}<|im_start|>{{ m.role + '\n' }}{% if m.tool_calls %}{% for c in m.tool_calls %}<filename>{{ c.function | tojson }}{% endfor %}` +
+		`{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}`
+)
+
+var templates = []struct {
+	name, source string
+	form         bool // whether it has one
+	strict       bool
+	noSystem     bool
+	noEmpty      bool
+	trips        int
+}{
+	{name: "chatML", source: chatML, form: true},
+	{name: "trimming", source: trimming, form: true},
+	{name: "alternating", source: alternating, form: true, strict: true, noSystem: true},
+	{name: "thinking", source: thinking, form: true, trips: 1},
+	{name: "last user", source: lastUser, form: true, noSystem: true},
+	{name: "without empty ones", source: emptyLess, form: true, noEmpty: true},
+	{name: "typed only", source: typedOnly, form: true},
+	{name: "plain text", source: plainText, form: true},
+	{name: "numbered", source: numbered},
+	{name: "dated", source: dated, form: true},
+	{name: "with calls", source: called, form: true},
+}
+
+func TestFormsAreFound(t *testing.T) {
+	for _, tt := range templates {
+		t.Run(tt.name, func(t *testing.T) {
+			m := withTemplate(t, tt.source)
+			if m.broken != nil {
+				t.Fatal(m.broken)
+			}
+			f := m.form.Load()
+			if (f != nil) != tt.form {
+				t.Fatalf("form %v; want one: %v", f, tt.form)
+			}
+			if f == nil {
+				return
+			}
+			if f.strict != tt.strict || f.noSystem != tt.noSystem || f.noEmpty != tt.noEmpty || len(f.trips) != tt.trips {
+				t.Errorf("strict %v, noSystem %v, noEmpty %v, trips %q", f.strict, f.noSystem, f.noEmpty, f.trips)
+			}
+		})
+	}
+}
+
+// randomChat has messages of any roles, with scraps of text and of templates.
+func randomChat(rng *rand.Rand) *Chat {
+	c := &Chat{}
+	for i := range 1 + rng.IntN(6) {
+		role := []string{"user", "assistant"}[i%2]
+		if rng.IntN(4) == 0 {
+			role = []string{"system", "user", "assistant", "tool", "developer", "other"}[rng.IntN(6)]
+		}
+		text := randomText(rng, 12)
+		if rng.IntN(5) == 0 {
+			text += []string{"</think>", "<think>x</think>y", " user ", "assistant\n", "text"}[rng.IntN(5)]
+		}
+		c.Messages = append(c.Messages, Message{Role: role, Content: []byte(text)})
+	}
+	return c
+}
+
+// TestFormsAgreeWithTheirTemplates holds counting by the form to its twin, the
+// whole prompt rendered and counted.
+func TestFormsAgreeWithTheirTemplates(t *testing.T) {
+	for _, tt := range templates {
+		t.Run(tt.name, func(t *testing.T) {
+			m := withTemplate(t, tt.source)
+			rng := rand.New(rand.NewPCG(21, 21))
+			native := 0
+			for range 400 {
+				c := randomChat(rng)
+				p, err := m.plan(c)
+				if err != nil {
+					continue // two of the assistant's at the end: refused
+				}
+				got, ok := m.countNative(&p)
+				if !ok {
+					continue
+				}
+				native++
+				prompt, err := m.render(c, &p)
+				if err != nil {
+					t.Fatalf("%q: the form counts what the template refuses: %v", texts(c), err)
+				}
+				if want := m.tokens(prompt, true) + m.addedTo; got != want {
+					t.Fatalf("%q: %d tokens by the form, %d rendered: %q", texts(c), got, want, prompt)
+				}
+			}
+			if tt.form && native < 40 {
+				t.Errorf("only %d of 400 conversations went by the form", native)
+			}
+		})
+	}
+}
+
+func texts(c *Chat) (out []string) {
+	for _, m := range c.Messages {
+		out = append(out, m.Role+": "+string(m.Content))
+	}
+	return out
+}
+
+func TestADatedFormIsRenewed(t *testing.T) {
+	m := withTemplate(t, dated)
+	old := m.form.Load()
+	if old.day != time.Now().YearDay() {
+		t.Fatalf("form of day %d", old.day)
+	}
+	old.day++ // as if it were of another day
+	if m.currentForm() == old || m.form.Load().day != time.Now().YearDay() {
+		t.Error("the form of another day is still there")
+	}
+}
+
+func TestTemplatesThatCannotBeRendered(t *testing.T) {
+	for _, source := range []string{"{% for %}", "{{ (", "{% unknown %}", "{{ trimmed }}" + trimmed} {
+		m := withTemplate(t, source)
+		if m.TemplateError() == nil {
+			t.Errorf("%q was taken", source)
+		}
+		n, exact := m.CountChat(&Chat{Messages: []Message{{Role: "user", Content: []byte("Hello there")}}, Tools: []byte("[]")})
+		if n < 2 || n > 20 || exact {
+			t.Errorf("%q: estimate %d, exact %v", source, n, exact)
+		}
+	}
+	if smol(t).TemplateError() != nil {
+		t.Error("SmolLM2's template is broken")
+	}
+}
+
+func TestTemplateErrorsBecomeEstimates(t *testing.T) {
+	m := withTemplate(t, alternating)
+	c := &Chat{Messages: []Message{{Role: "assistant", Content: []byte("x")}, {Role: "user", Content: []byte("y")}}}
+	if n, exact := m.CountChat(c); exact || n == 0 {
+		t.Errorf("%d tokens, exact %v, of what the template refuses", n, exact)
+	}
+}
+
+func TestToolsAreRenderedButNotSworn(t *testing.T) {
+	m := withTemplate(t, called)
+	call := `{"role":"assistant","content":null,"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{\"b\": 1, \"a\": [true, null]}"}}]}`
+	c := &Chat{
+		Messages: []Message{{Role: "user", Content: []byte("x")}, {Role: "assistant", Raw: []byte(call)}, {Role: "tool", Content: []byte("y")}},
+		Tools:    []byte(`[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]`),
+	}
+	p, err := m.plan(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prompt, err := m.render(c, &p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "<|im_start|>user\nx<|im_end|><|im_start|>assistant\n<filename>" +
+		`{"name": "f", "arguments": {"a": [true, null], "b": 1}}` + "<|im_end|><|im_start|>tool\ny<|im_end|>" +
+		`[{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]`
+	if string(prompt) != want {
+		t.Errorf("prompt %q\nwant %q", prompt, want)
+	}
+	if n, exact := m.CountChat(c); exact || n != m.tokens(prompt, true) {
+		t.Errorf("%d tokens, exact %v", n, exact)
+	}
+}
+
+func TestJinjaMended(t *testing.T) {
+	m := withTemplate(t, chatML)
+	tests := []struct{ source, want string }{
+		{`{{ messages[-1].content }}`, "a b  a"},
+		{`{{ messages[0].content.split()[-1] }}`, "a"},
+		{`{{ messages[0].content.split(' ')|length }}`, "4"},
+		{`{{ messages[0].content.split('a', 1)[1] }}`, " b  a"},
+		{`{{ messages[0].content.rsplit(' ', 1)[0] }}`, "a b "},
+		{`{{ messages[0].content.replace('a', 'c') }}`, "c b  c"},
+		{`{{ messages[0].content.replace('a', 'c', 1) }}`, "c b  a"},
+		{`{{ messages[0].content.strip('a') }}`, " b  "},
+		{`{{ '\n x '.strip() }}|{{ ' x '.lstrip() }}|{{ ' x '.rstrip() }}`, "x|x | x"},
+		{`{% for i in range(3) %}{{ i }}{% endfor %}{% for i in range(5, 1, -2) %}{{ i }}{% endfor %}`, "01253"},
+		{`{{ messages[0] | tojson }}`, `{"content": "a b  a", "role": "user"}`},
+		{`{{ [1, 'x<'] | tojson(indent=2) }}`, "[\n  1,\n  \"x<\"\n]"},
+		{`{%- generation %}x{% endgeneration -%}`, "x"},
+		{`{{ strftime_now('%%') }}`, "%%"},
+	}
+	for _, tt := range tests {
+		tmpl, err := newTemplate(tt.source, "", "", true)
+		if err != nil {
+			t.Errorf("%s: %v", tt.source, err)
+			continue
+		}
+		got, err := tmpl.render(&input{messages: list{m.template.message("user", "a b  a")}})
+		if err != nil || got != tt.want {
+			t.Errorf("%s gives %q, %v; want %q", tt.source, got, err, tt.want)
+		}
+	}
+}
+
+func TestStrftime(t *testing.T) {
+	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	if got := strftime(at, "%d %b %Y, %H:%M %q %"); got != "04 Mar 2026, 05:06 %q %" {
+		t.Errorf("strftime: %q", got)
+	}
+}
+
+func TestRangeIsBounded(t *testing.T) {
+	tmpl, err := newTemplate("{% for i in range(999999999) %}{% endfor %}", "", "", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tmpl.render(&input{}); err == nil || !strings.Contains(err.Error(), "range: too long") {
+		t.Errorf("an endless range: %v", err)
+	}
+}
