@@ -20,15 +20,20 @@ func TestCountingChatsAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestLoadIsFast allows ten times what it takes on a quiet machine.
+// TestLoadIsFast allows ten times what it takes on a quiet machine, for the best
+// of three: others' garbage is collected meanwhile.
 func TestLoadIsFast(t *testing.T) {
 	smol(t)
-	start := cpu()
-	if _, err := Load(modelPath()); err != nil {
-		t.Fatal(err)
+	best := time.Hour
+	for range 3 {
+		start := cpu()
+		if _, err := Load(modelPath()); err != nil {
+			t.Fatal(err)
+		}
+		best = min(best, cpu()-start)
 	}
-	if used := cpu() - start; used > 300*time.Millisecond {
-		t.Errorf("Load took %v of CPU; at most 300ms", used)
+	if best > 300*time.Millisecond {
+		t.Errorf("Load took %v of CPU; at most 300ms", best)
 	}
 }
 

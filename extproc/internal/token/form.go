@@ -303,7 +303,7 @@ var (
 	}
 	toolProbes = [][]role{
 		{user, assistant, tool}, {user, assistant, tool, assistant, user}, {system, user, assistant, tool, tool, assistant, user},
-		{user, assistant, tool, user}, {user, tool}, {tool, user},
+		{user, assistant, tool, user}, {user, assistant, tool, assistant, tool, tool, user, assistant, user},
 	}
 )
 

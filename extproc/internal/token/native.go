@@ -216,6 +216,9 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 // follows says whether the form is known to hold for a role at this place;
 // left is how many messages there are from here on.
 func (f *compiled) follows(last, next role, left int) bool {
+	if next == tool && last != assistant && last != tool || last == tool && next == system {
+		return false // no client writes such a thing, no probe tries it
+	}
 	if !f.strict {
 		return true
 	}
