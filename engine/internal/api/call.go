@@ -224,6 +224,6 @@ func (c *call) finish() {
 	}
 	c.span.End()
 	if cut != nil {
-		panic(cut)
+		panic(cut) // not ours: net/http cuts the connection by it
 	}
 }

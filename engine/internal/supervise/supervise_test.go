@@ -34,11 +34,10 @@ func TestMain(m *testing.M) {
 func playProcess(address string) {
 	beats := os.NewFile(3, "beats")
 	go func() {
-		for {
+		for range time.Tick(200 * time.Millisecond) {
 			if _, err := beats.Write([]byte{'.'}); err != nil {
 				os.Exit(0)
 			}
-			time.Sleep(200 * time.Millisecond)
 		}
 	}()
 	ln, err := net.Listen("tcp", address)
