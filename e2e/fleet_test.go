@@ -63,16 +63,6 @@ func (m *mesh) fleet(ctx context.Context) (*fleetpb.FleetView, error) {
 	return view, err
 }
 
-// node returns one node of a view, or nil.
-func node(v *fleetpb.FleetView, name string) *fleetpb.NodeView {
-	for _, n := range v.GetNodes() {
-		if n.GetNode() == name {
-			return n
-		}
-	}
-	return nil
-}
-
 // unready says which nodes of a view aren't READY.
 func unready(v *fleetpb.FleetView) error {
 	var errs []error
