@@ -1,13 +1,22 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
+	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -67,14 +76,57 @@ func (m *mesh) tenTurns(t *testing.T, about string, header func(int, http.Header
 // share of the fleet's speed.
 const spreadBand = 0.15
 
+// What one conversation of the test needs, in tokens; the rest is the template,
+// which is cached.
+const (
+	spreadPrompt = 20
+	spreadAnswer = 4
+)
+
 // TestConversationsSpreadBySpeed starts 200 conversations under load: each
-// replica gets its share by the speed that its engine measures.
+// replica gets its share by the speed that its engine measured meanwhile. Half of
+// them meet a replica that other programs keep from running.
 func TestConversationsSpreadBySpeed(t *testing.T) {
 	m := shared(t)
-	const conversations, clients = 200, 8
+	t.Run("as they are", func(t *testing.T) { m.spread(t, 0, 100) })
+	t.Run("one slowed down", func(t *testing.T) {
+		r := m.replicas(t)
+		m.slowDown(t, "backend@"+r.whole, "backend@"+r.head, "shard@"+r.head, "shard@"+r.tail)
+		m.converseAll(t, 1000, 24) // the engine learns how slow it is
+		shares := m.spread(t, 2000, 100)
+		if slow, fast := shares["smollm2-1"], shares["smollm2-0"]; slow >= fast {
+			t.Errorf("the slow replica got %.2f of the conversations, the fast one %.2f", slow, fast)
+		}
+	})
+}
+
+// spread starts n conversations and compares each replica's share of them with
+// its share of the speed.
+func (m *mesh) spread(t *testing.T, from, n int) map[string]float64 {
+	t.Helper()
+	speeds := m.measureSpeeds(t)
+	served := m.converseAll(t, from, n)
+	by, sum := speeds()
+	shares := map[string]float64{}
+	for replica, speed := range by {
+		share, want := float64(served[replica])/float64(n), speed/sum
+		shares[replica] = share
+		t.Logf("%s: %.2f conversations/s and slot, %.0f %% of the speed, %.0f %% of the conversations", replica, speed, 100*want, 100*share)
+		if math.Abs(share-want) > spreadBand {
+			t.Errorf("%s got %.2f of the conversations, want %.2f ± %.2f", replica, share, want, spreadBand)
+		}
+	}
+	return shares
+}
+
+// converseAll starts n conversations, eight at a time, and returns how many each
+// replica got.
+func (m *mesh) converseAll(t *testing.T, from, n int) map[string]int {
+	t.Helper()
+	const clients = 8
 	work := make(chan int)
 	var mu sync.Mutex
-	served := map[string]int{} // conversations by replica
+	served := map[string]int{}
 	var wg sync.WaitGroup
 	for range clients {
 		wg.Go(func() {
@@ -86,21 +138,74 @@ func TestConversationsSpreadBySpeed(t *testing.T) {
 			}
 		})
 	}
-	for i := range conversations {
-		work <- i
+	for i := range n {
+		work <- from + i
 	}
 	close(work)
 	wg.Wait()
-	v, err := m.fleet(t.Context())
+	return served
+}
+
+// hogs is how many busy loops share a CPU with a slowed process.
+const hogs = 2
+
+// slowDown puts a process on one CPU together with busy loops, and the others on
+// the rest of the CPUs, until the test ends.
+func (m *mesh) slowDown(t *testing.T, slow string, others ...string) {
+	t.Helper()
+	pid := m.process(t, slow).PID
+	var one, rest, all unix.CPUSet
+	if err := unix.SchedGetaffinity(pid, &all); err != nil {
+		t.Fatal(err)
+	}
+	rest = all
+	for cpu := range 1024 {
+		if all.IsSet(cpu) {
+			one.Set(cpu)
+			rest.Clear(cpu)
+			break
+		}
+	}
+	if rest.Count() == 0 {
+		rest = all // one CPU: all share it, the slow process with the loops
+	}
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	for range hogs {
+		wg.Go(func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with its affinity
+			_ = unix.SchedSetaffinity(0, &one)
+			for !stop.Load() {
+			}
+		})
+	}
+	pin(t, pid, &one)
+	for _, name := range others {
+		pin(t, m.process(t, name).PID, &rest)
+	}
+	t.Cleanup(func() {
+		stop.Store(true)
+		wg.Wait()
+		for _, name := range append(others, slow) {
+			pin(t, m.process(t, name).PID, &all)
+		}
+	})
+}
+
+// pin lets all threads of a process run on the CPUs of the set alone.
+func pin(t *testing.T, pid int, set *unix.CPUSet) {
+	t.Helper()
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	speeds, sum := speeds(v)
-	for replica, speed := range speeds {
-		share, want := float64(served[replica])/conversations, speed/sum
-		t.Logf("%s: %.1f tokens/s, %.0f %% of the speed, %.0f %% of the conversations", replica, speed, 100*want, 100*share)
-		if math.Abs(share-want) > spreadBand {
-			t.Errorf("%s got %.2f of the conversations, want %.2f ± %.2f", replica, share, want, spreadBand)
+	for _, thread := range threads {
+		tid, err := strconv.Atoi(thread.Name())
+		if err == nil {
+			err = unix.SchedSetaffinity(tid, set)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Fatalf("thread %s: %v", thread.Name(), err)
 		}
 	}
 }
@@ -108,22 +213,50 @@ func TestConversationsSpreadBySpeed(t *testing.T) {
 // converse begins one conversation and returns the replica that got it.
 func (m *mesh) converse(t *testing.T, i int) string {
 	topic := strings.Repeat(fmt.Sprintf("topic %d ", i), 3)
-	a, err := post(t.Context(), m.url(t, "/v1/chat/completions"), ask(4, topic), "x-session-id", fmt.Sprintf("spread-%03d", i))
+	a, err := post(t.Context(), m.url(t, "/v1/chat/completions"), ask(spreadAnswer, topic), "x-session-id", fmt.Sprintf("spread-%03d", i))
 	if err != nil || a.status != http.StatusOK {
 		t.Errorf("conversation %d: status %d %v: %.300s", i, a.status, err, a.body)
 	}
 	return a.header.Get("x-millrace-replica")
 }
 
-// speeds returns the decode speed of each replica and their sum, in tokens/s.
-func speeds(v *fleetpb.FleetView) (by map[string]float64, sum float64) {
-	by = map[string]float64{}
-	for _, n := range v.GetNodes() {
-		e := n.GetReport().GetEngine()
-		if a := e.GetAssignment(); a != nil && a.GetStage() == 0 {
-			by[a.GetReplica()] = e.GetSpeed().GetDecode()
-			sum += e.GetSpeed().GetDecode()
+// measureSpeeds follows what the engines measure of themselves. The function that
+// it returns ends that, and gives the mean speed of each replica, in such
+// conversations per second, and the sum.
+func (m *mesh) measureSpeeds(t *testing.T) func() (by map[string]float64, sum float64) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
+	seen := map[string][]float64{} // by replica
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = m.follow(ctx, func(v *fleetpb.FleetView) error {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, n := range v.GetNodes() {
+				e := n.GetReport().GetEngine()
+				if a := e.GetAssignment(); a != nil && a.GetStage() == 0 {
+					seen[a.GetReplica()] = append(seen[a.GetReplica()], perSecond(e.GetSpeed()))
+				}
+			}
+			return nil
+		})
+	}()
+	return func() (map[string]float64, float64) {
+		cancel()
+		<-done
+		by, sum := map[string]float64{}, 0.0
+		for replica, speeds := range seen {
+			for _, s := range speeds {
+				by[replica] += s / float64(len(speeds))
+			}
+			sum += by[replica]
 		}
+		return by, sum
 	}
-	return by, sum
+}
+
+// perSecond returns how many of the test's conversations one sequence does.
+func perSecond(s *enginepb.Speed) float64 {
+	return 1 / (spreadPrompt/max(s.GetPrefill(), 1) + spreadAnswer/max(s.GetDecode(), 1))
 }
