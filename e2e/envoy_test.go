@@ -15,6 +15,7 @@ type host struct {
 	cluster  string
 	weight   int
 	requests int // rq_total: attempts, without health checks
+	active   int // rq_active: attempts at this moment
 	health   string
 	healthy  bool
 }
@@ -63,8 +64,11 @@ func (m *mesh) hosts(prefix string) (map[string]host, error) {
 			one := host{cluster: cl.Name, weight: h.Weight, health: fmt.Sprint(h.Health)}
 			one.healthy = h.Health["eds_health_status"] == "HEALTHY" && len(h.Health) == 1
 			for _, st := range h.Stats {
-				if st.Name == "rq_total" {
+				switch st.Name {
+				case "rq_total":
 					one.requests, _ = strconv.Atoi(st.Value)
+				case "rq_active":
+					one.active, _ = strconv.Atoi(st.Value)
 				}
 			}
 			a := h.Address.Socket

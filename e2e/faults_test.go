@@ -12,7 +12,7 @@ import (
 )
 
 // loadClients is the steady bounded load under which parts are hurt.
-const loadClients = 3
+const loadClients = 5
 
 // outLimit bounds how long a hung part may keep its place: the heartbeats (0.5 s)
 // and health checks (2 × 0.8 s) that find it, on a machine that is busy.
@@ -21,6 +21,9 @@ const outLimit = 5 * time.Second
 // fault is one way to hurt the mesh.
 type fault struct {
 	victim string
+	// busy is the node of the engine that must have a request at that moment; ""
+	// for any.
+	busy string
 	// times that the part is killed, each time as soon as it is back. What starts
 	// in a tenth of a second is back before anybody has looked.
 	times int
@@ -46,15 +49,15 @@ func TestKill(t *testing.T) {
 	m := shared(t)
 	r := m.replicas(t)
 	faults := []fault{
-		{"engine@" + r.whole, 1, outNode(r.whole)},
-		{"engine@" + r.tail, 1, outNode(r.head)},
-		{"backend@" + r.head, 1, outNode(r.head)},
-		{"backend@" + r.whole, 1, outNode(r.whole)},
-		{"shard@" + r.tail, 1, outNode(r.head)},
-		{"shard@" + r.head, 1, outNode(r.head)},
-		{"nodeagent@" + r.whole, 4, silentNode(r.whole)},
-		{"xds", 4, silentControl},
-		{"extproc", 4, silentPicker},
+		{"engine@" + r.whole, r.whole, 1, outNode(r.whole)},
+		{"engine@" + r.tail, r.head, 1, outNode(r.head)},
+		{"backend@" + r.head, r.head, 1, outNode(r.head)},
+		{"backend@" + r.whole, r.whole, 1, outNode(r.whole)},
+		{"shard@" + r.tail, r.head, 1, outNode(r.head)},
+		{"shard@" + r.head, r.head, 1, outNode(r.head)},
+		{"nodeagent@" + r.whole, r.whole, 4, silentNode(r.whole)},
+		{"xds", "", 4, silentControl},
+		{"extproc", "", 4, silentPicker},
 	}
 	for _, f := range faults {
 		t.Run(f.victim, func(t *testing.T) { kill(t, m, f) })
@@ -104,6 +107,7 @@ func kill(t *testing.T, m *mesh, f fault) {
 	l.more(t, 2*loadClients)
 	st := m.record(t)
 	st.look(t, m)
+	m.busy(t, f.busy)
 	struck := time.Now()
 	for range f.times {
 		before := m.process(t, f.victim)
@@ -122,6 +126,22 @@ func kill(t *testing.T, m *mesh, f fault) {
 		}
 	}
 	t.Logf("whole again after %.1f s; %v", back.Seconds(), l)
+}
+
+// busy waits until Envoy has a request at a node's engine.
+func (m *mesh) busy(t *testing.T, node string) {
+	t.Helper()
+	if node == "" {
+		return
+	}
+	addr := m.addr(t, "engine@"+node, "http")
+	waitFor(t, backLimit, node+" is in use", func() error {
+		hosts, err := m.hosts("engines/")
+		if err == nil && hosts[addr].active == 0 {
+			err = errors.New("no request is there")
+		}
+		return err
+	})
 }
 
 // restarted says whether a process runs anew and was counted.
@@ -148,12 +168,12 @@ func TestStop(t *testing.T) {
 	m := shared(t)
 	r := m.replicas(t)
 	faults := []fault{
-		{"engine@" + r.whole, 1, unused(r.whole)},
-		{"engine@" + r.head, 1, unused(r.head)},
-		{"backend@" + r.whole, 1, unused(r.whole)},
-		{"backend@" + r.head, 1, unused(r.head)},
-		{"shard@" + r.tail, 1, unused(r.head)},
-		{"extproc", 1, outPicker},
+		{"engine@" + r.whole, r.whole, 1, unused(r.whole)},
+		{"engine@" + r.head, r.head, 1, unused(r.head)},
+		{"backend@" + r.whole, r.whole, 1, unused(r.whole)},
+		{"backend@" + r.head, r.head, 1, unused(r.head)},
+		{"shard@" + r.tail, r.head, 1, unused(r.head)},
+		{"extproc", "", 1, outPicker},
 	}
 	for _, f := range faults {
 		t.Run(f.victim, func(t *testing.T) { stop(t, m, f) })
@@ -203,6 +223,7 @@ func stop(t *testing.T, m *mesh, f fault) {
 	l.more(t, 2*loadClients)
 	st := m.record(t)
 	p := m.process(t, f.victim)
+	m.busy(t, f.busy)
 	if err := syscall.Kill(p.PID, syscall.SIGSTOP); err != nil {
 		t.Fatalf("stop %s (pid %d): %v", f.victim, p.PID, err)
 	}
