@@ -53,6 +53,8 @@ type bench struct {
 	each time.Duration
 	// whole is whether to measure what is left out by default.
 	whole bool
+	// match is what the descriptions of decisions must hold.
+	match string
 	// bin and cache are where the programs and set-up's parts are.
 	bin, cache string
 	// dir holds what the run writes.
@@ -83,6 +85,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	fs.IntVar(&b.rounds, "rounds", 3, "times that each figure is taken; the median counts")
 	fs.DurationVar(&b.each, "d", 3*time.Second, "length of one measurement")
 	fs.BoolVar(&b.whole, "all", false, "measure every size, mode and number of endpoints of P, which takes half an hour")
+	fs.StringVar(&b.match, "match", "", "measure only those decisions of P whose description holds this text")
 	fs.StringVar(&b.bin, "bin", "bin", "folder of the programs")
 	fs.StringVar(&b.cache, "cache", os.Getenv("MILLRACE_CACHE"), "set-up's folder (default .cache)")
 	if err := fs.Parse(args); err != nil {

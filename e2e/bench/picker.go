@@ -3,9 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"time"
-
 	"path/filepath"
+	"strings"
+	"time"
 
 	"millrace.dev/millrace/e2e/epdriver"
 )
@@ -111,9 +111,12 @@ func picker(ctx context.Context, b *bench) error {
 	for _, n := range []int{8, 64, 512, 4096} {
 		var some []decision
 		for _, d := range decisions() {
-			if d.endpoints == n && (b.whole || !d.extra) {
+			if d.endpoints == n && (b.whole || !d.extra) && strings.Contains(d.String(), b.match) {
 				some = append(some, d)
 			}
+		}
+		if len(some) == 0 {
+			continue
 		}
 		if err := b.decide(ctx, n, some, floor, nothing); err != nil {
 			return fmt.Errorf("%d endpoints: %w", n, err)
