@@ -55,6 +55,13 @@ func split(b []byte) mem.BufferSlice {
 	return mem.BufferSlice{mem.Copy(b[:n], buffers), mem.Copy(b[n:], buffers)}
 }
 
+// Some of requests.
+const (
+	duplexHeaders = 3
+	wholeBody     = 5
+	answerHeaders = 8
+)
+
 // requests are messages as Envoy sends them, and some that it doesn't.
 func requests() []*extproc.ProcessingRequest {
 	hs := func(pairs ...string) *core.HeaderMap {
@@ -186,4 +193,51 @@ func TestChunkIsNotCopied(t *testing.T) {
 	if &b.ReadOnlyData()[0] != &hold.ReadOnlyData()[100] || b.Len() != 4900 {
 		t.Error("chunk copies the body")
 	}
+}
+
+// TestExchangeAllocatesLittle holds the promise that a whole exchange, read from
+// bytes and written to bytes, allocates little outside gRPC.
+func TestExchangeAllocatesLittle(t *testing.T) {
+	f := newFleet(8)
+	all := requests()
+	var messages []mem.BufferSlice
+	for _, m := range []*extproc.ProcessingRequest{all[duplexHeaders], all[wholeBody], all[answerHeaders]} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		messages = append(messages, mem.BufferSlice{mem.SliceBuffer(b)})
+	}
+	decisions := 0
+	n := testing.AllocsPerRun(200, func() {
+		x := f.core.Begin()
+		defer f.core.Finish(x)
+		x.in.exchange = x
+		for _, b := range messages {
+			decisions += exchange(t, x, b)
+		}
+	})
+	if n > 30 || decisions == 0 {
+		t.Errorf("%v allocations in an exchange, %d decisions; want at most 30", n, decisions)
+	}
+}
+
+// exchange takes one message in, writes the replies and counts the decisions.
+func exchange(t *testing.T, x *Exchange, b mem.BufferSlice) (decisions int) {
+	var replies [4]Reply
+	x.in.reset()
+	if err := wire.Unmarshal(b, &x.in); err != nil {
+		t.Fatal(err)
+	}
+	some := x.Step(&x.in.Event, replies[:0])
+	for i := range some {
+		x.out.reply, x.out.hold = &some[i], x.in.hold
+		if _, err := wire.Marshal(&x.out); err != nil {
+			t.Fatal(err)
+		}
+		if some[i].Decision != nil {
+			decisions++
+		}
+	}
+	return decisions
 }
