@@ -52,8 +52,8 @@ type Event struct {
 	End bool
 	// At is when the event came.
 	At time.Time
-	// Body is the bytes of a body event. They must stay until the replies to the
-	// event have been written.
+	// Body is the bytes of a body event. They stay until the replies to the event
+	// have been written: gRPC's own memory, which the exchange must not keep.
 	Body []byte
 	// Request is for RequestHeaders.
 	Request RequestHead
