@@ -109,6 +109,7 @@ func (b *bench) all(ctx context.Context, only []string) error {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
+	defer b.out.table() // of what there is, whatever happens
 	for _, r := range rows {
 		if !slices.Contains(only, r.name) {
 			continue
@@ -117,7 +118,6 @@ func (b *bench) all(ctx context.Context, only []string) error {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 	}
-	b.out.table()
 	return nil
 }
 

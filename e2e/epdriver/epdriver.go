@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -76,6 +77,10 @@ type Result struct {
 	Hosts int
 }
 
+// runs counts the runs of this process: no two make the same requests, or the
+// picker would have seen them all before.
+var runs atomic.Uint64
+
 // driver is one run.
 type driver struct {
 	Config
@@ -89,6 +94,7 @@ type driver struct {
 // Run sends decisions until the time is over and returns what came of them.
 func Run(ctx context.Context, c Config) (Result, error) {
 	d := &driver{Config: c, hosts: map[string]bool{}}
+	run := runs.Add(1)
 	until := time.Now().Add(c.For)
 	var clients []extprocv3.ExternalProcessorClient
 	for range conns {
@@ -103,7 +109,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	var wg sync.WaitGroup
 	for i := range c.Clients {
 		wg.Go(func() {
-			r := rand.New(rand.NewPCG(1, uint64(i)))
+			r := rand.New(rand.NewPCG(run, uint64(i)))
 			for ctx.Err() == nil && time.Now().Before(until) {
 				d.note(d.decide(ctx, clients[i%conns], r))
 			}
