@@ -115,7 +115,7 @@ func TestReadsAsProtobufDoes(t *testing.T) {
 		checkRead(t, f, b)
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 5000 {
+	for range 1500 {
 		// Messages that follow each other merge into one, and some bytes change.
 		b := append(append([]byte(nil), all[r.IntN(len(all))]...), all[r.IntN(len(all))]...)
 		for range r.IntN(3) {
@@ -162,7 +162,7 @@ func checkWrite(t *testing.T, r *Reply, hold mem.Buffer) {
 func TestWritesAsProtobufDoes(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
 	fl := newFleet(5)
-	for range 500 {
+	for range 200 {
 		seed := make([]byte, 1+r.IntN(120))
 		for i := range seed {
 			seed[i] = byte(r.IntN(256))

@@ -41,7 +41,8 @@ type counter struct {
 	// pieces are the text since the last special token. They lie in the request
 	// and in the form.
 	pieces [][]byte
-	buf    []byte // memory to join them in
+	few    [8][]byte // where pieces begins
+	buf    []byte    // memory to join them in
 }
 
 var counters = sync.Pool{New: func() any { return new(counter) }}
@@ -53,7 +54,8 @@ func (k *counter) reset(m *Model, f *compiled) {
 	if cap(k.buf) > maxKept {
 		k.buf = nil
 	}
-	*k = counter{m: m, f: f, pieces: k.pieces[:0], buf: k.buf}
+	*k = counter{m: m, f: f, buf: k.buf}
+	k.pieces = k.few[:0]
 }
 
 // conversation adds up a whole prompt. It returns false if the form doesn't fit.
