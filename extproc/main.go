@@ -158,13 +158,13 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 // newServer returns the gRPC server. Its health is good as soon as it answers:
 // without news from xds it lets Envoy choose, which is better than no answer.
 func newServer(processor *stream.Server) *grpc.Server {
-	s := grpc.NewServer(
+	s := grpc.NewServer(append(stream.ServerOptions(),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(16*window),
 		// Envoy may ping as it likes: it finds out within seconds that we hang.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
-	)
+	)...)
 	extprocv3.RegisterExternalProcessorServer(s, processor)
 	h := health.NewServer()
 	h.SetServingStatus(extprocv3.ExternalProcessor_ServiceDesc.ServiceName, grpc_health_v1.HealthCheckResponse_SERVING)

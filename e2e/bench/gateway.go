@@ -143,23 +143,23 @@ func (b *bench) startEnvoy(ctx context.Context, s *side, name, admin string) err
 	return nil
 }
 
-// costs are microseconds of CPU time per request.
-type costs struct{ envoy, picker float64 }
+// shares are microseconds of CPU time per request.
+type shares struct{ envoy, picker float64 }
 
 // drive sends requests through one side for a while.
-func (b *bench) drive(ctx context.Context, s *side) (costs, error) {
+func (b *bench) drive(ctx context.Context, s *side) (shares, error) {
 	corpus := epdriver.NewCorpus(modelName, bodySize, sessions, prompts)
 	if _, err := requests(ctx, s.listen, corpus, b.each/10); err != nil {
-		return costs{}, err
+		return shares{}, err
 	}
 	envoy0, picker0 := s.cpu()
 	n, err := requests(ctx, s.listen, corpus, b.each)
 	if err != nil {
-		return costs{}, err
+		return shares{}, err
 	}
 	envoy1, picker1 := s.cpu()
 	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(n) }
-	return costs{each(envoy1 - envoy0), each(picker1 - picker0)}, nil
+	return shares{each(envoy1 - envoy0), each(picker1 - picker0)}, nil
 }
 
 // requests keeps some clients busy for a while and returns how many answers came.

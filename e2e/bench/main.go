@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -21,12 +22,16 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"millrace.dev/millrace/e2e/bench/echo"
 	"millrace.dev/millrace/internal/obs"
 )
 
 // echoEnv makes this program play the echo picker: its value is the address to
-// listen on and the host to name, with a space between them.
+// listen on, that of its metrics, and the host to name, with spaces between them.
 const echoEnv = "MILLRACE_BENCH_ECHO"
 
 func main() {
@@ -46,6 +51,10 @@ type bench struct {
 	rounds int
 	// each is how long one measurement sends.
 	each time.Duration
+	// whole is whether to measure what is left out by default.
+	whole bool
+	// match is what the descriptions of decisions must hold.
+	match string
 	// bin and cache are where the programs and set-up's parts are.
 	bin, cache string
 	// dir holds what the run writes.
@@ -58,7 +67,9 @@ var rows = []struct {
 	name string
 	run  func(context.Context, *bench) error
 }{
-	{"P1", picker},
+	{"P", picker},
+	{"P7", idle},
+	{"P8", tokens},
 	{"P9", gateway},
 	{"E1", engine},
 	{"U1", start},
@@ -70,9 +81,11 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	b := &bench{out: newReport(stdout)}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := fs.String("rows", "P1,P9,E1,U1", "rows to measure, with commas between them")
+	only := fs.String("rows", "P,P7,P8,P9,E1,U1", "rows to measure, with commas between them; P is P1 to P6")
 	fs.IntVar(&b.rounds, "rounds", 3, "times that each figure is taken; the median counts")
 	fs.DurationVar(&b.each, "d", 3*time.Second, "length of one measurement")
+	fs.BoolVar(&b.whole, "all", false, "measure every size, mode and number of endpoints of P, which takes half an hour")
+	fs.StringVar(&b.match, "match", "", "measure only those decisions of P whose description holds this text")
 	fs.StringVar(&b.bin, "bin", "bin", "folder of the programs")
 	fs.StringVar(&b.cache, "cache", os.Getenv("MILLRACE_CACHE"), "set-up's folder (default .cache)")
 	if err := fs.Parse(args); err != nil {
@@ -96,6 +109,7 @@ func (b *bench) all(ctx context.Context, only []string) error {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
+	defer b.out.table() // of what there is, whatever happens
 	for _, r := range rows {
 		if !slices.Contains(only, r.name) {
 			continue
@@ -104,16 +118,26 @@ func (b *bench) all(ctx context.Context, only []string) error {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 	}
-	b.out.table()
 	return nil
 }
 
 // playEcho serves the echo picker until this process is killed.
 func playEcho(at string) error {
-	addr, dest, _ := strings.Cut(at, " ")
+	addr, rest, _ := strings.Cut(at, " ")
+	admin, dest, _ := strings.Cut(rest, " ")
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
+	}
+	metrics, err := net.Listen("tcp", admin)
+	if err != nil {
+		return err
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector())
+	go func() { _ = http.Serve(metrics, promhttp.HandlerFor(reg, promhttp.HandlerOpts{})) }()
+	if dest == bare {
+		return echo.ServeBare(ln)
 	}
 	return echo.Serve(ln, dest)
 }

@@ -3,18 +3,18 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"millrace.dev/millrace/e2e/epdriver"
 )
 
-// What P1 sends: bodies of 2 KiB in 256 sessions with 32 system prompts, 8 at a
-// time, for 8 endpoints.
+// Most of what is measured: bodies of 2 KiB in 256 sessions with 32 system
+// prompts, 8 at a time, for 8 endpoints.
 const (
 	endpoints = 8
-	bodySize  = 2048
+	bodySize  = 2 << 10
 	sessions  = 256
 	prompts   = 32
 	clients   = 8
@@ -23,47 +23,216 @@ const (
 // usageHeader is what an engine says of such a request.
 const usageHeader = "prompt=420,cached=210,completion=128,prefill_ms=42.0,decode_ms=2500.0"
 
-// control is a real xds with a fleet of fake nodes behind it.
-type control struct {
-	xds   *program
-	addr  string // of xds, gRPC
-	fleet fakeFleet
-	end   context.CancelFunc
-	ended chan error
+// decision is one kind of decision whose cost is measured.
+type decision struct {
+	row       string
+	endpoints int
+	size      int // of the body, in bytes
+	mode      epdriver.Mode
+	cold      bool // whether no conversation was seen before
+	chunks    int  // of the answer's body that the picker sees
+	goal      string
+	extra     bool // whether it is left out by default
 }
 
-// control starts xds with n ready engines at the given addresses. gateway is
-// where Envoy is to listen, picker where it asks.
-func (b *bench) control(ctx context.Context, name, gateway, picker string, engines []string) (*control, error) {
-	file := filepath.Join(b.dir, name+".yaml")
-	if err := os.WriteFile(file, []byte(b.modelFile(len(engines))), 0o644); err != nil {
-		return nil, err
+// decisions are those of the goals, then what lies between them.
+func decisions() []decision {
+	const p1, p2, p3, cold = "≤ 1.4 × floor", "≤ 1.6 × floor", "≤ 1.5 × floor", "≤ 3 × floor"
+	all := []decision{
+		{row: "P1", endpoints: 8, size: 2 << 10, mode: epdriver.Headers, goal: p1},
+		{row: "P1", endpoints: 8, size: 2 << 10, mode: epdriver.Buffered, goal: p1},
+		{row: "P1", endpoints: 8, size: 2 << 10, mode: epdriver.Streamed, goal: p1},
+		{row: "P1", endpoints: 8, size: 2 << 10, mode: epdriver.FullDuplex, goal: p1},
+		{row: "P2", endpoints: 512, size: 2 << 10, mode: epdriver.Buffered, goal: p2},
+		{row: "P2", endpoints: 512, size: 2 << 10, mode: epdriver.FullDuplex, goal: p2},
+		{row: "P2", endpoints: 4096, size: 2 << 10, mode: epdriver.Buffered, goal: "≤ 2 × floor"},
+		{row: "P3", endpoints: 64, size: 64 << 10, mode: epdriver.Buffered, goal: p3},
+		{row: "P3", endpoints: 64, size: 64 << 10, mode: epdriver.FullDuplex, goal: p3},
+		{row: "P3", endpoints: 64, size: 64 << 10, mode: epdriver.Buffered, cold: true, goal: cold},
+		{row: "P4", endpoints: 64, size: 400 << 10, mode: epdriver.Buffered, goal: p3},
+		{row: "P4", endpoints: 64, size: 400 << 10, mode: epdriver.FullDuplex, goal: p3},
+		{row: "P4", endpoints: 64, size: 400 << 10, mode: epdriver.Buffered, cold: true, goal: "≤ 4 × floor"},
+		{row: "P5", endpoints: 8, size: 2 << 10, mode: epdriver.Buffered, chunks: 200, goal: "≤ 1.1 × floor"},
 	}
+	for _, n := range []int{8, 64, 512, 4096} {
+		for _, size := range []int{2 << 10, 16 << 10, 64 << 10, 400 << 10, 1 << 20} {
+			for _, cold := range []bool{false, true} {
+				for _, mode := range []epdriver.Mode{epdriver.Headers, epdriver.Buffered, epdriver.FullDuplex} {
+					all = append(all, decision{row: "P", endpoints: n, size: size, mode: mode, cold: cold, extra: true})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// String describes the decision to a person.
+func (d decision) String() string {
+	turn := "multi-turn"
+	if d.cold {
+		turn = "cold"
+	}
+	s := fmt.Sprintf("%d KiB %s, %d endpoints, %s", d.size>>10, turn, d.endpoints, d.mode)
+	if d.chunks > 0 {
+		s += fmt.Sprintf(", %d chunks of answer", d.chunks)
+	}
+	return s
+}
+
+// corpus returns the decision's requests.
+func (d decision) corpus() *epdriver.Corpus {
+	if d.cold {
+		return epdriver.NewColdCorpus(modelName, d.size)
+	}
+	n := min(sessions, max(16, 16<<20/d.size))
+	return epdriver.NewCorpus(modelName, d.size, n, n*prompts/sessions)
+}
+
+// costs are what one decision takes.
+type costs struct{ cpu, allocations float64 } // µs, objects
+
+// picker measures P1 to P6: what a decision costs extproc, and what the echo
+// picker.
+func picker(ctx context.Context, b *bench) error {
 	at, err := addresses(2)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c := &control{addr: at[0], ended: make(chan error, 1)}
-	c.xds, err = b.launch(ctx, name, at[0], filepath.Join(b.bin, "xds"), nil,
-		"-listen", at[0], "-metrics", at[1], "-config", file, "-gateway", gateway, "-extproc", picker,
-		"-access-log", filepath.Join(b.dir, name+"-access.log"))
+	floor, err := b.echoPicker(ctx, "echo", at[0], "10.0.0.1:8000")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	ctx, c.end = context.WithCancel(ctx)
-	c.fleet = fakeFleet{xds: at[0], engines: engines}
-	go func() { c.ended <- c.fleet.run(ctx) }()
-	if err := c.fleet.ready(ctx); err != nil {
-		c.stop()
-		return nil, fmt.Errorf("%w\n%s", err, c.xds.said())
+	defer floor.stop()
+	nothing, err := b.echoPicker(ctx, "bare", at[1], bare)
+	if err != nil {
+		return err
 	}
-	return c, nil
+	defer nothing.stop()
+	for _, n := range []int{8, 64, 512, 4096} {
+		var some []decision
+		for _, d := range decisions() {
+			if d.endpoints == n && (b.whole || !d.extra) && strings.Contains(d.String(), b.match) {
+				some = append(some, d)
+			}
+		}
+		if len(some) == 0 {
+			continue
+		}
+		if err := b.decide(ctx, n, some, floor, nothing); err != nil {
+			return fmt.Errorf("%d endpoints: %w", n, err)
+		}
+	}
+	return nil
 }
 
-func (c *control) stop() {
-	c.end()
-	<-c.ended
-	c.xds.stop()
+// decide measures decisions among n endpoints, in turns.
+func (b *bench) decide(ctx context.Context, n int, some []decision, floor, nothing *program) error {
+	ours, stop, err := b.among(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	cpu := make([]series, len(some))
+	var allocations series
+	for range b.rounds {
+		for i, d := range some {
+			high, low, err := b.compareDecisions(ctx, d, ours, floor)
+			if err != nil {
+				return fmt.Errorf("%v: %w", d, err)
+			}
+			cpu[i].add(high.cpu, low.cpu)
+			if d.mode != epdriver.Buffered || d.size != bodySize || d.chunks > 0 || d.cold {
+				continue
+			}
+			least, err := b.cost(ctx, nothing, d, d.corpus())
+			if err != nil {
+				return fmt.Errorf("gRPC alone: %w", err)
+			}
+			allocations.add(high.allocations-least.allocations, least.allocations)
+		}
+	}
+	for i, d := range some {
+		err := b.out.add(figure{
+			Row: d.row, What: d.String(), Unit: "CPU µs/decision", Goal: d.goal, Env: here(b.rounds),
+			Value: median(cpu[i].value), Floor: median(cpu[i].floor), Ratio: cpu[i].ratio(),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return b.reportMemory(n, &allocations, ours)
+}
+
+func (b *bench) reportMemory(n int, allocations *series, ours *program) error {
+	if len(allocations.value) > 0 {
+		err := b.out.add(figure{
+			Row: "P6", What: fmt.Sprintf("allocations beyond gRPC's own (floor), 2 KiB, %d endpoints", n), Unit: "allocations/decision", Goal: "≤ 30", Env: here(b.rounds),
+			Value: median(allocations.value), Floor: median(allocations.floor),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return b.out.add(figure{
+		Row: "P6", What: fmt.Sprintf("resident after all of the above, %d endpoints", n), Unit: "MiB", Value: ours.memory() / (1 << 20), Env: here(b.rounds),
+	})
+}
+
+// compareDecisions takes one round of one kind, of ours and of the floor.
+func (b *bench) compareDecisions(ctx context.Context, d decision, ours, floor *program) (high, low costs, err error) {
+	corpus := d.corpus()
+	if low, err = b.cost(ctx, floor, d, corpus); err != nil {
+		return high, low, fmt.Errorf("echo: %w", err)
+	}
+	if high, err = b.cost(ctx, ours, d, corpus); err != nil {
+		return high, low, fmt.Errorf("extproc: %w", err)
+	}
+	return high, low, nil
+}
+
+// among starts extproc with a fleet of n endpoints.
+func (b *bench) among(ctx context.Context, n int) (p *program, stop func(), err error) {
+	at, err := addresses(2)
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err := b.newBook(at[0], n)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err = b.ours(ctx, fmt.Sprintf("extproc-%d", n), at[1], k.addr)
+	if err != nil {
+		k.stop()
+		return nil, nil, err
+	}
+	return p, func() { p.stop(); k.stop() }, nil
+}
+
+// cost returns what a decision costs a picker.
+func (b *bench) cost(ctx context.Context, p *program, d decision, corpus *epdriver.Corpus) (c costs, err error) {
+	drive := epdriver.Config{Addr: p.addr, Mode: d.mode, Clients: clients, For: b.each, Corpus: corpus, Usage: usageHeader, Chunks: d.chunks}
+	warm := drive
+	warm.For = b.each / 4
+	if _, err := epdriver.Run(ctx, warm); err != nil {
+		return c, err
+	}
+	const mallocs = "go_memstats_mallocs_total"
+	objects, err := p.metric(mallocs)
+	if err != nil {
+		return c, err
+	}
+	before := p.cpu()
+	r, err := epdriver.Run(ctx, drive)
+	if err != nil {
+		return c, err
+	}
+	used := p.cpu() - before
+	after, err := p.metric(mallocs)
+	if n := r.Decisions + r.Nowhere; err == nil && (len(r.Errors) > 0 || n == 0) {
+		err = fmt.Errorf("%d decisions, %d errors: %v", n, len(r.Errors), r.Errors)
+	}
+	n := float64(r.Decisions + r.Nowhere)
+	return costs{cpu: float64(used.Microseconds()) / n, allocations: (after - objects) / n}, err
 }
 
 // ours starts extproc and waits until it names hosts.
@@ -76,6 +245,7 @@ func (b *bench) ours(ctx context.Context, name, addr, xds string) (*program, err
 	if err != nil {
 		return nil, err
 	}
+	p.admin = at[0]
 	corpus := epdriver.NewCorpus(modelName, bodySize, 1, 1)
 	err = wait(ctx, 30*time.Second, func() error {
 		r, err := epdriver.Run(ctx, epdriver.Config{Addr: addr, Mode: epdriver.Buffered, Clients: 1, For: time.Millisecond, Corpus: corpus, Usage: usageHeader})
@@ -89,92 +259,4 @@ func (b *bench) ours(ctx context.Context, name, addr, xds string) (*program, err
 		return nil, fmt.Errorf("%s: %w\n%s", name, err, p.said())
 	}
 	return p, nil
-}
-
-// picker measures P1: extproc's CPU time per decision against the echo picker's.
-func picker(ctx context.Context, b *bench) error {
-	at, err := addresses(3 + endpoints)
-	if err != nil {
-		return err
-	}
-	engines := at[3:]
-	c, err := b.control(ctx, "p1-xds", at[2], at[0], engines)
-	if err != nil {
-		return err
-	}
-	defer c.stop()
-	ours, err := b.ours(ctx, "p1-extproc", at[0], c.addr)
-	if err != nil {
-		return err
-	}
-	defer ours.stop()
-	floor, err := b.echoPicker(ctx, "p1-echo", at[1], engines[0])
-	if err != nil {
-		return err
-	}
-	defer floor.stop()
-	corpus := epdriver.NewCorpus(modelName, bodySize, sessions, prompts)
-	all := map[epdriver.Mode]*series{epdriver.Buffered: {}, epdriver.FullDuplex: {}, epdriver.Headers: {}}
-	for round := range b.rounds {
-		for mode, s := range all {
-			if err := b.decide(ctx, s, floor, ours, at, mode, corpus); err != nil {
-				return fmt.Errorf("round %d: %w", round, err)
-			}
-		}
-	}
-	return b.reportPicker(all)
-}
-
-func (b *bench) reportPicker(all map[epdriver.Mode]*series) error {
-	goals := map[epdriver.Mode]string{epdriver.Buffered: "≤ 1.4 × floor", epdriver.FullDuplex: "≤ 1.4 × floor"}
-	for _, mode := range []epdriver.Mode{epdriver.Buffered, epdriver.FullDuplex, epdriver.Headers} {
-		s := all[mode]
-		if len(s.value) == 0 {
-			continue
-		}
-		f := figure{
-			Row: "P1", What: fmt.Sprintf("extproc, 2 KiB, %d endpoints, %s", endpoints, mode), Unit: "CPU µs/decision",
-			Value: median(s.value), Floor: median(s.floor), Ratio: s.ratio(), Goal: goals[mode], Env: here(b.rounds),
-		}
-		if err := b.out.add(f); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// decide takes one round of one mode, of the floor and of ours.
-func (b *bench) decide(ctx context.Context, s *series, floor, ours *program, at []string, mode epdriver.Mode, corpus *epdriver.Corpus) error {
-	low, err := b.cost(ctx, floor, epdriver.Config{Addr: at[1], Mode: mode, Clients: clients, For: b.each, Corpus: corpus, Usage: usageHeader})
-	if err != nil {
-		return fmt.Errorf("echo, %s: %w", mode, err)
-	}
-	high, err := b.cost(ctx, ours, epdriver.Config{Addr: at[0], Mode: mode, Clients: clients, For: b.each, Corpus: corpus, Usage: usageHeader})
-	if err != nil {
-		return fmt.Errorf("extproc, %s: %w", mode, err)
-	}
-	s.add(high, low)
-	return nil
-}
-
-// cost returns the picker's CPU time per decision, in microseconds.
-func (b *bench) cost(ctx context.Context, p *program, c epdriver.Config) (float64, error) {
-	warm := c
-	warm.For = b.each / 10
-	if _, err := epdriver.Run(ctx, warm); err != nil {
-		return 0, err
-	}
-	before := p.cpu()
-	r, err := epdriver.Run(ctx, c)
-	if err != nil {
-		return 0, err
-	}
-	n := r.Decisions + r.Nowhere
-	if len(r.Errors) > 0 || n == 0 {
-		return 0, fmt.Errorf("%d decisions, %d errors: %v", n, len(r.Errors), r.Errors)
-	}
-	if r.Nowhere > 0 && c.Mode != epdriver.Headers {
-		return 0, fmt.Errorf("%d of %d decisions named no host", r.Nowhere, n)
-	}
-	return float64((p.cpu() - before).Microseconds()) / float64(n), nil
 }

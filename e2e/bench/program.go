@@ -1,14 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"millrace.dev/millrace/internal/proc"
@@ -17,12 +20,75 @@ import (
 // program is one process under measurement.
 type program struct {
 	*proc.Process
-	log string // path of what it says
+	log   string // path of what it says
+	addr  string // where it is driven
+	admin string // where its metrics are; empty: it has none
+}
+
+// memory returns the process's resident memory, in bytes.
+func (p *program) memory() float64 {
+	st, err := proc.State(p.PID())
+	if err != nil {
+		return 0
+	}
+	return float64(st.RSS)
+}
+
+// ran returns the CPU time that the process has used, to the nanosecond: cpu
+// counts in ticks of 10 ms.
+func (p *program) ran() (time.Duration, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.PID()))
+	if err != nil {
+		return 0, err
+	}
+	var all time.Duration
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return 0, err
+		}
+		ns, _, _ := strings.Cut(string(b), " ")
+		n, err := strconv.ParseInt(ns, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		all += time.Duration(n)
+	}
+	return all, nil
+}
+
+// live returns the memory of what the process uses, in bytes: garbage is
+// collected first.
+func (p *program) live() (float64, error) {
+	for range 2 { // what pools keep goes with the second collection
+		resp, err := http.Get("http://" + p.admin + "/debug/pprof/heap?gc=1")
+		if err != nil {
+			return 0, err
+		}
+		resp.Body.Close()
+	}
+	return p.metric("go_memstats_heap_alloc_bytes")
+}
+
+// metric returns the value of a metric without labels.
+func (p *program) metric(name string) (float64, error) {
+	resp, err := http.Get("http://" + p.admin + "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		if v, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			return strconv.ParseFloat(v, 64)
+		}
+	}
+	return 0, fmt.Errorf("no metric %s: %v", name, lines.Err())
 }
 
 // launch starts a program and waits until it listens on addr.
 func (b *bench) launch(ctx context.Context, name, addr, path string, env []string, args ...string) (*program, error) {
-	p := &program{log: filepath.Join(b.dir, name+".log")}
+	p := &program{log: filepath.Join(b.dir, name+".log"), addr: addr}
 	f, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
@@ -107,11 +173,22 @@ func addresses(n int) ([]string, error) {
 	return all, nil
 }
 
+// bare is an echo picker's host if it is to name none.
+const bare = "-"
+
 // echoPicker starts the floor.
 func (b *bench) echoPicker(ctx context.Context, name, addr, dest string) (*program, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	return b.launch(ctx, name, addr, self, []string{echoEnv + "=" + addr + " " + dest})
+	at, err := addresses(1)
+	if err != nil {
+		return nil, err
+	}
+	p, err := b.launch(ctx, name, addr, self, []string{echoEnv + "=" + strings.Join([]string{addr, at[0], dest}, " ")})
+	if p != nil {
+		p.admin = at[0]
+	}
+	return p, err
 }

@@ -87,6 +87,8 @@ func show(v float64) string {
 	switch {
 	case v == 0:
 		return "-"
+	case v < 0.01:
+		return fmt.Sprintf("%.5f", v)
 	case v < 10:
 		return fmt.Sprintf("%.2f", v)
 	default:

@@ -23,6 +23,7 @@ type Corpus struct {
 	sessions []string // histories
 	unique   string   // where each request's own text is cut from
 	cut      int      // its length, in bytes
+	cold     bool     // whether nothing is shared
 }
 
 // NewCorpus returns requests for a model, each of about size bytes, the same ones
@@ -41,8 +42,17 @@ func NewCorpus(model string, size, sessions, prompts int) *Corpus {
 	return c
 }
 
+// NewColdCorpus returns requests of which no two share a text.
+func NewColdCorpus(model string, size int) *Corpus {
+	cut := max(size-envelope, 64)
+	return &Corpus{model: model, unique: text(1<<51, 4<<20+2*cut), cut: cut, cold: true}
+}
+
 // next returns a random session's name and its next request.
 func (c *Corpus) next(r *rand.Rand) (session string, body []byte) {
+	if c.cold {
+		return "cold-" + strconv.FormatUint(r.Uint64(), 36), c.stranger(r)
+	}
 	i := r.IntN(len(c.sessions))
 	return "session-" + strconv.Itoa(i), c.Request(i, r)
 }
@@ -53,6 +63,14 @@ func (c *Corpus) Request(session int, r *rand.Rand) []byte {
 	at := r.IntN(len(c.unique) - c.cut)
 	return fmt.Appendf(nil, `{"model":%q,"max_tokens":128,"temperature":0.7,"messages":[{"role":"system","content":"%s"},{"role":"user","content":"%s"},{"role":"assistant","content":"%s"},{"role":"user","content":"%s"}]}`,
 		c.model, c.shared[session%len(c.shared)], h[:len(h)/2], h[len(h)/2:], c.unique[at:at+c.cut])
+}
+
+// stranger returns a request that nobody made before.
+func (c *Corpus) stranger(r *rand.Rand) []byte {
+	at := r.IntN(len(c.unique) - c.cut)
+	s := c.unique[at : at+c.cut]
+	return fmt.Appendf(nil, `{"model":%q,"max_tokens":128,"temperature":0.7,"messages":[{"role":"system","content":"%s"},{"role":"user","content":"%s"}]}`,
+		c.model, s[:len(s)/2], s[len(s)/2:])
 }
 
 const vocabulary = "the model serves a request for tokens and the cache keeps blocks of every prompt while queues grow under load so routing must weigh memory speed distance price and age before it picks one host among many others that look alike yet differ in heat clock power and batch depth"

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -31,6 +32,8 @@ const (
 	Buffered Mode = "buffered"
 	// FullDuplex sends headers and body at once and gets the body back.
 	FullDuplex Mode = "fds"
+	// Streamed sends the body without its holding up the headers.
+	Streamed Mode = "streamed"
 	// Headers sends no body.
 	Headers Mode = "headers"
 )
@@ -58,6 +61,8 @@ type Config struct {
 	Corpus *Corpus
 	// Usage is the x-millrace-usage header of the engine's answer.
 	Usage string
+	// Chunks is how many pieces of the answer's body are sent; 0: it is not seen.
+	Chunks int
 }
 
 // Result is what came of it.
@@ -72,6 +77,10 @@ type Result struct {
 	Hosts int
 }
 
+// runs counts the runs of this process: no two make the same requests, or the
+// picker would have seen them all before.
+var runs atomic.Uint64
+
 // driver is one run.
 type driver struct {
 	Config
@@ -85,6 +94,7 @@ type driver struct {
 // Run sends decisions until the time is over and returns what came of them.
 func Run(ctx context.Context, c Config) (Result, error) {
 	d := &driver{Config: c, hosts: map[string]bool{}}
+	run := runs.Add(1)
 	until := time.Now().Add(c.For)
 	var clients []extprocv3.ExternalProcessorClient
 	for range conns {
@@ -99,7 +109,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	var wg sync.WaitGroup
 	for i := range c.Clients {
 		wg.Go(func() {
-			r := rand.New(rand.NewPCG(1, uint64(i)))
+			r := rand.New(rand.NewPCG(run, uint64(i)))
 			for ctx.Err() == nil && time.Now().Before(until) {
 				d.note(d.decide(ctx, clients[i%conns], r))
 			}
@@ -133,16 +143,18 @@ func (d *driver) decide(ctx context.Context, cl extprocv3.ExternalProcessorClien
 	if err != nil {
 		return "", err
 	}
-	s := exchange{stream: stream}
+	s := exchange{stream: stream, chunks: d.Chunks}
 	session, body := d.Corpus.next(r)
 	s.request(d.Mode, session, body)
 	s.response(d.Usage)
+	s.end()
 	return s.dest, s.err
 }
 
 // exchange is one stream. After an error its steps do nothing.
 type exchange struct {
 	stream extprocv3.ExternalProcessor_ProcessClient
+	chunks int // of the answer's body
 	dest   string
 	err    error
 }
@@ -151,13 +163,13 @@ type exchange struct {
 func (s *exchange) request(mode Mode, session string, body []byte) {
 	s.send(&extprocv3.ProcessingRequest{
 		Request:        &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: requestHeaders(mode, session, body)},
-		ProtocolConfig: protocol(mode),
+		ProtocolConfig: s.protocol(mode),
 	})
 	if mode == Headers {
 		s.receive()
 		return
 	}
-	if mode == Buffered {
+	if mode == Buffered || mode == Streamed {
 		s.receive()
 	}
 	s.send(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{
@@ -169,13 +181,13 @@ func (s *exchange) request(mode Mode, session string, body []byte) {
 			continue
 		}
 		streamed := answer.GetResponse().GetBodyMutation().GetStreamedResponse()
-		if mode == Buffered || streamed.GetEndOfStream() {
+		if mode != FullDuplex || streamed.GetEndOfStream() {
 			return
 		}
 	}
 }
 
-// response plays the response's headers and ends the stream.
+// response plays the response's headers and body.
 func (s *exchange) response(usage string) {
 	s.send(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{
 		ResponseHeaders: &extprocv3.HttpHeaders{Headers: headers(
@@ -186,6 +198,19 @@ func (s *exchange) response(usage string) {
 		)},
 	}})
 	s.receive()
+	for i := range s.chunks {
+		s.send(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseBody{
+			ResponseBody: &extprocv3.HttpBody{Body: piece, EndOfStream: i == s.chunks-1},
+		}})
+		s.receive()
+	}
+}
+
+// piece is one event of an answer's stream.
+var piece = []byte(`data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" word"}}]}` + "\n\n")
+
+// end closes the stream as Envoy does when the exchange is over.
+func (s *exchange) end() {
 	if s.err != nil {
 		return
 	}
@@ -268,11 +293,16 @@ func requestHeaders(mode Mode, session string, body []byte) *extprocv3.HttpHeade
 	}
 }
 
-func protocol(mode Mode) *extprocv3.ProtocolConfiguration {
+func (s *exchange) protocol(mode Mode) *extprocv3.ProtocolConfiguration {
 	body := map[Mode]filterv3.ProcessingMode_BodySendMode{
 		Buffered:   filterv3.ProcessingMode_BUFFERED,
 		FullDuplex: filterv3.ProcessingMode_FULL_DUPLEX_STREAMED,
+		Streamed:   filterv3.ProcessingMode_STREAMED,
 		Headers:    filterv3.ProcessingMode_NONE,
 	}
-	return &extprocv3.ProtocolConfiguration{RequestBodyMode: body[mode]}
+	c := &extprocv3.ProtocolConfiguration{RequestBodyMode: body[mode]}
+	if s.chunks > 0 {
+		c.ResponseBodyMode = filterv3.ProcessingMode_STREAMED
+	}
+	return c
 }

@@ -87,6 +87,8 @@ func (s *server) answer(m *extprocv3.ProcessingRequest, duplex bool) []*extprocv
 		return []*extprocv3.ProcessingResponse{s.body(s.named())}
 	case *extprocv3.ProcessingRequest_ResponseHeaders:
 		return []*extprocv3.ProcessingResponse{{Response: &extprocv3.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extprocv3.HeadersResponse{}}}}
+	case *extprocv3.ProcessingRequest_ResponseBody:
+		return []*extprocv3.ProcessingResponse{{Response: &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: &extprocv3.BodyResponse{}}}}
 	case *extprocv3.ProcessingRequest_ResponseTrailers:
 		return []*extprocv3.ProcessingResponse{{Response: &extprocv3.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extprocv3.TrailersResponse{}}}}
 	}

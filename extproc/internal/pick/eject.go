@@ -62,7 +62,7 @@ func (l *Live) try(now int64) bool {
 	if old == 0 {
 		return true
 	}
-	return ms >= old.until() && l.ejected.CompareAndSwap(uint64(old), uint64(ejectionOf(old.fails(), ms)))
+	return ms >= old.until() && l.swap(old, ejectionOf(old.fails(), ms))
 }
 
 // eject leaves the endpoint out, for longer each time if grow. Failures of
@@ -76,18 +76,27 @@ func (l *Live) eject(sent, now time.Time, grow bool) bool {
 	if grow {
 		fails = old.fails() + 1
 	}
-	return l.ejected.CompareAndSwap(uint64(old), uint64(ejectionOf(fails, now.UnixMilli())))
+	return l.swap(old, ejectionOf(fails, now.UnixMilli()))
 }
 
 // absolve ends an ejection after an answer to a request that was sent in it.
 func (l *Live) absolve(sent time.Time) {
 	if e := ejection(l.ejected.Load()); e != 0 && sent.UnixMilli() >= e.began() {
-		l.ejected.CompareAndSwap(uint64(e), 0)
+		l.swap(e, 0)
 	}
 }
 
+// swap replaces the ejection in force.
+func (l *Live) swap(old, fresh ejection) bool {
+	defer l.changed()
+	return l.ejected.CompareAndSwap(uint64(old), uint64(fresh))
+}
+
 // Clear ends any ejection: xds says that the endpoint's state has changed.
-func (l *Live) Clear() { l.ejected.Store(0) }
+func (l *Live) Clear() {
+	l.ejected.Store(0)
+	l.changed()
+}
 
 // Hosts that Envoy may report to have served a request, when it is none of
 // those that were named.

@@ -98,6 +98,7 @@ func (e *Endpoint) learn(u Usage, crowd float64, believed int) {
 			r.hit = max(r.hit, 0.05) // so that it can be proven wrong
 		}
 		if e.rates.CompareAndSwap(old, &r) {
+			e.changed()
 			return
 		}
 	}

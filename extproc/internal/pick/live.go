@@ -22,6 +22,8 @@ type Live struct {
 	ejected atomic.Uint64
 	// Turn in which the endpoint was last chosen.
 	chosen atomic.Uint64
+	// Where to tell that any of the above but chosen has changed; nil: nowhere.
+	mark atomic.Pointer[mark]
 }
 
 // Report is an engine's load.
@@ -39,16 +41,23 @@ type Report struct {
 }
 
 // Seen takes a report that came with an answer.
-func (l *Live) Seen(r Report, now time.Time) { l.seen.Store(l.stamp(&r, now)) }
+func (l *Live) Seen(r Report, now time.Time) {
+	l.seen.Store(l.stamp(&r, now))
+	l.changed()
+}
 
 // Told takes a report that came through xds.
-func (l *Live) Told(r Report, now time.Time) { l.told.Store(l.stamp(&r, now)) }
+func (l *Live) Told(r Report, now time.Time) {
+	l.told.Store(l.stamp(&r, now))
+	l.changed()
+}
 
 // Restarted forgets what was true of the engine before its last start.
 func (l *Live) Restarted() {
 	l.Clear()
 	l.seen.Store(nil)
 	l.told.Store(nil)
+	l.changed()
 }
 
 func (l *Live) stamp(r *Report, now time.Time) *Report {
@@ -108,6 +117,7 @@ type Reservation struct {
 func (l *Live) Reserve(tokens int) Reservation {
 	l.requests.Add(1)
 	l.tokens.Add(int64(tokens))
+	l.changed()
 	return Reservation{l, int64(tokens)}
 }
 
@@ -128,5 +138,6 @@ func (r *Reservation) Release() {
 	}
 	r.live.requests.Add(-1)
 	r.live.tokens.Add(-r.tokens)
+	r.live.changed()
 	*r = Reservation{}
 }

@@ -145,8 +145,18 @@ func (p *Picker) Pick(q *Query, c *Choice) error {
 // cheapest of those that hold the conversation. The walk begins elsewhere each
 // time, so that equals take turns.
 func (c *Choice) search(q *Query, now int64, turn int) (n, tier int, home Candidate) {
-	es := q.Model.Endpoints
 	reuse := q.Model.reuse.value(firstReuse)
+	if x := q.Model.index(reuse, now); x != nil {
+		if n, home = c.searchIndex(x, q, reuse, now, turn); n > 0 {
+			return n, tierReady, home
+		}
+	}
+	return c.walk(q, reuse, now, turn)
+}
+
+// walk is search by asking every endpoint.
+func (c *Choice) walk(q *Query, reuse float64, now int64, turn int) (n, tier int, home Candidate) {
+	es := q.Model.Endpoints
 	for i := range es {
 		e := es[(i+turn)%len(es)]
 		t := e.tier(now)

@@ -74,6 +74,8 @@ type Model struct {
 	// Endpoints are the model's replicas in the order of their addresses.
 	Endpoints []*Endpoint
 	*Learned
+
+	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints
 }
 
 // Policy is the rules for requests.

@@ -4,13 +4,9 @@ import (
 	"strconv"
 	"strings"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/protobuf/types/known/structpb"
-
-	"millrace.dev/millrace/extproc/internal/pick"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Names of the endpoint-picker protocol and of ours.
@@ -27,68 +23,219 @@ const (
 	usageHeader       = "x-millrace-usage"
 )
 
-// readEvent fills ev from Envoy's message; false: it brings no event.
-// policy names the headers that carry session and priority; nil: none is known.
-func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) bool {
-	switch r := m.Request.(type) {
-	case *extproc.ProcessingRequest_RequestHeaders:
-		ev.Kind, ev.End = RequestHeaders, r.RequestHeaders.GetEndOfStream()
-		readRequest(r.RequestHeaders.GetHeaders(), policy, &ev.Request)
-		readModes(m.GetProtocolConfig(), &ev.Request)
-	case *extproc.ProcessingRequest_RequestBody:
-		ev.Kind, ev.End, ev.Body = RequestBody, r.RequestBody.GetEndOfStream(), r.RequestBody.GetBody()
-	case *extproc.ProcessingRequest_RequestTrailers:
-		ev.Kind, ev.End = RequestTrailers, true
-	case *extproc.ProcessingRequest_ResponseHeaders:
-		ev.Kind, ev.End = ResponseHeaders, r.ResponseHeaders.GetEndOfStream()
-		readAnswer(r.ResponseHeaders.GetHeaders(), &ev.Answer)
-		ev.Answer.Served = served(m.GetMetadataContext())
-	case *extproc.ProcessingRequest_ResponseBody:
-		ev.Kind, ev.End, ev.Body = ResponseBody, r.ResponseBody.GetEndOfStream(), r.ResponseBody.GetBody()
-	case *extproc.ProcessingRequest_ResponseTrailers:
-		ev.Kind, ev.End = ResponseTrailers, true
-		readAnswer(r.ResponseTrailers.GetTrailers(), &ev.Answer)
-	default:
-		return false
-	}
-	return true
+// inbound is a message from Envoy, a ProcessingRequest. It is read from its
+// bytes straight into an Event: what we don't look at, which is most of it, is
+// passed over.
+type inbound struct {
+	Event
+	// known is whether the message brings an event; observed, whether nobody
+	// reads replies.
+	known, observed bool
+
+	exchange *Exchange // whose policy names the headers of session and priority
+	recent   RequestHead
+	modes    [2]Mode // of the request's and the answer's body
+	said     bool    // whether Envoy said modes; one too old to say is taken to buffer
+	served   string
+	hold     mem.Buffer // what Body lies in; nil: Body is empty
 }
 
-// readRequest reads the headers that matter. Envoy gives names in lower case.
-func readRequest(hs *core.HeaderMap, policy *pick.Policy, head *RequestHead) {
-	head.Length = -1
-	for _, h := range hs.GetHeaders() {
-		switch key := h.GetKey(); key {
-		case ":method":
-			head.Method = value(h)
-		case ":path":
-			head.Path = value(h)
-		case "content-type":
-			head.ContentType = value(h)
-		case "content-encoding":
-			head.ContentEncoding = value(h)
-		case "content-length":
-			if n, err := strconv.ParseInt(value(h), 10, 64); err == nil {
-				head.Length = n
-			}
-		case "cookie":
-			head.Cookie = joined(head.Cookie, value(h))
+// reset makes in ready for the next message and lets go of the last one's body.
+func (in *inbound) reset() {
+	if in.hold != nil {
+		in.hold.Free()
+		in.hold = nil
+	}
+	in.Event = Event{}
+	in.known, in.observed, in.served = false, false, ""
+	in.modes, in.said = [2]Mode{}, false
+}
+
+// Fields of ProcessingRequest.
+const (
+	firstEvent    = 2
+	lastEvent     = 7
+	fieldMetadata = 8
+	fieldObserve  = 10
+	fieldModes    = 11
+)
+
+// eventKinds is by field of ProcessingRequest.
+var eventKinds = [lastEvent + 1]Kind{
+	2: RequestHeaders, 3: ResponseHeaders, 4: RequestBody, 5: ResponseBody, 6: RequestTrailers, 7: ResponseTrailers,
+}
+
+// read reads a ProcessingRequest. The Event's Body lies in b; nothing else does.
+func (in *inbound) read(b []byte) error {
+	r := reader{b: b}
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		switch {
+		case num == fieldObserve && typ == protowire.VarintType:
+			in.observed = r.bool()
+		case typ != protowire.BytesType:
+			r.skip(num, typ)
+		case num >= firstEvent && num <= lastEvent:
+			r.fail(in.event(eventKinds[num], r.bytes()))
+		case num == fieldMetadata:
+			r.fail(in.metadata(r.bytes()))
+		case num == fieldModes:
+			r.fail(in.protocol(r.bytes()))
 		default:
-			readOther(key, h, policy, head)
+			r.skip(num, typ)
 		}
 	}
+	switch {
+	case !in.known:
+	case in.Kind == RequestHeaders:
+		in.Request.Mode, in.Request.AnswerMode = in.modes[0], in.modes[1]
+		if !in.said {
+			in.Request.Mode = Buffered
+		}
+	case in.Kind == ResponseHeaders:
+		in.Answer.Served = in.served
+	}
+	return r.err
 }
 
-// readOther reads a header whose name is a matter of policy, or of trust.
-func readOther(key string, h *core.HeaderValue, policy *pick.Policy, head *RequestHead) {
-	switch {
-	case policy != nil && key == policy.SessionHeader:
-		head.Session = value(h)
-	case policy != nil && key == policy.PriorityHeader:
-		head.Priority = value(h)
-	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == retriesHeader:
-		head.Forbidden = append(head.Forbidden, key)
+// event reads the part of the exchange that the message brings. If there are
+// two of different kinds the last counts; of the same kind, both do.
+func (in *inbound) event(k Kind, b []byte) error {
+	if !in.known || in.Kind != k {
+		in.Event = Event{Kind: k}
+		if k == RequestHeaders {
+			in.Request.Length = -1
+		}
 	}
+	in.known = true
+	r := reader{b: b}
+	headers, end := protowire.Number(1), protowire.Number(3)
+	body := k == RequestBody || k == ResponseBody
+	if body {
+		end = 2
+	}
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		switch {
+		case num == headers && typ == protowire.BytesType && body:
+			in.Body = r.bytes()
+		case num == headers && typ == protowire.BytesType:
+			r.fail(in.headers(r.bytes()))
+		case num == end && typ == protowire.VarintType:
+			in.End = r.bool()
+		default:
+			r.skip(num, typ)
+		}
+	}
+	if k == RequestTrailers || k == ResponseTrailers {
+		in.End = true
+	}
+	return r.err
+}
+
+// headers reads a HeaderMap.
+func (in *inbound) headers(b []byte) error {
+	r := reader{b: b}
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		if num != 1 || typ != protowire.BytesType {
+			r.skip(num, typ)
+			continue
+		}
+		h := reader{b: r.bytes()}
+		key, value := h.header()
+		r.fail(h.err)
+		switch in.Kind {
+		case RequestHeaders:
+			in.requestHeader(key, value)
+		case ResponseHeaders, ResponseTrailers:
+			in.answerHeader(key, value)
+		}
+	}
+	return r.err
+}
+
+// header reads a HeaderValue; which field has the value depends on Envoy's
+// settings.
+func (r *reader) header() (key, value []byte) {
+	var raw []byte
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		switch {
+		case typ != protowire.BytesType:
+			r.skip(num, typ)
+		case num == 1:
+			key = r.bytes()
+		case num == 2:
+			value = r.bytes()
+		case num == 3:
+			raw = r.bytes()
+		default:
+			r.skip(num, typ)
+		}
+	}
+	if len(raw) > 0 {
+		value = raw
+	}
+	return key, value
+}
+
+// requestHeader takes in a header if it matters. Envoy gives names in lower case.
+func (in *inbound) requestHeader(key, value []byte) {
+	head, recent := &in.Request, &in.recent
+	switch string(key) {
+	case ":method":
+		head.Method = same(&recent.Method, value)
+	case ":path":
+		head.Path = same(&recent.Path, value)
+	case "content-type":
+		head.ContentType = same(&recent.ContentType, value)
+	case "content-encoding":
+		head.ContentEncoding = same(&recent.ContentEncoding, value)
+	case "content-length":
+		if n, err := strconv.ParseInt(string(value), 10, 64); err == nil {
+			head.Length = n
+		}
+	case "cookie":
+		head.Cookie = joined(head.Cookie, string(value))
+	default:
+		in.otherHeader(key, value)
+	}
+}
+
+// otherHeader takes in a header whose name is a matter of policy, or of trust.
+func (in *inbound) otherHeader(key, value []byte) {
+	head, policy := &in.Request, in.exchange.policy()
+	switch {
+	case policy != nil && string(key) == policy.SessionHeader:
+		head.Session = string(value)
+	case policy != nil && string(key) == policy.PriorityHeader:
+		head.Priority = same(&in.recent.Priority, value)
+	case forbidden(key):
+		head.Forbidden = append(head.Forbidden, string(key))
+	}
+}
+
+// forbidden tells whether a client may not send a header of this name: it would
+// choose the host.
+func forbidden(key []byte) bool {
+	if len(key) < 2 || key[0] != 'x' {
+		return false
+	}
+	name := string(key) // does not escape
+	return strings.HasPrefix(name, "x-gateway-") || strings.HasPrefix(name, "x-millrace-") || name == retriesHeader
+}
+
+// longestSame bounds what is kept of a header for the next request, in bytes.
+const longestSame = 256
+
+// same returns b as a string, the very one of the last request if that had the
+// same.
+func same(last *string, b []byte) string {
+	if string(b) == *last {
+		return *last
+	}
+	s := string(b)
+	if len(s) <= longestSame {
+		*last = s
+	}
+	return s
 }
 
 // joined joins what came in several Cookie headers, as HTTP/2 may send it.
@@ -99,21 +246,33 @@ func joined(a, b string) string {
 	return a + "; " + b
 }
 
-// value is a header's value; which field has it depends on Envoy's settings.
-func value(h *core.HeaderValue) string {
-	if len(h.GetRawValue()) > 0 {
-		return string(h.GetRawValue())
+// answerHeader takes in a header or trailer of the answer if it matters.
+func (in *inbound) answerHeader(key, value []byte) {
+	a := &in.Answer
+	switch string(key) {
+	case ":status":
+		a.Status, _ = strconv.Atoi(string(value))
+	case attemptsHeader:
+		a.Attempts, _ = strconv.Atoi(string(value))
+	case loadHeader:
+		a.Load = string(value)
+	case usageHeader:
+		a.Usage = string(value)
 	}
-	return h.GetValue()
 }
 
-// readModes reads how bodies come. An Envoy too old to say is taken to buffer.
-func readModes(c *extproc.ProtocolConfiguration, head *RequestHead) {
-	if c == nil {
-		head.Mode = Buffered
-		return
+// protocol reads how bodies come.
+func (in *inbound) protocol(b []byte) error {
+	in.said = true
+	r := reader{b: b}
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		if typ == protowire.VarintType && (num == 1 || num == 2) {
+			in.modes[num-1] = mode(filter.ProcessingMode_BodySendMode(r.varint()))
+		} else {
+			r.skip(num, typ)
+		}
 	}
-	head.Mode, head.AnswerMode = mode(c.GetRequestBodyMode()), mode(c.GetResponseBodyMode())
+	return r.err
 }
 
 func mode(m filter.ProcessingMode_BodySendMode) Mode {
@@ -129,133 +288,76 @@ func mode(m filter.ProcessingMode_BodySendMode) Mode {
 	}
 }
 
-// readAnswer reads the headers or trailers that matter.
-func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
-	for _, h := range hs.GetHeaders() {
-		switch h.GetKey() {
-		case ":status":
-			a.Status, _ = strconv.Atoi(value(h))
-		case attemptsHeader:
-			a.Attempts, _ = strconv.Atoi(value(h))
-		case loadHeader:
-			a.Load = value(h)
-		case usageHeader:
-			a.Usage = value(h)
+// metadata looks in Envoy's dynamic metadata for the host that override_host
+// says it chose.
+func (in *inbound) metadata(b []byte) error {
+	return eachEntry(b, lbNamespace, func(first bool, lb []byte) error {
+		if first {
+			in.served = ""
+		}
+		return eachEntry(lb, servedKey, func(first bool, value []byte) error {
+			if first {
+				in.served = ""
+			}
+			return in.host(value)
+		})
+	})
+}
+
+// valueTypes are the types of the fields of structpb.Value.
+var valueTypes = [...]protowire.Type{
+	1: protowire.VarintType, 2: protowire.Fixed64Type, 3: protowire.BytesType, 4: protowire.VarintType,
+	5: protowire.BytesType, 6: protowire.BytesType,
+}
+
+// host reads a structpb.Value.
+func (in *inbound) host(b []byte) error {
+	r := reader{b: b}
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		switch {
+		case int(num) >= len(valueTypes) || typ != valueTypes[num]:
+			r.skip(num, typ)
+		case num == 3:
+			in.served = string(r.bytes())
+		default:
+			in.served = "" // another kind of value
+			r.skip(num, typ)
 		}
 	}
+	return r.err
 }
 
-// served returns the host that override_host says it chose.
-func served(m *core.Metadata) string {
-	return m.GetFilterMetadata()[lbNamespace].GetFields()[servedKey].GetStringValue()
-}
-
-// Replies that say nothing but: go on. Shared, never changed.
-var goOnReplies = [...]*extproc.ProcessingResponse{
-	RequestHeaders:   {Response: &extproc.ProcessingResponse_RequestHeaders{RequestHeaders: &extproc.HeadersResponse{}}},
-	RequestBody:      {Response: &extproc.ProcessingResponse_RequestBody{RequestBody: &extproc.BodyResponse{}}},
-	RequestTrailers:  {Response: &extproc.ProcessingResponse_RequestTrailers{RequestTrailers: &extproc.TrailersResponse{}}},
-	ResponseHeaders:  {Response: &extproc.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extproc.HeadersResponse{}}},
-	ResponseBody:     {Response: &extproc.ProcessingResponse_ResponseBody{ResponseBody: &extproc.BodyResponse{}}},
-	ResponseTrailers: {Response: &extproc.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extproc.TrailersResponse{}}},
-}
-
-// writeReply returns the reply as Envoy's message.
-func writeReply(r *Reply) *extproc.ProcessingResponse {
-	if r.Error != nil {
-		return writeError(r)
-	}
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && r.Cookie == "" {
-		return goOnReplies[r.Kind]
-	}
-	common := &extproc.CommonResponse{}
-	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" {
-		common.HeaderMutation = &extproc.HeaderMutation{RemoveHeaders: r.Remove}
-	}
-	out := &extproc.ProcessingResponse{}
-	if r.Decision != nil {
-		hosts := r.Decision.hosts()
-		common.ClearRouteCache = true // the route depends on the model
-		common.HeaderMutation.SetHeaders = decisionHeaders(r.Decision, hosts)
-		out.DynamicMetadata = decisionMetadata(r.Decision, hosts)
-	}
-	if r.Cookie != "" {
-		common.HeaderMutation.SetHeaders = []*core.HeaderValueOption{
-			header("set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD),
+// eachEntry calls f for the value of each entry with the key in the map that is
+// a message's field 1. Later entries replace earlier ones: first is true for
+// the first value of an entry.
+func eachEntry(b []byte, key string, f func(first bool, value []byte) error) error {
+	r := reader{b: b}
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		if num != 1 || typ != protowire.BytesType {
+			r.skip(num, typ)
+			continue
+		}
+		entry := r.bytes()
+		if k := (&reader{b: entry}); string(k.field(1)) == key {
+			r.fail(eachValue(entry, f))
 		}
 	}
-	if r.Duplex {
-		common.BodyMutation = &extproc.BodyMutation{Mutation: &extproc.BodyMutation_StreamedResponse{
-			StreamedResponse: &extproc.StreamedBodyResponse{Body: r.Chunk, EndOfStream: r.End},
-		}}
-	}
-	place(out, r.Kind, common)
-	return out
+	return r.err
 }
 
-// place puts the common part where the kind has it.
-func place(out *extproc.ProcessingResponse, k Kind, common *extproc.CommonResponse) {
-	switch k {
-	case RequestHeaders:
-		out.Response = &extproc.ProcessingResponse_RequestHeaders{RequestHeaders: &extproc.HeadersResponse{Response: common}}
-	case RequestBody:
-		out.Response = &extproc.ProcessingResponse_RequestBody{RequestBody: &extproc.BodyResponse{Response: common}}
-	case ResponseHeaders:
-		out.Response = &extproc.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extproc.HeadersResponse{Response: common}}
-	case ResponseBody:
-		out.Response = &extproc.ProcessingResponse_ResponseBody{ResponseBody: &extproc.BodyResponse{Response: common}}
+func eachValue(entry []byte, f func(first bool, value []byte) error) error {
+	r := reader{b: entry}
+	first := true
+	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
+		if num != 2 || typ != protowire.BytesType {
+			r.skip(num, typ)
+			continue
+		}
+		r.fail(f(first, r.bytes()))
+		first = false
 	}
-}
-
-func header(key, val string, action core.HeaderValueOption_HeaderAppendAction) *core.HeaderValueOption {
-	return &core.HeaderValueOption{
-		Header:       &core.HeaderValue{Key: key, RawValue: []byte(val)},
-		AppendAction: action,
+	if first {
+		r.fail(f(true, nil))
 	}
-}
-
-func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
-	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
-	hs := make([]*core.HeaderValueOption, 0, 4)
-	hs = append(hs,
-		header(destinationHeader, hosts, set),
-		header(modelHeader, d.Model, set),
-		header(retriesHeader, strconv.Itoa(d.Retries), set))
-	if d.Exact {
-		hs = append(hs, header(promptHeader, strconv.Itoa(d.PromptTokens), set))
-	}
-	return hs
-}
-
-// decisionMetadata is the list for override_host, and facts for the access log.
-func decisionMetadata(d *Decision, hosts string) *structpb.Struct {
-	own := map[string]*structpb.Value{
-		"model":         structpb.NewStringValue(d.Model),
-		"session":       structpb.NewStringValue(d.Session),
-		"decision":      structpb.NewStringValue(d.String()),
-		"prompt_tokens": structpb.NewNumberValue(float64(d.PromptTokens)),
-		"cached_tokens": structpb.NewNumberValue(float64(d.Choice.List[0].Cached)),
-		"priority":      structpb.NewStringValue(d.Priority),
-	}
-	lb := map[string]*structpb.Value{destinationHeader: structpb.NewStringValue(hosts)}
-	return &structpb.Struct{Fields: map[string]*structpb.Value{
-		lbNamespace:  structpb.NewStructValue(&structpb.Struct{Fields: lb}),
-		ownNamespace: structpb.NewStructValue(&structpb.Struct{Fields: own}),
-	}}
-}
-
-func writeError(r *Reply) *extproc.ProcessingResponse {
-	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
-	hs := []*core.HeaderValueOption{header("content-type", "application/json", set)}
-	if r.Error.RetryAfter > 0 {
-		hs = append(hs, header("retry-after", strconv.Itoa(r.Error.RetryAfter), set))
-	}
-	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{
-		ImmediateResponse: &extproc.ImmediateResponse{
-			Status:  &envoytype.HttpStatus{Code: envoytype.StatusCode(r.Error.Status)},
-			Headers: &extproc.HeaderMutation{SetHeaders: hs},
-			Body:    r.Error.JSON(),
-			Details: "millrace_" + r.Error.Code,
-		},
-	}}
+	return r.err
 }

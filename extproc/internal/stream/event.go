@@ -1,10 +1,10 @@
 // Package stream answers Envoy's external processing protocol.
 //
 // Exchange is the state machine of one stream, that is, of one HTTP request and
-// its answer; Server is the gRPC service around it. Envoy's own types are read
-// and written in envoy.go and go no further. Its one rule: whatever order
-// events come in, each gets the reply that Envoy waits for, and what an
-// exchange has reserved is given back when it ends.
+// its answer; Server is the gRPC service around it. Envoy's messages are read
+// from their bytes in envoy.go and written in reply.go, and go no further. Its
+// one rule: whatever order events come in, each gets the reply that Envoy waits
+// for, and what an exchange has reserved is given back when it ends.
 package stream
 
 import (
@@ -52,7 +52,8 @@ type Event struct {
 	End bool
 	// At is when the event came.
 	At time.Time
-	// Body is the bytes of a body event; the exchange keeps them.
+	// Body is the bytes of a body event. They stay until the replies to the event
+	// have been written: gRPC's own memory, which the exchange must not keep.
 	Body []byte
 	// Request is for RequestHeaders.
 	Request RequestHead

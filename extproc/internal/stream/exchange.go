@@ -54,6 +54,8 @@ type memory struct {
 	chain   []session.Key // of the conversation, message by message
 	places  []session.Place
 	body    []byte // of a request in several messages
+	in      inbound
+	out     outbound
 }
 
 // Step advances the exchange by one event and appends the replies to out.
@@ -150,16 +152,20 @@ func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
 		// only what it could buffer.
 		return x.conclude(RequestBody, ev.Body, ev.End, ev.At, out)
 	}
-	x.body = append(x.body, ev.Body...)
+	body := ev.Body
+	if !ev.End || len(x.body) > 0 {
+		x.body = append(x.body, ev.Body...)
+		body = x.body
+	}
 	if !ev.End {
 		return out
 	}
-	return x.echo(true, x.conclude(RequestHeaders, x.body, true, ev.At, out))
+	return x.echo(body, true, x.conclude(RequestHeaders, body, true, ev.At, out))
 }
 
 func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
 	if x.phase == reading && x.head.Mode == Duplex {
-		out = x.echo(false, x.conclude(RequestHeaders, x.body, true, ev.At, out))
+		out = x.echo(x.body, false, x.conclude(RequestHeaders, x.body, true, ev.At, out))
 		if x.phase == over {
 			return out
 		}
@@ -168,11 +174,10 @@ func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
 }
 
 // echo sends a Duplex body back.
-func (x *Exchange) echo(end bool, out []Reply) []Reply {
+func (x *Exchange) echo(b []byte, end bool, out []Reply) []Reply {
 	if x.phase == over {
 		return out
 	}
-	b := x.body
 	for len(b) > chunk {
 		out = append(out, Reply{Kind: RequestBody, Duplex: true, Chunk: b[:chunk]})
 		b = b[chunk:]

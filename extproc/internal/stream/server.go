@@ -47,6 +47,8 @@ func (c *Core) Begin() *Exchange {
 func (c *Core) Finish(x *Exchange) {
 	x.End()
 	m := x.memory
+	m.in.reset()
+	m.in.exchange, m.out.reply, m.out.hold = nil, nil, nil
 	m.request.Forget()
 	m.body = m.body[:0]
 	if cap(m.body) > keepBody {
@@ -59,7 +61,7 @@ func (c *Core) Finish(x *Exchange) {
 	c.pool.Put(x)
 }
 
-// Server is the ext_proc service.
+// Server is the ext_proc service. Its gRPC server is made with ServerOptions.
 type Server struct {
 	extproc.UnimplementedExternalProcessorServer
 	core   *Core
@@ -79,32 +81,34 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 	defer m.streams.Dec()
 	x := s.core.Begin()
 	defer s.core.Finish(x)
+	in := &x.in
+	in.exchange = x
 	var (
-		buffer  [4]Reply
-		message extproc.ProcessingRequest
-		began   time.Time
+		buffer [4]Reply
+		began  time.Time
 	)
 	for {
-		message.Reset()
-		if err := st.RecvMsg(&message); errors.Is(err, io.EOF) {
+		in.reset()
+		if err := st.RecvMsg(in); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		ev := Event{At: time.Now()}
-		if !readEvent(&message, x.policy(), &ev) {
+		if !in.known {
 			continue
 		}
+		in.At = time.Now()
 		if began.IsZero() {
-			began = ev.At
+			began = in.At
 		}
-		replies := x.Step(&ev, buffer[:0])
-		if message.GetObservabilityMode() {
+		replies := x.Step(&in.Event, buffer[:0])
+		if in.observed {
 			continue // nobody reads replies then
 		}
 		for i := range replies {
-			s.note(st.Context(), &replies[i], began, ev.At)
-			if err := st.Send(writeReply(&replies[i])); err != nil {
+			s.note(st.Context(), &replies[i], began, in.At)
+			x.out.reply, x.out.hold = &replies[i], in.hold
+			if err := st.SendMsg(&x.out); err != nil {
 				return err
 			}
 		}

@@ -6,22 +6,20 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 )
 
-// hosts returns the list for Envoy: "ip:port,ip:port".
-func (d *Decision) hosts() string {
-	b := make([]byte, 0, 24*len(d.Choice.List))
+// appendHosts appends the list for Envoy: "ip:port,ip:port".
+func (d *Decision) appendHosts(b []byte) []byte {
 	for i := range d.Choice.List {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		b = append(b, d.Choice.List[i].Address...)
 	}
-	return string(b)
+	return b
 }
 
-// String tells the decision to a person: "sticky 10.0.0.3:8000 412ms (wait 0
+// appendText tells the decision to a person: "sticky 10.0.0.3:8000 412ms (wait 0
 // prefill 80 decode 332), 10.0.0.7:8000 890ms".
-func (d *Decision) String() string {
-	b := make([]byte, 0, 96+32*len(d.Choice.List))
+func (d *Decision) appendText(b []byte) []byte {
 	b = append(append(b, d.Choice.Reason.String()...), ' ')
 	for i := range d.Choice.List {
 		c := &d.Choice.List[i]
@@ -34,7 +32,7 @@ func (d *Decision) String() string {
 			b = appendTerms(append(b, ' '), &c.Terms)
 		}
 	}
-	return string(b)
+	return b
 }
 
 // appendTerms appends what the cost is made of, in milliseconds.

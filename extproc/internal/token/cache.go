@@ -43,21 +43,27 @@ func keyOf(text []byte, n int) (k key) {
 		k.low = binary.LittleEndian.Uint64(buf[:])
 		k.high = binary.LittleEndian.Uint64(buf[8:])
 	}
-	if n < 8 {
-		k.low &= 1<<(8*n) - 1
-		k.high = 0
-	} else {
-		k.high &= 1<<(8*(n-8)) - 1
-	}
-	k.high |= uint64(n) << 60
+	m := &masks[n&15]
+	k.low &= m.low
+	k.high = k.high&m.high | uint64(n)<<60
 	return k
 }
+
+// masks are by length what a word has of its two words.
+var masks = func() (all [16]key) {
+	for n := range all {
+		all[n].low = 1<<(8*min(n, 8)) - 1
+		all[n].high = 1<<(8*max(n-8, 0)) - 1
+	}
+	return all
+}()
 
 // countShift is where the count stands in a slot's plain word.
 const countShift = 56
 
 func (c *cache) slot(k key) *slot {
-	return &c.slots[c.mix(k.low^c.mix(k.high))>>48&(cacheSlots-1)]
+	hi, lo := bits.Mul64(k.low^c.seed, k.high^0x9e3779b97f4a7c15)
+	return &c.slots[(hi^lo)>>48&(cacheSlots-1)]
 }
 
 func (c *cache) mix(x uint64) uint64 {

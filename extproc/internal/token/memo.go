@@ -11,36 +11,61 @@ const minMemo = 64
 // memoSlots bounds the memo: 16 bytes each, 1 MiB in all.
 const memoSlots = 1 << 16
 
-// memo remembers the tokens of whole messages by 96 bits of two keyed hashes,
-// so that the turns of a conversation that were there before cost only those.
-// Its slots are lock-free like those of cache.
+// memo remembers the tokens of whole messages by 64 bits of a keyed hash and
+// their length, so that the turns of a conversation that were there before cost
+// only that. Its slots are lock-free like those of cache.
 type memo struct {
-	first, second maphash.Seed
-	slots         [memoSlots]slot
+	seed  maphash.Seed
+	slots [memoSlots]slot
 }
 
-func newMemo() *memo { return &memo{first: maphash.MakeSeed(), second: maphash.MakeSeed()} }
+func newMemo() *memo { return &memo{seed: maphash.MakeSeed()} }
 
-// memoized counts text in which special tokens are found.
-func (m *Model) memoized(text []byte) int {
-	if len(text) < minMemo {
-		return m.tokens(text, true)
+// memoized counts text in which special tokens are found. It comes in pieces,
+// which are joined only if they must be counted; buf is memory to join them in,
+// and returned for the next time.
+func (m *Model) memoized(pieces [][]byte, buf []byte) (int, []byte) {
+	length := 0
+	for _, p := range pieces {
+		length += len(p)
 	}
-	s, low, high := m.memo.find(text)
+	if length < minMemo {
+		buf = concat(pieces, buf)
+		return m.tokens(buf, true), buf
+	}
+	hash := m.memo.hash(pieces)
+	s := &m.memo.slots[hash%memoSlots]
 	plain := s.plain.Load()
-	if plain != 0 && plain>>32 == high && s.scrambled.Load()^scramble(plain) == low {
-		return int(uint32(plain))
+	if plain>>32 == uint64(length) && s.scrambled.Load()^scramble(plain) == hash {
+		return int(uint32(plain)), buf
+	}
+	text := pieces[0]
+	if len(pieces) > 1 {
+		buf = concat(pieces, buf)
+		text = buf
 	}
 	n := m.tokens(text, true)
-	plain = high<<32 | uint64(n)
+	plain = uint64(length)<<32 | uint64(n)
 	s.plain.Store(plain)
-	s.scrambled.Store(low ^ scramble(plain))
-	return n
+	s.scrambled.Store(hash ^ scramble(plain))
+	return n, buf
 }
 
-func (m *memo) find(text []byte) (s *slot, low, high uint64) {
-	low, high = maphash.Bytes(m.first, text), maphash.Bytes(m.second, text)
-	return &m.slots[low%memoSlots], low, high >> 32
+// concat puts pieces into buf, one behind the other.
+func concat(pieces [][]byte, buf []byte) []byte {
+	buf = buf[:0]
+	for _, p := range pieces {
+		buf = append(buf, p...)
+	}
+	return buf
+}
+
+// hash names a text by its pieces: cut elsewhere it has another name.
+func (m *memo) hash(pieces [][]byte) (h uint64) {
+	for _, p := range pieces {
+		h = scramble(h ^ maphash.Bytes(m.seed, p))
+	}
+	return h
 }
 
 // scramble mixes a slot's plain word, so that halves of two writes don't match.

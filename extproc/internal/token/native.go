@@ -16,6 +16,7 @@ func (m *Model) countNative(p *plan) (int, bool) {
 	defer counters.Put(k)
 	k.reset(m, f)
 	ok := k.conversation(p)
+	clear(k.pieces)
 	return k.n + m.addedTo, ok
 }
 
@@ -34,10 +35,14 @@ func (m *Model) currentForm() *compiled {
 // counted in one piece, since words may span what the template and the client
 // wrote.
 type counter struct {
-	m   *Model
-	f   *compiled
-	n   int
-	buf []byte // text since the last special token
+	m *Model
+	f *compiled
+	n int
+	// pieces are the text since the last special token. They lie in the request
+	// and in the form.
+	pieces [][]byte
+	few    [8][]byte // where pieces begins
+	buf    []byte    // memory to join them in
 }
 
 var counters = sync.Pool{New: func() any { return new(counter) }}
@@ -49,7 +54,8 @@ func (k *counter) reset(m *Model, f *compiled) {
 	if cap(k.buf) > maxKept {
 		k.buf = nil
 	}
-	*k = counter{m: m, f: f, buf: k.buf[:0]}
+	*k = counter{m: m, f: f, buf: k.buf}
+	k.pieces = k.few[:0]
 }
 
 // conversation adds up a whole prompt. It returns false if the form doesn't fit.
@@ -74,7 +80,7 @@ func (k *counter) conversation(p *plan) bool {
 		return false
 	}
 	if p.end == open {
-		k.buf = append(k.buf, p.last...)
+		k.put(p.last)
 	}
 	k.flush()
 	return true
@@ -92,7 +98,7 @@ func (k *counter) content(r role, text []byte) bool {
 	if k.f.noEmpty && len(bytes.TrimSpace(text)) == 0 {
 		return false
 	}
-	k.buf = append(k.buf, text...)
+	k.put(text)
 	return true
 }
 
@@ -107,18 +113,30 @@ func (k *counter) add(s *segment) bool {
 	if !s.ok {
 		return false
 	}
-	k.buf = append(k.buf, s.left...)
+	k.put(s.left)
 	if s.cuts {
 		k.flush()
 		k.n += s.tokens
-		k.buf = append(k.buf, s.right...)
+		k.put(s.right)
 	}
 	return true
 }
 
 func (k *counter) flush() {
-	k.n += k.m.memoized(k.buf)
-	k.buf = k.buf[:0]
+	if len(k.pieces) == 0 {
+		return
+	}
+	var n int
+	n, k.buf = k.m.memoized(k.pieces, k.buf)
+	k.n += n
+	clear(k.pieces)
+	k.pieces = k.pieces[:0]
+}
+
+func (k *counter) put(text []byte) {
+	if len(text) > 0 {
+		k.pieces = append(k.pieces, text)
+	}
 }
 
 // compiled is a form with its texts tokenized as far as they can be.

@@ -1,6 +1,8 @@
 package token
 
 import (
+	"encoding/binary"
+	"math/bits"
 	"sync"
 	"unicode"
 	"unicode/utf8"
@@ -40,6 +42,27 @@ func (c *classes) at(b []byte) (class, int) {
 	}
 	r, n := utf8.DecodeRune(b)
 	return c.of(r), n
+}
+
+const (
+	ones  = 0x0101010101010101
+	highs = 0x8080808080808080
+)
+
+// asciiLetters returns how many bytes at the start of b are letters of ASCII, or
+// fewer near the end of b. It looks at eight at a time: small letters and
+// capitals differ in one bit, and a sum sets a byte's high bit from a bound on.
+func asciiLetters(b []byte) int {
+	i := 0
+	for ; i+8 <= len(b); i += 8 {
+		w := binary.LittleEndian.Uint64(b[i:])
+		x := (w | ones*0x20) &^ highs
+		other := (x + ones*(0x80-'z'-1)) | ^(x + ones*(0x80-'a')) | w
+		if other &= highs; other != 0 {
+			return i + bits.TrailingZeros64(other)/8
+		}
+	}
+	return i
 }
 
 // hfClasses follows Unicode as Hugging Face's tokenizers do.

@@ -44,6 +44,9 @@ func (s gpt2) next(b []byte) int {
 
 // run extends a word while characters are of one kind.
 func (s gpt2) run(b []byte, i int, kind class) int {
+	if kind == letter {
+		i += asciiLetters(b[i:])
+	}
 	for i < len(b) {
 		if x := b[i]; x < utf8.RuneSelf {
 			if s.ascii[x]&(letter|number|space) != kind {
@@ -152,6 +155,9 @@ func (s cl100k) next(b []byte) int {
 
 // while extends a word while characters have one of the classes.
 func (c *classes) while(b []byte, i int, set class) int {
+	if set&letter != 0 {
+		i += asciiLetters(b[i:])
+	}
 	for i < len(b) {
 		if x := b[i]; x < utf8.RuneSelf {
 			if c.ascii[x]&set == 0 {

@@ -1,0 +1,245 @@
+package pick
+
+import (
+	"math"
+	"math/bits"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// indexed is the number of endpoints from which on a model has an index: to ask
+// each of fewer costs no more.
+const indexed = 96
+
+// sweep is how often all cells are worked out again. Between sweeps those are
+// whose endpoint has changed; only what comes with time alone, such as the end
+// of an ejection, may be seen so much late.
+const sweep = 250 * time.Millisecond
+
+// index has what a large model's endpoints cost side by side, so that a choice
+// reads two words for each instead of following its pointers.
+//
+// A request that is cached nowhere costs an endpoint so much for its wait, so
+// much for each prompt token and so much for each token of output. The index
+// finds the endpoints to look at; what they cost, price says.
+type index struct {
+	// Constant.
+	cells   []cell
+	byCache map[uint32]int32 // number of the endpoint with the cache
+
+	// Atomic.
+	stale []atomic.Uint64 // a bit for each endpoint: whether its cell is out of date
+	swept atomic.Int64    // Unix nanoseconds
+}
+
+// cell is one endpoint's cost in milliseconds, as float32.
+type cell struct {
+	tokens atomic.Uint64 // for a prompt token, and in the low half for one of output
+	wait   atomic.Uint32 // infinite: the endpoint is not of the best tier
+}
+
+// mark is where an endpoint says that its cell is out of date.
+type mark struct {
+	word *atomic.Uint64
+	bit  uint64
+}
+
+// changed tells the index, if there is one, that the endpoint's cost has changed.
+func (l *Live) changed() {
+	if m := l.mark.Load(); m != nil && m.word.Load()&m.bit == 0 {
+		m.word.Or(m.bit)
+	}
+}
+
+// index returns the model's index, up to date; nil: it is too small for one.
+func (m *Model) index(reuse float64, now int64) *index {
+	if len(m.Endpoints) < indexed {
+		return nil
+	}
+	x := m.dense.Load()
+	if x == nil {
+		x = newIndex(m.Endpoints)
+		if m.dense.CompareAndSwap(nil, x) {
+			x.mark(m.Endpoints)
+		} else {
+			x = m.dense.Load()
+		}
+	}
+	x.refresh(m.Endpoints, reuse, now)
+	return x
+}
+
+func newIndex(es []*Endpoint) *index {
+	x := &index{
+		cells:   make([]cell, len(es)),
+		byCache: make(map[uint32]int32, len(es)),
+		stale:   make([]atomic.Uint64, (len(es)+63)/64),
+	}
+	for i, e := range es {
+		x.byCache[e.Cache] = int32(i)
+	}
+	return x
+}
+
+// mark tells the endpoints to report changes here. Those of meanwhile are found
+// by another sweep.
+func (x *index) mark(es []*Endpoint) {
+	marks := make([]mark, len(es))
+	for i, e := range es {
+		marks[i] = mark{&x.stale[i/64], 1 << (i % 64)}
+		e.Live.mark.Store(&marks[i])
+	}
+	x.swept.Store(0)
+}
+
+// refresh works out the cells that are out of date.
+func (x *index) refresh(es []*Endpoint, reuse float64, now int64) {
+	last := x.swept.Load()
+	if age := now - last; (age > int64(sweep) || age < 0) && x.swept.CompareAndSwap(last, now) {
+		for i, e := range es {
+			x.cells[i].set(e, reuse, now)
+		}
+		return
+	}
+	for w := range x.stale {
+		if x.stale[w].Load() == 0 {
+			continue
+		}
+		// What changes from here on sets its bit again.
+		for word := x.stale[w].Swap(0); word != 0; word &= word - 1 {
+			i := 64*w + bits.TrailingZeros64(word)
+			x.cells[i].set(es[i], reuse, now)
+		}
+	}
+}
+
+// Requests by which an endpoint's cost per token is found: large ones, so that
+// little is lost to rounding.
+var (
+	noTokens  = Query{}
+	allPrompt = Query{Prompt: 1 << 12}
+	allOutput = Query{Output: 1 << 12}
+)
+
+// set works out the cost of an endpoint.
+func (c *cell) set(e *Endpoint, reuse float64, now int64) {
+	if e.tier(now) != tierReady {
+		c.wait.Store(math.Float32bits(float32(math.Inf(1))))
+		return
+	}
+	cost := func(q *Query) float64 {
+		priced := e.price(q, reuse, now)
+		return priced.cost()
+	}
+	wait := cost(&noTokens)
+	prompt := float32((cost(&allPrompt) - wait) / float64(allPrompt.Prompt))
+	output := float32((cost(&allOutput) - wait) / float64(allOutput.Output))
+	c.tokens.Store(uint64(math.Float32bits(prompt))<<32 | uint64(math.Float32bits(output)))
+	c.wait.Store(math.Float32bits(float32(wait)))
+}
+
+// rank is an endpoint's number and about what it costs.
+type rank struct {
+	cost float32
+	at   int32
+}
+
+// mostHeld is how many endpoints that hold the conversation are looked at.
+const mostHeld = 16
+
+// ranks are the cheapest endpoints, cheapest first, and others to look at.
+type ranks struct {
+	best [MaxCandidates]rank
+	n    int
+	held [mostHeld]int32
+	more int // how many of held there are
+}
+
+// add takes in an endpoint that holds the conversation, once.
+func (r *ranks) add(at int32) {
+	for _, k := range r.best[:r.n] {
+		if k.at == at {
+			return
+		}
+	}
+	if r.more < mostHeld && !slices.Contains(r.held[:r.more], at) {
+		r.held[r.more] = at
+		r.more++
+	}
+}
+
+// cheapest finds the endpoints that are cheapest for who has nothing cached. The
+// walk begins at a place of its own, so that equals take turns.
+func (x *index) cheapest(q *Query, from int) (r ranks) {
+	r.walk(x.cells[from:], from, q)
+	r.walk(x.cells[:from], 0, q)
+	return r
+}
+
+// walk takes in the cells that are numbered from first on.
+func (r *ranks) walk(cells []cell, first int, q *Query) {
+	prompt, output := float32(q.Prompt), float32(q.Output)
+	limit := r.limit()
+	for i := range cells {
+		c := &cells[i]
+		t := c.tokens.Load()
+		cost := math.Float32frombits(c.wait.Load()) +
+			prompt*math.Float32frombits(uint32(t>>32)) + output*math.Float32frombits(uint32(t))
+		if cost < limit {
+			r.insert(rank{cost, int32(first + i)})
+			limit = r.limit()
+		}
+	}
+}
+
+// limit is the cost from which on an endpoint is of no interest.
+func (r *ranks) limit() float32 {
+	if r.n < len(r.best) {
+		return math.MaxFloat32
+	}
+	return r.best[r.n-1].cost
+}
+
+func (r *ranks) insert(k rank) {
+	if r.n < len(r.best) {
+		r.n++
+	}
+	i := r.n - 1
+	for ; i > 0 && k.cost < r.best[i-1].cost; i-- {
+		r.best[i] = r.best[i-1]
+	}
+	r.best[i] = k
+}
+
+// searchIndex is search by the index: it prices the cheapest endpoints and those
+// that hold the conversation. n is 0 if no endpoint is ready.
+func (c *Choice) searchIndex(x *index, q *Query, reuse float64, now int64, turn int) (n int, home Candidate) {
+	es := q.Model.Endpoints
+	r := x.cheapest(q, turn%len(es))
+	for _, p := range q.Places {
+		if i, ok := x.byCache[p.Cache]; ok {
+			r.add(i)
+		}
+	}
+	for i := range r.n + r.more {
+		e := es[r.at(i)]
+		if e.tier(now) != tierReady {
+			continue
+		}
+		cand := e.price(q, reuse, now)
+		if cand.held && (home.Endpoint == nil || cand.cost() < home.cost()) {
+			home = cand
+		}
+		n = c.insert(&cand, n)
+	}
+	return n, home
+}
+
+// at is the number of the i-th endpoint to look at.
+func (r *ranks) at(i int) int32 {
+	if i < r.n {
+		return r.best[i].at
+	}
+	return r.held[i-r.n]
+}

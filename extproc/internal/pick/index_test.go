@@ -1,0 +1,112 @@
+package pick
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// TestIndexAgainstWalk changes endpoints of a large model at random and compares
+// what the index finds with a walk over all of them: the costs must be the same,
+// at once after a change, and after a sweep where only time has passed.
+func TestIndexAgainstWalk(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	m := model()
+	for i := range 4 * indexed {
+		m.Endpoints = append(m.Endpoints, endpoint(i, slow(0.5+4*r.Float64()), in([]State{Ready, Ready, Ready, Suspect, NotReady}[r.IntN(5)])))
+	}
+	now := epoch
+	for step := range 3000 {
+		change(m, r, now)
+		if step%50 == 0 {
+			now = now.Add(sweep + time.Millisecond)
+		}
+		q := &Query{Model: m, Prompt: 1 + r.IntN(5000), Output: r.IntN(400), Most: 4, Now: now}
+		for range r.IntN(4) {
+			q.Places = append(q.Places, session.Place{Cache: uint32(1 + r.IntN(5*indexed)), Tokens: uint32(r.IntN(5000))})
+		}
+		got, want := costsOf(m, q, step), costsOf(&Model{Endpoints: m.Endpoints, Learned: m.Learned}, q, step)
+		if !slices.Equal(got, want) {
+			t.Fatalf("step %d: the index finds costs %v, a walk %v", step, got, want)
+		}
+	}
+}
+
+// costsOf returns the costs of what a search finds; a model whose name is empty
+// is walked over.
+func costsOf(m *Model, q *Query, turn int) (all []float64) {
+	c := new(Choice)
+	n, home := 0, Candidate{}
+	if m.Name != "" {
+		n, home = c.searchIndex(m.index(m.reuse.value(firstReuse), q.Now.UnixNano()), q, m.reuse.value(firstReuse), q.Now.UnixNano(), turn)
+	} else {
+		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Places: q.Places}, m.reuse.value(firstReuse), q.Now.UnixNano(), turn)
+	}
+	for i := range n {
+		all = append(all, c.found[i].cost())
+	}
+	if home.Endpoint != nil {
+		all = append(all, home.cost())
+	}
+	return all
+}
+
+// change lets something happen to an endpoint.
+func change(m *Model, r *rand.Rand, now time.Time) {
+	e := m.Endpoints[r.IntN(len(m.Endpoints))]
+	switch r.IntN(7) {
+	case 0:
+		e.Reserve(r.IntN(1000))
+	case 1:
+		held := e.Reserve(100)
+		held.Move(m.Endpoints[r.IntN(len(m.Endpoints))].Live)
+	case 2:
+		e.Seen(Report{Requests: int64(r.IntN(20)), Tokens: int64(r.IntN(9000)), KV: r.Float64()}, now)
+	case 3:
+		e.Told(Report{Requests: int64(r.IntN(20)), Tokens: int64(r.IntN(9000)), KV: r.Float64()}, now)
+	case 4:
+		e.eject(now, now, true)
+	case 5:
+		e.Clear()
+	case 6:
+		e.learn(Usage{Prompt: 100, Completion: 50, PrefillMs: 400 * r.Float64(), DecodeMs: 2000 * r.Float64()}, 1+3*r.Float64(), 0)
+	}
+}
+
+func TestLargeModelsTakeTurnsToo(t *testing.T) {
+	m := model()
+	for i := range 2 * indexed {
+		m.Endpoints = append(m.Endpoints, endpoint(i))
+	}
+	p, n, c := New(prometheus.NewRegistry()), map[string]int{}, new(Choice)
+	for range 20 * indexed {
+		if err := p.Pick(&Query{Model: m, Prompt: 10, Output: 10, Most: 1, Now: epoch}, c); err != nil {
+			t.Fatal(err)
+		}
+		n[c.List[0].Address]++
+	}
+	for a, k := range n {
+		if k > 30 {
+			t.Errorf("%s was chosen %d times of %d among %d equals", a, k, 20*indexed, 2*indexed)
+		}
+	}
+	if len(n) != 2*indexed {
+		t.Errorf("%d of %d equals were chosen", len(n), 2*indexed)
+	}
+}
+
+func TestNobodyReadyInALargeModel(t *testing.T) {
+	m := model()
+	for i := range indexed {
+		m.Endpoints = append(m.Endpoints, endpoint(i, in(Suspect)))
+	}
+	p, c := New(prometheus.NewRegistry()), new(Choice)
+	if err := p.Pick(&Query{Model: m, Prompt: 10, Output: 10, Most: 3, Now: epoch}, c); err != nil || c.Reason != Fallback || len(c.List) != 3 {
+		t.Errorf("Pick() = %v, %v with %d hosts; want three suspects", err, c.Reason, len(c.List))
+	}
+}

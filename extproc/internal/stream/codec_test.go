@@ -1,0 +1,243 @@
+package stream
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/encoding"
+	grpcproto "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+var wire = codec{encoding.GetCodecV2(grpcproto.Name)}
+
+// checkRead checks that bytes which protobuf reads are read as protobuf does.
+func checkRead(t *testing.T, f *fleet, b []byte) {
+	t.Helper()
+	x := f.core.Begin()
+	defer f.core.Finish(x)
+	in := &x.in
+	in.exchange = x
+	in.reset()
+	err := wire.Unmarshal(split(b), in)
+	var m extproc.ProcessingRequest
+	if proto.Unmarshal(b, &m) != nil {
+		return // we check less
+	}
+	if err != nil {
+		t.Fatalf("%.200x: %v; protobuf reads it", b, err)
+	}
+	want := Event{}
+	if known := readEvent(&m, x.policy(), &want); known != in.known {
+		t.Fatalf("%.200x: known = %v, want %v", b, in.known, known)
+	}
+	if in.observed != m.GetObservabilityMode() {
+		t.Fatalf("%.200x: observed = %v", b, in.observed)
+	}
+	if string(in.Body) == string(want.Body) {
+		want.Body = in.Body // nil or empty
+	}
+	if diff := cmp.Diff(want, in.Event); diff != "" {
+		t.Fatalf("%.200x: %s", b, diff)
+	}
+}
+
+// split is a message as it comes in frames.
+func split(b []byte) mem.BufferSlice {
+	n := len(b) / 2
+	return mem.BufferSlice{mem.Copy(b[:n], buffers), mem.Copy(b[n:], buffers)}
+}
+
+// Some of requests.
+const (
+	duplexHeaders = 3
+	wholeBody     = 5
+	answerHeaders = 8
+)
+
+// requests are messages as Envoy sends them, and some that it doesn't.
+func requests() []*extproc.ProcessingRequest {
+	hs := func(pairs ...string) *core.HeaderMap {
+		m := &core.HeaderMap{}
+		for i := 0; i < len(pairs); i += 2 {
+			h := &core.HeaderValue{Key: pairs[i], RawValue: []byte(pairs[i+1])}
+			if i%4 == 0 {
+				h = &core.HeaderValue{Key: pairs[i], Value: pairs[i+1]}
+			}
+			m.Headers = append(m.Headers, h)
+		}
+		return m
+	}
+	served := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
+		"other":     {Fields: map[string]*structpb.Value{servedKey: structpb.NewStringValue("1.1.1.1:1")}},
+		lbNamespace: {Fields: map[string]*structpb.Value{"a": structpb.NewNumberValue(1), servedKey: structpb.NewStringValue("10.0.0.1:80")}},
+	}}
+	odd := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
+		lbNamespace: {Fields: map[string]*structpb.Value{servedKey: structpb.NewBoolValue(true)}},
+	}}
+	head := hs(":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json", "content-length", "12",
+		"cookie", "a=b", "cookie", "c=d", "x-session-id", "s1", "x-millrace-priority", "critical", "x-gateway-x", "1", "x-millrace-y", "2",
+		retriesHeader, "3", "content-encoding", "gzip", "content-length", "x", "", "")
+	answer := hs(":status", "200", attemptsHeader, "2", loadHeader, "TEXT a=1", usageHeader, "prompt=1", "x", "y")
+	duplex := &extproc.ProtocolConfiguration{RequestBodyMode: filter.ProcessingMode_FULL_DUPLEX_STREAMED, ResponseBodyMode: filter.ProcessingMode_STREAMED}
+	return []*extproc.ProcessingRequest{
+		{},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{}},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: head, EndOfStream: true}}},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: head}}, ProtocolConfig: duplex},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: head}}, ProtocolConfig: &extproc.ProtocolConfiguration{}},
+		{Request: &extproc.ProcessingRequest_RequestBody{RequestBody: &extproc.HttpBody{Body: []byte(hello), EndOfStream: true}}},
+		{Request: &extproc.ProcessingRequest_RequestBody{RequestBody: &extproc.HttpBody{Body: make([]byte, 5000)}}, ObservabilityMode: true},
+		{Request: &extproc.ProcessingRequest_RequestTrailers{RequestTrailers: &extproc.HttpTrailers{Trailers: head}}},
+		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: served},
+		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: odd},
+		{Request: &extproc.ProcessingRequest_ResponseBody{ResponseBody: &extproc.HttpBody{Body: []byte("data: 1")}}, Attributes: map[string]*structpb.Struct{"a": {}}},
+		{Request: &extproc.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extproc.HttpTrailers{Trailers: answer}}},
+	}
+}
+
+func TestReadsAsProtobufDoes(t *testing.T) {
+	f := newFleet(1)
+	var all [][]byte
+	for _, m := range requests() {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b)
+		checkRead(t, f, b)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 1500 {
+		// Messages that follow each other merge into one, and some bytes change.
+		b := append(append([]byte(nil), all[r.IntN(len(all))]...), all[r.IntN(len(all))]...)
+		for range r.IntN(3) {
+			if len(b) > 0 {
+				b[r.IntN(len(b))] = byte(r.IntN(256))
+			}
+		}
+		checkRead(t, f, b)
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	for _, m := range requests() {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	fl := newFleet(1)
+	f.Fuzz(func(t *testing.T, b []byte) { checkRead(t, fl, b) })
+}
+
+// checkWrite checks that a reply's bytes are what protobuf makes of it.
+func checkWrite(t *testing.T, r *Reply, hold mem.Buffer) {
+	t.Helper()
+	var o outbound
+	o.reply, o.hold = r, hold
+	b, err := wire.Marshal(&o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Free()
+	var got extproc.ProcessingResponse
+	if err := proto.Unmarshal(b.Materialize(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(writeReply(r), &got, protocmp.Transform()); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+// TestWritesAsProtobufDoes compares what random streams are answered.
+func TestWritesAsProtobufDoes(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 9))
+	fl := newFleet(5)
+	for range 200 {
+		seed := make([]byte, 1+r.IntN(120))
+		for i := range seed {
+			seed[i] = byte(r.IntN(256))
+		}
+		x := fl.core.Begin()
+		evs := events(seed, fl)
+		for i := range evs {
+			hold := mem.Copy(append([]byte("in front"), evs[i].Body...), buffers)
+			if evs[i].Body != nil {
+				evs[i].Body = hold.ReadOnlyData()[len("in front"):]
+			}
+			for _, reply := range x.Step(&evs[i], nil) {
+				checkWrite(t, &reply, hold)
+			}
+			hold.Free()
+		}
+		fl.core.Finish(x)
+	}
+}
+
+// TestChunkIsNotCopied holds the promise that a body goes back as it came.
+func TestChunkIsNotCopied(t *testing.T) {
+	hold := mem.Copy(make([]byte, 100<<10), buffers)
+	defer hold.Free()
+	o := outbound{hold: hold}
+	b := o.chunk(hold.ReadOnlyData()[100:5000])
+	defer b.Free()
+	if &b.ReadOnlyData()[0] != &hold.ReadOnlyData()[100] || b.Len() != 4900 {
+		t.Error("chunk copies the body")
+	}
+}
+
+// TestExchangeAllocatesLittle holds the promise that a whole exchange, read from
+// bytes and written to bytes, allocates little outside gRPC.
+func TestExchangeAllocatesLittle(t *testing.T) {
+	f := newFleet(8)
+	all := requests()
+	var messages []mem.BufferSlice
+	for _, m := range []*extproc.ProcessingRequest{all[duplexHeaders], all[wholeBody], all[answerHeaders]} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		messages = append(messages, mem.BufferSlice{mem.SliceBuffer(b)})
+	}
+	decisions := 0
+	n := testing.AllocsPerRun(200, func() {
+		x := f.core.Begin()
+		defer f.core.Finish(x)
+		x.in.exchange = x
+		for _, b := range messages {
+			decisions += exchange(t, x, b)
+		}
+	})
+	if n > 30 || decisions == 0 {
+		t.Errorf("%v allocations in an exchange, %d decisions; want at most 30", n, decisions)
+	}
+}
+
+// exchange takes one message in, writes the replies and counts the decisions.
+func exchange(t *testing.T, x *Exchange, b mem.BufferSlice) (decisions int) {
+	var replies [4]Reply
+	x.in.reset()
+	if err := wire.Unmarshal(b, &x.in); err != nil {
+		t.Fatal(err)
+	}
+	some := x.Step(&x.in.Event, replies[:0])
+	for i := range some {
+		x.out.reply, x.out.hold = &some[i], x.in.hold
+		if _, err := wire.Marshal(&x.out); err != nil {
+			t.Fatal(err)
+		}
+		if some[i].Decision != nil {
+			decisions++
+		}
+	}
+	return decisions
+}

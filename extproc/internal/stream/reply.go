@@ -1,0 +1,236 @@
+package stream
+
+import (
+	"math"
+	"slices"
+	"strconv"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// outbound is a message to Envoy, a ProcessingResponse: a Reply that is written
+// straight to its bytes.
+type outbound struct {
+	reply *Reply
+	// hold is what the Event's Body lies in; a Chunk that does too goes out
+	// without a copy.
+	hold mem.Buffer
+
+	w       writer
+	scratch []byte // texts, before they are written
+}
+
+// responseFields is by the kind of reply the field of ProcessingResponse that
+// answers it.
+var responseFields = [...]protowire.Number{
+	RequestHeaders: 1, ResponseHeaders: 2, RequestBody: 3, ResponseBody: 4, RequestTrailers: 5, ResponseTrailers: 6,
+}
+
+// goOn are the replies that say nothing but: go on. Shared, never changed.
+var goOn = func() (all [len(responseFields)]mem.BufferSlice) {
+	for k, num := range responseFields {
+		all[k] = mem.BufferSlice{mem.SliceBuffer{byte(protowire.EncodeTag(num, protowire.BytesType)), 0}}
+	}
+	return all
+}()
+
+// Fields of ProcessingResponse, CommonResponse, HeaderMutation, BodyMutation.
+const (
+	fieldDynamicMetadata  = 8
+	fieldHeaderMutation   = 2
+	fieldBodyMutation     = 3
+	fieldClearRoute       = 5
+	fieldSetHeaders       = 1
+	fieldRemoveHeaders    = 2
+	fieldStreamedResponse = 3
+)
+
+// bytes returns the message. Errors are left to protobuf: they are rare.
+func (o *outbound) bytes() mem.BufferSlice {
+	r := o.reply
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && r.Cookie == "" {
+		return goOn[r.Kind]
+	}
+	w := &o.w
+	w.reset(len(r.Chunk))
+	o.body(r)
+	if r.Decision != nil {
+		w.number(fieldClearRoute, 1) // the route depends on the model
+	}
+	// What follows stands before the body: it is written behind it.
+	o.headers(r)
+	w.message(1, 0) // CommonResponse, in HeadersResponse or BodyResponse
+	w.message(responseFields[r.Kind], 0)
+	if r.Decision != nil {
+		o.metadata(r.Decision)
+	}
+	head := mem.SliceBuffer(append([]byte(nil), w.written()...))
+	if len(r.Chunk) == 0 {
+		return mem.BufferSlice{head}
+	}
+	return mem.BufferSlice{head, o.chunk(r.Chunk)}
+}
+
+// body writes the body mutation, which ends with the chunk: the chunk itself is
+// the message's tail.
+func (o *outbound) body(r *Reply) {
+	if !r.Duplex {
+		return
+	}
+	w := &o.w
+	if len(r.Chunk) > 0 {
+		w.varint(uint64(len(r.Chunk)))
+		w.tag(1, protowire.BytesType)
+	}
+	if r.End {
+		w.number(2, 1)
+	}
+	w.message(fieldStreamedResponse, 0)
+	w.message(fieldBodyMutation, 0)
+}
+
+// chunk returns the bytes as a buffer of their own, or as the part of hold that
+// they are.
+func (o *outbound) chunk(b []byte) mem.Buffer {
+	if o.hold != nil {
+		whole := o.hold.ReadOnlyData()
+		if at := cap(whole) - cap(b); at >= 0 && at+len(b) <= len(whole) && &whole[at] == &b[0] {
+			return o.hold.Slice(at, at+len(b))
+		}
+	}
+	return mem.Copy(b, buffers)
+}
+
+// headers writes the header mutation.
+func (o *outbound) headers(r *Reply) {
+	if r.Decision == nil && len(r.Remove) == 0 && r.Cookie == "" {
+		return
+	}
+	w := &o.w
+	mark := w.mark()
+	for _, name := range slices.Backward(r.Remove) {
+		text(w, fieldRemoveHeaders, name)
+	}
+	if r.Cookie != "" {
+		header(w, "set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
+	} else if r.Decision != nil {
+		o.decision(r.Decision)
+	}
+	w.message(fieldHeaderMutation, mark)
+}
+
+// decision writes the headers that say where the request goes.
+func (o *outbound) decision(d *Decision) {
+	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	w := &o.w
+	if d.Exact {
+		header(w, promptHeader, o.integer(d.PromptTokens), set)
+	}
+	header(w, retriesHeader, o.integer(d.Retries), set)
+	header(w, modelHeader, d.Model, set)
+	o.scratch = d.appendHosts(o.scratch[:0])
+	header(w, destinationHeader, o.scratch, set)
+}
+
+func (o *outbound) integer(n int) []byte {
+	o.scratch = strconv.AppendInt(o.scratch[:0], int64(n), 10)
+	return o.scratch
+}
+
+// header writes a HeaderValueOption in a HeaderMutation.
+func header[T string | []byte](w *writer, key string, value T, action core.HeaderValueOption_HeaderAppendAction) {
+	option := w.mark()
+	if action != 0 {
+		w.number(3, uint64(action))
+	}
+	mark := w.mark()
+	if len(value) > 0 {
+		text(w, 3, value) // raw_value
+	}
+	text(w, 1, key)
+	w.message(1, mark)
+	w.message(fieldSetHeaders, option)
+}
+
+// metadata writes the list for override_host, and facts for the access log.
+func (o *outbound) metadata(d *Decision) {
+	w := &o.w
+	mark := w.mark()
+
+	own := entry(w)
+	fact(w, "priority", d.Priority)
+	number(w, "cached_tokens", d.Choice.List[0].Cached)
+	number(w, "prompt_tokens", d.PromptTokens)
+	o.scratch = d.appendText(o.scratch[:0])
+	fact(w, "decision", o.scratch)
+	fact(w, "session", d.Session)
+	fact(w, "model", d.Model)
+	own.structure(w, ownNamespace)
+
+	lb := entry(w)
+	o.scratch = d.appendHosts(o.scratch[:0])
+	fact(w, destinationHeader, o.scratch)
+	lb.structure(w, lbNamespace)
+
+	w.message(fieldDynamicMetadata, mark)
+}
+
+// place is where an entry of a structpb.Struct ends.
+type place int
+
+func entry(w *writer) place { return place(w.mark()) }
+
+// end writes the head of an entry whose value was written.
+func (p place) end(w *writer, key string) {
+	w.message(2, int(p)) // the structpb.Value
+	text(w, 1, key)
+	w.message(1, int(p))
+}
+
+// structure ends an entry whose value is a Struct.
+func (p place) structure(w *writer, key string) {
+	w.message(5, int(p))
+	p.end(w, key)
+}
+
+// fact writes an entry with a text.
+func fact[T string | []byte](w *writer, key string, value T) {
+	p := entry(w)
+	text(w, 3, value)
+	p.end(w, key)
+}
+
+// number writes an entry with a number.
+func number(w *writer, key string, value int) {
+	p := entry(w)
+	w.double(2, math.Float64bits(float64(value)))
+	p.end(w, key)
+}
+
+// errorResponse is the message that answers the client with an error.
+func errorResponse(r *Reply) *extproc.ProcessingResponse {
+	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	hs := []*core.HeaderValueOption{option("content-type", "application/json", set)}
+	if r.Error.RetryAfter > 0 {
+		hs = append(hs, option("retry-after", strconv.Itoa(r.Error.RetryAfter), set))
+	}
+	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{
+		ImmediateResponse: &extproc.ImmediateResponse{
+			Status:  &envoytype.HttpStatus{Code: envoytype.StatusCode(r.Error.Status)},
+			Headers: &extproc.HeaderMutation{SetHeaders: hs},
+			Body:    r.Error.JSON(),
+			Details: "millrace_" + r.Error.Code,
+		},
+	}}
+}
+
+func option(key, val string, action core.HeaderValueOption_HeaderAppendAction) *core.HeaderValueOption {
+	return &core.HeaderValueOption{
+		Header:       &core.HeaderValue{Key: key, RawValue: []byte(val)},
+		AppendAction: action,
+	}
+}

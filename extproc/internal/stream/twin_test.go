@@ -1,0 +1,204 @@
+package stream
+
+import (
+	"strconv"
+	"strings"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+)
+
+// What follows reads and writes the same messages by way of protobuf: slowly, but
+// surely.
+
+// readEvent fills ev from Envoy's message; false: it brings no event.
+// policy names the headers that carry session and priority; nil: none is known.
+func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) bool {
+	switch r := m.Request.(type) {
+	case *extproc.ProcessingRequest_RequestHeaders:
+		ev.Kind, ev.End = RequestHeaders, r.RequestHeaders.GetEndOfStream()
+		readRequest(r.RequestHeaders.GetHeaders(), policy, &ev.Request)
+		readModes(m.GetProtocolConfig(), &ev.Request)
+	case *extproc.ProcessingRequest_RequestBody:
+		ev.Kind, ev.End, ev.Body = RequestBody, r.RequestBody.GetEndOfStream(), r.RequestBody.GetBody()
+	case *extproc.ProcessingRequest_RequestTrailers:
+		ev.Kind, ev.End = RequestTrailers, true
+	case *extproc.ProcessingRequest_ResponseHeaders:
+		ev.Kind, ev.End = ResponseHeaders, r.ResponseHeaders.GetEndOfStream()
+		readAnswer(r.ResponseHeaders.GetHeaders(), &ev.Answer)
+		ev.Answer.Served = served(m.GetMetadataContext())
+	case *extproc.ProcessingRequest_ResponseBody:
+		ev.Kind, ev.End, ev.Body = ResponseBody, r.ResponseBody.GetEndOfStream(), r.ResponseBody.GetBody()
+	case *extproc.ProcessingRequest_ResponseTrailers:
+		ev.Kind, ev.End = ResponseTrailers, true
+		readAnswer(r.ResponseTrailers.GetTrailers(), &ev.Answer)
+	default:
+		return false
+	}
+	return true
+}
+
+// readRequest reads the headers that matter. Envoy gives names in lower case.
+func readRequest(hs *core.HeaderMap, policy *pick.Policy, head *RequestHead) {
+	head.Length = -1
+	for _, h := range hs.GetHeaders() {
+		switch key := h.GetKey(); key {
+		case ":method":
+			head.Method = value(h)
+		case ":path":
+			head.Path = value(h)
+		case "content-type":
+			head.ContentType = value(h)
+		case "content-encoding":
+			head.ContentEncoding = value(h)
+		case "content-length":
+			if n, err := strconv.ParseInt(value(h), 10, 64); err == nil {
+				head.Length = n
+			}
+		case "cookie":
+			head.Cookie = joined(head.Cookie, value(h))
+		default:
+			readOther(key, h, policy, head)
+		}
+	}
+}
+
+// readOther reads a header whose name is a matter of policy, or of trust.
+func readOther(key string, h *core.HeaderValue, policy *pick.Policy, head *RequestHead) {
+	switch {
+	case policy != nil && key == policy.SessionHeader:
+		head.Session = value(h)
+	case policy != nil && key == policy.PriorityHeader:
+		head.Priority = value(h)
+	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == retriesHeader:
+		head.Forbidden = append(head.Forbidden, key)
+	}
+}
+
+// value is a header's value; which field has it depends on Envoy's settings.
+func value(h *core.HeaderValue) string {
+	if len(h.GetRawValue()) > 0 {
+		return string(h.GetRawValue())
+	}
+	return h.GetValue()
+}
+
+// readModes reads how bodies come. An Envoy too old to say is taken to buffer.
+func readModes(c *extproc.ProtocolConfiguration, head *RequestHead) {
+	if c == nil {
+		head.Mode = Buffered
+		return
+	}
+	head.Mode, head.AnswerMode = mode(c.GetRequestBodyMode()), mode(c.GetResponseBodyMode())
+}
+
+// readAnswer reads the headers or trailers that matter.
+func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
+	for _, h := range hs.GetHeaders() {
+		switch h.GetKey() {
+		case ":status":
+			a.Status, _ = strconv.Atoi(value(h))
+		case attemptsHeader:
+			a.Attempts, _ = strconv.Atoi(value(h))
+		case loadHeader:
+			a.Load = value(h)
+		case usageHeader:
+			a.Usage = value(h)
+		}
+	}
+}
+
+// served returns the host that override_host says it chose.
+func served(m *core.Metadata) string {
+	return m.GetFilterMetadata()[lbNamespace].GetFields()[servedKey].GetStringValue()
+}
+
+// Replies that say nothing but: go on. Shared, never changed.
+var goOnReplies = [...]*extproc.ProcessingResponse{
+	RequestHeaders:   {Response: &extproc.ProcessingResponse_RequestHeaders{RequestHeaders: &extproc.HeadersResponse{}}},
+	RequestBody:      {Response: &extproc.ProcessingResponse_RequestBody{RequestBody: &extproc.BodyResponse{}}},
+	RequestTrailers:  {Response: &extproc.ProcessingResponse_RequestTrailers{RequestTrailers: &extproc.TrailersResponse{}}},
+	ResponseHeaders:  {Response: &extproc.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extproc.HeadersResponse{}}},
+	ResponseBody:     {Response: &extproc.ProcessingResponse_ResponseBody{ResponseBody: &extproc.BodyResponse{}}},
+	ResponseTrailers: {Response: &extproc.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extproc.TrailersResponse{}}},
+}
+
+// writeReply returns the reply as Envoy's message.
+func writeReply(r *Reply) *extproc.ProcessingResponse {
+	if r.Error != nil {
+		return errorResponse(r)
+	}
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && r.Cookie == "" {
+		return goOnReplies[r.Kind]
+	}
+	common := &extproc.CommonResponse{}
+	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" {
+		common.HeaderMutation = &extproc.HeaderMutation{RemoveHeaders: r.Remove}
+	}
+	out := &extproc.ProcessingResponse{}
+	if r.Decision != nil {
+		hosts := string(r.Decision.appendHosts(nil))
+		common.ClearRouteCache = true // the route depends on the model
+		common.HeaderMutation.SetHeaders = decisionHeaders(r.Decision, hosts)
+		out.DynamicMetadata = decisionMetadata(r.Decision, hosts)
+	}
+	if r.Cookie != "" {
+		common.HeaderMutation.SetHeaders = []*core.HeaderValueOption{
+			option("set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD),
+		}
+	}
+	if r.Duplex {
+		common.BodyMutation = &extproc.BodyMutation{Mutation: &extproc.BodyMutation_StreamedResponse{
+			StreamedResponse: &extproc.StreamedBodyResponse{Body: r.Chunk, EndOfStream: r.End},
+		}}
+	}
+	putIn(out, r.Kind, common)
+	return out
+}
+
+// putIn puts the common part where the kind has it.
+func putIn(out *extproc.ProcessingResponse, k Kind, common *extproc.CommonResponse) {
+	switch k {
+	case RequestHeaders:
+		out.Response = &extproc.ProcessingResponse_RequestHeaders{RequestHeaders: &extproc.HeadersResponse{Response: common}}
+	case RequestBody:
+		out.Response = &extproc.ProcessingResponse_RequestBody{RequestBody: &extproc.BodyResponse{Response: common}}
+	case ResponseHeaders:
+		out.Response = &extproc.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extproc.HeadersResponse{Response: common}}
+	case ResponseBody:
+		out.Response = &extproc.ProcessingResponse_ResponseBody{ResponseBody: &extproc.BodyResponse{Response: common}}
+	}
+}
+
+func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
+	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	hs := make([]*core.HeaderValueOption, 0, 4)
+	hs = append(hs,
+		option(destinationHeader, hosts, set),
+		option(modelHeader, d.Model, set),
+		option(retriesHeader, strconv.Itoa(d.Retries), set))
+	if d.Exact {
+		hs = append(hs, option(promptHeader, strconv.Itoa(d.PromptTokens), set))
+	}
+	return hs
+}
+
+// decisionMetadata is the list for override_host, and facts for the access log.
+func decisionMetadata(d *Decision, hosts string) *structpb.Struct {
+	own := map[string]*structpb.Value{
+		"model":         structpb.NewStringValue(d.Model),
+		"session":       structpb.NewStringValue(d.Session),
+		"decision":      structpb.NewStringValue(string(d.appendText(nil))),
+		"prompt_tokens": structpb.NewNumberValue(float64(d.PromptTokens)),
+		"cached_tokens": structpb.NewNumberValue(float64(d.Choice.List[0].Cached)),
+		"priority":      structpb.NewStringValue(d.Priority),
+	}
+	lb := map[string]*structpb.Value{destinationHeader: structpb.NewStringValue(hosts)}
+	return &structpb.Struct{Fields: map[string]*structpb.Value{
+		lbNamespace:  structpb.NewStructValue(&structpb.Struct{Fields: lb}),
+		ownNamespace: structpb.NewStructValue(&structpb.Struct{Fields: own}),
+	}}
+}
