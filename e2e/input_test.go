@@ -47,6 +47,8 @@ func badInputs() []badInput {
 		{name: "unknown model", path: chatPath, body: []byte(`{"model":"nope","messages":[{"role":"user","content":"hi"}]}`), status: 404, code: "model_not_found"},
 		{name: "unknown path", path: "/v1/nothing", body: valid, status: 404},
 		{name: "messages of a wrong type", path: chatPath, body: []byte(`{"model":"smollm2","messages":7}`), status: 400},
+		{name: "message without a role", path: chatPath, body: []byte(`{"model":"smollm2","messages":[{"content":"hi"}]}`), status: 400},
+		{name: "tools of a wrong type", path: chatPath, body: []byte(`{"model":"smollm2","tools":"hammer","messages":[{"role":"user","content":"hi"}]}`), status: 400},
 		{name: "20 MiB body", path: chatPath, body: huge, status: 413},
 		{name: "20 MiB body of unknown length", path: chatPath, body: huge, unsized: true, status: 413},
 		{name: "wrong content type", path: chatPath, body: valid, header: []string{"content-type", "text/plain"}, status: 415},

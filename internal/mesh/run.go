@@ -82,7 +82,7 @@ func (m *mesh) sweep(ctx context.Context) error {
 // does for Envoy.
 func (m *mesh) ready(s *state.State) bool {
 	envoy := s.Find("envoy")
-	return m.proven.Load() && envoy != nil && envoy.PID != 0 && serves(m.view.Load(), m.replicas)
+	return m.proven.Load() && envoy != nil && envoy.Status == state.Running && serves(m.view.Load(), m.replicas)
 }
 
 // announce waits for true readiness and says so.

@@ -37,6 +37,10 @@ func ParseError(status int, body []byte) Error {
 		e.Status, e.Code = http.StatusBadRequest, "context_length_exceeded"
 	case strings.Contains(e.Message, "not supported"):
 		e.Status, e.Code = http.StatusBadRequest, "not_supported"
+	// The backend can't read the request's messages or tools, which no other
+	// engine could either; it calls that its own fault, too.
+	case strings.Contains(e.Message, "Failed to parse"), strings.Contains(e.Message, "json.exception"):
+		e.Status, e.Code = http.StatusBadRequest, "invalid_value"
 	case status >= http.StatusInternalServerError:
 		e.Type, e.Code = "server_error", "backend_error"
 	}

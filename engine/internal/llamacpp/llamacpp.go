@@ -79,13 +79,18 @@ func (p Programs) Backend(a *enginepb.Assignment) (*exec.Cmd, error) {
 	return native(p.LlamaServer, arguments(p.config(a))...), nil
 }
 
+// spareThreads are the backend's HTTP threads beyond one a slot.
+const spareThreads = 12
+
 func (p Programs) config(a *enginepb.Assignment) config {
 	b := a.GetBackend()
 	c := config{
 		Runtime: p.Runtime, Address: p.BackendAddress, Threads: b.GetThreads(),
 		Weights: b.GetWeights(), Model: a.GetModel(), Slots: b.GetSlots(), ContextTokens: b.GetContextTokens(),
-		// Requests beyond these get a thread of their own for a while.
-		HTTPThreads: 2, CacheMiB: cacheMiB, Shards: []shard{},
+		// A thread serves a connection for as long as it is kept alive. With fewer
+		// than connections (one a slot, probes and the looks at slots and metrics),
+		// a request can starve behind idle ones for many seconds.
+		HTTPThreads: b.GetSlots() + spareThreads, CacheMiB: cacheMiB, Shards: []shard{},
 	}
 	if len(a.GetStages()) > 1 {
 		for _, s := range a.GetStages() {

@@ -91,6 +91,11 @@ func TestParseError(t *testing.T) {
 			want: Error{400, "image input is not supported - hint: …", "invalid_request_error", "not_supported"},
 		},
 		{
+			name: "messages that can't be read are the client's fault", status: 500,
+			body: `{"error":{"code":500,"message":"Failed to parse messages: Missing 'role' in message","type":"server_error"}}`,
+			want: Error{400, "Failed to parse messages: Missing 'role' in message", "invalid_request_error", "invalid_value"},
+		},
+		{
 			name: "bad parameter", status: 400, body: `{"error":{"message":"no","type":"invalid_request_error"}}`,
 			want: Error{400, "no", "invalid_request_error", ""},
 		},
@@ -161,7 +166,7 @@ func TestNativeArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "-m /dev/null --alias smollm2 --host 127.0.0.1 --port 9 -np 4 -c 16384 -t 1 -tb 1 --threads-http 2 --cache-ram 256 " +
+	const want = "-m /dev/null --alias smollm2 --host 127.0.0.1 --port 9 -np 4 -c 16384 -t 1 -tb 1 --threads-http 16 --cache-ram 256 " +
 		"--embeddings --pooling mean -fa on --jinja --metrics --slots --no-warmup --no-webui --fit off " +
 		"--rpc 127.0.0.1:1,127.0.0.1:2 -ngl 99 -ts 1,2"
 	if diff := cmp.Diff(want, strings.Join(cmd.Args[1:], " ")); diff != "" {
@@ -189,7 +194,7 @@ func TestGlueIsToldAll(t *testing.T) {
 	}
 	want := config{
 		Runtime: "/run", Address: "127.0.0.1:9", Threads: 1, Weights: "/dev/null", Model: "smollm2", Slots: 4, ContextTokens: 4096,
-		HTTPThreads: 2, CacheMiB: 256, Shards: []shard{{"127.0.0.1:1", 1}, {"127.0.0.1:2", 2}},
+		HTTPThreads: 16, CacheMiB: 256, Shards: []shard{{"127.0.0.1:1", 1}, {"127.0.0.1:2", 2}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

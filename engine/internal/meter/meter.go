@@ -25,7 +25,8 @@ type Meter struct {
 	mu     sync.Mutex
 	totals Totals
 	speed  llamacpp.Speed
-	length float64 // tokens of a usual completion
+	work   llamacpp.Work // since the last measurement of speed
+	length float64       // tokens of a usual completion
 	recent rate
 }
 
@@ -57,7 +58,8 @@ func (m *Meter) Add(u llamacpp.Usage, now time.Time) {
 	m.totals.Cached += u.Cached
 	m.totals.Generated += u.Completion
 	m.recent.add(now)
-	s := u.Speed()
+	m.work.Add(u)
+	s := m.work.Take()
 	m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
 	m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
 	if u.Completion > 0 {
@@ -81,7 +83,7 @@ func (m *Meter) Calibrate(s llamacpp.Speed) {
 func (m *Meter) Forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.speed = llamacpp.Speed{}
+	m.speed, m.work = llamacpp.Speed{}, llamacpp.Work{}
 }
 
 // Totals returns the counts.

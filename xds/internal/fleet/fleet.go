@@ -79,6 +79,16 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 	return s
 }
 
+// Excuse says that xds itself could not run for a while until now: the nodes'
+// silence meanwhile says nothing about them.
+func (f *Fleet) Excuse(now time.Time, slept time.Duration) {
+	for _, n := range f.nodes {
+		if n.last = n.last.Add(slept); n.last.After(now) {
+			n.last = now
+		}
+	}
+}
+
 // forget drops nodes that have been away for long and have no part in anything.
 func (f *Fleet) forget(now time.Time) {
 	for name, n := range f.nodes {

@@ -245,6 +245,15 @@ func TestSilentAgent(t *testing.T) {
 	w.want("m-0 READY 1000", "m-1 READY 1000")
 }
 
+func TestOwnSleepIsNobodysSilence(t *testing.T) {
+	w := up(t)
+	const slept = time.Minute
+	w.now = w.now.Add(slept)
+	w.fleet.Excuse(w.now, slept)
+	w.decide()
+	w.want("m-0 READY 1000", "m-1 READY 1000")
+}
+
 func TestClosedStream(t *testing.T) {
 	w := up(t)
 	w.leave("node-c")

@@ -26,6 +26,9 @@ const (
 	// is thought through so seldom that it costs a tenth of a core.
 	decideEvery = 10 * time.Millisecond
 	decideShare = 10
+	// stalled is how late a thought must be to show that xds itself was stopped or
+	// starved: the fleet is thought through every tick, or ten thoughts later.
+	stalled = time.Second
 	// maxNodes bounds the streams; one more is refused.
 	maxNodes = 10_000
 	// viewEvery and viewLatest bound how often a watcher gets a view.
@@ -116,6 +119,9 @@ func (s *Service) Run(ctx context.Context, f *Fleet) error {
 				due.Reset(pause - time.Since(last))
 			}
 		case <-due.C:
+			if slept := time.Since(last); slept > stalled+pause && !last.IsZero() {
+				f.Excuse(time.Now(), slept)
+			}
 			last, waiting = time.Now(), false
 			s.publish(f.Decide(last))
 			pause = max(decideEvery, decideShare*time.Since(last))
