@@ -232,7 +232,7 @@ func (g *gateway) testHang(t *testing.T) {
 	c := g.nodes["node-c"]
 	hung := make(chan struct{})
 	c.mu.Lock()
-	c.hung, c.mute = hung, "silent: nothing heard for 1s"
+	c.hung = hung
 	c.mu.Unlock()
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -244,6 +244,12 @@ func (g *gateway) testHang(t *testing.T) {
 			}
 		})
 	}
+	if err := poll(2*time.Second, func() error { return g.says(c.ln.Addr().String()+"::rq_active::0", false) }); err != nil {
+		t.Error(err) // nothing got stuck there
+	}
+	c.mu.Lock()
+	c.mute = "silent: nothing heard for 1s"
+	c.mu.Unlock()
 	c.wake()
 	if err := poll(2*time.Second, func() error { return g.says("failed_eds_health", true) }); err != nil {
 		t.Error(err)
