@@ -60,6 +60,7 @@ type Local struct {
 	plains map[string]*plain // by address
 	table  *pick.Table       // as published
 	dirty  bool              // whether the table is to be made again
+	speeds map[string]*speed // by model
 	keys   [][]byte          // of cookies, the present one first
 	stamps stamps
 	fault  error // of the file as it is; nil: it is in force
@@ -72,7 +73,7 @@ func NewLocal(path string, picker Picker, load func(path string) (pick.Counter, 
 	l := &Local{
 		path: path, picker: picker, log: log, metrics: newLocalMetrics(reg), loader: newLoader(load, log),
 		get: client.Get, close: client.Close, queue: make(chan *plain, 4*lookers),
-		state: newState(), plains: map[string]*plain{},
+		state: newState(), plains: map[string]*plain{}, speeds: map[string]*speed{},
 	}
 	for _, t := range types {
 		l.state.answered[t] = true
@@ -106,6 +107,9 @@ func (l *Local) schedule(ctx context.Context) error {
 	for n := 0; ; n++ {
 		if n%fileTicks == 0 {
 			l.watch(time.Now())
+		}
+		if n%speedTicks == 0 {
+			l.saySpeeds(time.Now())
 		}
 		l.step(time.Now())
 		select {
@@ -204,12 +208,35 @@ func (l *Local) measuredLocked(p *plain, d *scrape.Since, company float64) {
 	if e == nil {
 		return
 	}
+	model := p.said.GetModel()
+	if l.speeds[model] == nil {
+		l.speeds[model] = new(speed)
+	}
+	l.speeds[model].add(d, company)
 	if len(p.spec.Models) > 1 {
 		first = nil // the page doesn't tell them apart
 	}
 	l.picker.Measured(first, e, pick.Usage{
 		Prompt: int(d.Prompt), Cached: int(d.Cached), Completion: int(d.Output), PrefillMs: d.PrefillMs, DecodeMs: d.DecodeMs,
 	}, d.Requests, company)
+}
+
+// saySpeeds lets tables say how fast engines are that have not shown it yet.
+func (l *Local) saySpeeds(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for model, s := range l.speeds {
+		said := s.drifted()
+		if said == nil {
+			continue
+		}
+		for _, p := range l.plains {
+			if p.said.GetModel() == model {
+				p.said.Speed = said
+				l.setLocked(p, now)
+			}
+		}
+	}
 }
 
 // setLocked tells state what is known of an endpoint.
@@ -262,7 +289,11 @@ func (l *Local) loadLocked(now time.Time) error {
 	l.loader.want(l.state.tokenizers())
 	maps.DeleteFunc(l.state.endpoints, func(address string, _ *endpoint) bool { return plains[address] == nil })
 	l.plains = plains
+	maps.DeleteFunc(l.speeds, func(model string, _ *speed) bool { return !slices.Contains(names, model) })
 	for _, p := range plains {
+		if s := l.speeds[p.said.GetModel()]; s != nil {
+			p.said.Speed = s.said
+		}
 		l.setLocked(p, now)
 	}
 	return nil

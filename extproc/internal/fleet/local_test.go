@@ -319,6 +319,27 @@ func TestLocalNeedsAGoodFileAtFirst(t *testing.T) {
 	}
 }
 
+func TestUnknownEnginesAreTakenToBeAsFastAsTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, w := newLocal(t, three)
+		const page = "llamacpp:prompt_tokens_total %d\nllamacpp:prompt_seconds_total %g\nllamacpp:tokens_predicted_total %d\nllamacpp:tokens_predicted_seconds_total %g\n"
+		w.pages["http://10.0.0.2:80/metrics"] = fmt.Sprintf(page, 100, 1.0, 10, 1.0)
+		l.run(t, func() {
+			time.Sleep(time.Second)
+			if e := w.table().Models["m"].Endpoints[0]; e.Prior != (pick.Speed{}) {
+				t.Errorf("nothing was shown, and the speed is %+v", e.Prior)
+			}
+			w.set(func() { w.pages["http://10.0.0.2:80/metrics"] = fmt.Sprintf(page, 300, 2.0, 20, 1.5) })
+			time.Sleep(10 * time.Second)
+			for _, e := range w.table().Models["m"].Endpoints {
+				if e.Prior != (pick.Speed{Prefill: 5, Decode: 50}) {
+					t.Errorf("%s: speed %+v, want 5 and 50 ms a token", e.Address, e.Prior)
+				}
+			}
+		})
+	})
+}
+
 func TestKeysRotate(t *testing.T) {
 	keys := rotate(nil, []byte("a"))
 	for _, k := range []string{"b", "b", "c", "d", "e", "b"} {
