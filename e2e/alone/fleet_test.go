@@ -190,7 +190,7 @@ func (f *fleet) testDeath(t *testing.T) {
 	f.startEngine(t, 2)
 	f.await(t, f.ready)
 	if got := f.begin(t, "return", 18); got[2] == 0 {
-		t.Errorf("the engine that is back gets nothing: %v", got)
+		t.Errorf("the engine that is back gets nothing: %v\n%s", got, f.decisions(18))
 	}
 }
 
@@ -207,4 +207,14 @@ func (f *fleet) testWithoutExtproc(t *testing.T) {
 	f.await(t, func() error { return f.hosts(3) })
 	f.await(t, f.ready)
 	f.tenTurns(t, "after a restart", func(http.Header) []string { return []string{"x-session-id", "again"} })
+}
+
+// decisions returns the last so many, by the access log.
+func (f *fleet) decisions(n int) string {
+	b, err := os.ReadFile(filepath.Join(f.dir, "access.log"))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
