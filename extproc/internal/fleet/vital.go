@@ -13,7 +13,7 @@ const (
 	// lookFirst is between two looks at an endpoint that works or changes.
 	lookFirst = 250 * time.Millisecond
 	// lookMost is between two looks at one that has long been idle.
-	lookMost = 8 * time.Second
+	lookMost = 10 * time.Second
 	// lookSlower is by how much each look that finds nothing new delays the next.
 	lookSlower = 1.5
 	// looksMost bounds the looks at all endpoints, per second: 1,000 loaded ones

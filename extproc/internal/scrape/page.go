@@ -154,27 +154,21 @@ func (t *Type) Scan(page []byte) Sample {
 	return s
 }
 
-// find returns the series of a line without its prefix, or nil.
+// find returns the series of a line without its prefix, or nil. Where a name would
+// end tells most of them off at once.
 func (t *Type) find(line []byte) *series {
-	n := nameEnd(line)
 	for i := range t.series {
 		w := &t.series[i]
-		if len(w.name) == n && line[0] == w.name[0] && string(line[:n]) == w.name {
+		n := len(w.name)
+		if len(line) > n && ends(line[n]) && string(line[:n]) == w.name {
 			return w
 		}
 	}
 	return nil
 }
 
-// nameEnd is the length of the name that a line begins with.
-func nameEnd(line []byte) int {
-	for i, c := range line {
-		if c == '{' || c == ' ' || c == '\t' {
-			return i
-		}
-	}
-	return len(line)
-}
+// ends tells whether c ends a name.
+func ends(c byte) bool { return c == '{' || c == ' ' || c == '\t' }
 
 func (s *Sample) at(f Field) *float64 {
 	switch f {
