@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/scrape"
 	"millrace.dev/millrace/internal/config"
@@ -108,9 +109,6 @@ func (l *Local) schedule(ctx context.Context) error {
 		if n%fileTicks == 0 {
 			l.watch(time.Now())
 		}
-		if n%speedTicks == 0 {
-			l.saySpeeds(time.Now())
-		}
 		l.step(time.Now())
 		select {
 		case <-ctx.Done():
@@ -197,46 +195,42 @@ func (l *Local) noteLocked(p *plain, was pick.State, fault, health error) {
 
 // measuredLocked hands on what an engine has done.
 func (l *Local) measuredLocked(p *plain, d *scrape.Since, company float64) {
-	if l.table == nil {
+	model := p.said.GetModel()
+	s := l.speeds[model]
+	if s == nil {
+		s = new(speed)
+		l.speeds[model] = s
+	}
+	s.add(d, company)
+	// First the others, then the engine itself: in between they would seem faster.
+	if said := s.drifted(); said != nil {
+		l.saySpeedLocked(model, said, time.Now())
+	}
+	m := l.table.Models[model]
+	if m == nil {
 		return
 	}
-	first := l.table.Models[p.said.GetModel()]
-	if first == nil {
-		return
-	}
-	e := first.Endpoint(p.spec.Address)
+	e := m.Endpoint(p.spec.Address)
 	if e == nil {
 		return
 	}
-	model := p.said.GetModel()
-	if l.speeds[model] == nil {
-		l.speeds[model] = new(speed)
-	}
-	l.speeds[model].add(d, company)
 	if len(p.spec.Models) > 1 {
-		first = nil // the page doesn't tell them apart
+		m = nil // the page doesn't tell them apart
 	}
-	l.picker.Measured(first, e, pick.Usage{
+	l.picker.Measured(m, e, pick.Usage{
 		Prompt: int(d.Prompt), Cached: int(d.Cached), Completion: int(d.Output), PrefillMs: d.PrefillMs, DecodeMs: d.DecodeMs,
 	}, d.Requests, company)
 }
 
-// saySpeeds lets tables say how fast engines are that have not shown it yet.
-func (l *Local) saySpeeds(now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for model, s := range l.speeds {
-		said := s.drifted()
-		if said == nil {
-			continue
-		}
-		for _, p := range l.plains {
-			if p.said.GetModel() == model {
-				p.said.Speed = said
-				l.setLocked(p, now)
-			}
+// saySpeedLocked lets tables say how fast engines are that have not shown it yet.
+func (l *Local) saySpeedLocked(model string, said *enginepb.Speed, now time.Time) {
+	for _, p := range l.plains {
+		if p.said.GetModel() == model {
+			p.said.Speed = said
+			l.setLocked(p, now)
 		}
 	}
+	l.publishLocked()
 }
 
 // setLocked tells state what is known of an endpoint.

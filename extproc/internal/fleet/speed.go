@@ -13,8 +13,6 @@ const (
 	// speedDrift is by what share a speed must differ from what tables say to be
 	// said anew.
 	speedDrift = 0.2
-	// speedTicks is after how many ticks that is looked at.
-	speedTicks = 10
 	// speedCrowd is by how much each further request at a time is taken to slow a
 	// token down.
 	speedCrowd = 0.5
