@@ -1,6 +1,6 @@
 // Command extproc answers Envoy: for each request, which engine finishes it
-// first. It learns the fleet from xds, counts tokens with the model's own
-// tokenizer, and keeps conversations where they are cached.
+// first. It learns the fleet from xds, or from a file, counts tokens with the
+// model's own tokenizer, and keeps conversations where they are cached.
 package main
 
 import (
@@ -57,8 +57,9 @@ func main() {
 
 // options is what the flags say.
 type options struct {
-	listen, metrics, xds, traces string
-	check, version               bool
+	listen, metrics, xds, fleet, traces string
+	check, version                      bool
+	named                               bool // whether -xds was set
 }
 
 // run serves until ctx ends.
@@ -72,6 +73,9 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		fmt.Fprintln(stderr, "extproc", version())
 		return nil
 	case o.check:
+		if err := o.checkFleet(); err != nil {
+			return err
+		}
 		fmt.Fprintln(stderr, "extproc: the configuration is good")
 		return nil
 	}
@@ -85,14 +89,16 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
 	fs.StringVar(&o.metrics, "metrics", "127.0.0.1:7201", "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/")
 	fs.StringVar(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
+	fs.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	fs.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
-	fs.BoolVar(&o.check, "check", false, "check the flags and end")
+	fs.BoolVar(&o.check, "check", false, "check the flags and the file of the fleet, and end")
 	fs.BoolVar(&o.version, "version", false, "print the version and end")
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil, err
 	} else if err != nil {
 		return nil, &usageError{err}
 	}
+	fs.Visit(func(f *flag.Flag) { o.named = o.named || f.Name == "xds" })
 	if fs.NArg() > 0 {
 		return nil, &usageError{fmt.Errorf("argument %q; there must be only flags", fs.Arg(0))}
 	}
@@ -106,6 +112,9 @@ func (o *options) validate() error {
 		if _, _, err := net.SplitHostPort(f.addr); err != nil {
 			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", f.name, f.addr))
 		}
+	}
+	if o.fleet != "" && o.named {
+		errs = append(errs, errors.New("-fleet and -xds; must be one of them"))
 	}
 	if o.traces != "" {
 		if _, err := obs.ParseTarget(o.traces); err != nil {
@@ -139,13 +148,16 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	picker := pick.New(reg)
-	client := fleet.New(o.xds, picker.Publish, loadTokenizer, log, reg)
+	source, err := o.source(picker, log, reg)
+	if err != nil {
+		return err
+	}
 	server := newServer(stream.NewServer(stream.NewCore(picker, reg), tracer))
 
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return client.Run(ctx) })
+	g.Go(func() error { return source.Run(ctx) })
 	g.Go(func() error { return server.Serve(ln) })
-	g.Go(func() error { return obs.Serve(ctx, admin, obs.Admin(reg, client.Conditions)) })
+	g.Go(func() error { return obs.Serve(ctx, admin, obs.Admin(reg, source.Conditions)) })
 	g.Go(func() error {
 		<-ctx.Done()
 		end(server)
@@ -153,6 +165,35 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	})
 	log.Info("ready", "grpc", ln.Addr().String(), "metrics", admin.Addr().String())
 	return g.Wait()
+}
+
+// source is who says what the fleet is.
+type source interface {
+	Run(ctx context.Context) error
+	Conditions() []obs.Condition
+}
+
+// source returns xds or the file.
+func (o *options) source(picker *pick.Picker, log *slog.Logger, reg prometheus.Registerer) (source, error) {
+	if o.fleet == "" {
+		return fleet.New(o.xds, picker.Publish, loadTokenizer, log, reg), nil
+	}
+	l, err := fleet.NewLocal(o.fleet, picker, loadTokenizer, log, reg)
+	if err != nil {
+		return nil, &fleetError{err}
+	}
+	return l, nil
+}
+
+// checkFleet returns what is wrong with the file of the fleet, if there is one.
+func (o *options) checkFleet() error {
+	if o.fleet == "" {
+		return nil
+	}
+	if err := fleet.CheckFile(o.fleet, loadTokenizer); err != nil {
+		return &fleetError{err}
+	}
+	return nil
 }
 
 // newServer returns the gRPC server. Its health is good as soon as it answers:

@@ -429,6 +429,11 @@ func TestFlags(t *testing.T) {
 		{"traces", []string{"-check", "-traces", "x"}, `traces: "x"; must be otlp://host:port`, exitUsage},
 		{"port in use", []string{"-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", exitInUse},
 		{"check", []string{"-check"}, "", 0},
+		{"fleet or xds", []string{"-fleet", "testdata/fleet.yaml", "-xds", "127.0.0.1:1"}, "-fleet and -xds; must be one of them", exitUsage},
+		{"check of a fleet", []string{"-check", "-fleet", "testdata/fleet.yaml"}, "", 0},
+		{"check of a bad fleet", []string{"-check", "-fleet", "testdata/bad.yaml"}, "testdata/bad.yaml:1: endpoints[0].adress: unknown field; did you mean address?\n" +
+			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port, as Envoy's cluster has it", exitConfig},
+		{"run of a bad fleet", []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-fleet", "testdata/none.yaml"}, "open testdata/none.yaml: no such file or directory", exitConfig},
 		{"version", []string{"-version"}, "", 0},
 		{"help", []string{"-help"}, flag.ErrHelp.Error(), exitRuntime},
 	}

@@ -1,24 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/hex"
 	"fmt"
-	"os"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/xds/internal/layout"
 )
 
-// Sizes of a cookie key, in bytes.
-const (
-	minKey    = 16
-	maxKey    = 256
-	randomKey = 32
-)
+// randomKey is the size of a cookie key that we make, in bytes.
+const randomKey = 32
 
 // wants returns the replicas that the configuration asks for.
 func wants(f config.File) []layout.Want {
@@ -68,28 +60,9 @@ func cookieKeys(c config.Cookie) ([][]byte, error) {
 		}
 		return [][]byte{key}, nil
 	}
-	text, err := os.ReadFile(c.KeyFile)
+	key, err := c.Key()
 	if err != nil {
 		return nil, fmt.Errorf("spec.sessions.cookie.keyFile: %w", err)
 	}
-	key := decodeKey(text)
-	if len(key) < minKey || len(key) > maxKey {
-		return nil, fmt.Errorf("spec.sessions.cookie.keyFile: %s holds a key of %d bytes; must be %d to %d", c.KeyFile, len(key), minKey, maxKey)
-	}
 	return [][]byte{key}, nil
-}
-
-// decodeKey returns the key that a file's text stands for: hexadecimal, base64,
-// or the bytes themselves.
-func decodeKey(text []byte) []byte {
-	line := bytes.TrimSpace(text)
-	if key, err := hex.DecodeString(string(line)); err == nil && len(key) >= minKey {
-		return key
-	}
-	for _, enc := range []*base64.Encoding{base64.StdEncoding, base64.URLEncoding, base64.RawStdEncoding, base64.RawURLEncoding} {
-		if key, err := enc.DecodeString(string(line)); err == nil && len(key) >= minKey {
-			return key
-		}
-	}
-	return text
 }

@@ -1,6 +1,7 @@
 // Package config reads what a person says about the fleet: YAML objects of
 // apiVersion millrace.dev/v1alpha1 (Model and Policy), the very schema that the
-// CRDs carry. It is for every program with a -config flag.
+// CRDs carry. It is for every program with a -config flag. Fleet is the file of
+// `extproc -fleet`, in the same spirit.
 //
 // Its one rule: everything works without a file, and a file with faults is
 // refused whole, with all of its faults at once, each by line and path.

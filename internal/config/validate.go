@@ -113,12 +113,16 @@ func (p Policy) validate() []Fault {
 	}
 	p.Spec.Sessions.validate(&r)
 	p.Spec.Retries.validate(&r)
-	r.matches("spec.priorities.header", p.Spec.Priorities.Header, headerName, "the name of a header in lower case")
-	if d := p.Spec.Priorities.Default; !slices.Contains([]string{Critical, Standard, Sheddable}, d) {
-		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", d, Critical, Standard, Sheddable)
-	}
+	p.Spec.Priorities.validate(&r)
 	p.Spec.Limits.validate(&r)
 	return r
+}
+
+func (p Priorities) validate(r *rules) {
+	r.matches("spec.priorities.header", p.Header, headerName, "the name of a header in lower case")
+	if !slices.Contains([]string{Critical, Standard, Sheddable}, p.Default) {
+		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", p.Default, Critical, Standard, Sheddable)
+	}
 }
 
 func (s Sessions) validate(r *rules) {

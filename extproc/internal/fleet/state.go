@@ -1,9 +1,10 @@
-// Package fleet keeps what xds says of endpoints, models and policy, and
-// publishes it as a table for decisions.
+// Package fleet keeps what is known of endpoints, models and policy, and publishes
+// it as a table for decisions.
 //
-// Client is the edge: one delta ADS stream. state is the rest, without I/O. Its
-// one rule: what was said last holds until something else is said, however long
-// xds is away.
+// Client is the edge to xds: one delta ADS stream. Local is what there is instead
+// without xds: a file, and looks at the endpoints. state is the rest, without I/O.
+// Its one rule: what was said last holds until something else is said, however
+// long whoever said it is away.
 package fleet
 
 import (
@@ -61,6 +62,8 @@ type endpoint struct {
 	said  *fleetpb.EndpointState
 	live  *pick.Live
 	cache uint32
+	// also are further models that it serves; xds names one only.
+	also []string
 }
 
 // model is one model with what lives on between tables.
@@ -255,8 +258,14 @@ func (s *state) table() *pick.Table {
 	}
 	for _, address := range slices.Sorted(maps.Keys(s.endpoints)) {
 		e := s.endpoints[address]
+		view := e.view()
 		if m := t.Models[e.said.GetModel()]; m != nil {
-			m.Endpoints = append(m.Endpoints, e.view())
+			m.Endpoints = append(m.Endpoints, view)
+		}
+		for _, name := range e.also {
+			if m := t.Models[name]; m != nil {
+				m.Endpoints = append(m.Endpoints, view)
+			}
 		}
 	}
 	return t

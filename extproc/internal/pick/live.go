@@ -57,6 +57,7 @@ func (l *Live) Restarted() {
 	l.Clear()
 	l.seen.Store(nil)
 	l.told.Store(nil)
+	l.rates.Store(nil)
 	l.changed()
 }
 

@@ -1,0 +1,155 @@
+package fleet
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/obs"
+)
+
+// fileTicks is after how many ticks the file is looked at: twice a second. One
+// stat costs less than a thread that waits for the kernel's word, and sees what
+// editors do (a new file under the old name), links that are bent, and folders of
+// the network.
+const fileTicks = 5
+
+// stamp tells one state of a file from another.
+type stamp struct {
+	info os.FileInfo // nil: it isn't there
+	name string
+}
+
+// stamps are of the file of the fleet, and of the key file that it names.
+type stamps []stamp
+
+func stampsOf(names ...string) stamps {
+	all := make(stamps, len(names))
+	for i, name := range names {
+		info, _ := os.Stat(name)
+		all[i] = stamp{info, name}
+	}
+	return all
+}
+
+// changed tells whether one of the files has changed since.
+func (s stamps) changed() bool {
+	return slices.ContainsFunc(s, func(old stamp) bool {
+		info, _ := os.Stat(old.name)
+		return !same(info, old.info)
+	})
+}
+
+func same(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
+}
+
+// watch reads the file again if it has changed. One with faults changes nothing.
+func (l *Local) watch(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.stamps.changed() {
+		return
+	}
+	err := l.loadLocked(now)
+	l.metrics.read(err)
+	was := l.fault
+	l.fault = err
+	switch {
+	case err == nil:
+		l.log.Info("fleet read", "file", l.path, "endpoints", len(l.plains), "models", len(l.state.models))
+	case was == nil || was.Error() != err.Error():
+		l.log.Warn("fleet refused, what was read before holds", "file", l.path, "error", err)
+	}
+}
+
+// CheckFile returns all that is wrong with the file at path and with the files that
+// it names; load reads tokenizers.
+func CheckFile(path string, load func(path string) (pick.Counter, error)) error {
+	f, err := config.LoadFleet(path)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	if _, err := cookieKey(f.Policy.Sessions.Cookie, nil); err != nil {
+		errs = append(errs, err)
+	}
+	for i, m := range f.Models {
+		if m.Tokenizer == "" {
+			continue
+		}
+		if _, err := load(m.Tokenizer); err != nil {
+			errs = append(errs, fmt.Errorf("models[%d].tokenizer: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// shown is how many endpoints a Condition names.
+const shown = 3
+
+// Conditions returns what is wrong: the file, endpoints that don't answer, metrics
+// that don't come, tokenizers that can't be read.
+func (l *Local) Conditions() []obs.Condition {
+	l.mu.Lock()
+	var all []obs.Condition
+	if l.fault != nil {
+		all = append(all, obs.Condition{
+			Code: "fleet-file",
+			Text: fmt.Sprintf("%v; what was read before holds", l.fault),
+			Next: "correct the file; it is read again as soon as it changes (extproc -check -fleet FILE tells whether it is good)",
+		})
+	}
+	var down, dumb []string
+	for _, p := range l.sortedLocked() {
+		switch {
+		case p.vital.state != pick.Ready:
+			down = append(down, p.spec.Address)
+		case p.fault != nil:
+			dumb = append(dumb, fmt.Sprintf("%s (%v)", p.spec.Metrics, p.fault))
+		}
+	}
+	n := len(l.plains)
+	l.mu.Unlock()
+	if len(down) > 0 {
+		all = append(all, obs.Condition{
+			Code: "endpoints-down",
+			Text: fmt.Sprintf("%d of %d endpoints do not answer: %s", len(down), n, list(down)),
+			Next: "start them, or take them out of the file",
+		})
+	}
+	if len(dumb) > 0 {
+		all = append(all, obs.Condition{
+			Code: "no-metrics",
+			Text: fmt.Sprintf("metrics of %d of %d endpoints do not come: %s; they serve by what this extproc has sent them", len(dumb), n, list(dumb)),
+			Next: "start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai",
+		})
+	}
+	return append(all, l.loader.conditions()...)
+}
+
+// list names the first few.
+func list(names []string) string {
+	if len(names) > shown {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (l *Local) sortedLocked() []*plain {
+	all := make([]*plain, 0, len(l.plains))
+	for _, p := range l.plains {
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b *plain) int { return cmp.Compare(a.spec.Address, b.spec.Address) })
+	return all
+}

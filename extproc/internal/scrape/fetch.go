@@ -1,0 +1,109 @@
+package scrape
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+	"time"
+)
+
+// maxPage bounds a page, in bytes: engines show some tens of kilobytes.
+const maxPage = 4 << 20
+
+// ErrSilent says that nothing came within the time that the context gave.
+var ErrSilent = errors.New("no answer in time")
+
+// ErrGone says that nobody listens there, or that the connection was cut.
+var ErrGone = errors.New("nobody answers")
+
+// StatusError is an answer other than 200.
+type StatusError int
+
+// Error names the status.
+func (e StatusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
+
+// Client fetches pages. It keeps a connection to each server open.
+type Client struct{ transport *http.Transport }
+
+// NewClient returns a client. It uses no proxy: engines are near.
+func NewClient() *Client {
+	return &Client{&http.Transport{
+		DialContext:         (&net.Dialer{KeepAlive: time.Minute}).DialContext,
+		DisableCompression:  true, // unpacking costs more than reading
+		MaxIdleConnsPerHost: 1,
+		// Longer than the longest pause between two fetches.
+		IdleConnTimeout: time.Minute,
+		ReadBufferSize:  4 << 10,
+		WriteBufferSize: 1 << 10,
+	}}
+}
+
+// Close closes the connections.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// NewRequest returns a request for Get, which can be used again and again.
+func NewRequest(address string) (*http.Request, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Request{
+		Method: http.MethodGet, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"User-Agent": {"millrace-extproc"}, "Accept": {"text/plain"}},
+	}, nil
+}
+
+// Get reads the page into buf and returns it, with the buffer to be used next. The
+// error is ErrSilent, ErrGone, a StatusError, or one of reading the answer.
+func (c *Client) Get(ctx context.Context, r *http.Request, buf []byte) ([]byte, error) {
+	resp, err := c.transport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		return buf[:0], kind(ctx, err)
+	}
+	defer resp.Body.Close()
+	buf, err = readAll(resp.Body, buf[:0])
+	switch {
+	case err != nil:
+		return buf[:0], kind(ctx, err)
+	case resp.StatusCode != http.StatusOK:
+		return buf[:0], StatusError(resp.StatusCode)
+	}
+	return buf, nil
+}
+
+// readAll is io.ReadAll into a buffer that there is already, with a bound.
+func readAll(r io.Reader, b []byte) ([]byte, error) {
+	for {
+		if len(b) == cap(b) {
+			b = append(b, make([]byte, max(4<<10, len(b)))...)[:len(b)]
+		}
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case len(b) > maxPage:
+			return nil, fmt.Errorf("more than %d bytes", maxPage)
+		case errors.Is(err, io.EOF):
+			return b, nil
+		case err != nil:
+			return b, err
+		}
+	}
+}
+
+// kind tells what an error of the network means for the server.
+func kind(ctx context.Context, err error) error {
+	var timeout net.Error
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return ErrSilent
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	default:
+		return err
+	}
+}

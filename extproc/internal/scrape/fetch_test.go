@@ -1,0 +1,130 @@
+package scrape
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func request(t testing.TB, url string) *http.Request {
+	t.Helper()
+	r, err := NewRequest(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestGet(t *testing.T) {
+	text := page(t, "vllm.txt")
+	hang := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/metrics", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(text) })
+	mux.HandleFunc("/huge", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, maxPage+1)) })
+	mux.HandleFunc("/cut", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "9")
+		_, _ = w.Write([]byte("cut"))
+	})
+	mux.HandleFunc("/hang", func(http.ResponseWriter, *http.Request) { <-hang })
+	s := httptest.NewServer(mux)
+	defer s.Close()
+	defer close(hang)
+	c := NewClient()
+	defer c.Close()
+
+	var buf []byte
+	for range 3 {
+		b, err := c.Get(t.Context(), request(t, s.URL+"/metrics"), buf)
+		if err != nil || !bytes.Equal(b, text) {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+		buf = b
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := c.Get(ctx, request(t, s.URL+"/hang"), nil); !errors.Is(err, ErrSilent) {
+		t.Errorf("a server that hangs: %v", err)
+	}
+	if _, err := c.Get(t.Context(), request(t, s.URL+"/nothing"), nil); !errors.Is(err, StatusError(404)) {
+		t.Errorf("no such page: %v", err)
+	}
+	if _, err := c.Get(t.Context(), request(t, s.URL+"/cut"), nil); !errors.Is(err, ErrGone) {
+		t.Errorf("cut: %v", err)
+	}
+	if _, err := c.Get(t.Context(), request(t, s.URL+"/huge"), nil); err == nil {
+		t.Error("took a page without end")
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	if _, err := c.Get(t.Context(), request(t, "http://"+ln.Addr().String()), nil); !errors.Is(err, ErrGone) {
+		t.Errorf("nobody listens: %v", err)
+	}
+}
+
+// BenchmarkGet is what a page of 23 KB costs from the request to the sample. The
+// server in this process, which answers as cheaply as can be, is in the CPU time.
+func BenchmarkGet(b *testing.B) {
+	text := page(b, "vllm.txt")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ln.Close()
+	go serve(ln, text)
+	c := NewClient()
+	defer c.Close()
+	r := request(b, "http://"+ln.Addr().String()+"/metrics")
+	var buf []byte
+	before := cpu(b)
+	for b.Loop() {
+		if buf, err = c.Get(b.Context(), r, buf); err != nil {
+			b.Fatal(err)
+		}
+		if s := VLLM.Scan(buf); s.Running != 7 {
+			b.Fatalf("%+v", s)
+		}
+	}
+	b.ReportMetric(float64(cpu(b)-before)/float64(b.N)/1e3, "cpu-µs/op")
+}
+
+// serve writes a prepared answer for whatever it reads.
+func serve(ln net.Listener, text []byte) {
+	answer := append([]byte("HTTP/1.1 200 OK\r\nContent-Length: "+strconv.Itoa(len(text))+"\r\n\r\n"), text...)
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer conn.Close()
+			b := make([]byte, 4<<10)
+			for {
+				if _, err := conn.Read(b); err != nil {
+					return
+				}
+				if _, err := conn.Write(answer); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+// cpu is the CPU time that this process has used.
+func cpu(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
