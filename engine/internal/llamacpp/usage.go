@@ -23,43 +23,16 @@ type Usage struct {
 // more of overhead.
 const minTokens = 8
 
-// Work adds up what requests took, so that many short ones tell a speed, too.
-type Work struct {
-	prefilled, decoded uint64
-	prefill, decode    time.Duration
-}
-
-// Add adds one request, as far as the backend timed it.
-func (w *Work) Add(u Usage) {
-	if u.Prefill > 0 && u.prefilled > 0 {
-		w.prefilled, w.prefill = w.prefilled+u.prefilled, w.prefill+u.Prefill
-	}
-	if u.Decode > 0 && u.decoded > 0 {
-		w.decoded, w.decode = w.decoded+u.decoded, w.decode+u.Decode
-	}
-}
-
-// Take returns the rates of one sequence that the work is enough to tell, and
-// begins those anew; 0 for the others.
-func (w *Work) Take() Speed {
+// Speed returns the rates of one sequence, as far as they can be told from it.
+func (u Usage) Speed() Speed {
 	var s Speed
-	if w.prefilled >= minTokens {
-		s.Prefill = float64(w.prefilled) / w.prefill.Seconds()
-		w.prefilled, w.prefill = 0, 0
+	if u.Prefill > 0 && u.prefilled >= minTokens {
+		s.Prefill = float64(u.prefilled) / u.Prefill.Seconds()
 	}
-	if w.decoded >= minTokens {
-		s.Decode = float64(w.decoded) / w.decode.Seconds()
-		w.decoded, w.decode = 0, 0
+	if u.Decode > 0 && u.decoded >= minTokens {
+		s.Decode = float64(u.decoded) / u.Decode.Seconds()
 	}
 	return s
-}
-
-// Speed returns the rates of one sequence, as far as they can be told from this
-// request alone.
-func (u Usage) Speed() Speed {
-	var w Work
-	w.Add(u)
-	return w.Take()
 }
 
 // timings is llama.cpp's own account, at the end of what it generated.

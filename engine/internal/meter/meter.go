@@ -25,8 +25,7 @@ type Meter struct {
 	mu     sync.Mutex
 	totals Totals
 	speed  llamacpp.Speed
-	work   llamacpp.Work // since the last measurement of speed
-	length float64       // tokens of a usual completion
+	length float64 // tokens of a usual completion
 	recent rate
 }
 
@@ -58,8 +57,7 @@ func (m *Meter) Add(u llamacpp.Usage, now time.Time) {
 	m.totals.Cached += u.Cached
 	m.totals.Generated += u.Completion
 	m.recent.add(now)
-	m.work.Add(u)
-	s := m.work.Take()
+	s := u.Speed()
 	m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
 	m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
 	if u.Completion > 0 {
@@ -83,7 +81,7 @@ func (m *Meter) Calibrate(s llamacpp.Speed) {
 func (m *Meter) Forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.speed, m.work = llamacpp.Speed{}, llamacpp.Work{}
+	m.speed = llamacpp.Speed{}
 }
 
 // Totals returns the counts.

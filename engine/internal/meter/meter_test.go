@@ -44,17 +44,6 @@ func TestMeter(t *testing.T) {
 	}
 }
 
-func TestManyShortRequestsTellTheSpeed(t *testing.T) {
-	var m Meter
-	m.Calibrate(llamacpp.Speed{Prefill: 50, Decode: 10})
-	for range 8 {
-		m.Add(usage(t, `"timings":{"cache_n":10,"prompt_n":1,"prompt_ms":10,"predicted_n":1,"predicted_ms":20}`), time.Unix(1000, 0))
-	}
-	if s := m.Speed(); s.Prefill != 60 || s.Decode != 18 {
-		t.Errorf("speed %+v after eight tokens of eight requests, want 60 and 18", s)
-	}
-}
-
 func TestRateLooksBackEightSeconds(t *testing.T) {
 	var r rate
 	start := time.Unix(1000, 0)

@@ -112,10 +112,8 @@ func cluster(name string, typ clusterv3.Cluster_DiscoveryType) *clusterv3.Cluste
 			limits(corev3.RoutingPriority_DEFAULT), limits(corev3.RoutingPriority_HIGH),
 		}},
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
-			// Only when every host fails its check does Envoy try them all the same:
-			// xds has taken the dead out, so a machine that stalled for a moment
-			// fails more checks than hosts.
-			HealthyPanicThreshold: &typev3.Percent{Value: 1},
+			// In panic Envoy would send to hosts that are known to be bad.
+			HealthyPanicThreshold: &typev3.Percent{Value: 0},
 			// Else the workers learn up to 1 s late what a health check has found: a
 			// host that is back would stay unused, one that hangs would be used.
 			UpdateMergeWindow: seconds(0),
