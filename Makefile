@@ -19,6 +19,8 @@ PROTOS := $(wildcard */*pb/*.proto)
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 # Packages whose tests need nothing but Go; those below e2e run real processes.
+# Those that count allocations do so without the race detector.
+ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
 .PHONY: help run setup client build test test-short bench lint generate clean
@@ -39,6 +41,7 @@ build: | need-go need-g++ ## build the five programs into bin/
 test: build setup client ## run every test, those on the real processes too
 	go vet ./...
 	go test -race $(UNIT)
+	go test -run Allocates $(ALLOCATING)
 	go test -count=1 -p 1 -timeout 25m ./e2e/...
 
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so

@@ -250,18 +250,6 @@ func naive(m *Model, q *Query) []Candidate {
 	return all
 }
 
-func TestPickAllocatesNothing(t *testing.T) {
-	m := model()
-	for i := range 64 {
-		m.Endpoints = append(m.Endpoints, endpoint(i, slow(1+float64(i)/10)))
-	}
-	p, c := New(prometheus.NewRegistry()), new(Choice)
-	q := &Query{Model: m, Prompt: 100, Output: 50, Most: 4, Now: epoch}
-	if n := testing.AllocsPerRun(100, func() { _ = p.Pick(q, c) }); n > 0 {
-		t.Errorf("Pick allocates %v times", n)
-	}
-}
-
 func BenchmarkPick(b *testing.B) {
 	for _, n := range []int{8, 64, 512, 4096} {
 		m := model()

@@ -94,13 +94,6 @@ func TestSince(t *testing.T) {
 	}
 }
 
-func TestScanAllocatesNothing(t *testing.T) {
-	b := page(t, "vllm.txt")
-	if n := testing.AllocsPerRun(100, func() { VLLM.Scan(b) }); n != 0 {
-		t.Errorf("%v allocations a page", n)
-	}
-}
-
 // naive reads a page with Prometheus' own parser, which refuses a page whole.
 func naive(t *Type, page []byte) (s Sample, ok bool) {
 	parser := expfmt.NewTextParser(model.UTF8Validation)

@@ -180,14 +180,3 @@ func TestStoreIsWholeUnderRaces(t *testing.T) {
 	}
 	wg.Wait()
 }
-
-func TestGetAllocatesNothing(t *testing.T) {
-	s, now := NewStore(1000, time.Hour), time.Now()
-	s.Put(1, 1, Place{1, 10}, now)
-	if n := testing.AllocsPerRun(100, func() {
-		s.Get(1, now)
-		s.Put(1, 1, Place{1, 11}, now)
-	}); n > 0 {
-		t.Errorf("Get and Put allocate %v times", n)
-	}
-}

@@ -195,33 +195,6 @@ func TestChunkIsNotCopied(t *testing.T) {
 	}
 }
 
-// TestExchangeAllocatesLittle holds the promise that a whole exchange, read from
-// bytes and written to bytes, allocates little outside gRPC.
-func TestExchangeAllocatesLittle(t *testing.T) {
-	f := newFleet(8)
-	all := requests()
-	var messages []mem.BufferSlice
-	for _, m := range []*extproc.ProcessingRequest{all[duplexHeaders], all[wholeBody], all[answerHeaders]} {
-		b, err := proto.Marshal(m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		messages = append(messages, mem.BufferSlice{mem.SliceBuffer(b)})
-	}
-	decisions := 0
-	n := testing.AllocsPerRun(200, func() {
-		x := f.core.Begin()
-		defer f.core.Finish(x)
-		x.in.exchange = x
-		for _, b := range messages {
-			decisions += exchange(t, x, b)
-		}
-	})
-	if n > 30 || decisions == 0 {
-		t.Errorf("%v allocations in an exchange, %d decisions; want at most 30", n, decisions)
-	}
-}
-
 // exchange takes one message in, writes the replies and counts the decisions.
 func exchange(t *testing.T, x *Exchange, b mem.BufferSlice) (decisions int) {
 	var replies [4]Reply

@@ -347,20 +347,3 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("GatherAndLint() = %v, %v", problems, err)
 	}
 }
-
-func TestDecisionAllocations(t *testing.T) {
-	f := newFleet(8)
-	f.table.Policy.Cookies = nil
-	head, body := post(), bodyOf(hello)
-	var out [4]Reply
-	n := testing.AllocsPerRun(200, func() {
-		x := f.core.Begin()
-		x.Step(&head, out[:0])
-		x.Step(&body, out[:0])
-		f.core.Finish(x)
-	})
-	// The session's name for people, and what the test's counter makes.
-	if n > 6 {
-		t.Errorf("a decision allocates %v times, want at most 6", n)
-	}
-}

@@ -6,9 +6,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 )
 
 // texts for benchmarks, made up: prose of words that follow Zipf's law, code,
@@ -147,13 +145,6 @@ func BenchmarkLoad(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-}
-
-// cpu is the processor time of this process.
-func cpu() time.Duration {
-	var r syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &r)
-	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 func newRand() *rand.Rand { return rand.New(rand.NewPCG(8, 8)) }

@@ -4,38 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-	"time"
 )
-
-func TestCountingChatsAllocatesNothing(t *testing.T) {
-	m := smol(t)
-	c := talk(t, 8<<10)
-	m.CountChat(c)
-	if n := testing.AllocsPerRun(100, func() { m.CountChat(c) }); n != 0 {
-		t.Errorf("%v allocations for a conversation", n)
-	}
-	text := prose(newRand(), 4096)
-	if n := testing.AllocsPerRun(100, func() { m.Count(text) }); n != 0 {
-		t.Errorf("%v allocations for a text", n)
-	}
-}
-
-// TestLoadIsFast allows ten times what it takes on a quiet machine, for the best
-// of three: others' garbage is collected meanwhile.
-func TestLoadIsFast(t *testing.T) {
-	smol(t)
-	best := time.Hour
-	for range 3 {
-		start := cpu()
-		if _, err := Load(modelPath()); err != nil {
-			t.Fatal(err)
-		}
-		best = min(best, cpu()-start)
-	}
-	if best > 300*time.Millisecond {
-		t.Errorf("Load took %v of CPU; at most 300ms", best)
-	}
-}
 
 func TestRareKeysAreFound(t *testing.T) {
 	tests := []struct {
