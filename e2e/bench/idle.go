@@ -76,7 +76,7 @@ func (b *bench) resting(ctx context.Context, p *program) (float64, error) {
 // perSession returns the memory that a session takes: every request has one of
 // its own, once the memory of requests themselves has grown.
 func (b *bench) perSession(ctx context.Context, p *program) (float64, error) {
-	const count = "millrace_extproc_sessions"
+	const count = "millrace_extproc_prefixes"
 	drive := epdriver.Config{Addr: p.addr, Mode: epdriver.Buffered, Clients: clients, For: b.each, Corpus: epdriver.NewColdCorpus(modelName, 512), Usage: usageHeader}
 	if _, err := epdriver.Run(ctx, drive); err != nil {
 		return 0, err

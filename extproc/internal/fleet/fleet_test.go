@@ -85,7 +85,7 @@ func TestTable(t *testing.T) {
 		t.Fatalf("table %+v", tb)
 	}
 	e := m.Endpoints[0]
-	if e.State != pick.Ready || e.Slots != 4 || e.Prior.Prefill != 2 || e.Prior.Decode != 20 || e.Cache == 0 || !slices.Equal(e.Nodes, []string{"node-a"}) {
+	if e.State != pick.Ready || e.Slots != 4 || e.Prior.Prefill != 2 || e.Prior.Decode != 20 || e.KV == nil || !slices.Equal(e.Nodes, []string{"node-a"}) {
 		t.Errorf("endpoint %+v", e)
 	}
 	p := tb.Policy
@@ -102,11 +102,11 @@ func TestWhatLivesOn(t *testing.T) {
 		return s.table().Models["m"].Endpoints[0]
 	}
 	slower := change(func(m *fleetpb.EndpointState) { m.Health = 0.5 })
-	if slower.Live != first.Live || slower.Cache != first.Cache || slower.Health != 0.5 || first.Health != 1 {
+	if slower.Live != first.Live || slower.KV != first.KV || slower.Health != 0.5 || first.Health != 1 {
 		t.Error("a change of health makes another endpoint, or changes the published one")
 	}
 	restarted := change(func(m *fleetpb.EndpointState) { m.Epoch = 2 })
-	if restarted.Live != first.Live || restarted.Cache == first.Cache {
+	if restarted.Live != first.Live || restarted.KV == first.KV {
 		t.Error("a new epoch does not forget what was cached, or forgets what is in flight")
 	}
 	apply(t, s, &discovery.DeltaDiscoveryResponse{TypeUrl: endpointType, RemovedResources: []string{"127.0.0.1:1"}})
@@ -116,11 +116,11 @@ func TestWhatLivesOn(t *testing.T) {
 	if len(s.versions[endpointType]) != 0 {
 		t.Error("the version of a removed endpoint is kept")
 	}
-	sessions := s.table().Policy.Sessions
+	sessions := s.table().Policy.Prefixes
 	apply(t, s, say(policyType, resource("default", "2", &fleetpb.PolicyState{
 		SessionHeader: "x", Candidates: 1, CandidatesCritical: 1, DefaultPriority: "critical",
 	})))
-	if s.table().Policy.Sessions != sessions {
+	if s.table().Policy.Prefixes != sessions {
 		t.Error("a change of policy forgets the sessions")
 	}
 }

@@ -40,7 +40,7 @@ type Picker interface {
 	// Publish replaces the table.
 	Publish(t *pick.Table)
 	// Measured takes in what an engine has done.
-	Measured(m *pick.Model, e *pick.Endpoint, u pick.Usage, requests, company float64)
+	Measured(m *pick.Model, e *pick.Endpoint, u pick.Usage, requests, company float64, now time.Time)
 }
 
 // Local keeps the fleet of a file.
@@ -219,7 +219,7 @@ func (l *Local) measuredLocked(p *plain, d *scrape.Since, company float64) {
 	}
 	l.picker.Measured(m, e, pick.Usage{
 		Prompt: int(d.Prompt), Cached: int(d.Cached), Completion: int(d.Output), PrefillMs: d.PrefillMs, DecodeMs: d.DecodeMs,
-	}, d.Requests, company)
+	}, d.Requests, company, time.Now())
 }
 
 // saySpeedLocked lets tables say how fast engines are that have not shown it yet.
@@ -240,6 +240,7 @@ func (l *Local) setLocked(p *plain, now time.Time) {
 	m.Load = nil // it goes to live by itself
 	l.state.setEndpoint(m, now)
 	e := l.state.endpoints[p.spec.Address]
+	e.kv.Resize(int64(min(p.said.GetLoad().GetKvTotalTokens(), 1<<40)))
 	m.Load = proto.CloneOf(p.said.GetLoad())
 	e.also = slices.DeleteFunc(slices.Clone(p.spec.Models), func(name string) bool { return name == m.GetModel() })
 	p.live = e.live

@@ -106,7 +106,7 @@ func (w *world) Publish(t *pick.Table) {
 	w.tables = append(w.tables, t)
 }
 
-func (w *world) Measured(_ *pick.Model, _ *pick.Endpoint, u pick.Usage, _, _ float64) {
+func (w *world) Measured(_ *pick.Model, _ *pick.Endpoint, u pick.Usage, _, _ float64, _ time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.done = append(w.done, u)
@@ -182,7 +182,7 @@ func TestLocalPublishesTheFile(t *testing.T) {
 		t.Fatalf("table %+v", table)
 	}
 	e := m.Endpoints[0]
-	if e.Address != "10.0.0.1:80" || e.Zone != "z" || e.Nodes[0] != "10.0.0.1" || e.State != pick.Ready || e.Cache == 0 || e != n.Endpoints[0] {
+	if e.Address != "10.0.0.1:80" || e.Zone != "z" || e.Nodes[0] != "10.0.0.1" || e.State != pick.Ready || e.KV == nil || e != n.Endpoints[0] {
 		t.Errorf("endpoint %+v", e)
 	}
 	if p := table.Policy; p.SessionHeader != "x-chat" || p.Candidates != 3 || p.Critical != 4 || p.Cookies == nil {
@@ -229,10 +229,10 @@ func TestLocalForgetsTheCacheOfARestartedEngine(t *testing.T) {
 		l, w := newLocal(t, three)
 		l.run(t, func() {
 			time.Sleep(time.Second)
-			before := w.table().Models["m"].Endpoints[0].Cache
+			before := w.table().Models["m"].Endpoints[0].KV
 			w.set(func() { w.pages["http://10.0.0.1:80/metrics"] = "vllm:request_prompt_tokens_sum 1\n" })
 			time.Sleep(10 * time.Second)
-			if after := w.table().Models["m"].Endpoints[0].Cache; after == before {
+			if after := w.table().Models["m"].Endpoints[0].KV; after == before {
 				t.Error("counters went back, and the cache is still believed in")
 			}
 		})
@@ -292,10 +292,10 @@ func TestLocalReadsTheFileAgain(t *testing.T) {
 			write(t, l.path, strings.Replace(three, "10.0.0.3:80", "10.0.0.4:80", 1))
 			time.Sleep(time.Second)
 			es := w.table().Models["m"].Endpoints
-			if len(es) != 3 || es[2].Address != "10.0.0.4:80" || es[0].Cache != old.Models["m"].Endpoints[0].Cache || es[0].Live != old.Models["m"].Endpoints[0].Live {
+			if len(es) != 3 || es[2].Address != "10.0.0.4:80" || es[0].KV != old.Models["m"].Endpoints[0].KV || es[0].Live != old.Models["m"].Endpoints[0].Live {
 				t.Errorf("endpoints %+v: the new one must be there, and the old one as it was", es)
 			}
-			if w.table().Policy.Sessions != old.Policy.Sessions {
+			if w.table().Policy.Prefixes != old.Policy.Prefixes {
 				t.Error("the sessions are forgotten")
 			}
 			if got := testutil.ToFloat64(l.metrics.reads[false]); got != 1 || len(l.Conditions()) > 0 {

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -38,6 +39,9 @@ var types = []string{policyType, modelType, endpointType}
 // policyName is the one policy that there is.
 const policyName = "default"
 
+// prefixesPer is how many beginnings of prompts are remembered for each session.
+const prefixesPer = 8
+
 // leastHealth bounds how slow an endpoint is taken to be by its health.
 const leastHealth = 0.05
 
@@ -51,7 +55,7 @@ type state struct {
 	// answered tells which types xds has answered at least once.
 	answered map[string]bool
 	caches   uint32 // the last number given to an engine's cache
-	sessions struct {
+	prefixes struct {
 		most int
 		idle time.Duration
 	}
@@ -59,9 +63,9 @@ type state struct {
 
 // endpoint is one replica with what lives on between tables.
 type endpoint struct {
-	said  *fleetpb.EndpointState
-	live  *pick.Live
-	cache uint32
+	said *fleetpb.EndpointState
+	live *pick.Live
+	kv   *prefix.Cache
 	// also are further models that it serves; xds names one only.
 	also []string
 }
@@ -161,15 +165,16 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	e := s.endpoints[m.GetAddress()]
 	switch {
 	case e == nil:
-		e = &endpoint{live: new(pick.Live), cache: s.nextCache()}
+		e = &endpoint{live: new(pick.Live), kv: s.newCache(m)}
 		s.endpoints[m.GetAddress()] = e
 	case e.said.GetEpoch() != m.GetEpoch() || e.said.GetModel() != m.GetModel():
-		e.cache = s.nextCache()
+		e.kv = s.newCache(m)
 		e.live.Restarted()
 	case e.said.GetState() != m.GetState():
 		e.live.Clear()
 	}
 	e.said = m
+	e.kv.Resize(int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)))
 	if l := m.GetLoad(); l != nil {
 		e.live.Told(pick.Report{
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
@@ -186,9 +191,10 @@ func share(used, total uint64) float64 {
 	return min(1, float64(used)/float64(total))
 }
 
-func (s *state) nextCache() uint32 {
+// newCache returns the empty cache of an engine that was started.
+func (s *state) newCache(m *fleetpb.EndpointState) *prefix.Cache {
 	s.caches++
-	return s.caches
+	return prefix.NewCache(s.caches, int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)))
 }
 
 func (s *state) setModel(m *fleetpb.ModelState) {
@@ -233,11 +239,11 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Priority:       cmp.Or(m.GetDefaultPriority(), "standard"),
 		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
 	}
-	if s.policy != nil && s.sessions.most == most && s.sessions.idle == idle {
-		p.Sessions = s.policy.Sessions
+	if s.policy != nil && s.prefixes.most == most && s.prefixes.idle == idle {
+		p.Prefixes = s.policy.Prefixes
 	} else {
-		p.Sessions = session.NewStore(most, idle)
-		s.sessions.most, s.sessions.idle = most, idle
+		p.Prefixes = prefix.New(prefixesPer*most, idle)
+		s.prefixes.most, s.prefixes.idle = most, idle
 	}
 	s.policy = p
 }
@@ -284,7 +290,7 @@ func (e *endpoint) view() *pick.Endpoint {
 		Slots:   int(m.GetLoad().GetSlots()),
 		Health:  min(1, max(leastHealth, m.GetHealth())),
 		Prior:   pick.Speed{Prefill: perToken(m.GetSpeed().GetPrefill()), Decode: perToken(m.GetSpeed().GetDecode())},
-		Cache:   e.cache,
+		KV:      e.kv,
 		Live:    e.live,
 	}
 }

@@ -77,7 +77,7 @@ func newIndex(es []*Endpoint) *index {
 		stale:   make([]atomic.Uint64, (len(es)+63)/64),
 	}
 	for i, e := range es {
-		x.byCache[e.Cache] = int32(i)
+		x.byCache[e.KV.ID()] = int32(i)
 	}
 	return x
 }
@@ -179,7 +179,7 @@ func (x *index) cheapest(q *Query, from int) (r ranks) {
 
 // walk takes in the cells that are numbered from first on.
 func (r *ranks) walk(cells []cell, first int, q *Query) {
-	prompt, output := float32(q.Prompt), float32(q.Output)
+	prompt, output := float32(float64(q.Prompt)-q.credit()), float32(q.Output)
 	limit := r.limit()
 	for i := range cells {
 		c := &cells[i]
@@ -217,9 +217,11 @@ func (r *ranks) insert(k rank) {
 func (c *Choice) searchIndex(x *index, q *Query, reuse float64, now int64, turn int) (n int, home Candidate) {
 	es := q.Model.Endpoints
 	r := x.cheapest(q, turn%len(es))
-	for _, p := range q.Places {
-		if i, ok := x.byCache[p.Cache]; ok {
-			r.add(i)
+	if q.Found != nil {
+		for _, p := range q.Found.Places {
+			if i, ok := x.byCache[p.Cache]; ok {
+				r.add(i)
+			}
 		}
 	}
 	for i := range r.n + r.more {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/extproc/internal/prefix"
 )
 
 // TestIndexAgainstWalk changes endpoints of a large model at random and compares
@@ -28,7 +28,10 @@ func TestIndexAgainstWalk(t *testing.T) {
 		}
 		q := &Query{Model: m, Prompt: 1 + r.IntN(5000), Output: r.IntN(400), Most: 4, Now: now}
 		for range r.IntN(4) {
-			q.Places = append(q.Places, session.Place{Cache: uint32(1 + r.IntN(5*indexed)), Tokens: uint32(r.IntN(5000))})
+			if q.Found == nil {
+				q.Found = &prefix.Found{}
+			}
+			q.Found.Places = append(q.Found.Places, prefix.Place{Cache: uint32(1 + r.IntN(5*indexed)), Gen: 1, Tokens: uint32(r.IntN(5000))})
 		}
 		got, want := costsOf(m, q, step), costsOf(&Model{Endpoints: m.Endpoints, Learned: m.Learned}, q, step)
 		if !slices.Equal(got, want) {
@@ -45,7 +48,7 @@ func costsOf(m *Model, q *Query, turn int) (all []float64) {
 	if m.Name != "" {
 		n, home = c.searchIndex(m.index(m.reuse.value(firstReuse), q.Now.UnixNano()), q, m.reuse.value(firstReuse), q.Now.UnixNano(), turn)
 	} else {
-		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Places: q.Places}, m.reuse.value(firstReuse), q.Now.UnixNano(), turn)
+		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.reuse.value(firstReuse), q.Now.UnixNano(), turn)
 	}
 	for i := range n {
 		all = append(all, c.found[i].cost())
@@ -74,7 +77,7 @@ func change(m *Model, r *rand.Rand, now time.Time) {
 	case 5:
 		e.Clear()
 	case 6:
-		e.learn(Usage{Prompt: 100, Completion: 50, PrefillMs: 400 * r.Float64(), DecodeMs: 2000 * r.Float64()}, 1+3*r.Float64(), 0)
+		e.learn(Usage{Prompt: 100, Completion: 50, PrefillMs: 400 * r.Float64(), DecodeMs: 2000 * r.Float64()}, 1+3*r.Float64(), 0, now.UnixNano())
 	}
 }
 

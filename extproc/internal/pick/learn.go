@@ -3,6 +3,7 @@ package pick
 import (
 	"math"
 	"sync/atomic"
+	"time"
 )
 
 // How fast we learn and forget.
@@ -21,6 +22,12 @@ const (
 	// more request makes all slower by this share of the time alone. Machines
 	// without batching have 1, GPUs far less.
 	firstCrowd = 0.5
+	// halfLife is how long it takes until what was learned counts for half: an
+	// engine that was slow once, and gets little to do, is to be tried again.
+	halfLife = time.Minute
+	// outlier is by what factor an answer may differ from what was expected: one
+	// that is further off counts as so much.
+	outlier = 4
 )
 
 // unknown serves an endpoint that has neither measured itself nor answered.
@@ -35,6 +42,21 @@ type Rates struct {
 	crowd                    float64
 	// Share of the tokens believed cached that were.
 	hit float64
+	at  int64 // when it was learned, Unix nanoseconds
+}
+
+// fade returns what is left of r now.
+func (r *Rates) fade(now int64) Rates {
+	age := float64(max(0, now-r.at)) / float64(halfLife)
+	if age < 1.0/256 || r.at == 0 {
+		return *r
+	}
+	left := math.Exp2(-age)
+	return Rates{
+		prefillMs: left * r.prefillMs, prefillTokens: left * r.prefillTokens,
+		decodeMs: left * r.decodeMs, decodeTokens: left * r.decodeTokens,
+		crowd: firstCrowd + left*(r.crowd-firstCrowd), hit: 1 + left*(r.hit-1), at: r.at,
+	}
 }
 
 // Usage is what an engine says about one answer.
@@ -55,10 +77,10 @@ type pace struct {
 }
 
 // pace returns the endpoint's speed.
-func (e *Endpoint) pace() pace {
-	r := e.rates.Load()
-	if r == nil {
-		r = &noRates
+func (e *Endpoint) pace(now int64) pace {
+	r := noRates
+	if learned := e.rates.Load(); learned != nil {
+		r = learned.fade(now)
 	}
 	prior := e.Prior
 	if prior.Prefill <= 0 {
@@ -83,16 +105,17 @@ var noRates = Rates{crowd: firstCrowd, hit: 1}
 
 // learn takes one answer in, given with how many requests at a time it was
 // worked on and how many of its tokens were believed cached.
-func (e *Endpoint) learn(u Usage, crowd float64, believed int) {
-	alone := e.pace().decode * e.Health
+func (e *Endpoint) learn(u Usage, crowd float64, believed int, now int64) {
+	expected := e.pace(now)
 	for {
 		old := e.rates.Load()
 		r := noRates
 		if old != nil {
-			r = *old
+			r = old.fade(now)
 		}
-		r.prefill(u, e.Health)
-		r.decode(u, e.Health, crowd, alone)
+		r.prefill(u, e.Health, expected.prefill*e.Health)
+		r.decode(u, e.Health, crowd, expected.decode*e.Health)
+		r.at = now
 		if believed > 0 {
 			r.hit += endpointStep * (min(1, float64(u.Cached)/float64(believed)) - r.hit)
 			r.hit = max(r.hit, 0.05) // so that it can be proven wrong
@@ -104,11 +127,21 @@ func (e *Endpoint) learn(u Usage, crowd float64, believed int) {
 	}
 }
 
-func (r *Rates) prefill(u Usage, health float64) {
-	if n := u.Prompt - u.Cached; n > 0 && u.PrefillMs > 0 {
-		r.prefillMs = keep*r.prefillMs + u.PrefillMs*health
-		r.prefillTokens = keep*r.prefillTokens + float64(n)
+// prefill learns the speed of prompts, of which one token was expected to take so
+// many milliseconds.
+func (r *Rates) prefill(u Usage, health, expected float64) {
+	if n := float64(u.Prompt - u.Cached); n > 0 && u.PrefillMs > 0 {
+		r.prefillMs = keep*r.prefillMs + near(u.PrefillMs*health, n*expected, r.prefillTokens)
+		r.prefillTokens = keep*r.prefillTokens + n
 	}
+}
+
+// near bounds what was seen by what was expected, if that rests on enough tokens.
+func near(seen, expected, tokens float64) float64 {
+	if tokens < priorDecode {
+		return seen
+	}
+	return min(max(seen, expected/outlier), expected*outlier)
 }
 
 // decode learns the speed alone and the crowding: an answer in company says how
@@ -123,7 +156,7 @@ func (r *Rates) decode(u Usage, health, crowd, alone float64) {
 		r.crowd += endpointStep * (min(max(observed, 0), 4) - r.crowd)
 		ms /= 1 + r.crowd*company
 	}
-	r.decodeMs = keep*r.decodeMs + ms
+	r.decodeMs = keep*r.decodeMs + near(ms, n*alone, r.decodeTokens)
 	r.decodeTokens = keep*r.decodeTokens + n
 }
 

@@ -20,6 +20,8 @@ type Live struct {
 	rates atomic.Pointer[Rates]
 	// The ejection in force, packed; 0: none.
 	ejected atomic.Uint64
+	// Until when what we have sent is worked on, prompts only: Unix nanoseconds.
+	until atomic.Int64
 	// Turn in which the endpoint was last chosen.
 	chosen atomic.Uint64
 	// Where to tell that any of the above but chosen has changed; nil: nowhere.
@@ -58,6 +60,7 @@ func (l *Live) Restarted() {
 	l.seen.Store(nil)
 	l.told.Store(nil)
 	l.rates.Store(nil)
+	l.until.Store(0)
 	l.changed()
 }
 
@@ -105,6 +108,22 @@ func estimate(reported, then, now int64, fresh bool) float64 {
 		return others + mine + float64(now-then)
 	}
 	return others + mine*float64(now)/float64(then)
+}
+
+// prefilling is how long the prompts that we have sent are still worked on, in
+// milliseconds: one that begins now waits for them.
+func (l *Live) prefilling(now int64) float64 {
+	return float64(max(0, l.until.Load()-now)) / 1e6
+}
+
+// prefill adds a prompt of so many milliseconds.
+func (l *Live) prefill(ms float64, now int64) {
+	for {
+		old := l.until.Load()
+		if l.until.CompareAndSwap(old, max(old, now)+int64(ms*1e6)) {
+			return
+		}
+	}
 }
 
 // Reservation is the place that one request takes at an endpoint. The zero

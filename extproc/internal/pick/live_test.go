@@ -168,15 +168,15 @@ func TestLearnsSpeed(t *testing.T) {
 		if err := p.Pick(&Query{Model: m, Prompt: 200, Output: m.Output(-1), Most: 1, Now: epoch}, &c); err != nil {
 			t.Fatal(err)
 		}
-		p.Learn(m, e, &c.List[0], Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 3, DecodeMs: 40 * 7}, time.Second)
+		p.Learn(m, e, &c.List[0], Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 3, DecodeMs: 40 * 7}, epoch, epoch.Add(time.Second))
 	}
-	pace := e.pace()
+	pace := e.pace(epoch.UnixNano())
 	if math.Abs(pace.prefill-3) > 0.3 || math.Abs(pace.decode-7) > 1.5 {
 		t.Errorf("pace = %.2f ms prefill, %.2f ms decode; want about 3 and 7", pace.prefill, pace.decode)
 	}
 	half := *e
 	half.Health = 0.5
-	if slow := half.pace(); math.Abs(slow.decode-2*pace.decode) > 1e-9 {
+	if slow := half.pace(epoch.UnixNano()); math.Abs(slow.decode-2*pace.decode) > 1e-9 {
 		t.Errorf("at half health decode takes %v ms, want twice %v", slow.decode, pace.decode)
 	}
 	if got := m.Output(-1); got > 80 {
@@ -187,13 +187,38 @@ func TestLearnsSpeed(t *testing.T) {
 	}
 }
 
+// TestOutliersCountForLittle lets one answer of a known endpoint take a hundred
+// times as long as the others.
+func TestOutliersCountForLittle(t *testing.T) {
+	e := endpoint(0)
+	usual := Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 2, DecodeMs: 40 * 20}
+	for range 40 {
+		e.learn(usual, 1, 0, epoch.UnixNano())
+	}
+	e.learn(Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 200, DecodeMs: 40 * 2000}, 1, 0, epoch.UnixNano())
+	if pace := e.pace(epoch.UnixNano()); pace.prefill > 3 || pace.decode > 30 {
+		t.Errorf("pace = %.2f ms prefill, %.2f ms decode after one slow answer; were 2 and 20", pace.prefill, pace.decode)
+	}
+}
+
+func TestWhatWasLearnedFades(t *testing.T) {
+	e := endpoint(0)
+	for range 40 {
+		e.learn(Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 8, DecodeMs: 40 * 80}, 1, 0, epoch.UnixNano())
+	}
+	was, is := e.pace(epoch.UnixNano()), e.pace(epoch.Add(20*time.Minute).UnixNano())
+	if was.prefill < 6 || is.prefill > 2.1 || is.decode > 21 {
+		t.Errorf("prefill %.2f ms, then %.2f; decode %.2f; want about 8, then what the engine says of itself: 2 and 20", was.prefill, is.prefill, is.decode)
+	}
+}
+
 func TestLearnsThatTheCacheIsShort(t *testing.T) {
 	e := endpoint(0)
 	m, p := model(e), New(prometheus.NewRegistry())
 	for range 60 {
-		p.Learn(m, e, &Candidate{Endpoint: e, Cached: 100, Company: 1}, Usage{Prompt: 120, Completion: 10, PrefillMs: 1, DecodeMs: 1}, time.Second)
+		p.Learn(m, e, &Candidate{Endpoint: e, Cached: 100, Company: 1}, Usage{Prompt: 120, Completion: 10, PrefillMs: 1, DecodeMs: 1}, epoch, epoch.Add(time.Second))
 	}
-	if got := e.pace().hit; got > 0.1 {
+	if got := e.pace(epoch.UnixNano()).hit; got > 0.1 {
 		t.Errorf("hit = %v though nothing believed cached ever was", got)
 	}
 }
@@ -202,12 +227,12 @@ func TestLearnsCrowding(t *testing.T) {
 	e := endpoint(0)
 	m, p := model(e), New(prometheus.NewRegistry())
 	for range 200 { // four at a time take as long as one: the machine batches
-		p.Learn(m, e, &Candidate{Endpoint: e, Company: 1}, Usage{Prompt: 10, Completion: 20, PrefillMs: 1, DecodeMs: 400}, time.Second)
+		p.Learn(m, e, &Candidate{Endpoint: e, Company: 1}, Usage{Prompt: 10, Completion: 20, PrefillMs: 1, DecodeMs: 400}, epoch, epoch.Add(time.Second))
 		e.requests.Store(4)
-		p.Learn(m, e, &Candidate{Endpoint: e, Company: 4}, Usage{Prompt: 10, Completion: 20, PrefillMs: 1, DecodeMs: 400}, time.Second)
+		p.Learn(m, e, &Candidate{Endpoint: e, Company: 4}, Usage{Prompt: 10, Completion: 20, PrefillMs: 1, DecodeMs: 400}, epoch, epoch.Add(time.Second))
 		e.requests.Store(0)
 	}
-	if got := e.pace().crowd; got > 0.1 {
+	if got := e.pace(epoch.UnixNano()).crowd; got > 0.1 {
 		t.Errorf("crowd = %v on a machine that batches for free", got)
 	}
 }

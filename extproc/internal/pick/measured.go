@@ -1,11 +1,13 @@
 package pick
 
+import "time"
+
 // Measured takes in what the endpoint's engine shows that it has done for everybody
 // since it was last looked at: u adds up so many requests (0: not said), on company
 // of which it worked at a time. For engines that say nothing of single answers.
-func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company float64) {
+func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company float64, now time.Time) {
 	u.Cached = min(u.Cached, u.Prompt)
-	e.learn(u, max(1, company), 0)
+	e.learn(u, max(1, company), 0, now.UnixNano())
 	p.metrics.cached.Add(float64(u.Cached))
 	p.metrics.prompt.Add(float64(u.Prompt))
 	if m == nil {

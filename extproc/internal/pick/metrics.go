@@ -19,16 +19,16 @@ type metrics struct {
 func New(reg prometheus.Registerer) *Picker {
 	p := &Picker{metrics: newMetrics(reg)}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "millrace_extproc_sessions",
-		Help: "Sessions and prefixes of conversations now remembered.",
-	}, p.sessions))
+		Name: "millrace_extproc_prefixes",
+		Help: "Beginnings of prompts, and names of sessions, now remembered.",
+	}, p.prefixes))
 	return p
 }
 
-// sessions counts what is remembered.
-func (p *Picker) sessions() float64 {
-	if t := p.Table(); t != nil && t.Policy.Sessions != nil {
-		return float64(t.Policy.Sessions.Len(time.Now()))
+// prefixes counts what is remembered.
+func (p *Picker) prefixes() float64 {
+	if t := p.Table(); t != nil && t.Policy.Prefixes != nil {
+		return float64(t.Policy.Prefixes.Len(time.Now()))
 	}
 	return 0
 }

@@ -50,8 +50,9 @@ func indexOf(list []Candidate, address string) int {
 }
 
 // Learn takes in what an engine said of an answer by e. predicted is the
-// candidate that was chosen; took is from the choice until the answer was whole.
-func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, took time.Duration) {
+// candidate that was chosen, at sent; now the answer is whole.
+func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sent, now time.Time) {
+	took := now.Sub(sent)
 	company := math.Max(1, predicted.Company)
 	believed := 0
 	if predicted.Endpoint.Live == e.Live {
@@ -61,7 +62,7 @@ func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, too
 	if requests, _ := e.InFlight(); e.Slots > 0 {
 		company = (company + math.Min(math.Max(1, float64(requests)), float64(e.Slots))) / 2
 	}
-	e.learn(u, company, believed)
+	e.learn(u, company, believed, now.UnixNano())
 	m.learn(u)
 	p.metrics.cached.Add(float64(u.Cached))
 	p.metrics.prompt.Add(float64(u.Prompt))

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/extproc/internal/prefix"
 )
 
 // ErrNotReady says that no endpoint may be named.
@@ -49,8 +49,8 @@ type Query struct {
 	Model *Model
 	// Prompt and Output are the request's tokens, known and expected.
 	Prompt, Output int
-	// Places are where parts of the prompt are cached, as far as we know.
-	Places []session.Place
+	// Found says where parts of the prompt are cached, as far as we know.
+	Found *prefix.Found
 	// Blind is whether the request's body cannot be seen, or means nothing to
 	// us: Prompt and Output are guesses.
 	Blind bool
@@ -67,16 +67,21 @@ type Terms struct {
 	Prefill float64
 	// Decode is for the expected output.
 	Decode float64
-	// Fill is the price of what the prompt evicts: the endpoint's cache is full
+	// Fill is the price of what the request evicts: the endpoint's cache is full
 	// of others' tokens that are likely to be asked for again.
 	Fill float64
+	// Delay is by how much its prefill holds up those already there.
+	Delay float64
+	// Shared is what of Prefill others will have the use of: the beginning that
+	// several conversations have in common, and which is to be had there, too.
+	Shared float64
 }
 
 // Finish is how long the request is expected to take there.
 func (t *Terms) Finish() float64 { return t.Wait + t.Prefill + t.Decode }
 
 // cost orders candidates.
-func (t *Terms) cost() float64 { return t.Finish() + t.Fill }
+func (t *Terms) cost() float64 { return t.Finish() + t.Fill + t.Delay - t.Shared }
 
 // Candidate is an endpoint with its cost.
 type Candidate struct {
@@ -227,7 +232,7 @@ func (c *Choice) reason(q *Query, tier int, first *Candidate) {
 		c.Reason = Sticky
 	case q.Blind:
 		c.Reason = Fallback
-	case len(q.Places) > 0:
+	case q.held():
 		c.Reason = Moved
 	default:
 		c.Reason = Fresh
@@ -269,38 +274,80 @@ func sameZone(a, b *Endpoint) bool {
 
 func nowhere(_, _ *Endpoint) bool { return false }
 
+// delayShare is what a millisecond by which somebody else is held up counts for.
+const delayShare = 0.5
+
 // price predicts the request at the endpoint.
 func (e *Endpoint) price(q *Query, reuse float64, now int64) Candidate {
 	c := Candidate{Endpoint: e}
 	requests, tokens, kv := e.load(now)
-	pace := e.pace()
+	pace := e.pace(now)
 	c.cached(q, pace.hit)
 	slots := float64(e.Slots)
 	if e.Slots == 0 {
 		slots = requests + 1 // unknown: as many as need be
 	}
+	c.Wait = e.prefilling(now)
 	if requests >= slots {
 		// So many requests must end before ours begins, each with its share of
 		// what is still to do, all slots working together.
 		ahead := requests - slots + 1
 		together := slots / (1 + pace.crowd*(slots-1))
-		c.Wait = ahead * tokens / requests * pace.mixed / together
+		c.Wait = max(c.Wait, ahead*tokens/requests*pace.mixed/together)
 	}
 	c.Company = min(requests+1, slots)
-	uncached := float64(q.Prompt - c.Cached)
-	c.Prefill = uncached * pace.prefill
+	c.Prefill = float64(q.Prompt-c.Cached) * pace.prefill
 	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))
-	c.Fill = c.Prefill * kv * reuse
+	if full := fullness(max(kv, e.KV.Used())); full > 0 {
+		c.Fill = (c.Prefill + float64(q.Output)*pace.prefill) * full * e.KV.Regret(reuse)
+	}
+	c.Delay = delayShare * c.Prefill * (c.Company - 1)
+	if q.Found != nil && c.Cached < q.Found.Shared {
+		c.Shared = float64(q.Found.Shared-c.Cached) * pace.prefill * (1 - 1/q.Found.By)
+	}
 	return c
+}
+
+// almostFull is the used share of a cache from which on it begins to evict.
+const almostFull = 0.9
+
+// fullness is the share of new tokens that evict others.
+func fullness(used float64) float64 {
+	return max(0, used-almostFull) / (1 - almostFull)
+}
+
+// credit is about how many tokens of the prompt cost nothing, because others have
+// the use of them.
+func (q *Query) credit() float64 {
+	if q.Found == nil || q.Found.Shared == 0 {
+		return 0
+	}
+	return float64(q.Found.Shared) * (1 - 1/q.Found.By)
+}
+
+// held tells whether a conversation's own beginning is cached somewhere, as far as
+// we know.
+func (q *Query) held() bool {
+	return q.Found != nil && slices.ContainsFunc(q.Found.Places, func(p prefix.Place) bool { return int(p.Tokens) > q.Found.Shared })
 }
 
 // cached finds how much of the prompt the endpoint has. At least one token is
 // always worked on.
 func (c *Candidate) cached(q *Query, hit float64) {
-	for _, p := range q.Places {
-		if p.Cache == c.Cache {
-			c.held = true
+	if q.Found == nil {
+		return
+	}
+	for _, p := range q.Found.Places {
+		if p.Cache == c.KV.ID() && c.KV.Holds(p) {
+			c.held = c.held || int(p.Tokens) > q.Found.Shared
 			c.Cached = max(c.Cached, min(int(float64(p.Tokens)*hit), q.Prompt-1))
 		}
 	}
+}
+
+// Reserve takes the place of a request that is expected to need tokens, at the
+// candidate.
+func (c *Candidate) Reserve(tokens int, now time.Time) Reservation {
+	c.prefill(c.Prefill, now.UnixNano())
+	return c.Live.Reserve(tokens)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 )
 
@@ -17,7 +18,7 @@ import (
 func endpoint(i int, edit ...func(*Endpoint)) *Endpoint {
 	e := &Endpoint{
 		Address: fmt.Sprintf("127.0.0.1:%d", 20000+i), Replica: fmt.Sprintf("r-%d", i), Nodes: []string{fmt.Sprintf("n-%d", i)},
-		State: Ready, Slots: 4, Health: 1, Cache: uint32(i + 1), Prior: Speed{Prefill: 2, Decode: 20}, Live: new(Live),
+		State: Ready, Slots: 4, Health: 1, KV: prefix.NewCache(uint32(i+1), 0), Prior: Speed{Prefill: 2, Decode: 20}, Live: new(Live),
 	}
 	for _, f := range edit {
 		f(e)
@@ -51,12 +52,16 @@ func ejected(e *Endpoint) { e.eject(epoch, epoch, true) }
 
 var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
+// at is what is found of a prompt that is cached at the i-th endpoint alone.
+func at(i, tokens int) *prefix.Found {
+	return &prefix.Found{Places: []prefix.Place{{Cache: uint32(i + 1), Gen: 1, Tokens: uint32(tokens)}}}
+}
+
 func TestPick(t *testing.T) {
-	at := func(i, tokens int) session.Place { return session.Place{Cache: uint32(i + 1), Tokens: uint32(tokens)} }
 	tests := []struct {
 		name   string
 		es     []*Endpoint
-		places []session.Place
+		places *prefix.Found
 		most   int
 		want   []int // ports - 20000
 		reason Reason
@@ -75,19 +80,19 @@ func TestPick(t *testing.T) {
 		{
 			name:   "a conversation stays where it is cached",
 			es:     []*Endpoint{endpoint(0), endpoint(1, slow(1.1)), endpoint(2, slow(1.2))},
-			places: []session.Place{at(2, 950)},
+			places: at(2, 950),
 			most:   2, want: []int{2, 0}, reason: Sticky,
 		},
 		{
 			name:   "and moves when waiting there takes longer",
 			es:     []*Endpoint{endpoint(0), endpoint(1, busy(12, 1000)), endpoint(2, slow(4))},
-			places: []session.Place{at(1, 950)},
+			places: at(1, 950),
 			most:   1, want: []int{0}, reason: Moved,
 		},
 		{
 			name:   "a cache from before the engine's restart is none",
-			es:     []*Endpoint{endpoint(0), endpoint(1, slow(1.5), func(e *Endpoint) { e.Cache = 77 })},
-			places: []session.Place{at(1, 950)},
+			es:     []*Endpoint{endpoint(0), endpoint(1, slow(1.5), func(e *Endpoint) { e.KV = prefix.NewCache(77, 0) })},
+			places: at(1, 950),
 			most:   1, want: []int{0}, reason: Moved,
 		},
 		{
@@ -129,14 +134,14 @@ func TestPick(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := New(prometheus.NewRegistry())
 			var c Choice
-			err := p.Pick(&Query{Model: model(tt.es...), Prompt: 1000, Output: 50, Places: tt.places, Most: tt.most, Now: epoch}, &c)
+			err := p.Pick(&Query{Model: model(tt.es...), Prompt: 1000, Output: 50, Found: tt.places, Most: tt.most, Now: epoch}, &c)
 			if err != tt.err {
 				t.Fatalf("Pick() = %v, want %v", err, tt.err)
 			}
 			var got []int
 			for _, l := range c.List {
-				got = append(got, int(l.Cache)-1)
-				if l.Cache == 77 {
+				got = append(got, int(l.KV.ID())-1)
+				if l.KV.ID() == 77 {
 					got[len(got)-1] = 1
 				}
 			}
@@ -174,7 +179,7 @@ func TestSpreadsBySpeed(t *testing.T) {
 		if err := p.Pick(&Query{Model: m, Prompt: 100, Output: 50, Most: 1, Now: epoch}, &c); err != nil {
 			t.Fatal(err)
 		}
-		c.List[0].Reserve(150)
+		c.List[0].Reserve(150, epoch)
 		n[c.List[0].Address]++
 	}
 	if k := n["127.0.0.1:20000"]; k < 180 || k > 220 {
@@ -190,7 +195,7 @@ func TestPickAgainstNaive(t *testing.T) {
 		m := randomModel(r)
 		q := &Query{Model: m, Prompt: 1 + r.IntN(3000), Output: r.IntN(200), Most: 1 + r.IntN(MaxCandidates), Now: epoch}
 		if r.IntN(2) == 0 {
-			q.Places = []session.Place{{Cache: uint32(1 + r.IntN(30)), Tokens: uint32(r.IntN(3000))}}
+			q.Found = at(r.IntN(30), r.IntN(3000))
 		}
 		all := naive(m, q)
 		var c Choice

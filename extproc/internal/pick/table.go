@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 )
 
@@ -46,9 +47,9 @@ type Endpoint struct {
 	Health float64
 	// Prior is what the engine measured of itself.
 	Prior Speed
-	// Cache identifies what is in the engine's cache: it is new after every
-	// start of the engine, and never 0.
-	Cache uint32
+	// KV is what is in the engine's cache: another one after every start of the
+	// engine.
+	KV *prefix.Cache
 	*Live
 }
 
@@ -84,8 +85,8 @@ type Policy struct {
 	SessionHeader string
 	// Cookies is nil if there are none.
 	Cookies *session.Cookies
-	// Sessions remembers where conversations are cached.
-	Sessions *session.Store
+	// Prefixes remembers where prompts are cached.
+	Prefixes *prefix.Index
 	// Candidates, Critical and Sheddable are the most hosts named for a standard,
 	// a critical and a sheddable request; 1 to MaxCandidates.
 	Candidates, Critical, Sheddable int

@@ -11,11 +11,16 @@ import (
 	"time"
 )
 
-// Sizes of a cookie's value: base64url of an id and of its signature.
+// Sizes of a cookie's value in bytes: base64url of an id with the time at which it
+// was given, and of the signature of both.
 const (
 	idBytes   = 8
+	timeBytes = 4
 	signBytes = 16
 )
+
+// unit is in which the time of a cookie is counted, from the year 1970 on.
+const unit = time.Minute
 
 var encoding = base64.RawURLEncoding.Strict()
 
@@ -48,18 +53,22 @@ func (c *Cookies) New() uint64 {
 }
 
 // SetCookie returns the header value that gives the client session id.
-func (c *Cookies) SetCookie(id uint64) string {
-	var b [idBytes]byte
+func (c *Cookies) SetCookie(id uint64, now time.Time) string {
+	var b [idBytes + timeBytes]byte
 	binary.BigEndian.PutUint64(b[:], id)
+	binary.BigEndian.PutUint32(b[idBytes:], minutes(now))
 	value := encoding.EncodeToString(b[:]) + "." + encoding.EncodeToString(c.sign(c.keys[0], b[:]))
 	return fmt.Sprintf("%s=%s; Path=/; Max-Age=%d; HttpOnly; SameSite=Lax", c.name, value, int(c.idle.Seconds()))
 }
 
-// Read returns the session id of a request's Cookie header; ok is false if
-// there is none that we signed.
-func (c *Cookies) Read(header string) (id uint64, ok bool) {
+func minutes(t time.Time) uint32 { return uint32(t.Unix() / int64(unit/time.Second)) }
+
+// Read returns the session id of a request's Cookie header; ok is false if there is
+// none that we signed, or it is older than sessions are remembered. renew is
+// whether half of its time is over, or it was signed by an older key.
+func (c *Cookies) Read(header string, now time.Time) (id uint64, renew, ok bool) {
 	if c == nil {
-		return 0, false
+		return 0, false, false
 	}
 	for header != "" {
 		var pair string
@@ -68,40 +77,43 @@ func (c *Cookies) Read(header string) (id uint64, ok bool) {
 		if !found || name != c.name {
 			continue
 		}
-		if id, ok := c.verify(value); ok {
-			return id, true
+		if id, renew, ok := c.verify(value, now); ok {
+			return id, renew, true
 		}
 	}
-	return 0, false
+	return 0, false, false
 }
 
-// verify checks the signature and returns the id.
-func (c *Cookies) verify(value string) (uint64, bool) {
+// verify checks signature and age, and returns the id.
+func (c *Cookies) verify(value string, now time.Time) (id uint64, renew, ok bool) {
 	left, right, _ := strings.Cut(strings.Trim(value, `"`), ".")
-	if len(left) != encoding.EncodedLen(idBytes) || len(right) != encoding.EncodedLen(signBytes) {
-		return 0, false
+	if len(left) != encoding.EncodedLen(idBytes+timeBytes) || len(right) != encoding.EncodedLen(signBytes) {
+		return 0, false, false
 	}
-	id, err := encoding.DecodeString(left)
+	said, err := encoding.DecodeString(left)
 	if err != nil {
-		return 0, false
+		return 0, false, false
 	}
 	sig, err := encoding.DecodeString(right)
 	if err != nil {
-		return 0, false
+		return 0, false, false
 	}
-	for _, key := range c.keys {
-		if hmac.Equal(sig, c.sign(key, id)) {
-			return binary.BigEndian.Uint64(id), true
+	for i, key := range c.keys {
+		if !hmac.Equal(sig, c.sign(key, said)) {
+			continue
 		}
+		age := time.Duration(int32(minutes(now)-binary.BigEndian.Uint32(said[idBytes:]))) * unit
+		return binary.BigEndian.Uint64(said), i > 0 || age > c.idle/2, age <= c.idle+unit
 	}
-	return 0, false
+	return 0, false, false
 }
 
-// sign binds the id to the cookie's name, so that a signature is of use nowhere else.
-func (c *Cookies) sign(key, id []byte) []byte {
+// sign binds what is said to the cookie's name, so that a signature is of use
+// nowhere else.
+func (c *Cookies) sign(key, said []byte) []byte {
 	h := hmac.New(sha256.New, key)
 	h.Write([]byte(c.name))
 	h.Write([]byte{0})
-	h.Write(id)
+	h.Write(said)
 	return h.Sum(nil)[:signBytes]
 }

@@ -1,9 +1,8 @@
-// Package session knows which conversation a request belongs to and remembers
-// on which engines its tokens are cached.
+// Package session names conversations: by what the client calls them, by a signed
+// cookie, and by keys of their beginnings.
 //
-// It is called by stream for every request and every answer. Its one rule: it
-// is soft state. Losing or mixing up an entry makes a prediction worse, never
-// an answer wrong.
+// It is called by stream for every request. Its one rule: a name says which
+// conversation it is, never where it goes.
 package session
 
 import (

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/session"
 )
 
 func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
@@ -20,13 +19,12 @@ func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
 	if x.served != nil {
 		x.held.Move(x.served.Live)
 	}
-	if x.good {
-		// The prompt has been worked on by now, whatever becomes of the rest.
-		x.remember(x.decision.PromptTokens, ev.At)
+	if first := x.choice.List[0].Endpoint; x.good && x.served != nil && x.served.KV != first.KV {
+		x.remember(x.served, ev.At)
 	}
 	x.report(a, ev.At)
 	if x.cookie != 0 && a.Status < 500 {
-		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.cookie)
+		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.cookie, ev.At)
 		x.cookie = 0
 	}
 	return append(out, reply)
@@ -45,8 +43,8 @@ func (x *Exchange) report(a *AnswerHead, now time.Time) {
 		return
 	}
 	x.taught = true
-	x.core.picker.Learn(x.model, x.served, x.predicted(), usage, now.Sub(x.sent))
-	x.remember(usage.Prompt+usage.Completion, now)
+	x.core.picker.Learn(x.model, x.served, x.predicted(), usage, x.sent, now)
+	x.answered(usage, now)
 }
 
 // predicted is what was expected of who answered.
@@ -57,23 +55,6 @@ func (x *Exchange) predicted() *pick.Candidate {
 		}
 	}
 	return &x.choice.List[0]
-}
-
-// remember records that so many tokens of the conversation are cached where it
-// was answered.
-func (x *Exchange) remember(tokens int, now time.Time) {
-	if x.served == nil {
-		return
-	}
-	var tail session.Key
-	place := session.Place{Cache: x.served.Cache, Tokens: uint32(max(0, tokens))}
-	if n := len(x.chain); n > 0 {
-		tail = x.chain[n-1]
-		x.table.Policy.Sessions.Put(tail, tail, place, now)
-	}
-	if x.named != 0 {
-		x.table.Policy.Sessions.Put(x.named, tail, place, now)
-	}
 }
 
 // parseUsage reads "prompt=12,cached=0,completion=5,prefill_ms=3.2,decode_ms=40.1".

@@ -5,6 +5,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 )
 
@@ -35,6 +36,7 @@ type Exchange struct {
 	model    *pick.Model // nil: no decision
 	sent     time.Time
 	named    session.Key // of the client's name for the session; 0: none
+	first    session.Key // of its first messages: names it to people
 	cookie   uint64      // session to give the client; 0: none
 	held     pick.Reservation
 
@@ -51,8 +53,8 @@ type Exchange struct {
 type memory struct {
 	request openai.Request
 	choice  pick.Choice
-	chain   []session.Key // of the conversation, message by message
-	places  []session.Place
+	chain   []prefix.Link // beginnings of the prompt, the shortest first
+	found   prefix.Found
 	body    []byte // of a request in several messages
 	in      inbound
 	out     outbound

@@ -11,6 +11,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 )
 
@@ -35,12 +36,12 @@ func newFleet(n int, edit ...func(*pick.Table)) *fleet {
 	for i := range n {
 		m.Endpoints = append(m.Endpoints, &pick.Endpoint{
 			Address: fmt.Sprintf("127.0.0.1:%d", 20000+i), Nodes: []string{fmt.Sprint(i)}, State: pick.Ready,
-			Slots: 4, Health: 1, Cache: uint32(i + 1), Prior: pick.Speed{Prefill: 2 + float64(i), Decode: 20 + float64(i)}, Live: new(pick.Live),
+			Slots: 4, Health: 1, KV: prefix.NewCache(uint32(i+1), 0), Prior: pick.Speed{Prefill: 2 + float64(i), Decode: 20 + float64(i)}, Live: new(pick.Live),
 		})
 	}
 	t := &pick.Table{
 		Policy: &pick.Policy{
-			SessionHeader: "x-session-id", Sessions: session.NewStore(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: standard, MaxBody: 100000,
+			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: standard, MaxBody: 100000,
 			Cookies: session.NewCookies("s", [][]byte{[]byte("a key of 16 bytes")}, time.Minute),
 		},
 		Models: map[string]*pick.Model{"m": m}, Default: m,

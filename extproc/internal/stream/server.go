@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
 )
 
 // The largest memory that exchanges hand on to each other: a body in bytes, a
@@ -39,7 +40,7 @@ func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 func (c *Core) Begin() *Exchange {
 	x := c.pool.Get().(*Exchange)
 	x.core = c
-	x.places, x.chain = x.places[:0], x.chain[:0]
+	x.chain, x.found = x.chain[:0], prefix.Found{}
 	return x
 }
 

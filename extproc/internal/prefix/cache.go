@@ -1,0 +1,155 @@
+package prefix
+
+import (
+	"sync/atomic"
+)
+
+// Generations by which a cache's content is told apart by age.
+const (
+	// ring is how many are kept apart.
+	ring = 64
+	// perCapacity is into how many of them a full cache falls.
+	perCapacity = 16
+)
+
+// Cache follows the content of one engine's KV cache from its start on: which of
+// what was put there is evicted again. It never forgets by itself what a newer
+// generation used; the least recently used goes first, as in the engines.
+//
+// Time is counted in generations. Each holds a share of the capacity; when those
+// younger than one fill the cache, it and the older ones are gone. That takes one
+// counter for each generation, and no list of what is cached. If the engine tells
+// itself what it holds, Tell and Dropped say it, and nothing is worked out here.
+type Cache struct {
+	// Constant after NewCache.
+	id uint32
+
+	// Atomic.
+	capacity atomic.Int64  // tokens; 0: not known, nothing is evicted
+	gen      atomic.Uint32 // the open generation
+	oldest   atomic.Uint32 // generations before it are gone
+	told     atomic.Bool   // whether the engine tells
+	tokens   [ring]atomic.Int64
+	sum      atomic.Int64 // of tokens
+	// What was used again of the older half, and what was evicted, in tokens.
+	again, gone atomic.Int64
+}
+
+// NewCache returns the empty cache of an engine that holds so many tokens; 0: not
+// known. Its id is not 0, and different from that of others in use.
+func NewCache(id uint32, capacity int64) *Cache {
+	c := &Cache{id: id & cacheMask}
+	c.gen.Store(1)
+	c.oldest.Store(1)
+	c.capacity.Store(capacity)
+	return c
+}
+
+// ID returns the number by which places name the cache.
+func (c *Cache) ID() uint32 { return c.id }
+
+// Resize says how many tokens the cache holds; 0: not known.
+func (c *Cache) Resize(capacity int64) { c.capacity.Store(capacity) }
+
+// Holds tells whether what p says is still there.
+func (c *Cache) Holds(p Place) bool {
+	return p.Cache == c.id && !before(p.Gen, c.oldest.Load())
+}
+
+// before compares generations, which go round.
+func before(a, b uint32) bool { return (a-b)&genMask > genMask/2 }
+
+// use moves tokens to the open generation. was is where they were before; ok is
+// false if they are new. It returns the open generation.
+func (c *Cache) use(tokens int64, was uint32, ok bool) uint32 {
+	gen := c.gen.Load()
+	if c.told.Load() || tokens <= 0 {
+		return gen
+	}
+	if ok {
+		if was == gen&genMask {
+			return gen
+		}
+		c.tokens[was%ring].Add(-tokens)
+		if (gen-was)&genMask > perCapacity/2 {
+			c.again.Add(tokens)
+		}
+	}
+	if !ok {
+		c.sum.Add(tokens)
+	}
+	if c.tokens[gen%ring].Add(tokens) > c.capacity.Load()/perCapacity {
+		c.next(gen)
+	}
+	return gen
+}
+
+// next opens a generation after gen, and finds out which are gone.
+func (c *Cache) next(gen uint32) {
+	capacity := c.capacity.Load()
+	if capacity == 0 || !c.gen.CompareAndSwap(gen, gen+1) {
+		return
+	}
+	first, sum := gen+1, int64(0)
+	for oldest := c.oldest.Load(); first != oldest && gen+1-first < ring-2; first-- {
+		sum += max(0, c.tokens[(first-1)%ring].Load())
+		if sum > capacity {
+			break
+		}
+	}
+	for g := c.oldest.Load(); before(g, first); g++ {
+		n := c.tokens[g%ring].Swap(0)
+		c.sum.Add(-n)
+		c.gone.Add(max(0, n))
+	}
+	c.oldest.Store(first)
+}
+
+// Used returns the share of the capacity that is taken, 0 to 1, and 0 if the
+// capacity is not known or the engine tells.
+func (c *Cache) Used() float64 {
+	capacity := c.capacity.Load()
+	if capacity == 0 || c.told.Load() {
+		return 0
+	}
+	return max(0, min(1, float64(c.sum.Load())/float64(capacity)))
+}
+
+// Regret returns how likely it is that the next tokens to be evicted would have
+// been used again, 0 to 1: the share of those that grew old and were, decaying.
+func (c *Cache) Regret(first float64) float64 {
+	const prior = 1 << 12 // tokens for which the guess stands
+	again, gone := float64(c.again.Load()), float64(c.gone.Load())
+	return (again + first*prior) / (again + gone + prior)
+}
+
+// Tell says that the engine reports itself what it holds, now in generation gen.
+func (c *Cache) Tell(gen uint32) {
+	c.told.Store(true)
+	for {
+		now := c.gen.Load()
+		if now == gen || before(gen, now) || c.gen.CompareAndSwap(now, gen) {
+			return
+		}
+	}
+}
+
+// Dropped says that the engine holds nothing any more that was last used in gen or
+// before.
+func (c *Cache) Dropped(gen uint32) {
+	for {
+		now := c.oldest.Load()
+		if before(gen, now) || c.oldest.CompareAndSwap(now, gen+1) {
+			return
+		}
+	}
+}
+
+// Clear says that the cache is empty.
+func (c *Cache) Clear() {
+	gen := c.gen.Add(1)
+	c.oldest.Store(gen)
+	for i := range c.tokens {
+		c.sum.Add(-c.tokens[i].Swap(0))
+	}
+}

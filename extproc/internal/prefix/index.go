@@ -1,0 +1,301 @@
+package prefix
+
+import (
+	"math/bits"
+	"sync/atomic"
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// ways is how many entries share a set.
+const ways = 8
+
+// Index remembers a bounded number of beginnings, each for a bounded idle time.
+//
+// It is built like the cache of a CPU: a key belongs to one set of eight entries,
+// and within the set the one unused the longest makes room. Every word is atomic
+// and each set has a version, so that readers take no lock: they read again if a
+// writer was at it. Writers of one set wait for each other, which takes some tens
+// of nanoseconds. There are no pointers for the garbage collector to follow, and
+// memory is touched only as entries come.
+type Index struct {
+	// Constant after New.
+	sets []set
+	idle int64 // seconds
+	base time.Time
+
+	// Atomic.
+	evicted atomic.Uint64
+}
+
+type set struct {
+	version atomic.Uint32 // odd while a writer is at it
+	_       uint32
+	entries [ways]slot
+}
+
+// placesKept is how many caches are remembered of one beginning, the last used
+// first.
+const placesKept = 4
+
+// slot is an entry in words.
+type slot struct {
+	key    atomic.Uint64
+	meta   atomic.Uint64 // seconds since base, from 1, and in the low bits continuations
+	places [placesKept]atomic.Uint64
+}
+
+// used is when the entry was last used, in seconds since base.
+func (s *slot) used() int64 { return int64(s.meta.Load() >> childBits) }
+
+// entry is a slot as it was read.
+type entry struct {
+	children uint16
+	places   [placesKept]Place
+}
+
+// New returns an index of at most `most` entries, in whole sets, each kept for idle
+// after its last use.
+func New(most int, idle time.Duration) *Index {
+	n := max(1, most/ways)
+	return &Index{sets: make([]set, n), idle: max(1, int64(idle/time.Second)), base: time.Now()}
+}
+
+// Find looks up all beginnings of a prompt, given shortest first.
+func (x *Index) Find(chain []Link, now time.Time, f *Found) {
+	f.Places, f.Shared, f.By = f.places[:0], 0, 0
+	clock := x.clock(now)
+	for i := len(chain) - 1; i >= 0 && len(f.Places) < maxPlaces; i-- {
+		e, ok := x.get(chain[i].Key, clock)
+		if !ok {
+			continue
+		}
+		if f.Shared == 0 {
+			if n := continuations(e.children); n >= sharedBy {
+				f.Shared, f.By = int(chain[i].Tokens), n
+			}
+		}
+		for _, p := range e.places {
+			if p.Cache != 0 {
+				f.Add(p)
+			}
+		}
+	}
+}
+
+// Add takes a place in, unless as much was used there as lately.
+func (f *Found) Add(p Place) {
+	for i := range f.Places {
+		if q := &f.Places[i]; q.Cache == p.Cache && q.Tokens >= p.Tokens && !before(q.Gen, p.Gen) {
+			return
+		}
+	}
+	if len(f.Places) < maxPlaces {
+		f.Places = append(f.Places, p)
+	}
+}
+
+// Get returns the last place recorded under a key.
+func (x *Index) Get(k session.Key, now time.Time) (Place, bool) {
+	e, ok := x.get(k, x.clock(now))
+	return e.places[0], ok && e.places[0].Cache != 0
+}
+
+// get reads the entry of k.
+func (x *Index) get(k session.Key, clock int64) (entry, bool) {
+	set := x.set(k)
+	for range 8 {
+		v := set.version.Load()
+		if v&1 != 0 {
+			continue
+		}
+		e, used, ok := set.read(k)
+		if set.version.Load() != v {
+			continue
+		}
+		return e, ok && clock-used <= x.idle
+	}
+	return entry{}, false // writers keep it busy: a miss does no harm
+}
+
+// read reads the entry of k, whole only if the set's version stays the same.
+func (t *set) read(k session.Key) (e entry, used int64, ok bool) {
+	for i := range t.entries {
+		s := &t.entries[i]
+		if s.key.Load() != uint64(k) {
+			continue
+		}
+		meta := s.meta.Load()
+		e.children = uint16(meta)
+		for j := range s.places {
+			e.places[j] = unpack(s.places[j].Load())
+		}
+		return e, int64(meta >> childBits), true
+	}
+	return entry{}, 0, false
+}
+
+// Use records that a prompt with these beginnings, shortest first, is worked on at
+// c: all of them are cached there.
+func (x *Index) Use(chain []Link, c *Cache, now time.Time) {
+	clock := x.clock(now)
+	from := uint32(0)
+	for i, l := range chain {
+		var next uint16
+		if i+1 < len(chain) {
+			next = child(chain[i+1].Key)
+		}
+		x.put(l.Key, c, use{tokens: l.Tokens, own: int64(l.Tokens) - int64(from), next: next}, clock)
+		from = l.Tokens
+	}
+}
+
+// Answered records that behind the prompt k an answer is cached at c, so that these
+// are so many tokens in all, fresh of which are not recorded yet.
+func (x *Index) Answered(k session.Key, c *Cache, tokens, fresh uint32, now time.Time) {
+	x.put(k, c, use{tokens: tokens, fresh: int64(fresh)}, x.clock(now))
+}
+
+// Name records under a client's name for a session that so many tokens are cached
+// at c, which other entries count.
+func (x *Index) Name(k session.Key, c *Cache, tokens uint32, now time.Time) {
+	x.put(k, c, use{tokens: tokens}, x.clock(now))
+}
+
+// use is what is recorded under a key: its length; how many of its tokens are in no
+// other entry, and how many came to them now; the continuation.
+type use struct {
+	tokens     uint32
+	own, fresh int64
+	next       uint16
+}
+
+// put records a use of k at c.
+func (x *Index) put(k session.Key, c *Cache, u use, clock int64) {
+	set := x.set(k)
+	set.lock()
+	defer set.version.Add(1)
+	s := x.slot(set, k, clock)
+	s.meta.Store(uint64(clock)<<childBits | s.meta.Load()&(1<<childBits-1) | uint64(u.next))
+	was, ok := s.place(c)
+	gen := c.use(u.own, was.Gen, ok)
+	if u.fresh > 0 {
+		gen = c.use(u.fresh, 0, false)
+	}
+	if ok && was.Tokens > u.tokens {
+		u.tokens = was.Tokens // with an answer that is cached behind it
+	}
+	s.remember(Place{Cache: c.id, Gen: gen, Tokens: u.tokens})
+}
+
+// place returns what is known of the entry at c, if that is still there.
+func (s *slot) place(c *Cache) (Place, bool) {
+	for j := range s.places {
+		if p := unpack(s.places[j].Load()); c.Holds(p) {
+			return p, true
+		}
+	}
+	return Place{}, false
+}
+
+// remember puts p first among the places.
+func (s *slot) remember(p Place) {
+	carry := p.pack()
+	for j := range s.places {
+		old := s.places[j].Swap(carry)
+		if old == 0 || unpack(old).Cache == p.Cache {
+			return
+		}
+		carry = old
+	}
+}
+
+// Drop records that k is not cached at c any more.
+func (x *Index) Drop(k session.Key, c *Cache) {
+	set := x.set(k)
+	set.lock()
+	defer set.version.Add(1)
+	for i := range set.entries {
+		s := &set.entries[i]
+		if s.key.Load() != uint64(k) {
+			continue
+		}
+		n := 0
+		for j := range s.places {
+			w := s.places[j].Load()
+			s.places[j].Store(0)
+			if w != 0 && unpack(w).Cache != c.id {
+				s.places[n].Store(w)
+				n++
+			}
+		}
+		return
+	}
+}
+
+// slot returns the entry of k, else an empty one in place of another that was
+// unused the longest. The set is locked.
+func (x *Index) slot(t *set, k session.Key, clock int64) *slot {
+	var victim *slot
+	for i := range t.entries {
+		s := &t.entries[i]
+		if s.key.Load() == uint64(k) && clock-s.used() <= x.idle {
+			return s
+		}
+		if s.key.Load() == uint64(k) {
+			victim = s
+			break
+		}
+		if victim == nil || s.used() < victim.used() {
+			victim = s
+		}
+	}
+	if victim.key.Load() != 0 && clock-victim.used() <= x.idle {
+		x.evicted.Add(1)
+	}
+	for j := range victim.places {
+		victim.places[j].Store(0)
+	}
+	victim.meta.Store(0)
+	victim.key.Store(uint64(k))
+	return victim
+}
+
+// lock makes the version odd.
+func (t *set) lock() {
+	for {
+		v := t.version.Load()
+		if v&1 == 0 && t.version.CompareAndSwap(v, v+1) {
+			return
+		}
+	}
+}
+
+// set returns the set that k belongs to.
+func (x *Index) set(k session.Key) *set {
+	i, _ := bits.Mul64(uint64(k), uint64(len(x.sets)))
+	return &x.sets[i]
+}
+
+func (x *Index) clock(now time.Time) int64 {
+	return int64(now.Sub(x.base)/time.Second) + 1
+}
+
+// Len counts the entries that are not idle for too long. It walks over all of
+// them: for metrics only.
+func (x *Index) Len(now time.Time) int {
+	n, clock := 0, x.clock(now)
+	for i := range x.sets {
+		for j := range x.sets[i].entries {
+			s := &x.sets[i].entries[j]
+			if s.key.Load() != 0 && clock-s.used() <= x.idle {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// Evicted counts the entries that made room before their idle time was over.
+func (x *Index) Evicted() uint64 { return x.evicted.Load() }

@@ -1,0 +1,263 @@
+package prefix
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+func newIndex(most int, idle time.Duration) *Index {
+	x := New(most, idle)
+	x.base = epoch
+	return x
+}
+
+// prompt is the beginnings of a prompt of blocks, each of so many tokens.
+func prompt(tokens uint32, blocks ...uint32) (chain []Link) {
+	k := session.Seed("m")
+	for i, b := range blocks {
+		k = session.Next(k, binary.LittleEndian.AppendUint32(nil, b))
+		chain = append(chain, Link{Key: k, Tokens: uint32(i+1) * tokens})
+	}
+	return chain
+}
+
+// held is how many tokens of a chain are found at c.
+func held(x *Index, chain []Link, c *Cache) (n int) {
+	var f Found
+	x.Find(chain, epoch, &f)
+	for _, p := range f.Places {
+		if c.Holds(p) {
+			n = max(n, int(p.Tokens))
+		}
+	}
+	return n
+}
+
+func TestFindsTheLongestBeginningOfEachCache(t *testing.T) {
+	x, a, b := newIndex(1000, time.Minute), NewCache(1, 0), NewCache(2, 0)
+	x.Use(prompt(10, 1, 2, 3, 4), a, epoch)
+	x.Use(prompt(10, 1, 2, 9), b, epoch)
+	ask := prompt(10, 1, 2, 3, 4, 5)
+	if n := held(x, ask, a); n != 40 {
+		t.Errorf("%d tokens at the first, want 40", n)
+	}
+	if n := held(x, ask, b); n != 20 {
+		t.Errorf("%d tokens at the second, want 20", n)
+	}
+	if n := held(x, prompt(10, 7), a); n != 0 {
+		t.Errorf("%d tokens of a prompt that nobody has seen", n)
+	}
+	tail := prompt(10, 1, 2, 3, 4)[3].Key
+	x.Answered(tail, a, 48, 8, epoch)
+	if n := held(x, ask, a); n != 48 {
+		t.Errorf("%d tokens with the answer, want 48", n)
+	}
+	x.Drop(tail, a)
+	if n := held(x, ask, a); n != 30 {
+		t.Errorf("%d tokens without the last beginning, want 30", n)
+	}
+	a.Clear()
+	if n := held(x, ask, a); n != 0 {
+		t.Errorf("%d tokens in an empty cache", n)
+	}
+}
+
+func TestSharedBeginningsAreTold(t *testing.T) {
+	x, c := newIndex(1000, time.Minute), NewCache(1, 0)
+	var f Found
+	for i := range uint32(3) {
+		x.Use(prompt(10, 1, 2, 100+i), c, epoch)
+	}
+	if x.Find(prompt(10, 1, 2, 50), epoch, &f); f.Shared != 0 {
+		t.Errorf("three continuations share %d tokens", f.Shared)
+	}
+	for i := range uint32(60) {
+		x.Use(prompt(10, 1, 2, 100+i), c, epoch)
+	}
+	if x.Find(prompt(10, 1, 2, 50), epoch, &f); f.Shared != 20 || f.By < 15 {
+		t.Errorf("60 continuations share %d tokens, by %.0f; want 20 by many", f.Shared, f.By)
+	}
+}
+
+func TestNames(t *testing.T) {
+	x, a, b := newIndex(1000, time.Minute), NewCache(1, 0), NewCache(2, 0)
+	k := session.Named(session.Seed("m"), "x")
+	x.Name(k, a, 30, epoch)
+	x.Name(k, b, 50, epoch.Add(time.Second))
+	if p, ok := x.Get(k, epoch.Add(time.Minute)); !ok || p.Cache != 2 || p.Tokens != 50 {
+		t.Errorf("Get() = %v, %v; want 50 tokens at the second", p, ok)
+	}
+	if _, ok := x.Get(k, epoch.Add(2*time.Minute+time.Second)); ok {
+		t.Error("a session is remembered after its idle time")
+	}
+}
+
+func TestPlacesSurvivePacking(t *testing.T) {
+	for _, p := range []Place{{1, 1, 1}, {cacheMask, genMask, tokenMask}, {5, 0, 0}} {
+		if got := unpack(p.pack()); got != p {
+			t.Errorf("%v came back as %v", p, got)
+		}
+	}
+	if got := unpack(Place{1, 1, 1 << 30}.pack()); got.Tokens != tokenMask {
+		t.Errorf("too many tokens came back as %d", got.Tokens)
+	}
+}
+
+// lru is a naive cache of blocks: the order in which they were used, the last first.
+type lru struct {
+	capacity, block int
+	keys            []session.Key
+}
+
+func (l *lru) use(chain []Link) {
+	for _, k := range chain {
+		for i, old := range l.keys {
+			if old == k.Key {
+				l.keys = append(l.keys[:i], l.keys[i+1:]...)
+				break
+			}
+		}
+		l.keys = append([]session.Key{k.Key}, l.keys...)
+	}
+	l.keys = l.keys[:min(len(l.keys), l.capacity/l.block)]
+}
+
+func (l *lru) held(chain []Link) (n int) {
+	for _, k := range chain {
+		for _, have := range l.keys {
+			if have == k.Key {
+				n = int(k.Tokens)
+			}
+		}
+	}
+	return n
+}
+
+// TestCacheEvictsLikeLRU lets conversations grow on an engine of bounded capacity:
+// what is believed to be cached must be what a naive cache holds, but for the last
+// generation's worth, and hardly ever more.
+func TestCacheEvictsLikeLRU(t *testing.T) {
+	const block, capacity = 16, 16 * 400
+	r := rand.New(rand.NewPCG(1, 2))
+	x, c := newIndex(1<<16, time.Hour), NewCache(3, capacity)
+	twin := lru{capacity: capacity, block: block}
+	conversations := make([][]uint32, 60)
+	next := uint32(1)
+	var over, under, total int
+	for step := range 6000 {
+		at := r.IntN(len(conversations)) * r.IntN(len(conversations)) / len(conversations) // some more often
+		talk := &conversations[at]
+		if len(*talk) > 40 {
+			*talk = nil
+		}
+		if len(*talk) == 0 {
+			*talk = []uint32{1, 2, 3} // in common
+		}
+		for range 1 + r.IntN(3) {
+			next++
+			*talk = append(*talk, 1000+next)
+		}
+		chain := prompt(block, *talk...)
+		if step > 500 {
+			believed, real := held(x, chain, c), twin.held(chain)
+			over += max(0, believed-real)
+			under += max(0, real-believed)
+			total += real
+		}
+		x.Use(chain, c, epoch)
+		twin.use(chain)
+	}
+	if float64(over) > 0.06*float64(total) || float64(under) > 0.06*float64(total) {
+		t.Errorf("of %d cached tokens %d were not believed, and %d believed that were not; want at most 6 %%", total, under, over)
+	}
+	if used := c.Used(); used < 0.9 {
+		t.Errorf("a full cache is used by %.2f", used)
+	}
+	if regret := c.Regret(0.5); regret <= 0.05 || regret >= 0.95 {
+		t.Errorf("regret = %.2f, though some of what grew old was used again and some was not", regret)
+	}
+}
+
+func TestEnginesThatTell(t *testing.T) {
+	x, c := newIndex(1000, time.Hour), NewCache(4, 100)
+	c.Tell(7)
+	x.Use(prompt(1000, 1, 2), c, epoch) // far more than it is said to hold: the engine knows
+	if n := held(x, prompt(1000, 1, 2), c); n != 2000 {
+		t.Errorf("%d tokens, want 2000", n)
+	}
+	c.Dropped(6)
+	if n := held(x, prompt(1000, 1, 2), c); n != 2000 {
+		t.Errorf("%d tokens after an older generation was dropped, want 2000", n)
+	}
+	c.Dropped(7)
+	if n := held(x, prompt(1000, 1, 2), c); n != 0 {
+		t.Errorf("%d tokens after they were dropped", n)
+	}
+}
+
+func TestGenerationsGoRound(t *testing.T) {
+	c := NewCache(1, 1600)
+	c.gen.Store(genMask - 3)
+	c.oldest.Store(genMask - 5)
+	x := newIndex(1<<12, time.Hour)
+	for i := range uint32(400) {
+		x.Use(prompt(10, i), c, epoch)
+		if n := held(x, prompt(10, i), c); n != 10 {
+			t.Fatalf("what was just used is gone after %d", i)
+		}
+	}
+	if n := held(x, prompt(10, 100), c); n != 0 {
+		t.Errorf("%d tokens of 3000 tokens ago, in a cache of 1600", n)
+	}
+}
+
+func TestFullSetsForgetTheOldest(t *testing.T) {
+	x, c := newIndex(ways, time.Hour), NewCache(1, 0)
+	for i := range uint32(2 * ways) {
+		x.Use(prompt(10, i), c, epoch.Add(time.Duration(i)*time.Second))
+	}
+	if n := held(x, prompt(10, 0), c); n != 0 {
+		t.Error("the oldest is still there")
+	}
+	if n := held(x, prompt(10, 2*ways-1), c); n != 10 {
+		t.Error("the newest is gone")
+	}
+	if x.Evicted() != ways || x.Len(epoch.Add(time.Minute)) != ways {
+		t.Errorf("Evicted() = %d, Len() = %d; want %d both", x.Evicted(), x.Len(epoch.Add(time.Minute)), ways)
+	}
+}
+
+func TestIndexIsSafeForMany(t *testing.T) {
+	x := newIndex(256, time.Hour)
+	caches := []*Cache{NewCache(1, 500), NewCache(2, 500), NewCache(3, 0)}
+	var wg sync.WaitGroup
+	for g := range uint32(4) {
+		wg.Go(func() {
+			var f Found
+			for i := range uint32(3000) {
+				chain := prompt(7, i%17, g, i%5)
+				c := caches[(i+g)%3]
+				x.Find(chain, epoch, &f)
+				for _, p := range f.Places {
+					if p.Cache == 0 || p.Cache > 3 || p.Tokens > 21+5 {
+						t.Errorf("found %v, which nobody put there", p)
+						return
+					}
+				}
+				x.Use(chain, c, epoch)
+				x.Answered(chain[2].Key, c, 26, 5, epoch)
+				if i%50 == 0 {
+					x.Drop(chain[1].Key, c)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

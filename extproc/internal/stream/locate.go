@@ -1,0 +1,178 @@
+package stream
+
+import (
+	"fmt"
+	"math/bits"
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// piece is by how many bytes of a message or of a text a beginning may grow. Two
+// prompts that differ have in common what ends before the piece that differs.
+const piece = 512
+
+// Of a prompt in many pieces these stay: the last ones, which the next turn begins
+// with, the ends of the last messages, and of the others so many, evenly spread.
+const (
+	lastPieces   = 12
+	lastMessages = 12
+	spreadPieces = prefix.MaxLinks - lastPieces - lastMessages
+)
+
+// endBit marks the end of a message while the chain is made.
+const endBit = 1 << 31
+
+// locate finds where parts of a prompt of so many tokens are cached, and returns
+// the session's name for people.
+func (x *Exchange) locate(tokens int, blind bool, now time.Time) string {
+	if x.api == openai.Embeddings {
+		return "" // these leave nothing behind that a later one could use
+	}
+	if !blind {
+		x.link(tokens)
+	}
+	x.table.Policy.Prefixes.Find(x.chain, now, &x.found)
+	name := x.recall(tokens, now)
+	if name == "" && len(x.chain) > 0 {
+		name = fmt.Sprintf("prefix:%016x", uint64(x.first))
+	}
+	return name
+}
+
+// link makes the keys of the prompt's beginnings. Tools come first, as they do in
+// the templates. How many tokens a beginning has is taken to follow its bytes.
+func (x *Exchange) link(tokens int) {
+	r := &x.request
+	c := chain{links: x.chain, key: x.model.Seed}
+	if r.Tools != nil {
+		c.add(r.Tools)
+	}
+	for i := range r.Messages {
+		c.add(r.Messages[i].Raw)
+		if i == 0 || i == 1 {
+			x.first = c.key // a system message alone would name many
+		}
+	}
+	if len(r.Prompts) == 1 {
+		c.add(r.Prompts[0].Text)
+		x.first = c.key
+		if len(c.links) > 0 {
+			x.first = c.links[0].Key
+		}
+	}
+	x.chain = c.done(tokens)
+}
+
+// chain is beginnings in the making: Tokens counts bytes until it is done.
+type chain struct {
+	links []prefix.Link
+	key   session.Key
+	bytes uint32
+}
+
+// add goes on with a message or a text.
+func (c *chain) add(b []byte) {
+	for len(b) > 0 {
+		n := min(piece, len(b))
+		c.key = session.Next(c.key, b[:n])
+		c.bytes += uint32(n)
+		c.links = append(c.links, prefix.Link{Key: c.key, Tokens: c.bytes})
+		b = b[n:]
+	}
+	if n := len(c.links); n > 0 {
+		c.links[n-1].Tokens |= endBit
+	}
+}
+
+// done leaves out links that are too many, and turns bytes into tokens.
+func (c *chain) done(tokens int) []prefix.Link {
+	n := len(c.links)
+	step := 1
+	if n > prefix.MaxLinks {
+		step = 1 << bits.Len(uint((n-1)/spreadPieces))
+	}
+	perByte := float64(tokens) / float64(max(1, c.bytes))
+	messages, kept := 0, n
+	for i := n - 1; i >= 0; i-- {
+		l := c.links[i]
+		end := l.Tokens&endBit != 0 && messages < lastMessages
+		if end {
+			messages++
+		}
+		if step > 1 && i < n-lastPieces && (i+1)%step != 0 && !end {
+			continue
+		}
+		kept--
+		c.links[kept] = prefix.Link{Key: l.Key, Tokens: uint32(float64(l.Tokens&^endBit)*perByte + 0.5)}
+	}
+	return append(c.links[:0], c.links[kept:]...)
+}
+
+// recall looks up the session that the client named by header or cookie, and
+// returns its name. A client without either is to get a cookie.
+func (x *Exchange) recall(tokens int, now time.Time) string {
+	if x.head.Session != "" {
+		x.named = session.Named(x.model.Seed, x.head.Session)
+		// Such a client says that it goes on, though it may have edited its history:
+		// half of it may be as it was.
+		x.goOnAt(x.named, 0.5, tokens, now)
+		return printable(x.head.Session)
+	}
+	cookies := x.table.Policy.Cookies
+	id, renew, ok := cookies.Read(x.head.Cookie, now)
+	switch {
+	case ok && renew:
+		x.cookie = id
+	case !ok && cookies != nil:
+		x.cookie = cookies.New()
+	}
+	if cookies != nil {
+		x.named = session.Key(max(id, x.cookie)) ^ x.model.Seed
+	}
+	if !ok {
+		return ""
+	}
+	// A client library keeps one cookie for all its conversations: it counts only
+	// where there is nothing else to tell them apart.
+	x.goOnAt(x.named, 0, tokens, now)
+	return fmt.Sprintf("cookie:%016x", id)
+}
+
+// goOnAt takes in where a session was last: all of it if the request cannot be
+// read, else a share where that is more than what was found of its beginning.
+func (x *Exchange) goOnAt(k session.Key, share float64, tokens int, now time.Time) {
+	p, ok := x.table.Policy.Prefixes.Get(k, now)
+	if !ok {
+		return
+	}
+	if len(x.chain) > 0 {
+		p.Tokens = uint32(share * float64(min(int(p.Tokens), tokens)))
+	}
+	if p.Tokens > 0 {
+		x.found.Add(p)
+	}
+}
+
+// remember records that the prompt is worked on at e.
+func (x *Exchange) remember(e *pick.Endpoint, now time.Time) {
+	at := x.table.Policy.Prefixes
+	at.Use(x.chain, e.KV, now)
+	if x.named != 0 {
+		at.Name(x.named, e.KV, uint32(x.decision.PromptTokens), now)
+	}
+}
+
+// answered records what is cached behind the prompt now that its answer is whole.
+func (x *Exchange) answered(u pick.Usage, now time.Time) {
+	at, all := x.table.Policy.Prefixes, uint32(max(0, u.Prompt+u.Completion))
+	if n := len(x.chain); n > 0 {
+		at.Answered(x.chain[n-1].Key, x.served.KV, all, uint32(max(0, u.Completion)), now)
+	}
+	if x.named != 0 {
+		at.Name(x.named, x.served.KV, all, now)
+	}
+}
