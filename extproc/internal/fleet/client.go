@@ -59,7 +59,7 @@ type Client struct {
 func New(target string, publish func(*pick.Table), load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) *Client {
 	return &Client{
 		target: target, publish: publish, log: log, metrics: newMetrics(reg),
-		state: newState(), loader: newLoader(load, log),
+		state: newState(true), loader: newLoader(load, log),
 	}
 }
 

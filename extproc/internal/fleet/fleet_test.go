@@ -65,7 +65,7 @@ func apply(t *testing.T, s *state, rs ...*discovery.DeltaDiscoveryResponse) {
 }
 
 func full(t *testing.T) *state {
-	s := newState()
+	s := newState(true)
 	apply(t, s,
 		say(endpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
 		say(modelType, resource("m", "1", &fleetpb.ModelState{Name: "m", Tokenizer: "t.gguf", Default: true})),
@@ -74,7 +74,7 @@ func full(t *testing.T) *state {
 }
 
 func TestTable(t *testing.T) {
-	s := newState()
+	s := newState(true)
 	apply(t, s, say(modelType), say(policyType))
 	if s.table() != nil {
 		t.Fatal("a table before xds has answered for endpoints")

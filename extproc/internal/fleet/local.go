@@ -74,7 +74,7 @@ func NewLocal(path string, picker Picker, load func(path string) (pick.Counter, 
 	l := &Local{
 		path: path, picker: picker, log: log, metrics: newLocalMetrics(reg), loader: newLoader(load, log),
 		get: client.Get, close: client.Close, queue: make(chan *plain, 4*lookers),
-		state: newState(), plains: map[string]*plain{}, speeds: map[string]*speed{},
+		state: newState(false), plains: map[string]*plain{}, speeds: map[string]*speed{},
 	}
 	for _, t := range types {
 		l.state.answered[t] = true

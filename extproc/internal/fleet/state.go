@@ -50,6 +50,7 @@ type state struct {
 	endpoints map[string]*endpoint // by address
 	models    map[string]*model    // by id
 	policy    *pick.Policy
+	ours      bool // whether the engines are Millrace's own
 	// versions of the resources held, by type and name: to resume with.
 	versions map[string]map[string]string
 	// answered tells which types xds has answered at least once.
@@ -76,8 +77,11 @@ type model struct {
 	learned *pick.Learned
 }
 
-func newState() *state {
+// newState returns what is known before anybody has said anything; ours tells
+// whether the engines are Millrace's own.
+func newState(ours bool) *state {
 	s := &state{
+		ours:      ours,
 		endpoints: map[string]*endpoint{},
 		models:    map[string]*model{},
 		versions:  map[string]map[string]string{},
@@ -237,6 +241,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Sheddable:      int(cmp.Or(m.GetCandidatesSheddable(), uint32(min(2, candidates)))),
 		PriorityHeader: strings.ToLower(cmp.Or(m.GetPriorityHeader(), "x-millrace-priority")),
 		Priority:       cmp.Or(m.GetDefaultPriority(), "standard"),
+		Ours:           s.ours,
 		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
 	}
 	if s.policy != nil && s.prefixes.most == most && s.prefixes.idle == idle {

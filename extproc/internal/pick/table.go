@@ -93,6 +93,9 @@ type Policy struct {
 	// PriorityHeader names a request's priority, in lower case; Priority is that
 	// of a request that names none.
 	PriorityHeader, Priority string
+	// Ours is whether the engines are Millrace's own: they are told the keys of each
+	// prompt's beginnings, and report which of these they hold.
+	Ours bool
 	// MaxBody is the largest request body, in bytes; 0: none is too large.
 	MaxBody int64
 }

@@ -92,6 +92,9 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 	first := &x.choice.List[0]
 	x.held = first.Reserve(d.PromptTokens-first.Cached+d.OutputTokens, now)
 	x.sent = now
+	if policy.Ours {
+		d.Chain = x.chain
+	}
 	x.remember(first.Endpoint, now)
 	return d, nil
 }

@@ -17,6 +17,7 @@ const (
 	servedKey         = "x-gateway-destination-endpoint-served"
 	modelHeader       = "x-millrace-model"
 	promptHeader      = "x-millrace-prompt-tokens"
+	prefixHeader      = "x-millrace-prefix"
 	retriesHeader     = "x-envoy-max-retries"
 	attemptsHeader    = "x-envoy-attempt-count"
 	loadHeader        = "endpoint-load-metrics"

@@ -12,6 +12,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
 )
 
 // Kind is the part of an HTTP exchange that an Event brings and a Reply answers.
@@ -121,6 +122,8 @@ type Decision struct {
 	Exact        bool
 	// OutputTokens is the expected length of the answer.
 	OutputTokens int
+	// Chain is the keys of the prompt's beginnings, for the engine; nil: it is not told.
+	Chain []prefix.Link
 	// Retries is how often Envoy may try again.
 	Retries int
 	// Choice is the hosts, at least one.

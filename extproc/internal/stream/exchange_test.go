@@ -41,7 +41,7 @@ func newFleet(n int, edit ...func(*pick.Table)) *fleet {
 	}
 	t := &pick.Table{
 		Policy: &pick.Policy{
-			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: standard, MaxBody: 100000,
+			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: standard, MaxBody: 100000, Ours: true,
 			Cookies: session.NewCookies("s", [][]byte{[]byte("a key of 16 bytes")}, time.Minute),
 		},
 		Models: map[string]*pick.Model{"m": m}, Default: m,

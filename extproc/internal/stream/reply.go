@@ -130,6 +130,10 @@ func (o *outbound) decision(d *Decision) {
 	if d.Exact {
 		header(w, promptHeader, o.integer(d.PromptTokens), set)
 	}
+	if len(d.Chain) > 0 {
+		o.scratch = d.appendChain(o.scratch[:0])
+		header(w, prefixHeader, o.scratch, set)
+	}
 	header(w, retriesHeader, o.integer(d.Retries), set)
 	header(w, modelHeader, d.Model, set)
 	o.scratch = d.appendHosts(o.scratch[:0])

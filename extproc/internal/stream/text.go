@@ -17,6 +17,22 @@ func (d *Decision) appendHosts(b []byte) []byte {
 	return b
 }
 
+// appendChain appends the beginnings of the prompt for the engine: "KEY.TOKENS,…",
+// the shortest first, the key as 16 hexadecimal digits.
+func (d *Decision) appendChain(b []byte) []byte {
+	const digits = "0123456789abcdef"
+	for i, l := range d.Chain {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		for shift := 60; shift >= 0; shift -= 4 {
+			b = append(b, digits[l.Key>>shift&15])
+		}
+		b = strconv.AppendUint(append(b, '.'), uint64(l.Tokens), 10)
+	}
+	return b
+}
+
 // appendText tells the decision to a person: "sticky 10.0.0.3:8000 412ms (wait 0
 // prefill 80 decode 332), 10.0.0.7:8000 890ms".
 func (d *Decision) appendText(b []byte) []byte {

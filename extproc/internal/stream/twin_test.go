@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -180,6 +181,13 @@ func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
 		option(destinationHeader, hosts, set),
 		option(modelHeader, d.Model, set),
 		option(retriesHeader, strconv.Itoa(d.Retries), set))
+	if len(d.Chain) > 0 {
+		var all []string
+		for _, l := range d.Chain {
+			all = append(all, fmt.Sprintf("%016x.%d", uint64(l.Key), l.Tokens))
+		}
+		hs = append(hs, option(prefixHeader, strings.Join(all, ","), set))
+	}
 	if d.Exact {
 		hs = append(hs, option(promptHeader, strconv.Itoa(d.PromptTokens), set))
 	}
