@@ -23,7 +23,7 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-short bench lint generate clean
+.PHONY: help run setup client build test test-short bench replay lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a m
 
 bench: build setup ## measure; prints JSON lines, then a table. ARGS="-h" shows how to choose
 	go run ./e2e/bench $(ARGS)
+
+replay: | need-go ## run real traces through the policies, against simulated engines; TRACES=folder, ARGS="-h"
+	go run ./extproc/replay -traces "$(TRACES)" $(ARGS)
 
 # ST1012 is about the names of errors; protoc-gen-validate writes `var _ error`.
 lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is up to date

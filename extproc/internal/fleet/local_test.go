@@ -353,18 +353,6 @@ func TestKeysRotate(t *testing.T) {
 	}
 }
 
-func TestOthersCountLikeOurs(t *testing.T) {
-	p := &plain{live: new(pick.Live)}
-	if r := p.report(&scrape.Sample{Running: 2}); r.Requests != 2 || r.Tokens != 2*others {
-		t.Errorf("report %+v", r)
-	}
-	held := p.live.Reserve(100)
-	defer held.Release()
-	if r := p.report(&scrape.Sample{Running: 1, Waiting: 2}); r.Requests != 3 || r.Tokens != 300 {
-		t.Errorf("report %+v", r)
-	}
-}
-
 func TestLocalMetricsAreWellFormed(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	newLocalMetrics(reg)

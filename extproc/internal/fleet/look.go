@@ -138,7 +138,7 @@ func (p *plain) take(f *finding, now time.Time, n int) (changed bool, done *scra
 		}
 		moves = moves || s.Running+s.Waiting > 0
 		changed = p.learnSize(s) || changed
-		p.live.Told(p.report(s), now)
+		p.live.Told(pick.Report{Requests: int64(s.Running + s.Waiting), Waiting: int64(s.Waiting), KV: s.KV}, now)
 		p.last, p.seen = *s, true
 	} else if p.vital.state == pick.NotReady && was != pick.NotReady && !errors.Is(f.health, scrape.ErrSilent) {
 		p.restart() // nobody is there: what was cached is gone
@@ -175,25 +175,6 @@ func (p *plain) learnSize(s *scrape.Sample) (changed bool) {
 		l.Slots, changed = n, true
 	}
 	return changed
-}
-
-// others is what a request that is not ours is taken to need, in tokens, while we
-// have none of our own there to compare it with.
-const others = 512
-
-// report turns a sample into a load. Engines don't say how many tokens they have
-// still to work on: requests of others are taken to need as many as ours.
-func (p *plain) report(s *scrape.Sample) pick.Report {
-	own, tokens := p.live.InFlight()
-	r := pick.Report{Requests: int64(s.Running + s.Waiting), Tokens: tokens, KV: s.KV}
-	if extra := r.Requests - own; extra > 0 {
-		mean := int64(others)
-		if own > 0 {
-			mean = tokens / own
-		}
-		r.Tokens += extra * mean
-	}
-	return r
 }
 
 // jitter keeps looks from coming all at once.

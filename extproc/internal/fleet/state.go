@@ -182,7 +182,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	if l := m.GetLoad(); l != nil {
 		e.live.Told(pick.Report{
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
-			Tokens:   int64(min(l.GetTokensInFlight(), 1<<40)),
+			Waiting:  int64(l.GetWaiting()),
 			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
 		}, now)
 	}

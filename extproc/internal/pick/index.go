@@ -53,7 +53,7 @@ func (l *Live) changed() {
 }
 
 // index returns the model's index, up to date; nil: it is too small for one.
-func (m *Model) index(reuse float64, now int64) *index {
+func (m *Model) index(usual usual, now int64) *index {
 	if len(m.Endpoints) < indexed {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (m *Model) index(reuse float64, now int64) *index {
 			x = m.dense.Load()
 		}
 	}
-	x.refresh(m.Endpoints, reuse, now)
+	x.refresh(m.Endpoints, usual, now)
 	return x
 }
 
@@ -94,11 +94,11 @@ func (x *index) mark(es []*Endpoint) {
 }
 
 // refresh works out the cells that are out of date.
-func (x *index) refresh(es []*Endpoint, reuse float64, now int64) {
+func (x *index) refresh(es []*Endpoint, usual usual, now int64) {
 	last := x.swept.Load()
 	if age := now - last; (age > int64(sweep) || age < 0) && x.swept.CompareAndSwap(last, now) {
 		for i, e := range es {
-			x.cells[i].set(e, reuse, now)
+			x.cells[i].set(e, usual, now)
 		}
 		return
 	}
@@ -109,7 +109,7 @@ func (x *index) refresh(es []*Endpoint, reuse float64, now int64) {
 		// What changes from here on sets its bit again.
 		for word := x.stale[w].Swap(0); word != 0; word &= word - 1 {
 			i := 64*w + bits.TrailingZeros64(word)
-			x.cells[i].set(es[i], reuse, now)
+			x.cells[i].set(es[i], usual, now)
 		}
 	}
 }
@@ -123,13 +123,13 @@ var (
 )
 
 // set works out the cost of an endpoint.
-func (c *cell) set(e *Endpoint, reuse float64, now int64) {
+func (c *cell) set(e *Endpoint, usual usual, now int64) {
 	if e.tier(now) != tierReady {
 		c.wait.Store(math.Float32bits(float32(math.Inf(1))))
 		return
 	}
 	cost := func(q *Query) float64 {
-		priced := e.price(q, reuse, now)
+		priced := e.price(q, usual, now)
 		return priced.cost()
 	}
 	wait := cost(&noTokens)
@@ -214,7 +214,7 @@ func (r *ranks) insert(k rank) {
 
 // searchIndex is search by the index: it prices the cheapest endpoints and those
 // that hold the conversation. n is 0 if no endpoint is ready.
-func (c *Choice) searchIndex(x *index, q *Query, reuse float64, now int64, turn int) (n int, home Candidate) {
+func (c *Choice) searchIndex(x *index, q *Query, usual usual, now int64, turn int) (n int, home Candidate) {
 	es := q.Model.Endpoints
 	r := x.cheapest(q, turn%len(es))
 	if q.Found != nil {
@@ -229,7 +229,7 @@ func (c *Choice) searchIndex(x *index, q *Query, reuse float64, now int64, turn 
 		if e.tier(now) != tierReady {
 			continue
 		}
-		cand := e.price(q, reuse, now)
+		cand := e.price(q, usual, now)
 		if cand.held && (home.Endpoint == nil || cand.cost() < home.cost()) {
 			home = cand
 		}

@@ -46,9 +46,9 @@ func costsOf(m *Model, q *Query, turn int) (all []float64) {
 	c := new(Choice)
 	n, home := 0, Candidate{}
 	if m.Name != "" {
-		n, home = c.searchIndex(m.index(m.reuse.value(firstReuse), q.Now.UnixNano()), q, m.reuse.value(firstReuse), q.Now.UnixNano(), turn)
+		n, home = c.searchIndex(m.index(m.usual(), q.Now.UnixNano()), q, m.usual(), q.Now.UnixNano(), turn)
 	} else {
-		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.reuse.value(firstReuse), q.Now.UnixNano(), turn)
+		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.usual(), q.Now.UnixNano(), turn)
 	}
 	for i := range n {
 		all = append(all, c.found[i].cost())
@@ -64,14 +64,14 @@ func change(m *Model, r *rand.Rand, now time.Time) {
 	e := m.Endpoints[r.IntN(len(m.Endpoints))]
 	switch r.IntN(7) {
 	case 0:
-		e.Reserve(r.IntN(1000))
+		e.Reserve(r.IntN(1000), r.IntN(200))
 	case 1:
-		held := e.Reserve(100)
+		held := e.Reserve(100, 10)
 		held.Move(m.Endpoints[r.IntN(len(m.Endpoints))].Live)
 	case 2:
-		e.Seen(Report{Requests: int64(r.IntN(20)), Tokens: int64(r.IntN(9000)), KV: r.Float64()}, now)
+		e.Seen(Report{Requests: int64(r.IntN(20)), Waiting: int64(max(0, r.IntN(9)-5)), KV: r.Float64()}, now)
 	case 3:
-		e.Told(Report{Requests: int64(r.IntN(20)), Tokens: int64(r.IntN(9000)), KV: r.Float64()}, now)
+		e.Told(Report{Requests: int64(r.IntN(20)), Waiting: int64(max(0, r.IntN(9)-5)), KV: r.Float64()}, now)
 	case 4:
 		e.eject(now, now, true)
 	case 5:

@@ -8,10 +8,16 @@ import (
 
 // How fast we learn and forget.
 const (
-	// keep is what each answer leaves of those before it: the last ten or so count.
-	keep = 0.9
-	// What the engine's own measurement counts for, in tokens seen.
-	priorPrefill, priorDecode = 128, 32
+	// Share of the way, in logarithms, that one answer of enough tokens moves a speed
+	// that is faster than was thought, and one that is slower: what is learned is how
+	// fast the engine is by itself, and other requests can only make it slower. An
+	// outlier, in logarithms, is not far off.
+	stepFaster, stepSlower = 0.2, 0.05
+	// decodeStep is the least share of the way that one answer of enough tokens moves
+	// what is known of decoding.
+	decodeStep = 0.04
+	// enough is the number of tokens from which on an answer counts in full.
+	enoughPrefill, enoughDecode = 128, 32
 	// Expected output and reuse of a model that has not answered yet.
 	firstOutput, firstReuse = 128, 0.3
 	// Share of the way that one answer moves a model's expectations in the end.
@@ -21,13 +27,16 @@ const (
 	// Slow-down by each further request at the same time, until learned: one
 	// more request makes all slower by this share of the time alone. Machines
 	// without batching have 1, GPUs far less.
-	firstCrowd = 0.5
+	firstCrowd = 0.3
+	// ridge is how much the numbers of requests at a time must differ (as a variance)
+	// for what they show of crowding to count for half.
+	ridge = 0.5
+	// outlier is by what factor a token may take longer or shorter than was expected:
+	// one that is further off counts as so much.
+	outlier = 4
 	// halfLife is how long it takes until what was learned counts for half: an
 	// engine that was slow once, and gets little to do, is to be tried again.
 	halfLife = time.Minute
-	// outlier is by what factor an answer may differ from what was expected: one
-	// that is further off counts as so much.
-	outlier = 4
 )
 
 // unknown serves an endpoint that has neither measured itself nor answered.
@@ -36,27 +45,67 @@ var unknown = Speed{Prefill: 2, Decode: 20}
 // Rates is what the answers of an endpoint taught. It never changes: each
 // answer makes a new one.
 type Rates struct {
-	// Decayed sums, in milliseconds at full health and tokens.
-	prefillMs, prefillTokens float64
-	decodeMs, decodeTokens   float64
-	crowd                    float64
+	// prefill is by what factor a prompt token takes longer than the engine has said of
+	// itself, as a logarithm, at full health; prefills, how many answers it rests on.
+	prefill, prefills float64
+	// decode is what answers show of tokens made.
+	decode line
 	// Share of the tokens believed cached that were.
 	hit float64
 	at  int64 // when it was learned, Unix nanoseconds
 }
 
-// fade returns what is left of r now.
-func (r *Rates) fade(now int64) Rates {
+// line is a straight line through what was seen: y, the time of a token as a multiple
+// of what the engine has said of itself, at x, the number of further requests. It
+// keeps decaying means.
+type line struct {
+	x, y, xx, xy float64
+	n            float64 // answers that they rest on
+}
+
+// fit returns the time alone, and by what share of it each further request slows
+// all. Where requests were always as many, the slope is what it is at first.
+func (l *line) fit() (alone, crowd float64) {
+	if l.n == 0 {
+		return 1, firstCrowd
+	}
+	slope := (l.xy - l.x*l.y + ridge*firstCrowd*l.y/(1+firstCrowd*l.x)) / (l.xx - l.x*l.x + ridge)
+	alone = max(l.y-max(0, slope)*l.x, l.y/outlier)
+	return alone, max(0, slope) / alone
+}
+
+// add takes in an answer of which each token took y in company of x others.
+func (l *line) add(x, y, weight float64) {
+	if l.n >= 1 {
+		alone, crowd := l.fit()
+		expected := alone * (1 + crowd*x)
+		y = min(max(y, expected/outlier), expected*outlier)
+	}
+	l.n += weight
+	s := weight * max(decodeStep, 1/l.n)
+	l.x += s * (x - l.x)
+	l.y += s * (y - l.y)
+	l.xx += s * (x*x - l.xx)
+	l.xy += s * (x*y - l.xy)
+}
+
+// left is the share of what was learned that still counts now.
+func (r *Rates) left(now int64) float64 {
 	age := float64(max(0, now-r.at)) / float64(halfLife)
-	if age < 1.0/256 || r.at == 0 {
-		return *r
+	if age < 1.0/64 || r.at == 0 {
+		return 1
 	}
-	left := math.Exp2(-age)
-	return Rates{
-		prefillMs: left * r.prefillMs, prefillTokens: left * r.prefillTokens,
-		decodeMs: left * r.decodeMs, decodeTokens: left * r.decodeTokens,
-		crowd: firstCrowd + left*(r.crowd-firstCrowd), hit: 1 + left*(r.hit-1), at: r.at,
-	}
+	return math.Exp2(-age)
+}
+
+// fade lets what was learned before count for less beside what is learned now.
+func (r *Rates) fade(now int64) {
+	left := r.left(now)
+	r.prefill *= left
+	r.prefills *= left
+	r.decode.n *= left
+	r.hit = 1 + left*(r.hit-1)
+	r.at = now
 }
 
 // Usage is what an engine says about one answer.
@@ -72,50 +121,56 @@ type Usage struct {
 // of itself and by what its answers taught.
 type pace struct {
 	prefill, decode float64
-	mixed           float64 // of its usual mix of both
 	crowd, hit      float64
 }
 
 // pace returns the endpoint's speed.
 func (e *Endpoint) pace(now int64) pace {
-	r := noRates
-	if learned := e.rates.Load(); learned != nil {
-		r = learned.fade(now)
+	p, slow := e.prior(), 1/e.Health
+	learned := e.rates.Load()
+	if learned == nil {
+		return pace{prefill: slow * p.Prefill, decode: slow * p.Decode, crowd: firstCrowd, hit: 1}
 	}
-	prior := e.Prior
-	if prior.Prefill <= 0 {
-		prior.Prefill = unknown.Prefill
-	}
-	if prior.Decode <= 0 {
-		prior.Decode = unknown.Decode
-	}
-	prefillMs, prefillN := r.prefillMs+prior.Prefill*priorPrefill, r.prefillTokens+priorPrefill
-	decodeMs, decodeN := r.decodeMs+prior.Decode*priorDecode, r.decodeTokens+priorDecode
-	slow := 1 / e.Health
+	left := learned.left(now)
+	alone, crowd := learned.decode.fit()
 	return pace{
-		prefill: slow * prefillMs / prefillN,
-		decode:  slow * decodeMs / decodeN,
-		mixed:   slow * (prefillMs + decodeMs) / (prefillN + decodeN),
-		crowd:   r.crowd,
-		hit:     r.hit,
+		prefill: slow * p.Prefill * math.Exp(left*learned.prefill), decode: slow * p.Decode * (1 + left*(alone-1)),
+		crowd: firstCrowd + left*(crowd-firstCrowd), hit: 1 + left*(learned.hit-1),
 	}
 }
 
-var noRates = Rates{crowd: firstCrowd, hit: 1}
+// prior is what the engine measured of itself.
+func (e *Endpoint) prior() Speed {
+	p := e.Prior
+	if p.Prefill <= 0 {
+		p.Prefill = unknown.Prefill
+	}
+	if p.Decode <= 0 {
+		p.Decode = unknown.Decode
+	}
+	return p
+}
+
+var noRates = Rates{hit: 1}
 
 // learn takes one answer in, given with how many requests at a time it was
 // worked on and how many of its tokens were believed cached.
 func (e *Endpoint) learn(u Usage, crowd float64, believed int, now int64) {
-	expected := e.pace(now)
+	prior := e.prior()
 	for {
 		old := e.rates.Load()
 		r := noRates
 		if old != nil {
-			r = old.fade(now)
+			r = *old
 		}
-		r.prefill(u, e.Health, expected.prefill*e.Health)
-		r.decode(u, e.Health, crowd, expected.decode*e.Health)
-		r.at = now
+		r.fade(now)
+		if n := float64(u.Prompt - u.Cached); n > 0 && u.PrefillMs > 0 {
+			step(&r.prefill, &r.prefills, u.PrefillMs*e.Health/n/prior.Prefill, n/enoughPrefill)
+		}
+		if u.Completion >= 2 && u.DecodeMs > 0 {
+			n := float64(u.Completion)
+			r.decode.add(max(0, crowd-1), u.DecodeMs*e.Health/n/prior.Decode, min(1, n/enoughDecode))
+		}
 		if believed > 0 {
 			r.hit += endpointStep * (min(1, float64(u.Cached)/float64(believed)) - r.hit)
 			r.hit = max(r.hit, 0.05) // so that it can be proven wrong
@@ -127,37 +182,17 @@ func (e *Endpoint) learn(u Usage, crowd float64, believed int, now int64) {
 	}
 }
 
-// prefill learns the speed of prompts, of which one token was expected to take so
-// many milliseconds.
-func (r *Rates) prefill(u Usage, health, expected float64) {
-	if n := float64(u.Prompt - u.Cached); n > 0 && u.PrefillMs > 0 {
-		r.prefillMs = keep*r.prefillMs + near(u.PrefillMs*health, n*expected, r.prefillTokens)
-		r.prefillTokens = keep*r.prefillTokens + n
+// step moves a factor, given as its logarithm, towards one that was seen; weight is
+// how much of an answer that was.
+func step(factor, seen *float64, ratio, weight float64) {
+	weight = min(1, weight)
+	*seen += weight
+	far := math.Log(min(max(ratio, 1e-6), 1e6)) - *factor
+	share := stepSlower
+	if far < 0 {
+		share = stepFaster
 	}
-}
-
-// near bounds what was seen by what was expected, if that rests on enough tokens.
-func near(seen, expected, tokens float64) float64 {
-	if tokens < priorDecode {
-		return seen
-	}
-	return min(max(seen, expected/outlier), expected*outlier)
-}
-
-// decode learns the speed alone and the crowding: an answer in company says how
-// much slower company makes.
-func (r *Rates) decode(u Usage, health, crowd, alone float64) {
-	if u.Completion < 2 || u.DecodeMs <= 0 {
-		return
-	}
-	ms, n := u.DecodeMs*health, float64(u.Completion)
-	if company := crowd - 1; company > 0.5 {
-		observed := (ms/n/alone - 1) / company
-		r.crowd += endpointStep * (min(max(observed, 0), 4) - r.crowd)
-		ms /= 1 + r.crowd*company
-	}
-	r.decodeMs = keep*r.decodeMs + near(ms, n*alone, r.decodeTokens)
-	r.decodeTokens = keep*r.decodeTokens + n
+	*factor += weight * max(share, 1/(*seen+1)) * far
 }
 
 // Learned is what the answers of a model taught, and its tokenizer. All of it
@@ -166,6 +201,19 @@ type Learned struct {
 	counter atomic.Pointer[Counter]
 	output  average
 	reuse   average
+	prompt  average // what of it is not cached
+}
+
+// usual is what a request of a model usually is like.
+type usual struct {
+	// reuse is the share of the prompt that is cached.
+	reuse float64
+	// prompt is the tokens that are not, output those of the answer.
+	prompt, output float64
+}
+
+func (l *Learned) usual() usual {
+	return usual{l.reuse.value(firstReuse), l.prompt.value(firstOutput), l.output.value(firstOutput)}
 }
 
 // SetCounter sets the tokenizer; nil: none.
@@ -202,6 +250,7 @@ func (l *Learned) learn(u Usage) {
 	}
 	if u.Prompt > 0 {
 		l.reuse.add(float64(u.Cached)/float64(u.Prompt), firstReuse)
+		l.prompt.add(float64(u.Prompt-u.Cached), firstOutput)
 	}
 }
 

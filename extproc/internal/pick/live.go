@@ -12,16 +12,19 @@ const trust = time.Second
 // Live is what changes about an endpoint between two tables. All of it is
 // atomic.
 type Live struct {
-	// Own requests in flight, and the tokens they were expected to need.
-	requests, tokens atomic.Int64
+	// Own requests in flight, and the tokens that they were expected to need: of
+	// prompts what is not cached, of answers all.
+	requests, prompt, output atomic.Int64
 	// Last reports: with an answer, and through xds. nil: none yet.
 	seen, told atomic.Pointer[Report]
 	// What was learned from answers; nil: nothing yet.
 	rates atomic.Pointer[Rates]
 	// The ejection in force, packed; 0: none.
 	ejected atomic.Uint64
-	// Until when what we have sent is worked on, prompts only: Unix nanoseconds.
-	until atomic.Int64
+	// Until when the prompts that we have sent are worked on, one after the other, in
+	// Unix nanoseconds; and how long those take that have no answer yet, in
+	// nanoseconds.
+	until, pending atomic.Int64
 	// Turn in which the endpoint was last chosen.
 	chosen atomic.Uint64
 	// Where to tell that any of the above but chosen has changed; nil: nowhere.
@@ -32,14 +35,13 @@ type Live struct {
 type Report struct {
 	// Requests is running and waiting ones together.
 	Requests int64
-	// Tokens is what these may still need, prompt and output together.
-	Tokens int64
+	// Waiting is those of them that wait for a slot, or for room in the cache.
+	Waiting int64
 	// KV is the share of the cache that is in use, 0 to 1.
 	KV float64
 
-	// Own share when the report came.
-	requests, tokens int64
-	at               int64 // Unix nanoseconds
+	own int64 // our share of the requests when the report came
+	at  int64 // Unix nanoseconds
 }
 
 // Seen takes a report that came with an answer.
@@ -60,67 +62,76 @@ func (l *Live) Restarted() {
 	l.seen.Store(nil)
 	l.told.Store(nil)
 	l.rates.Store(nil)
-	l.until.Store(0)
 	l.changed()
 }
 
 func (l *Live) stamp(r *Report, now time.Time) *Report {
-	r.requests, r.tokens, r.at = l.requests.Load(), l.tokens.Load(), now.UnixNano()
+	r.own, r.at = l.requests.Load(), now.UnixNano()
 	return r
 }
 
 // InFlight returns how many own requests are in flight, and the tokens they
 // were expected to need.
 func (l *Live) InFlight() (requests, tokens int64) {
-	return l.requests.Load(), l.tokens.Load()
+	return l.requests.Load(), l.prompt.Load() + l.output.Load()
+}
+
+// work is what an endpoint has to do.
+type work struct {
+	// requests are all that are there.
+	requests float64
+	// slots is how many of them it works on at a time, as is seen by others that
+	// wait; 0: none do.
+	slots float64
+	// prompt and output are what our requests there need on average, in tokens; of
+	// prompts what is not cached.
+	prompt, output float64
+	// kv is the share of the cache that is in use.
+	kv float64
 }
 
 // load is what the endpoint has to do now, by the better of both reports and by
-// what we have sent and seen end since.
-func (l *Live) load(now int64) (requests, tokens, kv float64) {
-	own, ownTokens := l.requests.Load(), l.tokens.Load()
-	r, fresh := l.seen.Load(), true
+// what we have sent and seen end since. What nothing tells is as usual.
+func (l *Live) load(now int64, usual *usual) work {
+	own := l.requests.Load()
+	w := work{requests: float64(own), prompt: usual.prompt, output: usual.output}
+	if own > 0 {
+		w.prompt, w.output = float64(l.prompt.Load())/w.requests, float64(l.output.Load())/w.requests
+	}
+	r := l.seen.Load()
 	if told := l.told.Load(); r == nil || told != nil && told.at > r.at && now-r.at > int64(trust) {
-		r, fresh = told, false
+		r = told
 	}
 	if r == nil {
-		return float64(own), float64(ownTokens), 0
+		return w
+	}
+	w.kv = r.KV
+	if r.Waiting > 0 {
+		w.slots = max(1, float64(r.Requests-r.Waiting))
 	}
 	// Each request of ours is in flight until we see it end, so only those of
 	// others come from the report.
-	n := max(0, r.Requests-r.requests) + own
-	if r.Requests > 0 && r.Tokens == 0 { // the engine doesn't say
-		return float64(n), float64(ownTokens), r.KV
-	}
-	return float64(n), estimate(r.Tokens, r.tokens, ownTokens, fresh), r.KV
-}
-
-// estimate returns the tokens still needed, of which `reported` were when our
-// own share was `then`; our own share is `now` now. What the report has over our
-// share is of others. What it has less has been done meanwhile, which a report
-// that is late cannot say: it may not know our last requests yet.
-func estimate(reported, then, now int64, fresh bool) float64 {
-	others, mine := float64(max(0, reported-then)), float64(then)
-	if fresh {
-		mine = float64(min(reported, then))
-	}
-	if now >= then {
-		return others + mine + float64(now-then)
-	}
-	return others + mine*float64(now)/float64(then)
+	w.requests += float64(max(0, r.Requests-r.own))
+	return w
 }
 
 // prefilling is how long the prompts that we have sent are still worked on, in
 // milliseconds: one that begins now waits for them.
+//
+// Two things are known of them: when they would be done if each took as long as was
+// predicted, and those that have no answer yet. The first runs away if predictions
+// are a little too long on a busy engine, the second knows nothing of answers that
+// come whole at their end; the lower one is right.
 func (l *Live) prefilling(now int64) float64 {
-	return float64(max(0, l.until.Load()-now)) / 1e6
+	return float64(max(0, min(l.until.Load()-now, l.pending.Load()))) / 1e6
 }
 
-// prefill adds a prompt of so many milliseconds.
-func (l *Live) prefill(ms float64, now int64) {
+// prefill adds a prompt of so many nanoseconds.
+func (l *Live) prefill(ns, now int64) {
 	for {
-		old := l.until.Load()
-		if l.until.CompareAndSwap(old, max(old, now)+int64(ms*1e6)) {
+		old, from := l.until.Load(), now+max(0, l.pending.Load())
+		if l.until.CompareAndSwap(old, min(max(old, now), from)+ns) {
+			l.pending.Add(ns)
 			return
 		}
 	}
@@ -129,16 +140,25 @@ func (l *Live) prefill(ms float64, now int64) {
 // Reservation is the place that one request takes at an endpoint. The zero
 // Reservation takes none.
 type Reservation struct {
-	live   *Live
-	tokens int64
+	live           *Live
+	prompt, output int64
+	prefill        int64 // of its prompt, until it has an answer: nanoseconds
 }
 
-// Reserve takes the place of a request that is expected to need tokens.
-func (l *Live) Reserve(tokens int) Reservation {
-	l.requests.Add(1)
-	l.tokens.Add(int64(tokens))
-	l.changed()
-	return Reservation{l, int64(tokens)}
+// Reserve takes the place of a request that is expected to need so many tokens: of
+// the prompt what is not cached, and the answer.
+func (l *Live) Reserve(prompt, output int) Reservation {
+	r := Reservation{live: l, prompt: int64(prompt), output: int64(output)}
+	r.count(1)
+	return r
+}
+
+// count adds the request n times.
+func (r *Reservation) count(n int64) {
+	r.live.requests.Add(n)
+	r.live.prompt.Add(n * r.prompt)
+	r.live.output.Add(n * r.output)
+	r.live.changed()
 }
 
 // Move takes the same place at another endpoint instead.
@@ -146,18 +166,26 @@ func (r *Reservation) Move(to *Live) {
 	if r.live == nil || r.live == to {
 		return
 	}
-	tokens := r.tokens
-	r.Release()
-	*r = to.Reserve(int(tokens))
+	r.Begun()
+	r.count(-1)
+	r.live = to
+	r.count(1)
+}
+
+// Begun says that the answer has begun: the prompt is done.
+func (r *Reservation) Begun() {
+	if r.prefill != 0 {
+		r.live.pending.Add(-r.prefill)
+		r.prefill = 0
+		r.live.changed()
+	}
 }
 
 // Release gives the place back. Doing it again does nothing.
 func (r *Reservation) Release() {
-	if r.live == nil {
-		return
+	if r.live != nil {
+		r.Begun()
+		r.count(-1)
+		r.live = nil
 	}
-	r.live.requests.Add(-1)
-	r.live.tokens.Add(-r.tokens)
-	r.live.changed()
-	*r = Reservation{}
 }

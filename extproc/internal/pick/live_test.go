@@ -8,49 +8,22 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-func TestEstimate(t *testing.T) {
-	tests := []struct {
-		name                string
-		reported, then, now int64
-		fresh               bool
-		want                float64
-	}{
-		{"nothing", 0, 0, 0, true, 0},
-		{"only others", 100, 0, 0, true, 100},
-		{"ours came since", 100, 0, 50, true, 150},
-		{"ours, half done", 50, 100, 100, true, 50},
-		{"ours, half done, and one more came", 50, 100, 130, true, 80},
-		{"ours, half done, and one of two ended", 50, 100, 50, true, 25},
-		{"others and ours", 150, 100, 100, true, 150},
-		{"others and ours, all ours ended", 150, 100, 0, true, 50},
-		{"a late report does not know ours yet", 0, 100, 100, false, 100},
-		{"a late report knows of others", 150, 100, 100, false, 150},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := estimate(tt.reported, tt.then, tt.now, tt.fresh); got != tt.want {
-				t.Errorf("estimate(%d, %d, %d, %v) = %v, want %v", tt.reported, tt.then, tt.now, tt.fresh, got, tt.want)
-			}
-		})
-	}
-}
-
 func TestLoadTakesTheBetterReport(t *testing.T) {
 	l := new(Live)
-	l.Told(Report{Requests: 9, Tokens: 900}, epoch)
-	l.Seen(Report{Requests: 2, Tokens: 200}, epoch.Add(100*time.Millisecond))
-	l.Told(Report{Requests: 7, Tokens: 700}, epoch.Add(400*time.Millisecond))
-	if n, _, _ := l.load(epoch.Add(500 * time.Millisecond).UnixNano()); n != 2 {
+	l.Told(Report{Requests: 9}, epoch)
+	l.Seen(Report{Requests: 2}, epoch.Add(100*time.Millisecond))
+	l.Told(Report{Requests: 7}, epoch.Add(400*time.Millisecond))
+	if n := l.load(epoch.Add(500*time.Millisecond).UnixNano(), new(usual)).requests; n != 2 {
 		t.Errorf("load() = %v requests, want the 2 that an answer told", n)
 	}
-	if n, _, _ := l.load(epoch.Add(2 * time.Second).UnixNano()); n != 7 {
+	if n := l.load(epoch.Add(2*time.Second).UnixNano(), new(usual)).requests; n != 7 {
 		t.Errorf("load() = %v requests, want the 7 that xds told since", n)
 	}
 }
 
 func TestReservation(t *testing.T) {
 	a, b := new(Live), new(Live)
-	r := a.Reserve(10)
+	r := a.Reserve(7, 3)
 	r.Move(b)
 	if n, tokens := a.InFlight(); n != 0 || tokens != 0 {
 		t.Errorf("after Move: %d requests, %d tokens at the first", n, tokens)

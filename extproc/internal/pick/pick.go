@@ -70,7 +70,7 @@ type Terms struct {
 	// Fill is the price of what the request evicts: the endpoint's cache is full
 	// of others' tokens that are likely to be asked for again.
 	Fill float64
-	// Delay is by how much its prefill holds up those already there.
+	// Delay is what its prefill takes from others, now and later.
 	Delay float64
 	// Shared is what of Prefill others will have the use of: the beginning that
 	// several conversations have in common, and which is to be had there, too.
@@ -150,17 +150,17 @@ func (p *Picker) Pick(q *Query, c *Choice) error {
 // cheapest of those that hold the conversation. The walk begins elsewhere each
 // time, so that equals take turns.
 func (c *Choice) search(q *Query, now int64, turn int) (n, tier int, home Candidate) {
-	reuse := q.Model.reuse.value(firstReuse)
-	if x := q.Model.index(reuse, now); x != nil {
-		if n, home = c.searchIndex(x, q, reuse, now, turn); n > 0 {
+	usual := q.Model.usual()
+	if x := q.Model.index(usual, now); x != nil {
+		if n, home = c.searchIndex(x, q, usual, now, turn); n > 0 {
 			return n, tierReady, home
 		}
 	}
-	return c.walk(q, reuse, now, turn)
+	return c.walk(q, usual, now, turn)
 }
 
 // walk is search by asking every endpoint.
-func (c *Choice) walk(q *Query, reuse float64, now int64, turn int) (n, tier int, home Candidate) {
+func (c *Choice) walk(q *Query, usual usual, now int64, turn int) (n, tier int, home Candidate) {
 	es := q.Model.Endpoints
 	for i := range es {
 		e := es[(i+turn)%len(es)]
@@ -171,7 +171,7 @@ func (c *Choice) walk(q *Query, reuse float64, now int64, turn int) (n, tier int
 		if t > tier {
 			n, tier, home = 0, t, Candidate{}
 		}
-		cand := e.price(q, reuse, now)
+		cand := e.price(q, usual, now)
 		if cand.held && (home.Endpoint == nil || cand.cost() < home.cost()) {
 			home = cand
 		}
@@ -274,34 +274,44 @@ func sameZone(a, b *Endpoint) bool {
 
 func nowhere(_, _ *Endpoint) bool { return false }
 
-// delayShare is what a millisecond by which somebody else is held up counts for.
-const delayShare = 0.5
+// What a millisecond of a prompt that is not cached counts for beside itself: work
+// done twice is taken from all; those that come behind it wait; those that make tokens
+// there are held up. Found by replaying traces (extproc/replay).
+const (
+	workTwice   = 2
+	holdWaiting = 0.25
+	holdRunning = 0.05
+)
 
 // price predicts the request at the endpoint.
-func (e *Endpoint) price(q *Query, reuse float64, now int64) Candidate {
+func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	c := Candidate{Endpoint: e}
-	requests, tokens, kv := e.load(now)
-	pace := e.pace(now)
+	w, pace := e.load(now, &usual), e.pace(now)
 	c.cached(q, pace.hit)
 	slots := float64(e.Slots)
 	if e.Slots == 0 {
-		slots = requests + 1 // unknown: as many as need be
+		slots = w.requests + 1 // unknown: as many as need be
 	}
-	c.Wait = e.prefilling(now)
-	if requests >= slots {
-		// So many requests must end before ours begins, each with its share of
-		// what is still to do, all slots working together.
-		ahead := requests - slots + 1
-		together := slots / (1 + pace.crowd*(slots-1))
-		c.Wait = max(c.Wait, ahead*tokens/requests*pace.mixed/together)
+	if w.slots > 0 {
+		slots = min(slots, w.slots)
 	}
-	c.Company = min(requests+1, slots)
+	prompts := e.prefilling(now)
+	c.Wait = prompts
+	waiting := max(0, w.requests-slots+1)
+	if w.requests >= slots {
+		// So many requests must end before ours begins. A slot is free each time that
+		// one of them, all slots working together, has had what they need on average.
+		each := w.prompt*pace.prefill + w.output*pace.decode*(1+pace.crowd*(slots-1))/slots
+		c.Wait = max(prompts, waiting*each)
+	}
+	c.Company = min(w.requests+1, slots)
 	c.Prefill = float64(q.Prompt-c.Cached) * pace.prefill
 	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))
-	if full := fullness(max(kv, e.KV.Used())); full > 0 {
-		c.Fill = (c.Prefill + float64(q.Output)*pace.prefill) * full * e.KV.Regret(reuse)
+	if full := fullness(max(w.kv, e.KV.Used())); full > 0 {
+		c.Fill = (c.Prefill + float64(q.Output)*pace.prefill) * full * e.KV.Regret(usual.reuse)
 	}
-	c.Delay = delayShare * c.Prefill * (c.Company - 1)
+	// About as many come while it waits as are before it.
+	c.Delay = c.Prefill * (workTwice + holdWaiting*(waiting+prompts/(1+w.prompt*pace.prefill)) + holdRunning*(c.Company-1))
 	if q.Found != nil && c.Cached < q.Found.Shared {
 		c.Shared = float64(q.Found.Shared-c.Cached) * pace.prefill * (1 - 1/q.Found.By)
 	}
@@ -345,9 +355,10 @@ func (c *Candidate) cached(q *Query, hit float64) {
 	}
 }
 
-// Reserve takes the place of a request that is expected to need tokens, at the
-// candidate.
-func (c *Candidate) Reserve(tokens int, now time.Time) Reservation {
-	c.prefill(c.Prefill, now.UnixNano())
-	return c.Live.Reserve(tokens)
+// Reserve takes the request's place at the candidate.
+func (c *Candidate) Reserve(q *Query) Reservation {
+	r := c.Live.Reserve(q.Prompt-c.Cached, q.Output)
+	r.prefill = int64(c.Prefill * 1e6)
+	c.prefill(r.prefill, q.Now.UnixNano())
+	return r
 }

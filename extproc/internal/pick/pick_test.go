@@ -43,7 +43,7 @@ func zone(z string) func(*Endpoint) { return func(e *Endpoint) { e.Zone = z } }
 func busy(requests int, tokens int) func(*Endpoint) {
 	return func(e *Endpoint) {
 		for range requests {
-			e.Reserve(tokens)
+			e.Reserve(tokens/2, tokens/2)
 		}
 	}
 }
@@ -176,10 +176,11 @@ func TestSpreadsBySpeed(t *testing.T) {
 	p, n := New(prometheus.NewRegistry()), map[string]int{}
 	for range 400 {
 		var c Choice
-		if err := p.Pick(&Query{Model: m, Prompt: 100, Output: 50, Most: 1, Now: epoch}, &c); err != nil {
+		q := Query{Model: m, Prompt: 100, Output: 50, Most: 1, Now: epoch}
+		if err := p.Pick(&q, &c); err != nil {
 			t.Fatal(err)
 		}
-		c.List[0].Reserve(150, epoch)
+		c.List[0].Reserve(&q)
 		n[c.List[0].Address]++
 	}
 	if k := n["127.0.0.1:20000"]; k < 180 || k > 220 {
@@ -243,7 +244,7 @@ func naive(m *Model, q *Query) []Candidate {
 	}
 	for _, e := range m.Endpoints {
 		if best != tierNone && e.tier(now) == best {
-			all = append(all, e.price(q, firstReuse, now))
+			all = append(all, e.price(q, m.usual(), now))
 		}
 	}
 	slices.SortFunc(all, func(a, b Candidate) int {

@@ -86,6 +86,48 @@ func TestSharedBeginningsAreTold(t *testing.T) {
 	}
 }
 
+// TestLongPromptsGrow lets a conversation of many long messages grow: however many
+// pieces it has, the next turn is found to begin with all of the last.
+func TestLongPromptsGrow(t *testing.T) {
+	x, c := newIndex(1<<16, time.Hour), NewCache(1, 0)
+	var messages [][]byte
+	r := rand.New(rand.NewPCG(3, 4))
+	var memory []Link
+	made := func() ([]Link, int) {
+		m, bytes := NewMaker(7, memory), 0
+		for _, b := range messages {
+			m.Add(b)
+			bytes += len(b)
+		}
+		memory = m.Links(bytes / 4)
+		return memory, bytes / 4
+	}
+	before := 0
+	for range 200 {
+		for range 2 {
+			b := make([]byte, 1+r.IntN(5000))
+			for i := range b {
+				b[i] = byte(r.IntN(256))
+			}
+			messages = append(messages, b)
+		}
+		chain, tokens := made()
+		if len(chain) > MaxLinks || int(chain[len(chain)-1].Tokens) != tokens {
+			t.Fatalf("%d links up to %d tokens; want at most %d up to %d", len(chain), chain[len(chain)-1].Tokens, MaxLinks, tokens)
+		}
+		if n := held(x, chain, c); n < before-1 || n > before+1 {
+			t.Fatalf("after %d messages %d tokens are found, want the last turn's %d", len(messages), n, before)
+		}
+		x.Use(chain, c, epoch)
+		before = tokens
+	}
+	other := messages[:len(messages)/2]
+	messages = append(other[:len(other):len(other)], []byte("something else"))
+	if chain, tokens := made(); held(x, chain, c) < tokens*9/10 {
+		t.Errorf("of a branch half-way %d tokens of %d are found", held(x, chain, c), tokens)
+	}
+}
+
 func TestNames(t *testing.T) {
 	x, a, b := newIndex(1000, time.Minute), NewCache(1, 0), NewCache(2, 0)
 	k := session.Named(session.Seed("m"), "x")

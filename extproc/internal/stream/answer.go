@@ -16,6 +16,7 @@ func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
 	a := &ev.Answer
 	x.good = a.Status >= 200 && a.Status < 300
 	x.served = x.core.picker.Judge(x.model, x.choice.List, a.Answer, x.sent, ev.At)
+	x.held.Begun()
 	if x.served != nil {
 		x.held.Move(x.served.Live)
 	}
@@ -90,8 +91,9 @@ func parseLoad(s string) (r pick.Report, ok bool) {
 		case "named_metrics.running", "named_metrics.waiting":
 			r.Requests += int64(tokens(v))
 			ok = true
-		case "named_metrics.tokens_in_flight":
-			r.Tokens = int64(tokens(v))
+			if name == "named_metrics.waiting" {
+				r.Waiting = int64(tokens(v))
+			}
 		case "named_metrics.kv_util":
 			r.KV = min(v, 1)
 		}

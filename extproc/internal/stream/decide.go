@@ -82,15 +82,13 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 		most = policy.Sheddable
 	}
 	d.Retries = most - 1
-	err := x.core.picker.Pick(&pick.Query{
-		Model: m, Prompt: d.PromptTokens, Output: d.OutputTokens, Found: &x.found, Blind: blind, Most: most, Now: now,
-	}, &x.choice)
-	if err != nil {
+	q := pick.Query{Model: m, Prompt: d.PromptTokens, Output: d.OutputTokens, Found: &x.found, Blind: blind, Most: most, Now: now}
+	if err := x.core.picker.Pick(&q, &x.choice); err != nil {
 		x.model = nil
 		return nil, openai.NotReady(m.Name)
 	}
 	first := &x.choice.List[0]
-	x.held = first.Reserve(d.PromptTokens-first.Cached+d.OutputTokens, now)
+	x.held = first.Reserve(&q)
 	x.sent = now
 	if policy.Ours {
 		d.Chain = x.chain

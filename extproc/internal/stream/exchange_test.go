@@ -304,7 +304,7 @@ func TestUsageAndLoad(t *testing.T) {
 		t.Errorf("parseUsage() = %+v, %v; want %+v", u, ok, want)
 	}
 	l, ok := parseLoad("TEXT named_metrics.running=1,named_metrics.waiting=2,named_metrics.tokens_in_flight=120,named_metrics.kv_util=0.1,application_utilization=0.25,rps_fractional=1")
-	if want := (pick.Report{Requests: 3, Tokens: 120, KV: 0.1}); !ok || l != want {
+	if want := (pick.Report{Requests: 3, Waiting: 2, KV: 0.1}); !ok || l != want {
 		t.Errorf("parseLoad() = %+v, %v; want %+v", l, ok, want)
 	}
 	for _, s := range []string{"", "TEXT", "JSON {}", "TEXT cpu=1", "prompt=1"} {
@@ -326,7 +326,7 @@ func FuzzReports(f *testing.F) {
 		if u, _ := parseUsage(s); u.Cached > u.Prompt || u.Prompt < 0 || u.Completion < 0 || u.DecodeMs < 0 {
 			t.Errorf("parseUsage(%q) = %+v", s, u)
 		}
-		if l, _ := parseLoad(s); l.Requests < 0 || l.Tokens < 0 || l.KV < 0 || l.KV > 1 {
+		if l, _ := parseLoad(s); l.Requests < 0 || l.Waiting < 0 || l.KV < 0 || l.KV > 1 {
 			t.Errorf("parseLoad(%q) = %+v", s, l)
 		}
 	})

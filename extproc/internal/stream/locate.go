@@ -2,7 +2,6 @@ package stream
 
 import (
 	"fmt"
-	"math/bits"
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/openai"
@@ -10,21 +9,6 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 )
-
-// piece is by how many bytes of a message or of a text a beginning may grow. Two
-// prompts that differ have in common what ends before the piece that differs.
-const piece = 512
-
-// Of a prompt in many pieces these stay: the last ones, which the next turn begins
-// with, the ends of the last messages, and of the others so many, evenly spread.
-const (
-	lastPieces   = 12
-	lastMessages = 12
-	spreadPieces = prefix.MaxLinks - lastPieces - lastMessages
-)
-
-// endBit marks the end of a message while the chain is made.
-const endBit = 1 << 31
 
 // locate finds where parts of a prompt of so many tokens are cached, and returns
 // the session's name for people.
@@ -44,72 +28,27 @@ func (x *Exchange) locate(tokens int, blind bool, now time.Time) string {
 }
 
 // link makes the keys of the prompt's beginnings. Tools come first, as they do in
-// the templates. How many tokens a beginning has is taken to follow its bytes.
+// the templates.
 func (x *Exchange) link(tokens int) {
 	r := &x.request
-	c := chain{links: x.chain, key: x.model.Seed}
+	m := prefix.NewMaker(x.model.Seed, x.chain)
 	if r.Tools != nil {
-		c.add(r.Tools)
+		m.Add(r.Tools)
 	}
 	for i := range r.Messages {
-		c.add(r.Messages[i].Raw)
-		if i == 0 || i == 1 {
-			x.first = c.key // a system message alone would name many
+		m.Add(r.Messages[i].Raw)
+		if i <= 1 {
+			x.first = m.Key() // a system message alone would name many
 		}
 	}
 	if len(r.Prompts) == 1 {
-		c.add(r.Prompts[0].Text)
-		x.first = c.key
-		if len(c.links) > 0 {
-			x.first = c.links[0].Key
-		}
+		m.Add(r.Prompts[0].Text)
+		x.first = m.Key()
 	}
-	x.chain = c.done(tokens)
-}
-
-// chain is beginnings in the making: Tokens counts bytes until it is done.
-type chain struct {
-	links []prefix.Link
-	key   session.Key
-	bytes uint32
-}
-
-// add goes on with a message or a text.
-func (c *chain) add(b []byte) {
-	for len(b) > 0 {
-		n := min(piece, len(b))
-		c.key = session.Next(c.key, b[:n])
-		c.bytes += uint32(n)
-		c.links = append(c.links, prefix.Link{Key: c.key, Tokens: c.bytes})
-		b = b[n:]
+	x.chain = m.Links(tokens)
+	if len(r.Prompts) == 1 && len(x.chain) > 0 {
+		x.first = x.chain[0].Key
 	}
-	if n := len(c.links); n > 0 {
-		c.links[n-1].Tokens |= endBit
-	}
-}
-
-// done leaves out links that are too many, and turns bytes into tokens.
-func (c *chain) done(tokens int) []prefix.Link {
-	n := len(c.links)
-	step := 1
-	if n > prefix.MaxLinks {
-		step = 1 << bits.Len(uint((n-1)/spreadPieces))
-	}
-	perByte := float64(tokens) / float64(max(1, c.bytes))
-	messages, kept := 0, n
-	for i := n - 1; i >= 0; i-- {
-		l := c.links[i]
-		end := l.Tokens&endBit != 0 && messages < lastMessages
-		if end {
-			messages++
-		}
-		if step > 1 && i < n-lastPieces && (i+1)%step != 0 && !end {
-			continue
-		}
-		kept--
-		c.links[kept] = prefix.Link{Key: l.Key, Tokens: uint32(float64(l.Tokens&^endBit)*perByte + 0.5)}
-	}
-	return append(c.links[:0], c.links[kept:]...)
 }
 
 // recall looks up the session that the client named by header or cookie, and

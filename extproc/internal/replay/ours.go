@@ -1,0 +1,143 @@
+package replay
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// start is the time at which simulations begin.
+var start = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+func clock(ms float64) time.Time { return start.Add(time.Duration(ms * 1e6)) }
+
+// millrace is several extprocs, which take turns and know of each other's requests
+// only what engines report.
+type millrace struct {
+	pickers []*picker
+	owner   []int // by request: who chose
+	next    int
+	errors  []float64 // of predictions, as a share of what it took
+	moves   int
+}
+
+// picker is one extproc.
+type picker struct {
+	*pick.Picker
+	model *pick.Model
+	index *prefix.Index
+	asked map[int]*asked
+}
+
+// asked is a request in flight.
+type asked struct {
+	choice pick.Choice
+	chain  []prefix.Link
+	held   pick.Reservation
+	sent   time.Time
+}
+
+func newMillrace(t *Trace, engines []Engine, pickers int) *millrace {
+	m := &millrace{owner: make([]int, len(t.Requests))}
+	for range pickers {
+		p := &picker{
+			Picker: pick.New(prometheus.NewRegistry()),
+			model:  &pick.Model{Name: "m", Seed: session.Seed("m"), Learned: new(pick.Learned)},
+			index:  prefix.New(1<<20, 100*time.Hour),
+			asked:  map[int]*asked{},
+		}
+		for i, e := range engines {
+			p.model.Endpoints = append(p.model.Endpoints, &pick.Endpoint{
+				Address: fmt.Sprintf("10.0.0.%d:8000", i+1), Nodes: []string{fmt.Sprint(i)}, State: pick.Ready, Slots: e.Slots, Health: 1,
+				Prior: pick.Speed{Prefill: e.Prefill, Decode: e.Decode}, KV: prefix.NewCache(uint32(i+1), int64(e.Cache)), Live: new(pick.Live),
+			})
+		}
+		m.pickers = append(m.pickers, p)
+	}
+	return m
+}
+
+func (m *millrace) Choose(id int, r *Request, ms float64) int {
+	m.next++
+	m.owner[id] = m.next % len(m.pickers)
+	p, now := m.pickers[m.owner[id]], clock(ms)
+	a := &asked{chain: chainOf(p.model.Seed, r), sent: now}
+	p.asked[id] = a
+	var found prefix.Found
+	p.index.Find(a.chain, now, &found)
+	output := p.model.Output(-1)
+	q := pick.Query{Model: p.model, Prompt: r.Input, Output: output, Found: &found, Most: 1, Now: now}
+	if err := p.Pick(&q, &a.choice); err != nil {
+		panic(err) // all engines are always ready
+	}
+	if a.choice.Reason == pick.Moved {
+		m.moves++
+	}
+	first := &a.choice.List[0]
+	a.held = first.Reserve(&q)
+	p.index.Use(a.chain, first.KV, now)
+	for i, e := range p.model.Endpoints {
+		if e == first.Endpoint {
+			return i
+		}
+	}
+	return -1
+}
+
+// chainOf makes the links of a prompt whose pieces are the trace's blocks.
+func chainOf(seed session.Key, r *Request) []prefix.Link {
+	mk := prefix.NewMaker(seed, nil)
+	for _, b := range r.Blocks {
+		mk.Piece(binary.LittleEndian.AppendUint64(nil, b), 1)
+	}
+	mk.End()
+	return mk.Links(r.Input)
+}
+
+func (m *millrace) First(d *Done, ms float64) {
+	p := m.pickers[m.owner[d.ID]]
+	p.asked[d.ID].held.Begun()
+	p.report(d, clock(ms))
+}
+
+// report takes in the load that comes with an answer.
+func (p *picker) report(d *Done, now time.Time) {
+	p.model.Endpoints[d.Engine].Seen(d.Load.report(), now)
+}
+
+func (l *Load) report() pick.Report {
+	return pick.Report{Requests: l.Requests, Waiting: l.Waiting, KV: l.KV}
+}
+
+func (m *millrace) Done(d *Done, ms float64) {
+	p, now := m.pickers[m.owner[d.ID]], clock(ms)
+	a, e := p.asked[d.ID], p.model.Endpoints[d.Engine]
+	delete(p.asked, d.ID)
+	u := pick.Usage{
+		Prompt: d.Request.Input, Cached: d.Cached, Completion: d.Request.Output,
+		PrefillMs: d.First - d.Began, DecodeMs: d.End - d.First,
+	}
+	first := &a.choice.List[0]
+	m.errors = append(m.errors, math.Abs(first.Finish()-(d.End-d.Came))/math.Max(1, d.End-d.Came))
+	p.Learn(p.model, e, first, u, a.sent, now)
+	if n := len(a.chain); n > 0 {
+		p.index.Answered(a.chain[n-1].Key, e.KV, uint32(u.Prompt+u.Completion), uint32(u.Completion), now)
+	}
+	a.held.Release()
+	p.report(d, now)
+}
+
+func (m *millrace) Told(loads []Load, ms float64) {
+	for _, p := range m.pickers {
+		for i, l := range loads {
+			p.model.Endpoints[i].Told(l.report(), clock(ms))
+		}
+	}
+}
