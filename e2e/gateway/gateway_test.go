@@ -44,6 +44,7 @@ func TestGatewayWithoutExtproc(t *testing.T) {
 	t.Run("retries walk to the next host", g.testRetries)
 	t.Run("what is not ready leaves", g.testLeave)
 	t.Run("what hangs is marked first", g.testHang)
+	t.Run("all fail their checks at once", g.testStall)
 	t.Run("nobody is left", g.testNobody)
 	t.Run("a restart of xds disturbs nothing", g.testRestart)
 }
@@ -279,6 +280,31 @@ func (g *gateway) says(text string, want bool) error {
 		err = fmt.Errorf("the hosts have %q: %v\n%s", text, !want, b)
 	}
 	return err
+}
+
+// testStall has every engine fail Envoy's checks, as on a machine that stalls:
+// requests are tried all the same.
+func (g *gateway) testStall(t *testing.T) {
+	for _, n := range g.nodes {
+		n.sick.Store(true)
+	}
+	if err := poll(5*time.Second, func() error { return g.has(0) }); err != nil {
+		t.Error(err)
+	}
+	counts := g.served(func() {
+		for range 6 {
+			g.must(t, 200)
+		}
+	})
+	if counts["node-a"] == 0 || counts["node-c"] == 0 {
+		t.Errorf("served as %v, want by both", counts)
+	}
+	for _, n := range g.nodes {
+		n.sick.Store(false)
+	}
+	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+		t.Error(err)
+	}
 }
 
 func (g *gateway) testNobody(t *testing.T) {

@@ -36,6 +36,8 @@ type fakeNode struct {
 	ln       net.Listener
 	// code is the status of answers to requests.
 	code atomic.Int32
+	// sick is whether health checks fail.
+	sick atomic.Bool
 	// served counts the requests that came.
 	served atomic.Int64
 	// seen is the header of the last one.
@@ -98,6 +100,9 @@ func (c conn) Read(b []byte) (int, error) {
 // ServeHTTP answers as an engine does.
 func (n *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/health" {
+		if n.sick.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
 		return
 	}
 	h := r.Header.Clone()

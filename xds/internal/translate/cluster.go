@@ -84,6 +84,11 @@ func engines(name string) *clusterv3.Cluster {
 	}))
 	c.HealthChecks = []*corev3.HealthCheck{engineCheck()}
 	c.OutlierDetection = outliers(5)
+	// A machine that stalls for seconds fails the checks of all its engines at once.
+	// Below 1 %, that is when no host at all is healthy, a host that may be bad is
+	// better than a sure 503. Not so for extproc: requests do well without it, and
+	// would wait for one that hangs.
+	c.CommonLbConfig.HealthyPanicThreshold = &typev3.Percent{Value: 1}
 	// What is stuck in an engine that hangs becomes a retry elsewhere: its
 	// connection is closed when nobody there answers a ping. (Closing connections
 	// on a failed health check does that for TCP alone.) A ping must survive a busy
@@ -112,7 +117,8 @@ func cluster(name string, typ clusterv3.Cluster_DiscoveryType) *clusterv3.Cluste
 			limits(corev3.RoutingPriority_DEFAULT), limits(corev3.RoutingPriority_HIGH),
 		}},
 		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{
-			// In panic Envoy would send to hosts that are known to be bad.
+			// In panic Envoy would send to hosts that are known to be bad. Where these
+			// are better than nobody, the cluster says so itself.
 			HealthyPanicThreshold: &typev3.Percent{Value: 0},
 			// Else the workers learn up to 1 s late what a health check has found: a
 			// host that is back would stay unused, one that hangs would be used.
