@@ -124,7 +124,7 @@ func (x *Exchange) count(blind bool) (n int, exact bool) {
 
 // output returns the expected length of the answer in tokens.
 func (x *Exchange) output() int {
-	if x.api == openai.Embeddings {
+	if !x.api.Generates() {
 		return 0
 	}
 	return x.model.Output(x.request.MaxTokens) * max(1, x.request.Choices)

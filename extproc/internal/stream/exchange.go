@@ -208,6 +208,7 @@ func (x *Exchange) conclude(k Kind, body []byte, whole bool, now time.Time, out 
 // fail answers the client with an error.
 func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
 	x.phase = over
+	err.Anthropic = openai.IsAnthropic(x.head.Path)
 	x.core.metrics.refused(err.Status)
 	return append(out, Reply{Kind: Immediate, Error: err})
 }
