@@ -66,6 +66,8 @@ type Usage struct {
 	Prompt, Cached, Completion int
 	// PrefillMs and DecodeMs are what that took, without any wait.
 	PrefillMs, DecodeMs float64
+	// Shape is the request's.
+	Shape Shape
 }
 
 // pace is an endpoint's speed now, in milliseconds per token, by what it says
@@ -165,6 +167,8 @@ func (r *Rates) decode(u Usage, health, crowd, alone float64) {
 type Learned struct {
 	counter atomic.Pointer[Counter]
 	output  average
+	shapes  shapes
+	ratios  ratios
 	reuse   average
 }
 
@@ -185,21 +189,10 @@ func (l *Learned) Counter() Counter {
 	return nil
 }
 
-// Output returns how many tokens an answer is expected to have if at most limit
-// may be generated; below 0: no limit.
-func (l *Learned) Output(limit int) int {
-	n := int(math.Ceil(l.output.value(firstOutput)))
-	if limit >= 0 && limit < n {
-		return limit
-	}
-	return n
-}
-
 // learn takes one answer in.
 func (l *Learned) learn(u Usage) {
-	if u.Completion > 0 {
-		l.output.add(float64(u.Completion), firstOutput)
-	}
+	l.learnOutput(&u.Shape, u.Completion)
+	l.learnRatio(&u.Shape, u.Prompt)
 	if u.Prompt > 0 {
 		l.reuse.add(float64(u.Cached)/float64(u.Prompt), firstReuse)
 	}
