@@ -24,33 +24,91 @@ func loadTokenizer(path string) (pick.Counter, error) {
 }
 
 // Count returns the prompt tokens of a request as the engine will count them.
+// Media are estimated.
 func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 	switch r.API {
-	case openai.Chat:
-		return t.chat(r)
+	case openai.Chat, openai.Messages, openai.CountTokens:
+		n, exact = t.chat(r)
 	case openai.Responses:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return r.Estimate(), false // the engine will refuse it
 		}
-		return t.model.CountChat(c)
+		n, exact = t.model.CountChat(c)
+		exact = exact && r.Previous == nil // what it goes on from is not in it
 	default:
 		return t.prompts(r)
 	}
+	for i := range r.Media {
+		n += t.media(&r.Media[i])
+	}
+	return n, exact && len(r.Media) == 0
+}
+
+// media estimates what is not text.
+func (t *tokenizer) media(m *openai.Media) int {
+	if m.Kind == openai.Image {
+		if n, ok := t.model.Image(m.Width, m.Height); ok {
+			return n
+		}
+	}
+	return m.Tokens()
 }
 
 // chat counts a conversation. The memory of its messages is used again.
 func (t *tokenizer) chat(r *openai.Request) (int, bool) {
 	c := t.chats.Get().(*token.Chat)
+	defer t.chats.Put(c)
 	*c = token.Chat{Messages: c.Messages[:0], Tools: r.Tools, Raw: r.Raw}
-	for i := range r.Messages {
-		c.Messages = append(c.Messages, token.Message(r.Messages[i]))
+	known := true
+	if r.API != openai.Chat {
+		known = anthropic(c, r)
+	} else {
+		for i := range r.Messages {
+			c.Messages = append(c.Messages, message(&r.Messages[i]))
+		}
 	}
 	n, exact := t.model.CountChat(c)
 	clear(c.Messages)
 	c.Tools, c.Raw = nil, nil
-	t.chats.Put(c)
-	return n, exact
+	return n, exact && known
+}
+
+// message is a message as its template may see it: one with media by its text
+// alone.
+func message(m *openai.Message) token.Message {
+	if m.Media {
+		return token.Message{Role: m.Role, Content: m.Content}
+	}
+	return token.Message{Role: m.Role, Content: m.Content, Raw: m.Raw}
+}
+
+// anthropic makes a chat of a request of Anthropic's API. It returns false if that
+// can't be done for all of it.
+func anthropic(c *token.Chat, r *openai.Request) bool {
+	known := true
+	for i := range r.Messages {
+		m := &r.Messages[i]
+		if !m.Blocks {
+			one := message(m)
+			if i == 0 && m.Role == "system" {
+				one.Raw = nil // it is no message of its own there
+			}
+			c.Messages = append(c.Messages, one)
+			continue
+		}
+		all, err := token.AnthropicMessages(m.Raw)
+		known = known && err == nil
+		c.Messages = append(c.Messages, all...)
+	}
+	c.Tools, c.Raw = nil, nil
+	if r.Tools != nil {
+		c.Tools = token.AnthropicTools(r.Tools)
+	}
+	if r.TemplateArgs != nil { // of the rare fields the only one that is passed on
+		c.Raw = append(append([]byte(`{"chat_template_kwargs":`), r.TemplateArgs...), '}')
+	}
+	return known
 }
 
 // prompts counts texts; what came as ids is counted already.

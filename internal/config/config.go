@@ -137,6 +137,8 @@ type PolicySpec struct {
 	Priorities Priorities `json:"priorities"`
 	// Limits bounds what one request may cost.
 	Limits Limits `json:"limits"`
+	// Rewrites let other models serve requests for a name. Default: none.
+	Rewrites []Rewrite `json:"rewrites,omitempty"`
 }
 
 // Sessions is how conversations are recognised and remembered.

@@ -69,6 +69,7 @@ func TestGoodFileOverDefaults(t *testing.T) {
 	policy.Spec.Sessions.Idle = Duration{90 * time.Minute}
 	policy.Spec.Retries.Critical, policy.Spec.Retries.MaxPerTry = 6, Duration{90 * time.Second}
 	policy.Spec.Limits.MaxBodyBytes = 32 << 20
+	policy.Spec.Rewrites = []Rewrite{{Model: "chat", To: []RewriteTarget{{"smollm2", 9}, {"qwen2.5-7b", 1}}}}
 	if diff := cmp.Diff(File{Models: []Model{qwen, smol}, Policy: policy}, got); diff != "" {
 		t.Errorf("Load() (-want +got):\n%s", diff)
 	}

@@ -180,6 +180,7 @@ func (f Fleet) validate(d *decoder) []Fault {
 		}
 	}
 	validateModels(f.Models, served, &r)
+	validateTargets("policy.rewrites", f.Policy.Rewrites, func(name string) bool { return served[name] }, &r)
 	return append(r, f.validatePolicy(d)...)
 }
 
@@ -190,6 +191,7 @@ func (f Fleet) validatePolicy(d *decoder) []Fault {
 	f.Policy.Retries.validate(&r)
 	f.Policy.Priorities.validate(&r)
 	f.Policy.Limits.validate(&r)
+	validateRewrites("spec.rewrites", f.Policy.Rewrites, &r)
 	for i := range r {
 		if rest, ok := strings.CutPrefix(r[i].Path, "spec."); ok {
 			r[i].Path = "policy." + rest

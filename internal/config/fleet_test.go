@@ -33,7 +33,7 @@ endpoints:
   - {address: "[fd00::2]:8000", models: [base], node: n2}
 models:
   - {name: base, tokenizer: base.json, default: true}
-policy: {sessions: {header: x-chat}}
+policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}, {model: org/base, weight: 3}]}]}
 `
 	f, err := ParseFleet(filepath.FromSlash("/etc/fleet.yaml"), []byte(text))
 	if err != nil {
@@ -41,6 +41,7 @@ policy: {sessions: {header: x-chat}}
 	}
 	policy := newPolicy().Spec
 	policy.Sessions.Header = "x-chat"
+	policy.Rewrites = []Rewrite{{Model: "chat", To: []RewriteTarget{{"base", 1}, {"org/base", 3}}}}
 	want := Fleet{
 		Endpoints: []FleetEndpoint{
 			{

@@ -43,6 +43,7 @@ func Parse(name string, text []byte) (File, error) {
 	}
 	r := reader{dir: filepath.Dir(full), lineOf: map[string]int{}}
 	r.documents(text)
+	r.checkTargets()
 	for i := range r.faults {
 		r.faults[i].File = name
 	}
@@ -60,6 +61,8 @@ type reader struct {
 	// lineOf holds the line of each object, by what only one may have: for example
 	// "Model/smollm2", "Policy", "default".
 	lineOf map[string]int
+	// policyAt knows the lines of the policy; nil: there is none.
+	policyAt *decoder
 }
 
 func (r *reader) documents(text []byte) {
@@ -146,7 +149,7 @@ func (r *reader) policy(d *decoder, n *yaml.Node) {
 	d.check(p.validate())
 	r.once(d, KindPolicy, "kind", "a second policy; must be one, as that")
 	p.Spec.absolute(r.dir)
-	r.file.Policy = p
+	r.file.Policy, r.policyAt = p, d
 }
 
 // once refuses a second object with what only one may have.

@@ -115,6 +115,7 @@ func (p Policy) validate() []Fault {
 	p.Spec.Retries.validate(&r)
 	p.Spec.Priorities.validate(&r)
 	p.Spec.Limits.validate(&r)
+	validateRewrites("spec.rewrites", p.Spec.Rewrites, &r)
 	return r
 }
 

@@ -1039,8 +1039,10 @@ type PolicyState struct {
 	PriorityHeader string `protobuf:"bytes,10,opt,name=priority_header,json=priorityHeader,proto3" json:"priority_header,omitempty"`
 	// Hosts named for a sheddable request at most; 0: 2, or candidates if less.
 	CandidatesSheddable uint32 `protobuf:"varint,11,opt,name=candidates_sheddable,json=candidatesSheddable,proto3" json:"candidates_sheddable,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Models that serve requests for other names.
+	Rewrites      []*Rewrite `protobuf:"bytes,13,rep,name=rewrites,proto3" json:"rewrites,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyState) Reset() {
@@ -1150,6 +1152,119 @@ func (x *PolicyState) GetCandidatesSheddable() uint32 {
 	return 0
 }
 
+func (x *PolicyState) GetRewrites() []*Rewrite {
+	if x != nil {
+		return x.Rewrites
+	}
+	return nil
+}
+
+// Rewrite lets models serve requests for a name, each a share of the conversations.
+type Rewrite struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name that clients use.
+	Model         string            `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	To            []*Rewrite_Target `protobuf:"bytes,2,rep,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewrite) Reset() {
+	*x = Rewrite{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewrite) ProtoMessage() {}
+
+func (x *Rewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
+func (*Rewrite) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Rewrite) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Rewrite) GetTo() []*Rewrite_Target {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type Rewrite_Target struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Weight        uint32                 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewrite_Target) Reset() {
+	*x = Rewrite_Target{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewrite_Target) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewrite_Target) ProtoMessage() {}
+
+func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewrite_Target.ProtoReflect.Descriptor instead.
+func (*Rewrite_Target) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11, 0}
+}
+
+func (x *Rewrite_Target) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Rewrite_Target) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
@@ -1249,7 +1364,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
 	"\ttokenizer\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\ttokenizer\x12%\n" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
-	"\adefault\x18\x04 \x01(\bR\adefault\"\xd3\x04\n" +
+	"\adefault\x18\x04 \x01(\bR\adefault\"\x9c\x05\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -1266,7 +1381,15 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x0emax_body_bytes\x18\t \x01(\x04R\fmaxBodyBytes\x121\n" +
 	"\x0fpriority_header\x18\n" +
 	" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x0epriorityHeader\x12:\n" +
-	"\x14candidates_sheddable\x18\v \x01(\rB\a\xfaB\x04*\x02\x18\x10R\x13candidatesSheddable2\xb4\x01\n" +
+	"\x14candidates_sheddable\x18\v \x01(\rB\a\xfaB\x04*\x02\x18\x10R\x13candidatesSheddable\x12G\n" +
+	"\brewrites\x18\r \x03(\v2 .millrace.fleet.v1alpha1.RewriteB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\brewrites\"\xbf\x01\n" +
+	"\aRewrite\x12\x1f\n" +
+	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12C\n" +
+	"\x02to\x18\x02 \x03(\v2'.millrace.fleet.v1alpha1.Rewrite.TargetB\n" +
+	"\xfaB\a\x92\x01\x04\b\x01\x10\x10R\x02to\x1aN\n" +
+	"\x06Target\x12\x1f\n" +
+	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12#\n" +
+	"\x06weight\x18\x02 \x01(\rB\v\xfaB\b*\x06\x18\xc0\x84=(\x01R\x06weight2\xb4\x01\n" +
 	"\x05Fleet\x12U\n" +
 	"\x06Report\x12#.millrace.fleet.v1alpha1.NodeReport\x1a\".millrace.fleet.v1alpha1.Directive(\x010\x01\x12T\n" +
 	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"
@@ -1284,7 +1407,7 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),         // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),      // 1: millrace.fleet.v1alpha1.EndpointState.State
@@ -1299,41 +1422,45 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*EndpointState)(nil),         // 10: millrace.fleet.v1alpha1.EndpointState
 	(*ModelState)(nil),            // 11: millrace.fleet.v1alpha1.ModelState
 	(*PolicyState)(nil),           // 12: millrace.fleet.v1alpha1.PolicyState
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
-	(*enginepb.Status)(nil),       // 15: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),   // 16: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),         // 17: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),        // 18: millrace.engine.v1alpha1.Speed
+	(*Rewrite)(nil),               // 13: millrace.fleet.v1alpha1.Rewrite
+	(*Rewrite_Target)(nil),        // 14: millrace.fleet.v1alpha1.Rewrite.Target
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*enginepb.Status)(nil),       // 17: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),   // 18: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),         // 19: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),        // 20: millrace.engine.v1alpha1.Speed
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	13, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	14, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	15, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	16, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
 	3,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	15, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	17, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
 	0,  // 4: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
 	4,  // 5: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	16, // 6: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	13, // 7: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	18, // 6: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	15, // 7: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
 	9,  // 8: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
 	8,  // 9: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
 	1,  // 10: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	13, // 11: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	13, // 12: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	15, // 11: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	15, // 12: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
 	2,  // 13: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
 	1,  // 14: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	17, // 15: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	18, // 16: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	14, // 17: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	2,  // 18: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	6,  // 19: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	5,  // 20: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	7,  // 21: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	20, // [20:22] is the sub-list for method output_type
-	18, // [18:20] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	19, // 15: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	20, // 16: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	16, // 17: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	13, // 18: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	14, // 19: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	2,  // 20: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	6,  // 21: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	5,  // 22: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	7,  // 23: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	22, // [22:24] is the sub-list for method output_type
+	20, // [20:22] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -1347,7 +1474,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

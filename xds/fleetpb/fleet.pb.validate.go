@@ -1978,6 +1978,51 @@ func (m *PolicyState) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	if len(m.GetRewrites()) > 1024 {
+		err := PolicyStateValidationError{
+			field:  "Rewrites",
+			reason: "value must contain no more than 1024 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetRewrites() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, PolicyStateValidationError{
+						field:  fmt.Sprintf("Rewrites[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, PolicyStateValidationError{
+						field:  fmt.Sprintf("Rewrites[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return PolicyStateValidationError{
+					field:  fmt.Sprintf("Rewrites[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)
 	}
@@ -2060,3 +2105,279 @@ var _PolicyState_DefaultPriority_InLookup = map[string]struct{}{
 	"standard":  {},
 	"sheddable": {},
 }
+
+// Validate checks the field values on Rewrite with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Rewrite) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Rewrite with the rules defined in the
+// proto definition for this message. If any rules are violated, the result is
+// a list of violation errors wrapped in RewriteMultiError, or nil if none found.
+func (m *Rewrite) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Rewrite) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if l := utf8.RuneCountInString(m.GetModel()); l < 1 || l > 96 {
+		err := RewriteValidationError{
+			field:  "Model",
+			reason: "value length must be between 1 and 96 runes, inclusive",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if l := len(m.GetTo()); l < 1 || l > 16 {
+		err := RewriteValidationError{
+			field:  "To",
+			reason: "value must contain between 1 and 16 items, inclusive",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetTo() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, RewriteValidationError{
+						field:  fmt.Sprintf("To[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, RewriteValidationError{
+						field:  fmt.Sprintf("To[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return RewriteValidationError{
+					field:  fmt.Sprintf("To[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	if len(errors) > 0 {
+		return RewriteMultiError(errors)
+	}
+
+	return nil
+}
+
+// RewriteMultiError is an error wrapping multiple validation errors returned
+// by Rewrite.ValidateAll() if the designated constraints aren't met.
+type RewriteMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m RewriteMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m RewriteMultiError) AllErrors() []error { return m }
+
+// RewriteValidationError is the validation error returned by Rewrite.Validate
+// if the designated constraints aren't met.
+type RewriteValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e RewriteValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e RewriteValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e RewriteValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e RewriteValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e RewriteValidationError) ErrorName() string { return "RewriteValidationError" }
+
+// Error satisfies the builtin error interface
+func (e RewriteValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sRewrite.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = RewriteValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = RewriteValidationError{}
+
+// Validate checks the field values on Rewrite_Target with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Rewrite_Target) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Rewrite_Target with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in Rewrite_TargetMultiError,
+// or nil if none found.
+func (m *Rewrite_Target) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Rewrite_Target) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if l := utf8.RuneCountInString(m.GetModel()); l < 1 || l > 96 {
+		err := Rewrite_TargetValidationError{
+			field:  "Model",
+			reason: "value length must be between 1 and 96 runes, inclusive",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetWeight(); val < 1 || val > 1000000 {
+		err := Rewrite_TargetValidationError{
+			field:  "Weight",
+			reason: "value must be inside range [1, 1000000]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(errors) > 0 {
+		return Rewrite_TargetMultiError(errors)
+	}
+
+	return nil
+}
+
+// Rewrite_TargetMultiError is an error wrapping multiple validation errors
+// returned by Rewrite_Target.ValidateAll() if the designated constraints
+// aren't met.
+type Rewrite_TargetMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m Rewrite_TargetMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m Rewrite_TargetMultiError) AllErrors() []error { return m }
+
+// Rewrite_TargetValidationError is the validation error returned by
+// Rewrite_Target.Validate if the designated constraints aren't met.
+type Rewrite_TargetValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e Rewrite_TargetValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e Rewrite_TargetValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e Rewrite_TargetValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e Rewrite_TargetValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e Rewrite_TargetValidationError) ErrorName() string { return "Rewrite_TargetValidationError" }
+
+// Error satisfies the builtin error interface
+func (e Rewrite_TargetValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sRewrite_Target.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = Rewrite_TargetValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = Rewrite_TargetValidationError{}

@@ -243,6 +243,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Priority:       cmp.Or(m.GetDefaultPriority(), "standard"),
 		Ours:           s.ours,
 		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
+		Rewrites:       rewrites(m.GetRewrites()),
 	}
 	if s.policy != nil && s.prefixes.most == most && s.prefixes.idle == idle {
 		p.Prefixes = s.policy.Prefixes

@@ -15,3 +15,15 @@ func TestParseAllocatesNothing(t *testing.T) {
 		t.Errorf("Parse allocates %v times", n)
 	}
 }
+
+func TestParseOfPartsAllocatesNothing(t *testing.T) {
+	var r Request
+	body := []byte(`{"model":"m","system":[{"type":"text","text":"a"}],"messages":[{"role":"user","content":[{"type":"text","text":"x"},` +
+		`{"type":"tool_result","content":[{"type":"text","text":"y"}]},{"type":"image","source":{"type":"base64","data":"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAf"}}]}]}`)
+	if err := r.Parse(Messages, body); err != nil || len(r.Media) != 1 {
+		t.Fatal(err, r.Media)
+	}
+	if n := testing.AllocsPerRun(100, func() { _ = r.Parse(Messages, body) }); n > 0 {
+		t.Errorf("Parse allocates %v times", n)
+	}
+}

@@ -1,5 +1,6 @@
 // Package openai reads what the picker must know from a request of the OpenAI
-// API, in one pass over its bytes, and writes errors in the API's own form.
+// API, or of Anthropic's, in one pass over its bytes, and writes errors in the
+// API's own form.
 //
 // It is called by stream for every request. Its one rule: bytes from a client
 // never make it panic, and a body that it accepts is valid JSON.
@@ -7,7 +8,7 @@ package openai
 
 import "strings"
 
-// API is one of the operations of the OpenAI API.
+// API is one of the operations of the OpenAI API, or of Anthropic's.
 type API uint8
 
 const (
@@ -22,6 +23,12 @@ const (
 	Embeddings
 	// Responses is POST /v1/responses.
 	Responses
+	// Messages is Anthropic's POST /v1/messages.
+	Messages
+	// CountTokens is Anthropic's POST /v1/messages/count_tokens: nothing is generated.
+	CountTokens
+	// APIs is their number.
+	APIs = iota
 )
 
 // String returns the operation's name as metrics and spans show it.
@@ -35,6 +42,10 @@ func (a API) String() string {
 		return "embeddings"
 	case Responses:
 		return "responses"
+	case Messages:
+		return "messages"
+	case CountTokens:
+		return "count_tokens"
 	default:
 		return "other"
 	}
@@ -56,7 +67,23 @@ func APIOf(method, path string) API {
 		return Embeddings
 	case "/responses":
 		return Responses
+	case "/messages":
+		return Messages
+	case "/messages/count_tokens":
+		return CountTokens
 	default:
 		return Other
 	}
 }
+
+// IsAnthropic tells whether errors on a path take Anthropic's form.
+func IsAnthropic(path string) bool {
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(path, "/v1"), "/messages")
+	return ok && (rest == "" || rest[0] == '/' || rest[0] == '?')
+}
+
+// anthropic tells whether a body has Anthropic's fields.
+func (a API) anthropic() bool { return a == Messages || a == CountTokens }
+
+// Generates tells whether an answer holds tokens that are generated.
+func (a API) Generates() bool { return a != Embeddings && a != CountTokens }

@@ -7,6 +7,8 @@ import (
 
 // Error is an answer in the API's error form.
 type Error struct {
+	// Anthropic is whether that is the form of Anthropic's API.
+	Anthropic bool
 	// Status is the HTTP status.
 	Status int
 	// Message is for a person.
@@ -26,6 +28,9 @@ func (e *Error) Error() string { return e.Message }
 
 // JSON returns the body of the answer.
 func (e *Error) JSON() []byte {
+	if e.Anthropic {
+		return e.anthropic()
+	}
 	var body struct {
 		Error struct {
 			Message string  `json:"message"`
@@ -41,6 +46,47 @@ func (e *Error) JSON() []byte {
 		panic(err)
 	}
 	return b
+}
+
+// anthropic is the answer in Anthropic's form. It has no place for the field at
+// fault, which the message names.
+func (e *Error) anthropic() []byte {
+	var body struct {
+		Type  string `json:"type"`
+		Error struct {
+			Type    string `json:"type"`
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	body.Type = "error"
+	body.Error.Type, body.Error.Message = anthropicType(e.Status), e.Message
+	b, err := json.Marshal(body)
+	if err != nil { // strings always marshal
+		panic(err)
+	}
+	return b
+}
+
+// anthropicType is the class of errors that a status stands for.
+func anthropicType(status int) string {
+	switch status {
+	case 401:
+		return "authentication_error"
+	case 403:
+		return "permission_error"
+	case 404:
+		return "not_found_error"
+	case 413:
+		return "request_too_large"
+	case 429:
+		return "rate_limit_error"
+	case 503, 529:
+		return "overloaded_error"
+	}
+	if status >= 500 {
+		return "api_error"
+	}
+	return "invalid_request_error"
 }
 
 func orNull(s string) *string {
@@ -80,6 +126,17 @@ func ModelNotFound(model string) *Error {
 // WrongContentType answers a body that does not claim to be JSON.
 func WrongContentType(got string) *Error {
 	return invalid(415, "", "unsupported_content_type", "unsupported content type %q: this operation takes application/json", clip(got, 96))
+}
+
+// WrongEncoding answers a body in a content encoding that is not known here.
+func WrongEncoding(got string) *Error {
+	return invalid(415, "", "unsupported_content_encoding",
+		"unsupported content encoding %q: send gzip, deflate, zstd, or the body as it is", clip(got, 96))
+}
+
+// BadEncoding answers a body that is not what its content encoding says.
+func BadEncoding(encoding string) *Error {
+	return invalid(400, "", "invalid_content_encoding", "the request body is not valid %s, as its content-encoding says", clip(encoding, 96))
 }
 
 // TooLarge answers a body over the limit, in bytes.

@@ -15,33 +15,40 @@ type Request struct {
 	Model []byte
 	// Stream is whether the answer comes as events.
 	Stream bool
-	// MaxTokens is the most tokens to generate; -1: no limit given.
-	MaxTokens int
+	// MaxTokens is the most tokens to generate; -1: no limit given. MinTokens is
+	// the least.
+	MaxTokens, MinTokens int
+	// IgnoreEOS is whether generation goes on to the limit, Stops whether the client
+	// named texts that end it.
+	IgnoreEOS, Stops bool
 	// Choices is how many answers are generated, 1 or more.
 	Choices int
-	// Messages is the conversation of Chat and Responses; instructions come
-	// first, as a system message.
+	// Previous is the id of the response that this request continues; nil: none.
+	Previous []byte
+	// Messages is the conversation of Chat, Responses and Messages; instructions
+	// come first, as a system message.
 	Messages []Message
+	// Media is all that is not text in them.
+	Media []Media
 	// Prompts is what Completions and Embeddings work on.
 	Prompts []Prompt
 	// Tools is the JSON of the tools; nil: none.
 	Tools []byte
+	// TemplateArgs is the JSON of chat_template_kwargs; nil: none.
+	TemplateArgs []byte
 	// Raw is the whole body.
 	Raw []byte
 
-	instructions Message
-	unescaped    []byte // texts that held escapes
+	instructions  Message
+	candidates    int    // best_of
+	maxCompletion int    // max_completion_tokens; -1: not given
+	named         span   // where Raw has the value of model
+	unescaped     []byte // texts that held escapes, or were joined
+	one           [nested/2 + 1]part
 }
 
-// Message is one message of a conversation.
-type Message struct {
-	// Role is who speaks.
-	Role string
-	// Content is the unescaped text; nil if the message is not plain text.
-	Content []byte
-	// Raw is the message's JSON.
-	Raw []byte
-}
+// span is a part of a body; the zero span is none.
+type span struct{ from, to int }
 
 // Prompt is one text of Completions or Embeddings.
 type Prompt struct {
@@ -54,8 +61,8 @@ type Prompt struct {
 // Parse reads body, which must stay unchanged while r is in use.
 func (r *Request) Parse(api API, body []byte) *Error {
 	*r = Request{
-		API: api, Raw: body, MaxTokens: -1, Choices: 1,
-		Messages: r.Messages[:0], Prompts: r.Prompts[:0], unescaped: r.unescaped[:0],
+		API: api, Raw: body, MaxTokens: -1, maxCompletion: -1, Choices: 1,
+		Messages: r.Messages[:0], Media: r.Media[:0], Prompts: r.Prompts[:0], unescaped: r.unescaped[:0],
 	}
 	s := &scanner{b: body}
 	s.space()
@@ -67,14 +74,21 @@ func (r *Request) Parse(api API, body []byte) *Error {
 	if r.instructions.Content != nil {
 		r.Messages = slices.Insert(r.Messages, 0, r.instructions)
 	}
+	if r.maxCompletion >= 0 {
+		r.MaxTokens = r.maxCompletion // the older max_tokens counts only without it
+	}
+	r.Choices = max(r.Choices, r.candidates)
 	return nil
 }
 
 // Forget lets go of the body, so that r can wait for the next one.
 func (r *Request) Forget() {
-	messages, prompts, unescaped := r.Messages, r.Prompts, r.unescaped
+	messages, media, prompts, unescaped := r.Messages, r.Media, r.Prompts, r.unescaped
 	if cap(messages) > keepEntries {
 		messages = nil
+	}
+	if cap(media) > keepEntries {
+		media = nil
 	}
 	if cap(prompts) > keepEntries {
 		prompts = nil
@@ -84,7 +98,7 @@ func (r *Request) Forget() {
 	}
 	clear(messages)
 	clear(prompts)
-	*r = Request{Messages: messages[:0], Prompts: prompts[:0], unescaped: unescaped[:0]}
+	*r = Request{Messages: messages[:0], Media: media[:0], Prompts: prompts[:0], unescaped: unescaped[:0]}
 }
 
 // What Forget keeps at most for the next body: messages or prompts, and bytes
@@ -99,15 +113,12 @@ const (
 func (r *Request) field(s *scanner, key text) bool {
 	switch string(r.plain(key)) {
 	case "model":
-		return r.textField(s, &r.Model)
+		start := s.i
+		ok := r.textField(s, &r.Model)
+		r.named = span{start, s.i}
+		return ok
 	case "stream":
 		r.Stream = s.peek() == 't'
-	case "max_tokens", "max_completion_tokens", "max_output_tokens":
-		return s.integer(&r.MaxTokens, -1, math.MaxInt32)
-	case "n":
-		return s.integer(&r.Choices, 1, 128)
-	case "tools":
-		return r.tools(s)
 	case "messages":
 		return r.messages(s)
 	case "input":
@@ -117,11 +128,46 @@ func (r *Request) field(s *scanner, key text) bool {
 		return r.prompts(s)
 	case "prompt":
 		return r.prompts(s)
-	case "instructions":
-		return r.system(s)
+	case "instructions", "system":
+		return r.system(s, key)
+	case "tools":
+		return s.raw(&r.Tools, '[')
+	case "chat_template_kwargs":
+		return s.raw(&r.TemplateArgs, '{')
+	case "previous_response_id":
+		return r.textField(s, &r.Previous)
+	default:
+		return r.length(s, key)
 	}
 	return s.skip(1)
 }
+
+// length reads a field that says how long the answer will be.
+func (r *Request) length(s *scanner, key text) bool {
+	switch string(key.raw) {
+	case "max_tokens", "max_output_tokens":
+		return s.integer(&r.MaxTokens, -1, math.MaxInt32)
+	case "max_completion_tokens":
+		return s.integer(&r.maxCompletion, -1, math.MaxInt32)
+	case "min_tokens":
+		return s.integer(&r.MinTokens, 0, math.MaxInt32)
+	case "n":
+		return s.integer(&r.Choices, 1, maxChoices)
+	case "best_of":
+		return s.integer(&r.candidates, 1, maxChoices)
+	case "ignore_eos":
+		r.IgnoreEOS = s.peek() == 't'
+	case "stop", "stop_sequences":
+		start := s.i
+		ok := s.skip(1)
+		r.Stops = s.i-start > 2 && s.b[start] != 'n'
+		return ok
+	}
+	return s.skip(1)
+}
+
+// maxChoices bounds what is believed of how many answers a request wants.
+const maxChoices = 128
 
 // plain returns the text that t stands for.
 func (r *Request) plain(t text) []byte {
@@ -159,115 +205,14 @@ func (s *scanner) integer(dst *int, least, most int) bool {
 	return true
 }
 
-func (r *Request) tools(s *scanner) bool {
+// raw takes a value's JSON into dst if it begins with the byte; any other value
+// leaves dst nil.
+func (s *scanner) raw(dst *[]byte, first byte) bool {
 	start := s.i
 	ok := s.skip(1)
-	r.Tools = nil
-	if ok && s.b[start] == '[' {
-		r.Tools = s.b[start:s.i]
-	}
-	return ok
-}
-
-// system reads the instructions of Responses.
-func (r *Request) system(s *scanner) bool {
-	r.instructions = Message{}
-	start := s.i
-	if r.API != Responses || s.peek() != '"' {
-		return s.skip(1)
-	}
-	t, ok := s.string()
-	if ok {
-		r.instructions = Message{Role: "system", Content: r.plain(t), Raw: s.b[start:s.i]}
-	}
-	return ok
-}
-
-// input reads the input of Responses: a text, or items like messages.
-func (r *Request) input(s *scanner) bool {
-	if s.peek() != '"' {
-		return r.messages(s)
-	}
-	start := s.i
-	t, ok := s.string()
-	if ok {
-		r.Messages = append(r.Messages[:0], Message{Role: "user", Content: r.plain(t), Raw: s.b[start:s.i]})
-	}
-	return ok
-}
-
-func (r *Request) messages(s *scanner) bool {
-	r.Messages = r.Messages[:0]
-	if s.peek() != '[' {
-		return s.skip(1)
-	}
-	return s.array(1, func() bool {
-		if s.peek() != '{' {
-			return s.skip(2)
-		}
-		return r.message(s)
-	})
-}
-
-func (r *Request) message(s *scanner) bool {
-	var m Message
-	start := s.i
-	ok := s.object(2, func(key text) bool {
-		switch {
-		case string(key.raw) == "role":
-			var role []byte
-			ok := r.textField(s, &role)
-			m.Role = roleName(role)
-			return ok
-		case string(key.raw) == "content" && s.peek() == '[':
-			return r.parts(s, &m.Content)
-		case string(key.raw) == "content":
-			return r.textField(s, &m.Content)
-		default:
-			return s.skip(3)
-		}
-	})
-	m.Raw = s.b[start:s.i]
-	r.Messages = append(r.Messages, m)
-	return ok
-}
-
-// parts reads content that is a list. One part of text is the same as the text
-// alone; anything more is left to who renders the template.
-func (r *Request) parts(s *scanner, content *[]byte) bool {
-	n, found := 0, []byte(nil)
-	ok := s.array(3, func() bool {
-		n++
-		if s.peek() != '{' {
-			return s.skip(4)
-		}
-		return r.part(s, &found)
-	})
-	*content = nil
-	if n == 1 {
-		*content = found
-	}
-	return ok
-}
-
-// part reads one part of a content list; found is its text if it is one.
-func (r *Request) part(s *scanner, found *[]byte) bool {
-	textual := false
-	ok := s.object(4, func(key text) bool {
-		switch string(key.raw) {
-		case "text":
-			return r.textField(s, found)
-		case "type":
-			var kind []byte
-			ok := r.textField(s, &kind)
-			textual = string(kind) == "text" || string(kind) == "input_text" || string(kind) == "output_text"
-			return ok
-		default:
-			return s.skip(5)
-		}
-	})
-	if !textual {
-		*found = nil
+	*dst = nil
+	if ok && s.b[start] == first {
+		*dst = s.b[start:s.i]
 	}
 	return ok
 }
@@ -319,34 +264,20 @@ func (s *scanner) count(depth int) (int, bool) {
 	return n, ok
 }
 
-// roleName returns the role without allocating for the usual ones.
-func roleName(b []byte) string {
-	switch string(b) {
-	case "user":
-		return "user"
-	case "assistant":
-		return "assistant"
-	case "system":
-		return "system"
-	case "tool":
-		return "tool"
-	case "developer":
-		return "developer"
-	default:
-		return string(b)
-	}
-}
-
 // Estimate guesses the number of prompt tokens: four bytes each, and four
-// tokens around every message. It serves until the model's own tokenizer does.
+// tokens around every message. It serves where the model's own tokenizer doesn't.
 func (r *Request) Estimate() int {
 	n := len(r.Tools) / 4
-	for _, m := range r.Messages {
-		text := m.Content
-		if text == nil {
-			text = m.Raw
+	for i := range r.Messages {
+		m := &r.Messages[i]
+		size := len(m.Content)
+		if m.Content == nil {
+			size = max(0, len(m.Raw)-m.data)
 		}
-		n += 4 + (len(text)+3)/4
+		n += 4 + (size+3)/4
+	}
+	for i := range r.Media {
+		n += r.Media[i].Tokens()
 	}
 	for _, p := range r.Prompts {
 		n += p.IDs + (len(p.Text)+3)/4

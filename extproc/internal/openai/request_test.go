@@ -20,10 +20,21 @@ type seen struct {
 	Prompts   []string
 	IDs       int
 	Tools     string
+	MinTokens int
+	Hints     string
+	Previous  string
+	Media     []Media
 }
 
 func look(r *Request) seen {
 	s := seen{Model: string(r.Model), Stream: r.Stream, MaxTokens: r.MaxTokens, Choices: r.Choices, Tools: string(r.Tools)}
+	s.MinTokens, s.Previous, s.Media = r.MinTokens, string(r.Previous), append(s.Media, r.Media...)
+	if r.IgnoreEOS {
+		s.Hints = "eos "
+	}
+	if r.Stops {
+		s.Hints += "stop"
+	}
 	for _, m := range r.Messages {
 		text := "-"
 		if m.Content != nil {
@@ -56,8 +67,50 @@ func TestParse(t *testing.T) {
 		{
 			name: "a single text part is plain text, several are not",
 			api:  Chat,
-			body: `{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"}]},{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url"}]},{"role":"assistant","content":null,"tool_calls":[]}]}`,
-			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"user=x", "user-", "assistant-"}},
+			body: `{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"}]},{"role":"user","content":[{"type":"text","text":"x"},{"type":"text","text":"y"}]},{"role":"user","content":[{"type":"text","text":"x"},{"type":"new"}]},{"role":"assistant","content":null,"tool_calls":[]}]}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"user=x", "user-", "user-", "assistant-"}},
+		},
+		{
+			name: "text beside media is read, the media apart",
+			api:  Chat,
+			body: `{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"http://a/b.png","detail":"low"}},{"text":"y","type":"text"},{"type":"input_audio","input_audio":{"data":"AAAA","format":"mp3"}}]}]}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"user=x\ny"}, Media: []Media{{Kind: Image, Low: true, Bytes: 16}, {Kind: Audio, Seconds: 1, Bytes: 6}}},
+		},
+		{
+			name: "of the limits the newer one counts, and of choices the larger",
+			api:  Completions,
+			body: `{"model":"m","max_completion_tokens":3,"max_tokens":9,"n":2,"best_of":5,"min_tokens":2,"ignore_eos":true,"stop":["x"]}`,
+			want: seen{Model: "m", MaxTokens: 3, Choices: 5, MinTokens: 2, Hints: "eos stop"},
+		},
+		{
+			name: "no stops",
+			api:  Chat,
+			body: `{"model":"m","stop":[],"ignore_eos":false}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1},
+		},
+		{
+			name: "a response that goes on",
+			api:  Responses,
+			body: `{"model":"m","previous_response_id":"resp_1","input":[{"type":"function_call_output","call_id":"c","output":[{"type":"input_image","image_url":"data:,x"}]}]}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Previous: "resp_1", Messages: []string{"-"}, Media: []Media{{Kind: Image, Bytes: 9}}},
+		},
+		{
+			name: "anthropic",
+			api:  Messages,
+			body: `{"model":"m","max_tokens":5,"system":[{"type":"text","text":"be"},{"type":"text","text":" kind","cache_control":{}}],"stop_sequences":["x"],"messages":[{"role":"user","content":"a"},{"role":"assistant","content":[{"type":"text","text":"b"},{"type":"new"}]},{"role":"user","content":[{"type":"document","source":{"data":"x"}}]},{"role":"assistant"},{"role":"user","content":[]},{"role":"user"},{"role":"user","content":[{"type":"tool_result","content":[{"type":"image","source":{"type":"url","url":"https://x"}}]},{"type":"text","text":"c"}]}]}`,
+			want: seen{Model: "m", MaxTokens: 5, Choices: 1, Hints: "stop", Messages: []string{"system=be kind", "user=a", "assistant=b", "user-", "user-"}, Media: []Media{{Kind: Image, Bytes: 11}}},
+		},
+		{
+			name: "anthropic with a system text, a line for the bill in it",
+			api:  Messages,
+			body: `{"model":"m","system":"x-anthropic-billing-header: a=b; cch=a5145;You are","messages":[]}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"system=x-anthropic-billing-header: a=b; cch=fffff;You are"}},
+		},
+		{
+			name: "anthropic's system is nothing elsewhere",
+			api:  Chat,
+			body: `{"model":"m","system":"be","instructions":"x"}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1},
 		},
 		{
 			name: "the last of equal keys counts, escaped keys too",
@@ -159,6 +212,8 @@ func naive(b []byte) (model string, roles []string, texts []string) {
 
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
+		`{"model":"m","system":[{"type":"text","text":"a\u00e9"},{"type":"text","text":"b"}],"messages":[{"role":"user","content":[{"type":"tool_result","content":[{"type":"image","source":{"data":"iVBORw0KGgo="}}]}]}]}`,
+		`{"input":[{"output":[{"type":"input_image","image_url":"data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAf"}]}],"system":"x-anthropic-billing-header: cch=12345;x"}`,
 		`{"model":"m","messages":[{"role":"user","content":"a\u00e9\ud83d\ude00"}]}`,
 		`{"model":"m","messages":[{"role":"user","content":"\ud83d x"},{"content":"","role":"tool"}],"n":2.5e3}`,
 		`{"model":"m","prompt":["a",[1,2],3,{"x":null}]}`, `{"a":[[[[true,false,null]]]]}`, "{", `{"a":"\`,
@@ -167,7 +222,7 @@ func FuzzParse(f *testing.F) {
 	}
 	var reused Request
 	f.Fuzz(func(t *testing.T, body []byte) {
-		for api := Other; api <= Responses; api++ {
+		for api := Other; api < APIs; api++ {
 			err := reused.Parse(api, body)
 			if err == nil && !json.Valid(body) {
 				t.Fatalf("Parse(%q) accepts what is not JSON", body)
@@ -250,6 +305,38 @@ func TestErrorJSON(t *testing.T) {
 	}
 }
 
+func TestAnthropicErrorJSON(t *testing.T) {
+	for _, tt := range []struct {
+		err  *Error
+		want string
+	}{
+		{ModelNotFound("x"), "not_found_error"}, {NotJSON(0), "invalid_request_error"}, {TooLarge(1), "request_too_large"},
+		{NotReady("x"), "overloaded_error"}, {&Error{Status: 429}, "rate_limit_error"}, {&Error{Status: 500}, "api_error"},
+	} {
+		tt.err.Anthropic = true
+		var got struct {
+			Type  string
+			Error struct{ Type, Message string }
+		}
+		if err := json.Unmarshal(tt.err.JSON(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.Type != "error" || got.Error.Type != tt.want || got.Error.Message != tt.err.Message {
+			t.Errorf("JSON() = %s, want type %q", tt.err.JSON(), tt.want)
+		}
+	}
+}
+
+func TestIsAnthropic(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/v1/messages": true, "/v1/messages?beta=true": true, "/messages/batches/1": true, "/v1/messagesx": false, "/v1/chat/completions": false,
+	} {
+		if got := IsAnthropic(path); got != want {
+			t.Errorf("IsAnthropic(%s) = %v", path, got)
+		}
+	}
+}
+
 func TestAPIOf(t *testing.T) {
 	for _, tt := range []struct {
 		method, path string
@@ -260,6 +347,9 @@ func TestAPIOf(t *testing.T) {
 		{"POST", "/v1/completions", Completions},
 		{"POST", "/v1/embeddings", Embeddings},
 		{"POST", "/v1/responses", Responses},
+		{"POST", "/v1/messages?beta=true", Messages},
+		{"POST", "/v1/messages/count_tokens", CountTokens},
+		{"GET", "/v1/messages", Other},
 		{"GET", "/v1/responses/abc", Other},
 		{"GET", "/v1/chat/completions", Other},
 		{"POST", "/v1x/chat/completions", Other},

@@ -115,6 +115,8 @@ type Usage struct {
 	Prompt, Cached, Completion int
 	// PrefillMs and DecodeMs are what that took, without any wait.
 	PrefillMs, DecodeMs float64
+	// Shape is the request's.
+	Shape Shape
 }
 
 // pace is an endpoint's speed now, in milliseconds per token, by what it says
@@ -200,6 +202,8 @@ func step(factor, seen *float64, ratio, weight float64) {
 type Learned struct {
 	counter atomic.Pointer[Counter]
 	output  average
+	shapes  shapes
+	ratios  ratios
 	reuse   average
 	prompt  average // what of it is not cached
 }
@@ -233,21 +237,10 @@ func (l *Learned) Counter() Counter {
 	return nil
 }
 
-// Output returns how many tokens an answer is expected to have if at most limit
-// may be generated; below 0: no limit.
-func (l *Learned) Output(limit int) int {
-	n := int(math.Ceil(l.output.value(firstOutput)))
-	if limit >= 0 && limit < n {
-		return limit
-	}
-	return n
-}
-
 // learn takes one answer in.
 func (l *Learned) learn(u Usage) {
-	if u.Completion > 0 {
-		l.output.add(float64(u.Completion), firstOutput)
-	}
+	l.learnOutput(&u.Shape, u.Completion)
+	l.learnRatio(&u.Shape, u.Prompt)
 	if u.Prompt > 0 {
 		l.reuse.add(float64(u.Cached)/float64(u.Prompt), firstReuse)
 		l.prompt.add(float64(u.Prompt-u.Cached), firstOutput)

@@ -138,7 +138,7 @@ func TestLearnsSpeed(t *testing.T) {
 	m, p := model(e), New(prometheus.NewRegistry())
 	var c Choice
 	for range 40 {
-		if err := p.Pick(&Query{Model: m, Prompt: 200, Output: m.Output(-1), Most: 1, Now: epoch}, &c); err != nil {
+		if err := p.Pick(&Query{Model: m, Prompt: 200, Output: m.Output(&Shape{Limit: -1}), Most: 1, Now: epoch}, &c); err != nil {
 			t.Fatal(err)
 		}
 		p.Learn(m, e, &c.List[0], Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 3, DecodeMs: 40 * 7}, epoch, epoch.Add(time.Second))
@@ -152,10 +152,10 @@ func TestLearnsSpeed(t *testing.T) {
 	if slow := half.pace(epoch.UnixNano()); math.Abs(slow.decode-2*pace.decode) > 1e-9 {
 		t.Errorf("at half health decode takes %v ms, want twice %v", slow.decode, pace.decode)
 	}
-	if got := m.Output(-1); got > 80 {
+	if got := m.Output(&Shape{Limit: -1}); got > 80 {
 		t.Errorf("Output() = %d after 40 answers of 40 tokens", got)
 	}
-	if got := m.Output(5); got != 5 {
+	if got := m.Output(&Shape{Limit: 5}); got != 5 {
 		t.Errorf("Output(5) = %d", got)
 	}
 }

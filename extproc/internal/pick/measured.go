@@ -16,6 +16,7 @@ func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company floa
 	mean := Usage{Prompt: u.Prompt, Cached: u.Cached}
 	if requests >= 1 {
 		mean.Completion = int(float64(u.Completion)/requests + 0.5)
+		m.learnMean(float64(u.Prompt) / requests)
 	}
 	m.learn(mean)
 }

@@ -98,6 +98,8 @@ type Policy struct {
 	Ours bool
 	// MaxBody is the largest request body, in bytes; 0: none is too large.
 	MaxBody int64
+	// Rewrites are by the name that clients use for a model.
+	Rewrites map[string]*Rewrite
 }
 
 // Table is the fleet at one moment.

@@ -24,6 +24,7 @@ func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
 		x.remember(x.served, ev.At)
 	}
 	x.report(a, ev.At)
+	x.noteResponse(a.Response, ev.At)
 	if x.cookie != 0 && a.Status < 500 {
 		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.cookie, ev.At)
 		x.cookie = 0
@@ -44,6 +45,7 @@ func (x *Exchange) report(a *AnswerHead, now time.Time) {
 		return
 	}
 	x.taught = true
+	usage.Shape = x.shape
 	x.core.picker.Learn(x.model, x.served, x.predicted(), usage, x.sent, now)
 	x.answered(usage, now)
 }

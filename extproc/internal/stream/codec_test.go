@@ -84,7 +84,7 @@ func requests() []*extproc.ProcessingRequest {
 	}}
 	head := hs(":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json", "content-length", "12",
 		"cookie", "a=b", "cookie", "c=d", "x-session-id", "s1", "x-millrace-priority", "critical", "x-gateway-x", "1", "x-millrace-y", "2",
-		retriesHeader, "3", "content-encoding", "gzip", "content-length", "x", "", "")
+		retriesHeader, "3", "content-encoding", "identity", "content-length", "x", "", "")
 	answer := hs(":status", "200", attemptsHeader, "2", loadHeader, "TEXT a=1", usageHeader, "prompt=1", "x", "y")
 	duplex := &extproc.ProtocolConfiguration{RequestBodyMode: filter.ProcessingMode_FULL_DUPLEX_STREAMED, ResponseBodyMode: filter.ProcessingMode_STREAMED}
 	return []*extproc.ProcessingRequest{
@@ -161,8 +161,8 @@ func checkWrite(t *testing.T, r *Reply, hold mem.Buffer) {
 // TestWritesAsProtobufDoes compares what random streams are answered.
 func TestWritesAsProtobufDoes(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
-	fl := newFleet(5)
-	for range 200 {
+	fl := newFleet(5, canary)
+	for range 600 {
 		seed := make([]byte, 1+r.IntN(120))
 		for i := range seed {
 			seed[i] = byte(r.IntN(256))

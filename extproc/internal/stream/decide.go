@@ -24,31 +24,39 @@ func (x *Exchange) decide(body []byte, whole bool, now time.Time) (*Decision, *o
 		x.core.metrics.open.Inc()
 		return nil, nil
 	}
-	blind := x.api == openai.Other || !whole && body == nil || x.head.ContentEncoding != ""
+	body, err := x.unpack(body, whole)
+	if err != nil {
+		return nil, err
+	}
+	blind := x.api == openai.Other || !whole && body == nil || x.packed()
 	if !blind {
-		if err := x.parse(body); err != nil && whole {
+		if err := x.parse(body, now); err != nil && whole {
 			return nil, err
 		} else if err != nil {
 			blind = true
 		}
 	}
 	if blind {
-		x.guess(body)
+		x.guess(body, now)
 	}
 	if x.model == nil {
 		x.core.metrics.open.Inc()
 		return nil, nil
 	}
+	x.describe(blind, len(body))
 	return x.choose(blind, now)
 }
 
 // parse reads the body and finds its model.
-func (x *Exchange) parse(body []byte) *openai.Error {
+func (x *Exchange) parse(body []byte, now time.Time) *openai.Error {
 	if err := x.request.Parse(x.api, body); err != nil {
 		return err
 	}
 	if len(x.request.Model) == 0 {
 		return openai.NoModel()
+	}
+	if x.reroute(now); x.model != nil {
+		return nil
 	}
 	if x.model = x.table.Model(x.request.Model); x.model == nil {
 		return openai.ModelNotFound(string(x.request.Model))
@@ -58,22 +66,28 @@ func (x *Exchange) parse(body []byte) *openai.Error {
 
 // guess finds the model of a request that we do not understand: the one that
 // it names, else the default.
-func (x *Exchange) guess(body []byte) {
-	x.model = x.table.Default
-	if x.request.Parse(x.api, body) == nil {
-		if m := x.table.Model(x.request.Model); m != nil {
-			x.model = m
+func (x *Exchange) guess(body []byte, now time.Time) {
+	x.model = nil
+	if len(body) > 0 && x.request.Parse(x.api, body) == nil {
+		if x.reroute(now); x.model == nil {
+			x.model = x.table.Model(x.request.Model)
 		}
+	} else if body == nil && x.api != openai.Other && len(x.table.Policy.Rewrites) > 0 {
+		x.core.metrics.unseen.Inc()
+	}
+	if x.model == nil {
+		x.model = x.table.Default
 	}
 }
 
 // choose picks the hosts and takes the first one's place.
 func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) {
 	d, m, policy := &x.decision, x.model, x.table.Policy
-	*d = Decision{Model: m.Name, API: x.api, Priority: x.priority(), Choice: &x.choice}
-	d.PromptTokens, d.Exact = x.count(blind)
+	*d = Decision{Model: m.Name, Asked: x.asked, API: x.api, Priority: x.priority(), Choice: &x.choice}
+	d.PromptTokens, d.Exact = x.count(blind, now)
 	d.OutputTokens = x.output()
-	d.Session = x.locate(d.PromptTokens, blind, now)
+	// The beginning of what goes on from a response is not in the body.
+	d.Session = x.goOnFrom(x.locate(d.PromptTokens, blind || x.request.Previous != nil, now))
 	most := policy.Candidates
 	switch d.Priority {
 	case critical:
@@ -87,6 +101,7 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 		x.model = nil
 		return nil, openai.NotReady(m.Name)
 	}
+	x.pin()
 	first := &x.choice.List[0]
 	x.held = first.Reserve(&q)
 	x.sent = now
@@ -105,27 +120,6 @@ func (x *Exchange) priority() string {
 	default:
 		return x.table.Policy.Priority
 	}
-}
-
-// count returns the length of the prompt in tokens, at least 1.
-func (x *Exchange) count(blind bool) (n int, exact bool) {
-	if blind {
-		return max(1, int(x.head.Length/4)), false
-	}
-	if c := x.model.Counter(); c != nil {
-		n, exact = c.Count(&x.request)
-	} else {
-		n = x.request.Estimate()
-	}
-	return max(1, n), exact
-}
-
-// output returns the expected length of the answer in tokens.
-func (x *Exchange) output() int {
-	if x.api == openai.Embeddings {
-		return 0
-	}
-	return x.model.Output(x.request.MaxTokens) * max(1, x.request.Choices)
 }
 
 // isJSON tells whether a content type is JSON; a client that says none is believed.

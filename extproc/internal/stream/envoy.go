@@ -22,6 +22,7 @@ const (
 	attemptsHeader    = "x-envoy-attempt-count"
 	loadHeader        = "endpoint-load-metrics"
 	usageHeader       = "x-millrace-usage"
+	responseHeader    = "x-millrace-response-id"
 )
 
 // inbound is a message from Envoy, a ProcessingRequest. It is read from its
@@ -259,6 +260,8 @@ func (in *inbound) answerHeader(key, value []byte) {
 		a.Load = string(value)
 	case usageHeader:
 		a.Usage = string(value)
+	case responseHeader:
+		a.Response = string(value)
 	}
 }
 

@@ -84,8 +84,9 @@ type RequestHead struct {
 // AnswerHead is what the exchange needs of response headers and trailers.
 type AnswerHead struct {
 	pick.Answer
-	// Load is endpoint-load-metrics, Usage is x-millrace-usage.
-	Load, Usage string
+	// Load is endpoint-load-metrics, Usage is x-millrace-usage, Response is
+	// x-millrace-response-id.
+	Load, Usage, Response string
 }
 
 // Reply is one message to Envoy. Without more than a Kind it says: go on.
@@ -95,9 +96,12 @@ type Reply struct {
 	Remove []string
 	// Decision says where the request goes; nil: says nothing.
 	Decision *Decision
-	// Duplex is whether Chunk goes on in place of what Envoy sent.
-	Duplex bool
-	Chunk  []byte
+	// Duplex is whether Chunk goes on in place of what Envoy sent; Replace is the
+	// same for a buffered body.
+	Duplex, Replace bool
+	Chunk           []byte
+	// Length is the content-length of a body that is not the one that came; 0: it is.
+	Length int
 	// End is whether Chunk is the last.
 	End bool
 	// Cookie is a Set-Cookie header for the client; empty: none.
@@ -108,8 +112,9 @@ type Reply struct {
 
 // Decision is where a request goes, and why.
 type Decision struct {
-	// Model is the id of the model.
-	Model string
+	// Model is the id of the model, Asked the one that the client named if that is
+	// another; else empty.
+	Model, Asked string
 	// Session names the conversation, for people.
 	Session string
 	// Priority is "critical", "standard" or "sheddable".

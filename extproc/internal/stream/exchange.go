@@ -7,6 +7,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/extproc/internal/unpack"
 )
 
 // chunk is the most bytes of a Duplex reply: Envoy takes up to 64 KiB a message.
@@ -38,12 +39,18 @@ type Exchange struct {
 	named    session.Key // of the client's name for the session; 0: none
 	first    session.Key // of its first messages: names it to people
 	cookie   uint64      // session to give the client; 0: none
+	shape    pick.Shape
+	asked    string       // the model's name at the client, if we changed it
+	forward  []byte       // what goes on in place of the body; nil: the body as it came
+	plain    bool         // whether a content encoding was undone
+	before   prefix.Place // where the response is that the request continues
 	held     pick.Reservation
 
 	// Set by the answer.
 	served *pick.Endpoint // who answered; nil: not known
 	good   bool           // whether the status is 2xx
 	taught bool           // whether its usage was taken in
+	looked bool           // whether the answer's body was looked at for its id
 
 	*memory
 }
@@ -56,6 +63,8 @@ type memory struct {
 	chain   []prefix.Link // beginnings of the prompt, the shortest first
 	found   prefix.Found
 	body    []byte // of a request in several messages
+	bare    []byte // the same without its content encoding
+	renamed []byte // the same with another model
 	in      inbound
 	out     outbound
 }
@@ -75,9 +84,11 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 	case ResponseHeaders:
 		return x.responseHeaders(ev, out)
 	case ResponseBody:
+		x.lookForResponse(ev.Body, ev.At)
 		return append(out, x.goOn(ev, x.head.AnswerMode))
 	case ResponseTrailers:
 		x.report(&ev.Answer, ev.At)
+		x.noteResponse(ev.Answer.Response, ev.At)
 		return append(out, Reply{Kind: ResponseTrailers})
 	default:
 		return out
@@ -131,6 +142,9 @@ func (x *Exchange) refuse() *openai.Error {
 	if x.api != openai.Other && !isJSON(x.head.ContentType) {
 		return openai.WrongContentType(x.head.ContentType)
 	}
+	if x.table != nil && x.reads() && unpack.Of(x.head.ContentEncoding) == unpack.Unknown {
+		return openai.WrongEncoding(x.head.ContentEncoding)
+	}
 	return nil
 }
 
@@ -162,12 +176,14 @@ func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
 	if !ev.End {
 		return out
 	}
-	return x.echo(body, true, x.conclude(RequestHeaders, body, true, ev.At, out))
+	out = x.conclude(RequestHeaders, body, true, ev.At, out)
+	return x.echo(x.outgoing(body), true, out)
 }
 
 func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
 	if x.phase == reading && x.head.Mode == Duplex {
-		out = x.echo(x.body, false, x.conclude(RequestHeaders, x.body, true, ev.At, out))
+		out = x.conclude(RequestHeaders, x.body, true, ev.At, out)
+		out = x.echo(x.outgoing(x.body), false, out)
 		if x.phase == over {
 			return out
 		}
@@ -202,12 +218,14 @@ func (x *Exchange) conclude(k Kind, body []byte, whole bool, now time.Time, out 
 	if k == RequestHeaders {
 		reply.Remove = x.head.Forbidden
 	}
+	x.replace(&reply)
 	return append(out, reply)
 }
 
 // fail answers the client with an error.
 func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
 	x.phase = over
+	err.Anthropic = openai.IsAnthropic(x.head.Path)
 	x.core.metrics.refused(err.Status)
 	return append(out, Reply{Kind: Immediate, Error: err})
 }

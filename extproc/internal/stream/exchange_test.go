@@ -348,3 +348,19 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("GatherAndLint() = %v, %v", problems, err)
 	}
 }
+
+func TestErrorsTakeTheAPIsForm(t *testing.T) {
+	f := newFleet(1)
+	for path, want := range map[string]string{
+		"/v1/messages":              `{"type":"error","error":{"type":"not_found_error",`,
+		"/v1/messages/count_tokens": `{"type":"error","error":{"type":"not_found_error",`,
+		"/v1/chat/completions":      `{"error":{"message":`,
+	} {
+		head := post(func(h *RequestHead) { h.Path = path })
+		out := run(f.core.Begin(), head, bodyOf(`{"model":"x","messages":[]}`))
+		last := out[len(out)-1]
+		if last.Kind != Immediate || !strings.HasPrefix(string(last.Error.JSON()), want) {
+			t.Errorf("%s: %+v, want an error like %s…", path, last, want)
+		}
+	}
+}

@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"bytes"
+	"compress/gzip"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -9,6 +11,15 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/pick"
 )
+
+// gzipped returns a text as gzip.
+func gzipped(text string) []byte {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, _ = z.Write([]byte(text)) // a buffer takes all
+	_ = z.Close()
+	return b.Bytes()
+}
 
 // events makes a stream of events, in any order, from bytes.
 func events(r []byte, f *fleet) []Event {
@@ -22,7 +33,7 @@ func events(r []byte, f *fleet) []Event {
 		r = r[1:]
 		return int(c)
 	}
-	bodies := []string{hello, `{"model":"m"`, `,"prompt":"abc"}`, "", `{"model":"x"}`, `{"model":"m","stream":true}`, strings.Repeat("z", 70000), "[]"}
+	bodies := []string{hello, `{"model":"m"`, `,"prompt":"abc"}`, "", `{"model":"x"}`, `{"model":"m","stream":true}`, strings.Repeat("z", 70000), "[]", string(gzipped(hello)), `{"model":"chat"}`}
 	for len(r) > 0 && len(evs) < 40 {
 		now = now.Add(time.Duration(next()) * time.Millisecond)
 		ev := Event{Kind: Kind(next() % 7), End: next()%2 == 0, At: now}
@@ -30,7 +41,7 @@ func events(r []byte, f *fleet) []Event {
 		case RequestHeaders:
 			ev.Request = RequestHead{
 				Method: []string{"POST", "GET"}[next()%8/7], Mode: Mode(next() % 4), AnswerMode: Mode(next() % 4), Length: int64(next() - 1),
-				Path:        []string{"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/x"}[next()%5],
+				Path:        []string{"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/x", "/v1/messages"}[next()%6],
 				ContentType: []string{"application/json", "", "text/plain"}[next()%8/3], ContentEncoding: []string{"", "gzip"}[next()%8/7],
 				Forbidden: []string{"x-gateway-a", "x-gateway-b"}[:next()%8/3], Session: []string{"", "a", "\xff"}[next()%3], Cookie: []string{"", "s=1.2"}[next()%2], Priority: []string{"", "critical", "x"}[next()%3],
 			}
@@ -66,6 +77,7 @@ type watcher struct {
 	begun     bool
 	due       bool // whether a Duplex request's headers still wait for their reply
 	sent, got []byte
+	length    int // of a body that goes on otherwise than it came; 0: it does not
 }
 
 // see checks the replies to one event.
@@ -103,6 +115,12 @@ func (w *watcher) reply(r *Reply) {
 	if r.Decision != nil {
 		w.decisions++
 	}
+	if r.Length > 0 {
+		w.length = r.Length
+		if r.Replace && len(r.Chunk) != r.Length {
+			w.t.Fatalf("a body of %d bytes with a length of %d", len(r.Chunk), r.Length)
+		}
+	}
 	if r.Kind == RequestBody && r.Duplex {
 		w.got = append(w.got, r.Chunk...)
 	}
@@ -118,7 +136,11 @@ func play(t *testing.T, f *fleet, evs []Event) {
 	for i := range evs {
 		w.see(&evs[i], x.Step(&evs[i], nil))
 	}
-	if !w.over && !w.due && w.held == Duplex && string(w.sent) != string(w.got) {
+	same := string(w.sent) == string(w.got)
+	if w.length > 0 {
+		same = len(w.got) == w.length
+	}
+	if !w.over && !w.due && w.held == Duplex && !same {
 		t.Fatalf("%d bytes of a duplex body came, %d went on", len(w.sent), len(w.got))
 	}
 	f.core.Finish(x)
@@ -129,7 +151,7 @@ func play(t *testing.T, f *fleet, evs []Event) {
 
 func TestAnyOrder(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
-	fleets := []*fleet{newFleet(3), newFleet(0), newFleet(1, func(t *pick.Table) { t.Default = nil })}
+	fleets := []*fleet{newFleet(3), newFleet(3, canary), newFleet(0), newFleet(1, func(t *pick.Table) { t.Default = nil })}
 	for range 4000 {
 		b := make([]byte, 1+r.IntN(150))
 		for i := range b {
@@ -143,6 +165,6 @@ func TestAnyOrder(t *testing.T) {
 func FuzzExchange(f *testing.F) {
 	f.Add([]byte("\x01\x00\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x01\x01\x00\x00"))
 	f.Add([]byte("some bytes that make events in an order of their own, why not"))
-	fl := newFleet(3)
+	fl := newFleet(3, canary)
 	f.Fuzz(func(t *testing.T, b []byte) { play(t, fl, events(b, fl)) })
 }

@@ -13,6 +13,9 @@ type metrics struct {
 	started   prometheus.Counter
 	open      prometheus.Counter
 	errors    map[int]prometheus.Counter // by status
+	// Bodies that went on otherwise than they came, and those that could not be seen
+	// though they might have had to.
+	unpacked, renamed, unseen prometheus.Counter
 }
 
 // statuses of the answers that we give in an engine's stead.
@@ -41,12 +44,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_extproc_open_answers_total",
 			Help: "Answers that name no host, so that Envoy's own policy chooses: nothing is known of the fleet yet.",
 		}),
+		unseen: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_unseen_bodies_total",
+			Help: "Requests whose model was not rewritten by policy, because Envoy does not show bodies in time.",
+		}),
 		errors: map[int]prometheus.Counter{},
 	}
+	bodies := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_changed_bodies_total",
+		Help: "Request bodies that went on otherwise than they came, by what was changed: the content encoding undone, the model rewritten.",
+	}, []string{"what"})
+	m.unpacked, m.renamed = bodies.WithLabelValues("encoding"), bodies.WithLabelValues("model")
 	for _, s := range statuses {
 		m.errors[s] = errors.WithLabelValues(strconv.Itoa(s))
 	}
-	reg.MustRegister(m.decisions, m.streams, m.started, m.open, errors)
+	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, bodies, errors)
 	return m
 }
 

@@ -52,7 +52,7 @@ const (
 // bytes returns the message. Errors are left to protobuf: they are rare.
 func (o *outbound) bytes() mem.BufferSlice {
 	r := o.reply
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && r.Cookie == "" {
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" {
 		return goOn[r.Kind]
 	}
 	w := &o.w
@@ -78,18 +78,20 @@ func (o *outbound) bytes() mem.BufferSlice {
 // body writes the body mutation, which ends with the chunk: the chunk itself is
 // the message's tail.
 func (o *outbound) body(r *Reply) {
-	if !r.Duplex {
+	if !r.Duplex && !r.Replace {
 		return
 	}
 	w := &o.w
-	if len(r.Chunk) > 0 {
+	if len(r.Chunk) > 0 || r.Replace {
 		w.varint(uint64(len(r.Chunk)))
 		w.tag(1, protowire.BytesType)
 	}
-	if r.End {
-		w.number(2, 1)
+	if r.Duplex {
+		if r.End {
+			w.number(2, 1)
+		}
+		w.message(fieldStreamedResponse, 0)
 	}
-	w.message(fieldStreamedResponse, 0)
 	w.message(fieldBodyMutation, 0)
 }
 
@@ -107,13 +109,16 @@ func (o *outbound) chunk(b []byte) mem.Buffer {
 
 // headers writes the header mutation.
 func (o *outbound) headers(r *Reply) {
-	if r.Decision == nil && len(r.Remove) == 0 && r.Cookie == "" {
+	if r.Decision == nil && len(r.Remove) == 0 && r.Cookie == "" && r.Length == 0 {
 		return
 	}
 	w := &o.w
 	mark := w.mark()
 	for _, name := range slices.Backward(r.Remove) {
 		text(w, fieldRemoveHeaders, name)
+	}
+	if r.Length > 0 {
+		header(w, "content-length", o.integer(r.Length), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 	}
 	if r.Cookie != "" {
 		header(w, "set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
@@ -173,6 +178,9 @@ func (o *outbound) metadata(d *Decision) {
 	fact(w, "decision", o.scratch)
 	fact(w, "session", d.Session)
 	fact(w, "model", d.Model)
+	if d.Asked != "" {
+		fact(w, "asked", d.Asked)
+	}
 	own.structure(w, ownNamespace)
 
 	lb := entry(w)

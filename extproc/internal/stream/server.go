@@ -51,15 +51,20 @@ func (c *Core) Finish(x *Exchange) {
 	m.in.reset()
 	m.in.exchange, m.out.reply, m.out.hold = nil, nil, nil
 	m.request.Forget()
-	m.body = m.body[:0]
-	if cap(m.body) > keepBody {
-		m.body = nil
-	}
+	m.body, m.bare, m.renamed = kept(m.body), kept(m.bare), kept(m.renamed)
 	if cap(m.chain) > keepChain {
 		m.chain = nil
 	}
 	*x = Exchange{memory: m}
 	c.pool.Put(x)
+}
+
+// kept is a body's memory for the next one.
+func kept(b []byte) []byte {
+	if cap(b) > keepBody {
+		return nil
+	}
+	return b[:0]
 }
 
 // Server is the ext_proc service. Its gRPC server is made with ServerOptions.

@@ -108,6 +108,8 @@ func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
 			a.Load = value(h)
 		case usageHeader:
 			a.Usage = value(h)
+		case responseHeader:
+			a.Response = value(h)
 		}
 	}
 }
@@ -132,11 +134,11 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 	if r.Error != nil {
 		return errorResponse(r)
 	}
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && r.Cookie == "" {
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" {
 		return goOnReplies[r.Kind]
 	}
 	common := &extproc.CommonResponse{}
-	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" {
+	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 {
 		common.HeaderMutation = &extproc.HeaderMutation{RemoveHeaders: r.Remove}
 	}
 	out := &extproc.ProcessingResponse{}
@@ -150,6 +152,13 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 		common.HeaderMutation.SetHeaders = []*core.HeaderValueOption{
 			option("set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD),
 		}
+	}
+	if r.Length > 0 {
+		length := option("content-length", strconv.Itoa(r.Length), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+		common.HeaderMutation.SetHeaders = append(common.HeaderMutation.SetHeaders, length)
+	}
+	if r.Replace {
+		common.BodyMutation = &extproc.BodyMutation{Mutation: &extproc.BodyMutation_Body{Body: r.Chunk}}
 	}
 	if r.Duplex {
 		common.BodyMutation = &extproc.BodyMutation{Mutation: &extproc.BodyMutation_StreamedResponse{
@@ -203,6 +212,9 @@ func decisionMetadata(d *Decision, hosts string) *structpb.Struct {
 		"prompt_tokens": structpb.NewNumberValue(float64(d.PromptTokens)),
 		"cached_tokens": structpb.NewNumberValue(float64(d.Choice.List[0].Cached)),
 		"priority":      structpb.NewStringValue(d.Priority),
+	}
+	if d.Asked != "" {
+		own["asked"] = structpb.NewStringValue(d.Asked)
 	}
 	lb := map[string]*structpb.Value{destinationHeader: structpb.NewStringValue(hosts)}
 	return &structpb.Struct{Fields: map[string]*structpb.Value{

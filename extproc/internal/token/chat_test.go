@@ -61,7 +61,7 @@ func TestResponsesRefused(t *testing.T) {
 		{`{}`, "responses: input: missing"},
 		{`{"input":5}`, "responses: input: json"},
 		{`{"input":[{"type":"web_search"}]}`, `item 0: of type "web_search" and role "" is unknown`},
-		{`{"input":[{"role":"user","content":[{"type":"input_image"}]}]}`, "item 0: content that is not text"},
+		{`{"input":[{"role":"user","content":[{"type":"input_file"}]}]}`, "item 0: content that is not text"},
 		{`{"input":[{"type":"reasoning"}]}`, "item 0: reasoning without text"},
 	}
 	for _, tt := range tests {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -59,7 +60,9 @@ func samples(t testing.TB) []sample {
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, s)
+		if !strings.HasPrefix(s.Path, "/v1/messages") { // extproc's own test counts these
+			out = append(out, s)
+		}
 	}
 	return out
 }

@@ -190,7 +190,7 @@ func (r *responses) reasoning(it *responseItem) error {
 	return nil
 }
 
-// textParts reads a content: a string or a list of texts.
+// textParts reads a content: a string, or the texts of a list of texts and images.
 func textParts(raw json.RawMessage) ([]textPart, error) {
 	var text string
 	if json.Unmarshal(raw, &text) == nil {
@@ -200,15 +200,17 @@ func textParts(raw json.RawMessage) ([]textPart, error) {
 	if err := json.Unmarshal(raw, &parts); err != nil {
 		return nil, err
 	}
-	for i := range parts {
-		switch parts[i].Type {
+	texts := parts[:0]
+	for _, p := range parts {
+		switch p.Type {
 		case "input_text", "output_text", "text":
-			parts[i].Type = "text"
+			texts = append(texts, textPart{Type: "text", Text: p.Text})
+		case "input_image": // to be counted elsewhere
 		default:
 			return nil, errMedia
 		}
 	}
-	return parts, nil
+	return texts, nil
 }
 
 // message is m as CountChat takes it.

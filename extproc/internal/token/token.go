@@ -12,6 +12,10 @@
 //   - /v1/embeddings: CountPrompt for each input string, likewise. The backend
 //     reports the sum of all inputs.
 //   - /v1/responses: ResponseChat turns the body into a conversation for CountChat.
+//   - /v1/messages: AnthropicMessages and AnthropicTools turn what is not as in chat
+//     completions into what CountChat takes.
+//
+// Images are in none of these counts: Image estimates them.
 package token
 
 import (
@@ -38,9 +42,10 @@ type Model struct {
 	broken   error                    // why template is nil
 	form     atomic.Pointer[compiled] // nil if the template has none
 	memo     *memo
-	added    int  // tokens that the backend puts around a completion's prompt
-	addedTo  int  // the same for a chat
-	nfc      bool // whether text is normalized to NFC first
+	added    int        // tokens that the backend puts around a completion's prompt
+	addedTo  int        // the same for a chat
+	nfc      bool       // whether text is normalized to NFC first
+	images   *imageRule // nil: not known
 }
 
 // Load reads a tokenizer and its chat template: a GGUF file, or a tokenizer.json
@@ -62,7 +67,11 @@ func load(path string) (*Model, error) {
 	}
 	defer file.Close()
 	if strings.EqualFold(filepath.Ext(path), ".json") {
-		return loadHF(file, filepath.Dir(path))
+		m, err := loadHF(file, filepath.Dir(path))
+		if err == nil {
+			m.images = imagesOf(filepath.Dir(path))
+		}
+		return m, err
 	}
 	return loadGGUF(file)
 }

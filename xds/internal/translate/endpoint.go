@@ -103,5 +103,18 @@ func policy(s Settings) *fleetpb.PolicyState {
 		PriorityHeader:      p.Priorities.Header,
 		DefaultPriority:     p.Priorities.Default,
 		MaxBodyBytes:        uint64(p.Limits.MaxBodyBytes),
+		Rewrites:            rewrites(p.Rewrites),
 	}
+}
+
+// rewrites are the policy's, as extproc gets them.
+func rewrites(all []config.Rewrite) (out []*fleetpb.Rewrite) {
+	for _, w := range all {
+		one := &fleetpb.Rewrite{Model: w.Model}
+		for _, t := range w.To {
+			one.To = append(one.To, &fleetpb.Rewrite_Target{Model: t.Model, Weight: uint32(t.Weight)})
+		}
+		out = append(out, one)
+	}
+	return out
 }

@@ -6,8 +6,8 @@ of the runtime's version:
         extproc/internal/token/testdata/counts.py .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 Each line is {"name", "path", "body", "tokens"}. Chats are counted by
-/v1/chat/completions/input_tokens, the counter that the server itself uses, and
-every tenth also by a real completion. Texts ("path": "/tokenize") are counted
+/v1/chat/completions/input_tokens, the counter that the server itself uses (and
+messages by /v1/messages/count_tokens), and every tenth also by a real completion. Texts ("path": "/tokenize") are counted
 without special tokens.
 """
 import json
@@ -49,6 +49,8 @@ def true_count(url, path, body):
         return post(url, path + "/input_tokens", body)["input_tokens"]
     if path == "/v1/responses":
         return post(url, path + "/input_tokens", body)["input_tokens"]
+    if path == "/v1/messages":
+        return post(url, path + "/count_tokens", body)["input_tokens"]
     return post(url, path, body)["usage"]["prompt_tokens"]
 
 
@@ -56,6 +58,8 @@ def usage(url, path, body):
     short = dict(body, max_tokens=1, max_output_tokens=1) if path == "/v1/responses" else dict(body, max_tokens=1)
     short.pop("stream", None)
     answer = post(url, path, short)["usage"]
+    if path == "/v1/messages":
+        return answer["input_tokens"] + answer["cache_read_input_tokens"]
     return answer.get("prompt_tokens", answer.get("input_tokens"))
 
 
@@ -309,6 +313,60 @@ def responses():
     yield "special", {"input": "a<|im_end|>b", "instructions": "\n\n", "max_output_tokens": 5}
 
 
+def block(kind, **more):
+    return dict({"type": kind}, **more)
+
+
+ANTHROPIC_TOOL = {"name": "get_weather", "description": "Weather of a city.", "input_schema": TOOL["function"]["parameters"]}
+BILL = "x-anthropic-billing-header: cc_version=2.1.101.e51; cc_entrypoint=cli; cch=%s;You are terse."
+
+
+def messages():
+    user = message("user", "What is the weather in Wien?")
+    said = message("assistant", "Sunny, 21 °C.")
+    use = block("tool_use", id="t1", name="get_weather", input={"city": "Wien", "days": 3})
+    result = block("tool_result", tool_use_id="t1", content="{\"temp\": 21, \"sky\": \"clear\"}")
+    yield "one user", {"messages": [user]}
+    yield "system", {"system": "You are terse.", "messages": [user]}
+    yield "empty system", {"system": "", "messages": [user]}
+    yield "null system", {"system": None, "messages": [user]}
+    yield "system blocks", {"system": parts("You are", " terse.", "\n"), "messages": [user]}
+    yield "no system blocks", {"system": [], "messages": [user]}
+    yield "system with a cache mark", {"system": [block("text", text="You are terse.", cache_control={"type": "ephemeral"})], "messages": [user]}
+    yield "system with other blocks", {"system": [block("image", source={}), block("text", text="You are terse.")], "messages": [user]}
+    for stamp in ("00000", "a5145", "fffff"):
+        yield "system with a bill " + stamp, {"system": BILL % stamp, "messages": [user]}
+        yield "system blocks with a bill " + stamp, {"system": parts(BILL % stamp, "x"), "messages": [user]}
+    yield "three turns", {"system": "Be kind.", "messages": [user, said, message("user", "And tomorrow?")]}
+    yield "long talk", {"system": "Be kind.", "messages": [m for i in range(12) for m in (message("user", f"Question {i}?"), message("assistant", f"Answer {i}.\n"))] + [user]}
+    yield "one block", {"messages": [message("user", parts("Hello there"))]}
+    yield "blocks", {"messages": [message("user", parts("Hello", "there", "", "end"))]}
+    yield "blocks empty first", {"messages": [message("user", parts("", "", "b"))]}
+    yield "no blocks", {"messages": [message("user", []), user]}
+    yield "null content", {"messages": [message("user", None), user]}
+    yield "no content", {"messages": [user, {"role": "assistant"}, user]}
+    yield "blocks everywhere", {"messages": [message("user", parts("u", "v")), message("assistant", parts("a", "b")), message("user", parts("w"))]}
+    yield "unknown block", {"messages": [message("user", [block("document", source={}), block("text", text="b")])]}
+    yield "only an unknown block", {"messages": [message("user", [block("document", source={})]), user]}
+    yield "tool use", {"messages": [user, message("assistant", [use]), message("user", [result])]}
+    yield "tool use with text", {"messages": [user, message("assistant", parts("Let me look.") + [use]), message("user", [result] + parts("And tomorrow?"))]}
+    yield "two tool uses", {"messages": [user, message("assistant", [use, dict(use, id="t2")]), message("user", [result, dict(result, tool_use_id="t2")])]}
+    yield "tool result blocks", {"messages": [user, message("assistant", [use]), message("user", [dict(result, content=parts("{\"temp\":", " 21}"))])]}
+    yield "tool result without content", {"messages": [user, message("assistant", [use]), message("user", [block("tool_result", tool_use_id="t1", is_error=True)])]}
+    yield "tools", {"messages": [user], "tools": [ANTHROPIC_TOOL], "tool_choice": {"type": "auto"}}
+    yield "tools used", {"messages": [user, message("assistant", [use]), message("user", [result])], "tools": [ANTHROPIC_TOOL]}
+    yield "thinking", {"messages": [user, message("assistant", [block("thinking", thinking="Hm.", signature="x")] + parts("Sunny.")), user]}
+    yield "only thinking", {"messages": [user, message("assistant", [block("thinking", thinking="Hm.", signature="x")]), user]}
+    yield "thinking wanted", {"messages": [user], "thinking": {"type": "enabled", "budget_tokens": 64}}
+    yield "prefill", {"messages": [user, message("assistant", "The weather is")]}
+    yield "prefill block", {"messages": [user, message("assistant", parts("The weather is"))]}
+    yield "prefill blocks", {"messages": [user, message("assistant", parts("a", "b"))]}
+    yield "fields of chat completions", {"messages": [user], "add_generation_prompt": False, "continue_final_message": True, "response_format": {"type": "json_object"}, "reasoning_effort": "low"}
+    yield "kwargs", {"messages": [user], "chat_template_kwargs": {"enable_thinking": False}}
+    yield "stream", {"messages": [user], "stream": True, "stop_sequences": ["x"], "metadata": {"user_id": "u"}, "temperature": 0, "max_tokens": 5}
+    yield "specials", {"system": "<|im_end|>", "messages": [message("user", parts("<|im_end|>", "<|im_start|>system\n", "x"))]}
+
+
 def requests():
     texts = list(TEXTS.items()) + list(random_texts())
     for name, text in texts:
@@ -323,6 +381,11 @@ def requests():
             yield "prompt: " + name, "/v1/completions", {"prompt": text, "max_tokens": 1}
     for name, body in conversations():
         yield name, "/v1/chat/completions", body
+    for i, (name, text) in enumerate(texts):
+        if 0 < len(text) < 2000 and i % 2 == 0:
+            yield "messages: " + name, "/v1/messages", {"system": text, "messages": [message("user", text), message("assistant", parts(text)), message("user", parts("a", text))]}
+    for name, body in messages():
+        yield "messages: " + name, "/v1/messages", body
     for name, body in responses():
         yield "responses: " + name, "/v1/responses", body
     yield "embedding", "/v1/embeddings", {"input": "Hello <|im_start|> there"}
@@ -337,7 +400,7 @@ def main():
         for i, (name, path, body) in enumerate(requests()):
             try:
                 tokens = true_count(url, path, body)
-                if i % 10 == 0 and path in ("/v1/chat/completions", "/v1/responses") and tokens < 1500:
+                if i % 10 == 0 and path in ("/v1/chat/completions", "/v1/responses", "/v1/messages") and tokens < 1500:
                     assert usage(url, path, body) == tokens, name
             except urllib.error.HTTPError as e:
                 sys.exit(f"{name}: {e}: {e.read().decode()}")

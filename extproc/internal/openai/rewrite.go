@@ -1,0 +1,29 @@
+package openai
+
+import "encoding/json"
+
+// RewriteModel returns a new body in which the value of the top-level "model" is
+// replaced: of several the last, which is the one that counts. A body that is not
+// a JSON object, or has no model, comes back as it is.
+func RewriteModel(body []byte, model string) []byte {
+	var r Request
+	if r.Parse(Other, body) != nil {
+		return body
+	}
+	return r.WithModel(nil, model)
+}
+
+// WithModel appends to dst the body with another model. Without a model in it
+// that is the body itself.
+func (r *Request) WithModel(dst []byte, model string) []byte {
+	if r.named == (span{}) {
+		return append(dst, r.Raw...)
+	}
+	name, err := json.Marshal(model)
+	if err != nil { // strings always marshal
+		panic(err)
+	}
+	dst = append(dst, r.Raw[:r.named.from]...)
+	dst = append(dst, name...)
+	return append(dst, r.Raw[r.named.to:]...)
+}

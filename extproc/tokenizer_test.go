@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+)
+
+// smolPath is where set-up puts the model of the tests.
+func smolPath() string {
+	cache := os.Getenv("MILLRACE_CACHE")
+	if cache == "" {
+		cache = filepath.Join("..", ".cache")
+	}
+	return filepath.Join(cache, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+// TestCountsEqualTheServers reads the requests that a real server has counted as
+// they come from Envoy.
+func TestCountsEqualTheServers(t *testing.T) {
+	c, err := loadTokenizer(smolPath())
+	if err != nil {
+		t.Fatalf("%v; run `make setup`, which fetches the model", err)
+	}
+	f, err := os.Open("internal/token/testdata/counts.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	counted := map[openai.API]int{}
+	var r openai.Request
+	for lines.Scan() {
+		var s struct {
+			Name, Path string
+			Body       json.RawMessage
+			Tokens     int
+		}
+		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+			t.Fatal(err)
+		}
+		api := openai.APIOf("POST", s.Path)
+		if api == openai.Other {
+			continue
+		}
+		if err := r.Parse(api, s.Body); err != nil {
+			t.Fatalf("%s: %v", s.Name, err)
+		}
+		n, exact := c.Count(&r)
+		if n != s.Tokens || !exact {
+			t.Errorf("%s: %d tokens, exact %v; the server counts %d", s.Name, n, exact, s.Tokens)
+		}
+		counted[api]++
+	}
+	if counted[openai.Messages] < 100 || counted[openai.Chat] < 150 || counted[openai.Responses] < 10 {
+		t.Errorf("%v requests; something is lost", counted)
+	}
+}
+
+func TestMediaAreEstimated(t *testing.T) {
+	c, err := loadTokenizer(smolPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := "data:image/png;base64," + strings.Repeat("A", 1<<16)
+	for api, body := range map[openai.API]string{
+		openai.Chat:      `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"` + image + `"}}]}]}`,
+		openai.Responses: `{"input":[{"role":"user","content":[{"type":"input_text","text":"What is this?"},{"type":"input_image","image_url":"` + image + `"}]}]}`,
+		openai.Messages:  `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image","source":{"type":"base64","data":"` + image + `"}}]}]}`,
+	} {
+		var r openai.Request
+		if err := r.Parse(api, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		plain := openai.Request{API: openai.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
+		text, _ := c.Count(&plain)
+		image := openai.Media{Kind: openai.Image}
+		if n, exact := c.Count(&r); exact || n != text+image.Tokens() {
+			t.Errorf("%v: %d tokens, exact %v; want an estimate of %d", api, n, exact, text+image.Tokens())
+		}
+	}
+}
+
+func TestGoingOnIsEstimated(t *testing.T) {
+	c, err := loadTokenizer(smolPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r openai.Request
+	if err := r.Parse(openai.Responses, []byte(`{"input":"Hi","previous_response_id":"resp_1"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if _, exact := c.Count(&r); exact {
+		t.Error("a prompt of which only the end is seen is counted exactly")
+	}
+}

@@ -1,0 +1,91 @@
+package config
+
+import (
+	"slices"
+	"strconv"
+)
+
+// Rewrite lets other models serve requests for a name: one that is stable while
+// models change behind it, or a share of a model's requests to try another.
+type Rewrite struct {
+	// Model is the name that clients use; it need not be that of a model. No two
+	// rewrites have the same.
+	Model string `json:"model"`
+	// To are the models that serve them, 1 to 16. A conversation stays with one of
+	// them. They are not rewritten again.
+	To []RewriteTarget `json:"to"`
+}
+
+// RewriteTarget is a model with its share of the conversations.
+type RewriteTarget struct {
+	// Model is its id.
+	Model string `json:"model"`
+	// Weight is its share beside the other weights, 1 to 1000000. Default 1.
+	Weight int `json:"weight"`
+}
+
+// setDefaults makes all shares equal.
+func (t *RewriteTarget) setDefaults() { t.Weight = 1 }
+
+// Bounds of rewrites.
+const (
+	maxRewrites = 1024
+	maxTargets  = 16
+	maxWeight   = 1_000_000
+)
+
+// validateRewrites checks what can be seen without knowing the models.
+func validateRewrites(path string, all []Rewrite, r *rules) {
+	if n := len(all); n > maxRewrites {
+		r.between(path, n, 0, maxRewrites)
+		return
+	}
+	seen := make(map[string]bool, len(all))
+	for i, w := range all {
+		at := path + "[" + strconv.Itoa(i) + "]"
+		r.matches(at+".model", w.Model, servedName, "1 to 96 printable characters without spaces")
+		if seen[w.Model] {
+			r.broken(at+".model", "%q; must be in the list once", w.Model)
+		}
+		seen[w.Model] = true
+		if n := len(w.To); n == 0 {
+			r.broken(at+".to", "missing; must be a list of the models that serve %q", w.Model)
+		} else {
+			r.between(at+".to", n, 1, maxTargets)
+		}
+		for k, t := range w.To {
+			to := at + ".to[" + strconv.Itoa(k) + "]"
+			if slices.ContainsFunc(w.To[:k], func(o RewriteTarget) bool { return o.Model == t.Model }) {
+				r.broken(to+".model", "%q; must be in the list once", t.Model)
+			}
+			r.between(to+".weight", t.Weight, 1, maxWeight)
+		}
+	}
+}
+
+// validateTargets checks that the models are there that requests are to go to.
+func validateTargets(path string, all []Rewrite, known func(model string) bool, r *rules) {
+	for i, w := range all {
+		for k, t := range w.To {
+			if !known(t.Model) {
+				at := path + "[" + strconv.Itoa(i) + "].to[" + strconv.Itoa(k) + "].model"
+				r.broken(at, "%q; must be the id of a model that is served", t.Model)
+			}
+		}
+	}
+}
+
+// checkTargets adds what is wrong with the rewrites of the file's policy, once all
+// models are known. Where models have faults that can't be told.
+func (r *reader) checkTargets() {
+	if r.policyAt == nil || len(r.faults) > 0 {
+		return
+	}
+	var broken rules
+	models := r.complete().Models
+	validateTargets("spec.rewrites", r.file.Policy.Spec.Rewrites, func(name string) bool {
+		return slices.ContainsFunc(models, func(m Model) bool { return m.Metadata.Name == name })
+	}, &broken)
+	r.policyAt.check(broken)
+	r.faults = append(r.faults, r.policyAt.faults...)
+}
