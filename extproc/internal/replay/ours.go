@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
@@ -42,6 +43,7 @@ type asked struct {
 	chain  []prefix.Link
 	held   pick.Reservation
 	sent   time.Time
+	shape  pick.Shape
 }
 
 func newMillrace(t *Trace, engines []Engine, pickers int) *millrace {
@@ -72,7 +74,8 @@ func (m *millrace) Choose(id int, r *Request, ms float64) int {
 	p.asked[id] = a
 	var found prefix.Found
 	p.index.Find(a.chain, now, &found)
-	output := p.model.Output(-1)
+	a.shape = pick.Shape{API: openai.Chat, Stream: true, Limit: -1, Prompt: r.Input, Choices: 1}
+	output := p.model.Output(&a.shape)
 	q := pick.Query{Model: p.model, Prompt: r.Input, Output: output, Found: &found, Most: 1, Now: now}
 	if err := p.Pick(&q, &a.choice); err != nil {
 		panic(err) // all engines are always ready
@@ -122,7 +125,7 @@ func (m *millrace) Done(d *Done, ms float64) {
 	delete(p.asked, d.ID)
 	u := pick.Usage{
 		Prompt: d.Request.Input, Cached: d.Cached, Completion: d.Request.Output,
-		PrefillMs: d.First - d.Began, DecodeMs: d.End - d.First,
+		PrefillMs: d.First - d.Began, DecodeMs: d.End - d.First, Shape: a.shape,
 	}
 	first := &a.choice.List[0]
 	m.errors = append(m.errors, math.Abs(first.Finish()-(d.End-d.Came))/math.Max(1, d.End-d.Came))

@@ -116,10 +116,13 @@ func (x *Exchange) conversation(now time.Time) session.Key {
 	}
 	if len(x.request.Prompts) > 0 {
 		text := x.request.Prompts[0].Text
-		return session.Next(k, text[:min(len(text), piece)])
+		return session.Next(k, text[:min(len(text), opening)])
 	}
 	return k
 }
+
+// opening is how much of a text names the conversation, in bytes.
+const opening = 512
 
 // describe sets the shape of the request, of whose body so many bytes came.
 func (x *Exchange) describe(blind bool, size int) {
