@@ -13,6 +13,9 @@ const (
 	// fast the engine is by itself, and other requests can only make it slower. An
 	// outlier, in logarithms, is not far off.
 	stepFaster, stepSlower = 0.2, 0.05
+	// pooled is how many of an endpoint's own answers count as much as those of all
+	// endpoints together.
+	pooled = 24
 	// decodeStep is the least share of the way that one answer of enough tokens moves
 	// what is known of decoding.
 	decodeStep = 0.04
@@ -126,20 +129,30 @@ type pace struct {
 	crowd, hit      float64
 }
 
-// pace returns the endpoint's speed.
-func (e *Endpoint) pace(now int64) pace {
+// pace returns the endpoint's speed: what it says of itself, corrected by its own
+// answers and, as long as these are few, by those of all endpoints of the model. What
+// a few answers show is chance, and would scatter conversations.
+func (e *Endpoint) pace(now int64, usual *usual) pace {
 	p, slow := e.prior(), 1/e.Health
 	learned := e.rates.Load()
 	if learned == nil {
-		return pace{prefill: slow * p.Prefill, decode: slow * p.Decode, crowd: firstCrowd, hit: 1}
+		learned = &noRates
 	}
 	left := learned.left(now)
 	alone, crowd := learned.decode.fit()
+	own := left * learned.decode.n
+	share := own / (own + pooled)
+	prefills := left * learned.prefills
 	return pace{
-		prefill: slow * p.Prefill * math.Exp(left*learned.prefill), decode: slow * p.Decode * (1 + left*(alone-1)),
-		crowd: firstCrowd + left*(crowd-firstCrowd), hit: 1 + left*(learned.hit-1),
+		prefill: slow * p.Prefill * math.Exp(mix(usual.prefill, learned.prefill, prefills/(prefills+pooled))),
+		decode:  slow * p.Decode * mix(usual.alone, alone, share),
+		crowd:   mix(usual.crowd, crowd, share),
+		hit:     mix(1, learned.hit, left),
 	}
 }
+
+// mix is a and b, the latter by a share.
+func mix(a, b, share float64) float64 { return a + share*(b-a) }
 
 // prior is what the engine measured of itself.
 func (e *Endpoint) prior() Speed {
@@ -155,32 +168,52 @@ func (e *Endpoint) prior() Speed {
 
 var noRates = Rates{hit: 1}
 
-// learn takes one answer in, given with how many requests at a time it was
-// worked on and how many of its tokens were believed cached.
-func (e *Endpoint) learn(u Usage, crowd float64, believed int, now int64) {
-	prior := e.prior()
+// seen is what one answer shows, as multiples of what the engine says of itself.
+type seen struct {
+	Usage
+	// prior is the engine's own word, health its share of full speed.
+	prior  Speed
+	health float64
+	// company is how many requests it worked on at a time, believed how many of the
+	// prompt's tokens were taken to be cached.
+	company  float64
+	believed int
+}
+
+// learn takes one answer in.
+func (e *Endpoint) learn(u Usage, company float64, believed int, now int64) seen {
+	s := seen{Usage: u, prior: e.prior(), health: e.Health, company: company, believed: believed}
+	update(&e.rates, &s, now)
+	e.changed()
+	return s
+}
+
+// update replaces rates by those that know one answer more.
+func update(p *atomic.Pointer[Rates], s *seen, now int64) {
 	for {
-		old := e.rates.Load()
+		old := p.Load()
 		r := noRates
 		if old != nil {
 			r = *old
 		}
 		r.fade(now)
-		if n := float64(u.Prompt - u.Cached); n > 0 && u.PrefillMs > 0 {
-			step(&r.prefill, &r.prefills, u.PrefillMs*e.Health/n/prior.Prefill, n/enoughPrefill)
-		}
-		if u.Completion >= 2 && u.DecodeMs > 0 {
-			n := float64(u.Completion)
-			r.decode.add(max(0, crowd-1), u.DecodeMs*e.Health/n/prior.Decode, min(1, n/enoughDecode))
-		}
-		if believed > 0 {
-			r.hit += endpointStep * (min(1, float64(u.Cached)/float64(believed)) - r.hit)
-			r.hit = max(r.hit, 0.05) // so that it can be proven wrong
-		}
-		if e.rates.CompareAndSwap(old, &r) {
-			e.changed()
+		r.take(s)
+		if p.CompareAndSwap(old, &r) {
 			return
 		}
+	}
+}
+
+func (r *Rates) take(s *seen) {
+	if n := float64(s.Prompt - s.Cached); n > 0 && s.PrefillMs > 0 {
+		step(&r.prefill, &r.prefills, s.PrefillMs*s.health/n/s.prior.Prefill, n/enoughPrefill)
+	}
+	if n := float64(s.Completion); n >= 2 && s.DecodeMs > 0 {
+		r.decode.add(max(0, s.company-1), s.DecodeMs*s.health/n/s.prior.Decode, min(1, n/enoughDecode))
+	}
+	if s.believed > 0 {
+		r.hit += endpointStep * (min(1, float64(s.Cached)/float64(s.believed)) - r.hit)
+		r.hit = max(r.hit, 0.05) // so that it can be proven wrong
 	}
 }
 
@@ -206,6 +239,9 @@ type Learned struct {
 	ratios  ratios
 	reuse   average
 	prompt  average // what of it is not cached
+	// speed is of all endpoints together, as a multiple of what they say of themselves;
+	// nil: nothing was learned yet.
+	speed atomic.Pointer[Rates]
 }
 
 // usual is what a request of a model usually is like.
@@ -214,10 +250,22 @@ type usual struct {
 	reuse float64
 	// prompt is the tokens that are not, output those of the answer.
 	prompt, output float64
+	// prefill is the factor by which prompt tokens take longer than engines say, as a
+	// logarithm; alone and crowd are those of a line.
+	prefill, alone, crowd float64
 }
 
 func (l *Learned) usual() usual {
-	return usual{l.reuse.value(firstReuse), l.prompt.value(firstOutput), l.output.value(firstOutput)}
+	r := l.speed.Load()
+	if r == nil {
+		r = &noRates
+	}
+	u := usual{
+		reuse: l.reuse.value(firstReuse), prompt: l.prompt.value(firstOutput), output: l.output.value(firstOutput),
+		prefill: r.prefill,
+	}
+	u.alone, u.crowd = r.decode.fit()
+	return u
 }
 
 // SetCounter sets the tokenizer; nil: none.

@@ -133,6 +133,9 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// asSaid is a model of which nothing was learned.
+var asSaid = new(Learned).usual()
+
 func TestLearnsSpeed(t *testing.T) {
 	e := endpoint(0)
 	m, p := model(e), New(prometheus.NewRegistry())
@@ -143,13 +146,14 @@ func TestLearnsSpeed(t *testing.T) {
 		}
 		p.Learn(m, e, &c.List[0], Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 3, DecodeMs: 40 * 7}, epoch, epoch.Add(time.Second))
 	}
-	pace := e.pace(epoch.UnixNano())
+	usual := m.usual()
+	pace := e.pace(epoch.UnixNano(), &usual)
 	if math.Abs(pace.prefill-3) > 0.3 || math.Abs(pace.decode-7) > 1.5 {
 		t.Errorf("pace = %.2f ms prefill, %.2f ms decode; want about 3 and 7", pace.prefill, pace.decode)
 	}
 	half := *e
 	half.Health = 0.5
-	if slow := half.pace(epoch.UnixNano()); math.Abs(slow.decode-2*pace.decode) > 1e-9 {
+	if slow := half.pace(epoch.UnixNano(), &usual); math.Abs(slow.decode-2*pace.decode) > 1e-9 {
 		t.Errorf("at half health decode takes %v ms, want twice %v", slow.decode, pace.decode)
 	}
 	if got := m.Output(&Shape{Limit: -1}); got > 80 {
@@ -169,17 +173,17 @@ func TestOutliersCountForLittle(t *testing.T) {
 		e.learn(usual, 1, 0, epoch.UnixNano())
 	}
 	e.learn(Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 200, DecodeMs: 40 * 2000}, 1, 0, epoch.UnixNano())
-	if pace := e.pace(epoch.UnixNano()); pace.prefill > 3 || pace.decode > 30 {
+	if pace := e.pace(epoch.UnixNano(), &asSaid); pace.prefill > 3 || pace.decode > 30 {
 		t.Errorf("pace = %.2f ms prefill, %.2f ms decode after one slow answer; were 2 and 20", pace.prefill, pace.decode)
 	}
 }
 
 func TestWhatWasLearnedFades(t *testing.T) {
 	e := endpoint(0)
-	for range 40 {
+	for range 400 {
 		e.learn(Usage{Prompt: 200, Completion: 40, PrefillMs: 200 * 8, DecodeMs: 40 * 80}, 1, 0, epoch.UnixNano())
 	}
-	was, is := e.pace(epoch.UnixNano()), e.pace(epoch.Add(20*time.Minute).UnixNano())
+	was, is := e.pace(epoch.UnixNano(), &asSaid), e.pace(epoch.Add(20*time.Minute).UnixNano(), &asSaid)
 	if was.prefill < 6 || is.prefill > 2.1 || is.decode > 21 {
 		t.Errorf("prefill %.2f ms, then %.2f; decode %.2f; want about 8, then what the engine says of itself: 2 and 20", was.prefill, is.prefill, is.decode)
 	}
@@ -191,7 +195,7 @@ func TestLearnsThatTheCacheIsShort(t *testing.T) {
 	for range 60 {
 		p.Learn(m, e, &Candidate{Endpoint: e, Cached: 100, Company: 1}, Usage{Prompt: 120, Completion: 10, PrefillMs: 1, DecodeMs: 1}, epoch, epoch.Add(time.Second))
 	}
-	if got := e.pace(epoch.UnixNano()).hit; got > 0.1 {
+	if got := e.pace(epoch.UnixNano(), &asSaid).hit; got > 0.1 {
 		t.Errorf("hit = %v though nothing believed cached ever was", got)
 	}
 }
@@ -205,7 +209,7 @@ func TestLearnsCrowding(t *testing.T) {
 		p.Learn(m, e, &Candidate{Endpoint: e, Company: 4}, Usage{Prompt: 10, Completion: 20, PrefillMs: 1, DecodeMs: 400}, epoch, epoch.Add(time.Second))
 		e.requests.Store(0)
 	}
-	if got := e.pace(epoch.UnixNano()).crowd; got > 0.1 {
+	if got := e.pace(epoch.UnixNano(), &asSaid).crowd; got > 0.1 {
 		t.Errorf("crowd = %v on a machine that batches for free", got)
 	}
 }

@@ -7,12 +7,13 @@ import "time"
 // of which it worked at a time. For engines that say nothing of single answers.
 func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company float64, now time.Time) {
 	u.Cached = min(u.Cached, u.Prompt)
-	e.learn(u, max(1, company), 0, now.UnixNano())
+	seen := e.learn(u, max(1, company), 0, now.UnixNano())
 	p.metrics.cached.Add(float64(u.Cached))
 	p.metrics.prompt.Add(float64(u.Prompt))
 	if m == nil {
 		return
 	}
+	update(&m.speed, &seen, now.UnixNano())
 	mean := Usage{Prompt: u.Prompt, Cached: u.Cached}
 	if requests >= 1 {
 		mean.Completion = int(float64(u.Completion)/requests + 0.5)

@@ -59,10 +59,13 @@ func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sen
 		believed = predicted.Cached
 		p.metrics.predictions.Observe(math.Abs(predicted.Finish()/1000-took.Seconds()) / math.Max(took.Seconds(), 0.001))
 	}
-	if requests, _ := e.InFlight(); e.Slots > 0 {
-		company = (company + math.Min(math.Max(1, float64(requests)), float64(e.Slots))) / 2
+	// What was there when it began, and what is when it ends.
+	usual := m.usual()
+	if w := e.load(now.UnixNano(), &usual); e.Slots > 0 {
+		company = (company + min(max(1, w.requests), float64(e.Slots))) / 2
 	}
-	e.learn(u, company, believed, now.UnixNano())
+	seen := e.learn(u, company, believed, now.UnixNano())
+	update(&m.speed, &seen, now.UnixNano())
 	m.learn(u)
 	p.metrics.cached.Add(float64(u.Cached))
 	p.metrics.prompt.Add(float64(u.Prompt))

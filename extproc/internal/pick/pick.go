@@ -34,7 +34,7 @@ func (r Reason) String() string {
 
 // A conversation stays if moving gains less than this: predictions are not that good.
 const (
-	stayShare = 0.05
+	stayShare = 0.2
 	stayMs    = 2
 )
 
@@ -286,7 +286,7 @@ const (
 // price predicts the request at the endpoint.
 func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	c := Candidate{Endpoint: e}
-	w, pace := e.load(now, &usual), e.pace(now)
+	w, pace := e.load(now, &usual), e.pace(now, &usual)
 	c.cached(q, pace.hit)
 	slots := float64(e.Slots)
 	if e.Slots == 0 {

@@ -157,6 +157,32 @@ func (x *Index) Answered(k session.Key, c *Cache, tokens, fresh uint32, now time
 	x.put(k, c, use{tokens: tokens, fresh: int64(fresh)}, x.clock(now))
 }
 
+// Tell records what an engine reports: that these beginnings were last used in the
+// generation gen of its cache. Those of no tokens are not there any more.
+func (x *Index) Tell(c *Cache, gen uint32, links []Link, now time.Time) {
+	c.Tell(gen)
+	clock := x.clock(now)
+	for _, l := range links {
+		if l.Tokens == 0 {
+			x.Drop(l.Key, c)
+			continue
+		}
+		x.told(l, c, gen, clock)
+	}
+}
+
+// told records one beginning that an engine reports.
+func (x *Index) told(l Link, c *Cache, gen uint32, clock int64) {
+	set := x.set(l.Key)
+	set.lock()
+	defer set.version.Add(1)
+	s := x.slot(set, l.Key, clock)
+	s.meta.Store(uint64(clock)<<childBits | s.meta.Load()&(1<<childBits-1))
+	if was, ok := s.place(c); !ok || !before(gen, was.Gen) {
+		s.remember(Place{Cache: c.id, Gen: gen & genMask, Tokens: l.Tokens})
+	}
+}
+
 // Name records under a client's name for a session that so many tokens are cached
 // at c, which other entries count.
 func (x *Index) Name(k session.Key, c *Cache, tokens uint32, now time.Time) {

@@ -25,6 +25,7 @@ type millrace struct {
 	pickers []*picker
 	owner   []int // by request: who chose
 	next    int
+	logs    []*log    // by engine: what it tells all of them
 	errors  []float64 // of predictions, as a share of what it took
 	moves   int
 }
@@ -48,6 +49,9 @@ type asked struct {
 
 func newMillrace(t *Trace, engines []Engine, pickers int) *millrace {
 	m := &millrace{owner: make([]int, len(t.Requests))}
+	for _, e := range engines {
+		m.logs = append(m.logs, &log{capacity: e.Cache})
+	}
 	for range pickers {
 		p := &picker{
 			Picker: pick.New(prometheus.NewRegistry()),
@@ -108,6 +112,7 @@ func (m *millrace) First(d *Done, ms float64) {
 	p := m.pickers[m.owner[d.ID]]
 	p.asked[d.ID].held.Begun()
 	p.report(d, clock(ms))
+	m.logs[d.Engine].add(p.asked[d.ID].chain)
 }
 
 // report takes in the load that comes with an answer.
@@ -135,12 +140,89 @@ func (m *millrace) Done(d *Done, ms float64) {
 	}
 	a.held.Release()
 	p.report(d, now)
+	if n := len(a.chain); n > 0 {
+		m.logs[d.Engine].add([]prefix.Link{{Key: a.chain[n-1].Key, Tokens: uint32(u.Prompt + u.Completion)}})
+	}
 }
 
 func (m *millrace) Told(loads []Load, ms float64) {
-	for _, p := range m.pickers {
-		for i, l := range loads {
-			p.model.Endpoints[i].Told(l.report(), clock(ms))
+	for i, l := range loads {
+		fresh, dropped := m.logs[i].changes()
+		for _, p := range m.pickers {
+			e := p.model.Endpoints[i]
+			e.Told(l.report(), clock(ms))
+			if len(m.pickers) == 1 {
+				continue // it has sent all of it
+			}
+			for _, s := range fresh {
+				p.index.Tell(e.KV, s.id, s.links, clock(ms))
+			}
+			if dropped > 0 {
+				e.KV.Dropped(dropped)
+			}
 		}
 	}
+}
+
+// log is what an engine tells of its cache: the beginnings of prompts in the order in
+// which they were used, in segments, as Millrace's engines do.
+type log struct {
+	capacity int
+	segments []segment
+	dropped  uint32
+}
+
+type segment struct {
+	id    uint32
+	links []prefix.Link
+}
+
+// perSegment is how many links a segment has.
+const perSegment = 256
+
+func (l *log) add(chain []prefix.Link) {
+	if n := len(l.segments); n == 0 || len(l.segments[n-1].links) >= perSegment {
+		l.segments = append(l.segments, segment{id: l.next()})
+	}
+	s := &l.segments[len(l.segments)-1]
+	s.links = append(s.links, chain...)
+}
+
+func (l *log) next() uint32 {
+	if n := len(l.segments); n > 0 {
+		return l.segments[n-1].id + 1
+	}
+	return 1
+}
+
+// changes returns what is new since it was last called, and the last segment that is
+// not cached any more.
+func (l *log) changes() (fresh []segment, dropped uint32) {
+	at := map[session.Key]bool{}
+	tokens := 0
+	for i := len(l.segments) - 1; i >= 0; i-- {
+		s := &l.segments[i]
+		from := uint32(0)
+		for _, k := range s.links {
+			own := k.Tokens - from
+			if k.Tokens < from {
+				own = k.Tokens
+			}
+			from = k.Tokens
+			if !at[k.Key] {
+				at[k.Key] = true
+				tokens += int(min(own, k.Tokens))
+			}
+		}
+		if tokens > l.capacity && i > 0 {
+			l.dropped = l.segments[i-1].id
+			l.segments = l.segments[i:]
+			break
+		}
+	}
+	n := len(l.segments)
+	for i := max(0, n-3); i < n; i++ {
+		fresh = append(fresh, l.segments[i])
+	}
+	return fresh, l.dropped
 }
