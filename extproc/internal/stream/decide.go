@@ -20,6 +20,9 @@ const (
 // decide chooses where the request goes. Without a decision and without an
 // error Envoy's own policy chooses.
 func (x *Exchange) decide(body []byte, whole bool, now time.Time) (*Decision, *openai.Error) {
+	if x.table == nil && x.head.Only != nil {
+		return nil, x.nobody("")
+	}
 	if x.table == nil {
 		x.core.metrics.open.Inc()
 		return nil, nil
@@ -34,6 +37,9 @@ func (x *Exchange) decide(body []byte, whole bool, now time.Time) (*Decision, *o
 	}
 	if blind {
 		x.guess(body)
+	}
+	if x.model == nil && x.head.Only != nil {
+		return nil, x.nobody("")
 	}
 	if x.model == nil {
 		x.core.metrics.open.Inc()
@@ -83,11 +89,11 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 	}
 	d.Retries = most - 1
 	err := x.core.picker.Pick(&pick.Query{
-		Model: m, Prompt: d.PromptTokens, Output: d.OutputTokens, Found: &x.found, Blind: blind, Most: most, Now: now,
+		Model: m, Prompt: d.PromptTokens, Output: d.OutputTokens, Found: &x.found, Blind: blind, Only: x.head.Only, Most: most, Now: now,
 	}, &x.choice)
 	if err != nil {
 		x.model = nil
-		return nil, openai.NotReady(m.Name)
+		return nil, x.nobody(m.Name)
 	}
 	first := &x.choice.List[0]
 	x.held = first.Reserve(d.PromptTokens-first.Cached+d.OutputTokens, now)
