@@ -54,6 +54,8 @@ type Query struct {
 	// Blind is whether the request's body cannot be seen, or means nothing to
 	// us: Prompt and Output are guesses.
 	Blind bool
+	// Only is the endpoints that may be named.
+	Only Subset
 	// Most is how many hosts to name, 1 to MaxCandidates.
 	Most int
 	Now  time.Time
@@ -151,7 +153,7 @@ func (p *Picker) Pick(q *Query, c *Choice) error {
 // time, so that equals take turns.
 func (c *Choice) search(q *Query, now int64, turn int) (n, tier int, home Candidate) {
 	usual := q.Model.usual()
-	if x := q.Model.index(usual, now); x != nil {
+	if x := q.Model.index(usual, now); x != nil && q.Only == nil {
 		if n, home = c.searchIndex(x, q, usual, now, turn); n > 0 {
 			return n, tierReady, home
 		}
@@ -165,7 +167,7 @@ func (c *Choice) walk(q *Query, usual usual, now int64, turn int) (n, tier int, 
 	for i := range es {
 		e := es[(i+turn)%len(es)]
 		t := e.tier(now)
-		if t < tier || t == tierNone {
+		if t < tier || t == tierNone || !q.Only.allows(e.Address) {
 			continue
 		}
 		if t > tier {

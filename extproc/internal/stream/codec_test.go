@@ -59,7 +59,7 @@ func split(b []byte) mem.BufferSlice {
 const (
 	duplexHeaders = 3
 	wholeBody     = 5
-	answerHeaders = 8
+	answerHeaders = 12
 )
 
 // requests are messages as Envoy sends them, and some that it doesn't.
@@ -82,6 +82,13 @@ func requests() []*extproc.ProcessingRequest {
 	odd := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
 		lbNamespace: {Fields: map[string]*structpb.Value{servedKey: structpb.NewBoolValue(true)}},
 	}}
+	text := structpb.NewStringValue
+	hint := func(v *structpb.Value) *core.Metadata {
+		return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
+			lbNamespace: {}, subsetNamespace: {Fields: map[string]*structpb.Value{"a": text("b"), subsetKey: v}},
+		}}
+	}
+	list := structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{text("10.0.0.2:80"), structpb.NewNumberValue(3), text("[::1]"), text("10.0.0.1:80, 10.0.0.3")}})
 	head := hs(":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json", "content-length", "12",
 		"cookie", "a=b", "cookie", "c=d", "x-session-id", "s1", "x-millrace-priority", "critical", "x-gateway-x", "1", "x-millrace-y", "2",
 		retriesHeader, "3", "content-encoding", "identity", "content-length", "x", "", "")
@@ -94,6 +101,10 @@ func requests() []*extproc.ProcessingRequest {
 		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: head}}, ProtocolConfig: duplex},
 		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: head}}, ProtocolConfig: &extproc.ProtocolConfiguration{}},
 		{Request: &extproc.ProcessingRequest_RequestBody{RequestBody: &extproc.HttpBody{Body: []byte(hello), EndOfStream: true}}},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{}, MetadataContext: hint(list)},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{}, MetadataContext: hint(text("10.0.0.1:80,,"))},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{}, MetadataContext: hint(structpb.NewListValue(&structpb.ListValue{}))},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{}, MetadataContext: hint(structpb.NewNumberValue(1))},
 		{Request: &extproc.ProcessingRequest_RequestBody{RequestBody: &extproc.HttpBody{Body: make([]byte, 5000)}}, ObservabilityMode: true},
 		{Request: &extproc.ProcessingRequest_RequestTrailers{RequestTrailers: &extproc.HttpTrailers{Trailers: head}}},
 		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: served},

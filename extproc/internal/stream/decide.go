@@ -20,6 +20,9 @@ const (
 // decide chooses where the request goes. Without a decision and without an
 // error Envoy's own policy chooses.
 func (x *Exchange) decide(body []byte, whole bool, now time.Time) (*Decision, *openai.Error) {
+	if x.table == nil && x.head.Only != nil {
+		return nil, x.nobody("")
+	}
 	if x.table == nil {
 		x.core.metrics.open.Inc()
 		return nil, nil
@@ -38,6 +41,9 @@ func (x *Exchange) decide(body []byte, whole bool, now time.Time) (*Decision, *o
 	}
 	if blind {
 		x.guess(body, now)
+	}
+	if x.model == nil && x.head.Only != nil {
+		return nil, x.nobody("")
 	}
 	if x.model == nil {
 		x.core.metrics.open.Inc()
@@ -96,10 +102,12 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 		most = policy.Sheddable
 	}
 	d.Retries = most - 1
-	q := pick.Query{Model: m, Prompt: d.PromptTokens, Output: d.OutputTokens, Found: &x.found, Blind: blind, Most: most, Now: now}
+	q := pick.Query{
+		Model: m, Prompt: d.PromptTokens, Output: d.OutputTokens, Found: &x.found, Blind: blind, Only: x.head.Only, Most: most, Now: now,
+	}
 	if err := x.core.picker.Pick(&q, &x.choice); err != nil {
 		x.model = nil
-		return nil, openai.NotReady(m.Name)
+		return nil, x.nobody(m.Name)
 	}
 	x.pin()
 	first := &x.choice.List[0]

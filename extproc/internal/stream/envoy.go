@@ -39,6 +39,7 @@ type inbound struct {
 	modes    [2]Mode // of the request's and the answer's body
 	said     bool    // whether Envoy said modes; one too old to say is taken to buffer
 	served   string
+	subset   subset
 	hold     mem.Buffer // what Body lies in; nil: Body is empty
 }
 
@@ -50,6 +51,7 @@ func (in *inbound) reset() {
 	}
 	in.Event = Event{}
 	in.known, in.observed, in.served = false, false, ""
+	in.subset = subset{}
 	in.modes, in.said = [2]Mode{}, false
 }
 
@@ -89,6 +91,7 @@ func (in *inbound) read(b []byte) error {
 	switch {
 	case !in.known:
 	case in.Kind == RequestHeaders:
+		in.Request.Only = in.subset.only()
 		in.Request.Mode, in.Request.AnswerMode = in.modes[0], in.modes[1]
 		if !in.said {
 			in.Request.Mode = Buffered
@@ -292,9 +295,18 @@ func mode(m filter.ProcessingMode_BodySendMode) Mode {
 	}
 }
 
-// metadata looks in Envoy's dynamic metadata for the host that override_host
-// says it chose.
+// metadata looks in Envoy's dynamic metadata for the endpoints that may be named,
+// and for the host that override_host says it chose.
 func (in *inbound) metadata(b []byte) error {
+	err := eachEntry(b, subsetNamespace, func(first bool, hint []byte) error {
+		if first {
+			in.subset = subset{}
+		}
+		return eachEntry(hint, subsetKey, in.subset.value)
+	})
+	if err != nil {
+		return err
+	}
 	return eachEntry(b, lbNamespace, func(first bool, lb []byte) error {
 		if first {
 			in.served = ""
@@ -303,7 +315,9 @@ func (in *inbound) metadata(b []byte) error {
 			if first {
 				in.served = ""
 			}
-			return in.host(value)
+			var err error
+			in.served, err = textValue(in.served, value)
+			return err
 		})
 	})
 }
@@ -314,21 +328,28 @@ var valueTypes = [...]protowire.Type{
 	5: protowire.BytesType, 6: protowire.BytesType,
 }
 
-// host reads a structpb.Value.
-func (in *inbound) host(b []byte) error {
+// Fields of structpb.Value.
+const (
+	valueText = 3
+	valueList = 6
+)
+
+// textValue reads a structpb.Value that adds to an earlier one, and returns its
+// text; empty: it is of another kind.
+func textValue(text string, b []byte) (string, error) {
 	r := reader{b: b}
 	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
 		switch {
 		case int(num) >= len(valueTypes) || typ != valueTypes[num]:
 			r.skip(num, typ)
-		case num == 3:
-			in.served = string(r.bytes())
+		case num == valueText:
+			text = string(r.bytes())
 		default:
-			in.served = "" // another kind of value
+			text = ""
 			r.skip(num, typ)
 		}
 	}
-	return r.err
+	return text, r.err
 }
 
 // eachEntry calls f for the value of each entry with the key in the map that is

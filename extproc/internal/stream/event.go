@@ -77,6 +77,8 @@ type RequestHead struct {
 	Priority string
 	// Forbidden names the routing headers that the client sent: they must not go on.
 	Forbidden []string
+	// Only is the endpoints that the gateway allows.
+	Only pick.Subset
 	// Mode is how the request's body comes, AnswerMode how the answer's does.
 	Mode, AnswerMode Mode
 }

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,6 +24,7 @@ func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) boo
 		ev.Kind, ev.End = RequestHeaders, r.RequestHeaders.GetEndOfStream()
 		readRequest(r.RequestHeaders.GetHeaders(), policy, &ev.Request)
 		readModes(m.GetProtocolConfig(), &ev.Request)
+		ev.Request.Only = allowed(m.GetMetadataContext())
 	case *extproc.ProcessingRequest_RequestBody:
 		ev.Kind, ev.End, ev.Body = RequestBody, r.RequestBody.GetEndOfStream(), r.RequestBody.GetBody()
 	case *extproc.ProcessingRequest_RequestTrailers:
@@ -117,6 +119,30 @@ func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
 // served returns the host that override_host says it chose.
 func served(m *core.Metadata) string {
 	return m.GetFilterMetadata()[lbNamespace].GetFields()[servedKey].GetStringValue()
+}
+
+// allowed returns the endpoints that the gateway allows.
+func allowed(m *core.Metadata) pick.Subset {
+	v, ok := m.GetFilterMetadata()[subsetNamespace].GetFields()[subsetKey]
+	if !ok {
+		return nil
+	}
+	texts := []string{v.GetStringValue()}
+	for _, e := range v.GetListValue().GetValues() {
+		texts = append(texts, e.GetStringValue())
+	}
+	only := pick.Subset{}
+	for _, host := range strings.Split(strings.Join(texts, ","), ",") {
+		host = strings.TrimSpace(host)
+		if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+			host = host[1 : len(host)-1]
+		}
+		if host != "" {
+			only = append(only, host)
+		}
+	}
+	slices.Sort(only)
+	return slices.Compact(only)
 }
 
 // Replies that say nothing but: go on. Shared, never changed.
