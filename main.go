@@ -142,7 +142,11 @@ func up(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if *only {
-		return mesh.Check(o)
+		if err := mesh.Check(o); err != nil {
+			return err
+		}
+		fmt.Fprintln(std.out, "millrace: flags and configuration are in order")
+		return nil
 	}
 	if err := mesh.Up(ctx, o); err != nil {
 		return fmt.Errorf("up: %w", err)

@@ -56,7 +56,7 @@ func TestHelp(t *testing.T) {
 }
 
 func TestUpCheckStartsNothing(t *testing.T) {
-	if out, err := call(t, "up", "-check"); err != nil || out != "" {
+	if out, err := call(t, "up", "-check"); err != nil || out != "millrace: flags and configuration are in order\n" {
 		t.Errorf("up -check: %q, %v", out, err)
 	}
 }

@@ -44,6 +44,10 @@ spec:
 		{"port in use", []string{"-listen", ln.Addr().String()}, nil, exitInUse, []string{ln.Addr().String(), "in use"}},
 		{"cache is not writable", []string{"-cache", filepath.Join(file, "cache")}, nil, exitSetup, []string{file, "-cache"}},
 		{"missing model", []string{"-model", filepath.Join(tmp, "none.gguf")}, nil, exitSetup, []string{"none.gguf"}},
+		{"model that was cut", []string{"-model", cutModel(t)}, nil, exitSetup, []string{"cut.gguf", "the file is cut off", "-model"}},
+		{"weights that were cut", []string{"-config", write(t, filepath.Join(tmp, "cut.yaml"), strings.Replace(modelOf, "PATH", cutModel(t), 1))},
+			nil, exitConfig, []string{"model smollm2: weights: ", "the file is cut off", "spec.weights"}},
+		{"Envoy that is none", []string{"-envoy", "/bin/true"}, nil, exitSetup, []string{"/bin/true: not an Envoy", "-envoy"}},
 		{"hash mismatch", []string{"-cache", alteredCache(t)}, nil, exitSetup, []string{".gguf", "sha256", "remove"}},
 		{"no python", nil, []string{"PATH=" + tmp}, exitSetup, []string{"python3", "install"}},
 		{"bad YAML", []string{"-config", bad}, nil, exitConfig, []string{"bad.yaml:5: spec.backend.slots: 0", "spec.backend.kind", "bad.yaml:6: spec.colour"}},
@@ -96,6 +100,22 @@ func write(t *testing.T, path, text string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+const modelOf = `apiVersion: millrace.dev/v1alpha1
+kind: Model
+metadata: {name: smollm2}
+spec: {weights: PATH}
+`
+
+// cutModel returns a copy of the model that lacks its last byte.
+func cutModel(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(cache(), "models", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+	if err != nil {
+		t.Fatalf("%v; run `make setup` first", err)
+	}
+	return write(t, filepath.Join(t.TempDir(), "cut.gguf"), string(b[:len(b)-1]))
 }
 
 // alteredCache returns a cache like the real one, but for one byte of the model.

@@ -53,6 +53,7 @@ func TestBadFlags(t *testing.T) {
 		{"bad names and addresses, all at once", []string{"-node", "Node A", "-http", "x"}, exitUsage,
 			`-node: "Node A"; must be a name of a-z, 0-9 and -`},
 		{"address without a port", flags(t, "-http", "x"), exitUsage, `-http: "x"; must be ip:port`},
+		{"a port that is none", flags(t, "-check", "-metrics", "127.0.0.1:99999"), exitUsage, `-metrics: "127.0.0.1:99999"; must be ip:port`},
 		{"an argument", flags(t, "x"), exitUsage, `argument "x"`},
 		{"bad tracing target", flags(t, "-traces", "http://x"), exitUsage, "must be otlp://host:port"},
 		{"no runtime", flags(t, "-runtime", "/nowhere"), exitSetUp, "/nowhere/xllamacpp/__init__.py"},

@@ -159,13 +159,16 @@ func (o options) validate(rest []string) error {
 	if !nodeName.MatchString(o.report.Node) {
 		fault(`-node: %q; must be 1 to 63 lower-case letters, digits or "-"`, o.report.Node)
 	}
-	for _, a := range []struct{ name, addr string }{{"-engine", o.report.Engine}, {"-xds", o.report.XDS}, {"-metrics", o.metrics}} {
+	for _, a := range []struct{ name, addr string }{{"-engine", o.report.Engine}, {"-xds", o.report.XDS}} {
 		if a.addr == "" && o.check {
 			continue // what is read does not depend on it
 		}
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
 			fault("%s: %q; must be ip:port", a.name, a.addr)
 		}
+	}
+	if _, err := net.ResolveTCPAddr("tcp", o.metrics); err != nil || o.metrics == "" {
+		fault("-metrics: %q; must be ip:port", o.metrics)
 	}
 	if len(o.report.Zone) > 63 {
 		fault("-zone: %d bytes; must be ≤ 63", len(o.report.Zone))

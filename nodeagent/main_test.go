@@ -173,14 +173,14 @@ func TestReadyzNamesWhatIsAway(t *testing.T) {
 }
 
 func TestBadFlagsAllAtOnce(t *testing.T) {
-	err := run(t.Context(), []string{"-node", "A_b", "-engine", "x", "-capacity", "-1", "-interval", "1ms", "-timeout", "1ms",
+	err := run(t.Context(), []string{"-node", "A_b", "-engine", "x", "-metrics", "127.0.0.1:99999", "-capacity", "-1", "-interval", "1ms", "-timeout", "1ms",
 		"-zone", strings.Repeat("z", 64), "extra"}, io.Discard)
 	if err == nil || exitCode(err) != exitUsage {
 		t.Fatalf("run() = %v, exit status %d", err, exitCode(err))
 	}
 	for _, want := range []string{
 		`["extra"]; no arguments are expected`, `-node: "A_b"; must be 1 to 63 lower-case letters, digits or "-"`,
-		`-engine: "x"; must be ip:port`, `-xds: ""; must be ip:port`, "-capacity: -1; must be ≥ 0", "-interval: 1ms; must be ≥ 50ms",
+		`-engine: "x"; must be ip:port`, `-metrics: "127.0.0.1:99999"; must be ip:port`, `-xds: ""; must be ip:port`, "-capacity: -1; must be ≥ 0", "-interval: 1ms; must be ≥ 50ms",
 		"-timeout: 1ms; must be ≥ 200ms", "-zone: 64 bytes; must be ≤ 63",
 	} {
 		if !strings.Contains(err.Error(), want) {

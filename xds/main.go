@@ -99,6 +99,11 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	if fs.NArg() > 0 {
 		return nil, &usageError{fmt.Errorf("argument %q; there must be only flags", fs.Arg(0))}
 	}
+	for _, f := range []struct{ name, addr string }{{"listen", o.listen}, {"metrics", o.metrics}} {
+		if _, err := net.ResolveTCPAddr("tcp", f.addr); err != nil || f.addr == "" {
+			return nil, &usageError{fmt.Errorf("-%s: %q; must be ip:port", f.name, f.addr)}
+		}
+	}
 	if extproc != "" {
 		o.settings.ExtProc = strings.Split(extproc, ",")
 	}

@@ -49,6 +49,8 @@ func TestFaultsHaveAnExitCode(t *testing.T) {
 	}{
 		{name: "unknown flag", args: []string{"-nothing"}, want: "-nothing", code: 2},
 		{name: "argument", args: []string{"word"}, want: `argument "word"`, code: 2},
+		{name: "bad address", args: []string{"-check", "-listen", "x"}, want: `-listen: "x"; must be ip:port`, code: 2},
+		{name: "bad port", args: []string{"-check", "-metrics", "127.0.0.1:99999"}, want: `-metrics: "127.0.0.1:99999"; must be ip:port`, code: 2},
 		{name: "bad gateway", args: []string{"-check", "-gateway", "x"}, want: "gateway: address x", code: 2},
 		{name: "bad target", args: []string{"-check", "-traces", "x"}, want: "must be otlp://", code: 2},
 		{name: "bad file", args: []string{"-check", "-config", write(t, "bad.yaml", "kind: Nothing")}, want: "bad.yaml:1: kind", code: 3},

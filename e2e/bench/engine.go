@@ -121,7 +121,7 @@ func engine(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	for _, clients := range []int{1, 4} {
+	for _, clients := range []int{1, 4, 8} {
 		if err := b.through(ctx, p, clients); err != nil {
 			return err
 		}

@@ -130,6 +130,16 @@ func TestRunFindsWhatIsWrong(t *testing.T) {
 			fails: true,
 		},
 		{
+			name: "an Envoy that is none",
+			change: func(t *testing.T, o *Options) {
+				if err := os.WriteFile(o.Setup.Envoy, []byte("#!/bin/sh\n"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			},
+			want:  []string{"FAIL", "Envoy", `says "" of its version: not an Envoy`, "→ point -envoy"},
+			fails: true,
+		},
+		{
 			name:   "an address in use",
 			change: func(_ *testing.T, o *Options) { o.Listen = taken.Addr().String() },
 			want:   []string{"FAIL", "address", "in use", "→ choose another one with -listen"},

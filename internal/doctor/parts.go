@@ -89,9 +89,17 @@ func (p parts) disk() finding {
 
 func (p parts) envoy(ctx context.Context) finding {
 	f := p.runs(ctx, "Envoy", p.paths.Envoy, "--version")
-	if _, version, found := strings.Cut(f.found, "version: "); found {
-		f.found = version // without the program's path before it
+	if f.verdict != ok {
+		return f
 	}
+	_, version, found := strings.Cut(f.found, setup.VersionMark)
+	if !found {
+		return finding{
+			verdict: fail, what: f.what, found: fmt.Sprintf("%s says %.80q of its version: not an Envoy", p.paths.Envoy, f.found),
+			next: "point -envoy at an Envoy, or leave it out: set-up then fetches the pinned one",
+		}
+	}
+	f.found = version // without the program's path before it
 	return f
 }
 

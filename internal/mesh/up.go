@@ -17,6 +17,7 @@ import (
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
+	"millrace.dev/millrace/internal/weights"
 )
 
 // Up runs a mesh until ctx ends. It returns nil when it stopped because of ctx.
@@ -135,16 +136,17 @@ func loadFor(path string, nodes int) (config.File, error) {
 	return file, errors.Join(checkRoom(file, nodes), checkWeights(file))
 }
 
-// checkWeights finds weights that are not there before a backend does.
+// checkWeights finds weights that are not there, or not all of them, before a
+// backend does.
 func checkWeights(f config.File) error {
 	for _, m := range f.Models {
 		if m.Spec.Weights == "" {
 			continue
 		}
-		if _, err := os.Stat(m.Spec.Weights); err != nil {
+		if err := weights.Check(m.Spec.Weights); err != nil {
 			return &obs.Hint{
 				Err:  fmt.Errorf("model %s: weights: %w", m.Metadata.Name, err),
-				Next: "set spec.weights to an existing GGUF file; only the model " + config.DefaultModel + " may leave it out",
+				Next: "set spec.weights to a whole GGUF file, or fetch that one again; only the model " + config.DefaultModel + " may leave it out",
 			}
 		}
 	}

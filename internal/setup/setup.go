@@ -7,15 +7,20 @@
 package setup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"millrace.dev/millrace/internal/weights"
 )
 
 // Options say where the cache is and what the user brings along.
@@ -52,6 +57,9 @@ type Paths struct {
 // Each error that a person can do something about is an obs.Hint.
 func Ensure(ctx context.Context, o Options) (Paths, error) {
 	o, err := o.complete()
+	if err == nil && o.Envoy != "" {
+		err = isEnvoy(ctx, o.Envoy)
+	}
 	if err == nil {
 		err = ensure(ctx, o.Cache, o.parts(), o.Out)
 	}
@@ -172,7 +180,7 @@ func (o Options) complete() (Options, error) {
 		{"envoy", &o.Envoy, executable},
 		{"llama-server", &o.LlamaServer, executable},
 		{"rpc-server", &o.RPCServer, executable},
-		{"model", &o.Model, gguf},
+		{"model", &o.Model, weights.Check},
 	} {
 		if *f.path == "" {
 			continue
@@ -183,7 +191,7 @@ func (o Options) complete() (Options, error) {
 		}
 		if err := f.check(abs); err != nil {
 			return o, hint(fmt.Errorf("-%s: %w", f.flag, err),
-				"point -"+f.flag+" at an existing file, or leave it out: set-up then fetches the pinned one")
+				"point -"+f.flag+" at an existing file, whole, or leave it out: set-up then fetches the pinned one")
 		}
 		*f.path = abs
 	}
@@ -216,16 +224,25 @@ func executable(path string) error {
 	return nil
 }
 
-// gguf says why path isn't a model file.
-func gguf(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
+// VersionMark stands before the version in what `envoy --version` prints.
+const VersionMark = "version: "
+
+// versionLimit bounds how long a program may take to tell its version.
+const versionLimit = 10 * time.Second
+
+// isEnvoy asks the user's own Envoy for its version, and says why it is none.
+func isEnvoy(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, versionLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.WaitDelay = time.Second
+	said, err := cmd.Output()
+	if err == nil && !bytes.Contains(said, []byte(VersionMark)) {
+		err = fmt.Errorf("says %.80q of its version", bytes.TrimSpace(said))
 	}
-	defer f.Close()
-	magic := make([]byte, 4)
-	if _, err := io.ReadFull(f, magic); err != nil || string(magic) != "GGUF" {
-		return fmt.Errorf("%s: not a GGUF file", path)
+	if err != nil {
+		return hint(fmt.Errorf("-envoy: %s: not an Envoy: %w", path, err),
+			"point -envoy at an Envoy, or leave it out: set-up then fetches the pinned one")
 	}
 	return nil
 }

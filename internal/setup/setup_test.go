@@ -311,7 +311,9 @@ func TestEnsureWithTheUsersOwnParts(t *testing.T) {
 		}
 		return file
 	}
-	program, model := own("envoy", "", 0o755), own("own.gguf", "GGUF…", 0o644)
+	program := own("envoy", "#!/bin/sh\necho $0 version: 1/1.40.0\n", 0o755)
+	// No entries, no tensors: the smallest whole file.
+	model := own("own.gguf", "GGUF\x03\x00\x00\x00"+strings.Repeat("\x00", 16), 0o644)
 	text := own("notes.txt", "hello", 0o644)
 	tests := []struct {
 		name string
@@ -334,6 +336,21 @@ func TestEnsureWithTheUsersOwnParts(t *testing.T) {
 			name: "model that is none",
 			o:    Options{Model: text},
 			want: "set-up: -model: " + text + ": not a GGUF file",
+		},
+		{
+			name: "Envoy that is none",
+			o:    Options{Envoy: own("true", "#!/bin/sh\necho hello\n", 0o755)},
+			want: "set-up: -envoy: " + dir + `/true: not an Envoy: says "hello" of its version`,
+		},
+		{
+			name: "Envoy that fails",
+			o:    Options{Envoy: own("false", "#!/bin/sh\nexit 1\n", 0o755)},
+			want: "set-up: -envoy: " + dir + "/false: not an Envoy: exit status 1",
+		},
+		{
+			name: "model that was cut",
+			o:    Options{Model: own("cut.gguf", "GGUF\x03\x00\x00\x00", 0o644)},
+			want: "set-up: -model: " + dir + "/cut.gguf: it ends in the middle of its header",
 		},
 		{
 			name: "program that can't be run",

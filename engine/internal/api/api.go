@@ -47,11 +47,13 @@ type operation struct {
 	content string
 	// limits are the fields that bound the output, the first one set counts.
 	limits []string
+	// whole is whether a unary answer can be put together from a stream.
+	whole bool
 }
 
 var operations = []operation{
-	{path: "/chat/completions", content: "messages", limits: []string{"max_completion_tokens", "max_tokens"}},
-	{path: "/completions", content: "prompt", limits: []string{"max_tokens"}},
+	{path: "/chat/completions", content: "messages", limits: []string{"max_completion_tokens", "max_tokens"}, whole: true},
+	{path: "/completions", content: "prompt", limits: []string{"max_tokens"}, whole: true},
 	{path: "/embeddings", content: "input"},
 	{path: "/responses", content: "input", limits: []string{"max_output_tokens"}},
 }

@@ -102,22 +102,24 @@ func (g *rig) post(t *testing.T, path, body string) (*http.Response, string) {
 }
 
 const (
-	chat    = `{"model":"smollm2","messages":[{"role":"user","content":"hi"}]}`
-	timings = `"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":96.5,"predicted_n":48,"predicted_ms":670.25}`
-	cost    = "prompt=39,cached=24,completion=48,prefill_ms=96.5,decode_ms=670.2"
+	chat = `{"model":"smollm2","messages":[{"role":"user","content":"hi"}]}`
+	// twoChats is answered by no stream, whatever a stream may hold.
+	twoChats = `{"model":"smollm2","n":2,"messages":[{"role":"user","content":"hi"}]}`
+	timings  = `"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":96.5,"predicted_n":48,"predicted_ms":670.25}`
+	cost     = "prompt=39,cached=24,completion=48,prefill_ms=96.5,decode_ms=670.2"
 )
 
 func TestUnary(t *testing.T) {
 	const answer = `{"choices":[{"message":{"content":"Hello"}}],` + timings + `}`
 	g := newRig(t, func(w http.ResponseWriter, r *http.Request) {
-		if b, _ := io.ReadAll(r.Body); string(b) != chat || r.URL.Path != "/v1/chat/completions" {
+		if b, _ := io.ReadAll(r.Body); string(b) != twoChats || r.URL.Path != "/v1/chat/completions" {
 			t.Errorf("the backend got %s %s", r.URL.Path, b)
 		}
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
 		_, _ = io.WriteString(w, answer)
 	})
 	for _, path := range []string{"/v1/chat/completions", "/chat/completions"} {
-		resp, body := g.post(t, path, chat)
+		resp, body := g.post(t, path, twoChats)
 		if resp.StatusCode != http.StatusOK || body != answer {
 			t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
 		}

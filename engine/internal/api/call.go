@@ -140,6 +140,9 @@ func (c *call) ended(ctx context.Context, err error) *apiError {
 func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiError {
 	ctx, span := c.cfg.Tracer.Start(ctx, "backend", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
+	if c.req.whole {
+		body = llamacpp.AsStream(body)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+c.cfg.Backend+"/v1"+c.op.path, bytes.NewReader(body))
 	if err != nil {
 		return backendLost(err.Error())
@@ -149,7 +152,7 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 	// backend closed an idle one at that moment.
 	req.Header["Idempotency-Key"] = []string{}
 	// It closes the connection after a stream, whatever it says in the headers.
-	req.Close = c.req.stream
+	req.Close = c.req.stream || c.req.whole
 	obs.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	resp, err := c.cfg.Transport.RoundTrip(req)
 	if err != nil {
@@ -158,7 +161,12 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 	}
 	defer resp.Body.Close()
 	c.begun = time.Now()
-	if resp.StatusCode == http.StatusOK && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+	switch events := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"); {
+	case resp.StatusCode != http.StatusOK:
+		return c.refused(ctx, resp)
+	case events && c.req.whole:
+		return c.assemble(ctx, resp.Body)
+	case events:
 		lost()
 		c.stream(resp.Body)
 		return nil
@@ -169,28 +177,35 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 // maxErrorBody bounds what is read of an error, in bytes.
 const maxErrorBody = 64 << 10
 
-// unary reads the answer whole: its usage goes into a header.
-func (c *call) unary(ctx context.Context, resp *http.Response) *apiError {
-	if resp.StatusCode != http.StatusOK {
-		body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-		if err != nil {
-			return c.ended(ctx, err)
-		}
-		return fromBackend(resp.StatusCode, body)
+// refused passes the backend's own refusal on.
+func (c *call) refused(ctx context.Context, resp *http.Response) *apiError {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	if err != nil {
+		return c.ended(ctx, err)
 	}
+	return fromBackend(resp.StatusCode, body)
+}
+
+// unary reads the answer whole.
+func (c *call) unary(ctx context.Context, resp *http.Response) *apiError {
 	body, err := readAll(resp.Body, resp.ContentLength)
 	if err != nil {
 		return c.ended(ctx, err)
 	}
+	c.reply(resp.Header.Get("Content-Type"), body)
+	return nil
+}
+
+// reply sends a whole answer: its usage goes into a header.
+func (c *call) reply(kind string, body []byte) {
 	c.usage, _ = llamacpp.ParseUsage(body)
 	c.ticket.Release()
 	c.account(time.Now())
 	h := c.w.Header()
-	h.Set("Content-Type", resp.Header.Get("Content-Type"))
+	h.Set("Content-Type", kind)
 	h[headerUsage] = []string{formatUsage(c.usage)}
 	h[headerLoad] = []string{c.load()}
 	_, _ = c.w.Write(body)
-	return nil
 }
 
 // account counts a request that was answered to its end.

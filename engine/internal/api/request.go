@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"millrace.dev/millrace/engine/internal/llamacpp"
 )
 
 // readFor bounds how long a client may take to send a body.
@@ -24,6 +26,9 @@ type request struct {
 	stream bool
 	// limit is the largest number of tokens to generate; 0: not said.
 	limit int64
+	// whole is whether the backend is to stream an answer that the client gets
+	// whole.
+	whole bool
 }
 
 // readBody reads a JSON body of at most limit bytes.
@@ -58,7 +63,7 @@ func readAll(r io.Reader, size int64) ([]byte, error) {
 	if size < 0 {
 		return io.ReadAll(r)
 	}
-	b := make([]byte, size)
+	b := make([]byte, size, size+int64(llamacpp.StreamRoom))
 	_, err := io.ReadFull(r, b)
 	return b, err
 }
@@ -83,6 +88,7 @@ func parse(op operation, body []byte) (request, *apiError) {
 	if err := q.read(op, fields); err != nil {
 		return q, err
 	}
+	q.whole = op.whole && !q.stream && llamacpp.Streamable(fields)
 	return q, checkContent(op, fields[op.content])
 }
 

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
-	"time"
 )
 
 // maxPage bounds a page, in bytes: engines show some tens of kilobytes.
@@ -28,23 +27,31 @@ type StatusError int
 func (e StatusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
 
 // Client fetches pages. It keeps a connection to each server open.
-type Client struct{ transport *http.Transport }
+type Client struct {
+	plain lines           // for http
+	tls   *http.Transport // for https
+}
 
 // NewClient returns a client. It uses no proxy: engines are near.
 func NewClient() *Client {
-	return &Client{&http.Transport{
-		DialContext:         (&net.Dialer{KeepAlive: time.Minute}).DialContext,
-		DisableCompression:  true, // unpacking costs more than reading
-		MaxIdleConnsPerHost: 1,
-		// Longer than the longest pause between two fetches.
-		IdleConnTimeout: time.Minute,
-		ReadBufferSize:  4 << 10,
-		WriteBufferSize: 1 << 10,
-	}}
+	return &Client{
+		plain: lines{idle: map[string]*line{}},
+		tls: &http.Transport{
+			DialContext:         dialer.DialContext,
+			DisableCompression:  true, // unpacking costs more than reading
+			MaxIdleConnsPerHost: 1,
+			IdleConnTimeout:     idleLimit,
+			ReadBufferSize:      readBuffer,
+			WriteBufferSize:     1 << 10,
+		},
+	}
 }
 
 // Close closes the connections.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.plain.close()
+	c.tls.CloseIdleConnections()
+}
 
 // NewRequest returns a request for Get, which can be used again and again.
 func NewRequest(address string) (*http.Request, error) {
@@ -61,19 +68,31 @@ func NewRequest(address string) (*http.Request, error) {
 // Get reads the page into buf and returns it, with the buffer to be used next. The
 // error is ErrSilent, ErrGone, a StatusError, or one of reading the answer.
 func (c *Client) Get(ctx context.Context, r *http.Request, buf []byte) ([]byte, error) {
-	resp, err := c.transport.RoundTrip(r.WithContext(ctx))
-	if err != nil {
-		return buf[:0], kind(ctx, err)
+	var status int
+	var err error
+	if r.URL.Scheme == "http" {
+		status, buf, err = c.plain.get(ctx, r, buf[:0])
+	} else {
+		status, buf, err = c.secret(ctx, r, buf[:0])
 	}
-	defer resp.Body.Close()
-	buf, err = readAll(resp.Body, buf[:0])
 	switch {
 	case err != nil:
 		return buf[:0], kind(ctx, err)
-	case resp.StatusCode != http.StatusOK:
-		return buf[:0], StatusError(resp.StatusCode)
+	case status != http.StatusOK:
+		return buf[:0], StatusError(status)
 	}
 	return buf, nil
+}
+
+// secret fetches over TLS.
+func (c *Client) secret(ctx context.Context, r *http.Request, buf []byte) (int, []byte, error) {
+	resp, err := c.tls.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		return 0, buf, err
+	}
+	defer resp.Body.Close()
+	buf, err = readAll(resp.Body, buf)
+	return resp.StatusCode, buf, err
 }
 
 // readAll is io.ReadAll into a buffer that there is already, with a bound.

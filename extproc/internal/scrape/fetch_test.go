@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -69,6 +70,75 @@ func TestGet(t *testing.T) {
 	if _, err := c.Get(t.Context(), request(t, "http://"+ln.Addr().String()), nil); !errors.Is(err, ErrGone) {
 		t.Errorf("nobody listens: %v", err)
 	}
+}
+
+// TestGetOverAConnectionThatWasClosed has the server close what it said it would
+// keep: the next page comes over a new connection. A cut answer is no such case.
+func TestGetOverAConnectionThatWasClosed(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	answers := make(chan string)
+	go func() {
+		for answer := range answers {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 4<<10))
+			_, _ = conn.Write([]byte(answer))
+			conn.Close()
+		}
+	}()
+	defer close(answers)
+	c := NewClient()
+	defer c.Close()
+	r := request(t, "http://"+ln.Addr().String()+"/metrics")
+	for range 3 {
+		answers <- "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+		if b, err := c.Get(t.Context(), r, nil); err != nil || string(b) != "ok" {
+			t.Fatalf("%q, %v", b, err)
+		}
+	}
+	answers <- "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut"
+	if _, err := c.Get(t.Context(), r, nil); !errors.Is(err, ErrGone) {
+		t.Errorf("cut: %v", err)
+	}
+}
+
+func TestGetGivesUpWithItsContext(t *testing.T) {
+	asked, end := make(chan struct{}), make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { close(asked); <-end }))
+	defer s.Close()
+	defer close(end)
+	c := NewClient()
+	defer c.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-asked; cancel() }()
+	if _, err := c.Get(ctx, request(t, s.URL), nil); err == nil {
+		t.Error("no error")
+	}
+}
+
+// TestLinesAreKeptForAWhile closes connections to servers that nobody asks any more.
+func TestLinesAreKeptForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := lines{idle: map[string]*line{}}
+		gone, other := net.Pipe()
+		defer other.Close()
+		l.put("old:1", &line{conn: gone})
+		time.Sleep(idleLimit + time.Second)
+		l.put("new:1", &line{conn: other})
+		if l.take("old:1") != nil || l.take("new:1") == nil {
+			t.Error("kept what is old, or dropped what is new")
+		}
+		l.close()
+		if l.put("new:1", &line{conn: other}) {
+			t.Error("took a connection after its end")
+		}
+	})
 }
 
 // BenchmarkGet is what a page of 23 KB costs from the request to the sample. The

@@ -1,0 +1,45 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"millrace.dev/millrace/engine/internal/llamacpp"
+)
+
+// assemble puts a stream together to the unary answer that the client wants.
+func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
+	buf := buffers.Get().(*[16 << 10]byte)
+	defer buffers.Put(buf)
+	var whole llamacpp.Whole
+	c.ticket.Progress(c.prompt)
+	for first := true; ; first = false {
+		n, err := events.Read(buf[:])
+		now := time.Now()
+		if first {
+			c.begun = now
+		}
+		c.cfg.Meter.Serve(now)
+		_, _ = whole.Write(buf[:n])
+		c.ticket.Progress(int64(bytes.Count(buf[:n], eventEnd)))
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return c.ended(ctx, err)
+		}
+	}
+	body, err := whole.JSON()
+	var refused *llamacpp.StreamError
+	switch {
+	case errors.As(err, &refused):
+		return fromBackend(refused.Status(), refused.Body)
+	case err != nil:
+		return c.ended(ctx, err)
+	}
+	c.reply("application/json; charset=utf-8", body)
+	return nil
+}

@@ -1,0 +1,199 @@
+package llamacpp
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// The server looks at a unary request's connection only after a second without a
+// result for anybody: beside a running stream it never finds out that the client
+// has left. It finds out at the next token of a stream. So we ask for a stream and
+// make the unary answer of it.
+
+// asStream follows the fields of a unary request. The server takes the last of
+// two fields of one name.
+const asStream = `,"stream":true,"stream_options":{"include_usage":true}}`
+
+// StreamRoom is what AsStream may add to a body, in bytes.
+const StreamRoom = len(asStream)
+
+// unaryOnly are the fields with which a stream does not hold what the unary answer
+// does (of a stop word that began and did not end, the beginning), or nobody has
+// compared the two. One difference is left: of a character that max_tokens cuts,
+// the unary answer holds U+FFFD, a stream nothing.
+var unaryOnly = []string{
+	"stop", "n_indent", "n", "n_cmpl", "best_of", "echo", "logprobs", "top_logprobs", "n_probs", "tools", "functions",
+	"stream_options", "timings_per_token", "return_progress", "return_tokens", "response_fields", "verbose",
+}
+
+// Streamable reports whether Whole gives the server's own answer to a unary
+// request for a completion, chat or not, with these fields.
+func Streamable(fields map[string]json.RawMessage) bool {
+	if p := fields["prompt"]; len(p) > 0 && p[0] != '"' {
+		return false // several prompts
+	}
+	return !slices.ContainsFunc(unaryOnly, func(name string) bool {
+		v := string(fields[name])
+		return v != "" && v != "null" && v != "false" && (name != "n" || v != "1")
+	})
+}
+
+// AsStream turns the body of a unary request, a JSON object with a field or more,
+// into that of a stream. It may change what lies behind body.
+func AsStream(body []byte) []byte {
+	body = bytes.TrimRight(body, " \t\r\n")
+	return append(body[:len(body)-1], asStream...)
+}
+
+// Whole puts the events of a stream together to one unary answer, of one choice.
+type Whole struct {
+	line    []byte // that has not ended yet
+	message map[string][]byte
+	text    []byte // of a completion that is no chat; nil: a chat
+	finish  json.RawMessage
+	account []byte // the event that holds the usage
+	done    bool
+	err     error
+}
+
+// errCut is returned for a stream that ended before its end.
+var errCut = errors.New("the stream ended early")
+
+// Write takes the next bytes of the stream. It never fails; JSON tells of what was
+// wrong.
+func (w *Whole) Write(p []byte) (int, error) {
+	n := len(p)
+	for {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			w.line = append(w.line, p...)
+			return n, nil
+		}
+		line := p[:i]
+		if len(w.line) > 0 {
+			w.line = append(w.line, line...)
+			line = w.line
+		}
+		w.take(line)
+		w.line, p = w.line[:0], p[i+1:]
+	}
+}
+
+// event is one event, as far as it matters to the answer.
+type event struct {
+	Choices []struct {
+		Finish json.RawMessage            `json:"finish_reason"`
+		Text   json.RawMessage            `json:"text"`
+		Delta  map[string]json.RawMessage `json:"delta"`
+	} `json:"choices"`
+	Usage json.RawMessage `json:"usage"`
+	Error json.RawMessage `json:"error"`
+}
+
+func (w *Whole) take(line []byte) {
+	data, ok := bytes.CutPrefix(line, []byte("data: "))
+	if !ok || w.err != nil {
+		return // empty, or a comment
+	}
+	if w.done = string(data) == "[DONE]"; w.done {
+		return
+	}
+	var e event
+	switch err := json.Unmarshal(data, &e); {
+	case err != nil:
+		w.err = fmt.Errorf("an event of the stream: %w", err)
+	case e.Error != nil:
+		w.err = &StreamError{Body: bytes.Clone(data)}
+	case e.Usage != nil:
+		w.account = bytes.Clone(data)
+	}
+	for _, c := range e.Choices {
+		for name, v := range c.Delta {
+			w.grow(name, v)
+		}
+		if c.Text != nil {
+			w.text = appendString(w.text, c.Text)
+		}
+		if string(c.Finish) != "null" {
+			w.finish = c.Finish
+		}
+	}
+}
+
+// grow adds to a field of the message. Who speaks is said once or not at all.
+func (w *Whole) grow(name string, v json.RawMessage) {
+	if name == "role" {
+		return
+	}
+	if w.message == nil {
+		w.message = make(map[string][]byte)
+	}
+	w.message[name] = appendString(w.message[name], v)
+}
+
+// appendString joins two strings in their JSON form; null is an empty one.
+func appendString(s, more []byte) []byte {
+	if len(s) == 0 {
+		s = append(s, `""`...)
+	}
+	if len(more) < 2 || more[0] != '"' {
+		return s
+	}
+	return append(s[:len(s)-1], more[1:]...)
+}
+
+// StreamError is the server's own error in the middle of a stream.
+type StreamError struct{ Body []byte }
+
+// Error returns the server's message.
+func (e *StreamError) Error() string { return ParseError(e.Status(), e.Body).Message }
+
+// Status is the status that the server would have answered.
+func (e *StreamError) Status() int {
+	var v struct {
+		Error struct {
+			Code int `json:"code"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal(e.Body, &v); err != nil || v.Error.Code < 400 || v.Error.Code > 599 {
+		return 500
+	}
+	return v.Error.Code
+}
+
+// JSON returns the unary answer once the stream has ended.
+func (w *Whole) JSON() ([]byte, error) {
+	if w.err != nil {
+		return nil, w.err
+	}
+	if !w.done || w.account == nil {
+		return nil, errCut
+	}
+	var kept map[string]json.RawMessage
+	if err := json.Unmarshal(w.account, &kept); err != nil {
+		return nil, err
+	}
+	answer := make(map[string]any, len(kept))
+	for name, v := range kept {
+		answer[name] = v
+	}
+	choice := map[string]any{"index": 0, "finish_reason": w.finish}
+	if w.text != nil {
+		choice["text"], choice["logprobs"] = json.RawMessage(w.text), nil
+	} else {
+		message := map[string]any{"role": "assistant", "content": ""}
+		for name, v := range w.message {
+			message[name] = json.RawMessage(v)
+		}
+		choice["message"], answer["object"] = message, "chat.completion"
+	}
+	answer["choices"] = []any{choice}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(answer)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}

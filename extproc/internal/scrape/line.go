@@ -1,0 +1,141 @@
+package scrape
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// idleLimit is longer than the longest pause between two fetches.
+	idleLimit  = time.Minute
+	readBuffer = 4 << 10 // bytes; what is larger is read past it
+)
+
+var dialer = net.Dialer{KeepAlive: time.Minute}
+
+// lines are the open connections, one a server. net/http's own client reads and
+// writes each in goroutines of its own; to wake these costs more than the page.
+type lines struct {
+	// mu guards the fields below.
+	mu     sync.Mutex
+	idle   map[string]*line // by "host:port"
+	swept  time.Time        // when the ones too old were looked for
+	closed bool
+}
+
+// line is a connection.
+type line struct {
+	conn  net.Conn
+	in    *bufio.Reader
+	out   bytes.Buffer
+	since time.Time // when it was last used
+}
+
+// get fetches one page and returns the status, also with an error.
+func (l *lines) get(ctx context.Context, r *http.Request, buf []byte) (status int, page []byte, err error) {
+	old := l.take(r.URL.Host)
+	if old != nil {
+		status, page, err = l.ask(ctx, old, r, buf)
+		if !stale(err) || status != 0 || ctx.Err() != nil {
+			return status, page, err
+		}
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", address(r))
+	if err != nil {
+		return 0, buf, err
+	}
+	return l.ask(ctx, &line{conn: conn, in: bufio.NewReaderSize(conn, readBuffer)}, r, buf)
+}
+
+// stale tells whether the server may have closed an idle connection.
+func stale(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// address is where the server of r listens.
+func address(r *http.Request) string {
+	if r.URL.Port() == "" {
+		return net.JoinHostPort(r.URL.Hostname(), "80")
+	}
+	return r.URL.Host
+}
+
+// ask sends r over v and reads the answer. v is kept if it can be used again.
+func (l *lines) ask(ctx context.Context, v *line, r *http.Request, buf []byte) (int, []byte, error) {
+	again := false
+	defer func() {
+		if !again {
+			_ = v.conn.Close()
+		}
+	}()
+	deadline, _ := ctx.Deadline()
+	_ = v.conn.SetDeadline(deadline)
+	ended := context.AfterFunc(ctx, func() { _ = v.conn.SetDeadline(time.Unix(1, 0)) })
+	defer ended()
+	v.out.Reset()
+	if err := r.Write(&v.out); err != nil {
+		return 0, buf, err
+	}
+	if _, err := v.conn.Write(v.out.Bytes()); err != nil {
+		return 0, buf, err
+	}
+	resp, err := http.ReadResponse(v.in, r)
+	if err != nil {
+		return 0, buf, err
+	}
+	buf, err = readAll(resp.Body, buf)
+	if err == nil && !resp.Close && v.in.Buffered() == 0 && ended() {
+		again = l.put(r.URL.Host, v)
+	}
+	return resp.StatusCode, buf, err
+}
+
+// take returns a connection that is idle, or nil.
+func (l *lines) take(host string) *line {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := l.idle[host]
+	delete(l.idle, host)
+	return v
+}
+
+// put keeps a connection, and closes those that nobody has used for long: their
+// servers are no longer asked. It returns whether it has taken it.
+func (l *lines) put(host string, v *line) bool {
+	now := time.Now()
+	v.since = now
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.idle[host] != nil {
+		return false
+	}
+	l.idle[host] = v
+	if now.Sub(l.swept) > idleLimit/2 {
+		l.swept = now
+		for host, v := range l.idle {
+			if now.Sub(v.since) > idleLimit {
+				_ = v.conn.Close()
+				delete(l.idle, host)
+			}
+		}
+	}
+	return true
+}
+
+func (l *lines) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for host, v := range l.idle {
+		_ = v.conn.Close()
+		delete(l.idle, host)
+	}
+}
