@@ -25,6 +25,7 @@ func TestPlainServers(t *testing.T) {
 	})
 	t.Run("conversations spread", f.testSpread)
 	t.Run("what engines show is learned", f.testLearned)
+	t.Run("bodies are unpacked and renamed", f.testBodies)
 	t.Run("the file is read again", f.testReload)
 	t.Run("an engine dies and comes back", f.testDeath)
 	t.Run("extproc dies", f.testWithoutExtproc)

@@ -1,0 +1,105 @@
+package alone
+
+import (
+	"bytes"
+	"compress/gzip"
+	"compress/zlib"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// testBodies sends what the engines alone would refuse: compressed bodies, and a
+// name that the policy gives to a model.
+func (f *fleet) testBodies(t *testing.T) {
+	whole := f.adapt(t, "fleet.yaml")
+	f.write(t, "fleet.yaml", whole+"\npolicy:\n  rewrites: [{model: chat, to: [{model: smollm2}]}]\n")
+	const chat = `{"model":"chat","max_tokens":2,"messages":[{"role":"user","content":"Hi"}]}`
+	f.await(t, func() error {
+		status, b, err := f.post("/v1/chat/completions", []byte(chat))
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("status %d: %.300s", status, b)
+		}
+		return err
+	})
+	for encoding, body := range packed(t, chat) {
+		status, b, err := f.post("/v1/chat/completions", body, "content-encoding", encoding)
+		var got struct{ Model string }
+		if err == nil {
+			err = json.Unmarshal(b, &got)
+		}
+		if err != nil || status != http.StatusOK || got.Model != "smollm2" {
+			t.Errorf("%q: status %d, %v: %.300s; want an answer of smollm2", encoding, status, err, b)
+		}
+	}
+	f.testAnthropic(t)
+	f.write(t, "fleet.yaml", whole)
+	f.await(t, func() error {
+		if status, b, err := f.post("/v1/chat/completions", []byte(chat)); err != nil || status != http.StatusNotFound {
+			return fmt.Errorf("status %d, %v: %.300s; want the name to be unknown again", status, err, b)
+		}
+		return nil
+	})
+}
+
+func (f *fleet) testAnthropic(t *testing.T) {
+	status, b, err := f.post("/v1/messages", []byte(`{"model":"chat","max_tokens":2,"system":[{"type":"text","text":"Be kind."}],"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}]}`))
+	if err != nil || status != http.StatusOK || !strings.Contains(string(b), `"type":"message"`) {
+		t.Errorf("messages: status %d, %v: %.300s", status, err, b)
+	}
+	status, b, err = f.post("/v1/messages", []byte(`{"model":"nobody","max_tokens":2,"messages":[]}`))
+	if err != nil || status != http.StatusNotFound || !strings.HasPrefix(string(b), `{"type":"error","error":{"type":"not_found_error"`) {
+		t.Errorf("an unknown model: status %d, %v: %.300s", status, err, b)
+	}
+	status, b, err = f.post("/v1/messages", []byte("x"), "content-encoding", "gzip")
+	if err != nil || status != http.StatusBadRequest || !strings.HasPrefix(string(b), `{"type":"error","error":{"type":"invalid_request_error"`) {
+		t.Errorf("not gzip: status %d, %v: %.300s", status, err, b)
+	}
+}
+
+// packed is a text in the encodings that extproc knows, by their names.
+func packed(t *testing.T, text string) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{"identity": []byte(text)}
+	for name, maker := range map[string]func(io.Writer) (io.WriteCloser, error){
+		"gzip":    func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil },
+		"deflate": func(w io.Writer) (io.WriteCloser, error) { return zlib.NewWriter(w), nil },
+		"zstd":    func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) },
+	} {
+		var b bytes.Buffer
+		w, err := maker(&b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(w, text) // a buffer takes all
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		out[name] = b.Bytes()
+	}
+	return out
+}
+
+// post sends a body; header holds pairs of name and value.
+func (f *fleet) post(path string, body []byte, header ...string) (int, []byte, error) {
+	req, err := http.NewRequest(http.MethodPost, "http://"+address(f.ports.gateway)+path, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set("content-type", "application/json")
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, b, err
+}
