@@ -1,4 +1,4 @@
-// Package api is the OpenAI API in front of the backend: it checks requests, lets
+// Package api is the OpenAI API, and Anthropic's messages, in front of the backend: it checks requests, lets
 // them in through admit, passes the backend's bytes on unchanged and reports what
 // they cost.
 //
@@ -49,13 +49,18 @@ type operation struct {
 	limits []string
 	// whole is whether a unary answer can be put together from a stream.
 	whole bool
+	// anthropic is whether errors take the form of Anthropic's API, responses whether
+	// answers have ids that later requests go on from.
+	anthropic, responses bool
 }
 
 var operations = []operation{
 	{path: "/chat/completions", content: "messages", limits: []string{"max_completion_tokens", "max_tokens"}, whole: true},
 	{path: "/completions", content: "prompt", limits: []string{"max_tokens"}, whole: true},
 	{path: "/embeddings", content: "input"},
-	{path: "/responses", content: "input", limits: []string{"max_output_tokens"}},
+	{path: "/responses", content: "input", limits: []string{"max_output_tokens"}, responses: true},
+	{path: "/messages", content: "messages", limits: []string{"max_tokens"}, anthropic: true},
+	{path: "/messages/count_tokens", content: "messages", anthropic: true},
 }
 
 // New returns a server.

@@ -55,7 +55,11 @@ func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) 
 	defer c.finish()
 	if err := c.serve(ctx); err != nil {
 		c.status = err.status
-		if err.status != statusGone {
+		switch {
+		case err.status == statusGone:
+		case op.anthropic:
+			err.writeAnthropic(w)
+		default:
 			err.write(w)
 		}
 	}
@@ -205,6 +209,9 @@ func (c *call) reply(kind string, body []byte) {
 	h.Set("Content-Type", kind)
 	h[headerUsage] = []string{formatUsage(c.usage)}
 	h[headerLoad] = []string{c.load()}
+	if id := llamacpp.ResponseID(body); c.op.responses && id != "" {
+		h[headerResponse] = []string{id}
+	}
 	_, _ = c.w.Write(body)
 }
 

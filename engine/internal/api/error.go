@@ -37,6 +37,34 @@ func (e *apiError) write(w http.ResponseWriter) {
 	writeJSON(w, e.status, map[string]*apiError{"error": e})
 }
 
+// writeAnthropic writes the error in the form of Anthropic's API.
+func (e *apiError) writeAnthropic(w http.ResponseWriter) {
+	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	writeJSON(w, e.status, map[string]any{
+		"type":  "error",
+		"error": map[string]string{"type": anthropicType(e.status), "message": e.Message},
+	})
+}
+
+// anthropicType is the class of errors that a status stands for.
+func anthropicType(status int) string {
+	switch {
+	case status == http.StatusNotFound:
+		return "not_found_error"
+	case status == http.StatusRequestEntityTooLarge:
+		return "request_too_large"
+	case status == http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case status == http.StatusServiceUnavailable:
+		return "overloaded_error"
+	case status >= http.StatusInternalServerError:
+		return "api_error"
+	}
+	return invalidRequest
+}
+
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

@@ -14,6 +14,7 @@ const (
 	headerNode         = "X-Millrace-Node"
 	headerReplica      = "X-Millrace-Replica"
 	headerUsage        = "X-Millrace-Usage"
+	headerResponse     = "X-Millrace-Response-Id"
 	headerLoad         = "Endpoint-Load-Metrics"
 )
 

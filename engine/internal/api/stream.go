@@ -16,8 +16,12 @@ const writeFor = 2 * time.Minute
 
 var buffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
 
-// trailers is announced before a stream, so that they may follow it.
-var trailers = []string{headerUsage + ", " + headerLoad}
+// trailers is announced before a stream, so that they may follow it; those of
+// responses have an id.
+var (
+	trailers         = []string{headerUsage + ", " + headerLoad}
+	responseTrailers = []string{headerUsage + ", " + headerLoad + ", " + headerResponse}
+)
 
 // eventEnd ends an event of a stream; nearly every event is a token.
 var eventEnd = []byte("\n\n")
@@ -28,9 +32,12 @@ func (c *call) stream(events io.Reader) {
 	h["Content-Type"] = []string{"text/event-stream"}
 	h["Cache-Control"] = []string{"no-cache"}
 	h["Trailer"] = trailers
+	if c.op.responses {
+		h["Trailer"] = responseTrailers
+	}
 	h[headerLoad] = []string{c.load()}
 	c.w.WriteHeader(http.StatusOK)
-	end, whole := c.copy(events)
+	first, end, whole := c.copy(events)
 	if !whole {
 		if c.r.Context().Err() != nil {
 			c.status = statusGone
@@ -39,14 +46,22 @@ func (c *call) stream(events io.Reader) {
 		panic(http.ErrAbortHandler)
 	}
 	c.usage, _ = llamacpp.ParseUsage(end)
+	c.usage.Begun(first)
 	c.ticket.Release()
 	c.account(time.Now())
 	h[headerUsage] = []string{formatUsage(c.usage)}
 	h[headerLoad] = []string{c.load()}
+	if id := llamacpp.ResponseID(first); c.op.responses && id != "" {
+		h[headerResponse] = []string{id}
+	}
 }
 
-// copy returns the end of the stream, and whether it came and went to its end.
-func (c *call) copy(events io.Reader) (end []byte, whole bool) {
+// firstKept is how much of the beginning of a stream is looked at, in bytes.
+const firstKept = 4 << 10
+
+// copy returns the beginning and the end of the stream, and whether it came and
+// went to its end. Only of operations that say something there the beginning is kept.
+func (c *call) copy(events io.Reader) (first, end []byte, whole bool) {
 	buf := buffers.Get().(*[16 << 10]byte)
 	defer buffers.Put(buf)
 	out := http.NewResponseController(c.w)
@@ -62,14 +77,17 @@ func (c *call) copy(events io.Reader) (end []byte, whole bool) {
 				_ = out.SetWriteDeadline(deadline)
 			}
 			last.keep(buf[:n])
+			if c.op.responses || c.op.anthropic {
+				first = append(first, buf[:min(n, firstKept-len(first))]...)
+			}
 			c.cfg.Meter.Serve(now)
 			c.ticket.Progress(int64(bytes.Count(buf[:n], eventEnd)))
 			if _, werr := c.w.Write(buf[:n]); werr != nil || out.Flush() != nil {
-				return nil, false
+				return nil, nil, false
 			}
 		}
 		if err != nil {
-			return last, err == io.EOF
+			return first, last, err == io.EOF
 		}
 	}
 }

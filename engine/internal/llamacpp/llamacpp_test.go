@@ -39,6 +39,7 @@ func TestParseUsage(t *testing.T) {
 			text: `{"usage":{"input_tokens":31,"output_tokens":4,"total_tokens":35,"input_tokens_details":{"cached_tokens":30}}}`,
 			want: Usage{Prompt: 31, Cached: 30, Completion: 4}, ok: true,
 		},
+		{name: "messages", text: `{"usage":{"cache_read_input_tokens":30,"input_tokens":1,"output_tokens":2}}`, want: Usage{Prompt: 31, Cached: 30, Completion: 2}, ok: true},
 		{name: "embeddings", text: `{"usage":{"prompt_tokens":7,"total_tokens":7},"data":[]}`, want: Usage{Prompt: 7}, ok: true},
 		{name: "text that looks like it", text: `{"content":"\"timings\":{\"cache_n\":9}"}`},
 		{name: "nothing", text: ``},
@@ -56,6 +57,47 @@ func TestParseUsage(t *testing.T) {
 	if s := timed.Speed(); int(s.Prefill) != 155 || int(s.Decode) != 71 {
 		t.Errorf("speed %+v", s)
 	}
+}
+
+func TestUsageOfMessages(t *testing.T) {
+	const stream = "event: message_start\ndata: {\"message\":{\"usage\":{\"cache_read_input_tokens\":24,\"input_tokens\":7,\"output_tokens\":0}}}\n\n" +
+		"event: message_delta\ndata: {\"usage\":{\"output_tokens\":3}}\n\n"
+	u, _ := ParseUsage([]byte(stream))
+	u.Begun([]byte(stream))
+	if want := (Usage{Prompt: 31, Cached: 24, Completion: 3}); u != want {
+		t.Errorf("%+v, want %+v", u, want)
+	}
+	u = Usage{Prompt: 5}
+	if u.Begun([]byte(stream)); u.Prompt != 5 {
+		t.Errorf("%+v, want what was known", u)
+	}
+}
+
+func TestResponseID(t *testing.T) {
+	for first, want := range map[string]string{
+		`{"created_at":1,"id":"resp_a1","output":[]}`:                             "resp_a1",
+		"event: response.created\ndata: {\"response\":{\"id\":\"resp_Z-9\"}}\n\n": "resp_Z-9",
+		`{"output":"\"id\":\"resp_no\""}`:                                         "",
+		`{"id":"resp_a`:                                                           "",
+		`{"id":"resp_a\n"}`:                                                       "",
+		`{"id":"resp_` + strings.Repeat("a", 200) + `"}`:                          "",
+		``: "",
+	} {
+		if got := ResponseID([]byte(first)); got != want {
+			t.Errorf("ResponseID(%.60s) = %q, want %q", first, got, want)
+		}
+	}
+}
+
+func FuzzResponseID(f *testing.F) {
+	f.Add([]byte(`{"id":"resp_a1"}`), []byte(`{"usage":{"input_tokens":7}}`))
+	f.Fuzz(func(t *testing.T, first, start []byte) {
+		if id := ResponseID(first); len(id) > longestID || strings.ContainsAny(id, "\r\n\x00") {
+			t.Errorf("ResponseID(%q) = %q", first, id)
+		}
+		var u Usage
+		u.Begun(start)
+	})
 }
 
 func FuzzParseUsage(f *testing.F) {

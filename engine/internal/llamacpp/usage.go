@@ -44,12 +44,14 @@ type timings struct {
 	PredictedMS float64 `json:"predicted_ms"`
 }
 
-// usage is OpenAI's account, of chat completions and of responses.
+// usage is OpenAI's account, of chat completions and of responses, or Anthropic's,
+// whose input leaves out what was cached.
 type usage struct {
 	Prompt     uint64  `json:"prompt_tokens"`
 	Completion uint64  `json:"completion_tokens"`
 	Input      uint64  `json:"input_tokens"`
 	Output     uint64  `json:"output_tokens"`
+	CacheRead  uint64  `json:"cache_read_input_tokens"`
 	Details    details `json:"prompt_tokens_details"`
 	InDetails  details `json:"input_tokens_details"`
 }
@@ -83,9 +85,22 @@ func ParseUsage(b []byte) (Usage, bool) {
 	if !lastObject(b, usageKey, &u) {
 		return v, timed
 	}
-	v.Prompt, v.Completion = max(u.Prompt, u.Input), max(u.Completion, u.Output)
-	v.Cached = max(u.Details.Cached, u.InDetails.Cached)
+	v.Prompt, v.Completion = max(u.Prompt, u.Input+u.CacheRead), max(u.Completion, u.Output)
+	v.Cached = max(u.Details.Cached, u.InDetails.Cached, u.CacheRead)
 	return v, true
+}
+
+// Begun fills in what only the beginning of a stream says: Anthropic's tells of the
+// prompt there, and at the end of the answer alone.
+func (v *Usage) Begun(first []byte) {
+	i := bytes.Index(first, usageKey)
+	if v.Prompt > 0 || i < 0 {
+		return
+	}
+	var u usage
+	if json.NewDecoder(bytes.NewReader(first[i+len(usageKey)-1:])).Decode(&u) == nil {
+		v.Prompt, v.Cached = max(u.Prompt, u.Input+u.CacheRead), u.CacheRead
+	}
 }
 
 // lastObject decodes the object behind the last occurrence of key, which ends

@@ -92,8 +92,10 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 	*d = Decision{Model: m.Name, Asked: x.asked, API: x.api, Priority: x.priority(), Choice: &x.choice}
 	d.PromptTokens, d.Exact = x.count(blind, now)
 	d.OutputTokens = x.output()
-	// The beginning of what goes on from a response is not in the body.
-	d.Session = x.goOnFrom(x.locate(d.PromptTokens, blind || x.request.Previous != nil, now))
+	if x.api != openai.CountTokens { // it leaves nothing in the engine's cache
+		// The beginning of what goes on from a response is not in the body.
+		d.Session = x.goOnFrom(x.locate(d.PromptTokens, blind || x.request.Previous != nil, now))
+	}
 	most := policy.Candidates
 	switch d.Priority {
 	case critical:
