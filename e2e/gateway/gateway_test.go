@@ -39,6 +39,7 @@ func TestGatewayWithoutExtproc(t *testing.T) {
 	g := newGateway(t, nobody)
 	t.Run("weights split the traffic", g.testSplit)
 	t.Run("own answers are OpenAI JSON", g.testReplies)
+	t.Run("own answers on Anthropic's paths are Anthropic JSON", g.testMessagesReplies)
 	t.Run("models are answered without an engine", g.testModels)
 	t.Run("what a client must not say is removed", g.testUntrusted)
 	t.Run("retries walk to the next host", g.testRetries)

@@ -21,6 +21,9 @@ func gzipped(text string) []byte {
 	return b.Bytes()
 }
 
+// packedHello is hello as gzip.
+var packedHello = string(gzipped(hello))
+
 // events makes a stream of events, in any order, from bytes.
 func events(r []byte, f *fleet) []Event {
 	var evs []Event
@@ -33,7 +36,7 @@ func events(r []byte, f *fleet) []Event {
 		r = r[1:]
 		return int(c)
 	}
-	bodies := []string{hello, `{"model":"m"`, `,"prompt":"abc"}`, "", `{"model":"x"}`, `{"model":"m","stream":true}`, strings.Repeat("z", 70000), "[]", string(gzipped(hello)), `{"model":"chat"}`}
+	bodies := []string{hello, `{"model":"m"`, `,"prompt":"abc"}`, "", `{"model":"x"}`, `{"model":"m","stream":true}`, strings.Repeat("z", 70000), "[]", packedHello, `{"model":"chat"}`}
 	for len(r) > 0 && len(evs) < 40 {
 		now = now.Add(time.Duration(next()) * time.Millisecond)
 		ev := Event{Kind: Kind(next() % 7), End: next()%2 == 0, At: now}

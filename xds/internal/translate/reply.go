@@ -3,8 +3,10 @@ package translate
 import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -32,8 +34,12 @@ var errorReplies = []reply{
 	{from: 500, below: 600, kind: "server_error", code: "internal_error"},
 }
 
-// replies gives Envoy's own answers the form of the OpenAI API. What is JSON
-// already, from extproc or a route, stays as it is.
+// messagesPath is how paths of Anthropic's API begin.
+const messagesPath = "/v1/messages"
+
+// replies gives Envoy's own answers the form of the API that was asked: Anthropic's
+// on its paths, else OpenAI's. What is JSON already, from extproc or a route, stays
+// as it is.
 func replies() *hcmv3.LocalReplyConfig {
 	c := &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{{
 		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
@@ -51,22 +57,44 @@ func replies() *hcmv3.LocalReplyConfig {
 			ContentType: "application/json",
 		},
 	}}}
+	const message = "%LOCAL_REPLY_BODY%"
 	for _, r := range errorReplies {
-		c.Mappers = append(c.Mappers, r.mapper())
+		c.Mappers = append(c.Mappers, r.mapper(anthropicBody(message, anthropicType(r)), onPath(messagesPath)))
+	}
+	for _, r := range errorReplies {
+		c.Mappers = append(c.Mappers, r.mapper(errorBody(message, r.kind, r.code)))
 	}
 	return c
 }
 
-func (r reply) mapper() *hcmv3.ResponseMapper {
+// anthropicType is the class of an error in Anthropic's API.
+func anthropicType(r reply) string {
+	switch r.from {
+	case 404:
+		return "not_found_error"
+	case 413:
+		return "request_too_large"
+	case 503:
+		return "overloaded_error"
+	case 504:
+		return "timeout_error"
+	case 500:
+		return "api_error"
+	}
+	return r.kind
+}
+
+// mapper gives the reply a body where the filters match, too.
+func (r reply) mapper(body *structpb.Struct, more ...*accesslogv3.AccessLogFilter) *hcmv3.ResponseMapper {
 	m := &hcmv3.ResponseMapper{
 		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{
-			AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{
+			AndFilter: &accesslogv3.AndFilter{Filters: append([]*accesslogv3.AccessLogFilter{
 				status(accesslogv3.ComparisonFilter_GE, r.from),
 				status(accesslogv3.ComparisonFilter_LE, r.below-1),
-			}},
+			}, more...)},
 		}},
 		BodyFormatOverride: &corev3.SubstitutionFormatString{
-			Format:      &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: errorBody("%LOCAL_REPLY_BODY%", r.kind, r.code)},
+			Format:      &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: body},
 			ContentType: "application/json",
 		},
 	}
@@ -84,6 +112,29 @@ func status(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.Access
 			Op:    op,
 			Value: &corev3.RuntimeUInt32{DefaultValue: code, RuntimeKey: "millrace.unused"},
 		}},
+	}}
+}
+
+// onPath is a filter on how the request's path begins.
+func onPath(prefix string) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
+		HeaderFilter: &accesslogv3.HeaderFilter{Header: &routev3.HeaderMatcher{
+			Name: ":path",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix},
+			}},
+		}},
+	}}
+}
+
+// anthropicBody is an error in the form of Anthropic's API.
+func anthropicBody(message, kind string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{
+		"type": structpb.NewStringValue("error"),
+		"error": structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{
+			"type":    structpb.NewStringValue(kind),
+			"message": structpb.NewStringValue(message),
+		}}),
 	}}
 }
 
