@@ -25,6 +25,9 @@ type Request struct {
 	Choices int
 	// Previous is the id of the response that this request continues; nil: none.
 	Previous []byte
+	// User is the client's name for who asks: user, or Anthropic's metadata.user_id;
+	// nil: none.
+	User []byte
 	// Messages is the conversation of Chat, Responses and Messages; instructions
 	// come first, as a system message.
 	Messages []Message
@@ -136,10 +139,27 @@ func (r *Request) field(s *scanner, key text) bool {
 		return s.raw(&r.TemplateArgs, '{')
 	case "previous_response_id":
 		return r.textField(s, &r.Previous)
+	case "user":
+		return r.textField(s, &r.User)
+	case "metadata":
+		return r.metadata(s)
 	default:
 		return r.length(s, key)
 	}
 	return s.skip(1)
+}
+
+// metadata looks for the user where Anthropic's API has it.
+func (r *Request) metadata(s *scanner) bool {
+	if !r.API.anthropic() || s.peek() != '{' {
+		return s.skip(1)
+	}
+	return s.object(1, func(key text) bool {
+		if string(key.raw) == "user_id" {
+			return r.textField(s, &r.User)
+		}
+		return s.skip(2)
+	})
 }
 
 // length reads a field that says how long the answer will be.

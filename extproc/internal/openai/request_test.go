@@ -23,12 +23,13 @@ type seen struct {
 	MinTokens int
 	Hints     string
 	Previous  string
+	User      string
 	Media     []Media
 }
 
 func look(r *Request) seen {
 	s := seen{Model: string(r.Model), Stream: r.Stream, MaxTokens: r.MaxTokens, Choices: r.Choices, Tools: string(r.Tools)}
-	s.MinTokens, s.Previous, s.Media = r.MinTokens, string(r.Previous), append(s.Media, r.Media...)
+	s.MinTokens, s.Previous, s.User, s.Media = r.MinTokens, string(r.Previous), string(r.User), append(s.Media, r.Media...)
 	if r.IgnoreEOS {
 		s.Hints = "eos "
 	}
@@ -105,6 +106,18 @@ func TestParse(t *testing.T) {
 			api:  Messages,
 			body: `{"model":"m","system":"x-anthropic-billing-header: a=b; cch=a5145;You are","messages":[]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"system=x-anthropic-billing-header: a=b; cch=fffff;You are"}},
+		},
+		{
+			name: "users",
+			api:  Messages,
+			body: `{"model":"m","metadata":{"x":[1],"user_id":"u\u0031"}}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1, User: "u1"},
+		},
+		{
+			name: "users of OpenAI's API",
+			api:  Chat,
+			body: `{"model":"m","user":"u","metadata":{"user_id":"v"}}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1, User: "u"},
 		},
 		{
 			name: "anthropic's system is nothing elsewhere",

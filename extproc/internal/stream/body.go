@@ -95,7 +95,7 @@ func (x *Exchange) reroute(now time.Time) {
 
 // conversation names the conversation before its model is known: by the client's
 // name for it, else by how it began, which stays the same from turn to turn, else
-// by the client.
+// by who asks.
 func (x *Exchange) conversation(now time.Time) session.Key {
 	if x.head.Session != "" {
 		return session.Named(0, x.head.Session)
@@ -110,6 +110,9 @@ func (x *Exchange) conversation(now time.Time) session.Key {
 	}
 	if k != 0 {
 		return k
+	}
+	if len(x.request.User) > 0 {
+		return session.Next(k, x.request.User)
 	}
 	if id, _, ok := x.table.Policy.Cookies.Read(x.head.Cookie, now); ok {
 		return session.Key(id)

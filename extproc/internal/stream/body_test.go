@@ -187,6 +187,28 @@ func TestRewriteOfNamedSessions(t *testing.T) {
 	}
 }
 
+// TestRewriteByWhoAsks is about what has no conversation: completions of one user,
+// or of one client, stay with a model.
+func TestRewriteByWhoAsks(t *testing.T) {
+	f := newFleet(3, canary)
+	completions := func(cookie string) Event {
+		return post(func(h *RequestHead) { h.Path, h.Cookie = "/v1/completions", cookie })
+	}
+	first := run(f.core.Begin(), completions(""), bodyOf(`{"model":"chat","prompt":"x"}`), answerBy("127.0.0.1:20000", 20))
+	cookie, _, _ := strings.Cut(first[2].Cookie, ";")
+	users, clients, texts := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for i := range 40 {
+		body := fmt.Sprintf(`{"model":"chat","prompt":"%d"}`, i)
+		texts[run(f.core.Begin(), completions(""), bodyOf(body))[1].Decision.Model] = true
+		clients[run(f.core.Begin(), completions(cookie), bodyOf(body))[1].Decision.Model] = true
+		body = fmt.Sprintf(`{"model":"chat","prompt":"%d","user":"u"}`, i)
+		users[run(f.core.Begin(), completions(""), bodyOf(body))[1].Decision.Model] = true
+	}
+	if len(users) != 1 || len(clients) != 1 || len(texts) != 2 {
+		t.Errorf("one user is served by %v, one client by %v, anybody by %v", users, clients, texts)
+	}
+}
+
 func TestWhatIsNotRewritten(t *testing.T) {
 	f := newFleet(3, canary)
 	out := run(f.core.Begin(), post(), bodyOf(hello))
