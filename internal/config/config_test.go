@@ -209,6 +209,7 @@ func FuzzParse(f *testing.F) {
 		}
 		f.Add(b)
 	}
+	f.Add([]byte("apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: a}\nspec: {weights: A, layout: [{nodes: []}]}\n"))
 	f.Add([]byte("a: &a [*a]\n<<: *a\n? [x]\n: !t y\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		got, err := Parse("/fuzz.yaml", b)

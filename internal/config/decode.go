@@ -109,13 +109,13 @@ func (d *decoder) unknown(key *yaml.Node, path string, t reflect.Type) {
 }
 
 // list reads a sequence into a slice. Each entry starts from the defaults of
-// its type.
+// its type. An empty list is none: Marshal leaves both out.
 func (d *decoder) list(path string, n *yaml.Node, v reflect.Value) {
 	if n.Kind != yaml.SequenceNode {
 		d.fault(n, path, "%s; must be a list", shown(n))
 		return
 	}
-	out := reflect.MakeSlice(v.Type(), 0, min(len(n.Content), maxNodes))
+	out := reflect.Zero(v.Type())
 	for i, item := range n.Content {
 		entry := reflect.New(v.Type().Elem())
 		if e, ok := entry.Interface().(interface{ setDefaults() }); ok {
