@@ -41,6 +41,7 @@ func TestGatewayWithoutExtproc(t *testing.T) {
 	t.Run("own answers are OpenAI JSON", g.testReplies)
 	t.Run("own answers on Anthropic's paths are Anthropic JSON", g.testMessagesReplies)
 	t.Run("models are answered without an engine", g.testModels)
+	t.Run("the body says which model", g.testOtherModel)
 	t.Run("what a client must not say is removed", g.testUntrusted)
 	t.Run("retries walk to the next host", g.testRetries)
 	t.Run("what is not ready leaves", g.testLeave)
@@ -126,6 +127,28 @@ func (g *gateway) testModels(t *testing.T) {
 	})
 	if counts["node-a"]+counts["node-b"]+counts["node-c"] != 0 {
 		t.Errorf("engines were asked: %v", counts)
+	}
+}
+
+// testOtherModel asks for a model that no node is left for: the first model's
+// engines must not be bothered.
+func (g *gateway) testOtherModel(t *testing.T) {
+	tests := []struct {
+		body, kind string
+		want       int
+	}{
+		{`{"messages":[{"role":"user","content":"model"}],"model":"other"}`, "application/json", 503},
+		{`{"model":"other"}`, "application/json; charset=utf-8", 503},
+		{`{"model":"smollm2"}`, "application/json", 200},
+		{`{"model":"nobody"}`, "application/json", 200}, // an engine says what is wrong with it
+		{`{"model":`, "application/json", 200},
+		{`{}`, "", 200},
+	}
+	for _, tt := range tests {
+		a, err := send(t.Context(), g.url(chatPath), tt.body, "content-type", tt.kind)
+		if err != nil || a.status != tt.want {
+			t.Errorf("%s %q: %d %v, want %d", tt.body, tt.kind, a.status, err, tt.want)
+		}
 	}
 }
 

@@ -137,7 +137,12 @@ func TestGatewayWithPicker(t *testing.T) {
 	})
 	t.Run("extproc says which model", func(t *testing.T) {
 		p.order("", "x-millrace-model", "other")
-		checkReply(t, g.must(t, 503), 503, "unavailable") // no node is left for it
+		read := func() string { return g.stat(t, "json_to_metadata.rq.success") }
+		before := read()
+		checkReply(t, g.must(t, 503, "content-type", "application/json"), 503, "unavailable") // no node is left for it
+		if after := read(); before == "" || after != before {
+			t.Errorf("Envoy has read the body, too: %s, was %s", after, before)
+		}
 	})
 	t.Run("extproc's own errors stay as they are", func(t *testing.T) {
 		body := `{"error":{"message":"no \"messages\"","type":"invalid_request_error","param":"messages","code":"missing"}}`

@@ -101,6 +101,9 @@ func filters(s Settings) []*hcmv3.HttpFilter {
 		ask.Disabled = true
 		all = append(all, ask)
 	}
+	if severalModels(s.Config) {
+		all = append(all, modelReader())
+	}
 	return append(all, filter("envoy.filters.http.router", &routerv3.Router{}))
 }
 

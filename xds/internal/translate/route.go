@@ -50,10 +50,14 @@ func routes(f config.File) *routev3.RouteConfiguration {
 }
 
 // apiRoutes returns the routes to the engines for what matches: the model that
-// extproc has set, and without extproc the default one.
+// extproc has set, without extproc the one that the body names, or the default one.
 func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, timeout *durationpb.Duration) []*routev3.Route {
 	to := func(m *routev3.RouteMatch, model string) *routev3.Route {
-		return &routev3.Route{Match: m, TypedPerFilterConfig: asked(), Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+		options := asked()
+		if severalModels(f) {
+			options[modelFilter] = modelRead(len(m.GetHeaders()) == 0)
+		}
+		return &routev3.Route{Match: m, TypedPerFilterConfig: options, Action: &routev3.Route_Route{Route: &routev3.RouteAction{
 			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: EnginesCluster(model)},
 			PrefixRewrite:    rewrite,
 			Timeout:          timeout,
@@ -74,7 +78,14 @@ func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, 
 		}}
 		return m
 	}
-	return append(all, direct(unknown, 404, "no such model"), to(match(), f.DefaultModel().Metadata.Name))
+	all = append(all, direct(unknown, 404, "no such model"))
+	other := f.DefaultModel().Metadata.Name
+	for _, m := range f.Models {
+		if name := m.Metadata.Name; name != other {
+			all = append(all, to(named(match(), name), name))
+		}
+	}
+	return append(all, to(match(), other))
 }
 
 // retries walk extproc's list of hosts, and after it, or without it, the hosts
