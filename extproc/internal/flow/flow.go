@@ -67,6 +67,8 @@ type Policy struct {
 	// Gateway is the longest wait that the gateway allows. What has waited for so
 	// long goes on to the engines' own queues, but for sheddable requests.
 	Gateway time.Duration
+	// GatewayTimeout is the longest that the gateway waits for an answer.
+	GatewayTimeout time.Duration
 	// DegradeAt is how full the queue is, as a share, from which on sheddable requests
 	// go to a smaller model; it is also tried for those that would be turned away.
 	DegradeAt float64
@@ -79,6 +81,10 @@ type Policy struct {
 	// Tenants is the most tenants whose use is remembered.
 	Tenants int
 }
+
+// EveryGateway is a GatewayTimeout that holds where nothing is known of the gateway:
+// Envoy's default is 200 ms.
+const EveryGateway = 150 * time.Millisecond
 
 // Room is how much more a model's endpoints can take: free more requests than they
 // have, if that is bounded at all.
