@@ -139,6 +139,9 @@ type PolicySpec struct {
 	Limits Limits `json:"limits"`
 	// Rewrites let other models serve requests for a name. Default: none.
 	Rewrites []Rewrite `json:"rewrites,omitempty"`
+	// Flow is what happens when all endpoints of a model are busy, and what each
+	// tenant may use.
+	Flow Flow `json:"flow"`
 }
 
 // Sessions is how conversations are recognised and remembered.
@@ -249,6 +252,7 @@ func newPolicy() Policy {
 			Retries:    Retries{Critical: 4, Standard: 4, Sheddable: 2},
 			Priorities: Priorities{Header: "x-millrace-priority", Default: Standard},
 			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
+			Flow:       newFlow(),
 		},
 	}
 }

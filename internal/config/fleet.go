@@ -101,6 +101,7 @@ func LoadFleet(path string) (Fleet, error) {
 // ParseFleet reads the text of the file of the given name.
 func ParseFleet(name string, text []byte) (Fleet, error) {
 	f := Fleet{Policy: newPolicy().Spec}
+	f.Policy.Flow.GatewayTimeout = Duration{everyGateway}
 	full, err := filepath.Abs(name)
 	if err != nil {
 		return Fleet{}, Fault{File: name, Text: err.Error()}
@@ -180,7 +181,9 @@ func (f Fleet) validate(d *decoder) []Fault {
 		}
 	}
 	validateModels(f.Models, served, &r)
-	validateTargets("policy.rewrites", f.Policy.Rewrites, func(name string) bool { return served[name] }, &r)
+	known := func(name string) bool { return served[name] }
+	validateTargets("policy.rewrites", f.Policy.Rewrites, known, &r)
+	validateDegrade("policy.flow.degrade", f.Policy.Flow.Degrade, known, &r)
 	return append(r, f.validatePolicy(d)...)
 }
 
@@ -192,6 +195,7 @@ func (f Fleet) validatePolicy(d *decoder) []Fault {
 	f.Policy.Priorities.validate(&r)
 	f.Policy.Limits.validate(&r)
 	validateRewrites("spec.rewrites", f.Policy.Rewrites, &r)
+	f.Policy.Flow.validate("spec.flow", &r)
 	for i := range r {
 		if rest, ok := strings.CutPrefix(r[i].Path, "spec."); ok {
 			r[i].Path = "policy." + rest

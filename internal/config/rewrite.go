@@ -83,9 +83,11 @@ func (r *reader) checkTargets() {
 	}
 	var broken rules
 	models := r.complete().Models
-	validateTargets("spec.rewrites", r.file.Policy.Spec.Rewrites, func(name string) bool {
+	known := func(name string) bool {
 		return slices.ContainsFunc(models, func(m Model) bool { return m.Metadata.Name == name })
-	}, &broken)
+	}
+	validateTargets("spec.rewrites", r.file.Policy.Spec.Rewrites, known, &broken)
+	validateDegrade("spec.flow.degrade", r.file.Policy.Spec.Flow.Degrade, known, &broken)
 	r.policyAt.check(broken)
 	r.faults = append(r.faults, r.policyAt.faults...)
 }

@@ -116,6 +116,7 @@ func (p Policy) validate() []Fault {
 	p.Spec.Priorities.validate(&r)
 	p.Spec.Limits.validate(&r)
 	validateRewrites("spec.rewrites", p.Spec.Rewrites, &r)
+	p.Spec.Flow.validate("spec.flow", &r)
 	return r
 }
 

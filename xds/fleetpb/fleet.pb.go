@@ -1039,6 +1039,8 @@ type PolicyState struct {
 	PriorityHeader string `protobuf:"bytes,10,opt,name=priority_header,json=priorityHeader,proto3" json:"priority_header,omitempty"`
 	// Hosts named for a sheddable request at most; 0: 2, or candidates if less.
 	CandidatesSheddable uint32 `protobuf:"varint,11,opt,name=candidates_sheddable,json=candidatesSheddable,proto3" json:"candidates_sheddable,omitempty"`
+	// What happens when all endpoints are busy; unset: by default.
+	Flow *Flow `protobuf:"bytes,12,opt,name=flow,proto3" json:"flow,omitempty"`
 	// Models that serve requests for other names.
 	Rewrites      []*Rewrite `protobuf:"bytes,13,rep,name=rewrites,proto3" json:"rewrites,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1152,6 +1154,13 @@ func (x *PolicyState) GetCandidatesSheddable() uint32 {
 	return 0
 }
 
+func (x *PolicyState) GetFlow() *Flow {
+	if x != nil {
+		return x.Flow
+	}
+	return nil
+}
+
 func (x *PolicyState) GetRewrites() []*Rewrite {
 	if x != nil {
 		return x.Rewrites
@@ -1213,6 +1222,157 @@ func (x *Rewrite) GetTo() []*Rewrite_Target {
 	return nil
 }
 
+// Flow is what happens when all endpoints of a model are busy, and what each tenant
+// may use.
+type Flow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests for one model that may wait; 0: none wait, all go on.
+	Queue uint32 `protobuf:"varint,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	// Requests beyond its slots that an endpoint is given.
+	Allowance uint32 `protobuf:"varint,2,opt,name=allowance,proto3" json:"allowance,omitempty"`
+	// Share of all places that only critical requests may take.
+	Reserve float64 `protobuf:"fixed64,3,opt,name=reserve,proto3" json:"reserve,omitempty"`
+	// The longest wait, by priority.
+	MaxWaitCritical  *durationpb.Duration `protobuf:"bytes,4,opt,name=max_wait_critical,json=maxWaitCritical,proto3" json:"max_wait_critical,omitempty"`
+	MaxWaitStandard  *durationpb.Duration `protobuf:"bytes,5,opt,name=max_wait_standard,json=maxWaitStandard,proto3" json:"max_wait_standard,omitempty"`
+	MaxWaitSheddable *durationpb.Duration `protobuf:"bytes,6,opt,name=max_wait_sheddable,json=maxWaitSheddable,proto3" json:"max_wait_sheddable,omitempty"`
+	// The longest that Envoy waits for an answer.
+	GatewayTimeout *durationpb.Duration `protobuf:"bytes,7,opt,name=gateway_timeout,json=gatewayTimeout,proto3" json:"gateway_timeout,omitempty"`
+	// Share of the queue from which on sheddable requests go to a smaller model.
+	DegradeAt float64         `protobuf:"fixed64,8,opt,name=degrade_at,json=degradeAt,proto3" json:"degrade_at,omitempty"`
+	Degrade   []*Flow_Degrade `protobuf:"bytes,9,rep,name=degrade,proto3" json:"degrade,omitempty"`
+	// Header that names a tenant; empty: the API key does.
+	TenantHeader string `protobuf:"bytes,10,opt,name=tenant_header,json=tenantHeader,proto3" json:"tenant_header,omitempty"`
+	// What each tenant may use; 0: as much as it likes.
+	RequestsPerMinute uint64 `protobuf:"varint,11,opt,name=requests_per_minute,json=requestsPerMinute,proto3" json:"requests_per_minute,omitempty"`
+	TokensPerMinute   uint64 `protobuf:"varint,12,opt,name=tokens_per_minute,json=tokensPerMinute,proto3" json:"tokens_per_minute,omitempty"`
+	// Tenants whose use is remembered.
+	Tenants       uint32 `protobuf:"varint,13,opt,name=tenants,proto3" json:"tenants,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flow) Reset() {
+	*x = Flow{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow) ProtoMessage() {}
+
+func (x *Flow) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow.ProtoReflect.Descriptor instead.
+func (*Flow) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Flow) GetQueue() uint32 {
+	if x != nil {
+		return x.Queue
+	}
+	return 0
+}
+
+func (x *Flow) GetAllowance() uint32 {
+	if x != nil {
+		return x.Allowance
+	}
+	return 0
+}
+
+func (x *Flow) GetReserve() float64 {
+	if x != nil {
+		return x.Reserve
+	}
+	return 0
+}
+
+func (x *Flow) GetMaxWaitCritical() *durationpb.Duration {
+	if x != nil {
+		return x.MaxWaitCritical
+	}
+	return nil
+}
+
+func (x *Flow) GetMaxWaitStandard() *durationpb.Duration {
+	if x != nil {
+		return x.MaxWaitStandard
+	}
+	return nil
+}
+
+func (x *Flow) GetMaxWaitSheddable() *durationpb.Duration {
+	if x != nil {
+		return x.MaxWaitSheddable
+	}
+	return nil
+}
+
+func (x *Flow) GetGatewayTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.GatewayTimeout
+	}
+	return nil
+}
+
+func (x *Flow) GetDegradeAt() float64 {
+	if x != nil {
+		return x.DegradeAt
+	}
+	return 0
+}
+
+func (x *Flow) GetDegrade() []*Flow_Degrade {
+	if x != nil {
+		return x.Degrade
+	}
+	return nil
+}
+
+func (x *Flow) GetTenantHeader() string {
+	if x != nil {
+		return x.TenantHeader
+	}
+	return ""
+}
+
+func (x *Flow) GetRequestsPerMinute() uint64 {
+	if x != nil {
+		return x.RequestsPerMinute
+	}
+	return 0
+}
+
+func (x *Flow) GetTokensPerMinute() uint64 {
+	if x != nil {
+		return x.TokensPerMinute
+	}
+	return 0
+}
+
+func (x *Flow) GetTenants() uint32 {
+	if x != nil {
+		return x.Tenants
+	}
+	return 0
+}
+
 type Rewrite_Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -1223,7 +1383,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1395,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,6 +1423,59 @@ func (x *Rewrite_Target) GetWeight() uint32 {
 		return x.Weight
 	}
 	return 0
+}
+
+// Degrade is a smaller model for sheddable requests.
+type Flow_Degrade struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flow_Degrade) Reset() {
+	*x = Flow_Degrade{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow_Degrade) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow_Degrade) ProtoMessage() {}
+
+func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow_Degrade.ProtoReflect.Descriptor instead.
+func (*Flow_Degrade) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
+}
+
+func (x *Flow_Degrade) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Flow_Degrade) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
 }
 
 var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
@@ -1364,7 +1577,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
 	"\ttokenizer\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\ttokenizer\x12%\n" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
-	"\adefault\x18\x04 \x01(\bR\adefault\"\x9c\x05\n" +
+	"\adefault\x18\x04 \x01(\bR\adefault\"\xcf\x05\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -1381,7 +1594,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x0emax_body_bytes\x18\t \x01(\x04R\fmaxBodyBytes\x121\n" +
 	"\x0fpriority_header\x18\n" +
 	" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x0epriorityHeader\x12:\n" +
-	"\x14candidates_sheddable\x18\v \x01(\rB\a\xfaB\x04*\x02\x18\x10R\x13candidatesSheddable\x12G\n" +
+	"\x14candidates_sheddable\x18\v \x01(\rB\a\xfaB\x04*\x02\x18\x10R\x13candidatesSheddable\x121\n" +
+	"\x04flow\x18\f \x01(\v2\x1d.millrace.fleet.v1alpha1.FlowR\x04flow\x12G\n" +
 	"\brewrites\x18\r \x03(\v2 .millrace.fleet.v1alpha1.RewriteB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\brewrites\"\xbf\x01\n" +
 	"\aRewrite\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12C\n" +
@@ -1389,7 +1603,31 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\xfaB\a\x92\x01\x04\b\x01\x10\x10R\x02to\x1aN\n" +
 	"\x06Target\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12#\n" +
-	"\x06weight\x18\x02 \x01(\rB\v\xfaB\b*\x06\x18\xc0\x84=(\x01R\x06weight2\xb4\x01\n" +
+	"\x06weight\x18\x02 \x01(\rB\v\xfaB\b*\x06\x18\xc0\x84=(\x01R\x06weight\"\xef\x06\n" +
+	"\x04Flow\x12\x1f\n" +
+	"\x05queue\x18\x01 \x01(\rB\t\xfaB\x06*\x04\x18\x80\x80\x04R\x05queue\x12&\n" +
+	"\tallowance\x18\x02 \x01(\rB\b\xfaB\x05*\x03\x18\x80\bR\tallowance\x121\n" +
+	"\areserve\x18\x03 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x1f\x85\xebQ\xb8\x1e\xed?)\x00\x00\x00\x00\x00\x00\x00\x00R\areserve\x12T\n" +
+	"\x11max_wait_critical\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x0fmaxWaitCritical\x12T\n" +
+	"\x11max_wait_standard\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x0fmaxWaitStandard\x12V\n" +
+	"\x12max_wait_sheddable\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x10maxWaitSheddable\x12Q\n" +
+	"\x0fgateway_timeout\x18\a \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x0egatewayTimeout\x126\n" +
+	"\n" +
+	"degrade_at\x18\b \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\tdegradeAt\x12J\n" +
+	"\adegrade\x18\t \x03(\v2%.millrace.fleet.v1alpha1.Flow.DegradeB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\adegrade\x12-\n" +
+	"\rtenant_header\x18\n" +
+	" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\ftenantHeader\x12;\n" +
+	"\x13requests_per_minute\x18\v \x01(\x04B\v\xfaB\b2\x06\x18\x80\x94\xeb\xdc\x03R\x11requestsPerMinute\x127\n" +
+	"\x11tokens_per_minute\x18\f \x01(\x04B\v\xfaB\b2\x06\x18\x80\x94\xeb\xdc\x03R\x0ftokensPerMinute\x12$\n" +
+	"\atenants\x18\r \x01(\rB\n" +
+	"\xfaB\a*\x05\x18\x80\xad\xe2\x04R\atenants\x1aE\n" +
+	"\aDegrade\x12\x1f\n" +
+	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12\x19\n" +
+	"\x02to\x18\x02 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x02to2\xb4\x01\n" +
 	"\x05Fleet\x12U\n" +
 	"\x06Report\x12#.millrace.fleet.v1alpha1.NodeReport\x1a\".millrace.fleet.v1alpha1.Directive(\x010\x01\x12T\n" +
 	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"
@@ -1407,7 +1645,7 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),         // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),      // 1: millrace.fleet.v1alpha1.EndpointState.State
@@ -1423,44 +1661,52 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*ModelState)(nil),            // 11: millrace.fleet.v1alpha1.ModelState
 	(*PolicyState)(nil),           // 12: millrace.fleet.v1alpha1.PolicyState
 	(*Rewrite)(nil),               // 13: millrace.fleet.v1alpha1.Rewrite
-	(*Rewrite_Target)(nil),        // 14: millrace.fleet.v1alpha1.Rewrite.Target
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
-	(*enginepb.Status)(nil),       // 17: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),   // 18: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),         // 19: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),        // 20: millrace.engine.v1alpha1.Speed
+	(*Flow)(nil),                  // 14: millrace.fleet.v1alpha1.Flow
+	(*Rewrite_Target)(nil),        // 15: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),          // 16: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*enginepb.Status)(nil),       // 19: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),   // 20: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),         // 21: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),        // 22: millrace.engine.v1alpha1.Speed
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	15, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	16, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	17, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	18, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
 	3,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	17, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	19, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
 	0,  // 4: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
 	4,  // 5: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	18, // 6: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	15, // 7: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	20, // 6: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	17, // 7: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
 	9,  // 8: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
 	8,  // 9: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
 	1,  // 10: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	15, // 11: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	15, // 12: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	17, // 11: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	17, // 12: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
 	2,  // 13: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
 	1,  // 14: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	19, // 15: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	20, // 16: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	16, // 17: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	13, // 18: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	14, // 19: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	2,  // 20: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	6,  // 21: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	5,  // 22: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	7,  // 23: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	22, // [22:24] is the sub-list for method output_type
-	20, // [20:22] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	21, // 15: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	22, // 16: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	18, // 17: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	14, // 18: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	13, // 19: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	15, // 20: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	18, // 21: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	18, // 22: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	18, // 23: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	18, // 24: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	16, // 25: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	2,  // 26: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	6,  // 27: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	5,  // 28: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	7,  // 29: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	28, // [28:30] is the sub-list for method output_type
+	26, // [26:28] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -1474,7 +1720,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1978,6 +1978,35 @@ func (m *PolicyState) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	if all {
+		switch v := interface{}(m.GetFlow()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, PolicyStateValidationError{
+					field:  "Flow",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, PolicyStateValidationError{
+					field:  "Flow",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetFlow()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return PolicyStateValidationError{
+				field:  "Flow",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(m.GetRewrites()) > 1024 {
 		err := PolicyStateValidationError{
 			field:  "Rewrites",
@@ -2260,6 +2289,361 @@ var _ interface {
 	ErrorName() string
 } = RewriteValidationError{}
 
+// Validate checks the field values on Flow with the rules defined in the proto
+// definition for this message. If any rules are violated, the first error
+// encountered is returned, or nil if there are no violations.
+func (m *Flow) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Flow with the rules defined in the
+// proto definition for this message. If any rules are violated, the result is
+// a list of violation errors wrapped in FlowMultiError, or nil if none found.
+func (m *Flow) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Flow) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if m.GetQueue() > 65536 {
+		err := FlowValidationError{
+			field:  "Queue",
+			reason: "value must be less than or equal to 65536",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetAllowance() > 1024 {
+		err := FlowValidationError{
+			field:  "Allowance",
+			reason: "value must be less than or equal to 1024",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetReserve(); val < 0 || val > 0.91 {
+		err := FlowValidationError{
+			field:  "Reserve",
+			reason: "value must be inside range [0, 0.91]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if d := m.GetMaxWaitCritical(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = FlowValidationError{
+				field:  "MaxWaitCritical",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(3600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := FlowValidationError{
+					field:  "MaxWaitCritical",
+					reason: "value must be inside range [0s, 1h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if d := m.GetMaxWaitStandard(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = FlowValidationError{
+				field:  "MaxWaitStandard",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(3600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := FlowValidationError{
+					field:  "MaxWaitStandard",
+					reason: "value must be inside range [0s, 1h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if d := m.GetMaxWaitSheddable(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = FlowValidationError{
+				field:  "MaxWaitSheddable",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(3600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := FlowValidationError{
+					field:  "MaxWaitSheddable",
+					reason: "value must be inside range [0s, 1h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if d := m.GetGatewayTimeout(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = FlowValidationError{
+				field:  "GatewayTimeout",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(3600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := FlowValidationError{
+					field:  "GatewayTimeout",
+					reason: "value must be inside range [0s, 1h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if val := m.GetDegradeAt(); val < 0 || val > 1 {
+		err := FlowValidationError{
+			field:  "DegradeAt",
+			reason: "value must be inside range [0, 1]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(m.GetDegrade()) > 1024 {
+		err := FlowValidationError{
+			field:  "Degrade",
+			reason: "value must contain no more than 1024 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetDegrade() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, FlowValidationError{
+						field:  fmt.Sprintf("Degrade[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, FlowValidationError{
+						field:  fmt.Sprintf("Degrade[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return FlowValidationError{
+					field:  fmt.Sprintf("Degrade[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	if utf8.RuneCountInString(m.GetTenantHeader()) > 128 {
+		err := FlowValidationError{
+			field:  "TenantHeader",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetRequestsPerMinute() > 1000000000 {
+		err := FlowValidationError{
+			field:  "RequestsPerMinute",
+			reason: "value must be less than or equal to 1000000000",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetTokensPerMinute() > 1000000000 {
+		err := FlowValidationError{
+			field:  "TokensPerMinute",
+			reason: "value must be less than or equal to 1000000000",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetTenants() > 10000000 {
+		err := FlowValidationError{
+			field:  "Tenants",
+			reason: "value must be less than or equal to 10000000",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(errors) > 0 {
+		return FlowMultiError(errors)
+	}
+
+	return nil
+}
+
+// FlowMultiError is an error wrapping multiple validation errors returned by
+// Flow.ValidateAll() if the designated constraints aren't met.
+type FlowMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m FlowMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m FlowMultiError) AllErrors() []error { return m }
+
+// FlowValidationError is the validation error returned by Flow.Validate if the
+// designated constraints aren't met.
+type FlowValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e FlowValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e FlowValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e FlowValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e FlowValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e FlowValidationError) ErrorName() string { return "FlowValidationError" }
+
+// Error satisfies the builtin error interface
+func (e FlowValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sFlow.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = FlowValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = FlowValidationError{}
+
 // Validate checks the field values on Rewrite_Target with the rules defined in
 // the proto definition for this message. If any rules are violated, the first
 // error encountered is returned, or nil if there are no violations.
@@ -2381,3 +2765,124 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = Rewrite_TargetValidationError{}
+
+// Validate checks the field values on Flow_Degrade with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Flow_Degrade) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Flow_Degrade with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in Flow_DegradeMultiError, or
+// nil if none found.
+func (m *Flow_Degrade) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Flow_Degrade) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if l := utf8.RuneCountInString(m.GetModel()); l < 1 || l > 96 {
+		err := Flow_DegradeValidationError{
+			field:  "Model",
+			reason: "value length must be between 1 and 96 runes, inclusive",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if l := utf8.RuneCountInString(m.GetTo()); l < 1 || l > 96 {
+		err := Flow_DegradeValidationError{
+			field:  "To",
+			reason: "value length must be between 1 and 96 runes, inclusive",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(errors) > 0 {
+		return Flow_DegradeMultiError(errors)
+	}
+
+	return nil
+}
+
+// Flow_DegradeMultiError is an error wrapping multiple validation errors
+// returned by Flow_Degrade.ValidateAll() if the designated constraints aren't met.
+type Flow_DegradeMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m Flow_DegradeMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m Flow_DegradeMultiError) AllErrors() []error { return m }
+
+// Flow_DegradeValidationError is the validation error returned by
+// Flow_Degrade.Validate if the designated constraints aren't met.
+type Flow_DegradeValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e Flow_DegradeValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e Flow_DegradeValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e Flow_DegradeValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e Flow_DegradeValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e Flow_DegradeValidationError) ErrorName() string { return "Flow_DegradeValidationError" }
+
+// Error satisfies the builtin error interface
+func (e Flow_DegradeValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sFlow_Degrade.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = Flow_DegradeValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = Flow_DegradeValidationError{}

@@ -244,6 +244,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Ours:           s.ours,
 		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
+		Flow:           flowRules(m.GetFlow()),
 	}
 	if s.policy != nil && s.prefixes.most == most && s.prefixes.idle == idle {
 		p.Prefixes = s.policy.Prefixes

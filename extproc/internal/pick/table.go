@@ -8,6 +8,7 @@ package pick
 import (
 	"sync/atomic"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
@@ -100,6 +101,8 @@ type Policy struct {
 	MaxBody int64
 	// Rewrites are by the name that clients use for a model.
 	Rewrites map[string]*Rewrite
+	// Flow is the rules for when endpoints are busy; nil: none ever are.
+	Flow *flow.Policy
 }
 
 // Table is the fleet at one moment.

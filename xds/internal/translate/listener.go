@@ -97,7 +97,7 @@ func filters(s Settings) []*hcmv3.HttpFilter {
 		// Switched on by the routes to engines alone: a request without a route
 		// (broken headers, a bomb of them) is answered and cut off at once, with
 		// no time to ask anybody about the answer.
-		ask := filter(extprocFilter, picker())
+		ask := filter(extprocFilter, picker(s))
 		ask.Disabled = true
 		all = append(all, ask)
 	}
@@ -109,7 +109,7 @@ func filters(s Settings) []*hcmv3.HttpFilter {
 
 // picker returns the filter that asks extproc. It fails open: without an answer
 // the request goes where the cluster's weights send it.
-func picker() *extprocv3.ExternalProcessor {
+func picker(s Settings) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: extprocCluster}},
@@ -126,6 +126,8 @@ func picker() *extprocv3.ExternalProcessor {
 		},
 		FailureModeAllow: true,
 		MessageTimeout:   seconds(1),
+		// extproc asks for more while a request waits in its queue.
+		MaxMessageTimeout: durationpb.New(s.Config.Policy.Spec.Flow.GatewayTimeout.Duration),
 		ProcessingMode: &extprocv3.ProcessingMode{
 			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
 			RequestBodyMode:     extprocv3.ProcessingMode_BUFFERED,
@@ -147,7 +149,7 @@ func picker() *extprocv3.ExternalProcessor {
 // chooses a host, a model or a retry policy.
 func untrusted(s Settings) *corev3.TypedExtensionConfig {
 	spec := s.Config.Policy.Spec
-	ours := except("x-millrace-", spec.Priorities.Header, spec.Sessions.Header)
+	ours := except("x-millrace-", spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
 	return extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
 		Mutations: []*rulesv3.HeaderMutation{
 			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-gateway-"}}),

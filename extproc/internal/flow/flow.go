@@ -1,0 +1,244 @@
+// Package flow decides who may go on when all engines are busy, who waits, who is
+// turned away, and who has used up what its budget allows.
+//
+// stream asks it once for each request, before it asks pick. There is a Queue for
+// each model: Enter takes a place if there is one, else it gives a Ticket, which is
+// settled when a place is free, or when there is no use in waiting any longer.
+//
+// What is promised: no more requests are inside than there are places, but for
+// those that have waited as long as the gateway allows; critical goes before
+// standard, and standard before sheddable, always; in a class tenants share by
+// tokens, so that one who sends much delays itself; who must be turned away is the
+// newest of the least; every ticket is settled once, or given up.
+//
+// Its one rule: it does no I/O and reads no clock, and a request that finds a place
+// takes no lock and allocates nothing.
+package flow
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Priority is what a request is worth.
+type Priority uint8
+
+// The priorities, the highest first.
+const (
+	Critical Priority = iota
+	Standard
+	Sheddable
+	priorities
+)
+
+// String returns the priority as headers and metrics have it.
+func (p Priority) String() string {
+	return [priorities]string{"critical", "standard", "sheddable"}[p]
+}
+
+// PriorityOf returns the priority of a name; any other counts as standard.
+func PriorityOf(name string) Priority {
+	switch name {
+	case "critical":
+		return Critical
+	case "sheddable":
+		return Sheddable
+	default:
+		return Standard
+	}
+}
+
+// Policy is the rules. It never changes.
+type Policy struct {
+	// Queue is the most requests for one model that wait; 0: none ever waits, and
+	// none is turned away for want of a place.
+	Queue int
+	// Allowance is how many requests beyond its slots an endpoint is given, so that
+	// it has the next one at hand when one ends.
+	Allowance int
+	// Reserve is the share of all places that only critical requests may take.
+	Reserve float64
+	// MaxWait is the longest wait by priority.
+	MaxWait [priorities]time.Duration
+	// Gateway is the longest wait that the gateway allows. What has waited for so
+	// long goes on to the engines' own queues, but for sheddable requests.
+	Gateway time.Duration
+	// GatewayTimeout is the longest that the gateway waits for an answer.
+	GatewayTimeout time.Duration
+	// DegradeAt is how full the queue is, as a share, from which on sheddable requests
+	// go to a smaller model; it is also tried for those that would be turned away.
+	DegradeAt float64
+	// Degrade names the smaller model, by model.
+	Degrade map[string]string
+	// TenantHeader names the tenant, in lower case; empty: the API key does.
+	TenantHeader string
+	// Budget is what each tenant may use.
+	Budget Budget
+	// Tenants is the most tenants whose use is remembered.
+	Tenants int
+}
+
+// EveryGateway is a GatewayTimeout that holds where nothing is known of the gateway:
+// Envoy's default is 200 ms.
+const EveryGateway = 150 * time.Millisecond
+
+// Room is how much more a model's endpoints can take: free more requests than they
+// have, if that is bounded at all.
+type Room interface {
+	Room(allowance int, now time.Time) (free int, bounded bool)
+}
+
+// Reason is why a request was turned away.
+type Reason uint8
+
+const (
+	// None: it was not.
+	None Reason = iota
+	// Full is because too many wait that are worth as much or more.
+	Full
+	// Hopeless is because it would not get a place in time.
+	Hopeless
+	// Late is because it has waited as long as it may.
+	Late
+	reasons
+)
+
+// String returns the reason as metrics have it.
+func (r Reason) String() string {
+	return [reasons]string{"none", "full", "hopeless", "late"}[r]
+}
+
+// Ask is a request for a place.
+type Ask struct {
+	Policy   *Policy
+	Priority Priority
+	// Tenant names who asks; 0: nobody in particular.
+	Tenant uint64
+	// Tokens is what the request is expected to need.
+	Tokens int
+	Now    time.Time
+	// Patience is how long the client waits; 0: not said.
+	Patience time.Duration
+}
+
+// Answer is what came of an Ask: a Pass, a Ticket, or a refusal.
+type Answer struct {
+	// Pass is the place, if there was one.
+	Pass Pass
+	// Ticket is for the queue; nil: the request does not wait.
+	Ticket *Ticket
+	// Refusal says why it was turned away; the zero Refusal: it was not.
+	Refusal Refusal
+}
+
+// Refusal says why a request was turned away.
+type Refusal struct {
+	Reason Reason
+	// Retry is after how long another try has a chance.
+	Retry time.Duration
+}
+
+// Controller is the queues of all models, and the budgets of all tenants.
+type Controller struct {
+	// Constant after New.
+	metrics *metrics
+
+	// Atomic.
+	queues atomic.Pointer[map[string]*Queue] // by model
+	// The Budgets in force; nil: there were none yet.
+	budgets atomic.Pointer[Budgets]
+
+	// mu guards writing the fields above.
+	mu sync.Mutex
+}
+
+// New returns a Controller without any queue, which counts into reg.
+func New(reg prometheus.Registerer) *Controller {
+	c := &Controller{metrics: newMetrics(reg)}
+	c.queues.Store(&map[string]*Queue{})
+	return c
+}
+
+// Queue returns a model's queue. Those of models that are gone stay: there are as
+// many as names were ever given to models.
+func (c *Controller) Queue(model string) *Queue {
+	if q := (*c.queues.Load())[model]; q != nil {
+		return q
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := *c.queues.Load()
+	if q := old[model]; q != nil {
+		return q
+	}
+	all := make(map[string]*Queue, len(old)+1)
+	for name, q := range old {
+		all[name] = q
+	}
+	all[model] = newQueue(c.metrics)
+	c.queues.Store(&all)
+	return all[model]
+}
+
+// Budgets returns the budgets of a policy; nil: it has none. Another number of
+// tenants begins anew; other budgets hold for what was used already.
+func (c *Controller) Budgets(p *Policy) *Budgets {
+	if p.Budget == (Budget{}) {
+		return nil
+	}
+	if b := c.budgets.Load(); b != nil && b.most == p.Tenants {
+		return b
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b := c.budgets.Load(); b != nil && b.most == p.Tenants {
+		return b
+	}
+	b := newBudgets(p.Tenants)
+	c.budgets.Store(b)
+	return b
+}
+
+// Degraded counts a request that went to a smaller model.
+func (c *Controller) Degraded() { c.metrics.degraded.Inc() }
+
+// OverBudget counts a request that was refused for its tenant's budget.
+func (c *Controller) OverBudget(o Over) { c.metrics.budget[o].Inc() }
+
+// Pass is a place. The zero Pass is none.
+type Pass struct {
+	queue *Queue
+	held  bool // whether the endpoint's load shows the request
+}
+
+// Held says that from now on the request is a part of its endpoint's load.
+func (p *Pass) Held() {
+	if p.queue != nil && !p.held {
+		p.held = true
+		p.queue.entering.Add(-1)
+	}
+}
+
+// Release gives the place to the next who waits. Doing it again does nothing. It
+// comes before the request leaves its endpoint's load.
+func (p *Pass) Release(now time.Time) {
+	q := p.queue
+	if q == nil {
+		return
+	}
+	p.Held()
+	p.queue = nil
+	q.inside.Add(-1)
+	if q.waiting.Load() > 0 {
+		q.mu.Lock()
+		q.pumpLocked(now)
+		q.mu.Unlock()
+	}
+}
+
+// unlimited is as many places as there can be.
+const unlimited = math.MaxInt64 / 2

@@ -1,0 +1,334 @@
+package flow
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// lookEvery is how often it is looked at how much room there is. In between each
+	// that leaves lets one in.
+	lookEvery = 50 * time.Millisecond
+	// longestRetry bounds what is told of when to try again.
+	longestRetry = 60 * time.Second
+	// paceShare is what one more counts in the pace of a queue.
+	paceShare = 0.2
+)
+
+// Queue is where requests for one model wait.
+type Queue struct {
+	// Constant after newQueue.
+	metrics *metrics
+
+	// Atomic.
+	inside   atomic.Int64    // requests that have a place
+	entering atomic.Int64    // those of them that their endpoint's load does not show yet
+	most     [2]atomic.Int64 // places: for critical requests, for others
+	waiting  atomic.Int64
+	due      atomic.Int64 // when to look at the room again, in Unix nanoseconds
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	classes [priorities]class
+	pace    float64   // between two that come in from the queue, in nanoseconds; 0: unknown
+	last    time.Time // when the last one did; zero: none since the queue was empty
+}
+
+func newQueue(m *metrics) *Queue {
+	q := &Queue{metrics: m}
+	q.most[0].Store(unlimited)
+	q.most[1].Store(unlimited)
+	return q
+}
+
+// Ticket is a place in the queue.
+type Ticket struct {
+	// C has room for the one outcome: the ticket is settled when it holds something.
+	C chan Outcome
+
+	queue    *Queue
+	priority Priority
+	tenant   *tenant
+	at       place
+	tokens   int64
+	since    time.Time
+	until    time.Time
+	goOn     bool // whether it goes on to the engines at until
+
+	state ticketState // guarded by queue.mu
+}
+
+type ticketState uint8
+
+const (
+	queued ticketState = iota
+	admitted
+	done // turned away, given up, or its Pass taken
+)
+
+// Outcome is how a wait ended: with a Pass, or a Refusal.
+type Outcome struct {
+	Pass    Pass
+	Refusal Refusal
+}
+
+// Enter asks for a place.
+func (q *Queue) Enter(a *Ask, r Room) Answer {
+	if a.Policy.Queue == 0 {
+		return Answer{Pass: q.force()}
+	}
+	q.look(a.Policy, r, a.Now)
+	if q.waiting.Load() == 0 && q.take(a.Priority) {
+		return Answer{Pass: Pass{queue: q}}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.enterLocked(a)
+}
+
+// Full tells whether so much waits that sheddable requests are better served by a
+// smaller model.
+func (q *Queue) Full(p *Policy) bool {
+	n := q.waiting.Load()
+	return n > 0 && float64(n) >= p.DegradeAt*float64(p.Queue)
+}
+
+// Try takes a place if there is one, and nobody waits for it.
+func (q *Queue) Try(a *Ask, r Room) (Pass, bool) {
+	if a.Policy.Queue == 0 {
+		return q.force(), true
+	}
+	q.look(a.Policy, r, a.Now)
+	if q.waiting.Load() == 0 && q.take(a.Priority) {
+		return Pass{queue: q}, true
+	}
+	return Pass{}, false
+}
+
+// force takes a place, whether there is one or not.
+func (q *Queue) force() Pass {
+	q.entering.Add(1)
+	q.inside.Add(1)
+	return Pass{queue: q}
+}
+
+// take takes a place if there is one.
+func (q *Queue) take(p Priority) bool {
+	most := &q.most[min(p, 1)]
+	q.entering.Add(1) // before it is inside: see look
+	for {
+		n := q.inside.Load()
+		if n >= most.Load() {
+			q.entering.Add(-1)
+			return false
+		}
+		if q.inside.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// look finds how many places there are, if that is due.
+func (q *Queue) look(p *Policy, r Room, now time.Time) {
+	due := q.due.Load()
+	if now.UnixNano() < due || !q.due.CompareAndSwap(due, now.Add(lookEvery).UnixNano()) {
+		return
+	}
+	// In this order what happens meanwhile makes places fewer, never more.
+	inside := q.inside.Load()
+	entering := q.entering.Load()
+	free, bounded := r.Room(p.Allowance, now)
+	if !bounded || p.Queue == 0 {
+		q.most[0].Store(unlimited)
+		q.most[1].Store(unlimited)
+		return
+	}
+	most := inside + int64(free) - entering
+	q.most[0].Store(most)
+	q.most[1].Store(most - int64(p.Reserve*float64(most)))
+}
+
+// Look finds at once how many places there are, and fills them: endpoints have come
+// or gone.
+func (q *Queue) Look(p *Policy, r Room, now time.Time) {
+	q.due.Store(0)
+	q.look(p, r, now)
+	q.mu.Lock()
+	q.pumpLocked(now)
+	q.mu.Unlock()
+}
+
+func (q *Queue) enterLocked(a *Ask) Answer {
+	c := &q.classes[a.Priority]
+	wait, goOn := a.patience()
+	// One that nobody is before may wait in any case: by it the pace is learned.
+	if expect := q.expectLocked(a.Priority); a.Priority != Critical && q.waiting.Load() > 0 && expect > wait && !goOn {
+		return q.refuse(a.Priority, Refusal{Hopeless, retry(expect)})
+	}
+	if q.waiting.Load() >= int64(a.Policy.Queue) {
+		victim := q.newestBelowLocked(a.Priority)
+		if victim == nil {
+			return q.refuse(a.Priority, Refusal{Full, retry(q.expectLocked(a.Priority))})
+		}
+		q.removeLocked(victim)
+		q.settleLocked(victim, Refusal{Full, retry(q.expectLocked(victim.priority))})
+	}
+	t := &Ticket{
+		C: make(chan Outcome, 1), queue: q, priority: a.Priority, tokens: max(1, int64(a.Tokens)),
+		since: a.Now, until: a.Now.Add(wait), goOn: goOn,
+	}
+	c.push(t, a.Tenant)
+	q.waiting.Add(1)
+	q.metrics.waiting[a.Priority].Inc()
+	// Whoever left before it was counted as waiting let nobody in.
+	q.pumpLocked(a.Now)
+	if t.state == admitted {
+		t.state = done
+		return Answer{Pass: (<-t.C).Pass}
+	}
+	return Answer{Ticket: t}
+}
+
+// patience is how long the request may wait, and whether it goes on then.
+func (a *Ask) patience() (wait time.Duration, goOn bool) {
+	wait = a.Policy.MaxWait[a.Priority]
+	if a.Patience > 0 {
+		wait = min(wait, a.Patience)
+	}
+	if g := a.Policy.Gateway; wait > g {
+		return g, a.Priority != Sheddable
+	}
+	return wait, false
+}
+
+// refuse counts one that is turned away before it has waited.
+func (q *Queue) refuse(p Priority, r Refusal) Answer {
+	q.metrics.sheds[p][r.Reason].Inc()
+	return Answer{Refusal: r}
+}
+
+// newestBelowLocked returns the newest ticket of the lowest class below p; nil: there
+// is none.
+func (q *Queue) newestBelowLocked(p Priority) *Ticket {
+	for low := priorities - 1; low > p; low-- {
+		if t := q.classes[low].newest(); t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+// expectLocked is how long a newcomer is expected to wait.
+func (q *Queue) expectLocked(p Priority) time.Duration {
+	before := 1
+	for c := Critical; c <= p; c++ {
+		before += q.classes[c].n
+	}
+	return time.Duration(min(float64(before)*q.pace, math.MaxInt64/2))
+}
+
+// pumpLocked lets in whom there are places for.
+func (q *Queue) pumpLocked(now time.Time) {
+	for {
+		t := q.nextLocked()
+		if t == nil || !q.take(t.priority) {
+			return
+		}
+		q.removeLocked(t)
+		q.classes[t.priority].charge(t)
+		q.admitLocked(t, now)
+	}
+}
+
+// nextLocked is who goes on next.
+func (q *Queue) nextLocked() *Ticket {
+	for p := range q.classes {
+		if t := q.classes[p].next(); t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+// admitLocked settles a ticket for which a place was taken.
+func (q *Queue) admitLocked(t *Ticket, now time.Time) {
+	if gap := now.Sub(q.last); !q.last.IsZero() && q.pace > 0 {
+		q.pace += paceShare * (float64(gap) - q.pace)
+	} else if !q.last.IsZero() {
+		q.pace = float64(gap)
+	}
+	if q.last = now; q.waiting.Load() == 0 {
+		q.last = time.Time{}
+	}
+	t.state = admitted
+	q.metrics.wait[t.priority].Observe(now.Sub(t.since).Seconds())
+	t.C <- Outcome{Pass: Pass{queue: q}}
+}
+
+// removeLocked takes a ticket out of the queue.
+func (q *Queue) removeLocked(t *Ticket) {
+	q.classes[t.priority].remove(t)
+	q.waiting.Add(-1)
+	q.metrics.waiting[t.priority].Dec()
+}
+
+// settleLocked turns a ticket away that is out of the queue.
+func (q *Queue) settleLocked(t *Ticket, r Refusal) {
+	t.state = done
+	q.metrics.sheds[t.priority][r.Reason].Inc()
+	t.C <- Outcome{Refusal: r}
+}
+
+// Tick looks whether there is a place by now, or no more use in waiting. It is called
+// now and then while the ticket is not settled.
+func (t *Ticket) Tick(p *Policy, r Room, now time.Time) {
+	q := t.queue
+	q.look(p, r, now)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.pumpLocked(now)
+	if t.state != queued || now.Before(t.until) {
+		return
+	}
+	q.removeLocked(t)
+	if !t.goOn {
+		q.settleLocked(t, Refusal{Late, retry(q.expectLocked(t.priority))})
+		return
+	}
+	q.force()
+	t.state = admitted
+	q.metrics.wait[t.priority].Observe(now.Sub(t.since).Seconds())
+	q.metrics.overdue.Inc()
+	t.C <- Outcome{Pass: Pass{queue: q}}
+}
+
+// Until is when Tick ends the wait.
+func (t *Ticket) Until() time.Time { return t.until }
+
+// Drop gives the ticket up, whether it is settled or not. It must not be used any
+// more.
+func (t *Ticket) Drop(now time.Time) {
+	q := t.queue
+	q.mu.Lock()
+	was := t.state
+	t.state = done
+	if was == queued {
+		q.removeLocked(t)
+	}
+	q.mu.Unlock()
+	if was != admitted {
+		return
+	}
+	select {
+	case o := <-t.C:
+		o.Pass.Release(now)
+	default: // whoever took the outcome has the Pass
+	}
+}
+
+// retry is what a client is told.
+func retry(d time.Duration) time.Duration {
+	return min(max(d.Truncate(time.Second), time.Second), longestRetry)
+}

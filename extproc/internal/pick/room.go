@@ -1,0 +1,26 @@
+package pick
+
+import "time"
+
+// Room returns how many more requests the model's endpoints can take, each as many
+// as its slots and the allowance. Not bounded: nobody is ready, which waiting does not
+// mend, or slots are not known and nothing waits, so that there seems to be room.
+func (m *Model) Room(allowance int, now time.Time) (free int, bounded bool) {
+	at := now.UnixNano()
+	for _, e := range m.Endpoints {
+		if e.tier(at) != tierReady {
+			continue
+		}
+		w := e.load(at, &usual{})
+		slots := e.Slots
+		if slots == 0 {
+			slots = int(w.slots)
+		}
+		if slots == 0 {
+			return 0, false
+		}
+		free += max(0, slots+allowance-int(w.requests))
+		bounded = true
+	}
+	return free, bounded
+}
