@@ -46,11 +46,10 @@ type job struct {
 // engine is a running Engine. Time goes in steps; it stands at the end of the last.
 type engine struct {
 	Engine
-	block  int
-	cache  *cache
-	queue  []*job
-	jobs   []*job // worked on, in order of arrival
-	decode int    // how many of jobs have had their first token
+	block int
+	cache *cache
+	queue []*job
+	jobs  []*job // worked on, in order of arrival
 
 	// The step that is going on, or several equal ones.
 	start, length float64

@@ -81,7 +81,6 @@ type world struct {
 	left    int
 	done    []Done
 	loads   []Load
-	chosen  []int
 }
 
 // Run sends the trace's requests, stretched in time by factor, to engines that policy
