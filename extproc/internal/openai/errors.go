@@ -21,6 +21,8 @@ type Error struct {
 	Code string
 	// RetryAfter is the least wait before another try, in seconds; 0: not said.
 	RetryAfter int
+	// Headers are further headers of the answer.
+	Headers []Header
 }
 
 // Error returns the message.

@@ -14,7 +14,7 @@ import (
 )
 
 func TestDecisionAllocatesLittle(t *testing.T) {
-	f := newFleet(8)
+	f := newFleet(8, oneSlot)
 	f.table.Policy.Cookies = nil
 	head, body := post(), bodyOf(hello)
 	var out [4]Reply

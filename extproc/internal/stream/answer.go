@@ -24,6 +24,7 @@ func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
 		x.remember(x.served, ev.At)
 	}
 	x.report(a, ev.At)
+	x.flow.count(a.Usage)
 	x.noteResponse(a.Response, ev.At)
 	if x.cookie != 0 && a.Status < 500 {
 		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.cookie, ev.At)

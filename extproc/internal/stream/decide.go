@@ -86,12 +86,21 @@ func (x *Exchange) guess(body []byte, now time.Time) {
 	}
 }
 
-// choose picks the hosts and takes the first one's place.
+// choose finds a host, or a place in the queue, for the request.
 func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) {
-	d, m, policy := &x.decision, x.model, x.table.Policy
-	*d = Decision{Model: m.Name, Asked: x.asked, API: x.api, Priority: x.priority(), Choice: &x.choice}
+	d := &x.decision
+	*d = Decision{Model: x.model.Name, Asked: x.asked, API: x.api, Priority: x.priority(), Choice: &x.choice}
 	d.PromptTokens, d.Exact = x.count(blind, now)
 	d.OutputTokens = x.output()
+	if err := x.admit(blind, now); err != nil || x.flow.ticket != nil {
+		return nil, err
+	}
+	return x.place(blind, now)
+}
+
+// place picks the hosts of a request that may go on, and takes the first one's place.
+func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
+	d, m, policy := &x.decision, x.model, x.table.Policy
 	// The beginning of what goes on from a response is not in the body.
 	d.Session = x.goOnFrom(x.locate(d.PromptTokens, blind || x.request.Previous != nil, now))
 	most := policy.Candidates
@@ -112,6 +121,7 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 	x.pin()
 	first := &x.choice.List[0]
 	x.held = first.Reserve(&q)
+	x.flow.pass.Held()
 	x.sent = now
 	if policy.Ours {
 		d.Chain = x.chain

@@ -208,6 +208,7 @@ func (in *inbound) requestHeader(key, value []byte) {
 func (in *inbound) otherHeader(key, value []byte) {
 	head, policy := &in.Request, in.exchange.policy()
 	switch {
+	case policy != nil && policy.Flow != nil && in.flowHeader(policy.Flow, key, value):
 	case policy != nil && string(key) == policy.SessionHeader:
 		head.Session = string(value)
 	case policy != nil && string(key) == policy.PriorityHeader:

@@ -28,6 +28,8 @@ const (
 	ResponseTrailers
 	// Immediate is a Reply only: it answers the client in the engine's stead.
 	Immediate
+	// Extend is a Reply only: it asks Envoy to wait longer for the next one.
+	Extend
 )
 
 // Mode is how Envoy sends a body.
@@ -75,6 +77,10 @@ type RequestHead struct {
 	Cookie  string
 	// Priority is the value of the policy's priority header.
 	Priority string
+	// Tenant is who asks, as a hash; 0: not said.
+	Tenant uint64
+	// Patience is how long the client waits; 0: not said.
+	Patience time.Duration
 	// Forbidden names the routing headers that the client sent: they must not go on.
 	Forbidden []string
 	// Only is the endpoints that the gateway allows.
@@ -110,6 +116,8 @@ type Reply struct {
 	Cookie string
 	// Error is what an Immediate reply tells the client.
 	Error *openai.Error
+	// Wait is how long an Extend reply asks for.
+	Wait time.Duration
 }
 
 // Decision is where a request goes, and why.

@@ -20,7 +20,8 @@ const (
 	waiting phase = iota // for the request headers
 	reading              // the request; nothing is decided
 	decided
-	over // answered by us: nothing more is said
+	over      // answered by us: nothing more is said
+	suspended // waits in the queue; the decision comes later
 )
 
 // Exchange is the state of one stream. It does no I/O and reads no clock. It is
@@ -45,6 +46,7 @@ type Exchange struct {
 	plain    bool         // whether a content encoding was undone
 	before   prefix.Place // where the response is that the request continues
 	held     pick.Reservation
+	flow     held
 
 	// Set by the answer.
 	served *pick.Endpoint // who answered; nil: not known
@@ -71,6 +73,9 @@ type memory struct {
 
 // Step advances the exchange by one event and appends the replies to out.
 func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
+	if x.phase == suspended {
+		out = x.hurry(ev.At, out)
+	}
 	if x.phase == over {
 		return out
 	}
@@ -88,6 +93,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 		return append(out, x.goOn(ev, x.head.AnswerMode))
 	case ResponseTrailers:
 		x.report(&ev.Answer, ev.At)
+		x.flow.count(ev.Answer.Usage)
 		x.noteResponse(ev.Answer.Response, ev.At)
 		return append(out, Reply{Kind: ResponseTrailers})
 	default:
@@ -97,7 +103,8 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 
 // End gives back what the exchange holds. It is called once, whatever the
 // reason that the stream ended for.
-func (x *Exchange) End() {
+func (x *Exchange) End(now time.Time) {
+	x.settle(now)
 	x.held.Release()
 	x.phase = over
 }
@@ -177,16 +184,13 @@ func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
 		return out
 	}
 	out = x.conclude(RequestHeaders, body, true, ev.At, out)
-	return x.echo(x.outgoing(body), true, out)
+	return x.passOn(body, RequestBody, out)
 }
 
 func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
 	if x.phase == reading && x.head.Mode == Duplex {
 		out = x.conclude(RequestHeaders, x.body, true, ev.At, out)
-		out = x.echo(x.outgoing(x.body), false, out)
-		if x.phase == over {
-			return out
-		}
+		return x.passOn(x.body, RequestTrailers, out)
 	}
 	return append(out, Reply{Kind: RequestTrailers})
 }
@@ -211,6 +215,14 @@ func (x *Exchange) echo(b []byte, end bool, out []Reply) []Reply {
 func (x *Exchange) conclude(k Kind, body []byte, whole bool, now time.Time, out []Reply) []Reply {
 	x.phase = decided
 	d, err := x.decide(body, whole, now)
+	if err == nil && x.flow.ticket != nil {
+		return x.suspend(k, now, out)
+	}
+	return x.conclusion(k, d, err, out)
+}
+
+// conclusion answers the event of the kind with what was decided.
+func (x *Exchange) conclusion(k Kind, d *Decision, err *openai.Error, out []Reply) []Reply {
 	if err != nil {
 		return x.fail(err, out)
 	}

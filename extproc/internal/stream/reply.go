@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -41,6 +42,7 @@ var goOn = func() (all [len(responseFields)]mem.BufferSlice) {
 // Fields of ProcessingResponse, CommonResponse, HeaderMutation, BodyMutation.
 const (
 	fieldDynamicMetadata  = 8
+	fieldOverrideTimeout  = 10
 	fieldHeaderMutation   = 2
 	fieldBodyMutation     = 3
 	fieldClearRoute       = 5
@@ -52,6 +54,9 @@ const (
 // bytes returns the message. Errors are left to protobuf: they are rare.
 func (o *outbound) bytes() mem.BufferSlice {
 	r := o.reply
+	if r.Kind == Extend {
+		return o.extend(r.Wait)
+	}
 	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" {
 		return goOn[r.Kind]
 	}
@@ -73,6 +78,20 @@ func (o *outbound) bytes() mem.BufferSlice {
 		return mem.BufferSlice{head}
 	}
 	return mem.BufferSlice{head, o.chunk(r.Chunk)}
+}
+
+// extend returns the message that asks Envoy to wait so long.
+func (o *outbound) extend(wait time.Duration) mem.BufferSlice {
+	w := &o.w
+	w.reset(0)
+	if ns := wait % time.Second; ns > 0 {
+		w.number(2, uint64(ns))
+	}
+	if s := wait / time.Second; s > 0 {
+		w.number(1, uint64(s))
+	}
+	w.message(fieldOverrideTimeout, 0)
+	return mem.BufferSlice{mem.SliceBuffer(append([]byte(nil), w.written()...))}
 }
 
 // body writes the body mutation, which ends with the chunk: the chunk itself is
@@ -229,6 +248,9 @@ func errorResponse(r *Reply) *extproc.ProcessingResponse {
 	hs := []*core.HeaderValueOption{option("content-type", "application/json", set)}
 	if r.Error.RetryAfter > 0 {
 		hs = append(hs, option("retry-after", strconv.Itoa(r.Error.RetryAfter), set))
+	}
+	for _, h := range r.Error.Headers {
+		hs = append(hs, option(h.Name, h.Value, set))
 	}
 	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extproc.ImmediateResponse{

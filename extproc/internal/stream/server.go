@@ -2,6 +2,7 @@ package stream
 
 import (
 	"errors"
+	"hash/maphash"
 	"io"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 )
@@ -25,13 +27,15 @@ const (
 // Core is what all exchanges share.
 type Core struct {
 	picker  *pick.Picker
+	flow    *flow.Controller
+	seed    maphash.Seed // of tenants' names
 	metrics *metrics
 	pool    sync.Pool // of *Exchange
 }
 
 // NewCore returns the core of exchanges that ask picker, which counts into reg.
 func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
-	c := &Core{picker: picker, metrics: newMetrics(reg)}
+	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg)}
 	c.pool.New = func() any { return &Exchange{memory: new(memory)} }
 	return c
 }
@@ -46,7 +50,7 @@ func (c *Core) Begin() *Exchange {
 
 // Finish ends an exchange, which must not be used any more.
 func (c *Core) Finish(x *Exchange) {
-	x.End()
+	x.End(time.Now())
 	m := x.memory
 	m.in.reset()
 	m.in.exchange, m.out.reply, m.out.hold = nil, nil, nil
@@ -87,15 +91,16 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 	defer m.streams.Dec()
 	x := s.core.Begin()
 	defer s.core.Finish(x)
-	in := &x.in
-	in.exchange = x
+	x.in.exchange = x
+	r := &receiver{st: st, in: &x.in}
+	defer r.close()
 	var (
 		buffer [4]Reply
 		began  time.Time
 	)
 	for {
-		in.reset()
-		if err := st.RecvMsg(in); errors.Is(err, io.EOF) {
+		in, err := r.next()
+		if errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
@@ -108,17 +113,47 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 			began = in.At
 		}
 		replies := x.Step(&in.Event, buffer[:0])
-		if in.observed {
-			continue // nobody reads replies then
-		}
-		for i := range replies {
-			s.note(st.Context(), &replies[i], began, in.At)
-			x.out.reply, x.out.hold = &replies[i], in.hold
-			if err := st.SendMsg(&x.out); err != nil {
-				return err
+		if in.observed { // nobody reads replies then
+			if x.Waits() != nil {
+				x.hurry(in.At, nil)
 			}
+			continue
+		}
+		if err := s.send(st, x, in, replies, began, in.At); err != nil {
+			return err
+		}
+		if x.Waits() == nil {
+			continue
+		}
+		o, ok := r.wait(x)
+		if !ok {
+			continue // next says why
+		}
+		now := time.Now()
+		if err := s.send(st, x, in, x.Resume(o, now, buffer[:0]), began, now); err != nil {
+			return err
 		}
 	}
+}
+
+// send writes the replies to the event in in; ready is when they could be known.
+func (s *Server) send(st stream, x *Exchange, in *inbound, replies []Reply, began, ready time.Time) error {
+	for i := range replies {
+		s.note(st.Context(), &replies[i], began, ready)
+		x.out.reply, x.out.hold = &replies[i], in.hold
+		if err := st.SendMsg(&x.out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// current is the table in force; the exchange's own if there is none.
+func (x *Exchange) current() *pick.Table {
+	if t := x.core.picker.Table(); t != nil {
+		return t
+	}
+	return x.table
 }
 
 // policy is the one in force; nil before anything is known.

@@ -1,0 +1,429 @@
+package stream
+
+import (
+	"context"
+	"io"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"millrace.dev/millrace/extproc/internal/flow"
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/extproc/internal/session"
+)
+
+// oneSlot gives the fleet one place an endpoint, and a queue of two.
+func oneSlot(t *pick.Table) {
+	for _, e := range t.Models["m"].Endpoints {
+		e.Slots = 1
+	}
+	t.Policy.Cookies = nil
+	t.Policy.Flow = &flow.Policy{
+		Queue: 2, MaxWait: [3]time.Duration{8 * time.Second, 4 * time.Second, 2 * time.Second},
+		Gateway: 9 * time.Second, GatewayTimeout: 10 * time.Second, DegradeAt: 1, Tenants: 10,
+	}
+}
+
+// withSmall adds a smaller model for sheddable requests.
+func withSmall(t *pick.Table) {
+	small := &pick.Model{Name: "small", Seed: session.Seed("small"), Learned: new(pick.Learned)}
+	small.SetCounter(quarters{})
+	small.Endpoints = []*pick.Endpoint{{
+		Address: "127.0.0.1:30000", Nodes: []string{"s"}, State: pick.Ready, Slots: 1, Health: 1, KV: prefix.NewCache(99, 0), Live: new(pick.Live),
+	}}
+	t.Models["small"] = small
+	t.Policy.Flow.Degrade = map[string]string{"m": "small"}
+}
+
+func of(priority string) func(*RequestHead) {
+	return func(h *RequestHead) { h.Priority = priority }
+}
+
+// ask runs a request of a priority.
+func (f *fleet) ask(priority string, edit ...func(*RequestHead)) (*Exchange, []Reply) {
+	x := f.core.Begin()
+	return x, run(x, post(append(edit, of(priority))...), bodyOf(hello))
+}
+
+// settled takes the outcome of an exchange that waited.
+func settled(t *testing.T, x *Exchange, now time.Time) []Reply {
+	t.Helper()
+	select {
+	case o := <-x.Waits().C:
+		return x.Resume(o, now, nil)
+	default:
+		t.Fatal("it still waits")
+		return nil
+	}
+}
+
+func TestQueuedThenAdmitted(t *testing.T) {
+	for name, mode := range map[string]Mode{"buffered": Buffered, "duplex": Duplex} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(1, oneSlot)
+			x1, out := f.ask(standard)
+			if d := out[len(out)-1].Decision; d == nil || x1.Waits() != nil {
+				t.Fatalf("the first request got %+v", out)
+			}
+			x2, out := f.ask(standard, by(mode))
+			if got := out[len(out)-1]; x2.Waits() == nil || got.Kind != Extend || got.Wait != 10*time.Second {
+				t.Fatalf("the second request got %+v, want to wait", out)
+			}
+			f.core.Finish(x1)
+			out = settled(t, x2, epoch)
+			if out[0].Decision == nil || mode == Duplex && string(out[1].Chunk) != hello {
+				t.Errorf("the second request got %+v, want a decision", out)
+			}
+			f.core.Finish(x2)
+			if f.leaks() != 0 {
+				t.Error("places are still taken")
+			}
+		})
+	}
+}
+
+func TestTrailersThatWaitComeAfterTheBody(t *testing.T) {
+	f := newFleet(1, oneSlot)
+	x1, _ := f.ask(standard)
+	x2 := f.core.Begin()
+	run(x2, post(by(Duplex)), Event{Kind: RequestBody, Body: []byte(hello), At: epoch}, Event{Kind: RequestTrailers, At: epoch})
+	f.core.Finish(x1)
+	out := settled(t, x2, epoch)
+	if len(out) != 3 || out[0].Decision == nil || string(out[1].Chunk) != hello || out[1].End || out[2].Kind != RequestTrailers {
+		t.Errorf("got %+v, want decision, body, trailers", out)
+	}
+	f.core.Finish(x2)
+}
+
+func TestGoneFromTheQueue(t *testing.T) {
+	f := newFleet(1, oneSlot)
+	x1, _ := f.ask(standard)
+	x2, _ := f.ask(standard)
+	x3, _ := f.ask(sheddable)
+	f.core.Finish(x2) // the client has left
+	f.core.Finish(x1)
+	if out := settled(t, x3, epoch); out[0].Decision == nil {
+		t.Errorf("the third request got %+v, want a decision", out)
+	}
+	x4, _ := f.ask(standard)
+	f.core.Finish(x3) // x4 has its place now, and leaves without having taken it
+	f.core.Finish(x4)
+	x5, _ := f.ask(sheddable)
+	if x5.Waits() != nil {
+		t.Error("a place was lost")
+	}
+	f.core.Finish(x5)
+}
+
+func TestShedIsToldInTheAPIsForm(t *testing.T) {
+	f := newFleet(1, oneSlot)
+	x1, _ := f.ask(critical)
+	x2, _ := f.ask(sheddable)
+	x3, _ := f.ask(standard)
+	x4, _ := f.ask(critical) // the queue is full: x2 must go
+	if x3.Waits() == nil || x4.Waits() == nil {
+		t.Fatal("somebody does not wait")
+	}
+	out := settled(t, x2, epoch)
+	if e := out[0].Error; e == nil || e.Status != 429 || e.RetryAfter < 1 || e.Code != "overloaded" {
+		t.Errorf("the sheddable request got %+v, want 429", out[0])
+	}
+	x5, out := f.ask(sheddable)
+	if e := out[len(out)-1].Error; e == nil || e.Status != 429 {
+		t.Errorf("one more sheddable request got %+v, want 429", out)
+	}
+	now := epoch.Add(4 * time.Second)
+	x3.Tick(now)
+	if out := settled(t, x3, now); out[0].Error == nil || out[0].Error.Status != 429 {
+		t.Errorf("the standard request got %+v after its longest wait, want 429", out)
+	}
+	for _, x := range []*Exchange{x1, x2, x3, x5} {
+		f.core.Finish(x)
+	}
+	if out := settled(t, x4, now); out[0].Decision == nil {
+		t.Errorf("the critical request got %+v", out)
+	}
+	f.core.Finish(x4)
+}
+
+func TestClientsPatienceEndsTheWait(t *testing.T) {
+	f := newFleet(1, oneSlot)
+	x1, _ := f.ask(standard)
+	x2, _ := f.ask(standard, func(h *RequestHead) { h.Patience = 50 * time.Millisecond })
+	x2.Tick(epoch.Add(49 * time.Millisecond))
+	select {
+	case o := <-x2.Waits().C:
+		t.Fatalf("got %+v before its time", o)
+	default:
+	}
+	now := epoch.Add(50 * time.Millisecond)
+	x2.Tick(now)
+	if out := settled(t, x2, now); out[0].Error == nil {
+		t.Errorf("got %+v, want 429", out)
+	}
+	f.core.Finish(x1)
+	f.core.Finish(x2)
+}
+
+func TestSheddableGoesToTheSmallerModel(t *testing.T) {
+	f := newFleet(1, oneSlot, withSmall)
+	f.table.Policy.Flow.DegradeAt = 0.5
+	x1, _ := f.ask(standard)
+	x2, _ := f.ask(standard) // waits: the queue is half full
+	x3, out := f.ask(sheddable)
+	got := out[len(out)-1]
+	if d := got.Decision; d == nil || d.Model != "small" || d.Asked != "m" || string(got.Chunk) != strings.Replace(hello, `"m"`, `"small"`, 1) || got.Length != len(got.Chunk) {
+		t.Fatalf("got %+v, want the smaller model", got)
+	}
+	x4, _ := f.ask(sheddable) // the smaller model is busy, too
+	if x4.Waits() == nil {
+		t.Error("a sheddable request does not wait though there is room in the queue")
+	}
+	x5, _ := f.ask(standard)
+	if x5.Waits() == nil {
+		t.Error("a standard request does not wait")
+	}
+	for _, x := range []*Exchange{x1, x2, x3, x4, x5} {
+		f.core.Finish(x)
+	}
+	if f.leaks() != 0 {
+		t.Error("places are still taken")
+	}
+}
+
+func TestNewEndpointsWakeThoseThatWait(t *testing.T) {
+	f := newFleet(1, oneSlot)
+	x1, _ := f.ask(standard)
+	x2, _ := f.ask(standard)
+	bigger := newFleet(2, oneSlot).table
+	bigger.Models["m"].Endpoints[0] = f.model.Endpoints[0]
+	f.picker.Publish(bigger)
+	now := epoch.Add(tickEvery)
+	x2.Tick(now)
+	out := settled(t, x2, now)
+	if out[0].Decision == nil || out[0].Decision.Choice.List[0].Address != bigger.Models["m"].Endpoints[1].Address {
+		t.Errorf("got %+v, want the new endpoint", out)
+	}
+	f.core.Finish(x1)
+	f.core.Finish(x2)
+}
+
+func TestBudget(t *testing.T) {
+	f := newFleet(1, oneSlot)
+	f.table.Policy.Flow.Budget = flow.Budget{Requests: 100, Tokens: 1000}
+	tenant := func(h *RequestHead) { h.Tenant = 7 }
+	answer := func(x *Exchange, usage string) {
+		run(x, Event{Kind: ResponseHeaders, At: epoch, Answer: AnswerHead{Answer: pick.Answer{Status: 200}, Usage: usage}})
+		x.End(epoch)
+		f.core.Finish(x)
+	}
+	x, out := f.ask(standard, tenant)
+	if out[len(out)-1].Decision == nil {
+		t.Fatalf("got %+v", out)
+	}
+	answer(x, "prompt=900,cached=0,completion=90") // far more than was expected
+	x, out = f.ask(standard, tenant)
+	e := out[len(out)-1].Error
+	if e == nil || e.Status != 429 || e.Type != "tokens" {
+		t.Fatalf("got %+v, want 429 for tokens", out)
+	}
+	want := []string{"x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
+		"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"}
+	if diff := cmp.Diff(want, names(e.Headers)); diff != "" {
+		t.Errorf("headers (-want +got):\n%s", diff)
+	}
+	f.core.Finish(x)
+	x, out = f.ask(standard, func(h *RequestHead) { h.Tenant = 8 })
+	if out[len(out)-1].Decision == nil {
+		t.Errorf("another tenant got %+v", out)
+	}
+	x.End(epoch) // without an answer: all is given back
+	f.core.Finish(x)
+	left := f.core.flow.Budgets(f.table.Policy.Flow).Spend(f.table.Policy.Flow.Budget, 8, 0, epoch)
+	if left.Tokens != 1000 {
+		t.Errorf("%d tokens left after a request without an answer, want all", left.Tokens)
+	}
+}
+
+func names(hs []openai.Header) (all []string) {
+	for _, h := range hs {
+		all = append(all, h.Name)
+	}
+	return all
+}
+
+func TestHeadersOfFlowControl(t *testing.T) {
+	f := newFleet(1, oneSlot)
+	read := func(hs ...string) RequestHead {
+		x := f.core.Begin()
+		defer f.core.Finish(x)
+		x.in.exchange = x
+		x.in.reset()
+		b, err := proto.Marshal(headers(hs...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := x.in.read(b); err != nil {
+			t.Fatal(err)
+		}
+		return x.in.Request
+	}
+	a, b := read("authorization", "Bearer k1", "x-request-timeout-ms", "900"), read("x-api-key", "k1")
+	if a.Tenant == 0 || a.Tenant != b.Tenant || a.Tenant == read("authorization", "Bearer k2").Tenant {
+		t.Error("tenants are not told apart by their keys")
+	}
+	if a.Patience != 900*time.Millisecond || b.Patience != 0 {
+		t.Errorf("patience %v and %v, want 900ms and none", a.Patience, b.Patience)
+	}
+	f.table.Policy.Flow.TenantHeader = "x-tenant"
+	if read("authorization", "Bearer k1").Tenant != 0 || read("x-tenant", "a").Tenant == 0 {
+		t.Error("the policy's header does not name the tenant")
+	}
+}
+
+// headers is Envoy's message with request headers.
+func headers(hs ...string) *extproc.ProcessingRequest {
+	m := &core.HeaderMap{}
+	for i := 0; i < len(hs); i += 2 {
+		m.Headers = append(m.Headers, &core.HeaderValue{Key: hs[i], RawValue: []byte(hs[i+1])})
+	}
+	return &extproc.ProcessingRequest{
+		Request:        &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: m}},
+		ProtocolConfig: &extproc.ProtocolConfiguration{RequestBodyMode: filter.ProcessingMode_BUFFERED},
+	}
+}
+
+// wireStream is Envoy's end of a stream: messages go in, replies come out.
+type wireStream struct {
+	grpc.ServerStream
+	ctx context.Context
+	in  chan *extproc.ProcessingRequest // closed: Envoy has nothing more to say
+	out chan *extproc.ProcessingResponse
+}
+
+func newWire(t *testing.T) *wireStream {
+	return &wireStream{ctx: t.Context(), in: make(chan *extproc.ProcessingRequest, 4), out: make(chan *extproc.ProcessingResponse, 8)}
+}
+
+func (w *wireStream) Context() context.Context { return w.ctx }
+
+func (w *wireStream) RecvMsg(m any) error {
+	r, ok := <-w.in
+	if !ok {
+		return io.EOF
+	}
+	b, err := proto.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return wire.Unmarshal(split(b), m)
+}
+
+func (w *wireStream) SendMsg(m any) error {
+	b, err := wire.Marshal(m)
+	if err != nil {
+		return err
+	}
+	r := new(extproc.ProcessingResponse)
+	if err := proto.Unmarshal(b.Materialize(), r); err != nil {
+		return err
+	}
+	w.out <- r
+	return nil
+}
+
+// Recv and Send are for a typed stream, which Process does not use.
+func (w *wireStream) Recv() (*extproc.ProcessingRequest, error) { return nil, io.EOF }
+
+// Send does nothing: see Recv.
+func (w *wireStream) Send(*extproc.ProcessingResponse) error { return nil }
+
+// request sends a whole request.
+func (w *wireStream) request() {
+	w.in <- headers(":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json")
+	w.in <- &extproc.ProcessingRequest{Request: &extproc.ProcessingRequest_RequestBody{
+		RequestBody: &extproc.HttpBody{Body: []byte(hello), EndOfStream: true},
+	}}
+}
+
+// decided tells whether a reply has a decision.
+func decidedBy(r *extproc.ProcessingResponse) bool {
+	return r.GetRequestBody().GetResponse().GetHeaderMutation() != nil
+}
+
+func TestServerWaitsForAPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(1, oneSlot)
+		s := NewServer(f.core, nil)
+		first, second, gone := newWire(t), newWire(t), newWire(t)
+		ended := make(chan error, 3)
+		serve := func(w *wireStream) {
+			go func() { ended <- s.Process(w) }()
+			w.request()
+			synctest.Wait()
+			<-w.out // to the headers
+		}
+		serve(first)
+		if r := <-first.out; !decidedBy(r) {
+			t.Errorf("the first request got %v", r)
+		}
+		serve(gone)
+		if r := <-gone.out; r.GetOverrideMessageTimeout().AsDuration() != 10*time.Second {
+			t.Errorf("one that has to wait got %v, want a longer timeout", r)
+		}
+		serve(second)
+		<-second.out   // its longer timeout
+		close(gone.in) // the client leaves, and nothing is lost
+		synctest.Wait()
+		if err := <-ended; err != nil || len(gone.out) > 0 {
+			t.Errorf("the stream of the one that left ended with %v, %d replies", err, len(gone.out))
+		}
+		close(first.in)
+		if r := <-second.out; !decidedBy(r) {
+			t.Errorf("the second request got %v", r)
+		}
+		close(second.in)
+		for range 2 {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+		if f.leaks() != 0 {
+			t.Error("places are still taken")
+		}
+	})
+}
+
+func TestServerTurnsAwayInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(1, oneSlot)
+		s := NewServer(f.core, nil)
+		x, _ := f.ask(critical)
+		w := newWire(t)
+		ended := make(chan error, 1)
+		go func() { ended <- s.Process(w) }()
+		began := time.Now()
+		w.request()
+		<-w.out
+		<-w.out // its longer timeout
+		r := <-w.out
+		if took := time.Since(began); r.GetImmediateResponse().GetStatus().GetCode() != 429 || took < 4*time.Second || took > 4200*time.Millisecond {
+			t.Errorf("got %v after %v, want 429 after its longest wait of 4s", r, took)
+		}
+		close(w.in)
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		f.core.Finish(x)
+	})
+}
