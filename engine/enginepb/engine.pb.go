@@ -796,6 +796,8 @@ type Load struct {
 	// Tokens held in the KV cache, and the room for them.
 	KvUsedTokens  uint64 `protobuf:"varint,5,opt,name=kv_used_tokens,json=kvUsedTokens,proto3" json:"kv_used_tokens,omitempty"`
 	KvTotalTokens uint64 `protobuf:"varint,6,opt,name=kv_total_tokens,json=kvTotalTokens,proto3" json:"kv_total_tokens,omitempty"`
+	// Tokens that the log of the cache names, those in the host's memory included.
+	CachedTokens  uint64 `protobuf:"varint,7,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -868,6 +870,13 @@ func (x *Load) GetKvUsedTokens() uint64 {
 func (x *Load) GetKvTotalTokens() uint64 {
 	if x != nil {
 		return x.KvTotalTokens
+	}
+	return 0
+}
+
+func (x *Load) GetCachedTokens() uint64 {
+	if x != nil {
+		return x.CachedTokens
 	}
 	return 0
 }
@@ -1215,14 +1224,15 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brestarts\x18\x04 \x01(\rR\brestarts\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\x12+\n" +
-	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xc8\x01\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xed\x01\n" +
 	"\x04Load\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x14\n" +
 	"\x05slots\x18\x03 \x01(\rR\x05slots\x12(\n" +
 	"\x10tokens_in_flight\x18\x04 \x01(\x04R\x0etokensInFlight\x12$\n" +
 	"\x0ekv_used_tokens\x18\x05 \x01(\x04R\fkvUsedTokens\x12&\n" +
-	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\"k\n" +
+	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\x12#\n" +
+	"\rcached_tokens\x18\a \x01(\x04R\fcachedTokens\"k\n" +
 	"\x05Speed\x121\n" +
 	"\aprefill\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00e\xcd\xcdA)\x00\x00\x00\x00\x00\x00\x00\x00R\aprefill\x12/\n" +
 	"\x06decode\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00e\xcd\xcdA)\x00\x00\x00\x00\x00\x00\x00\x00R\x06decode\"\x99\x01\n" +

@@ -1460,6 +1460,8 @@ func (m *Load) validate(all bool) error {
 
 	// no validation rules for KvTotalTokens
 
+	// no validation rules for CachedTokens
+
 	if len(errors) > 0 {
 		return LoadMultiError(errors)
 	}
