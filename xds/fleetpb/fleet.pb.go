@@ -154,7 +154,14 @@ type NodeReport struct {
 	// Status of the node's engine, unset when it cannot be had.
 	Engine *enginepb.Status `protobuf:"bytes,7,opt,name=engine,proto3" json:"engine,omitempty"`
 	// Why `engine` is unset, for a person.
-	EngineError   string `protobuf:"bytes,8,opt,name=engine_error,json=engineError,proto3" json:"engine_error,omitempty"`
+	EngineError string `protobuf:"bytes,8,opt,name=engine_error,json=engineError,proto3" json:"engine_error,omitempty"`
+	// Fields that are as in the stream's report before this one, and left out: bit n
+	// stands for field n. same is for `zone` and `timeout`; the other two are for the
+	// fields of `telemetry` and `engine`. `engine.cache` is never the same: it has
+	// what came since the report before.
+	Same          uint64 `protobuf:"varint,9,opt,name=same,proto3" json:"same,omitempty"`
+	SameTelemetry uint64 `protobuf:"varint,10,opt,name=same_telemetry,json=sameTelemetry,proto3" json:"same_telemetry,omitempty"`
+	SameEngine    uint64 `protobuf:"varint,11,opt,name=same_engine,json=sameEngine,proto3" json:"same_engine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -243,6 +250,27 @@ func (x *NodeReport) GetEngineError() string {
 		return x.EngineError
 	}
 	return ""
+}
+
+func (x *NodeReport) GetSame() uint64 {
+	if x != nil {
+		return x.Same
+	}
+	return 0
+}
+
+func (x *NodeReport) GetSameTelemetry() uint64 {
+	if x != nil {
+		return x.SameTelemetry
+	}
+	return 0
+}
+
+func (x *NodeReport) GetSameEngine() uint64 {
+	if x != nil {
+		return x.SameEngine
+	}
+	return 0
 }
 
 // Telemetry is what the node measured of itself.
@@ -1549,7 +1577,7 @@ var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xbb\x03\n" +
+	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\x97\x04\n" +
 	"\n" +
 	"NodeReport\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x19\n" +
@@ -1559,7 +1587,12 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x12\xfaB\x0f\xaa\x01\f\"\x03\b\xac\x022\x05\x10\x80\x84\xaf_R\atimeout\x12J\n" +
 	"\ttelemetry\x18\x06 \x01(\v2\".millrace.fleet.v1alpha1.TelemetryB\b\xfaB\x05\x8a\x01\x02\x10\x01R\ttelemetry\x128\n" +
 	"\x06engine\x18\a \x01(\v2 .millrace.engine.v1alpha1.StatusR\x06engine\x12+\n" +
-	"\fengine_error\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\vengineError\"\xde\x03\n" +
+	"\fengine_error\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\vengineError\x12\x12\n" +
+	"\x04same\x18\t \x01(\x04R\x04same\x12%\n" +
+	"\x0esame_telemetry\x18\n" +
+	" \x01(\x04R\rsameTelemetry\x12\x1f\n" +
+	"\vsame_engine\x18\v \x01(\x04R\n" +
+	"sameEngine\"\xde\x03\n" +
 	"\tTelemetry\x12M\n" +
 	"\x06source\x18\x01 \x01(\x0e2).millrace.fleet.v1alpha1.Telemetry.SourceB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x06source\x123\n" +

@@ -212,6 +212,12 @@ func (m *NodeReport) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	// no validation rules for Same
+
+	// no validation rules for SameTelemetry
+
+	// no validation rules for SameEngine
+
 	if len(errors) > 0 {
 		return NodeReportMultiError(errors)
 	}
