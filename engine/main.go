@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -30,6 +31,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
 	"millrace.dev/millrace/engine/internal/api"
+	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/status"
@@ -186,19 +188,19 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	transport := llamacpp.Transport()
 	defer transport.CloseIdleConnections()
 	runner := llamacpp.NewRunner(o.programs, transport)
-	gate, meter := &admit.Gate{}, &meter.Meter{}
+	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
 		Node: o.node, Logs: o.logs, Launcher: launcher{runner, meter}, Log: log,
 		Running: func() int { return gate.Load().Running }, Served: meter.Served,
 	})
-	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Snapshot: supervisor.Snapshot})
+	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Snapshot: supervisor.Snapshot})
 	handler := api.New(api.Config{
 		Node: o.node, Backend: o.programs.BackendAddress, Transport: transport, Serving: supervisor.Serving,
-		Gate: gate, Meter: meter, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
+		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
 	})
 	server := status.New(status.Config{
 		Node: o.node, HTTP: o.http, GRPC: o.grpc, Backend: o.programs.BackendAddress, Shard: o.programs.ShardAddress,
-		Supervisor: supervisor, Gate: gate, Meter: meter, Ends: ctx.Done(),
+		Supervisor: supervisor, Gate: gate, Meter: meter, Cache: cache, Ends: ctx.Done(),
 	})
 
 	// Requests are answered until the supervisor has drained.
@@ -209,7 +211,10 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		defer drained()
 		return supervisor.Run(ctx)
 	})
-	g.Go(func() error { follow(serving, supervisor, runner, gate, meter); return nil })
+	g.Go(func() error {
+		follow(serving, supervisor, runner, gate, &room{Meter: meter, cache: cache, log: log})
+		return nil
+	})
 	g.Go(func() error { return obs.Serve(serving, lns[0], handler) })
 	g.Go(func() error { return serveGRPC(ctx, lns[1], server) })
 	g.Go(func() error {
@@ -283,7 +288,7 @@ func (l launcher) Prove(ctx context.Context) error {
 const kvEvery = time.Second
 
 // follow keeps the gate at the size of the assignment, and knows the KV cache.
-func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, gate *admit.Gate, m *meter.Meter) {
+func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, gate *admit.Gate, m *room) {
 	tick := time.NewTicker(kvEvery)
 	defer tick.Stop()
 	var epoch uint64
@@ -299,12 +304,12 @@ func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, ga
 		gate.Resize(int(b.GetSlots()), int(b.GetQueue()))
 		if snap.Epoch != epoch {
 			epoch = snap.Epoch
-			m.SetKV(0)
+			m.empty(snap)
 		}
 		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && m.Served().After(asked) {
 			asked = time.Now()
 			if used, err := r.KVUsed(ctx); err == nil {
-				m.SetKV(used)
+				m.use(used)
 			}
 		}
 		select {
@@ -314,6 +319,35 @@ func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, ga
 			return
 		}
 	}
+}
+
+// room is what is known of the backend's KV cache.
+type room struct {
+	*meter.Meter
+	cache *cachelog.Log
+	log   *slog.Logger
+	// host is how many tokens the backend keeps beside its slots.
+	host uint64
+}
+
+// empty says that a backend was started.
+func (m *room) empty(snap *supervise.Snapshot) {
+	m.cache.Reset(snap.Epoch)
+	if b := snap.Assignment.GetBackend(); b != nil && snap.Assignment.GetStage() == 0 {
+		var err error
+		if m.host, err = llamacpp.HostTokens(b); err != nil {
+			m.log.Warn("size of the backend's cache unknown", "err", err)
+			m.host = llamacpp.ContextOf(b)
+		}
+	}
+	m.use(0)
+}
+
+// use says that the backend's slots hold so many tokens. What they let go is in its
+// cache in host memory for a while.
+func (m *room) use(slots uint64) {
+	m.SetKV(slots)
+	m.cache.Resize(int64(m.host + slots))
 }
 
 // conditions is what is wrong, for /readyz.

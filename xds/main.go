@@ -168,7 +168,9 @@ func serve(ctx context.Context, o *options, static translate.Resources, log *slo
 	server := newServer(resources, nodes)
 
 	g.Go(func() error { return nodes.Run(ctx, fleet.New(wants(o.settings.Config), o.settle, time.Now())) })
-	g.Go(func() error { return push(ctx, nodes, resources, o.settings) })
+	caches := make(chan struct{})
+	g.Go(func() error { return pushCaches(ctx, nodes, resources, caches) })
+	g.Go(func() error { return push(ctx, nodes, resources, o.settings, caches) })
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(func() error { return obs.Serve(ctx, admin, obs.Admin(reg, conditions(nodes, resources))) })
 	g.Go(func() error {
@@ -180,11 +182,16 @@ func serve(ctx context.Context, o *options, static translate.Resources, log *slo
 	return g.Wait()
 }
 
+// maxMessage bounds a message from a client, in bytes: an extproc that comes back
+// says of each resource which version it has.
+const maxMessage = 64 << 20
+
 // newServer returns the gRPC server. Clients may ping as they like: they find
 // out within seconds that we hang, and we that they do.
 func newServer(resources *ads.Server, nodes *fleet.Service) *grpc.Server {
 	s := grpc.NewServer(
 		grpc.WaitForHandlers(true),
+		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 	)

@@ -13,10 +13,38 @@ import (
 // goes is pushed at once.
 const pushEvery = 90 * time.Millisecond
 
+// pushCachesEvery bounds how often it is pushed to extproc what engines have cached.
+const pushCachesEvery = 500 * time.Millisecond
+
+// pushCaches publishes what engines have cached, from the moment the fleet is
+// settled, until ctx ends. It closes first when that is done for the first time.
+func pushCaches(ctx context.Context, nodes *fleet.Service, resources *ads.Server, first chan<- struct{}) error {
+	var pushed *fleet.Snapshot
+	var last time.Time
+	for {
+		snap, next := nodes.Latest()
+		if snap.Settled && time.Since(last) >= pushCachesEvery {
+			changed, removed := translate.Caches(pushed, snap)
+			if err := resources.Update(translate.CacheType, changed, removed); err != nil {
+				return err
+			}
+			if pushed == nil {
+				close(first)
+			}
+			pushed, last = snap, time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-next:
+		}
+	}
+}
+
 // push publishes what each snapshot says, from the moment the fleet is settled,
-// until ctx ends. Snapshots come at least ten times a second, so that what is
+// until ctx ends. Nobody is answered before caches are known, too. Snapshots come at least ten times a second, so that what is
 // left out of one is in the next.
-func push(ctx context.Context, nodes *fleet.Service, resources *ads.Server, s translate.Settings) error {
+func push(ctx context.Context, nodes *fleet.Service, resources *ads.Server, s translate.Settings, caches <-chan struct{}) error {
 	var last time.Time
 	var changes uint64
 	for {
@@ -25,7 +53,11 @@ func push(ctx context.Context, nodes *fleet.Service, resources *ads.Server, s tr
 			if err := resources.Publish(translate.Fleet(s, snap)); err != nil {
 				return err
 			}
-			resources.Release()
+			select {
+			case <-caches:
+				resources.Release()
+			default: // they are at it: the next time
+			}
 			last, changes = time.Now(), snap.Changes
 		}
 		select {

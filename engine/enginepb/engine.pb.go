@@ -148,7 +148,9 @@ func (Backend_Kind) EnumDescriptor() ([]byte, []int) {
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Longest time between two statuses. Unset: 250 ms.
-	Interval      *durationpb.Duration `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
+	Interval *durationpb.Duration `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Whether Status.cache is wanted.
+	Cache         bool `protobuf:"varint,2,opt,name=cache,proto3" json:"cache,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -188,6 +190,13 @@ func (x *WatchRequest) GetInterval() *durationpb.Duration {
 		return x.Interval
 	}
 	return nil
+}
+
+func (x *WatchRequest) GetCache() bool {
+	if x != nil {
+		return x.Cache
+	}
+	return false
 }
 
 // Assignment is one engine's part in one replica of one model. The zero
@@ -527,10 +536,13 @@ type Status struct {
 	// replica are one failure unit.
 	Epoch uint64 `protobuf:"varint,10,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// The processes this engine keeps, for state.json and `millrace status`.
-	Processes     []*Process `protobuf:"bytes,11,rep,name=processes,proto3" json:"processes,omitempty"`
-	Load          *Load      `protobuf:"bytes,12,opt,name=load,proto3" json:"load,omitempty"`
-	Speed         *Speed     `protobuf:"bytes,13,opt,name=speed,proto3" json:"speed,omitempty"`
-	Totals        *Totals    `protobuf:"bytes,14,opt,name=totals,proto3" json:"totals,omitempty"`
+	Processes []*Process `protobuf:"bytes,11,rep,name=processes,proto3" json:"processes,omitempty"`
+	Load      *Load      `protobuf:"bytes,12,opt,name=load,proto3" json:"load,omitempty"`
+	Speed     *Speed     `protobuf:"bytes,13,opt,name=speed,proto3" json:"speed,omitempty"`
+	Totals    *Totals    `protobuf:"bytes,14,opt,name=totals,proto3" json:"totals,omitempty"`
+	// What came to the log of the KV cache since the last status of this stream;
+	// the first status has all of it. Unset: nothing came, or it was not asked for.
+	Cache         *CacheReport `protobuf:"bytes,15,opt,name=cache,proto3" json:"cache,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +675,13 @@ func (x *Status) GetTotals() *Totals {
 	return nil
 }
 
+func (x *Status) GetCache() *CacheReport {
+	if x != nil {
+		return x.Cache
+	}
+	return nil
+}
+
 // Process is one process that the engine started.
 type Process struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -777,6 +796,8 @@ type Load struct {
 	// Tokens held in the KV cache, and the room for them.
 	KvUsedTokens  uint64 `protobuf:"varint,5,opt,name=kv_used_tokens,json=kvUsedTokens,proto3" json:"kv_used_tokens,omitempty"`
 	KvTotalTokens uint64 `protobuf:"varint,6,opt,name=kv_total_tokens,json=kvTotalTokens,proto3" json:"kv_total_tokens,omitempty"`
+	// Tokens that the log of the cache names, those in the host's memory included.
+	CachedTokens  uint64 `protobuf:"varint,7,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -849,6 +870,13 @@ func (x *Load) GetKvUsedTokens() uint64 {
 func (x *Load) GetKvTotalTokens() uint64 {
 	if x != nil {
 		return x.KvTotalTokens
+	}
+	return 0
+}
+
+func (x *Load) GetCachedTokens() uint64 {
+	if x != nil {
+		return x.CachedTokens
 	}
 	return 0
 }
@@ -977,13 +1005,158 @@ func (x *Totals) GetGeneratedTokens() uint64 {
 	return 0
 }
 
+// CacheReport is what came to the log of a backend's KV cache since the report
+// before it, in a stream of reports of which the first has everything.
+//
+// The log names what is cached by the keys that extproc gives to the beginnings of
+// prompts. What is used again is logged again; when what newer segments name fills
+// the cache, the oldest is dropped. A segment that is not the newest one is full.
+type CacheReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Start of the backend whose cache it is. Another one than before: all that was
+	// said before is void.
+	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Segments with smaller ids are dropped.
+	Oldest uint64 `protobuf:"varint,2,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	// What was appended, in order.
+	Segments      []*CacheSegment `protobuf:"bytes,3,rep,name=segments,proto3" json:"segments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheReport) Reset() {
+	*x = CacheReport{}
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheReport) ProtoMessage() {}
+
+func (x *CacheReport) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheReport.ProtoReflect.Descriptor instead.
+func (*CacheReport) Descriptor() ([]byte, []int) {
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CacheReport) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *CacheReport) GetOldest() uint64 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+func (x *CacheReport) GetSegments() []*CacheSegment {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+// CacheSegment is a piece of the log: what was used in some span of time.
+type CacheSegment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Numbers the segments of a log, growing by 1.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How many entries of the segment came before these.
+	From uint32 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	// Hashes of beginnings of prompts. Of several entries for a key the last counts.
+	Keys []uint64 `protobuf:"fixed64,3,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	// How many tokens each beginning has, with the answer behind it if that is
+	// cached, too; 0: it is not cached any more. As many as keys.
+	Tokens        []uint32 `protobuf:"varint,4,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheSegment) Reset() {
+	*x = CacheSegment{}
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheSegment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheSegment) ProtoMessage() {}
+
+func (x *CacheSegment) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheSegment.ProtoReflect.Descriptor instead.
+func (*CacheSegment) Descriptor() ([]byte, []int) {
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CacheSegment) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *CacheSegment) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *CacheSegment) GetKeys() []uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *CacheSegment) GetTokens() []uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
 var File_engine_enginepb_engine_proto protoreflect.FileDescriptor
 
 const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\n" +
-	"\x1cengine/enginepb/engine.proto\x12\x18millrace.engine.v1alpha1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"X\n" +
+	"\x1cengine/enginepb/engine.proto\x12\x18millrace.engine.v1alpha1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"n\n" +
 	"\fWatchRequest\x12H\n" +
-	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x02\b<2\x05\x10\x80\xe1\xeb\x17R\binterval\"\xfc\x02\n" +
+	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x02\b<2\x05\x10\x80\xe1\xeb\x17R\binterval\x12\x14\n" +
+	"\x05cache\x18\x02 \x01(\bR\x05cache\"\xfc\x02\n" +
 	"\n" +
 	"Assignment\x12'\n" +
 	"\n" +
@@ -1021,7 +1194,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\vAssignReply\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"\xd5\x05\n" +
+	"generation\"\x92\x06\n" +
 	"\x06Status\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x1e\n" +
 	"\n" +
@@ -1042,7 +1215,8 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\tprocesses\x18\v \x03(\v2!.millrace.engine.v1alpha1.ProcessB\b\xfaB\x05\x92\x01\x02\x10\x10R\tprocesses\x122\n" +
 	"\x04load\x18\f \x01(\v2\x1e.millrace.engine.v1alpha1.LoadR\x04load\x125\n" +
 	"\x05speed\x18\r \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x128\n" +
-	"\x06totals\x18\x0e \x01(\v2 .millrace.engine.v1alpha1.TotalsR\x06totals\"\x82\x02\n" +
+	"\x06totals\x18\x0e \x01(\v2 .millrace.engine.v1alpha1.TotalsR\x06totals\x12;\n" +
+	"\x05cache\x18\x0f \x01(\v2%.millrace.engine.v1alpha1.CacheReportR\x05cache\"\x82\x02\n" +
 	"\aProcess\x12)\n" +
 	"\x04role\x18\x01 \x01(\tB\x15\xfaB\x12r\x10R\abackendR\x05shardR\x04role\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\"\n" +
@@ -1050,14 +1224,15 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brestarts\x18\x04 \x01(\rR\brestarts\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\x12+\n" +
-	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xc8\x01\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xed\x01\n" +
 	"\x04Load\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x14\n" +
 	"\x05slots\x18\x03 \x01(\rR\x05slots\x12(\n" +
 	"\x10tokens_in_flight\x18\x04 \x01(\x04R\x0etokensInFlight\x12$\n" +
 	"\x0ekv_used_tokens\x18\x05 \x01(\x04R\fkvUsedTokens\x12&\n" +
-	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\"k\n" +
+	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\x12#\n" +
+	"\rcached_tokens\x18\a \x01(\x04R\fcachedTokens\"k\n" +
 	"\x05Speed\x121\n" +
 	"\aprefill\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00e\xcd\xcdA)\x00\x00\x00\x00\x00\x00\x00\x00R\aprefill\x12/\n" +
 	"\x06decode\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00e\xcd\xcdA)\x00\x00\x00\x00\x00\x00\x00\x00R\x06decode\"\x99\x01\n" +
@@ -1065,7 +1240,16 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12#\n" +
 	"\rprompt_tokens\x18\x02 \x01(\x04R\fpromptTokens\x12#\n" +
 	"\rcached_tokens\x18\x03 \x01(\x04R\fcachedTokens\x12)\n" +
-	"\x10generated_tokens\x18\x04 \x01(\x04R\x0fgeneratedTokens*h\n" +
+	"\x10generated_tokens\x18\x04 \x01(\x04R\x0fgeneratedTokens\"\x89\x01\n" +
+	"\vCacheReport\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06oldest\x18\x02 \x01(\x04R\x06oldest\x12L\n" +
+	"\bsegments\x18\x03 \x03(\v2&.millrace.engine.v1alpha1.CacheSegmentB\b\xfaB\x05\x92\x01\x02\x10@R\bsegments\"\x87\x01\n" +
+	"\fCacheSegment\x12\x17\n" +
+	"\x02id\x18\x01 \x01(\x04B\a\xfaB\x042\x02 \x00R\x02id\x12\x1c\n" +
+	"\x04from\x18\x02 \x01(\rB\b\xfaB\x05*\x03\x18\x80\x02R\x04from\x12\x1d\n" +
+	"\x04keys\x18\x03 \x03(\x06B\t\xfaB\x06\x92\x01\x03\x10\x80\x02R\x04keys\x12!\n" +
+	"\x06tokens\x18\x04 \x03(\rB\t\xfaB\x06\x92\x01\x03\x10\x80\x02R\x06tokens*h\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04IDLE\x10\x01\x12\f\n" +
@@ -1092,7 +1276,7 @@ func file_engine_enginepb_engine_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_enginepb_engine_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_engine_enginepb_engine_proto_goTypes = []any{
 	(State)(0),                    // 0: millrace.engine.v1alpha1.State
 	(Backend_Kind)(0),             // 1: millrace.engine.v1alpha1.Backend.Kind
@@ -1106,32 +1290,36 @@ var file_engine_enginepb_engine_proto_goTypes = []any{
 	(*Load)(nil),                  // 9: millrace.engine.v1alpha1.Load
 	(*Speed)(nil),                 // 10: millrace.engine.v1alpha1.Speed
 	(*Totals)(nil),                // 11: millrace.engine.v1alpha1.Totals
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*CacheReport)(nil),           // 12: millrace.engine.v1alpha1.CacheReport
+	(*CacheSegment)(nil),          // 13: millrace.engine.v1alpha1.CacheSegment
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_engine_enginepb_engine_proto_depIdxs = []int32{
-	12, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
+	14, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
 	4,  // 1: millrace.engine.v1alpha1.Assignment.stages:type_name -> millrace.engine.v1alpha1.Stage
 	5,  // 2: millrace.engine.v1alpha1.Assignment.backend:type_name -> millrace.engine.v1alpha1.Backend
 	1,  // 3: millrace.engine.v1alpha1.Backend.kind:type_name -> millrace.engine.v1alpha1.Backend.Kind
 	0,  // 4: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
-	13, // 5: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
+	15, // 5: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
 	3,  // 6: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
 	8,  // 7: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
 	9,  // 8: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
 	10, // 9: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
 	11, // 10: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
-	13, // 11: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
-	12, // 12: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
-	2,  // 13: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
-	3,  // 14: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
-	7,  // 15: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
-	6,  // 16: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
-	15, // [15:17] is the sub-list for method output_type
-	13, // [13:15] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 11: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
+	15, // 12: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
+	14, // 13: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
+	13, // 14: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 15: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
+	3,  // 16: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
+	7,  // 17: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
+	6,  // 18: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
+	17, // [17:19] is the sub-list for method output_type
+	15, // [15:17] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_engine_enginepb_engine_proto_init() }
@@ -1145,7 +1333,7 @@ func file_engine_enginepb_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_enginepb_engine_proto_rawDesc), len(file_engine_enginepb_engine_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

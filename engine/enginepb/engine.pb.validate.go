@@ -88,6 +88,8 @@ func (m *WatchRequest) validate(all bool) error {
 		}
 	}
 
+	// no validation rules for Cache
+
 	if len(errors) > 0 {
 		return WatchRequestMultiError(errors)
 	}
@@ -1124,6 +1126,35 @@ func (m *Status) validate(all bool) error {
 		}
 	}
 
+	if all {
+		switch v := interface{}(m.GetCache()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, StatusValidationError{
+					field:  "Cache",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, StatusValidationError{
+					field:  "Cache",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetCache()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return StatusValidationError{
+				field:  "Cache",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(errors) > 0 {
 		return StatusMultiError(errors)
 	}
@@ -1429,6 +1460,8 @@ func (m *Load) validate(all bool) error {
 
 	// no validation rules for KvTotalTokens
 
+	// no validation rules for CachedTokens
+
 	if len(errors) > 0 {
 		return LoadMultiError(errors)
 	}
@@ -1731,3 +1764,294 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = TotalsValidationError{}
+
+// Validate checks the field values on CacheReport with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *CacheReport) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on CacheReport with the rules defined in
+// the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in CacheReportMultiError, or
+// nil if none found.
+func (m *CacheReport) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *CacheReport) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Epoch
+
+	// no validation rules for Oldest
+
+	if len(m.GetSegments()) > 64 {
+		err := CacheReportValidationError{
+			field:  "Segments",
+			reason: "value must contain no more than 64 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetSegments() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, CacheReportValidationError{
+						field:  fmt.Sprintf("Segments[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, CacheReportValidationError{
+						field:  fmt.Sprintf("Segments[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return CacheReportValidationError{
+					field:  fmt.Sprintf("Segments[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	if len(errors) > 0 {
+		return CacheReportMultiError(errors)
+	}
+
+	return nil
+}
+
+// CacheReportMultiError is an error wrapping multiple validation errors
+// returned by CacheReport.ValidateAll() if the designated constraints aren't met.
+type CacheReportMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m CacheReportMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m CacheReportMultiError) AllErrors() []error { return m }
+
+// CacheReportValidationError is the validation error returned by
+// CacheReport.Validate if the designated constraints aren't met.
+type CacheReportValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e CacheReportValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e CacheReportValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e CacheReportValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e CacheReportValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e CacheReportValidationError) ErrorName() string { return "CacheReportValidationError" }
+
+// Error satisfies the builtin error interface
+func (e CacheReportValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sCacheReport.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = CacheReportValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = CacheReportValidationError{}
+
+// Validate checks the field values on CacheSegment with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *CacheSegment) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on CacheSegment with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in CacheSegmentMultiError, or
+// nil if none found.
+func (m *CacheSegment) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *CacheSegment) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if m.GetId() <= 0 {
+		err := CacheSegmentValidationError{
+			field:  "Id",
+			reason: "value must be greater than 0",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetFrom() > 256 {
+		err := CacheSegmentValidationError{
+			field:  "From",
+			reason: "value must be less than or equal to 256",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(m.GetKeys()) > 256 {
+		err := CacheSegmentValidationError{
+			field:  "Keys",
+			reason: "value must contain no more than 256 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(m.GetTokens()) > 256 {
+		err := CacheSegmentValidationError{
+			field:  "Tokens",
+			reason: "value must contain no more than 256 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(errors) > 0 {
+		return CacheSegmentMultiError(errors)
+	}
+
+	return nil
+}
+
+// CacheSegmentMultiError is an error wrapping multiple validation errors
+// returned by CacheSegment.ValidateAll() if the designated constraints aren't met.
+type CacheSegmentMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m CacheSegmentMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m CacheSegmentMultiError) AllErrors() []error { return m }
+
+// CacheSegmentValidationError is the validation error returned by
+// CacheSegment.Validate if the designated constraints aren't met.
+type CacheSegmentValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e CacheSegmentValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e CacheSegmentValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e CacheSegmentValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e CacheSegmentValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e CacheSegmentValidationError) ErrorName() string { return "CacheSegmentValidationError" }
+
+// Error satisfies the builtin error interface
+func (e CacheSegmentValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sCacheSegment.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = CacheSegmentValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = CacheSegmentValidationError{}

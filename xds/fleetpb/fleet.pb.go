@@ -154,7 +154,14 @@ type NodeReport struct {
 	// Status of the node's engine, unset when it cannot be had.
 	Engine *enginepb.Status `protobuf:"bytes,7,opt,name=engine,proto3" json:"engine,omitempty"`
 	// Why `engine` is unset, for a person.
-	EngineError   string `protobuf:"bytes,8,opt,name=engine_error,json=engineError,proto3" json:"engine_error,omitempty"`
+	EngineError string `protobuf:"bytes,8,opt,name=engine_error,json=engineError,proto3" json:"engine_error,omitempty"`
+	// Fields that are as in the stream's report before this one, and left out: bit n
+	// stands for field n. same is for `zone` and `timeout`; the other two are for the
+	// fields of `telemetry` and `engine`. `engine.cache` is never the same: it has
+	// what came since the report before.
+	Same          uint64 `protobuf:"varint,9,opt,name=same,proto3" json:"same,omitempty"`
+	SameTelemetry uint64 `protobuf:"varint,10,opt,name=same_telemetry,json=sameTelemetry,proto3" json:"same_telemetry,omitempty"`
+	SameEngine    uint64 `protobuf:"varint,11,opt,name=same_engine,json=sameEngine,proto3" json:"same_engine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -243,6 +250,27 @@ func (x *NodeReport) GetEngineError() string {
 		return x.EngineError
 	}
 	return ""
+}
+
+func (x *NodeReport) GetSame() uint64 {
+	if x != nil {
+		return x.Same
+	}
+	return 0
+}
+
+func (x *NodeReport) GetSameTelemetry() uint64 {
+	if x != nil {
+		return x.SameTelemetry
+	}
+	return 0
+}
+
+func (x *NodeReport) GetSameEngine() uint64 {
+	if x != nil {
+		return x.SameEngine
+	}
+	return 0
 }
 
 // Telemetry is what the node measured of itself.
@@ -1373,6 +1401,73 @@ func (x *Flow) GetTenants() uint32 {
 	return 0
 }
 
+// CacheState is the xDS resource by which extproc knows what an engine's KV cache
+// holds: type type.googleapis.com/millrace.fleet.v1alpha1.CacheState, one for each
+// segment of the engine's log, named "<address>/<id>".
+type CacheState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "ip:port" of the head's API, as in EndpointState.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Start of the backend whose cache it is; it says nothing of a cache of another
+	// epoch than EndpointState's.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The segment, whole: `from` is 0.
+	Segment       *enginepb.CacheSegment `protobuf:"bytes,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheState) Reset() {
+	*x = CacheState{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheState) ProtoMessage() {}
+
+func (x *CacheState) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
+func (*CacheState) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CacheState) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *CacheState) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *CacheState) GetSegment() *enginepb.CacheSegment {
+	if x != nil {
+		return x.Segment
+	}
+	return nil
+}
+
 type Rewrite_Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -1383,7 +1478,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1490,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1531,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1543,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1577,7 @@ var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xbb\x03\n" +
+	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\x97\x04\n" +
 	"\n" +
 	"NodeReport\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x19\n" +
@@ -1492,7 +1587,12 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x12\xfaB\x0f\xaa\x01\f\"\x03\b\xac\x022\x05\x10\x80\x84\xaf_R\atimeout\x12J\n" +
 	"\ttelemetry\x18\x06 \x01(\v2\".millrace.fleet.v1alpha1.TelemetryB\b\xfaB\x05\x8a\x01\x02\x10\x01R\ttelemetry\x128\n" +
 	"\x06engine\x18\a \x01(\v2 .millrace.engine.v1alpha1.StatusR\x06engine\x12+\n" +
-	"\fengine_error\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\vengineError\"\xde\x03\n" +
+	"\fengine_error\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\vengineError\x12\x12\n" +
+	"\x04same\x18\t \x01(\x04R\x04same\x12%\n" +
+	"\x0esame_telemetry\x18\n" +
+	" \x01(\x04R\rsameTelemetry\x12\x1f\n" +
+	"\vsame_engine\x18\v \x01(\x04R\n" +
+	"sameEngine\"\xde\x03\n" +
 	"\tTelemetry\x12M\n" +
 	"\x06source\x18\x01 \x01(\x0e2).millrace.fleet.v1alpha1.Telemetry.SourceB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x06source\x123\n" +
@@ -1627,7 +1727,13 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\xfaB\a*\x05\x18\x80\xad\xe2\x04R\atenants\x1aE\n" +
 	"\aDegrade\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12\x19\n" +
-	"\x02to\x18\x02 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x02to2\xb4\x01\n" +
+	"\x02to\x18\x02 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x02to\"\x94\x01\n" +
+	"\n" +
+	"CacheState\x12$\n" +
+	"\aaddress\x18\x01 \x01(\tB\n" +
+	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12J\n" +
+	"\asegment\x18\x03 \x01(\v2&.millrace.engine.v1alpha1.CacheSegmentB\b\xfaB\x05\x8a\x01\x02\x10\x01R\asegment2\xb4\x01\n" +
 	"\x05Fleet\x12U\n" +
 	"\x06Report\x12#.millrace.fleet.v1alpha1.NodeReport\x1a\".millrace.fleet.v1alpha1.Directive(\x010\x01\x12T\n" +
 	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"
@@ -1645,7 +1751,7 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),         // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),      // 1: millrace.fleet.v1alpha1.EndpointState.State
@@ -1662,51 +1768,54 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*PolicyState)(nil),           // 12: millrace.fleet.v1alpha1.PolicyState
 	(*Rewrite)(nil),               // 13: millrace.fleet.v1alpha1.Rewrite
 	(*Flow)(nil),                  // 14: millrace.fleet.v1alpha1.Flow
-	(*Rewrite_Target)(nil),        // 15: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),          // 16: millrace.fleet.v1alpha1.Flow.Degrade
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
-	(*enginepb.Status)(nil),       // 19: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),   // 20: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),         // 21: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),        // 22: millrace.engine.v1alpha1.Speed
+	(*CacheState)(nil),            // 15: millrace.fleet.v1alpha1.CacheState
+	(*Rewrite_Target)(nil),        // 16: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),          // 17: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*enginepb.Status)(nil),       // 20: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),   // 21: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),         // 22: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),        // 23: millrace.engine.v1alpha1.Speed
+	(*enginepb.CacheSegment)(nil), // 24: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	17, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	18, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	18, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	19, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
 	3,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	19, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	20, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
 	0,  // 4: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
 	4,  // 5: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	20, // 6: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	17, // 7: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	21, // 6: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	18, // 7: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
 	9,  // 8: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
 	8,  // 9: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
 	1,  // 10: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	17, // 11: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	17, // 12: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	18, // 11: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	18, // 12: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
 	2,  // 13: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
 	1,  // 14: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	21, // 15: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	22, // 16: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	18, // 17: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	22, // 15: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	23, // 16: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	19, // 17: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
 	14, // 18: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
 	13, // 19: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	15, // 20: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	18, // 21: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	18, // 22: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	18, // 23: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	18, // 24: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	16, // 25: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	2,  // 26: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	6,  // 27: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	5,  // 28: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	7,  // 29: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	28, // [28:30] is the sub-list for method output_type
-	26, // [26:28] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	16, // 20: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	19, // 21: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	19, // 22: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	19, // 23: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	19, // 24: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	17, // 25: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	24, // 26: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 27: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	6,  // 28: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	5,  // 29: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	7,  // 30: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	29, // [29:31] is the sub-list for method output_type
+	27, // [27:29] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -1720,7 +1829,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

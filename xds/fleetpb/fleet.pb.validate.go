@@ -212,6 +212,12 @@ func (m *NodeReport) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	// no validation rules for Same
+
+	// no validation rules for SameTelemetry
+
+	// no validation rules for SameEngine
+
 	if len(errors) > 0 {
 		return NodeReportMultiError(errors)
 	}
@@ -2643,6 +2649,158 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = FlowValidationError{}
+
+// Validate checks the field values on CacheState with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *CacheState) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on CacheState with the rules defined in
+// the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in CacheStateMultiError, or
+// nil if none found.
+func (m *CacheState) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *CacheState) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if l := utf8.RuneCountInString(m.GetAddress()); l < 1 || l > 260 {
+		err := CacheStateValidationError{
+			field:  "Address",
+			reason: "value length must be between 1 and 260 runes, inclusive",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Epoch
+
+	if m.GetSegment() == nil {
+		err := CacheStateValidationError{
+			field:  "Segment",
+			reason: "value is required",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if all {
+		switch v := interface{}(m.GetSegment()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, CacheStateValidationError{
+					field:  "Segment",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, CacheStateValidationError{
+					field:  "Segment",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetSegment()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return CacheStateValidationError{
+				field:  "Segment",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	if len(errors) > 0 {
+		return CacheStateMultiError(errors)
+	}
+
+	return nil
+}
+
+// CacheStateMultiError is an error wrapping multiple validation errors
+// returned by CacheState.ValidateAll() if the designated constraints aren't met.
+type CacheStateMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m CacheStateMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m CacheStateMultiError) AllErrors() []error { return m }
+
+// CacheStateValidationError is the validation error returned by
+// CacheState.Validate if the designated constraints aren't met.
+type CacheStateValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e CacheStateValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e CacheStateValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e CacheStateValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e CacheStateValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e CacheStateValidationError) ErrorName() string { return "CacheStateValidationError" }
+
+// Error satisfies the builtin error interface
+func (e CacheStateValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sCacheState.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = CacheStateValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = CacheStateValidationError{}
 
 // Validate checks the field values on Rewrite_Target with the rules defined in
 // the proto definition for this message. If any rules are violated, the first

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
 )
@@ -29,6 +30,8 @@ type Config struct {
 	Serving func() (*supervise.Serving, string)
 	Gate    *admit.Gate
 	Meter   *meter.Meter
+	// Cache logs what the backend has cached.
+	Cache   *cachelog.Log
 	Metrics *Metrics
 	Tracer  trace.Tracer
 }

@@ -22,6 +22,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
 )
@@ -31,6 +32,7 @@ type rig struct {
 	url     string
 	gate    *admit.Gate
 	meter   *meter.Meter
+	cache   *cachelog.Log
 	spans   *tracetest.SpanRecorder
 	metrics *prometheus.Registry
 	serving atomic.Pointer[supervise.Serving]
@@ -49,7 +51,7 @@ func newRig(t *testing.T, backend http.HandlerFunc) *rig {
 	t.Helper()
 	b := httptest.NewServer(backend)
 	t.Cleanup(b.Close)
-	g := &rig{gate: &admit.Gate{}, meter: &meter.Meter{}, spans: tracetest.NewSpanRecorder(), metrics: prometheus.NewRegistry()}
+	g := &rig{gate: &admit.Gate{}, meter: &meter.Meter{}, cache: &cachelog.Log{}, spans: tracetest.NewSpanRecorder(), metrics: prometheus.NewRegistry()}
 	g.gate.Resize(1, 1)
 	v := &supervise.Serving{Assignment: &enginepb.Assignment{
 		Model: "smollm2", Replica: "smollm2-0", Backend: &enginepb.Backend{MaxBodyBytes: maxBody, Slots: 1, ContextTokens: 1000},
@@ -61,8 +63,8 @@ func newRig(t *testing.T, backend http.HandlerFunc) *rig {
 		return &supervise.Snapshot{State: enginepb.State_READY, Assignment: v.Assignment}, nil
 	}
 	s := New(Config{
-		Node: "node-a", Backend: b.Listener.Addr().String(), Transport: http.DefaultTransport.(*http.Transport).Clone(), Gate: g.gate, Meter: g.meter,
-		Metrics: NewMetrics(g.metrics, Sources{Gate: g.gate, Meter: g.meter, Snapshot: snapshot}),
+		Node: "node-a", Backend: b.Listener.Addr().String(), Transport: http.DefaultTransport.(*http.Transport).Clone(), Gate: g.gate, Meter: g.meter, Cache: g.cache,
+		Metrics: NewMetrics(g.metrics, Sources{Gate: g.gate, Meter: g.meter, Cache: g.cache, Snapshot: snapshot}),
 		Tracer:  sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(g.spans)).Tracer("test"),
 		Serving: func() (*supervise.Serving, string) {
 			if v := g.serving.Load(); v != nil {

@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/internal/obs"
@@ -37,7 +38,9 @@ type call struct {
 
 	begun  time.Time // when the backend's first byte came
 	usage  llamacpp.Usage
-	status int // for the metrics; 499: the client went away
+	use    *cachelog.Use // nil: nobody has told the keys of the prompt
+	cached bool          // whether the backend has the prompt in its cache
+	status int           // for the metrics; 499: the client went away
 }
 
 // statusGone is the status of a request whose client did not wait.
@@ -89,6 +92,8 @@ func (c *call) serve(ctx context.Context) *apiError {
 		return failed
 	}
 	defer c.ticket.Release()
+	c.logCache()
+	defer c.settleCache()
 	lost := context.AfterFunc(v.Alive, func() { cancel(supervise.ErrEnds) })
 	defer lost()
 	return c.forward(ctx, body, lost)
@@ -219,6 +224,7 @@ func (c *call) reply(kind string, body []byte) {
 func (c *call) account(now time.Time) {
 	c.cfg.Meter.Serve(now)
 	c.cfg.Meter.Add(c.usage, now)
+	c.answeredCache()
 	c.cfg.Metrics.answered(c.req.model, c.usage, c.begun.Sub(c.started), now.Sub(c.started))
 }
 

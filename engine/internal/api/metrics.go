@@ -8,6 +8,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
@@ -34,6 +35,7 @@ var seconds = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40
 type Sources struct {
 	Gate     *admit.Gate
 	Meter    *meter.Meter
+	Cache    *cachelog.Log
 	Snapshot func() (*supervise.Snapshot, <-chan struct{})
 }
 
@@ -121,12 +123,15 @@ var (
 	descTokens   = describe("millrace_engine_inflight_tokens", "Tokens that running and waiting requests may still need.")
 	descSpeed    = describe("millrace_engine_speed_tokens_per_second", "Measured speed of one sequence.", "phase")
 	descState    = describe("millrace_engine_state_info", "1 for the present state, 0 for the others.", "state")
+	descCached   = describe("millrace_engine_cached_tokens", "Tokens that are known to be in the backend's caches.")
+	descMissed   = describe("millrace_engine_cache_misses_total", "Answers that found less cached than was known.")
+	descBad      = describe("millrace_engine_prefix_headers_malformed_total", "Headers with beginnings of prompts that could not be read.")
 	descRestarts = describe("millrace_engine_restarts_total", "Starts of a process after its first one.", "role")
 )
 
 // Describe sends what Collect may send.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descKV, descQueries, descTokens, descSpeed, descState, descRestarts} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descKV, descQueries, descTokens, descSpeed, descState, descCached, descMissed, descBad, descRestarts} {
 		ch <- d
 	}
 }
@@ -142,6 +147,9 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	snap, _ := g.Snapshot()
 	load, speed := g.Gate.Load(), g.Meter.Speed()
 	gauge(descTokens, float64(load.Tokens))
+	gauge(descCached, float64(g.Cache.Tokens()))
+	count(descMissed, float64(g.Cache.Misses()))
+	count(descBad, float64(g.Cache.Malformed()))
 	gauge(descSpeed, speed.Prefill, "prefill")
 	gauge(descSpeed, speed.Decode, "decode")
 	for i := int32(1); i < int32(len(enginepb.State_name)); i++ {

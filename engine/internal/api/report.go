@@ -11,6 +11,7 @@ import (
 // Headers of the contract.
 const (
 	headerPromptTokens = "X-Millrace-Prompt-Tokens"
+	headerPrefix       = "X-Millrace-Prefix"
 	headerNode         = "X-Millrace-Node"
 	headerReplica      = "X-Millrace-Replica"
 	headerUsage        = "X-Millrace-Usage"

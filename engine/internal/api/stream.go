@@ -28,6 +28,7 @@ var eventEnd = []byte("\n\n")
 
 // stream passes events on as they come and reports usage and load in trailers.
 func (c *call) stream(events io.Reader) {
+	c.cached = true // it has computed the prompt
 	h := c.w.Header()
 	h["Content-Type"] = []string{"text/event-stream"}
 	h["Cache-Control"] = []string{"no-cache"}

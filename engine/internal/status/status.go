@@ -18,6 +18,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
@@ -36,6 +37,7 @@ type Config struct {
 	Supervisor                 *supervise.Supervisor
 	Gate                       *admit.Gate
 	Meter                      *meter.Meter
+	Cache                      *cachelog.Log
 	// Ends is closed when the engine ends, which ends the streams.
 	Ends <-chan struct{}
 }
@@ -60,9 +62,15 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	var told *enginepb.Cache
 	for {
 		snap, changed := s.cfg.Supervisor.Snapshot()
-		if err := stream.Send(s.status(snap)); err != nil {
+		now := s.status(snap)
+		if req.GetCache() {
+			cache := s.cfg.Cache.Cache()
+			now.Cache, told = cache.Since(told), cache
+		}
+		if err := stream.Send(now); err != nil {
 			return err
 		}
 		select {
@@ -123,7 +131,8 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 		HttpAddress: s.cfg.HTTP, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
 		Load: &enginepb.Load{
 			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
-			TokensInFlight: uint64(load.Tokens), KvUsedTokens: s.cfg.Meter.KV(), KvTotalTokens: llamacpp.ContextOf(snap.Assignment.GetBackend()),
+			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cfg.Cache.Tokens(),
+			KvUsedTokens: s.cfg.Meter.KV(), KvTotalTokens: llamacpp.ContextOf(snap.Assignment.GetBackend()),
 		},
 		Speed: &enginepb.Speed{Prefill: speed.Prefill, Decode: speed.Decode},
 		Totals: &enginepb.Totals{

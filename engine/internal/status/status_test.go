@@ -17,6 +17,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
@@ -37,7 +38,8 @@ func (sleeper) Prove(context.Context) error  { return nil }
 
 func start(t *testing.T) enginepb.EngineClient {
 	t.Helper()
-	gate, m := &admit.Gate{}, &meter.Meter{}
+	gate, m, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
+	cache.Finish(cache.Begin([]cachelog.Link{{Key: 7, Tokens: 40}}), 40, 0, 2)
 	gate.Resize(4, 4)
 	m.SetKV(7)
 	m.Add(llamacpp.Usage{Prompt: 20, Cached: 5, Completion: 10}, time.Now())
@@ -54,7 +56,7 @@ func start(t *testing.T) enginepb.EngineClient {
 	srv := grpc.NewServer()
 	enginepb.RegisterEngineServer(srv, New(Config{
 		Node: "node-a", HTTP: "127.0.0.1:1", GRPC: ln.Addr().String(), Backend: "127.0.0.1:3", Shard: "127.0.0.1:4",
-		Supervisor: s, Gate: gate, Meter: m, Ends: ctx.Done(),
+		Supervisor: s, Gate: gate, Meter: m, Cache: cache, Ends: ctx.Done(),
 	}))
 	done := make(chan error, 2)
 	go func() { done <- s.Run(ctx) }()
@@ -151,9 +153,29 @@ func TestWatchTellsOfAnAssignment(t *testing.T) {
 }
 
 func TestLongReasonFitsTheContract(t *testing.T) {
-	s := New(Config{Node: "node-a", Gate: &admit.Gate{}, Meter: &meter.Meter{}})
+	s := New(Config{Node: "node-a", Gate: &admit.Gate{}, Meter: &meter.Meter{}, Cache: &cachelog.Log{}})
 	v := s.status(&supervise.Snapshot{State: enginepb.State_BROKEN, Reason: strings.Repeat("ü", 3000)})
 	if err := v.Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWatchTellsTheCacheOnce: all of it at first, and only to those who ask.
+func TestWatchTellsTheCacheOnce(t *testing.T) {
+	client := start(t)
+	for _, asked := range []bool{true, false} {
+		stream, err := client.Watch(t.Context(), &enginepb.WatchRequest{Interval: durationpb.New(50 * time.Millisecond), Cache: asked})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			s, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := len(s.GetCache().GetSegments()) > 0, asked && i == 0; got != want {
+				t.Errorf("asked %t, status %d: told %t, want %t", asked, i, got, want)
+			}
+		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/obs"
@@ -33,8 +34,8 @@ const (
 )
 
 // maxResponse bounds one response of xds, in bytes: some ten thousand endpoints
-// take 3 MiB.
-const maxResponse = 64 << 20
+// take 3 MiB, and what is cached at a thousand of them 200 MiB at most.
+const maxResponse = 1 << 30
 
 // Client reads the fleet from xds.
 type Client struct {
@@ -47,6 +48,8 @@ type Client struct {
 
 	// Touched by follow alone.
 	state *state
+	// plain is whether the next stream does without caches: xds did not know them.
+	plain bool
 
 	// Atomic.
 	connected atomic.Bool // whether xds has answered on the present stream
@@ -62,6 +65,9 @@ func New(target string, publish func(*pick.Table), load func(path string) (pick.
 		state: newState(true), loader: newLoader(load, log),
 	}
 }
+
+// Tell lets to know what engines say that they have cached. To be called before Run.
+func (c *Client) Tell(to Caches) { c.state.into = to }
 
 // Run follows xds until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
@@ -118,11 +124,15 @@ func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoverySe
 			return err
 		}
 	}
+	heard := map[string]bool{}
 	for {
 		r, err := st.Recv()
 		if err != nil {
+			// An older xds answers in order until it gets to the type that it doesn't know.
+			c.plain = status.Code(err) == codes.Unknown && heard[endpointType] && !heard[cacheType]
 			return err
 		}
+		heard[r.GetTypeUrl()] = true
 		if !c.connected.Swap(true) {
 			c.metrics.connected.Set(1)
 			c.log.Info("xds answers", "xds", c.target)
@@ -138,6 +148,9 @@ func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoverySe
 func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 	var all []*discovery.DeltaDiscoveryRequest
 	for _, t := range types {
+		if t == cacheType && c.plain {
+			continue
+		}
 		all = append(all, &discovery.DeltaDiscoveryRequest{
 			TypeUrl:                 t,
 			ResourceNamesSubscribe:  []string{"*"},
@@ -157,6 +170,9 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.metrics.rejected.Inc()
 		c.log.Warn("xds response refused", "type", r.GetTypeUrl(), "error", err)
 		ack.ErrorDetail = &spb.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
+	}
+	if r.GetTypeUrl() == cacheType {
+		return ack
 	}
 	if t := c.state.table(); t != nil {
 		c.publish(t)

@@ -239,7 +239,8 @@ func TestClient(t *testing.T) {
 	if tb := <-tables; len(tb.Models["m"].Endpoints) != 1 {
 		t.Errorf("table %+v", tb)
 	}
-	for range 3 {
+	fake.say <- say(cacheType)
+	for range types {
 		if r := <-fake.heard; r.GetResponseNonce() != "n" || r.GetErrorDetail() != nil {
 			t.Errorf("want an ACK, got %v", r)
 		}

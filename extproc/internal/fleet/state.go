@@ -30,11 +30,13 @@ const (
 	endpointType = "type.googleapis.com/millrace.fleet.v1alpha1.EndpointState"
 	modelType    = "type.googleapis.com/millrace.fleet.v1alpha1.ModelState"
 	policyType   = "type.googleapis.com/millrace.fleet.v1alpha1.PolicyState"
+	cacheType    = "type.googleapis.com/millrace.fleet.v1alpha1.CacheState"
 )
 
 // types in the order in which they are asked for: models and policy are small
-// and endpoints refer to them.
-var types = []string{policyType, modelType, endpointType}
+// and endpoints refer to them. Decisions need all but the last, which an older xds
+// does not have.
+var types = []string{policyType, modelType, endpointType, cacheType}
 
 // policyName is the one policy that there is.
 const policyName = "default"
@@ -55,6 +57,8 @@ type state struct {
 	versions map[string]map[string]string
 	// answered tells which types xds has answered at least once.
 	answered map[string]bool
+	told     told   // by engines, of their caches
+	into     Caches // nil: nobody wants to know what they told
 	caches   uint32 // the last number given to an engine's cache
 	prefixes struct {
 		most int
@@ -86,6 +90,7 @@ func newState(ours bool) *state {
 		models:    map[string]*model{},
 		versions:  map[string]map[string]string{},
 		answered:  map[string]bool{},
+		told:      told{},
 	}
 	for _, t := range types {
 		s.versions[t] = map[string]string{}
@@ -106,6 +111,9 @@ func (s *state) apply(r *discovery.DeltaDiscoveryResponse, now time.Time) error 
 	versions := s.versions[r.GetTypeUrl()]
 	if versions == nil {
 		return fmt.Errorf("type %q was not asked for", r.GetTypeUrl())
+	}
+	if r.GetTypeUrl() == cacheType {
+		return s.setCaches(r, versions)
 	}
 	var errs []error
 	for _, res := range r.GetResources() {
@@ -178,6 +186,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 		e.live.Clear()
 	}
 	e.said = m
+	s.hand(m.GetAddress())
 	e.kv.Resize(int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)))
 	if l := m.GetLoad(); l != nil {
 		e.live.Told(pick.Report{
@@ -257,7 +266,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 
 // table returns the fleet as it is now, or nil before xds has said all once.
 func (s *state) table() *pick.Table {
-	for _, t := range types {
+	for _, t := range types[:len(types)-1] {
 		if !s.answered[t] {
 			return nil
 		}

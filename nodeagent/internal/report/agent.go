@@ -102,6 +102,7 @@ type Agent struct {
 	heard  time.Time        // when, or when the agent began to listen
 	lost   string           // why it can't be had; empty: its stream is open
 	told   truth            // what the last report was about, and the log
+	cache  *enginepb.Cache  // what its KV cache holds; nil: not known
 
 	// Of xds.
 	up   bool
@@ -176,12 +177,21 @@ func (a *Agent) hear(now time.Time, s *enginepb.Status) {
 		a.lost = clip(invalid + err.Error())
 		return
 	}
+	if err := s.GetCache().Check(); err != nil {
+		a.lost = clip(invalid + "cache: " + err.Error())
+		return
+	}
 	if s.GetNode() != a.node {
 		a.lost = clip(invalid + fmt.Sprintf("it is the engine of node %q", s.GetNode()))
 		return
 	}
+	a.cache = a.cache.Add(s.GetCache())
+	s.Cache = nil // said to xds in increments of its own
 	a.status, a.lost = s, ""
 }
+
+// Cache returns what the engine's KV cache holds; nil: not known.
+func (a *Agent) Cache() *enginepb.Cache { return a.cache }
 
 func (a *Agent) disconnect(err error, fx *Effects) {
 	if a.up || a.down == "" {

@@ -46,12 +46,19 @@ type Reporter struct {
 	events chan Event
 	// reports holds the newest report that is not sent yet; an older one is
 	// thrown away, since a heartbeat says all.
-	reports chan *fleetpb.NodeReport
+	reports chan outgoing
 	// assignments holds one at most: the agent has one on its way at a time.
 	assignments chan *enginepb.Assignment
 
 	// Atomic.
 	view atomic.Pointer[view]
+}
+
+// outgoing is a report with all that is known of the engine's cache: what of both is
+// sent depends on what was sent before.
+type outgoing struct {
+	*fleetpb.NodeReport
+	cache *enginepb.Cache
 }
 
 // view is what others may know of the agent. It is never changed once published.
@@ -70,7 +77,7 @@ func New(cfg Config, sensor Sensor, log *slog.Logger, reg prometheus.Registerer)
 		log:         log,
 		dial:        dialTCP,
 		events:      make(chan Event),
-		reports:     make(chan *fleetpb.NodeReport, 1),
+		reports:     make(chan outgoing, 1),
 		assignments: make(chan *enginepb.Assignment, 1),
 	}
 	r.view.Store(&view{conditions: []obs.Condition{{Code: "starting", Text: "nothing is known yet"}}})
@@ -142,7 +149,7 @@ func (r *Reporter) apply(now time.Time, agent *Agent, ev Event, fx Effects, tele
 		return
 	}
 	r.take()
-	r.reports <- report
+	r.reports <- outgoing{report, agent.Cache()}
 }
 
 // take removes a report that was not sent yet.

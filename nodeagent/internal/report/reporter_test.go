@@ -138,11 +138,14 @@ func (c *control) Report(stream fleetpb.Fleet_ReportServer) error {
 			}
 		}
 	}()
+	var before *fleetpb.NodeReport
 	for {
 		r, err := stream.Recv()
 		if err != nil {
 			return err
 		}
+		fleetpb.Whole(before, r)
+		before = r
 		c.mu.Lock()
 		c.heard, c.at = append(c.heard, r), append(c.at, time.Now())
 		refuse := c.refuse

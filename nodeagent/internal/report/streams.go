@@ -91,7 +91,7 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 	defer cancel(nil)
 	patience := time.AfterFunc(deaf, func() { cancel(errDeaf) })
 	defer patience.Stop()
-	stream, err := enginepb.NewEngineClient(conn).Watch(ctx, &enginepb.WatchRequest{Interval: durationpb.New(statusEvery)})
+	stream, err := enginepb.NewEngineClient(conn).Watch(ctx, &enginepb.WatchRequest{Interval: durationpb.New(statusEvery), Cache: true})
 	for err == nil {
 		var s *enginepb.Status
 		if s, err = stream.Recv(); err == nil {
@@ -145,18 +145,30 @@ func (r *Reporter) hearDirectives(ctx context.Context, stream fleetpb.Fleet_Repo
 // sendReports sends until the stream ends. Why it ended is known to
 // hearDirectives, which ends ctx.
 func (r *Reporter) sendReports(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
+	var sent outgoing
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case report := <-r.reports:
-			if stream.Send(report) != nil {
+			if stream.Send(report.since(&sent)) != nil {
 				<-ctx.Done()
 				return nil
 			}
 			r.metrics.sent.Inc()
 		}
 	}
+}
+
+// since returns what is new in o, and makes o what was sent.
+func (o outgoing) since(sent *outgoing) *fleetpb.NodeReport {
+	r := fleetpb.Thin(sent.NodeReport, o.NodeReport)
+	sent.NodeReport = o.NodeReport
+	if r.GetEngine() != nil {
+		r.Engine.Cache = o.cache.Since(sent.cache)
+		sent.cache = o.cache
+	}
+	return r
 }
 
 // assign hands assignments to the engine, one at a time.

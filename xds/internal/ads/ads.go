@@ -106,6 +106,22 @@ func (s *Server) Publish(all translate.Resources) error {
 	return nil
 }
 
+// Update changes some resources of one type, of which Publish is told nothing. Safe
+// for use beside Publish.
+func (s *Server) Update(typ string, changed map[string]proto.Message, removed []string) error {
+	if len(changed) == 0 && len(removed) == 0 {
+		return nil
+	}
+	resources := make(map[string]types.Resource, len(changed))
+	for name, m := range changed {
+		resources[name] = m
+	}
+	if err := s.caches[typ].UpdateResources(resources, removed); err != nil {
+		return fmt.Errorf("%s: %w", typ, err)
+	}
+	return nil
+}
+
 // diff returns what is to be sent to who knows before, so that it knows now.
 func diff(before, now map[string]proto.Message) (changed map[string]types.Resource, removed []string) {
 	changed = make(map[string]types.Resource)

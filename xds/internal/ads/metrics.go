@@ -26,6 +26,7 @@ var labels = map[string]string{
 	translate.EndpointType:  "endpoint_state",
 	translate.ModelType:     "model_state",
 	translate.PolicyType:    "policy_state",
+	translate.CacheType:     "cache_state",
 }
 
 // label returns the short name of a type URL.

@@ -29,6 +29,9 @@ func check(r, before *fleetpb.NodeReport) error {
 // definition can't say. A host that isn't an IP address would make Envoy refuse
 // every endpoint of the model.
 func checkEngine(e *enginepb.Status, node string) error {
+	if err := e.GetCache().Check(); err != nil {
+		return fmt.Errorf("engine.cache: %w", err)
+	}
 	if e.GetNode() != node {
 		return fmt.Errorf("engine.node: %q; must be %q, the node's own", e.GetNode(), node)
 	}

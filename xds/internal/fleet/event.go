@@ -3,6 +3,7 @@ package fleet
 import (
 	"time"
 
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -16,6 +17,8 @@ type Reported struct {
 	Stream uint64
 	// Report as received; not changed afterwards.
 	Report *fleetpb.NodeReport
+	// Cache is what the engine's KV cache holds; nil: not known.
+	Cache *enginepb.Cache
 }
 
 // Closed is the end of a node's stream.
@@ -55,7 +58,7 @@ func (f *Fleet) reported(now time.Time, ev Reported) {
 	n.newest, n.stream = ev.Stream, ev.Stream
 	n.report, n.last = ev.Report, now
 	if ev.Report.GetEngine() != nil {
-		n.engine, n.mute = ev.Report.GetEngine(), time.Time{}
+		n.engine, n.mute, n.cache = ev.Report.GetEngine(), time.Time{}, ev.Cache
 	} else if n.mute.IsZero() {
 		n.mute = now
 	}

@@ -53,6 +53,8 @@ type node struct {
 	report       *fleetpb.NodeReport
 	// engine is the engine's last known status; nil: never had.
 	engine *enginepb.Status
+	// cache is what its KV cache holds; nil: not known.
+	cache *enginepb.Cache
 	// mute is since when the agent can't get its engine's status; zero: it can.
 	mute time.Time
 	// directed is the generation last sent down, and when.

@@ -243,10 +243,15 @@ func (s *Service) leave(node string, in *inbox) {
 // readAll hands the reports of one stream to the fleet until the stream ends. It
 // returns nil when the node has closed it.
 func (s *Service) readAll(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directive], id uint64, r *fleetpb.NodeReport) error {
+	var cache *enginepb.Cache
 	for {
 		s.metrics.reports.Inc()
+		if e := r.GetEngine(); e != nil {
+			cache = cache.Add(e.GetCache())
+			e.Cache = nil
+		}
 		select {
-		case s.events <- Reported{Stream: id, Report: r}:
+		case s.events <- Reported{Stream: id, Report: r, Cache: cache}:
 		case <-s.ended:
 			return status.Error(codes.Unavailable, "xds is ending")
 		case <-stream.Context().Done():
@@ -263,12 +268,14 @@ func (s *Service) readAll(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fl
 	}
 }
 
-// receive returns the next report once it has passed all rules.
+// receive returns the next report, completed by the one before, once it has passed
+// all rules.
 func receive(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directive], before *fleetpb.NodeReport) (*fleetpb.NodeReport, error) {
 	r, err := stream.Recv()
 	if err != nil {
 		return nil, err
 	}
+	fleetpb.Whole(before, r)
 	if err := check(r, before); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -255,3 +255,32 @@ func checkSnapshot(t *testing.T, w *world) {
 		}
 	}
 }
+
+// TestThinReports: a report that leaves out what has not changed counts like a whole
+// one, and increments of the cache add up.
+func TestThinReports(t *testing.T) {
+	s, client := dialService(t)
+	stream := open(t, client)
+	var before *fleetpb.NodeReport
+	for seq := range uint64(3) {
+		r := good("node-a", seq+1)
+		thin := fleetpb.Thin(before, r)
+		thin.Engine.Cache = &enginepb.CacheReport{Epoch: 5, Oldest: 1, Segments: []*enginepb.CacheSegment{
+			{Id: 1, From: uint32(seq), Keys: []uint64{seq}, Tokens: []uint32{10}},
+		}}
+		if err := stream.Send(thin); err != nil {
+			t.Fatal(err)
+		}
+		before = r
+	}
+	for {
+		snap, next := s.Latest()
+		if len(snap.Nodes) == 1 && snap.Nodes[0].Report.GetSeq() == 3 {
+			if got := snap.Nodes[0].Report.GetEngine(); got.GetHttpAddress() != address("node-a", 80) || got.GetCache() != nil {
+				t.Errorf("engine %v", got)
+			}
+			break
+		}
+		<-next
+	}
+}

@@ -71,6 +71,9 @@ type Endpoint struct {
 	// Epoch changes when the head's caches are emptied.
 	Epoch uint64
 
+	// Cache is what is known of the head's KV cache; nil: nothing.
+	Cache *enginepb.Cache
+
 	// worth is what the weight is made of.
 	worth weight.Replica
 }
@@ -189,7 +192,7 @@ func (f *Fleet) endpoint(now time.Time, names []string, verdicts []verdict) Endp
 	if head != nil {
 		e.Address = head.engine.GetHttpAddress()
 		e.Zone = head.report.GetZone()
-		e.Load, e.Speed, e.Epoch = head.engine.GetLoad(), head.engine.GetSpeed(), head.engine.GetEpoch()
+		e.Load, e.Speed, e.Epoch, e.Cache = head.engine.GetLoad(), head.engine.GetSpeed(), head.engine.GetEpoch(), head.cache
 	}
 	for i, v := range verdicts {
 		if i > 0 && verdicts[0].state != notReady {

@@ -36,12 +36,13 @@ const (
 	EndpointType  = typePrefix + "millrace.fleet.v1alpha1.EndpointState"
 	ModelType     = typePrefix + "millrace.fleet.v1alpha1.ModelState"
 	PolicyType    = typePrefix + "millrace.fleet.v1alpha1.PolicyState"
+	CacheType     = typePrefix + "millrace.fleet.v1alpha1.CacheState"
 )
 
 // Types lists the type URLs in the order in which changes are to be pushed: what
 // is referred to comes before what refers to it.
 func Types() []string {
-	return []string{ClusterType, EndpointsType, RouteType, ListenerType, PolicyType, ModelType, EndpointType}
+	return []string{ClusterType, EndpointsType, RouteType, ListenerType, PolicyType, ModelType, EndpointType, CacheType}
 }
 
 // Resources holds resources by type URL and name.

@@ -1,0 +1,123 @@
+// Package enginepb is the contract of one engine, made of engine.proto, and what
+// the reports of a stream about the KV cache add up to.
+//
+// Served by engine; nodeagent and xds hand the reports on. Its one rule: a Cache is
+// never changed, so that everybody may keep the one that he knows.
+package enginepb
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// The bounds of a log, as the contract has them.
+const (
+	// MaxSegments is how many segments a log has at most.
+	MaxSegments = 64
+	// MaxEntries is how many entries a segment has at most.
+	MaxEntries = 256
+)
+
+// Cache is what is known of a backend's KV cache; nil: nothing.
+type Cache struct {
+	// Epoch is the start of the backend whose cache it is.
+	Epoch uint64
+	// Oldest is the smallest id that is not dropped.
+	Oldest uint64
+	// Segments are whole, by growing id.
+	Segments []*CacheSegment
+}
+
+// Check returns which rule r breaks that the protobuf definition can't say.
+func (r *CacheReport) Check() error {
+	var last uint64
+	for i, s := range r.GetSegments() {
+		switch n := len(s.GetKeys()); {
+		case len(s.GetTokens()) != n:
+			return fmt.Errorf("segments[%d]: %d keys and %d tokens; must be as many", i, n, len(s.GetTokens()))
+		case int(s.GetFrom())+n > MaxEntries:
+			return fmt.Errorf("segments[%d]: %d entries from %d on; must be %d at most in all", i, n, s.GetFrom(), MaxEntries)
+		case s.GetId() <= last:
+			return fmt.Errorf("segments[%d].id: %d after %d; must grow", i, s.GetId(), last)
+		case s.GetId() < r.GetOldest():
+			return errors.New("oldest: is beyond the id of a segment")
+		}
+		last = s.GetId()
+	}
+	return nil
+}
+
+// Add returns what is known after a report that keeps the rules. It may have been
+// added before, or have all from the beginning on. c may be nil, and so may r.
+func (c *Cache) Add(r *CacheReport) *Cache {
+	if r == nil {
+		return c
+	}
+	next := &Cache{Epoch: r.GetEpoch(), Oldest: r.GetOldest()}
+	if c != nil && c.Epoch == next.Epoch {
+		next.Oldest = max(next.Oldest, c.Oldest)
+		next.Segments = slices.DeleteFunc(slices.Clone(c.Segments), func(s *CacheSegment) bool { return s.GetId() < next.Oldest })
+	}
+	for _, s := range r.GetSegments() {
+		next.append(s)
+	}
+	if n := len(next.Segments) - MaxSegments; n > 0 {
+		next.Segments = next.Segments[n:]
+		next.Oldest = next.Segments[0].GetId()
+	}
+	return next
+}
+
+// append takes in what s has more. What does not join on is left out: there are
+// entries between that nobody knows.
+func (c *Cache) append(s *CacheSegment) {
+	i, found := slices.BinarySearchFunc(c.Segments, s.GetId(), func(s *CacheSegment, id uint64) int {
+		return int(min(1, max(-1, int64(s.GetId()-id))))
+	})
+	if !found {
+		if s.GetFrom() == 0 && s.GetId() >= c.Oldest {
+			c.Segments = slices.Insert(c.Segments, i, s)
+		}
+		return
+	}
+	have, from := c.Segments[i], int(s.GetFrom())
+	if from > len(have.GetKeys()) || from+len(s.GetKeys()) <= len(have.GetKeys()) {
+		return
+	}
+	c.Segments[i] = &CacheSegment{
+		Id:     s.GetId(),
+		Keys:   slices.Concat(have.GetKeys()[:from], s.GetKeys()),
+		Tokens: slices.Concat(have.GetTokens()[:from], s.GetTokens()),
+	}
+}
+
+// Since returns the report that tells c to somebody who knows before; nil if that
+// is the same, or nothing is known.
+func (c *Cache) Since(before *Cache) *CacheReport {
+	if c == nil || c == before {
+		return nil
+	}
+	r := &CacheReport{Epoch: c.Epoch, Oldest: c.Oldest}
+	if before == nil || before.Epoch != c.Epoch {
+		r.Segments = c.Segments
+		return r
+	}
+	for i, j := 0, 0; i < len(c.Segments); i++ {
+		s := c.Segments[i]
+		for j < len(before.Segments) && before.Segments[j].GetId() < s.GetId() {
+			j++
+		}
+		switch {
+		case j == len(before.Segments) || before.Segments[j].GetId() != s.GetId():
+			r.Segments = append(r.Segments, s)
+		case len(before.Segments[j].GetKeys()) < len(s.GetKeys()):
+			n := len(before.Segments[j].GetKeys())
+			r.Segments = append(r.Segments, &CacheSegment{Id: s.GetId(), From: uint32(n), Keys: s.GetKeys()[n:], Tokens: s.GetTokens()[n:]})
+		}
+	}
+	if len(r.Segments) == 0 && c.Oldest == before.Oldest {
+		return nil
+	}
+	return r
+}

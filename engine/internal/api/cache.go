@@ -1,0 +1,27 @@
+package api
+
+// logCache logs that the backend works on the prompt from now on.
+func (c *call) logCache() {
+	if links := c.cfg.Cache.Links(c.r.Header.Get(headerPrefix)); len(links) > 0 {
+		c.use = c.cfg.Cache.Begin(links)
+	}
+}
+
+// answeredCache logs an answer that is whole.
+func (c *call) answeredCache() {
+	c.cached = true
+	switch {
+	case c.usage.Prompt == 0: // the backend has not said
+	case c.use == nil:
+		c.cfg.Cache.Other(c.usage.Prompt + c.usage.Completion)
+	default:
+		c.cfg.Cache.Finish(c.use, c.usage.Prompt, c.usage.Cached, c.usage.Completion)
+	}
+}
+
+// settleCache takes back what was logged of a prompt that was not worked on.
+func (c *call) settleCache() {
+	if c.use != nil && !c.cached {
+		c.cfg.Cache.Fail(c.use)
+	}
+}

@@ -1,0 +1,296 @@
+package cachelog
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// held is what a reader makes of a cache: the tokens of each key.
+func held(c *enginepb.Cache) map[uint64]uint32 {
+	all := map[uint64]uint32{}
+	if c == nil {
+		return all
+	}
+	for _, s := range c.Segments {
+		for i, k := range s.GetKeys() {
+			all[k] = s.GetTokens()[i]
+			if s.GetTokens()[i] == 0 {
+				delete(all, k)
+			}
+		}
+	}
+	return all
+}
+
+func answer(l *Log, prompt, completion uint64, chain ...Link) {
+	u := l.Begin(chain)
+	l.Finish(u, prompt, prompt, completion)
+}
+
+func TestConversationIsLoggedWithItsAnswer(t *testing.T) {
+	var l Log
+	l.Resize(10_000)
+	answer(&l, 120, 30, Link{1, 40}, Link{2, 120})
+	if diff := cmp.Diff(map[uint64]uint32{1: 40, 2: 150}, held(l.Cache())); diff != "" {
+		t.Errorf("after turn 1 (-want +got):\n%s", diff)
+	}
+	answer(&l, 200, 10, Link{1, 40}, Link{2, 120}, Link{3, 200})
+	if diff := cmp.Diff(map[uint64]uint32{1: 40, 2: 150, 3: 210}, held(l.Cache())); diff != "" {
+		t.Errorf("after turn 2 (-want +got):\n%s", diff)
+	}
+	if got := l.Tokens(); got != 210 {
+		t.Errorf("Tokens() = %d, want 210: what turns share counts once", got)
+	}
+}
+
+func TestOldestIsDroppedWhenTheCacheIsFull(t *testing.T) {
+	var l Log
+	l.Resize(1600)
+	for i := range uint64(40) {
+		answer(&l, 100, 0, Link{100 + i, 100})
+		answer(&l, 50, 0, Link{7, 50}) // used all the time
+	}
+	got := held(l.Cache())
+	if _, ok := got[100]; ok {
+		t.Error("the first of 40 prompts is there, the cache holds 16")
+	}
+	for _, k := range []uint64{7, 139, 130, 126} {
+		if _, ok := got[k]; !ok {
+			t.Errorf("key %d is gone, used lately", k)
+		}
+	}
+	if n := l.Tokens(); n < 1600 || n > 1600+1600/perCache+150 {
+		t.Errorf("Tokens() = %d, want a full cache of 1600 and a segment at most", n)
+	}
+}
+
+func TestUnnamedTokensEvict(t *testing.T) {
+	var l Log
+	l.Resize(1000)
+	answer(&l, 100, 0, Link{1, 100})
+	for range 20 {
+		l.Other(100)
+	}
+	if got := held(l.Cache()); len(got) != 0 {
+		t.Errorf("%v is there after 2000 tokens of others in a cache of 1000", got)
+	}
+}
+
+func TestFailureTakesBackWhatIsNew(t *testing.T) {
+	var l Log
+	answer(&l, 40, 0, Link{1, 40})
+	l.Fail(l.Begin([]Link{{1, 40}, {2, 90}}))
+	if diff := cmp.Diff(map[uint64]uint32{1: 40}, held(l.Cache())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// Two at a time on one prompt: one fails, the other is answered.
+	a, b := l.Begin([]Link{{5, 50}}), l.Begin([]Link{{5, 50}})
+	l.Fail(a)
+	l.Finish(b, 50, 0, 10)
+	if diff := cmp.Diff(map[uint64]uint32{1: 40, 5: 60}, held(l.Cache())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestRestartEmptiesTheLog(t *testing.T) {
+	var l Log
+	l.Reset(1)
+	late := l.Begin([]Link{{3, 30}})
+	answer(&l, 40, 0, Link{1, 40})
+	before := l.Cache()
+	l.Reset(2)
+	l.Finish(late, 30, 0, 10)
+	after := l.Cache()
+	if len(held(after)) != 0 || after.Epoch != 2 {
+		t.Errorf("after a restart: epoch %d, %v", after.Epoch, held(after))
+	}
+	if got := before.Add(after.Since(before)); len(got.Segments) != 0 || got.Epoch != 2 {
+		t.Errorf("a reader has %v of epoch %d", held(got), got.Epoch)
+	}
+	answer(&l, 40, 0, Link{1, 40})
+	if id := l.Cache().Segments[0].GetId(); id <= before.Segments[0].GetId() {
+		t.Errorf("segment %d after %d: ids must grow", id, before.Segments[0].GetId())
+	}
+}
+
+// TestMissShowsTheCacheSmaller: the backend holds 2000 tokens, and the log was told
+// 12,000.
+func TestMissShowsTheCacheSmaller(t *testing.T) {
+	var l Log
+	l.Resize(12_000)
+	for i := range uint64(100) {
+		answer(&l, 100, 0, Link{100 + i, 100})
+	}
+	u := l.Begin([]Link{{150, 100}, {1000, 150}})
+	l.Finish(u, 150, 0, 20)
+	if l.Misses() != 1 {
+		t.Errorf("Misses() = %d, want 1", l.Misses())
+	}
+	got := held(l.Cache())
+	if _, ok := got[100]; ok {
+		t.Error("a prompt is there that is older than one that was found evicted")
+	}
+	if _, ok := got[199]; !ok {
+		t.Error("the newest prompt is gone")
+	}
+	if got[1000] != 170 {
+		t.Errorf("the prompt of the miss has %d tokens, want 170: it is cached now", got[1000])
+	}
+}
+
+// TestSharedBeginningIsNoEvidence: a backend may hold a beginning in a slot that is
+// busy, so that another request has to compute it again.
+func TestSharedBeginningIsNoEvidence(t *testing.T) {
+	var l Log
+	answer(&l, 100, 0, Link{1, 80}, Link{2, 100})
+	l.Finish(l.Begin([]Link{{1, 80}, {3, 100}}), 100, 0, 0)
+	if l.Misses() != 0 {
+		t.Errorf("Misses() = %d, want 0", l.Misses())
+	}
+}
+
+// TestReaders follow random uses by increments, some of which they get twice, and
+// must know what the log knows; what must be there by a plain LRU list must be in it.
+func TestReaders(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 0))
+			var l Log
+			size := int64(r.IntN(20_000))
+			l.Resize(size)
+			var naive []uint64 // keys, in the order of use
+			var tokens [301]int64
+			var reader, sent *enginepb.Cache
+			for range 1000 {
+				k := uint64(r.IntN(300)) + 1
+				n := 10 + k%90
+				answer(&l, n, 0, Link{k, uint32(n)})
+				naive = append(naive, k)
+				tokens[k] = int64(n)
+				if r.IntN(8) > 0 {
+					continue
+				}
+				now := l.Cache()
+				report := now.Since(sent)
+				if err := report.ValidateAll(); err != nil {
+					t.Fatal(err)
+				}
+				if err := report.Check(); err != nil {
+					t.Fatal(err)
+				}
+				reader = reader.Add(report)
+				if r.IntN(4) == 0 {
+					reader = reader.Add(report).Add(now.Since(nil))
+				}
+				if sent = now; r.IntN(10) == 0 {
+					sent = nil // a new stream
+				}
+				if diff := cmp.Diff(now, reader, protocmp.Transform()); diff != "" {
+					t.Fatalf("(-log +reader):\n%s", diff)
+				}
+				got, sum, used := held(reader), int64(0), int64(0)
+				seen := map[uint64]bool{}
+				for _, k := range slices.Backward(naive) {
+					if !seen[k] {
+						sum += tokens[k]
+					}
+					seen[k] = true
+					if used += tokens[k]; sum > size || used > 3*size {
+						break // what was not used for so long the log may forget
+					}
+					if _, ok := got[k]; !ok {
+						t.Fatalf("key %d is gone, %d tokens were used since in a cache of %d", k, sum, size)
+					}
+				}
+				if len(now.Segments) > enginepb.MaxSegments {
+					t.Fatalf("%d segments", len(now.Segments))
+				}
+			}
+		})
+	}
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	var l Log // of unknown size
+	for i := range uint64(50_000) {
+		u := l.Begin([]Link{{i * 2, 1}, {i*2 + 1, 2}})
+		if i%3 == 0 {
+			l.Fail(u)
+		} else {
+			l.Finish(u, 2, 0, 1)
+		}
+	}
+	const most = enginepb.MaxSegments * enginepb.MaxEntries
+	if len(l.places) > most || len(l.segments) > enginepb.MaxSegments {
+		t.Errorf("%d keys in %d segments; must be %d at most", len(l.places), len(l.segments), most)
+	}
+}
+
+func TestParse(t *testing.T) {
+	tests := []struct {
+		name, header string
+		want         []Link
+		wantErr      string
+	}{
+		{name: "none"},
+		{name: "two", header: "00000000000000ff.12,ffffffffffffffff.40", want: []Link{{0xff, 12}, {1<<64 - 1, 40}}},
+		{name: "as long as the one before", header: "0000000000000001.12,0000000000000002.12", want: []Link{{1, 12}, {2, 12}}},
+		{name: "short key", header: "ff.12", wantErr: "16 hexadecimal digits"},
+		{name: "upper case", header: "00000000000000FF.12", wantErr: "16 hexadecimal digits"},
+		{name: "no tokens", header: "00000000000000ff", wantErr: "16 hexadecimal digits"},
+		{name: "sign", header: "00000000000000ff.-1", wantErr: "must be a number"},
+		{name: "too many tokens", header: "00000000000000ff.16777216", wantErr: "up to 16777215"},
+		{name: "shrinking", header: "0000000000000001.12,0000000000000002.11", wantErr: "must not shrink"},
+		{name: "too many", header: strings.TrimSuffix(strings.Repeat("0000000000000001.1,", 65), ","), wantErr: "65 beginnings"},
+		{name: "empty pair", header: "0000000000000001.1,", wantErr: "beginning 2"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Parse(tt.header)
+			if tt.wantErr != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.wantErr) {
+					t.Fatalf("error %v, want %q", err, tt.wantErr)
+				}
+				return
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
+				t.Errorf("error %v (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("")
+	f.Add("00000000000000ff.12,ffffffffffffffff.40")
+	f.Add("00000000000000ff.,.")
+	f.Fuzz(func(t *testing.T, header string) {
+		links, err := Parse(header)
+		if err != nil {
+			return
+		}
+		last := uint32(0)
+		for _, l := range links {
+			if l.Tokens < last || l.Tokens > maxTokens {
+				t.Errorf("%d tokens after %d", l.Tokens, last)
+			}
+			last = l.Tokens
+		}
+		if len(links) > maxLinks {
+			t.Errorf("%d links", len(links))
+		}
+		var l Log
+		l.Finish(l.Begin(links), 1<<63, 1<<63, 1<<63)
+		if err := l.Cache().Since(nil).Check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
