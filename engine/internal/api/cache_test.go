@@ -3,6 +3,7 @@ package api
 import (
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,6 +18,7 @@ func TestCacheIsLogged(t *testing.T) {
 	)
 	tests := []struct {
 		name, prefix string
+		stream       bool
 		backend      http.HandlerFunc
 		want         map[uint64]uint32
 		tokens       uint64
@@ -28,7 +30,7 @@ func TestCacheIsLogged(t *testing.T) {
 			want:    map[uint64]uint32{1: 10, 2: 87}, tokens: 87,
 		},
 		{
-			name: "streamed", prefix: "0000000000000001.10,0000000000000002.39",
+			name: "streamed", stream: true, prefix: "0000000000000001.10,0000000000000002.39",
 			backend: func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Type", "text/event-stream")
 				_, _ = io.WriteString(w, events)
@@ -54,7 +56,11 @@ func TestCacheIsLogged(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			g := newRig(t, tt.backend)
-			req := g.request(t.Context(), "/v1/chat/completions", chat)
+			body := chat
+			if tt.stream {
+				body = strings.Replace(chat, "{", `{"stream":true,`, 1)
+			}
+			req := g.request(t.Context(), "/v1/chat/completions", body)
 			req.Header.Set(headerPrefix, tt.prefix)
 			resp, err := http.DefaultClient.Do(req)
 			if err != nil {

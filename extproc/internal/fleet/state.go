@@ -113,7 +113,7 @@ func (s *state) apply(r *discovery.DeltaDiscoveryResponse, now time.Time) error 
 		return fmt.Errorf("type %q was not asked for", r.GetTypeUrl())
 	}
 	if r.GetTypeUrl() == cacheType {
-		return s.setCaches(r, versions)
+		return s.setCaches(r, versions, now)
 	}
 	var errs []error
 	for _, res := range r.GetResources() {
@@ -186,7 +186,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 		e.live.Clear()
 	}
 	e.said = m
-	s.hand(m.GetAddress())
+	s.hand(m.GetAddress(), now)
 	e.kv.Resize(int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)))
 	if l := m.GetLoad(); l != nil {
 		e.live.Told(pick.Report{

@@ -7,9 +7,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
+	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -38,7 +41,7 @@ type segment struct {
 
 // setCaches takes in a response about caches. Those of an epoch that the endpoint is
 // not in are kept until it is.
-func (s *state) setCaches(r *discovery.DeltaDiscoveryResponse, versions map[string]string) error {
+func (s *state) setCaches(r *discovery.DeltaDiscoveryResponse, versions map[string]string, now time.Time) error {
 	var errs []error
 	changed := map[string]bool{}
 	for _, res := range r.GetResources() {
@@ -57,7 +60,7 @@ func (s *state) setCaches(r *discovery.DeltaDiscoveryResponse, versions map[stri
 		changed[m.GetAddress()] = true
 	}
 	for address := range changed {
-		s.hand(address)
+		s.hand(address, now)
 	}
 	for _, name := range r.GetRemovedResources() {
 		delete(versions, name)
@@ -80,7 +83,7 @@ func (t told) set(m *fleetpb.CacheState) {
 }
 
 // hand hands on what is new of the present epoch's cache of an endpoint.
-func (s *state) hand(address string) {
+func (s *state) hand(address string, now time.Time) {
 	e, at := s.endpoints[address], s.told[address]
 	if e == nil {
 		return
@@ -91,10 +94,23 @@ func (s *state) hand(address string) {
 			continue
 		}
 		keys, tokens := g.state.GetSegment().GetKeys(), g.state.GetSegment().GetTokens()
-		if g.handed < len(keys) && s.into != nil {
-			s.into.Segment(e.kv.ID(), id, keys[g.handed:], tokens[g.handed:])
+		if g.handed < len(keys) {
+			s.segment(e, id, keys[g.handed:], tokens[g.handed:], now)
 		}
 		g.handed, g.state = len(keys), nil
+	}
+}
+
+// segment records what an engine says in one segment of its log: its number is the
+// generation in which the beginnings were last used.
+func (s *state) segment(e *endpoint, id uint64, keys []uint64, tokens []uint32, now time.Time) {
+	links := make([]prefix.Link, len(keys))
+	for i, k := range keys {
+		links[i] = prefix.Link{Key: session.Key(k), Tokens: tokens[i]}
+	}
+	s.policy.Prefixes.Tell(e.kv, uint32(id), links, now)
+	if s.into != nil {
+		s.into.Segment(e.kv.ID(), id, keys, tokens)
 	}
 }
 
@@ -115,7 +131,11 @@ func (s *state) dropSegment(name string) {
 		delete(s.told, address)
 	}
 	e := s.endpoints[address]
-	if e != nil && g.epoch == e.said.GetEpoch() && g.handed > 0 && s.into != nil {
+	if e == nil || g.epoch != e.said.GetEpoch() || g.handed == 0 {
+		return
+	}
+	e.kv.Dropped(uint32(id))
+	if s.into != nil {
 		s.into.Dropped(e.kv.ID(), id)
 	}
 }
