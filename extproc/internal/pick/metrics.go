@@ -17,7 +17,7 @@ type metrics struct {
 
 // New returns a Picker without a table, which counts into reg.
 func New(reg prometheus.Registerer) *Picker {
-	p := &Picker{metrics: newMetrics(reg)}
+	p := &Picker{metrics: newMetrics(reg), known: make(chan struct{})}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_prefixes",
 		Help: "Beginnings of prompts, and names of sessions, now remembered.",
