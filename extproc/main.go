@@ -152,14 +152,15 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	server := newServer(stream.NewServer(stream.NewCore(picker, reg), tracer))
+	health := newHealth()
+	server := newServer(stream.NewServer(stream.NewCore(picker, reg), tracer), health)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return source.Run(ctx) })
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(func() error { return obs.Serve(ctx, admin, obs.Admin(reg, source.Conditions)) })
 	g.Go(func() error {
-		<-ctx.Done()
+		follow(ctx, health, picker.Known())
 		end(server)
 		return nil
 	})
@@ -196,9 +197,8 @@ func (o *options) checkFleet() error {
 	return nil
 }
 
-// newServer returns the gRPC server. Its health is good as soon as it answers:
-// without news from xds it lets Envoy choose, which is better than no answer.
-func newServer(processor *stream.Server) *grpc.Server {
+// newServer returns the gRPC server.
+func newServer(processor *stream.Server, health *health.Server) *grpc.Server {
 	s := grpc.NewServer(append(stream.ServerOptions(),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.InitialWindowSize(window),
@@ -207,9 +207,7 @@ func newServer(processor *stream.Server) *grpc.Server {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
 	)...)
 	extprocv3.RegisterExternalProcessorServer(s, processor)
-	h := health.NewServer()
-	h.SetServingStatus(extprocv3.ExternalProcessor_ServiceDesc.ServiceName, grpc_health_v1.HealthCheckResponse_SERVING)
-	grpc_health_v1.RegisterHealthServer(s, h)
+	grpc_health_v1.RegisterHealthServer(s, health)
 	return s
 }
 

@@ -341,10 +341,27 @@ func TestWithoutXDSEnvoyChooses(t *testing.T) {
 	if got := p.get(t, "/readyz"); !strings.Contains(got, "no-fleet") {
 		t.Errorf("/readyz = %s", got)
 	}
-	for _, service := range []string{"", "envoy.service.ext_proc.v3.ExternalProcessor"} {
-		r, err := grpc_health_v1.NewHealthClient(p.dial(t)).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: service})
-		if err != nil || r.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-			t.Errorf("health of %q = %v, %v", service, r, err)
+	health := grpc_health_v1.NewHealthClient(p.dial(t))
+	for service, want := range map[string]grpc_health_v1.HealthCheckResponse_ServingStatus{
+		"": grpc_health_v1.HealthCheckResponse_SERVING, liveness: grpc_health_v1.HealthCheckResponse_SERVING,
+		readiness: grpc_health_v1.HealthCheckResponse_NOT_SERVING, processor: grpc_health_v1.HealthCheckResponse_NOT_SERVING,
+	} {
+		r, err := health.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: service})
+		if err != nil || r.GetStatus() != want {
+			t.Errorf("health of %q = %v, %v; want %v", service, r, err, want)
+		}
+	}
+	watch, err := health.Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: readiness})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []grpc_health_v1.HealthCheckResponse_ServingStatus{grpc_health_v1.HealthCheckResponse_NOT_SERVING, grpc_health_v1.HealthCheckResponse_SERVING} {
+		r, err := watch.Recv()
+		if err != nil || r.GetStatus() != want {
+			t.Fatalf("readiness = %v, %v; want %v", r, err, want)
+		}
+		if want == grpc_health_v1.HealthCheckResponse_NOT_SERVING {
+			p.feed(t)
 		}
 	}
 }

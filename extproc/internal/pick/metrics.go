@@ -17,12 +17,44 @@ type metrics struct {
 
 // New returns a Picker without a table, which counts into reg.
 func New(reg prometheus.Registerer) *Picker {
-	p := &Picker{metrics: newMetrics(reg)}
+	p := &Picker{metrics: newMetrics(reg), known: make(chan struct{})}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_prefixes",
 		Help: "Beginnings of prompts, and names of sessions, now remembered.",
-	}, p.prefixes))
+	}, p.prefixes), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "millrace_extproc_requests_in_flight",
+		Help: "Places that requests on their way take at endpoints.",
+	}, func() float64 {
+		requests, _ := p.inFlight()
+		return float64(requests)
+	}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "millrace_extproc_tokens_in_flight",
+		Help: "Tokens that requests on their way are expected to need.",
+	}, func() float64 {
+		_, tokens := p.inFlight()
+		return float64(tokens)
+	}))
 	return p
+}
+
+// inFlight adds up what is reserved at the endpoints of the table in force.
+func (p *Picker) inFlight() (requests, tokens int64) {
+	t := p.Table()
+	if t == nil {
+		return 0, 0
+	}
+	seen := map[*Live]bool{} // an endpoint may serve several models
+	for _, m := range t.Models {
+		for _, e := range m.Endpoints {
+			if seen[e.Live] {
+				continue
+			}
+			seen[e.Live] = true
+			r, n := e.InFlight()
+			requests, tokens = requests+r, tokens+n
+		}
+	}
+	return requests, tokens
 }
 
 // prefixes counts what is remembered.

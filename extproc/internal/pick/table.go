@@ -6,6 +6,7 @@
 package pick
 
 import (
+	"sync"
 	"sync/atomic"
 
 	"millrace.dev/millrace/extproc/internal/flow"
@@ -132,12 +133,20 @@ func (m *Model) Endpoint(address string) *Endpoint {
 // Picker holds the table in force.
 type Picker struct {
 	table   atomic.Pointer[Table]
+	known   chan struct{} // closed by the first Publish
+	once    sync.Once     // for known
 	turn    atomic.Uint64 // where the walk over the endpoints begins
 	metrics *metrics
 }
 
 // Publish replaces the table. Decisions in flight keep the one they began with.
-func (p *Picker) Publish(t *Table) { p.table.Store(t) }
+func (p *Picker) Publish(t *Table) {
+	p.table.Store(t)
+	p.once.Do(func() { close(p.known) })
+}
+
+// Known is closed when there is a table.
+func (p *Picker) Known() <-chan struct{} { return p.known }
 
 // Table returns the table in force, or nil before xds has said all once.
 func (p *Picker) Table() *Table { return p.table.Load() }

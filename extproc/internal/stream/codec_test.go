@@ -105,7 +105,7 @@ func requests() []*extproc.ProcessingRequest {
 		{Request: &extproc.ProcessingRequest_RequestHeaders{}, MetadataContext: hint(text("10.0.0.1:80,,"))},
 		{Request: &extproc.ProcessingRequest_RequestHeaders{}, MetadataContext: hint(structpb.NewListValue(&structpb.ListValue{}))},
 		{Request: &extproc.ProcessingRequest_RequestHeaders{}, MetadataContext: hint(structpb.NewNumberValue(1))},
-		{Request: &extproc.ProcessingRequest_RequestBody{RequestBody: &extproc.HttpBody{Body: make([]byte, 5000)}}, ObservabilityMode: true},
+		{Request: &extproc.ProcessingRequest_RequestBody{RequestBody: &extproc.HttpBody{Body: make([]byte, 5000)}}, ObservabilityMode: true, ProtocolConfig: duplex},
 		{Request: &extproc.ProcessingRequest_RequestTrailers{RequestTrailers: &extproc.HttpTrailers{Trailers: head}}},
 		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: served},
 		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: odd},

@@ -88,15 +88,17 @@ func (in *inbound) read(b []byte) error {
 			r.skip(num, typ)
 		}
 	}
-	switch {
-	case !in.known:
-	case in.Kind == RequestHeaders:
+	if !in.known {
+		return r.err
+	}
+	in.Request.Mode, in.Request.AnswerMode = in.modes[0], in.modes[1]
+	switch in.Kind {
+	case RequestHeaders:
 		in.Request.Only = in.subset.only()
-		in.Request.Mode, in.Request.AnswerMode = in.modes[0], in.modes[1]
 		if !in.said {
 			in.Request.Mode = Buffered
 		}
-	case in.Kind == ResponseHeaders:
+	case ResponseHeaders:
 		in.Answer.Served = in.served
 	}
 	return r.err

@@ -58,7 +58,8 @@ type Event struct {
 	// Body is the bytes of a body event. They stay until the replies to the event
 	// have been written: gRPC's own memory, which the exchange must not keep.
 	Body []byte
-	// Request is for RequestHeaders.
+	// Request is for RequestHeaders. Its modes are there for whatever event is the
+	// first: Envoy need not send request headers.
 	Request RequestHead
 	// Answer is for ResponseHeaders and ResponseTrailers.
 	Answer AnswerHead

@@ -47,8 +47,10 @@ type Exchange struct {
 	before   prefix.Place // where the response is that the request continues
 	held     pick.Reservation
 	flow     held
+	passed   int64 // bytes of the body that came since
 
 	// Set by the answer.
+	begun  bool           // whether its headers came
 	served *pick.Endpoint // who answered; nil: not known
 	good   bool           // whether the status is 2xx
 	taught bool           // whether its usage was taken in
@@ -79,6 +81,12 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 	if x.phase == over {
 		return out
 	}
+	if x.phase == waiting && ev.Kind < Immediate && ev.Kind != RequestHeaders {
+		// Envoy does not send request headers. It has chosen a host when it sends what
+		// comes behind them.
+		x.phase = decided
+		x.head.Mode, x.head.AnswerMode = ev.Request.Mode, ev.Request.AnswerMode
+	}
 	switch ev.Kind {
 	case RequestHeaders:
 		return x.requestHeaders(ev, out)
@@ -87,10 +95,11 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 	case RequestTrailers:
 		return x.requestTrailers(ev, out)
 	case ResponseHeaders:
+		x.begun = true
 		return x.responseHeaders(ev, out)
 	case ResponseBody:
 		x.lookForResponse(ev.Body, ev.At)
-		return append(out, x.goOn(ev, x.head.AnswerMode))
+		return unchanged(ev, x.head.AnswerMode, out)
 	case ResponseTrailers:
 		x.report(&ev.Answer, ev.At)
 		x.flow.count(ev.Answer.Usage)
@@ -109,12 +118,16 @@ func (x *Exchange) End(now time.Time) {
 	x.phase = over
 }
 
-// goOn is the reply to a body event that changes nothing.
-func (x *Exchange) goOn(ev *Event, m Mode) Reply {
-	if m != Duplex {
-		return Reply{Kind: ev.Kind}
+// unchanged answers a body event that changes nothing.
+func unchanged(ev *Event, m Mode, out []Reply) []Reply {
+	switch {
+	case m != Duplex:
+		return append(out, Reply{Kind: ev.Kind})
+	case len(ev.Body) == 0:
+		return append(out, Reply{Kind: ev.Kind, Duplex: true, End: ev.End})
+	default:
+		return echo(ev.Kind, ev.Body, ev.End, out)
 	}
-	return Reply{Kind: ev.Kind, Duplex: true, Chunk: ev.Body, End: ev.End}
 }
 
 func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
@@ -165,7 +178,7 @@ func (x *Exchange) limit() int64 {
 
 func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
 	if x.phase != reading {
-		return append(out, x.goOn(ev, x.head.Mode))
+		return x.late(ev, out)
 	}
 	if limit := x.limit(); limit > 0 && int64(len(x.body)+len(ev.Body)) > limit {
 		return x.fail(openai.TooLarge(limit), out)
@@ -187,6 +200,15 @@ func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
 	return x.passOn(body, RequestBody, out)
 }
 
+// late takes in what comes of a body after the decision.
+func (x *Exchange) late(ev *Event, out []Reply) []Reply {
+	x.passed += int64(len(ev.Body))
+	if limit := x.limit(); limit > 0 && x.passed > limit && x.head.Mode == Streamed && !x.begun {
+		return x.fail(openai.TooLarge(limit), out)
+	}
+	return unchanged(ev, x.head.Mode, out)
+}
+
 func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
 	if x.phase == reading && x.head.Mode == Duplex {
 		out = x.conclude(RequestHeaders, x.body, true, ev.At, out)
@@ -196,18 +218,15 @@ func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
 }
 
 // echo sends a Duplex body back.
-func (x *Exchange) echo(b []byte, end bool, out []Reply) []Reply {
-	if x.phase == over {
-		return out
-	}
+func echo(k Kind, b []byte, end bool, out []Reply) []Reply {
 	for len(b) > chunk {
-		out = append(out, Reply{Kind: RequestBody, Duplex: true, Chunk: b[:chunk]})
+		out = append(out, Reply{Kind: k, Duplex: true, Chunk: b[:chunk]})
 		b = b[chunk:]
 	}
 	if len(b) == 0 && !end {
 		return out
 	}
-	return append(out, Reply{Kind: RequestBody, Duplex: true, Chunk: b, End: end})
+	return append(out, Reply{Kind: k, Duplex: true, Chunk: b, End: end})
 }
 
 // conclude decides and answers the event of the kind. whole tells whether body

@@ -191,11 +191,11 @@ func (x *Exchange) passOn(body []byte, with Kind, out []Reply) []Reply {
 		x.flow.body, x.flow.with = body, with
 		return out
 	}
-	if with == RequestHeaders {
+	if with == RequestHeaders || x.phase == over {
 		return out // nothing
 	}
-	out = x.echo(x.outgoing(body), with == RequestBody, out)
-	if with == RequestTrailers && x.phase != over {
+	out = echo(RequestBody, x.outgoing(body), with == RequestBody, out)
+	if with == RequestTrailers {
 		out = append(out, Reply{Kind: RequestTrailers})
 	}
 	return out

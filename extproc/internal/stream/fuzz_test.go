@@ -51,6 +51,7 @@ func events(r []byte, f *fleet) []Event {
 			}
 		case RequestBody, ResponseBody:
 			ev.Body = []byte(bodies[next()%len(bodies)])
+			ev.Request.Mode, ev.Request.AnswerMode = Mode(next()%4), Mode(next()%4)
 		case ResponseHeaders, ResponseTrailers:
 			ev.Answer = AnswerHead{Answer: pick.Answer{
 				Status: []int{200, 404, 429, 500, 503, 0}[next()%6], Attempts: next() % 6, Served: someHost(f, next()),
@@ -91,9 +92,9 @@ func (w *watcher) see(ev *Event, replies []Reply) {
 	if w.over && len(replies) > 0 {
 		w.t.Fatalf("%d replies after an immediate one", len(replies))
 	}
-	if ev.Kind == RequestHeaders && !w.begun {
+	if ev.Kind != Immediate && !w.begun {
 		w.begun, w.held = true, ev.Request.Mode
-		w.due = w.held == Duplex && !ev.End
+		w.due = ev.Kind == RequestHeaders && w.held == Duplex && !ev.End
 	}
 	if ev.Kind == RequestBody && w.begun && w.held == Duplex {
 		w.sent = append(w.sent, ev.Body...)

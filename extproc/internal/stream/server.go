@@ -105,20 +105,14 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 		} else if err != nil {
 			return err
 		}
-		if !in.known {
-			continue
+		if !in.known || in.observed {
+			continue // nobody reads replies then: nothing is decided
 		}
 		in.At = time.Now()
 		if began.IsZero() {
 			began = in.At
 		}
 		replies := x.Step(&in.Event, buffer[:0])
-		if in.observed { // nobody reads replies then
-			if x.Waits() != nil {
-				x.hurry(in.At, nil)
-			}
-			continue
-		}
 		if err := s.send(st, x, in, replies, began, in.At); err != nil {
 			return err
 		}

@@ -23,7 +23,6 @@ func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) boo
 	case *extproc.ProcessingRequest_RequestHeaders:
 		ev.Kind, ev.End = RequestHeaders, r.RequestHeaders.GetEndOfStream()
 		readRequest(r.RequestHeaders.GetHeaders(), policy, &ev.Request)
-		readModes(m.GetProtocolConfig(), &ev.Request)
 		ev.Request.Only = allowed(m.GetMetadataContext())
 	case *extproc.ProcessingRequest_RequestBody:
 		ev.Kind, ev.End, ev.Body = RequestBody, r.RequestBody.GetEndOfStream(), r.RequestBody.GetBody()
@@ -41,6 +40,7 @@ func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) boo
 	default:
 		return false
 	}
+	readModes(ev.Kind, m.GetProtocolConfig(), &ev.Request)
 	return true
 }
 
@@ -90,9 +90,11 @@ func value(h *core.HeaderValue) string {
 }
 
 // readModes reads how bodies come. An Envoy too old to say is taken to buffer.
-func readModes(c *extproc.ProtocolConfiguration, head *RequestHead) {
-	if c == nil {
+func readModes(k Kind, c *extproc.ProtocolConfiguration, head *RequestHead) {
+	if c == nil && k == RequestHeaders {
 		head.Mode = Buffered
+	}
+	if c == nil {
 		return
 	}
 	head.Mode, head.AnswerMode = mode(c.GetRequestBodyMode()), mode(c.GetResponseBodyMode())
