@@ -18,7 +18,8 @@ import (
 // name that the policy gives to a model.
 func (f *fleet) testBodies(t *testing.T) {
 	whole := f.adapt(t, "fleet.yaml")
-	f.write(t, "fleet.yaml", whole+"\npolicy:\n  rewrites: [{model: chat, to: [{model: smollm2}]}]\n")
+	const policy = "\npolicy:\n"
+	f.write(t, "fleet.yaml", strings.Replace(whole, policy, policy+"  rewrites: [{model: chat, to: [{model: smollm2}]}]\n", 1))
 	const chat = `{"model":"chat","max_tokens":2,"messages":[{"role":"user","content":"Hi"}]}`
 	f.await(t, func() error {
 		status, b, err := f.post("/v1/chat/completions", []byte(chat))
