@@ -72,6 +72,11 @@ func tooLarge(limit int64) *apiError {
 	return coded(http.StatusRequestEntityTooLarge, invalidRequest, "request_too_large", fmt.Sprintf("the body is larger than %d bytes", limit))
 }
 
+// shortAnswer is up to how many tokens an answer may have for a client that leaves
+// to save nothing: it ends before the backend would notice. To put it together from
+// a stream costs more than the rest of the engine's work.
+const shortAnswer = 16
+
 // parse checks what must be right of a body whoever the backend is.
 func parse(op operation, body []byte) (request, *apiError) {
 	var q request
@@ -88,7 +93,8 @@ func parse(op operation, body []byte) (request, *apiError) {
 	if err := q.read(op, fields); err != nil {
 		return q, err
 	}
-	q.whole = op.whole && !q.stream && llamacpp.Streamable(fields)
+	long := q.limit == 0 || q.limit > shortAnswer
+	q.whole = op.whole && !q.stream && long && llamacpp.Streamable(fields)
 	return q, checkContent(op, fields[op.content])
 }
 
