@@ -154,8 +154,8 @@ func (f *fleet) testReload(t *testing.T) {
 	}
 	f.write(t, "fleet.yaml", strings.Join(rest, ""))
 	f.await(t, func() error {
-		if !strings.Contains(f.log.String(), `msg="fleet read"`) {
-			return errors.New("extproc has not read the file again")
+		if !strings.Contains(f.log.String(), " endpoints=2 ") {
+			return errors.New("extproc has not read the file with two endpoints")
 		}
 		return nil
 	})
