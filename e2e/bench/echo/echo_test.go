@@ -19,7 +19,7 @@ func TestEchoNamesItsHostInEveryMode(t *testing.T) {
 	for _, mode := range []epdriver.Mode{epdriver.Buffered, epdriver.FullDuplex, epdriver.Headers} {
 		t.Run(string(mode), func(t *testing.T) {
 			r, err := epdriver.Run(t.Context(), epdriver.Config{
-				Addr: ln.Addr().String(), Mode: mode, Clients: 2, For: 20 * time.Millisecond, Corpus: corpus, Usage: "prompt=1",
+				Addr: ln.Addr().String(), Mode: mode, Clients: 2, For: time.Second, Corpus: corpus, Usage: "prompt=1",
 			})
 			if err != nil {
 				t.Fatal(err)
