@@ -41,15 +41,14 @@ type segment struct {
 	id     uint64
 	keys   []uint64
 	tokens []uint32
-	live   int64 // tokens that are logged in no newer segment
+	live   int64 // tokens that no newer segment has
 }
 
 // place is where a key was last logged.
 type place struct {
 	at *segment
-	// tokens as logged, own those of them that no shorter beginning has.
+	// tokens as logged.
 	tokens uint32
-	own    int64
 	// whole is whether it is a whole prompt that was answered.
 	whole bool
 }
@@ -75,7 +74,9 @@ const (
 type Use struct {
 	chain []Link
 	epoch uint64
-	fresh []bool // whether each link was not in the log before
+	// fresh is, for each link that was not in the log before, the tokens that it
+	// brought; -1: it was there.
+	fresh []int64
 	// claim is the whole prompt that was answered before and that this one
 	// continues, in tokens; 0: there is none. It was last used in segment, and since
 	// then so many others were.
@@ -123,17 +124,38 @@ func (l *Log) Resize(tokens int64) {
 
 // Begin logs that the backend works on a prompt with these beginnings, the shortest
 // first. Fail or Finish must follow.
+//
+// A prompt is not known by all of its beginnings, and the next turn may be known by
+// others. So tokens are counted from one beginning that is in the log to the next;
+// only what lies behind the last of them, and behind its answer, is new.
 func (l *Log) Begin(chain []Link) *Use {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	u := &Use{chain: chain, epoch: l.epoch, fresh: make([]bool, len(chain))}
+	u := &Use{chain: chain, epoch: l.epoch, fresh: make([]int64, len(chain))}
 	l.claimLocked(u)
-	last := uint32(0)
+	known := len(chain) - 1
+	for known >= 0 && l.places[chain[known].Key].at == nil {
+		known--
+	}
+	counted := uint32(0)
 	for i, k := range chain {
-		_, known := l.places[k.Key]
-		u.fresh[i] = !known
-		l.putLocked(k.Key, k.Tokens, int64(k.Tokens-last), false)
-		last = k.Tokens
+		p := l.places[k.Key]
+		switch {
+		case p.at != nil:
+			u.fresh[i] = -1
+			to := k.Tokens
+			if i == known {
+				to = max(to, min(p.tokens, chain[len(chain)-1].Tokens))
+			}
+			l.putLocked(k, int64(to)-int64(counted), 0, false)
+			counted = to
+		case i < known:
+			l.putLocked(k, 0, 0, false)
+		default:
+			u.fresh[i] = max(0, int64(k.Tokens)-int64(counted))
+			counted = max(counted, k.Tokens)
+			l.putLocked(k, 0, u.fresh[i], false)
+		}
 	}
 	return u
 }
@@ -167,8 +189,8 @@ func (l *Log) Fail(u *Use) {
 		return
 	}
 	for i, k := range u.chain {
-		if p, ok := l.places[k.Key]; ok && u.fresh[i] && !p.whole {
-			l.putLocked(k.Key, 0, 0, false)
+		if p, ok := l.places[k.Key]; ok && u.fresh[i] >= 0 && !p.whole {
+			l.putLocked(Link{Key: k.Key}, u.fresh[i], -u.fresh[i], false)
 			delete(l.places, k.Key)
 		}
 	}
@@ -186,7 +208,7 @@ func (l *Log) Finish(u *Use, prompt, cached, completion uint64) {
 	last := uint32(0)
 	for _, k := range u.chain {
 		if _, ok := l.places[k.Key]; !ok { // somebody else's failure took it away, or it is dropped
-			l.putLocked(k.Key, k.Tokens, int64(k.Tokens-last), false)
+			l.putLocked(k, 0, max(0, int64(k.Tokens)-int64(last)), false)
 		}
 		last = k.Tokens
 	}
@@ -196,7 +218,7 @@ func (l *Log) Finish(u *Use, prompt, cached, completion uint64) {
 	if n := len(u.chain); n > 1 {
 		before = u.chain[n-2].Tokens
 	}
-	l.putLocked(end.Key, all, int64(all-before), true)
+	l.putLocked(Link{Key: end.Key, Tokens: all}, int64(end.Tokens)-int64(before), int64(all)-int64(end.Tokens), true)
 }
 
 // learnLocked compares what was claimed of a prompt with what the backend found.
@@ -233,24 +255,27 @@ func (l *Log) Other(tokens uint64) {
 	l.dropLocked()
 }
 
-// putLocked logs a key.
-func (l *Log) putLocked(key uint64, tokens uint32, own int64, whole bool) {
-	was, ok := l.places[key]
+// putLocked logs a key. Of its tokens so many go with it from where it was, as far
+// as they are there; fresh ones come to them. A link of no tokens says that it is
+// gone.
+func (l *Log) putLocked(k Link, moved, fresh int64, whole bool) {
+	s := l.openLocked()
+	was, ok := l.places[k.Key]
 	if ok {
-		was.at.live -= was.own
-		l.live -= was.own
-		if tokens > 0 && !whole {
-			tokens = max(tokens, was.tokens) // with the answer behind it
+		moved = max(0, min(moved, was.at.live))
+		was.at.live -= moved
+		s.live += moved
+		if k.Tokens > 0 && !whole {
+			k.Tokens = max(k.Tokens, was.tokens) // with the answer behind it
 		}
 	}
-	s := l.openLocked()
-	if !ok || was.at != s || was.tokens != tokens {
-		s.keys, s.tokens = append(s.keys, key), append(s.tokens, tokens)
+	if !ok || was.at != s || was.tokens != k.Tokens {
+		s.keys, s.tokens = append(s.keys, k.Key), append(s.tokens, k.Tokens)
 		l.said = nil
 	}
-	s.live += own
-	l.live += own
-	l.places[key] = place{at: s, tokens: tokens, own: own, whole: whole}
+	s.live += fresh
+	l.live += fresh
+	l.places[k.Key] = place{at: s, tokens: k.Tokens, whole: whole}
 	l.dropLocked()
 }
 

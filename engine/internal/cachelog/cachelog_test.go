@@ -294,3 +294,44 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestTurnsKnownByOtherBeginningsCountOnce lets a conversation grow whose turns name
+// other beginnings each time, as extproc does for long prompts.
+func TestTurnsKnownByOtherBeginningsCountOnce(t *testing.T) {
+	var l Log
+	l.Resize(100_000)
+	end := uint32(0)
+	for turn := range uint32(12) {
+		var chain []Link
+		end = 1000 * (turn + 1)
+		for at := uint32(100); at <= end; at += 100 {
+			if at+500 > end || at%1000 == 0 || at%(100<<(turn/4)) == 0 {
+				chain = append(chain, Link{uint64(at), at})
+			}
+		}
+		answer(&l, uint64(end), 0, chain...)
+	}
+	if got := l.Tokens(); got != uint64(end) {
+		t.Errorf("Tokens() = %d of one conversation of %d", got, end)
+	}
+}
+
+func TestAnswerInOtherPiecesCountsOnce(t *testing.T) {
+	var l Log
+	l.Resize(100_000)
+	answer(&l, 100, 300, Link{1, 100})
+	answer(&l, 500, 0, Link{1, 100}, Link{2, 200}, Link{3, 300}, Link{4, 500})
+	if got := l.Tokens(); got != 500 {
+		t.Errorf("Tokens() = %d, want 500", got)
+	}
+}
+
+func TestWhatWasNotBegunDoesNotCount(t *testing.T) {
+	var l Log
+	l.Resize(100_000)
+	answer(&l, 100, 0, Link{1, 100})
+	l.Fail(l.Begin([]Link{{1, 100}, {2, 5000}, {3, 9000}}))
+	if got := l.Tokens(); got != 100 {
+		t.Errorf("Tokens() = %d, want the 100 of before", got)
+	}
+}

@@ -29,8 +29,10 @@ type Cache struct {
 	gen      atomic.Uint32 // the open generation
 	oldest   atomic.Uint32 // generations before it are gone
 	told     atomic.Bool   // whether the engine tells
+	full     atomic.Bool   // whether an engine that tells has dropped something
 	tokens   [ring]atomic.Int64
-	sum      atomic.Int64 // of tokens
+	sum      atomic.Int64        // of tokens
+	closed   [ring]atomic.Uint32 // when generations were no longer open, Unix seconds
 	// What was used again of the older half, and what was evicted, in tokens.
 	again, gone atomic.Int64
 }
@@ -61,7 +63,7 @@ func before(a, b uint32) bool { return (a-b)&genMask > genMask/2 }
 
 // use moves tokens to the open generation. was is where they were before; ok is
 // false if they are new. It returns the open generation.
-func (c *Cache) use(tokens int64, was uint32, ok bool) uint32 {
+func (c *Cache) use(tokens int64, was uint32, ok bool, now int64) uint32 {
 	gen := c.gen.Load()
 	if c.told.Load() || tokens <= 0 {
 		return gen
@@ -79,17 +81,18 @@ func (c *Cache) use(tokens int64, was uint32, ok bool) uint32 {
 		c.sum.Add(tokens)
 	}
 	if c.tokens[gen%ring].Add(tokens) > c.capacity.Load()/perCapacity {
-		c.next(gen)
+		c.next(gen, now)
 	}
 	return gen
 }
 
 // next opens a generation after gen, and finds out which are gone.
-func (c *Cache) next(gen uint32) {
+func (c *Cache) next(gen uint32, now int64) {
 	capacity := c.capacity.Load()
 	if capacity == 0 || !c.gen.CompareAndSwap(gen, gen+1) {
 		return
 	}
+	c.closed[gen%ring].Store(uint32(now))
 	first, sum := gen+1, int64(0)
 	for oldest := c.oldest.Load(); first != oldest && gen+1-first < ring-2; first-- {
 		sum += max(0, c.tokens[(first-1)%ring].Load())
@@ -106,10 +109,17 @@ func (c *Cache) next(gen uint32) {
 }
 
 // Used returns the share of the capacity that is taken, 0 to 1, and 0 if the
-// capacity is not known or the engine tells.
+// capacity is not known. An engine that tells has a full cache once it has dropped
+// something.
 func (c *Cache) Used() float64 {
+	if c.told.Load() {
+		if c.full.Load() {
+			return 1
+		}
+		return 0
+	}
 	capacity := c.capacity.Load()
-	if capacity == 0 || c.told.Load() {
+	if capacity == 0 {
 		return 0
 	}
 	return max(0, min(1, float64(c.sum.Load())/float64(capacity)))
@@ -123,12 +133,27 @@ func (c *Cache) Regret(first float64) float64 {
 	return (again + first*prior) / (again + gone + prior)
 }
 
+// Idle returns for how many seconds what is evicted next was not used, at a time in
+// Unix seconds; 0: that is not known, or nothing is evicted yet.
+func (c *Cache) Idle(now int64) float64 {
+	if at := c.closed[c.oldest.Load()%ring].Load(); at != 0 {
+		return float64(max(1, now-int64(at)))
+	}
+	return 0
+}
+
 // Tell says that the engine reports itself what it holds, now in generation gen.
-func (c *Cache) Tell(gen uint32) {
+func (c *Cache) Tell(gen uint32, now int64) {
 	c.told.Store(true)
 	for {
-		now := c.gen.Load()
-		if now == gen || before(gen, now) || c.gen.CompareAndSwap(now, gen) {
+		was := c.gen.Load()
+		if was == gen || before(gen, was) {
+			return
+		}
+		if c.gen.CompareAndSwap(was, gen) {
+			for ; was != gen && gen-was < ring; was++ {
+				c.closed[was%ring].Store(uint32(now))
+			}
 			return
 		}
 	}
@@ -137,6 +162,7 @@ func (c *Cache) Tell(gen uint32) {
 // Dropped says that the engine holds nothing any more that was last used in gen or
 // before.
 func (c *Cache) Dropped(gen uint32) {
+	c.full.Store(true)
 	for {
 		now := c.oldest.Load()
 		if before(gen, now) || c.oldest.CompareAndSwap(now, gen+1) {
@@ -149,6 +175,7 @@ func (c *Cache) Dropped(gen uint32) {
 func (c *Cache) Clear() {
 	gen := c.gen.Add(1)
 	c.oldest.Store(gen)
+	c.full.Store(false)
 	for i := range c.tokens {
 		c.sum.Add(-c.tokens[i].Swap(0))
 	}

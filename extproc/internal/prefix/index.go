@@ -138,29 +138,41 @@ func (t *set) read(k session.Key) (e entry, used int64, ok bool) {
 
 // Use records that a prompt with these beginnings, shortest first, is worked on at
 // c: all of them are cached there.
+//
+// A prompt is not known by all of its beginnings, and another turn may be known by
+// others. So tokens are counted from one beginning that was there to the next; only
+// what lies behind the last of them is new.
 func (x *Index) Use(chain []Link, c *Cache, now time.Time) {
 	clock := x.clock(now)
-	from := uint32(0)
+	var last Place       // that was there
+	counted := uint32(0) // tokens
 	for i, l := range chain {
 		var next uint16
 		if i+1 < len(chain) {
 			next = child(chain[i+1].Key)
 		}
-		x.put(l.Key, c, use{tokens: l.Tokens, own: int64(l.Tokens) - int64(from), next: next}, clock)
-		from = l.Tokens
+		if was, ok := x.put(l.Key, c, use{tokens: l.Tokens, from: counted, next: next}, clock); ok {
+			last, counted = was, max(counted, l.Tokens)
+		}
+	}
+	if n := len(chain); n > 0 {
+		end := chain[n-1].Tokens
+		answered := min(last.Tokens, end)
+		c.use(int64(answered)-int64(counted), last.Gen, true, now.Unix())
+		c.use(int64(end)-int64(max(counted, answered)), 0, false, now.Unix())
 	}
 }
 
 // Answered records that behind the prompt k an answer is cached at c, so that these
 // are so many tokens in all, fresh of which are not recorded yet.
 func (x *Index) Answered(k session.Key, c *Cache, tokens, fresh uint32, now time.Time) {
-	x.put(k, c, use{tokens: tokens, fresh: int64(fresh)}, x.clock(now))
+	x.put(k, c, use{tokens: tokens, from: tokens, fresh: int64(fresh)}, x.clock(now))
 }
 
 // Tell records what an engine reports: that these beginnings were last used in the
 // generation gen of its cache. Those of no tokens are not there any more.
 func (x *Index) Tell(c *Cache, gen uint32, links []Link, now time.Time) {
-	c.Tell(gen)
+	c.Tell(gen, now.Unix())
 	clock := x.clock(now)
 	for _, l := range links {
 		if l.Tokens == 0 {
@@ -186,33 +198,34 @@ func (x *Index) told(l Link, c *Cache, gen uint32, clock int64) {
 // Name records under a client's name for a session that so many tokens are cached
 // at c, which other entries count.
 func (x *Index) Name(k session.Key, c *Cache, tokens uint32, now time.Time) {
-	x.put(k, c, use{tokens: tokens}, x.clock(now))
+	x.put(k, c, use{tokens: tokens, from: tokens}, x.clock(now))
 }
 
-// use is what is recorded under a key: its length; how many of its tokens are in no
-// other entry, and how many came to them now; the continuation.
+// use is what is recorded under a key: its length; how many of its tokens are counted
+// under shorter ones, how many came to them now; the continuation.
 type use struct {
-	tokens     uint32
-	own, fresh int64
-	next       uint16
+	tokens, from uint32
+	fresh        int64
+	next         uint16
 }
 
-// put records a use of k at c.
-func (x *Index) put(k session.Key, c *Cache, u use, clock int64) {
+// put records a use of k at c. It returns what was there before, if anything was.
+func (x *Index) put(k session.Key, c *Cache, u use, clock int64) (was Place, ok bool) {
 	set := x.set(k)
 	set.lock()
 	defer set.version.Add(1)
 	s := x.slot(set, k, clock)
 	s.meta.Store(uint64(clock)<<childBits | s.meta.Load()&(1<<childBits-1) | uint64(u.next))
-	was, ok := s.place(c)
-	gen := c.use(u.own, was.Gen, ok)
+	was, ok = s.place(c)
+	gen := c.gen.Load()
+	if ok {
+		gen = c.use(int64(u.tokens)-int64(u.from), was.Gen, true, x.unix(clock))
+	}
 	if u.fresh > 0 {
-		gen = c.use(u.fresh, 0, false)
+		gen = c.use(u.fresh, 0, false, x.unix(clock))
 	}
-	if ok && was.Tokens > u.tokens {
-		u.tokens = was.Tokens // with an answer that is cached behind it
-	}
-	s.remember(Place{Cache: c.id, Gen: gen, Tokens: u.tokens})
+	s.remember(Place{Cache: c.id, Gen: gen, Tokens: max(u.tokens, was.Tokens)}) // an answer may be cached behind it
+	return was, ok
 }
 
 // place returns what is known of the entry at c, if that is still there.
@@ -303,6 +316,9 @@ func (x *Index) set(k session.Key) *set {
 	i, _ := bits.Mul64(uint64(k), uint64(len(x.sets)))
 	return &x.sets[i]
 }
+
+// unix is the clock's time in Unix seconds.
+func (x *Index) unix(clock int64) int64 { return x.base.Unix() + clock - 1 }
 
 func (x *Index) clock(now time.Time) int64 {
 	return int64(now.Sub(x.base)/time.Second) + 1

@@ -229,7 +229,7 @@ func TestCacheEvictsLikeLRU(t *testing.T) {
 
 func TestEnginesThatTell(t *testing.T) {
 	x, c := newIndex(1000, time.Hour), NewCache(4, 100)
-	c.Tell(7)
+	c.Tell(7, 0)
 	x.Use(prompt(1000, 1, 2), c, epoch) // far more than it is said to hold: the engine knows
 	if n := held(x, prompt(1000, 1, 2), c); n != 2000 {
 		t.Errorf("%d tokens, want 2000", n)
@@ -302,4 +302,50 @@ func TestIndexIsSafeForMany(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestTurnsKnownByOtherBeginningsCountOnce lets one conversation grow whose prompts
+// are so long that most beginnings are left out, others in each turn.
+func TestTurnsKnownByOtherBeginningsCountOnce(t *testing.T) {
+	const capacity = 100_000
+	x, c := newIndex(1<<16, time.Hour), NewCache(5, capacity)
+	tokens := 0
+	for turn := range 12 {
+		m := NewMaker(session.Seed("m"), nil)
+		for i := range 100 * (turn + 1) {
+			m.Piece(binary.LittleEndian.AppendUint32(nil, uint32(i)), 1)
+		}
+		m.End()
+		tokens = 1000 * (turn + 1)
+		x.Use(m.Links(tokens), c, epoch)
+	}
+	if got, want := c.Used(), float64(tokens)/capacity; got < want-0.02 || got > want+0.02 {
+		t.Errorf("%.0f tokens are counted for a conversation of %d", got*capacity, tokens)
+	}
+}
+
+func TestAnswersCountOnce(t *testing.T) {
+	x, c := newIndex(1000, time.Hour), NewCache(6, 10_000)
+	first, second := prompt(100, 1), prompt(100, 1, 2, 3, 4, 5)
+	x.Use(first, c, epoch)
+	x.Answered(first[0].Key, c, 400, 300, epoch)
+	x.Use(second, c, epoch) // with the answer, which is in other pieces
+	if got := c.Used() * 10_000; got < 499 || got > 501 {
+		t.Errorf("%.0f tokens are counted for 500", got)
+	}
+}
+
+func TestIdle(t *testing.T) {
+	x, c := newIndex(1000, time.Hour), NewCache(7, 1600)
+	for i := range uint32(40) {
+		x.Use(prompt(100, i), c, epoch.Add(time.Duration(i)*10*time.Second))
+	}
+	// The last 16 prompts are there; the oldest of them was used 150 s before the last.
+	now := epoch.Add(390 * time.Second)
+	if got := c.Idle(now.Unix()); got < 120 || got > 180 {
+		t.Errorf("Idle() = %.0f s, want about 150", got)
+	}
+	if got := NewCache(8, 1600).Idle(now.Unix()); got != 0 {
+		t.Errorf("Idle() = %.0f of an empty cache", got)
+	}
 }
