@@ -29,11 +29,12 @@ const (
 	endpointStep = 0.1
 	// Slow-down by each further request at the same time, until learned: one
 	// more request makes all slower by this share of the time alone. Machines
-	// without batching have 1, GPUs far less.
-	firstCrowd = 0.3
-	// ridge is how much the numbers of requests at a time must differ (as a variance)
-	// for what they show of crowding to count for half.
-	ridge = 0.5
+	// without batching have 1, GPUs a few hundredths.
+	firstCrowd = 0.1
+	// By how much the numbers of requests at a time must differ (as a variance) for
+	// what they show of crowding to count for half: after many answers, and how much
+	// more after few.
+	leastRidge, firstRidge = 0.02, 4
 	// outlier is by what factor a token may take longer or shorter than was expected:
 	// one that is further off counts as so much.
 	outlier = 4
@@ -72,6 +73,7 @@ func (l *line) fit() (alone, crowd float64) {
 	if l.n == 0 {
 		return 1, firstCrowd
 	}
+	ridge := leastRidge + firstRidge/(1+l.n)
 	slope := (l.xy - l.x*l.y + ridge*firstCrowd*l.y/(1+firstCrowd*l.x)) / (l.xx - l.x*l.x + ridge)
 	alone = max(l.y-max(0, slope)*l.x, l.y/outlier)
 	return alone, max(0, slope) / alone
@@ -206,7 +208,12 @@ func update(p *atomic.Pointer[Rates], s *seen, now int64) {
 
 func (r *Rates) take(s *seen) {
 	if n := float64(s.Prompt - s.Cached); n > 0 && s.PrefillMs > 0 {
-		step(&r.prefill, &r.prefills, s.PrefillMs*s.health/n/s.prior.Prefill, n/enoughPrefill)
+		// It ends with a step, which short prompts show and nothing else.
+		alone, crowd := r.decode.fit()
+		own := s.PrefillMs*s.health - s.prior.Decode*alone*(1+crowd*(s.company-1))
+		if share := own / (s.PrefillMs * s.health); share > 0 {
+			step(&r.prefill, &r.prefills, own/n/s.prior.Prefill, min(1, n/enoughPrefill)*share*share)
+		}
 	}
 	if n := float64(s.Completion); n >= 2 && s.DecodeMs > 0 {
 		r.decode.add(max(0, s.company-1), s.DecodeMs*s.health/n/s.prior.Decode, min(1, n/enoughDecode))
@@ -237,8 +244,10 @@ type Learned struct {
 	output  average
 	shapes  shapes
 	ratios  ratios
-	reuse   average
+	reuse   average // share of the prompt that is cached
 	prompt  average // what of it is not cached
+	// What evicted tokens would have been worth, and for how long they were idle.
+	regret, idle average
 	// speed is of all endpoints together, as a multiple of what they say of themselves;
 	// nil: nothing was learned yet.
 	speed atomic.Pointer[Rates]
@@ -246,10 +255,11 @@ type Learned struct {
 
 // usual is what a request of a model usually is like.
 type usual struct {
-	// reuse is the share of the prompt that is cached.
-	reuse float64
-	// prompt is the tokens that are not, output those of the answer.
+	// prompt is the tokens that are not cached, output those of the answer.
 	prompt, output float64
+	// regret is how likely an evicted token would have been used again, idle for how
+	// many seconds it was not.
+	regret, idle float64
 	// prefill is the factor by which prompt tokens take longer than engines say, as a
 	// logarithm; alone and crowd are those of a line.
 	prefill, alone, crowd float64
@@ -261,8 +271,9 @@ func (l *Learned) usual() usual {
 		r = &noRates
 	}
 	u := usual{
-		reuse: l.reuse.value(firstReuse), prompt: l.prompt.value(firstOutput), output: l.output.value(firstOutput),
+		prompt: l.prompt.value(firstOutput), output: l.output.value(firstOutput),
 		prefill: r.prefill,
+		regret:  l.regret.value(l.reuse.value(firstReuse)), idle: l.idle.value(0),
 	}
 	u.alone, u.crowd = r.decode.fit()
 	return u

@@ -213,3 +213,34 @@ func TestLearnsCrowding(t *testing.T) {
 		t.Errorf("crowd = %v on a machine that batches for free", got)
 	}
 }
+
+// TestShortPromptsTellNothingOfPrefill lets an engine answer short prompts, whose time
+// is that of a step, and long ones: its speed is that of the long ones.
+func TestShortPromptsTellNothingOfPrefill(t *testing.T) {
+	e := endpoint(0, func(e *Endpoint) { e.Prior = Speed{Prefill: 0.1, Decode: 20} })
+	m, p := model(e), New(prometheus.NewRegistry())
+	const truth = 0.05
+	for i := range 200 {
+		n := 20
+		if i%10 == 0 {
+			n = 8000
+		}
+		p.Learn(m, e, &Candidate{Endpoint: e}, Usage{Prompt: n, Completion: 50, PrefillMs: 20 + truth*float64(n), DecodeMs: 50 * 20}, epoch, epoch)
+	}
+	u := m.usual()
+	if got := e.pace(epoch.UnixNano(), &u).prefill; got < truth*0.9 || got > truth*1.3 {
+		t.Errorf("a prompt token takes %.3f ms, want about %.3f", got, truth)
+	}
+}
+
+func TestCrowdIsLearnedWhereRequestsAreFew(t *testing.T) {
+	e := endpoint(0)
+	for i := range 60 {
+		more := float64(i % 2)
+		e.learn(Usage{Completion: 50, DecodeMs: 50 * 20 * (1 + 0.02*more)}, 1+more, 0, epoch.UnixNano())
+	}
+	alone, crowd := e.rates.Load().decode.fit()
+	if math.Abs(alone-1) > 0.02 || math.Abs(crowd-0.02) > 0.02 {
+		t.Errorf("alone %.3f, crowd %.3f; want 1 and 0.02", alone, crowd)
+	}
+}

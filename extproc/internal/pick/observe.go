@@ -67,6 +67,10 @@ func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sen
 	seen := e.learn(u, company, believed, now.UnixNano())
 	update(&m.speed, &seen, now.UnixNano())
 	m.learn(u)
+	if idle := e.KV.Idle(now.Unix()); idle > 0 {
+		m.idle.add(idle, idle)
+		m.regret.add(e.KV.Regret(firstReuse), firstReuse)
+	}
 	p.metrics.cached.Add(float64(u.Cached))
 	p.metrics.prompt.Add(float64(u.Prompt))
 }

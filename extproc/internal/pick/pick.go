@@ -280,37 +280,32 @@ func nowhere(_, _ *Endpoint) bool { return false }
 // done twice is taken from all; those that come behind it wait; those that make tokens
 // there are held up. Found by replaying traces (extproc/replay).
 const (
-	workTwice   = 2
-	holdWaiting = 0.25
-	holdRunning = 0.05
+	workTwice   = 3
+	holdWaiting = 8
+	holdRunning = 0.1
 )
+
+// untilStep is the share of a step that is left on average when a request comes: it is
+// looked at when the next one begins.
+const untilStep = 0.5
+
+// crowded is the used share of a cache from which on requests that wait at an engine
+// whose slots are not all taken wait for room there, and not just for the next step.
+const crowded = 0.5
 
 // price predicts the request at the endpoint.
 func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	c := Candidate{Endpoint: e}
 	w, pace := e.load(now, &usual), e.pace(now, &usual)
 	c.cached(q, pace.hit)
-	slots := float64(e.Slots)
-	if e.Slots == 0 {
-		slots = w.requests + 1 // unknown: as many as need be
-	}
-	if w.slots > 0 {
-		slots = min(slots, w.slots)
-	}
-	prompts := e.prefilling(now)
-	c.Wait = prompts
-	waiting := max(0, w.requests-slots+1)
-	if w.requests >= slots {
-		// So many requests must end before ours begins. A slot is free each time that
-		// one of them, all slots working together, has had what they need on average.
-		each := w.prompt*pace.prefill + w.output*pace.decode*(1+pace.crowd*(slots-1))/slots
-		c.Wait = max(prompts, waiting*each)
-	}
+	slots := e.slots(&w)
+	prompts, waiting := e.prefilling(now), max(0, w.requests-slots+1)
+	c.Wait = wait(&w, &pace, slots, prompts, waiting)
 	c.Company = min(w.requests+1, slots)
 	c.Prefill = float64(q.Prompt-c.Cached) * pace.prefill
 	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))
 	if full := fullness(max(w.kv, e.KV.Used())); full > 0 {
-		c.Fill = (c.Prefill + float64(q.Output)*pace.prefill) * full * e.KV.Regret(usual.reuse)
+		c.Fill = (c.Prefill + float64(q.Output)*pace.prefill) * full * e.regret(&usual, now)
 	}
 	// About as many come while it waits as are before it.
 	c.Delay = c.Prefill * (workTwice + holdWaiting*(waiting+prompts/(1+w.prompt*pace.prefill)) + holdRunning*(c.Company-1))
@@ -319,6 +314,48 @@ func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	}
 	return c
 }
+
+// slots is how many requests the endpoint works on at a time.
+func (e *Endpoint) slots(w *work) float64 {
+	slots := float64(e.Slots)
+	if e.Slots == 0 {
+		slots = w.requests + 1 // unknown: as many as need be
+	}
+	if w.slots > 0 && (e.Slots == 0 || w.kv >= crowded) {
+		slots = min(slots, w.slots)
+	}
+	return slots
+}
+
+// wait is how long it takes until a request is begun that has so many milliseconds of
+// prompts before it, and so many requests that wait, itself included.
+func wait(w *work, pace *pace, slots, prompts, waiting float64) float64 {
+	step := pace.decode * (1 + pace.crowd*(min(w.requests, slots)-1))
+	if w.requests > 0 {
+		prompts += untilStep * step
+	}
+	if w.requests < slots {
+		return prompts
+	}
+	// So many requests must end before ours begins. A slot is free each time that one of
+	// them, all slots working together, has had what they need on average.
+	each := w.prompt*pace.prefill + w.output*step/slots
+	return max(prompts, waiting*each)
+}
+
+// regret is how likely what the endpoint evicts next would have been used again. All
+// endpoints of a model serve the same conversations, so one share is learned for all;
+// what was idle for longer than is usual is that much less likely to be.
+func (e *Endpoint) regret(usual *usual, now int64) float64 {
+	idle := e.KV.Idle(now / int64(time.Second))
+	if idle == 0 || usual.idle == 0 {
+		return usual.regret
+	}
+	return min(1, usual.regret*min(mostIdle, usual.idle/idle))
+}
+
+// mostIdle bounds what one cache that turns over fast may weigh.
+const mostIdle = 2
 
 // almostFull is the used share of a cache from which on it begins to evict.
 const almostFull = 0.9

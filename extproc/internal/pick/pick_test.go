@@ -281,3 +281,52 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("GatherAndLint() = %v, %v", problems, err)
 	}
 }
+
+// choose picks for a prompt of so many tokens that is cached nowhere.
+func choose(t *testing.T, m *Model, prompt int) *Choice {
+	t.Helper()
+	c := new(Choice)
+	if err := New(prometheus.NewRegistry()).Pick(&Query{Model: m, Prompt: prompt, Output: 100, Most: 1, Now: epoch}, c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestWaitingForTheNextStep has an engine that says that some requests wait though
+// slots are free: they wait for room in its cache, if that is crowded, else for the
+// step that is going on.
+func TestWaitingForTheNextStep(t *testing.T) {
+	wait := func(kv float64) float64 {
+		e := endpoint(0, func(e *Endpoint) { e.Slots = 64 })
+		e.Told(Report{Requests: 6, Waiting: 4, KV: kv}, epoch)
+		c := choose(t, model(e), 100)
+		return c.List[0].Wait
+	}
+	if free, full := wait(0.2), wait(0.8); free >= full/4 {
+		t.Errorf("Wait = %.0f ms with a free cache, %.0f with a crowded one", free, full)
+	}
+}
+
+// TestWhatIsIdleForLongerIsEvictedFirst has two full caches, of which one turns over
+// faster: the other one takes the new prompt.
+func TestWhatIsIdleForLongerIsEvictedFirst(t *testing.T) {
+	p := New(prometheus.NewRegistry())
+	full := func(i int, every time.Duration) *Endpoint {
+		e := endpoint(i, func(e *Endpoint) { e.KV = prefix.NewCache(uint32(i+1), 1600) })
+		x := prefix.New(1000, time.Hour)
+		for n := range 40 {
+			chain := []prefix.Link{{Key: session.Key(1000*i + n), Tokens: 100}}
+			x.Use(chain, e.KV, epoch.Add(time.Duration(n-40)*every))
+		}
+		return e
+	}
+	busy, calm := full(0, time.Second), full(1, 10*time.Second)
+	m := model(busy, calm)
+	for _, e := range m.Endpoints {
+		p.Learn(m, e, &Candidate{Endpoint: e}, Usage{Prompt: 100, Completion: 10, PrefillMs: 200, DecodeMs: 200}, epoch, epoch)
+	}
+	c := choose(t, m, 1000)
+	if first := c.List[0]; first.Endpoint != calm || first.Fill <= 0 {
+		t.Errorf("chose %s, fill %.1f", first.Address, first.Fill)
+	}
+}

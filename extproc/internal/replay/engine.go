@@ -30,6 +30,11 @@ func (e *Engine) work(r *Request, cached int) float64 {
 	return float64(r.Input-cached)*e.Prefill + float64(r.Output)*e.Decode*(1+e.Crowd*(n-1))/n
 }
 
+// alone is the time to the first token if nobody else is there.
+func (e *Engine) alone(r *Request, cached int) float64 {
+	return max(e.Decode, float64(r.Input-cached)*e.Prefill)
+}
+
 // job is a request at an engine.
 type job struct {
 	id     int
@@ -46,10 +51,11 @@ type job struct {
 // engine is a running Engine. Time goes in steps; it stands at the end of the last.
 type engine struct {
 	Engine
-	block int
-	cache *cache
-	queue []*job
-	jobs  []*job // worked on, in order of arrival
+	block   int
+	cache   *cache
+	queue   []*job
+	refused int    // of them, for which there was no room when the step began
+	jobs    []*job // worked on, in order of arrival
 
 	// The step that is going on, or several equal ones.
 	start, length float64
@@ -69,8 +75,8 @@ type chunk struct {
 // load is what the engine reports of itself.
 func (e *engine) load() Load {
 	return Load{
-		Requests: int64(len(e.jobs) + len(e.queue)), Waiting: int64(len(e.queue)),
-		KV: float64(len(e.cache.blocks)) / float64(e.cache.capacity),
+		Requests: int64(len(e.jobs) + len(e.queue)), Waiting: int64(min(e.refused, len(e.queue))),
+		KV: float64(e.cache.busy) / float64(e.cache.capacity),
 	}
 }
 
@@ -102,6 +108,7 @@ func (e *engine) begin(now float64) bool {
 		e.queue = e.queue[1:]
 	}
 	e.version++
+	e.refused = len(e.queue)
 	e.start, e.steps, e.chunks = now, 0, e.chunks[:0]
 	if len(e.jobs) == 0 {
 		return false
@@ -126,6 +133,8 @@ func (e *engine) begin(now float64) bool {
 		if tokens == 0 {
 			e.steps = least
 		}
+	} else {
+		e.length = max(e.length, e.Decode) // the weights are read once
 	}
 	return true
 }

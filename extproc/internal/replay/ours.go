@@ -26,7 +26,7 @@ type millrace struct {
 	owner   []int // by request: who chose
 	next    int
 	logs    []*log    // by engine: what it tells all of them
-	errors  []float64 // of predictions, as a share of what it took
+	errors  []float64 // of predictions of the first token, as a share of what it took
 	moves   int
 }
 
@@ -45,12 +45,13 @@ type asked struct {
 	held   pick.Reservation
 	sent   time.Time
 	shape  pick.Shape
+	output int // expected
 }
 
 func newMillrace(t *Trace, engines []Engine, pickers int) *millrace {
 	m := &millrace{owner: make([]int, len(t.Requests))}
 	for _, e := range engines {
-		m.logs = append(m.logs, &log{capacity: e.Cache})
+		m.logs = append(m.logs, &log{capacity: e.Cache, places: map[session.Key]place{}})
 	}
 	for range pickers {
 		p := &picker{
@@ -79,8 +80,8 @@ func (m *millrace) Choose(id int, r *Request, ms float64) int {
 	var found prefix.Found
 	p.index.Find(a.chain, now, &found)
 	a.shape = pick.Shape{API: openai.Chat, Stream: true, Limit: -1, Prompt: r.Input, Choices: 1}
-	output := p.model.Output(&a.shape)
-	q := pick.Query{Model: p.model, Prompt: r.Input, Output: output, Found: &found, Most: 1, Now: now}
+	a.output = p.model.Output(&a.shape)
+	q := pick.Query{Model: p.model, Prompt: r.Input, Output: a.output, Found: &found, Most: 1, Now: now}
 	if err := p.Pick(&q, &a.choice); err != nil {
 		panic(err) // all engines are always ready
 	}
@@ -112,7 +113,9 @@ func (m *millrace) First(d *Done, ms float64) {
 	p := m.pickers[m.owner[d.ID]]
 	p.asked[d.ID].held.Begun()
 	p.report(d, clock(ms))
-	m.logs[d.Engine].add(p.asked[d.ID].chain)
+	if chain := p.asked[d.ID].chain; len(chain) > 0 {
+		m.logs[d.Engine].add(chain)
+	}
 }
 
 // report takes in the load that comes with an answer.
@@ -133,7 +136,8 @@ func (m *millrace) Done(d *Done, ms float64) {
 		PrefillMs: d.First - d.Began, DecodeMs: d.End - d.First, Shape: a.shape,
 	}
 	first := &a.choice.List[0]
-	m.errors = append(m.errors, math.Abs(first.Finish()-(d.End-d.Came))/math.Max(1, d.End-d.Came))
+	predicted := first.Wait + first.Prefill + first.Decode/math.Max(1, float64(a.output))
+	m.errors = append(m.errors, math.Abs(predicted-(d.First-d.Came))/math.Max(1, d.First-d.Came))
 	p.Learn(p.model, e, first, u, a.sent, now)
 	if n := len(a.chain); n > 0 {
 		p.index.Answered(a.chain[n-1].Key, e.KV, uint32(u.Prompt+u.Completion), uint32(u.Completion), now)
@@ -141,13 +145,13 @@ func (m *millrace) Done(d *Done, ms float64) {
 	a.held.Release()
 	p.report(d, now)
 	if n := len(a.chain); n > 0 {
-		m.logs[d.Engine].add([]prefix.Link{{Key: a.chain[n-1].Key, Tokens: uint32(u.Prompt + u.Completion)}})
+		m.logs[d.Engine].answered(a.chain[n-1], d.Request.Output)
 	}
 }
 
 func (m *millrace) Told(loads []Load, ms float64) {
 	for i, l := range loads {
-		fresh, dropped := m.logs[i].changes()
+		fresh := m.logs[i].segments[max(0, len(m.logs[i].segments)-3):]
 		for _, p := range m.pickers {
 			e := p.model.Endpoints[i]
 			e.Told(l.report(), clock(ms))
@@ -157,8 +161,8 @@ func (m *millrace) Told(loads []Load, ms float64) {
 			for _, s := range fresh {
 				p.index.Tell(e.KV, s.id, s.links, clock(ms))
 			}
-			if dropped > 0 {
-				e.KV.Dropped(dropped)
+			if d := m.logs[i].dropped; d > 0 {
+				e.KV.Dropped(d)
 			}
 		}
 	}
@@ -168,61 +172,90 @@ func (m *millrace) Told(loads []Load, ms float64) {
 // which they were used, in segments, as Millrace's engines do.
 type log struct {
 	capacity int
-	segments []segment
+	segments []*told
+	places   map[session.Key]place
+	live     int // tokens, of all segments
 	dropped  uint32
 }
 
-type segment struct {
-	id    uint32
-	links []prefix.Link
+// told is one segment.
+type told struct {
+	id     uint32
+	links  []prefix.Link
+	tokens int // that no newer segment has
+}
+
+// place is where a beginning was last told, and with how many tokens.
+type place struct {
+	at     *told
+	tokens uint32
 }
 
 // perSegment is how many links a segment has.
 const perSegment = 256
 
+// add logs that a prompt is worked on.
 func (l *log) add(chain []prefix.Link) {
-	if n := len(l.segments); n == 0 || len(l.segments[n-1].links) >= perSegment {
-		l.segments = append(l.segments, segment{id: l.next()})
+	counted, last := uint32(0), place{}
+	for _, k := range chain {
+		p := l.places[k.Key]
+		l.put(k, p.tokens, int(k.Tokens)-int(counted), 0)
+		if p.at != nil {
+			counted, last = k.Tokens, p
+		}
 	}
-	s := &l.segments[len(l.segments)-1]
-	s.links = append(s.links, chain...)
+	end := chain[len(chain)-1]
+	counted = max(counted, min(last.tokens, end.Tokens))
+	l.put(end, 0, 0, int(end.Tokens-counted))
 }
 
-func (l *log) next() uint32 {
+// answered logs that an answer is cached behind a prompt.
+func (l *log) answered(prompt prefix.Link, tokens int) {
+	l.put(prefix.Link{Key: prompt.Key, Tokens: prompt.Tokens + uint32(tokens)}, 0, 0, tokens)
+}
+
+func (l *log) put(k prefix.Link, least uint32, moved, fresh int) {
+	s := l.open()
+	p := l.places[k.Key]
+	if p.at != nil {
+		moved = max(0, min(moved, p.at.tokens))
+		p.at.tokens -= moved
+		s.tokens += moved
+	}
+	k.Tokens = max(k.Tokens, least)
+	if p.at != s || p.tokens != k.Tokens {
+		s.links = append(s.links, k)
+		l.places[k.Key] = place{s, k.Tokens}
+	}
+	s.tokens += fresh
+	l.live += fresh
+	for len(l.segments) > 1 && l.live-l.segments[0].tokens >= l.capacity {
+		l.drop()
+	}
+}
+
+// open returns the segment that takes the next link.
+func (l *log) open() *told {
+	id := l.dropped + 1
 	if n := len(l.segments); n > 0 {
-		return l.segments[n-1].id + 1
+		s := l.segments[n-1]
+		if len(s.links) < perSegment && s.tokens < l.capacity/16 {
+			return s
+		}
+		id = s.id + 1
 	}
-	return 1
+	l.segments = append(l.segments, &told{id: id})
+	return l.segments[len(l.segments)-1]
 }
 
-// changes returns what is new since it was last called, and the last segment that is
-// not cached any more.
-func (l *log) changes() (fresh []segment, dropped uint32) {
-	at := map[session.Key]bool{}
-	tokens := 0
-	for i := len(l.segments) - 1; i >= 0; i-- {
-		s := &l.segments[i]
-		from := uint32(0)
-		for _, k := range s.links {
-			own := k.Tokens - from
-			if k.Tokens < from {
-				own = k.Tokens
-			}
-			from = k.Tokens
-			if !at[k.Key] {
-				at[k.Key] = true
-				tokens += int(min(own, k.Tokens))
-			}
-		}
-		if tokens > l.capacity && i > 0 {
-			l.dropped = l.segments[i-1].id
-			l.segments = l.segments[i:]
-			break
+func (l *log) drop() {
+	s := l.segments[0]
+	for _, k := range s.links {
+		if l.places[k.Key].at == s {
+			delete(l.places, k.Key)
 		}
 	}
-	n := len(l.segments)
-	for i := max(0, n-3); i < n; i++ {
-		fresh = append(fresh, l.segments[i])
-	}
-	return fresh, l.dropped
+	l.live -= s.tokens
+	l.dropped = s.id
+	l.segments = l.segments[1:]
 }
