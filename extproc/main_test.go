@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -176,7 +178,11 @@ func start(t *testing.T, flags ...string) *program {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- run(ctx, append([]string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-xds", xds}, flags...), p.log)
+		all := append([]string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0"}, flags...)
+		if !slices.Contains(flags, "-fleet") {
+			all = append(all, "-xds", xds)
+		}
+		done <- run(ctx, all, p.log)
 	}()
 	p.stop = sync.OnceValue(func() error {
 		cancel()
@@ -467,5 +473,41 @@ func TestFlags(t *testing.T) {
 				t.Errorf("run(%q) = %v with code %d, want %s with %d", tt.args, err, exitCode(err), tt.want, tt.code)
 			}
 		})
+	}
+}
+
+// TestEveryMetricIsDocumented compares the README's table with the metrics that the
+// code registers.
+func TestEveryMetricIsDocumented(t *testing.T) {
+	names := regexp.MustCompile(`millrace_extproc_[a-z_]*[a-z]`)
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, real := map[string]bool{}, map[string]bool{}
+	for _, n := range names.FindAllString(string(readme), -1) {
+		told[n] = true
+	}
+	for _, flags := range [][]string{nil, {"-fleet", "testdata/fleet.yaml"}} {
+		p := start(t, flags...)
+		for line := range strings.Lines(p.get(t, "/metrics")) {
+			if rest, ok := strings.CutPrefix(line, "# TYPE "); ok && strings.HasPrefix(rest, "millrace_") {
+				name, _, _ := strings.Cut(rest, " ")
+				real[name] = true
+			}
+		}
+		if err := p.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range real {
+		if !told[n] {
+			t.Errorf("README.md says nothing of %s", n)
+		}
+	}
+	for n := range told {
+		if !real[n] {
+			t.Errorf("README.md tells of %s, which isn't there", n)
+		}
 	}
 }

@@ -137,6 +137,10 @@ type PolicySpec struct {
 	Priorities Priorities `json:"priorities"`
 	// Limits bounds what one request may cost.
 	Limits Limits `json:"limits"`
+	// Explain is whether a request with "x-millrace-debug: 1" gets to know why it went
+	// where it went, in the answer's header x-millrace-decision: it tells the addresses
+	// of the engines. Default false.
+	Explain bool `json:"explain,omitempty"`
 	// Rewrites let other models serve requests for a name. Default: none.
 	Rewrites []Rewrite `json:"rewrites,omitempty"`
 	// Flow is what happens when all endpoints of a model are busy, and what each

@@ -2058,6 +2058,8 @@ func (m *PolicyState) validate(all bool) error {
 
 	}
 
+	// no validation rules for Explain
+
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)
 	}

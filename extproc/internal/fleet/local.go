@@ -332,7 +332,7 @@ func policyOf(p config.PolicySpec, keys [][]byte) *fleetpb.PolicyState {
 		Candidates: uint32(p.Retries.Standard), CandidatesCritical: uint32(p.Retries.Critical),
 		CandidatesSheddable: uint32(p.Retries.Sheddable),
 		PriorityHeader:      p.Priorities.Header, DefaultPriority: p.Priorities.Default,
-		MaxBodyBytes: uint64(p.Limits.MaxBodyBytes), Rewrites: rewritesOf(p.Rewrites), Flow: flowOf(p.Flow),
+		MaxBodyBytes: uint64(p.Limits.MaxBodyBytes), Rewrites: rewritesOf(p.Rewrites), Flow: flowOf(p.Flow), Explain: p.Explain,
 	}
 }
 

@@ -254,6 +254,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
+		Explain:        m.GetExplain(),
 	}
 	if s.policy != nil && s.prefixes.most == most && s.prefixes.idle == idle {
 		p.Prefixes = s.policy.Prefixes

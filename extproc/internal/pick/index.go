@@ -130,7 +130,7 @@ func (c *cell) set(e *Endpoint, usual usual, now int64) {
 	}
 	cost := func(q *Query) float64 {
 		priced := e.price(q, usual, now)
-		return priced.cost()
+		return priced.Cost()
 	}
 	wait := cost(&noTokens)
 	prompt := float32((cost(&allPrompt) - wait) / float64(allPrompt.Prompt))
@@ -230,7 +230,7 @@ func (c *Choice) searchIndex(x *index, q *Query, usual usual, now int64, turn in
 			continue
 		}
 		cand := e.price(q, usual, now)
-		if cand.held && (home.Endpoint == nil || cand.cost() < home.cost()) {
+		if cand.held && (home.Endpoint == nil || cand.Cost() < home.Cost()) {
 			home = cand
 		}
 		n = c.insert(&cand, n)

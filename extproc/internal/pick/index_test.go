@@ -51,10 +51,10 @@ func costsOf(m *Model, q *Query, turn int) (all []float64) {
 		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.usual(), q.Now.UnixNano(), turn)
 	}
 	for i := range n {
-		all = append(all, c.found[i].cost())
+		all = append(all, c.found[i].Cost())
 	}
 	if home.Endpoint != nil {
-		all = append(all, home.cost())
+		all = append(all, home.Cost())
 	}
 	return all
 }

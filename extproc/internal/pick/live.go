@@ -25,9 +25,9 @@ type Live struct {
 	// Unix nanoseconds; and how long those take that have no answer yet, in
 	// nanoseconds.
 	until, pending atomic.Int64
-	// Turn in which the endpoint was last chosen.
-	chosen atomic.Uint64
-	// Where to tell that any of the above but chosen has changed; nil: nowhere.
+	// Turn in which the endpoint was last chosen, and how often it was.
+	chosen, picks atomic.Uint64
+	// Where to tell that any of the above but those has changed; nil: nowhere.
 	mark atomic.Pointer[mark]
 }
 

@@ -11,14 +11,18 @@ type metrics struct {
 	picks       [reasons]prometheus.Counter
 	ejections   prometheus.Counter
 	predictions prometheus.Histogram
-	prompt      prometheus.Counter
-	cached      prometheus.Counter
+	// By what factor answers took longer than was predicted, and than would have been
+	// with their length known.
+	asPredicted, asLong prometheus.Observer
+	believed            prometheus.Counter
+	prompt              prometheus.Counter
+	cached              prometheus.Counter
 }
 
 // New returns a Picker without a table, which counts into reg.
 func New(reg prometheus.Registerer) *Picker {
 	p := &Picker{metrics: newMetrics(reg), known: make(chan struct{})}
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	reg.MustRegister(newShares(p), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_prefixes",
 		Help: "Beginnings of prompts, and names of sessions, now remembered.",
 	}, p.prefixes), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -89,9 +93,19 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Prompt tokens that the engines found in their caches.",
 		}),
 	}
+	ratios := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "millrace_extproc_seen_by_predicted_ratio",
+		Help:    "Time until an answer was whole by the time that was predicted: with the length that was expected, and with the one that it had.",
+		Buckets: []float64{.1, .25, .5, .67, .8, .9, 1, 1.1, 1.25, 1.5, 2, 4, 10},
+	}, []string{"length"})
+	m.asPredicted, m.asLong = ratios.WithLabelValues("expected"), ratios.WithLabelValues("real")
+	m.believed = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "millrace_extproc_expected_cached_tokens_total",
+		Help: "Prompt tokens of answered requests that were expected to be in the cache of who answered.",
+	})
 	for r := range m.picks {
 		m.picks[r] = picks.WithLabelValues(Reason(r).String())
 	}
-	reg.MustRegister(picks, m.ejections, m.predictions, m.prompt, m.cached)
+	reg.MustRegister(picks, m.ejections, m.predictions, ratios, m.believed, m.prompt, m.cached)
 	return m
 }

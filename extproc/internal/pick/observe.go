@@ -49,6 +49,19 @@ func indexOf(list []Candidate, address string) int {
 	return servedOther
 }
 
+// compare counts how well an answer that took so many seconds was predicted.
+func (m *metrics) compare(predicted *Candidate, completion int, took float64) {
+	took = math.Max(took, 0.001)
+	expected := math.Max(predicted.Finish()/1000, 0.001)
+	m.predictions.Observe(math.Abs(expected-took) / took)
+	m.asPredicted.Observe(took / expected)
+	if predicted.Output > 0 && completion > 0 {
+		real := expected + predicted.Decode/1000*(float64(completion)/float64(predicted.Output)-1)
+		m.asLong.Observe(took / math.Max(real, 0.001))
+	}
+	m.believed.Add(float64(predicted.Cached))
+}
+
 // Learn takes in what an engine said of an answer by e. predicted is the
 // candidate that was chosen, at sent; now the answer is whole.
 func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sent, now time.Time) {
@@ -57,7 +70,7 @@ func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sen
 	believed := 0
 	if predicted.Endpoint.Live == e.Live {
 		believed = predicted.Cached
-		p.metrics.predictions.Observe(math.Abs(predicted.Finish()/1000-took.Seconds()) / math.Max(took.Seconds(), 0.001))
+		p.metrics.compare(predicted, u.Completion, took.Seconds())
 	}
 	// What was there when it began, and what is when it ends.
 	usual := m.usual()

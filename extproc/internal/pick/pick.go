@@ -82,8 +82,8 @@ type Terms struct {
 // Finish is how long the request is expected to take there.
 func (t *Terms) Finish() float64 { return t.Wait + t.Prefill + t.Decode }
 
-// cost orders candidates.
-func (t *Terms) cost() float64 { return t.Finish() + t.Fill + t.Delay - t.Shared }
+// Cost orders candidates.
+func (t *Terms) Cost() float64 { return t.Finish() + t.Fill + t.Delay - t.Shared }
 
 // Candidate is an endpoint with its cost.
 type Candidate struct {
@@ -93,6 +93,8 @@ type Candidate struct {
 	Cached int
 	// Company is how many requests are worked on there at a time, this one included.
 	Company float64
+	// Output is how many tokens Decode is for.
+	Output int
 
 	held bool // whether the conversation is cached there, as far as we know
 }
@@ -143,6 +145,7 @@ func (p *Picker) Pick(q *Query, c *Choice) error {
 	first := c.first(n, tier, home, now)
 	c.reason(q, tier, &first)
 	first.chosen.Store(turn)
+	first.picks.Add(1)
 	c.order(first, n, min(q.Most, MaxCandidates))
 	p.metrics.picks[c.Reason].Inc()
 	return nil
@@ -174,7 +177,7 @@ func (c *Choice) walk(q *Query, usual usual, now int64, turn int) (n, tier int, 
 			n, tier, home = 0, t, Candidate{}
 		}
 		cand := e.price(q, usual, now)
-		if cand.held && (home.Endpoint == nil || cand.cost() < home.cost()) {
+		if cand.held && (home.Endpoint == nil || cand.Cost() < home.Cost()) {
 			home = cand
 		}
 		n = c.insert(&cand, n)
@@ -184,9 +187,9 @@ func (c *Choice) walk(q *Query, usual usual, now int64, turn int) (n, tier int, 
 
 // insert keeps the cheapest in found, in order.
 func (c *Choice) insert(cand *Candidate, n int) int {
-	cost := cand.cost()
+	cost := cand.Cost()
 	i := n
-	for i > 0 && cost < c.found[i-1].cost() {
+	for i > 0 && cost < c.found[i-1].Cost() {
 		i--
 	}
 	if i == MaxCandidates {
@@ -202,13 +205,13 @@ func (c *Choice) insert(cand *Candidate, n int) int {
 // moving is faster by more than we can tell; among equals the one that was not
 // chosen for the longest. One on trial must be free.
 func (c *Choice) first(n, tier int, home Candidate, now int64) Candidate {
-	least := c.found[0].cost()
-	if home.Endpoint != nil && home.cost() <= least*(1+stayShare)+stayMs && home.allowed(tier, now) {
+	least := c.found[0].Cost()
+	if home.Endpoint != nil && home.Cost() <= least*(1+stayShare)+stayMs && home.allowed(tier, now) {
 		return home
 	}
 	for i := range n {
 		best := i
-		for j := i + 1; j < n && c.found[j].cost() <= least*(1+tieShare)+tieMs; j++ {
+		for j := i + 1; j < n && c.found[j].Cost() <= least*(1+tieShare)+tieMs; j++ {
 			if c.found[j].chosen.Load() < c.found[best].chosen.Load() {
 				best = j
 			}
@@ -295,7 +298,7 @@ const crowded = 0.5
 
 // price predicts the request at the endpoint.
 func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
-	c := Candidate{Endpoint: e}
+	c := Candidate{Endpoint: e, Output: q.Output}
 	w, pace := e.load(now, &usual), e.pace(now, &usual)
 	c.cached(q, pace.hit)
 	slots := e.slots(&w)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -210,8 +211,8 @@ func TestPickAgainstNaive(t *testing.T) {
 		if len(c.List) != min(q.Most, len(all)) {
 			t.Fatalf("Pick() lists %d of %d, asked for %d", len(c.List), len(all), q.Most)
 		}
-		least := all[0].cost()
-		if got := c.List[0].cost(); got > least*(1+stayShare)+stayMs {
+		least := all[0].Cost()
+		if got := c.List[0].Cost(); got > least*(1+stayShare)+stayMs {
 			t.Fatalf("Pick() chose cost %v, the least is %v", got, least)
 		}
 		seen := map[string]bool{}
@@ -248,7 +249,7 @@ func naive(m *Model, q *Query) []Candidate {
 		}
 	}
 	slices.SortFunc(all, func(a, b Candidate) int {
-		if a.cost() < b.cost() {
+		if a.Cost() < b.Cost() {
 			return -1
 		}
 		return 1
@@ -328,5 +329,60 @@ func TestWhatIsIdleForLongerIsEvictedFirst(t *testing.T) {
 	c := choose(t, m, 1000)
 	if first := c.List[0]; first.Endpoint != calm || first.Fill <= 0 {
 		t.Errorf("chose %s, fill %.1f", first.Address, first.Fill)
+	}
+}
+
+func TestTopShare(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	p := New(reg)
+	m := model(endpoint(0), endpoint(1, in(NotReady)), endpoint(2, in(NotReady)))
+	p.Publish(&Table{Policy: &Policy{}, Models: map[string]*Model{"m": m}})
+	for range 7 {
+		if err := p.Pick(&Query{Model: m, Prompt: 10, Output: 10, Most: 1, Now: epoch}, new(Choice)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := `# HELP millrace_extproc_top_endpoint_share Share of a model's requests since the last scrape that was sent to the endpoint that got most of them.
+# TYPE millrace_extproc_top_endpoint_share gauge
+millrace_extproc_top_endpoint_share{model="m"} 1
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "millrace_extproc_top_endpoint_share"); err != nil {
+		t.Error(err)
+	}
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("GatherAndLint() = %v, %v", problems, err)
+	}
+}
+
+// TestExplainAgreesWithPick compares what is told to people with what is done.
+func TestExplainAgreesWithPick(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	p := New(prometheus.NewRegistry())
+	for range 500 {
+		m := randomModel(r)
+		q := &Query{Model: m, Prompt: 1 + r.IntN(3000), Output: r.IntN(200), Most: MaxCandidates, Now: epoch}
+		if r.IntN(3) == 0 && len(m.Endpoints) > 0 {
+			q.Only = Subset{m.Endpoints[0].Address}
+		}
+		all := Explain(q)
+		if len(all) != len(m.Endpoints) {
+			t.Fatalf("%d of %d endpoints are explained", len(all), len(m.Endpoints))
+		}
+		var c Choice
+		err := p.Pick(q, &c)
+		n := 0
+		for n < len(all) && all[n].Out == "" {
+			n++
+		}
+		if (err != nil) != (n == 0) || len(c.List) != min(n, MaxCandidates) {
+			t.Fatalf("%d may be named by the explanation, Pick() lists %d, %v", n, len(c.List), err)
+		}
+		for _, l := range c.List {
+			i := slices.IndexFunc(all, func(e Considered) bool { return e.Endpoint == l.Endpoint })
+			if all[i].Terms != l.Terms || all[i].Cached != l.Cached || all[i].Out != "" {
+				t.Fatalf("%s: %+v is explained, %+v was decided by", l.Address, all[i], l)
+			}
+		}
 	}
 }

@@ -102,6 +102,8 @@ type Policy struct {
 	MaxBody int64
 	// Rewrites are by the name that clients use for a model.
 	Rewrites map[string]*Rewrite
+	// Explain is whether clients that ask get to know why a request went where it went.
+	Explain bool
 	// Flow is the rules for when endpoints are busy; nil: none ever are.
 	Flow *flow.Policy
 }

@@ -9,7 +9,8 @@ import (
 )
 
 func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
-	reply := Reply{Kind: ResponseHeaders}
+	reply := Reply{Kind: ResponseHeaders, Explanation: x.why}
+	x.why = nil
 	if x.model == nil || x.good || x.served != nil || ev.Answer.Status == 0 {
 		return append(out, reply)
 	}

@@ -111,6 +111,8 @@ func requests() []*extproc.ProcessingRequest {
 		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: odd},
 		{Request: &extproc.ProcessingRequest_ResponseBody{ResponseBody: &extproc.HttpBody{Body: []byte("data: 1")}}, Attributes: map[string]*structpb.Struct{"a": {}}},
 		{Request: &extproc.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extproc.HttpTrailers{Trailers: answer}}},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(debugHeader, "1")}}},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(debugHeader, "2")}}},
 	}
 }
 

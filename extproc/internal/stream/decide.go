@@ -27,6 +27,7 @@ func (x *Exchange) decide(body []byte, whole bool, now time.Time) (*Decision, *o
 		x.core.metrics.open.Inc()
 		return nil, nil
 	}
+	x.laps.begin(x.core.metrics, &x.turn)
 	body, err := x.unpack(body, whole)
 	if err != nil {
 		return nil, err
@@ -50,6 +51,7 @@ func (x *Exchange) decide(body []byte, whole bool, now time.Time) (*Decision, *o
 		return nil, nil
 	}
 	x.describe(blind, len(body))
+	x.laps.end(lapRead)
 	return x.choose(blind, now)
 }
 
@@ -92,6 +94,7 @@ func (x *Exchange) choose(blind bool, now time.Time) (*Decision, *openai.Error) 
 	*d = Decision{Model: x.model.Name, Asked: x.asked, API: x.api, Priority: x.priority(), Choice: &x.choice}
 	d.PromptTokens, d.Exact = x.count(blind, now)
 	d.OutputTokens = x.output()
+	x.laps.end(lapCount)
 	if err := x.admit(blind, now); err != nil || x.flow.ticket != nil {
 		return nil, err
 	}
@@ -105,6 +108,7 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 		// The beginning of what goes on from a response is not in the body.
 		d.Session = x.goOnFrom(x.locate(d.PromptTokens, blind || x.request.Previous != nil, now))
 	}
+	x.laps.end(lapLocate)
 	most := policy.Candidates
 	switch d.Priority {
 	case critical:
@@ -121,14 +125,19 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 		return nil, x.nobody(m.Name)
 	}
 	x.pin()
+	if x.head.Debug && policy.Explain {
+		x.why = d.explain(&q)
+	}
 	first := &x.choice.List[0]
 	x.held = first.Reserve(&q)
 	x.flow.pass.Held()
 	x.sent = now
+	x.laps.end(lapChoose)
 	if policy.Ours {
 		d.Chain = x.chain
 	}
 	x.remember(first.Endpoint, now)
+	x.laps.end(lapRecord)
 	return d, nil
 }
 

@@ -23,6 +23,8 @@ const (
 	loadHeader        = "endpoint-load-metrics"
 	usageHeader       = "x-millrace-usage"
 	responseHeader    = "x-millrace-response-id"
+	debugHeader       = "x-millrace-debug"
+	decisionHeader    = "x-millrace-decision"
 )
 
 // inbound is a message from Envoy, a ProcessingRequest. It is read from its
@@ -216,6 +218,7 @@ func (in *inbound) otherHeader(key, value []byte) {
 	case policy != nil && string(key) == policy.PriorityHeader:
 		head.Priority = same(&in.recent.Priority, value)
 	case forbidden(key):
+		head.Debug = head.Debug || string(key) == debugHeader && string(value) == "1"
 		head.Forbidden = append(head.Forbidden, string(key))
 	}
 }

@@ -78,6 +78,8 @@ type RequestHead struct {
 	Cookie  string
 	// Priority is the value of the policy's priority header.
 	Priority string
+	// Debug is whether the client wants to know why.
+	Debug bool
 	// Tenant is who asks, as a hash; 0: not said.
 	Tenant uint64
 	// Patience is how long the client waits; 0: not said.
@@ -115,6 +117,8 @@ type Reply struct {
 	End bool
 	// Cookie is a Set-Cookie header for the client; empty: none.
 	Cookie string
+	// Explanation is the header that tells the client why; empty: it did not ask.
+	Explanation []byte
 	// Error is what an Immediate reply tells the client.
 	Error *openai.Error
 	// Wait is how long an Extend reply asks for.

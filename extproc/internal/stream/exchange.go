@@ -24,8 +24,8 @@ const (
 	suspended // waits in the queue; the decision comes later
 )
 
-// Exchange is the state of one stream. It does no I/O and reads no clock. It is
-// used by one goroutine; the zero Exchange is not usable: see Core.Begin.
+// Exchange is the state of one stream. It does no I/O and reads no clock, but to
+// measure itself. It is used by one goroutine; the zero Exchange is not usable: see Core.Begin.
 type Exchange struct {
 	core  *Core
 	phase phase
@@ -45,9 +45,11 @@ type Exchange struct {
 	forward  []byte       // what goes on in place of the body; nil: the body as it came
 	plain    bool         // whether a content encoding was undone
 	before   prefix.Place // where the response is that the request continues
+	why      []byte       // for a client that asked; nil: it didn't
 	held     pick.Reservation
 	flow     held
 	passed   int64 // bytes of the body that came since
+	laps     laps
 
 	// Set by the answer.
 	begun  bool           // whether its headers came
@@ -71,6 +73,7 @@ type memory struct {
 	renamed []byte // the same with another model
 	in      inbound
 	out     outbound
+	turn    uint32 // decisions made with this memory
 }
 
 // Step advances the exchange by one event and appends the replies to out.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -41,7 +42,7 @@ func newFleet(n int, edit ...func(*pick.Table)) *fleet {
 	}
 	t := &pick.Table{
 		Policy: &pick.Policy{
-			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: standard, MaxBody: 100000, Ours: true,
+			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: standard, MaxBody: 100000, Ours: true, Explain: true,
 			Cookies: session.NewCookies("s", [][]byte{[]byte("a key of 16 bytes")}, time.Minute),
 		},
 		Models: map[string]*pick.Model{"m": m}, Default: m,
@@ -361,6 +362,27 @@ func TestErrorsTakeTheAPIsForm(t *testing.T) {
 		last := out[len(out)-1]
 		if last.Kind != Immediate || !strings.HasPrefix(string(last.Error.JSON()), want) {
 			t.Errorf("%s: %+v, want an error like %s…", path, last, want)
+		}
+	}
+}
+
+// TestPhasesOfSomeDecisionsAreMeasured decides often enough that every sixteenth was.
+func TestPhasesOfSomeDecisionsAreMeasured(t *testing.T) {
+	f := newFleet(3)
+	x := f.core.Begin()
+	m := x.memory
+	for range 4 * sampled {
+		*x = Exchange{core: f.core, memory: m}
+		run(x, post(), bodyOf(hello))
+		x.End(epoch)
+	}
+	for i, o := range f.core.metrics.laps {
+		if lap(i) == lapSend {
+			continue // the server's
+		}
+		var got dto.Metric
+		if err := o.(prometheus.Metric).Write(&got); err != nil || got.GetHistogram().GetSampleCount() != 4 {
+			t.Errorf("%s: measured %d times in %d decisions, %v", lapNames[i], got.GetHistogram().GetSampleCount(), 4*sampled, err)
 		}
 	}
 }

@@ -145,6 +145,7 @@ func (x *Exchange) settle(now time.Time) {
 // if it may be that it would not wait so long.
 func (x *Exchange) suspend(k Kind, now time.Time, out []Reply) []Reply {
 	x.phase, x.flow.kind = suspended, k
+	x.laps.stop()
 	p := x.table.Policy.Flow
 	if p.GatewayTimeout <= flow.EveryGateway || x.flow.ticket.Until().Sub(now) <= 0 {
 		return out

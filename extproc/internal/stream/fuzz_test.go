@@ -47,7 +47,7 @@ func events(r []byte, f *fleet) []Event {
 				Method: []string{"POST", "GET"}[next()%8/7], Mode: Mode(next() % 4), AnswerMode: Mode(next() % 4), Length: int64(next() - 1),
 				Path:        []string{"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/x", "/v1/messages"}[next()%6],
 				ContentType: []string{"application/json", "", "text/plain"}[next()%8/3], ContentEncoding: []string{"", "gzip"}[next()%8/7],
-				Forbidden: []string{"x-gateway-a", "x-gateway-b"}[:next()%8/3], Session: []string{"", "a", "\xff"}[next()%3], Cookie: []string{"", "s=1.2"}[next()%2], Priority: []string{"", "critical", "x"}[next()%3],
+				Forbidden: []string{"x-gateway-a", "x-gateway-b"}[:next()%8/3], Session: []string{"", "a", "\xff"}[next()%3], Cookie: []string{"", "s=1.2"}[next()%2], Debug: next()%4 == 0, Priority: []string{"", "critical", "x"}[next()%3],
 			}
 		case RequestBody, ResponseBody:
 			ev.Body = []byte(bodies[next()%len(bodies)])

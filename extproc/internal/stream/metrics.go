@@ -9,6 +9,7 @@ import (
 // metrics of the streams.
 type metrics struct {
 	decisions prometheus.Histogram
+	laps      [lapsKinds]prometheus.Observer // by part of a decision
 	streams   prometheus.Gauge
 	started   prometheus.Counter
 	open      prometheus.Counter
@@ -50,6 +51,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		errors: map[int]prometheus.Counter{},
 	}
+	parts := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "millrace_extproc_decision_phase_seconds",
+		Help:    "Time of the parts of a decision, of one decision in 16.",
+		Buckets: []float64{1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 2e-2},
+	}, []string{"phase"})
+	for i, name := range lapNames {
+		m.laps[i] = parts.WithLabelValues(name)
+	}
 	bodies := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_changed_bodies_total",
 		Help: "Request bodies that went on otherwise than they came, by what was changed: the content encoding undone, the model rewritten.",
@@ -58,7 +67,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, s := range statuses {
 		m.errors[s] = errors.WithLabelValues(strconv.Itoa(s))
 	}
-	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, bodies, errors)
+	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, parts, bodies, errors)
 	return m
 }
 

@@ -57,7 +57,7 @@ func (o *outbound) bytes() mem.BufferSlice {
 	if r.Kind == Extend {
 		return o.extend(r.Wait)
 	}
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" {
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil {
 		return goOn[r.Kind]
 	}
 	w := &o.w
@@ -128,7 +128,7 @@ func (o *outbound) chunk(b []byte) mem.Buffer {
 
 // headers writes the header mutation.
 func (o *outbound) headers(r *Reply) {
-	if r.Decision == nil && len(r.Remove) == 0 && r.Cookie == "" && r.Length == 0 {
+	if r.Decision == nil && len(r.Remove) == 0 && r.Cookie == "" && r.Length == 0 && r.Explanation == nil {
 		return
 	}
 	w := &o.w
@@ -138,6 +138,9 @@ func (o *outbound) headers(r *Reply) {
 	}
 	if r.Length > 0 {
 		header(w, "content-length", o.integer(r.Length), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+	}
+	if r.Explanation != nil {
+		header(w, decisionHeader, r.Explanation, core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 	}
 	if r.Cookie != "" {
 		header(w, "set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)

@@ -138,6 +138,10 @@ func (s *Server) send(st stream, x *Exchange, in *inbound, replies []Reply, bega
 		if err := st.SendMsg(&x.out); err != nil {
 			return err
 		}
+		if replies[i].Decision != nil {
+			x.laps.end(lapSend)
+			x.laps.stop()
+		}
 	}
 	return nil
 }

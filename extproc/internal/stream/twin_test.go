@@ -78,6 +78,7 @@ func readOther(key string, h *core.HeaderValue, policy *pick.Policy, head *Reque
 		head.Priority = value(h)
 	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == retriesHeader:
 		head.Forbidden = append(head.Forbidden, key)
+		head.Debug = head.Debug || key == "x-millrace-debug" && value(h) == "1"
 	}
 }
 
@@ -162,11 +163,11 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 	if r.Error != nil {
 		return errorResponse(r)
 	}
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" {
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil {
 		return goOnReplies[r.Kind]
 	}
 	common := &extproc.CommonResponse{}
-	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 {
+	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil {
 		common.HeaderMutation = &extproc.HeaderMutation{RemoveHeaders: r.Remove}
 	}
 	out := &extproc.ProcessingResponse{}
@@ -180,6 +181,10 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 		common.HeaderMutation.SetHeaders = []*core.HeaderValueOption{
 			option("set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD),
 		}
+	}
+	if r.Explanation != nil {
+		why := option("x-millrace-decision", string(r.Explanation), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+		common.HeaderMutation.SetHeaders = append(common.HeaderMutation.SetHeaders, why)
 	}
 	if r.Length > 0 {
 		length := option("content-length", strconv.Itoa(r.Length), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)

@@ -105,6 +105,7 @@ func policy(s Settings) *fleetpb.PolicyState {
 		MaxBodyBytes:        uint64(p.Limits.MaxBodyBytes),
 		Rewrites:            rewrites(p.Rewrites),
 		Flow:                flow(p.Flow),
+		Explain:             p.Explain,
 	}
 }
 

@@ -1,0 +1,83 @@
+package stream
+
+import (
+	"encoding/json"
+	"math"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+)
+
+// mostExplained is how many endpoints an explanation names, so that it fits in a
+// header: some 200 bytes each.
+const mostExplained = 16
+
+// explanation is the header x-millrace-decision, as JSON in one line. Times are
+// milliseconds, as they were predicted.
+type explanation struct {
+	Reason         string `json:"reason"`
+	Session        string `json:"session,omitempty"`
+	Model          string `json:"model"`
+	Priority       string `json:"priority"`
+	PromptTokens   int    `json:"prompt_tokens"`
+	Exact          bool   `json:"exact"`
+	ExpectedTokens int    `json:"expected_output_tokens"`
+	// Shared is how many tokens of the prompt several conversations begin with.
+	Shared int `json:"shared_tokens,omitempty"`
+	// Named is what Envoy was told, in its order.
+	Named []string `json:"named"`
+	// Candidates are the cheapest first, then those that may not be named; Others is
+	// how many more there are.
+	Candidates []considered `json:"candidates"`
+	Others     int          `json:"others,omitempty"`
+}
+
+// considered is an endpoint with the terms of its cost, which is finish + fill + delay
+// - shared. See pick.Terms.
+type considered struct {
+	Address string  `json:"address"`
+	Replica string  `json:"replica,omitempty"`
+	Cost    float64 `json:"cost"`
+	Finish  float64 `json:"finish"`
+	Wait    float64 `json:"wait"`
+	Prefill float64 `json:"prefill"`
+	Decode  float64 `json:"decode"`
+	Fill    float64 `json:"fill"`
+	Delay   float64 `json:"delay"`
+	Shared  float64 `json:"shared"`
+	Cached  int     `json:"cached_tokens"`
+	// Company is how many requests are worked on there at a time, this one included.
+	Company float64 `json:"company"`
+	Out     string  `json:"out,omitempty"`
+}
+
+// explain tells a decision to whoever asked, before the request has taken its place.
+func (d *Decision) explain(q *pick.Query) []byte {
+	e := explanation{
+		Reason: d.Choice.Reason.String(), Session: d.Session, Model: d.Model, Priority: d.Priority,
+		PromptTokens: d.PromptTokens, Exact: d.Exact, ExpectedTokens: d.OutputTokens, Shared: q.Found.Shared,
+	}
+	for i := range d.Choice.List {
+		e.Named = append(e.Named, d.Choice.List[i].Address)
+	}
+	all := pick.Explain(q)
+	if len(all) > mostExplained {
+		e.Others = len(all) - mostExplained
+		all = all[:mostExplained]
+	}
+	for i := range all {
+		c := &all[i]
+		e.Candidates = append(e.Candidates, considered{
+			Address: c.Address, Replica: c.Replica, Cost: tenth(c.Cost()), Finish: tenth(c.Finish()),
+			Wait: tenth(c.Wait), Prefill: tenth(c.Prefill), Decode: tenth(c.Decode), Fill: tenth(c.Fill),
+			Delay: tenth(c.Delay), Shared: tenth(c.Shared), Cached: c.Cached, Company: tenth(c.Company), Out: c.Out,
+		})
+	}
+	b, err := json.Marshal(e)
+	if err != nil {
+		return nil // a number that JSON has no form for
+	}
+	return b
+}
+
+// tenth rounds, so that a person can read it.
+func tenth(ms float64) float64 { return math.Round(ms*10) / 10 }
