@@ -19,7 +19,7 @@ import (
 func (f *fleet) testBodies(t *testing.T) {
 	whole := f.adapt(t, "fleet.yaml")
 	const policy = "\npolicy:\n"
-	f.write(t, "fleet.yaml", strings.Replace(whole, policy, policy+"  rewrites: [{model: chat, to: [{model: smollm2}]}]\n", 1))
+	f.write(t, "fleet.yaml", strings.Replace(whole, policy, policy+"  explain: true\n  rewrites: [{model: chat, to: [{model: smollm2}]}]\n", 1))
 	const chat = `{"model":"chat","max_tokens":2,"messages":[{"role":"user","content":"Hi"}]}`
 	f.await(t, func() error {
 		status, b, err := f.post("/v1/chat/completions", []byte(chat))
@@ -39,6 +39,7 @@ func (f *fleet) testBodies(t *testing.T) {
 		}
 	}
 	f.testAnthropic(t)
+	f.testWhy(t)
 	f.write(t, "fleet.yaml", whole)
 	f.await(t, func() error {
 		if status, b, err := f.post("/v1/chat/completions", []byte(chat)); err != nil || status != http.StatusNotFound {
@@ -46,6 +47,33 @@ func (f *fleet) testBodies(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// testWhy asks why a request went where it went.
+func (f *fleet) testWhy(t *testing.T) {
+	question := []message{{"user", "Why did this go there?"}}
+	if _, h, err := f.ask(question, 2); err != nil || h.Get("x-millrace-decision") != "" {
+		t.Errorf("who did not ask was told %q, %v", h.Get("x-millrace-decision"), err)
+	}
+	_, h, err := f.ask(question, 2, "x-millrace-debug", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var why struct {
+		Reason     string
+		Named      []string
+		Candidates []struct {
+			Address string
+			Finish  float64
+		}
+	}
+	if err := json.Unmarshal([]byte(h.Get("x-millrace-decision")), &why); err != nil {
+		t.Fatalf("x-millrace-decision: %q: %v", h.Get("x-millrace-decision"), err)
+	}
+	if why.Reason != "sticky" || len(why.Named) != 3 || len(why.Candidates) != 3 || why.Candidates[0].Finish <= 0 {
+		t.Errorf("x-millrace-decision: %s", h.Get("x-millrace-decision"))
+	}
+	t.Logf("why: %s", h.Get("x-millrace-decision"))
 }
 
 func (f *fleet) testAnthropic(t *testing.T) {
