@@ -130,6 +130,7 @@ func up(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.Listen, "listen", "127.0.0.1:10000", "`ip:port` of the OpenAI API; port 0 takes a free one")
 	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` for state.json, logs and the configuration in force")
 	fs.IntVar(&o.Nodes, "nodes", 3, "how many nodes to run, each a nodeagent and an engine")
+	fs.IntVar(&o.ExtProcs, "extprocs", 1, "how many extprocs to run, which Envoy asks in turn")
 	fs.StringVar(&o.Config, "config", "", "`file` with Model and Policy objects; without it everything has a default")
 	fs.StringVar(&o.Traces, "traces", "", "`file or otlp://host:port` that gets OpenTelemetry traces")
 	fs.Func("capacity", "`node-a=100,node-c=50`: what nodes are worth in tokens per second, instead of the measured figure", func(text string) (err error) {

@@ -16,8 +16,11 @@ import (
 	"millrace.dev/millrace/internal/setup"
 )
 
-// maxNodes bounds the processes of one machine.
-const maxNodes = 64
+// Most processes of one machine.
+const (
+	maxNodes    = 64
+	maxExtProcs = 16
+)
 
 // Options is what the user says of a mesh.
 type Options struct {
@@ -27,6 +30,8 @@ type Options struct {
 	Dir string
 	// Nodes is how many nodes to run, 1 to 64.
 	Nodes int
+	// ExtProcs is how many extprocs to run, 1 to 16.
+	ExtProcs int
 	// Config is the user's configuration file; empty: none.
 	Config string
 	// Traces is "otlp://host:port", a file to write, or empty.
@@ -51,6 +56,9 @@ func (o Options) complete() (Options, error) {
 	}
 	if o.Nodes < 1 || o.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("-nodes %d; must be 1 to %d", o.Nodes, maxNodes))
+	}
+	if o.ExtProcs < 1 || o.ExtProcs > maxExtProcs {
+		errs = append(errs, fmt.Errorf("-extprocs %d; must be 1 to %d", o.ExtProcs, maxExtProcs))
 	}
 	if strings.Contains(o.Traces, "://") {
 		_, err := obs.ParseTarget(o.Traces)

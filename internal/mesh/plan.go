@@ -1,9 +1,11 @@
 package mesh
 
 import (
+	"fmt"
 	"net"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"millrace.dev/millrace/envoy"
 )
@@ -14,7 +16,8 @@ const workers = 2
 
 // Spec says how to run one process of the mesh.
 type Spec struct {
-	// Name is unique in the mesh, for example "engine@node-a".
+	// Name is unique in the mesh, for example "engine@node-a" or, of several,
+	// "extproc@2".
 	Name string
 	// Role is envoy, xds, extproc, nodeagent or engine.
 	Role string
@@ -56,7 +59,9 @@ type Input struct {
 	Listen string
 	Dir    string
 	Nodes  int
-	// Ports are free ones: portsNeeded(Nodes).
+	// ExtProcs is how many extprocs Envoy asks in turn; at least 1.
+	ExtProcs int
+	// Ports are free ones: portsNeeded(Nodes, ExtProcs).
 	Ports []int
 	// Programs is the folder of our programs, Envoy its program.
 	Programs, Envoy string
@@ -70,12 +75,15 @@ type Input struct {
 }
 
 const (
-	portsOnce    = 5 // xds 2, extproc 2, Envoy's admin
-	portsPerNode = 6 // engine 5, nodeagent 1
+	portsOnce       = 3 // xds 2, Envoy's admin
+	portsPerExtProc = 2
+	portsPerNode    = 6 // engine 5, nodeagent 1
 )
 
-// portsNeeded returns how many ports a mesh of that many nodes takes.
-func portsNeeded(nodes int) int { return portsOnce + nodes*portsPerNode }
+// portsNeeded returns how many ports a mesh of that many nodes and extprocs takes.
+func portsNeeded(nodes, extprocs int) int {
+	return portsOnce + extprocs*portsPerExtProc + nodes*portsPerNode
+}
 
 // NewPlan lays out the processes. It does no I/O.
 func NewPlan(in Input) Plan {
@@ -125,7 +133,9 @@ func (b *planner) addr() string {
 // add appends a process; flags are pairs of name and value, those without a
 // value are left out.
 func (b *planner) add(s Spec, flags ...string) {
-	s.Name = s.Role
+	if s.Name == "" {
+		s.Name = s.Role
+	}
 	if s.Node != "" {
 		s.Name += "@" + s.Node
 	}
@@ -143,12 +153,22 @@ func (b *planner) add(s Spec, flags ...string) {
 
 func (b *planner) control() {
 	b.plan.XDS = b.addr()
-	metrics, picker, pickerMetrics := b.addr(), b.addr(), b.addr()
+	metrics := b.addr()
+	var pickers []Spec
+	var asked []string
+	for i := range b.in.ExtProcs {
+		s := Spec{Role: "extproc", Phase: phaseNodes, Addrs: map[string]string{"grpc": b.addr(), "metrics": b.addr()}}
+		if b.in.ExtProcs > 1 {
+			s.Name = fmt.Sprintf("extproc@%d", i+1)
+		}
+		pickers, asked = append(pickers, s), append(asked, s.Addrs["grpc"])
+	}
 	b.add(Spec{Role: "xds", Phase: phaseControl, Addrs: map[string]string{"grpc": b.plan.XDS, "metrics": metrics}},
 		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-gateway", b.in.Listen,
-		"-extproc", picker, "-access-log", b.plan.AccessLog, "-traces", b.in.Traces)
-	b.add(Spec{Role: "extproc", Phase: phaseNodes, Addrs: map[string]string{"grpc": picker, "metrics": pickerMetrics}},
-		"-listen", picker, "-metrics", pickerMetrics, "-xds", b.plan.XDS, "-traces", b.in.Traces)
+		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-traces", b.in.Traces)
+	for _, s := range pickers {
+		b.add(s, "-listen", s.Addrs["grpc"], "-metrics", s.Addrs["metrics"], "-xds", b.plan.XDS, "-traces", b.in.Traces)
+	}
 }
 
 func (b *planner) node(node string) {

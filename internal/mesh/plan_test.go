@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,19 +20,19 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the files in testdata")
 
-func input(nodes int) Input {
+func input(nodes, extprocs int) Input {
 	in := Input{
-		Listen: "127.0.0.1:10000", Dir: "/m", Nodes: nodes, Programs: "/bin", Envoy: "/cache/envoy", Runtime: "/cache/llamacpp",
+		Listen: "127.0.0.1:10000", Dir: "/m", Nodes: nodes, ExtProcs: extprocs, Programs: "/bin", Envoy: "/cache/envoy", Runtime: "/cache/llamacpp",
 		Traces: "otlp://127.0.0.1:4317", Capacity: map[string]float64{"node-a": 100.5},
 	}
-	for i := range portsNeeded(nodes) {
+	for i := range portsNeeded(nodes, extprocs) {
 		in.Ports = append(in.Ports, 20000+i)
 	}
 	return in
 }
 
 func TestPlanOfThreeNodes(t *testing.T) {
-	plan := NewPlan(input(3))
+	plan := NewPlan(input(3, 1))
 	plan.Specs[len(plan.Specs)-1].Args = nil // package envoy's
 	got, err := json.MarshalIndent(plan, "", "  ")
 	if err != nil {
@@ -55,7 +56,7 @@ func TestPlanOfThreeNodes(t *testing.T) {
 func TestPlansUseEveryPortOnce(t *testing.T) {
 	for _, nodes := range []int{1, 3, 27, maxNodes} {
 		seen := map[string]bool{}
-		plan := NewPlan(input(nodes))
+		plan := NewPlan(input(nodes, 4))
 		for _, s := range plan.Specs {
 			for use, addr := range s.Addrs {
 				if seen[addr] {
@@ -64,9 +65,26 @@ func TestPlansUseEveryPortOnce(t *testing.T) {
 				seen[addr] = true
 			}
 		}
-		if len(plan.Specs) != 3+2*nodes || len(plan.Engines) != nodes {
+		if len(plan.Specs) != 6+2*nodes || len(plan.Engines) != nodes {
 			t.Errorf("%d nodes: %d processes and %d engines", nodes, len(plan.Specs), len(plan.Engines))
 		}
+	}
+}
+
+func TestSeveralExtProcs(t *testing.T) {
+	plan := NewPlan(input(1, 2))
+	var asked []string
+	for _, s := range plan.Specs {
+		if s.Role == "extproc" {
+			asked = append(asked, s.Addrs["grpc"])
+			if want := fmt.Sprintf("extproc@%d", len(asked)); s.Name != want || filepath.Base(s.Log) != want+".log" {
+				t.Errorf("extproc %d is %q with the log %s", len(asked), s.Name, s.Log)
+			}
+		}
+	}
+	xds := plan.Specs[0]
+	if i := slices.Index(xds.Args, "-extproc"); len(asked) != 2 || xds.Args[i+1] != strings.Join(asked, ",") {
+		t.Errorf("extprocs at %v, and xds is told %v", asked, xds.Args)
 	}
 }
 
@@ -147,7 +165,7 @@ func TestLoadFindsWhatIsWrongBeforeTheStart(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tt.text), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			err := Check(Options{Listen: "127.0.0.1:0", Nodes: tt.nodes, Config: path})
+			err := Check(Options{Listen: "127.0.0.1:0", Nodes: tt.nodes, ExtProcs: 1, Config: path})
 			if err == nil || !strings.Contains(err.Error(), tt.want) || ExitCode(err) != ExitConfig {
 				t.Errorf("Check() = %v (exit %d), want %q (exit %d)", err, ExitCode(err), tt.want, ExitConfig)
 			}

@@ -63,12 +63,12 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	if err != nil {
 		return err
 	}
-	ports, err := freePorts(portsNeeded(o.Nodes), o.Listen)
+	ports, err := freePorts(portsNeeded(o.Nodes, o.ExtProcs), o.Listen)
 	if err != nil {
 		return err
 	}
 	plan := NewPlan(Input{
-		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, Ports: ports, Programs: o.Programs,
+		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer,
 		Traces: spans.target, Capacity: o.Capacity,
 	})
