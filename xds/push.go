@@ -14,7 +14,7 @@ import (
 const pushEvery = 90 * time.Millisecond
 
 // pushCachesEvery bounds how often it is pushed to extproc what engines have cached.
-const pushCachesEvery = 500 * time.Millisecond
+const pushCachesEvery = 100 * time.Millisecond
 
 // pushCaches publishes what engines have cached, from the moment the fleet is
 // settled, until ctx ends. It closes first when that is done for the first time.
@@ -42,8 +42,8 @@ func pushCaches(ctx context.Context, nodes *fleet.Service, resources *ads.Server
 }
 
 // push publishes what each snapshot says, from the moment the fleet is settled,
-// until ctx ends. Nobody is answered before caches are known, too. Snapshots come at least ten times a second, so that what is
-// left out of one is in the next.
+// until ctx ends. Nobody is answered before caches are known, too. Snapshots come at
+// least ten times a second, so that what is left out of one is in the next.
 func push(ctx context.Context, nodes *fleet.Service, resources *ads.Server, s translate.Settings, caches <-chan struct{}) error {
 	var last time.Time
 	var changes uint64

@@ -34,6 +34,7 @@ type Log struct {
 	live     int64            // tokens, of all segments
 	next     uint64           // id of the next segment; they go on over restarts
 	said     *enginepb.Cache  // what Cache returned last; nil: it has changed
+	changed  chan struct{}    // closed when it changes; nil: nobody waits for that
 }
 
 // segment is one span of the log.
@@ -109,7 +110,8 @@ func (l *Log) Reset(epoch uint64) {
 	if l.epoch == epoch {
 		return
 	}
-	l.epoch, l.segments, l.places, l.live, l.learned, l.said = epoch, nil, nil, 0, 0, nil
+	l.epoch, l.segments, l.places, l.live, l.learned = epoch, nil, nil, 0, 0
+	l.touchLocked()
 }
 
 // Resize says how many tokens the cache holds; 0: not known.
@@ -271,7 +273,7 @@ func (l *Log) putLocked(k Link, moved, fresh int64, whole bool) {
 	}
 	if !ok || was.at != s || was.tokens != k.Tokens {
 		s.keys, s.tokens = append(s.keys, k.Key), append(s.tokens, k.Tokens)
-		l.said = nil
+		l.touchLocked()
 	}
 	s.live += fresh
 	l.live += fresh
@@ -294,7 +296,7 @@ func (l *Log) openLocked() *segment {
 	l.next++
 	s := &segment{id: l.next}
 	l.segments = append(l.segments, s)
-	l.said = nil
+	l.touchLocked()
 	return s
 }
 
@@ -323,7 +325,7 @@ func (l *Log) dropOldestLocked() {
 	}
 	l.live -= s.live
 	l.segments = append(l.segments[:0], l.segments[1:]...)
-	l.said = nil
+	l.touchLocked()
 }
 
 // Cache returns what is cached, as the contract has it.
@@ -341,6 +343,25 @@ func (l *Log) Cache() *enginepb.Cache {
 	}
 	l.said = c
 	return c
+}
+
+// Changed returns a channel that is closed when Cache has something new to tell.
+func (l *Log) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
+	return l.changed
+}
+
+// touchLocked notes that there is something new.
+func (l *Log) touchLocked() {
+	l.said = nil
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
 }
 
 // Tokens returns how many tokens are known to be cached.

@@ -28,6 +28,9 @@ import (
 // names none.
 const defaultInterval = 250 * time.Millisecond
 
+// cacheEvery bounds how often a status is sent because of the cache alone.
+const cacheEvery = 50 * time.Millisecond
+
 // Config is what a Server tells of.
 type Config struct {
 	// Node is this engine's node.
@@ -64,6 +67,10 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 	defer tick.Stop()
 	var told *enginepb.Cache
 	for {
+		var logged <-chan struct{} // a nil one waits for ever
+		if req.GetCache() {
+			logged = s.cfg.Cache.Changed()
+		}
 		snap, changed := s.cfg.Supervisor.Snapshot()
 		now := s.status(snap)
 		if req.GetCache() {
@@ -73,12 +80,29 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 		if err := stream.Send(now); err != nil {
 			return err
 		}
+		if err := s.wait(stream.Context(), tick, changed, logged); err != nil {
+			return err
+		}
+	}
+}
+
+// wait waits until there is a status to send.
+func (s *Server) wait(ctx context.Context, tick *time.Ticker, changed, logged <-chan struct{}) error {
+	soon := time.NewTimer(cacheEvery)
+	defer soon.Stop()
+	var news <-chan struct{}
+	for {
 		select {
 		case <-changed:
-			tick.Reset(interval)
+			return nil
 		case <-tick.C:
-		case <-stream.Context().Done():
-			return status.FromContextError(stream.Context().Err()).Err()
+			return nil
+		case <-soon.C:
+			news = logged
+		case <-news:
+			return nil
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
 		case <-s.cfg.Ends:
 			return status.Error(codes.Unavailable, "the engine ends")
 		}

@@ -38,7 +38,12 @@ func (sleeper) Prove(context.Context) error  { return nil }
 
 func start(t *testing.T) enginepb.EngineClient {
 	t.Helper()
-	gate, m, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
+	return startWith(t, &cachelog.Log{})
+}
+
+func startWith(t *testing.T, cache *cachelog.Log) enginepb.EngineClient {
+	t.Helper()
+	gate, m := &admit.Gate{}, &meter.Meter{}
 	cache.Finish(cache.Begin([]cachelog.Link{{Key: 7, Tokens: 40}}), 40, 0, 2)
 	gate.Resize(4, 4)
 	m.SetKV(7)
@@ -175,6 +180,29 @@ func TestWatchTellsTheCacheOnce(t *testing.T) {
 			}
 			if got, want := len(s.GetCache().GetSegments()) > 0, asked && i == 0; got != want {
 				t.Errorf("asked %t, status %d: told %t, want %t", asked, i, got, want)
+			}
+		}
+	}
+}
+
+// TestWatchTellsNewsOfTheCacheBeforeTheInterval has an interval that is longer than
+// the test may take.
+func TestWatchTellsNewsOfTheCacheBeforeTheInterval(t *testing.T) {
+	cache := &cachelog.Log{}
+	stream, err := startWith(t, cache).Watch(t.Context(), &enginepb.WatchRequest{Interval: durationpb.New(10 * time.Second), Cache: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key := range uint64(3) {
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		cache.Begin([]cachelog.Link{{Key: 100 + key, Tokens: 40}})
+		if key == 2 {
+			s, err := stream.Recv()
+			if err != nil || len(s.GetCache().GetSegments()) != 1 || time.Since(begun) > 5*time.Second {
+				t.Errorf("after %s: %v, %v", time.Since(begun), s.GetCache(), err)
 			}
 		}
 	}

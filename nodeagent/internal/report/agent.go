@@ -103,12 +103,14 @@ type Agent struct {
 	lost   string           // why it can't be had; empty: its stream is open
 	told   truth            // what the last report was about, and the log
 	cache  *enginepb.Cache  // what its KV cache holds; nil: not known
+	news   bool             // whether that has changed since the last report
 
 	// Of xds.
 	up   bool
 	down string    // why it is not up; empty: not tried yet
 	seq  uint64    // of the last report of this stream
 	beat time.Time // of the next heartbeat
+	soon time.Time // earliest next report of the cache alone
 
 	// Of directives.
 	want    *enginepb.Assignment // nil: nothing
@@ -185,6 +187,7 @@ func (a *Agent) hear(now time.Time, s *enginepb.Status) {
 		a.lost = clip(invalid + fmt.Sprintf("it is the engine of node %q", s.GetNode()))
 		return
 	}
+	a.news = a.news || len(s.GetCache().GetSegments()) > 0
 	a.cache = a.cache.Add(s.GetCache())
 	s.Cache = nil // said to xds in increments of its own
 	a.status, a.lost = s, ""
@@ -261,7 +264,13 @@ func (a *Agent) notice(now time.Time, fx *Effects) {
 		fx.Report = t.known
 		a.beat = now.Add(a.interval)
 	}
+	if a.news && !now.Before(a.soon) {
+		fx.Report = t.known
+	}
 	fx.Report = fx.Report && a.up
+	if fx.Report {
+		a.news, a.soon = false, now.Add(cacheEvery)
+	}
 }
 
 // truth returns what is to be said of the engine. While nothing was heard yet
@@ -310,6 +319,9 @@ func (a *Agent) Wake(now time.Time) time.Time {
 	}
 	if a.owed() && !a.asking {
 		wake = earlier(wake, a.askFrom)
+	}
+	if a.news && a.up {
+		wake = earlier(wake, a.soon)
 	}
 	if wake.Before(now) {
 		wake = now

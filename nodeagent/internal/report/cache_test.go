@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -63,5 +64,34 @@ func TestCacheThatBreaksTheContract(t *testing.T) {
 	a.Step(start, s)
 	if got, want := said(t, a, start), "invalid: cache: segments[0]: 1 keys and 0 tokens; must be as many"; got != want {
 		t.Errorf("said %q, want %q", got, want)
+	}
+}
+
+// TestNewsOfTheCacheDoesNotWaitForTheHeartbeat, but is not sent more often than is
+// worth it.
+func TestNewsOfTheCacheDoesNotWaitForTheHeartbeat(t *testing.T) {
+	a := ready(t)
+	news := func(key uint64, at time.Time) Effects {
+		s := engineIs(enginepb.State_READY, 1, 1)
+		s.Status.Cache = &enginepb.CacheReport{Epoch: 1, Oldest: 1, Segments: []*enginepb.CacheSegment{
+			{Id: 1, From: uint32(key), Keys: []uint64{key}, Tokens: []uint32{10}},
+		}}
+		return a.Step(at, s)
+	}
+	if fx := news(0, start.Add(cacheEvery/2)); fx.Report {
+		t.Error("a report so soon after the last one")
+	}
+	wake := a.Wake(start.Add(cacheEvery / 2))
+	if want := start.Add(cacheEvery); !wake.Equal(want) {
+		t.Fatalf("Wake() is %s after the start, want %s", wake.Sub(start), cacheEvery)
+	}
+	if fx := a.Step(wake, Tick{}); !fx.Report || fx.Read {
+		t.Errorf("at that time: %+v, want a report without a reading", fx)
+	}
+	if fx := a.Step(wake.Add(cacheEvery), engineIs(enginepb.State_READY, 1, 1)); fx.Report {
+		t.Error("a report without news")
+	}
+	if fx := news(1, wake.Add(cacheEvery)); !fx.Report {
+		t.Error("no report, though the last one was a while ago")
 	}
 }

@@ -21,6 +21,9 @@ import (
 const (
 	// statusEvery is how often the engine is to say something.
 	statusEvery = 250 * time.Millisecond
+	// cacheEvery bounds how often a report is sent because of the cache alone: a
+	// conversation goes on as soon as that, and may be anybody's to route.
+	cacheEvery = 200 * time.Millisecond
 	// deaf is after how much silence the stream to the engine is made anew, in
 	// case that it is the stream that hangs.
 	deaf = 10 * time.Second

@@ -1,0 +1,176 @@
+package e2e
+
+import (
+	"fmt"
+	"math"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// What TestExtProcsAgree sends: conversations that nothing but their own beginning
+// tells apart, from clients that ask on as soon as they have an answer.
+const (
+	agreeTalks = 24
+	agreeTurns = 5
+	agreeUsers = 3
+)
+
+// agreeBand is how far apart the shares of cached tokens may lie, by requirement.
+const agreeBand = 0.02
+
+// TestExtProcsAgree holds the same conversations through one, two and four extprocs
+// behind one Envoy. Each of them gets only a part of the turns, and learns of the
+// others' from what the engines report: what is found in caches must be the same.
+// Those that are killed come back with the whole picture.
+func TestExtProcsAgree(t *testing.T) {
+	shares := map[int]float64{}
+	for _, n := range []int{1, 2, 4} {
+		m := own(t, "-extprocs", fmt.Sprint(n))
+		m.whole(t)
+		before := m.asked(t)
+		talks := m.talk(t, newTalks(agreeTalks), agreeTurns)
+		var cached, prompt, moved int
+		for _, k := range talks {
+			cached += k.cached
+			prompt += k.prompt
+			moved += k.moved
+		}
+		shares[n] = float64(cached) / float64(prompt)
+		asked := m.asked(t)
+		for name := range asked {
+			asked[name] -= before[name]
+			if least := float64(agreeTalks*agreeTurns/n) / 2; asked[name] < least {
+				t.Errorf("%s decided %.0f of %d turns, want %.0f or more", name, asked[name], agreeTalks*agreeTurns, least)
+			}
+		}
+		t.Logf("%d extprocs: %.1f %% of %d prompt tokens cached, %d turns elsewhere than the one before; decisions %v", n, 100*shares[n], prompt, moved, asked)
+		if n == 2 {
+			t.Run("killed", m.comeBack)
+		}
+		if err := m.end(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, share := range shares {
+		if math.Abs(share-shares[1]) > agreeBand {
+			t.Errorf("%.1f %% cached with %d extprocs, %.1f %% with one", 100*share, n, 100*shares[1])
+		}
+	}
+}
+
+// comeBack kills all of two extprocs, one after the other, under load: no request
+// fails, and those that come after them send every conversation to where it is
+// cached, though they have never seen it.
+func (m *mesh) comeBack(t *testing.T) {
+	talks := m.talk(t, newTalks(8), 2)
+	l := m.startLoad(t, 2)
+	for _, name := range []string{"extproc@1", "extproc@2"} {
+		l.more(t, 4)
+		before := m.process(t, name)
+		if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, backLimit, name+" is started again", func() error { return restarted(m, before) })
+		waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
+	}
+	l.unfailed(t)
+	for _, k := range m.talk(t, talks, 1) {
+		if k.last == 0 {
+			t.Errorf("conversation %q: nothing was cached on %s; it was held on %s", k.name, k.replica, k.before)
+		}
+	}
+	t.Log(l)
+}
+
+// talk is one conversation and what became of it.
+type talk struct {
+	name            string
+	req             chat
+	replica, before string // that of the last turn, and of the one before
+	// prompt and cached are sums over all turns, last what was cached in the last one;
+	// tokens. moved counts the turns that went elsewhere than the one before.
+	prompt, cached, last, moved int
+}
+
+func newTalks(n int) []*talk {
+	var talks []*talk
+	for i := range n {
+		name := fmt.Sprintf("story %d", i)
+		talks = append(talks, &talk{name: name, req: ask(2, strings.Repeat(name+" begins. ", 4))})
+	}
+	return talks
+}
+
+// talk goes on with the conversations, some at a time, by so many turns each. What
+// was counted before is forgotten.
+func (m *mesh) talk(t *testing.T, talks []*talk, turns int) []*talk {
+	t.Helper()
+	url := m.url(t, "/v1/chat/completions")
+	work := make(chan *talk)
+	var wg sync.WaitGroup
+	for range agreeUsers {
+		wg.Go(func() {
+			for k := range work {
+				k.prompt, k.cached, k.moved = 0, 0, 0
+				for range turns {
+					k.turn(t, url)
+				}
+			}
+		})
+	}
+	for _, k := range talks {
+		work <- k
+	}
+	close(work)
+	wg.Wait()
+	return talks
+}
+
+// turn asks once and appends the answer and the next question.
+func (k *talk) turn(t *testing.T, url string) {
+	a, err := post(t.Context(), url, k.req)
+	if err != nil || a.status != http.StatusOK {
+		t.Errorf("%s: status %d %v: %.300s", k.name, a.status, err, a.body)
+		return
+	}
+	body := decode[completion](t, a.body)
+	k.prompt += body.Usage.Prompt
+	k.cached += body.Usage.Details.Cached
+	k.last = body.Usage.Details.Cached
+	k.before, k.replica = k.replica, a.header.Get("x-millrace-replica")
+	if k.before != "" && k.before != k.replica {
+		k.moved++
+	}
+	n := len(k.req.Messages)
+	k.req.Messages = append(k.req.Messages, message{"assistant", body.Choices[0].Message.Content},
+		message{"user", fmt.Sprintf("Go on with part %d of %s.", n, k.name)})
+}
+
+// asked returns how many decisions each extproc has made.
+func (m *mesh) asked(t *testing.T) map[string]float64 {
+	t.Helper()
+	n := map[string]float64{}
+	for _, p := range m.state(t).Processes {
+		if p.Role != "extproc" {
+			continue
+		}
+		page, err := get("http://" + p.Addrs["metrics"] + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(page)) {
+			var v float64
+			if rest, ok := strings.CutPrefix(line, "millrace_extproc_picks_total{"); ok {
+				_, value, _ := strings.Cut(rest, "} ")
+				if _, err := fmt.Sscan(value, &v); err != nil {
+					t.Fatalf("%s: %v", line, err)
+				}
+				n[p.Name] += v
+			}
+		}
+	}
+	return n
+}
