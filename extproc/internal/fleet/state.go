@@ -256,12 +256,15 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Flow:           flowRules(m.GetFlow()),
 		Explain:        m.GetExplain(),
 	}
-	if s.policy != nil && s.prefixes.most == most && s.prefixes.idle == idle {
-		p.Prefixes = s.policy.Prefixes
-	} else {
+	switch {
+	case s.policy == nil:
 		p.Prefixes = prefix.New(prefixesPer*most, idle)
-		s.prefixes.most, s.prefixes.idle = most, idle
+	case s.prefixes.most == most && s.prefixes.idle == idle:
+		p.Prefixes = s.policy.Prefixes
+	default:
+		p.Prefixes = s.policy.Prefixes.Resized(prefixesPer*most, idle, time.Now())
 	}
+	s.prefixes.most, s.prefixes.idle = most, idle
 	s.policy = p
 }
 

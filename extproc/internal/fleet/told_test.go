@@ -12,9 +12,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -95,6 +97,21 @@ func TestCachesThatEnginesTell(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestAnotherPolicyForgetsNoCache changes how many sessions are remembered.
+func TestAnotherPolicyForgetsNoCache(t *testing.T) {
+	s := newState(true)
+	apply(t, s, say(policyType, resource("default", "1", policy)), say(modelType), say(endpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
+		say(cacheType, cached(1, 2, 5, 6)))
+	other := proto.CloneOf(policy)
+	other.MaxSessions = 7 + policy.GetMaxSessions()
+	apply(t, s, say(policyType, resource("default", "2", other)))
+	for _, key := range []session.Key{5, 6} {
+		if p, ok := s.policy.Prefixes.Get(key, time.Now()); !ok || p.Tokens != 10 {
+			t.Errorf("key %d: %+v, %v", key, p, ok)
+		}
 	}
 }
 

@@ -62,6 +62,44 @@ func New(most int, idle time.Duration) *Index {
 	return &Index{sets: make([]set, n), idle: max(1, int64(idle/time.Second)), base: time.Now()}
 }
 
+// Resized returns an index of another size that knows what x does. Of what is used
+// meanwhile it may know nothing. Where there is less room, what was used last stays.
+func (x *Index) Resized(most int, idle time.Duration, now time.Time) *Index {
+	y := New(most, idle)
+	y.base = x.base
+	clock := y.clock(now)
+	for i := range x.sets {
+		for j := range x.sets[i].entries {
+			if s := &x.sets[i].entries[j]; s.key.Load() != 0 && clock-s.used() <= y.idle {
+				y.adopt(s, clock)
+			}
+		}
+	}
+	return y
+}
+
+// adopt takes over an entry of another index, unless all in its set are newer.
+func (x *Index) adopt(from *slot, clock int64) {
+	k := session.Key(from.key.Load())
+	set := x.set(k)
+	set.lock()
+	defer set.version.Add(1)
+	newer := 0
+	for i := range set.entries {
+		if set.entries[i].used() > from.used() {
+			newer++
+		}
+	}
+	if newer == ways {
+		return
+	}
+	to := x.slot(set, k, clock)
+	to.meta.Store(from.meta.Load())
+	for i := range from.places {
+		to.places[i].Store(from.places[i].Load())
+	}
+}
+
 // Find looks up all beginnings of a prompt, given shortest first.
 func (x *Index) Find(chain []Link, now time.Time, f *Found) {
 	f.Places, f.Shared, f.By = f.places[:0], 0, 0

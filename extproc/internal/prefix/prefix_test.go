@@ -349,3 +349,32 @@ func TestIdle(t *testing.T) {
 		t.Errorf("Idle() = %.0f of an empty cache", got)
 	}
 }
+
+func TestResizedKnowsTheSame(t *testing.T) {
+	x, c := newIndex(1<<12, time.Hour), NewCache(9, 0)
+	at := func(i uint32) time.Time { return epoch.Add(time.Duration(i) * time.Second) }
+	for i := range uint32(1000) {
+		x.Use(prompt(10, i, 1, 2), c, at(i))
+	}
+	count := func(x *Index, from, to uint32) (n int) {
+		for i := from; i < to; i++ {
+			var f Found
+			x.Find(prompt(10, i, 1, 2), at(1000), &f)
+			if len(f.Places) > 0 && f.Places[0].Tokens == 30 && c.Holds(f.Places[0]) {
+				n++
+			}
+		}
+		return n
+	}
+	had := count(x, 0, 1000)
+	if y := x.Resized(1<<14, 2*time.Hour, at(1000)); count(y, 0, 1000) != had || had < 900 {
+		t.Errorf("%d of %d prompts are known in a larger index", count(y, 0, 1000), had)
+	}
+	if y := x.Resized(1<<12, 100*time.Second, at(1000)); count(y, 0, 899) != 0 || count(y, 900, 1000) != count(x, 900, 1000) {
+		t.Errorf("of a shorter memory %d old prompts are known, and %d of %d new ones", count(y, 0, 899), count(y, 900, 1000), count(x, 900, 1000))
+	}
+	small := x.Resized(1<<9, time.Hour, at(1000))
+	if old, fresh := count(small, 0, 500), count(small, 950, 1000); old > 50 || fresh < 40 {
+		t.Errorf("a smaller one knows %d of the older half, and %d of the last 50", old, fresh)
+	}
+}
