@@ -112,9 +112,14 @@ func verdict(n, served, attempts, status int) (failed, answered int) {
 	if served == servedUnknown {
 		served = max(attempts, 1) - 1
 	}
+	if served == servedOther {
+		// Only attempts before its own were at named hosts. None: the gateway knows none
+		// of them, or does not go by our list, which is no fault of theirs.
+		return min(n, max(attempts, 1)-1), -1
+	}
 	// More attempts than that: what is said to have served is the last named
 	// host, and another one served after it.
-	if served < 0 || served >= n || attempts > served+1 {
+	if served >= n || attempts > served+1 {
 		return n, -1
 	}
 	if status >= 500 {
