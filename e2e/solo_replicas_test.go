@@ -95,11 +95,15 @@ type talk struct {
 	prompt, cached, last, moved int
 }
 
+// newTalks returns n conversations that have next to nothing in common: llama.cpp puts
+// one whose beginning is like another's in that one's place.
 func newTalks(n int) []*talk {
 	var talks []*talk
 	for i := range n {
-		name := fmt.Sprintf("story %d", i)
-		talks = append(talks, &talk{name: name, req: ask(2, strings.Repeat(name+" begins. ", 4))})
+		name := fmt.Sprintf("%c%d story", 'A'+i, i)
+		req := ask(2, "Begin with "+name+".")
+		req.Messages = append([]message{{"system", strings.Repeat(name+" it is. ", 4)}}, req.Messages...)
+		talks = append(talks, &talk{name: name, req: req})
 	}
 	return talks
 }

@@ -60,6 +60,7 @@ type options struct {
 	listen, metrics, xds, fleet, traces string
 	check, version                      bool
 	named                               bool // whether -xds was set
+	secure                              secure
 }
 
 // run serves until ctx ends.
@@ -91,6 +92,10 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	fs.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	fs.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
+	fs.StringVar(&o.secure.cert, "tls-cert", "", "`file` with the PEM certificates of the gRPC port, read again when it changes; none: no TLS")
+	fs.StringVar(&o.secure.key, "tls-key", "", "`file` with its key")
+	fs.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign clients' certificates; none: anybody may ask")
+	fs.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
 	fs.BoolVar(&o.check, "check", false, "check the flags and the file of the fleet, and end")
 	fs.BoolVar(&o.version, "version", false, "print the version and end")
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -120,6 +125,9 @@ func (o *options) validate() error {
 		if _, err := obs.ParseTarget(o.traces); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if err := o.secure.validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return &usageError{err}
@@ -153,12 +161,20 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 		return err
 	}
 	health := newHealth()
-	server := newServer(stream.NewServer(stream.NewCore(picker, reg), tracer), health)
+	options, err := o.secure.options(log)
+	if err != nil {
+		return err
+	}
+	server := newServer(stream.NewServer(stream.NewCore(picker, reg), tracer), health, options)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return source.Run(ctx) })
 	g.Go(func() error { return server.Serve(ln) })
-	g.Go(func() error { return obs.Serve(ctx, admin, obs.Admin(reg, source.Conditions)) })
+	g.Go(func() error {
+		return obs.Serve(ctx, admin, obs.Admin(reg, func() []obs.Condition {
+			return append(source.Conditions(), o.secure.conditions()...)
+		}))
+	})
 	g.Go(func() error {
 		follow(ctx, health, picker.Known())
 		end(server)
@@ -198,8 +214,8 @@ func (o *options) checkFleet() error {
 }
 
 // newServer returns the gRPC server.
-func newServer(processor *stream.Server, health *health.Server) *grpc.Server {
-	s := grpc.NewServer(append(stream.ServerOptions(),
+func newServer(processor *stream.Server, health *health.Server, options []grpc.ServerOption) *grpc.Server {
+	s := grpc.NewServer(append(append(options, stream.ServerOptions()...),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(16*window),

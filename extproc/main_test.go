@@ -457,6 +457,11 @@ func TestFlags(t *testing.T) {
 		{"check of a bad fleet", []string{"-check", "-fleet", "testdata/bad.yaml"}, "testdata/bad.yaml:1: endpoints[0].adress: unknown field; did you mean address?\n" +
 			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port, as Envoy's cluster has it", exitConfig},
 		{"run of a bad fleet", []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-fleet", "testdata/none.yaml"}, "open testdata/none.yaml: no such file or directory", exitConfig},
+		{"a certificate without a key", []string{"-tls-cert", "c"}, "-tls-cert and -tls-key; must be given both, or neither", exitUsage},
+		{"two certificates", []string{"-tls-cert", "c", "-tls-key", "k", "-secure-serving"}, "-secure-serving with -tls-cert; must be one of them: it signs its own certificate", exitUsage},
+		{"clients without TLS", []string{"-tls-client-ca", "c"}, "-tls-client-ca; goes with -tls-cert and -tls-key, or with -secure-serving", exitUsage},
+		{"no certificate", []string{"-tls-cert", "none", "-tls-key", "k"}, "-tls-cert none, -tls-key k: open none: no such file or directory", exitUsage},
+		{"no authorities", []string{"-secure-serving", "-tls-client-ca", "main.go"}, "-tls-client-ca main.go: no certificate in it; must be PEM", exitUsage},
 		{"version", []string{"-version"}, "", 0},
 		{"help", []string{"-help"}, flag.ErrHelp.Error(), exitRuntime},
 	}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,8 +43,8 @@ type door struct {
 	// Subset is the value of the gateway's hint; empty: there is none.
 	Subset string
 	// Observe is whether extproc only looks on; Plain, whether Envoy takes nothing
-	// but what the protocol names; TLS, whether extproc is asked over TLS.
-	Observe, Plain, TLS bool
+	// but what the protocol names.
+	Observe, Plain bool
 
 	Port int
 
@@ -99,8 +100,8 @@ type mesh struct {
 	metrics int // port of extproc's
 }
 
-// newMesh starts everything and waits until it serves.
-func newMesh(t *testing.T, doors func(engines []int) []*door) *mesh {
+// newMesh starts everything, extproc with more flags, and waits until it serves.
+func newMesh(t *testing.T, doors func(engines []int) []*door, flags ...string) *mesh {
 	t.Helper()
 	m := &mesh{t: t, dir: t.TempDir()}
 	var engines []int
@@ -123,9 +124,10 @@ func newMesh(t *testing.T, doors func(engines []int) []*door) *mesh {
 		}
 	}
 	m.start("extproc", filepath.Join(root, "bin", "extproc"),
-		"-fleet", m.fleet(), "-listen", address(extproc), "-metrics", address(m.metrics))
+		append([]string{"-fleet", m.fleet(), "-listen", address(extproc), "-metrics", address(m.metrics)}, flags...)...)
 	m.start("envoy", cache(t, "envoy-*/envoy"), "-c", m.config(map[string]any{
 		"Admin": admin, "Extproc": extproc, "Engines": engines, "Doors": m.doors, "Log": filepath.Join(m.dir, "access.log"),
+		"TLS": slices.Contains(flags, "-secure-serving"),
 	}), "--concurrency", "2", "--disable-hot-restart", "--file-flush-interval-msec", "200", "--log-level", "error")
 	m.await(func() error { return answers(address(m.metrics), "/healthz") })
 	m.await(func() error { return answers(address(admin), "/ready") })

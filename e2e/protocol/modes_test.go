@@ -132,6 +132,22 @@ func (m *mesh) testBodies(t *testing.T, d *door, v version) {
 	}
 }
 
+// TestTLS has Envoy ask over TLS, as gateways do by default, in two modes.
+func TestTLS(t *testing.T) {
+	m := newMesh(t, func([]int) []*door {
+		return []*door{
+			{Name: "buffered", Mode: buffered + toTheEnd, chooses: true},
+			{Name: "duplex", Mode: duplex + toTheEnd, chooses: true},
+		}
+	}, "-secure-serving")
+	for _, d := range m.doors {
+		for _, v := range versions() {
+			m.await(func() error { return m.check(t, d, v, &ways[0], "/v1/chat/completions", chat(100<<10)) })
+		}
+	}
+	m.await(m.idle)
+}
+
 // check says what is wrong about how one request went.
 func (m *mesh) check(t *testing.T, d *door, v version, h *how, path string, body []byte) error {
 	resp, b, err := v.send(h.request(t, "http://"+address(d.Port)+path, body))
