@@ -206,7 +206,7 @@ func (m *mesh) testTooLarge(t *testing.T, d *door, v version) {
 		resp, b, err := v.send(h.request(t, "http://"+address(d.Port)+"/v1/chat/completions", body))
 		// Envoy answers and resets the stream while the body is still on its way: a
 		// client may see the reset before the answer.
-		for range 4 {
+		for range 20 {
 			if err == nil {
 				break
 			}

@@ -80,6 +80,10 @@ func (x *Exchange) guess(body []byte, now time.Time) {
 		if x.reroute(now); x.model == nil {
 			x.model = x.table.Model(x.request.Model)
 		}
+	} else if len(body) > 0 && len(x.request.Model) > 0 {
+		// Envoy has cut it off behind the model's name. It can't be changed: the rest of
+		// it goes on without us.
+		x.model = x.table.Model(x.request.Model)
 	} else if body == nil && x.api != openai.Other && len(x.table.Policy.Rewrites) > 0 {
 		x.core.metrics.unseen.Inc()
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/session"
 )
 
 func TestStreamedBodyOverTheLimit(t *testing.T) {
@@ -52,6 +53,36 @@ func TestWithoutRequestHeaders(t *testing.T) {
 			if f.leaks() != 0 {
 				t.Error("places are taken")
 			}
+		})
+	}
+}
+
+// TestModelOfABodyThatWasCutOff: Envoy sends what it could buffer, without its end.
+func TestModelOfABodyThatWasCutOff(t *testing.T) {
+	two := func(t *pick.Table) {
+		other := &pick.Model{Name: "other", Seed: session.Seed("other"), Learned: new(pick.Learned), Endpoints: t.Models["m"].Endpoints}
+		t.Models["other"] = other
+		t.Policy.Rewrites = map[string]*pick.Rewrite{"alias": {Model: "alias", To: []pick.Target{{Model: "other", Weight: 1}}}}
+	}
+	tests := []struct{ name, body, want string }{
+		{"behind the model", `{"model":"other","messages":[{"role":"user","content":"hel`, "other"},
+		{"before the model", `{"messages":[{"role":"user","content":"hel`, "m"},
+		{"in the model", `{"model":"oth`, "m"},
+		{"a model that nobody serves", `{"model":"nobody","messages":[`, "m"},
+		{"a name that would be changed", `{"model":"alias","messages":[`, "m"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(2, two)
+			x := f.core.Begin()
+			cut := bodyOf(tt.body)
+			cut.End = false
+			out := run(x, post(), cut)
+			last := out[len(out)-1]
+			if last.Decision == nil || last.Decision.Model != tt.want || last.Replace || last.Decision.Exact {
+				t.Errorf("got %+v, decision %+v; want %s, and the body as it is", last, last.Decision, tt.want)
+			}
+			f.core.Finish(x)
 		})
 	}
 }
