@@ -59,7 +59,7 @@ func TestMessages(t *testing.T) {
 			t.Errorf("request %d: x-millrace-usage: %q, want %q in it", i, h, header)
 		}
 		body["stream"] = true
-		if s := string(mustPost(t, m.url(t, "/v1/messages"), body).body); !strings.Contains(s, "event: message_stop") {
+		if s := string(mustPost(t, m.url(t, "/messages"), body).body); !strings.Contains(s, "event: message_stop") {
 			t.Errorf("request %d: a stream without its end: %.300s", i, s)
 		}
 	}
@@ -84,16 +84,18 @@ func TestMessagesErrors(t *testing.T) {
 		"no messages":      {`{"model":"` + model + `"}`, 400, "invalid_request_error"},
 		"too large":        {`{"model":"` + model + `","messages":"` + strings.Repeat("x", 17<<20) + `"}`, 413, "request_too_large"},
 	} {
-		a, err := send(t.Context(), m.url(t, "/v1/messages"), strings.NewReader(tt.body), "content-type", "application/json")
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		got := decode[struct {
-			Type  string
-			Error struct{ Type, Message string }
-		}](t, a.body)
-		if a.status != tt.status || got.Type != "error" || got.Error.Type != tt.kind || got.Error.Message == "" {
-			t.Errorf("%s: status %d: %.300s; want %d and %s", name, a.status, a.body, tt.status, tt.kind)
+		for _, path := range []string{"/v1/messages", "/messages"} {
+			a, err := send(t.Context(), m.url(t, path), strings.NewReader(tt.body), "content-type", "application/json")
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			got := decode[struct {
+				Type  string
+				Error struct{ Type, Message string }
+			}](t, a.body)
+			if a.status != tt.status || got.Type != "error" || got.Error.Type != tt.kind || got.Error.Message == "" {
+				t.Errorf("%s: status %d: %.300s; want %d and %s", name, a.status, a.body, tt.status, tt.kind)
+			}
 		}
 	}
 }

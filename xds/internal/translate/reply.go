@@ -34,8 +34,8 @@ var errorReplies = []reply{
 	{from: 500, below: 600, kind: "server_error", code: "internal_error"},
 }
 
-// messagesPath is how paths of Anthropic's API begin.
-const messagesPath = "/v1/messages"
+// messagesPath is a pattern of the paths of Anthropic's API.
+const messagesPath = "(/v1)?/messages.*"
 
 // replies gives Envoy's own answers the form of the API that was asked: Anthropic's
 // on its paths, else OpenAI's. What is JSON already, from extproc or a route, stays
@@ -115,13 +115,13 @@ func status(op accesslogv3.ComparisonFilter_Op, code uint32) *accesslogv3.Access
 	}}
 }
 
-// onPath is a filter on how the request's path begins.
-func onPath(prefix string) *accesslogv3.AccessLogFilter {
+// onPath is a filter on the whole of the request's path.
+func onPath(pattern string) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
 		HeaderFilter: &accesslogv3.HeaderFilter{Header: &routev3.HeaderMatcher{
 			Name: ":path",
 			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
-				MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix},
+				MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: pattern}},
 			}},
 		}},
 	}}

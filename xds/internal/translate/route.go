@@ -3,6 +3,7 @@ package translate
 import (
 	"encoding/json"
 	"math"
+	"slices"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -21,7 +22,7 @@ import (
 const modelHeader = "x-millrace-model"
 
 // aliases are paths that some clients use without the /v1 in front.
-var aliases = []string{"/chat/completions", "/completions", "/embeddings", "/responses"}
+var aliases = []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/messages/count_tokens"}
 
 // routes returns the one route configuration.
 func routes(f config.File) *routev3.RouteConfiguration {
@@ -135,11 +136,12 @@ type model struct {
 
 // modelRoutes answers what is asked about models, which needs no engine.
 func modelRoutes(f config.File) []*routev3.Route {
-	list := make([]model, len(f.Models))
+	var list []model
 	var each []*routev3.Route
-	for i, m := range f.Models {
-		list[i] = model{ID: m.Metadata.Name, Object: "model", OwnedBy: "millrace"}
-		each = append(each, answer(path("/v1/models/"+m.Metadata.Name), list[i]))
+	for _, name := range modelNames(f) {
+		m := model{ID: name, Object: "model", OwnedBy: "millrace"}
+		list = append(list, m)
+		each = append(each, answer(path("/v1/models/"+name), m))
 	}
 	all := map[string]any{"object": "list", "data": list}
 	routes := append([]*routev3.Route{answer(path("/v1/models"), all), answer(path("/models"), all)}, each...)
@@ -148,6 +150,19 @@ func modelRoutes(f config.File) []*routev3.Route {
 		direct(path("/v1/models"), 405, "models can only be read: use GET"),
 		direct(prefix("/v1/models/"), 405, "models can only be read: use GET"),
 	)
+}
+
+// modelNames are those that a client may ask for: of models, then of rewrites.
+func modelNames(f config.File) (names []string) {
+	for _, m := range f.Models {
+		names = append(names, m.Metadata.Name)
+	}
+	for _, r := range f.Policy.Spec.Rewrites {
+		if !slices.Contains(names, r.Model) {
+			names = append(names, r.Model)
+		}
+	}
+	return names
 }
 
 // answer returns a route that answers a GET with v as JSON.

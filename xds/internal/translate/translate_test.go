@@ -256,6 +256,14 @@ func TestSeconds(t *testing.T) {
 	}
 }
 
+func TestModelsListTheNamesThatClientsMayUse(t *testing.T) {
+	f := config.File{Models: []config.Model{{Metadata: config.Metadata{Name: "a"}}, {Metadata: config.Metadata{Name: "b"}}}}
+	f.Policy.Spec.Rewrites = []config.Rewrite{{Model: "b"}, {Model: "chat"}}
+	if diff := cmp.Diff([]string{"a", "b", "chat"}, modelNames(f)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestEveryErrorStatusHasAReply(t *testing.T) {
 	for code := uint32(400); code < 600; code++ {
 		i := slices.IndexFunc(errorReplies, func(r reply) bool { return r.from <= code && code < r.below })
