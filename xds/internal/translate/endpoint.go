@@ -104,7 +104,7 @@ func policy(s Settings) *fleetpb.PolicyState {
 		DefaultPriority:     p.Priorities.Default,
 		MaxBodyBytes:        uint64(p.Limits.MaxBodyBytes),
 		Rewrites:            rewrites(p.Rewrites),
-		Flow:                flow(p.Flow),
+		Flow:                flow(p.Flow, len(s.ExtProc)),
 		Explain:             p.Explain,
 	}
 }

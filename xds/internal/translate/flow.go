@@ -7,8 +7,10 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// flow is the policy's, as extproc gets it.
-func flow(f config.Flow) *fleetpb.Flow {
+// flow is the policy's, as each of so many extprocs gets it: Envoy asks them in turn, so
+// that each sees its part of what a tenant uses, and has that part of the budget.
+func flow(f config.Flow, extprocs int) *fleetpb.Flow {
+	part := func(n int) uint64 { return uint64((n + max(1, extprocs) - 1) / max(1, extprocs)) }
 	out := &fleetpb.Flow{
 		Queue: uint32(f.Queue), Allowance: uint32(f.Allowance), Reserve: float64(f.Reserve),
 		MaxWaitCritical:  durationpb.New(f.MaxWait.Critical.Duration),
@@ -16,7 +18,7 @@ func flow(f config.Flow) *fleetpb.Flow {
 		MaxWaitSheddable: durationpb.New(f.MaxWait.Sheddable.Duration),
 		GatewayTimeout:   durationpb.New(f.GatewayTimeout.Duration),
 		DegradeAt:        float64(f.DegradeAt), TenantHeader: f.Tenants.Header,
-		RequestsPerMinute: uint64(f.Tenants.RequestsPerMinute), TokensPerMinute: uint64(f.Tenants.TokensPerMinute),
+		RequestsPerMinute: part(int(f.Tenants.RequestsPerMinute)), TokensPerMinute: part(int(f.Tenants.TokensPerMinute)),
 		Tenants: uint32(f.Tenants.Max),
 	}
 	for _, d := range f.Degrade {
