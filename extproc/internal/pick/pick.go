@@ -143,7 +143,7 @@ func (p *Picker) Pick(q *Query, c *Choice) error {
 		return ErrNotReady
 	}
 	first := c.first(n, tier, home, now)
-	c.reason(q, tier, &first)
+	c.reason(q, tier, &first, home.Endpoint != nil)
 	first.chosen.Store(turn)
 	first.picks.Add(1)
 	c.order(first, n, min(q.Most, MaxCandidates))
@@ -229,7 +229,8 @@ func (e *Endpoint) allowed(tier int, now int64) bool {
 	return tier != tierReady || e.standing(now) == fine || e.try(now)
 }
 
-func (c *Choice) reason(q *Query, tier int, first *Candidate) {
+// reason says why first was chosen; held is whether the conversation is cached anywhere.
+func (c *Choice) reason(q *Query, tier int, first *Candidate, held bool) {
 	switch {
 	case tier != tierReady:
 		c.Reason = Fallback
@@ -237,7 +238,7 @@ func (c *Choice) reason(q *Query, tier int, first *Candidate) {
 		c.Reason = Sticky
 	case q.Blind:
 		c.Reason = Fallback
-	case q.held():
+	case held:
 		c.Reason = Moved
 	default:
 		c.Reason = Fresh
@@ -283,7 +284,7 @@ func nowhere(_, _ *Endpoint) bool { return false }
 // done twice is taken from all; those that come behind it wait; those that make tokens
 // there are held up. Found by replaying traces (extproc/replay).
 const (
-	workTwice   = 3
+	workTwice   = 4
 	holdWaiting = 8
 	holdRunning = 0.1
 )
@@ -375,12 +376,6 @@ func (q *Query) credit() float64 {
 		return 0
 	}
 	return float64(q.Found.Shared) * (1 - 1/q.Found.By)
-}
-
-// held tells whether a conversation's own beginning is cached somewhere, as far as
-// we know.
-func (q *Query) held() bool {
-	return q.Found != nil && slices.ContainsFunc(q.Found.Places, func(p prefix.Place) bool { return int(p.Tokens) > q.Found.Shared })
 }
 
 // cached finds how much of the prompt the endpoint has. At least one token is

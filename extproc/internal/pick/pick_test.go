@@ -94,7 +94,7 @@ func TestPick(t *testing.T) {
 			name:   "a cache from before the engine's restart is none",
 			es:     []*Endpoint{endpoint(0), endpoint(1, slow(1.5), func(e *Endpoint) { e.KV = prefix.NewCache(77, 0) })},
 			places: at(1, 950),
-			most:   1, want: []int{0}, reason: Moved,
+			most:   1, want: []int{0}, reason: Fresh,
 		},
 		{
 			name: "suspects only when nobody is ready",
