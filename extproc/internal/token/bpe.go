@@ -10,6 +10,9 @@ type bpe struct {
 	pairs   pairs
 	results []uint32 // by rank: what the pair becomes
 	weights []uint8  // by symbol: its tokens; nil = 1 each
+	tokens  *names   // by symbol, in the byte-level alphabet
+	real    int      // symbols from here on are no tokens
+	numbers []uint32 // by symbol below real: the token's id; nil = the symbol
 	words   *names   // words that are never cut; nil = all are
 	cache   *cache
 }
@@ -62,7 +65,21 @@ func (m *bpe) merge(word []byte) int {
 }
 
 func (m *bpe) mergeShort(word []byte) int {
-	var symbols, ranks [shortWord]uint32
+	var symbols [shortWord]uint32
+	n := m.short(word, &symbols)
+	if m.weights == nil {
+		return n
+	}
+	tokens := 0
+	for _, s := range symbols[:n] {
+		tokens += m.weight(s)
+	}
+	return tokens
+}
+
+// short merges a short word into the first of symbols, and returns how many.
+func (m *bpe) short(word []byte, symbols *[shortWord]uint32) int {
+	var ranks [shortWord]uint32
 	n := len(word)
 	for i, b := range word {
 		symbols[i] = m.bytes[b]
@@ -91,14 +108,7 @@ func (m *bpe) mergeShort(word []byte) int {
 			ranks[at-1] = m.pairs.rank(symbols[at-1], symbols[at])
 		}
 	}
-	if m.weights == nil {
-		return n
-	}
-	tokens := 0
-	for _, s := range symbols[:n] {
-		tokens += m.weight(s)
-	}
-	return tokens
+	return n
 }
 
 // weight returns how many tokens a symbol is.
@@ -122,6 +132,24 @@ const maxScratch = 1 << 16
 
 // mergeLong merges with a heap: n log n where mergeShort is n².
 func (m *bpe) mergeLong(word []byte) int {
+	s := m.long(word)
+	defer s.done()
+	n := 0
+	for i := int32(0); i >= 0; i = s.parts[i].next {
+		n += m.weight(s.parts[i].symbol)
+	}
+	return n
+}
+
+// done gives the memory back.
+func (s *scratch) done() {
+	if cap(s.parts) <= maxScratch {
+		scratches.Put(s)
+	}
+}
+
+// long merges a word; what comes of it is the list of parts from the first on.
+func (m *bpe) long(word []byte) *scratch {
 	s := scratches.Get().(*scratch)
 	s.parts, s.queue = s.parts[:0], s.queue[:0]
 	for i, b := range word {
@@ -131,17 +159,10 @@ func (m *bpe) mergeLong(word []byte) int {
 	for i := range word {
 		m.rate(s, int32(i))
 	}
-	n := 0
 	for len(s.queue) > 0 {
 		m.join(s)
 	}
-	for i := int32(0); i >= 0; i = s.parts[i].next {
-		n += m.weight(s.parts[i].symbol)
-	}
-	if cap(s.parts) <= maxScratch {
-		scratches.Put(s)
-	}
-	return n
+	return s
 }
 
 // join merges the best pair, unless it has changed since it was queued.

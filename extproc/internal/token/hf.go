@@ -24,6 +24,7 @@ type hfFile struct {
 }
 
 type hfAdded struct {
+	ID         uint32 `json:"id"`
 	Content    string `json:"content"`
 	SingleWord bool   `json:"single_word"`
 	LStrip     bool   `json:"lstrip"`
@@ -45,8 +46,13 @@ type hfStep struct {
 	UseRegex       *bool     `json:"use_regex"`
 	Individual     bool      `json:"individual_digits"`
 	Single         []struct {
-		SpecialToken *struct{} `json:"SpecialToken"`
+		SpecialToken *struct {
+			ID string `json:"id"`
+		} `json:"SpecialToken"`
 	} `json:"single"`
+	Specials map[string]struct {
+		IDs []uint32 `json:"ids"`
+	} `json:"special_tokens"`
 }
 
 type hfPattern struct {
@@ -116,7 +122,7 @@ func readHF(text []byte) (*source, error) {
 	if s.specials, err = f.specials(); err != nil {
 		return nil, err
 	}
-	s.addBOS, s.addEOS = f.Post.adds()
+	f.Post.adds(s)
 	s.vocabulary, err = readHFModel(f.Model)
 	return s, err
 }
@@ -126,7 +132,7 @@ func (f *hfFile) specials() (out []special, err error) {
 		if a.SingleWord {
 			return nil, fmt.Errorf("%w: added token %q must be a single word", ErrUnknown, a.Content)
 		}
-		out = append(out, special{text: []byte(a.Content), control: a.Special, left: a.LStrip, right: a.RStrip})
+		out = append(out, special{text: []byte(a.Content), id: a.ID, control: a.Special, left: a.LStrip, right: a.RStrip})
 	}
 	return out, nil
 }
@@ -179,19 +185,27 @@ func (s *hfStep) pattern() (splitter, error) {
 	return build(hfClasses()), nil
 }
 
-// adds says whether a token is put before or after each prompt.
-func (s *hfStep) adds() (before, after bool) {
+// adds tells to which tokens are put before and after each prompt.
+func (s *hfStep) adds(to *source) {
 	for _, step := range s.flat() {
 		if step.Type != "TemplateProcessing" {
 			continue
 		}
 		for i, part := range step.Single {
-			if part.SpecialToken != nil {
-				before, after = before || i == 0, after || i > 0
+			if part.SpecialToken == nil {
+				continue
+			}
+			id := uint32(0)
+			if ids := step.Specials[part.SpecialToken.ID].IDs; len(ids) > 0 {
+				id = ids[0]
+			}
+			if i == 0 {
+				to.addBOS, to.bosID = true, id
+			} else {
+				to.addEOS, to.eosID = true, id
 			}
 		}
 	}
-	return before, after
 }
 
 func readHFModel(raw []byte) (*vocabulary, error) {
@@ -206,11 +220,13 @@ func readHFModel(raw []byte) (*vocabulary, error) {
 		return nil, fmt.Errorf("model: vocabulary of %d tokens; must be 1 to %d", len(m.Vocab), maxVocab)
 	}
 	tokens := newNames(len(m.Vocab))
-	for t := range m.Vocab {
-		tokens.add([]byte(t)) // counts need no numbers, only membership
+	ids := make([]uint32, 0, len(m.Vocab))
+	for t, id := range m.Vocab {
+		tokens.add([]byte(t))
+		ids = append(ids, uint32(id))
 	}
 	merges, err := readHFMerges(m.Merges)
-	return &vocabulary{tokens: tokens, merges: merges, wholeWords: m.IgnoreMerges}, err
+	return &vocabulary{tokens: tokens, ids: ids, merges: merges, wholeWords: m.IgnoreMerges}, err
 }
 
 // readHFMerges reads both ways of writing merge rules: "a b" and ["a", "b"].

@@ -64,6 +64,14 @@ func (b *body) parts() (parts []contentPart, list bool, err error) {
 	return parts, true, nil
 }
 
+// kept is the parts that the backend joins to one text: vLLM drops empty ones.
+func (t *template) kept(parts []contentPart) []contentPart {
+	if t.llama {
+		return parts
+	}
+	return slices.DeleteFunc(slices.Clone(parts), func(p contentPart) bool { return p.Text == "" })
+}
+
 // join makes one text of a list's parts. Like the backend it forgets parts that
 // are empty before the first that isn't.
 func join(parts []contentPart, separator string) string {
@@ -104,7 +112,7 @@ func (t *template) full(role string, msg *Message) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := t.message(role, join(parts, "\n"))
+	m := t.message(role, join(t.kept(parts), "\n"))
 	if list && (t.typed || t.onlyTyped) {
 		m["content"] = typed(parts)
 	}

@@ -64,6 +64,7 @@ func (m *metadata) build() (*Model, error) {
 		specials:   m.specials(),
 		template:   m.template,
 		bos:        m.text(m.bos), eos: m.text(m.eos),
+		bosID: uint32(max(0, m.bos)), eosID: uint32(max(0, m.eos)),
 		addBOS: m.addBOS.is(f.addBOS), addEOS: m.addEOS.is(false),
 		llama: true,
 	}
@@ -83,7 +84,7 @@ func (m *metadata) specials() (out []special) {
 			break
 		}
 		if kind == kindUnknown || kind == kindControl || kind == kindUserDefined {
-			out = append(out, special{text: slices.Clone(m.tokens.name(i)), control: kind != kindUserDefined})
+			out = append(out, special{text: slices.Clone(m.tokens.name(i)), id: uint32(i), control: kind != kindUserDefined})
 		}
 	}
 	return out

@@ -43,6 +43,9 @@ type counter struct {
 	pieces [][]byte
 	few    [8][]byte // where pieces begins
 	buf    []byte    // memory to join them in
+	// wants is whether ids collects the tokens, too.
+	wants bool
+	ids   []uint32
 }
 
 var counters = sync.Pool{New: func() any { return new(counter) }}
@@ -116,7 +119,10 @@ func (k *counter) add(s *segment) bool {
 	k.put(s.left)
 	if s.cuts {
 		k.flush()
-		k.n += s.tokens
+		k.n += len(s.tokens)
+		if k.wants {
+			k.ids = append(k.ids, s.tokens...)
+		}
 		k.put(s.right)
 	}
 	return true
@@ -126,9 +132,13 @@ func (k *counter) flush() {
 	if len(k.pieces) == 0 {
 		return
 	}
-	var n int
-	n, k.buf = k.m.memoized(k.pieces, k.buf)
-	k.n += n
+	if k.wants {
+		k.ids, k.buf = k.m.memoizedIDs(k.ids, k.pieces, k.buf)
+	} else {
+		var n int
+		n, k.buf = k.m.memoized(k.pieces, k.buf)
+		k.n += n
+	}
 	clear(k.pieces)
 	k.pieces = k.pieces[:0]
 }
@@ -156,11 +166,11 @@ type compiled struct {
 
 // segment is a fixed text. Where it has special tokens, cuts is set: left is
 // what stands before the first, right what stands after the last, and tokens
-// counts all between.
+// are all between.
 type segment struct {
 	ok, cuts    bool
 	left, right []byte
-	tokens      int
+	tokens      []uint32
 }
 
 func compile(f *form, m *Model) *compiled {
@@ -193,7 +203,7 @@ func (m *Model) segment(f fragment) segment {
 	}
 	s.cuts = true
 	s.left, s.right = text[:first.start], text[last.end:]
-	s.tokens = m.tokens(text[first.start:last.end], true)
+	s.tokens = m.appendTokens(nil, text[first.start:last.end], true)
 	return s
 }
 
@@ -228,7 +238,7 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 	if err != nil || list && f.template.typed && len(parts) != 1 {
 		return r, nil, false
 	}
-	return r, []byte(join(parts, "\n")), true
+	return r, []byte(join(f.template.kept(parts), "\n")), true
 }
 
 // follows says whether the form is known to hold for a role at this place;

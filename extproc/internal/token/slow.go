@@ -32,8 +32,8 @@ func (m *Model) slowMessages(p *plan) (list, error) {
 		if err != nil {
 			return nil, err
 		}
-		if t.uncertain(msg) {
-			p.exact = false
+		if t.uncertain(msg) || !t.llama && p.messages[i].Role == "developer" {
+			p.exact = false // some backends make a system message of it, and put it first
 		}
 		out = append(out, msg)
 	}

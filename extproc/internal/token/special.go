@@ -9,6 +9,7 @@ import (
 // special is a token that stands for itself wherever its text occurs.
 type special struct {
 	text []byte
+	id   uint32
 	// control says that only templates and completions' prompts are searched
 	// for it. The others (user-defined tokens) are found in plain text too.
 	control bool

@@ -42,8 +42,10 @@ type Model struct {
 	broken   error                    // why template is nil
 	form     atomic.Pointer[compiled] // nil if the template has none
 	memo     *memo
+	ids      *idMemo
 	added    int        // tokens that the backend puts around a completion's prompt
 	addedTo  int        // the same for a chat
+	bos, eos []uint32   // those of added that come before and after
 	nfc      bool       // whether text is normalized to NFC first
 	images   *imageRule // nil: not known
 }
@@ -91,6 +93,8 @@ type source struct {
 	specials   []special
 	template   string // Jinja; "" = ChatML
 	bos, eos   string
+	bosID      uint32
+	eosID      uint32
 	addBOS     bool
 	addEOS     bool
 	llama      bool // whether llama.cpp serves the model
@@ -105,13 +109,14 @@ func (s *source) model() (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{bpe: b, specials: newSpecials(s.specials), memo: newMemo(), nfc: s.nfc}
+	m := &Model{bpe: b, specials: newSpecials(s.specials), memo: newMemo(), ids: new(idMemo), nfc: s.nfc}
 	if s.addBOS {
-		m.added++
+		m.bos = []uint32{s.bosID}
 	}
 	if s.addEOS {
-		m.added++
+		m.eos = []uint32{s.eosID}
 	}
+	m.added = len(m.bos) + len(m.eos)
 	if s.llama {
 		m.addedTo = m.added // a transformers template writes these tokens itself
 	}

@@ -132,6 +132,7 @@ func decode(dst, token []byte) (_ []byte, ok bool) {
 // vocabulary is what a model file says about byte-level BPE.
 type vocabulary struct {
 	tokens *names   // in the byte-level alphabet, by token
+	ids    []uint32 // by token; nil: as they are numbered
 	merges [][]byte // "left right", best first
 	// wholeWords says whether a word that is a token is never cut further
 	// (Hugging Face calls that ignore_merges).
@@ -151,6 +152,7 @@ func newBPE(v *vocabulary, split splitter) (*bpe, error) {
 		m.words = words(v.tokens)
 	}
 	real := v.tokens.len()
+	m.tokens, m.real, m.numbers = v.tokens, real, v.ids
 	for b, e := range encoded {
 		m.bytes[b] = symbol(v.tokens, e)
 	}
