@@ -50,6 +50,11 @@ func NewCache(id uint32, capacity int64) *Cache {
 // ID returns the number by which places name the cache.
 func (c *Cache) ID() uint32 { return c.id }
 
+// Place is that of so many tokens that were just seen to be there.
+func (c *Cache) Place(tokens int) Place {
+	return Place{Cache: c.id, Gen: c.gen.Load() & genMask, Tokens: uint32(tokens)}
+}
+
 // Resize says how many tokens the cache holds; 0: not known.
 func (c *Cache) Resize(capacity int64) { c.capacity.Store(capacity) }
 

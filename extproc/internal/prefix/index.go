@@ -2,6 +2,7 @@ package prefix
 
 import (
 	"math/bits"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -132,6 +133,31 @@ func (f *Found) Add(p Place) {
 	if len(f.Places) < maxPlaces {
 		f.Places = append(f.Places, p)
 	}
+}
+
+// Told takes in what an engine says that it has of the prompt. If that is all that it
+// has, what was believed of it does not count. When there are too many places, the
+// shortest makes room.
+func (f *Found) Told(p Place, whole bool) {
+	if whole {
+		f.Places = slices.DeleteFunc(f.Places, func(q Place) bool { return q.Cache == p.Cache })
+	}
+	if p.Tokens == 0 {
+		return
+	}
+	if len(f.Places) == maxPlaces {
+		least := 0
+		for i := range f.Places {
+			if f.Places[i].Tokens < f.Places[least].Tokens {
+				least = i
+			}
+		}
+		if f.Places[least].Tokens >= p.Tokens {
+			return
+		}
+		f.Places = slices.Delete(f.Places, least, least+1)
+	}
+	f.Add(p)
 }
 
 // Get returns the last place recorded under a key.

@@ -1,0 +1,377 @@
+package kvevents
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/tinylib/msgp/msgp"
+
+	"millrace.dev/millrace/extproc/internal/prefix"
+)
+
+// Kind is what an event says.
+type Kind uint8
+
+const (
+	// Other is nothing that matters here.
+	Other Kind = iota
+	// Stored says that blocks were put into the cache.
+	Stored
+	// Removed says that blocks were evicted.
+	Removed
+	// Cleared says that the cache is empty.
+	Cleared
+)
+
+// Event is one change of an engine's cache.
+type Event struct {
+	Kind Kind
+	// Stored is what it says, for Stored; for Removed it has Hashes only.
+	prefix.Stored
+}
+
+// Batch is what an engine says in one message.
+type Batch struct {
+	// Rank is the data-parallel rank that says it.
+	Rank int
+	// Events are in the order in which they happened.
+	Events []Event
+
+	tokens []uint32 // of all events
+	hashes []uint64 // of all events, and what their blocks depend on
+}
+
+var (
+	errShape = errors.New("not a batch of events")
+	errTail  = errors.New("something behind the batch")
+)
+
+// Bounds of what is believed.
+const (
+	maxRank   = 1 << 16
+	maxSize   = 1 << 16 // tokens in a block
+	maxEvents = 1 << 16 // in a batch
+)
+
+// Decode reads the payload of a message into b, whose memory it uses again. It knows
+// both forms of vLLM: events as maps, and as arrays (before 0.20).
+func (b *Batch) Decode(payload []byte) error {
+	b.Rank, b.Events, b.tokens, b.hashes = 0, b.Events[:0], b.tokens[:0], b.hashes[:0]
+	n, rest, err := msgp.ReadArrayHeaderBytes(payload)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errShape, err)
+	}
+	if n < 2 {
+		return errShape
+	}
+	if rest, err = msgp.Skip(rest); err != nil { // when it was
+		return err
+	}
+	if rest, err = b.events(rest); err != nil {
+		return err
+	}
+	for i := uint32(2); i < n; i++ {
+		if i == 2 && !msgp.IsNil(rest) {
+			if b.Rank, rest, err = small(rest, maxRank); err != nil {
+				return fmt.Errorf("rank: %w", err)
+			}
+			continue
+		}
+		if rest, err = msgp.Skip(rest); err != nil {
+			return err
+		}
+	}
+	if len(rest) > 0 {
+		return errTail
+	}
+	for i := range b.Events {
+		b.Events[i].Rank = b.Rank
+	}
+	return nil
+}
+
+func (b *Batch) events(rest []byte) ([]byte, error) {
+	n, rest, err := msgp.ReadArrayHeaderBytes(rest)
+	if err != nil {
+		return nil, fmt.Errorf("events: %w", err)
+	}
+	if n > maxEvents {
+		return nil, fmt.Errorf("events: %d; at most %d", n, maxEvents)
+	}
+	for i := range n {
+		b.Events = append(b.Events, Event{})
+		if rest, err = b.event(&b.Events[i], rest); err != nil {
+			return nil, fmt.Errorf("event %d: %w", i, err)
+		}
+	}
+	return rest, nil
+}
+
+// fields is the order of an event's fields where it is an array, after its type.
+var fields = map[Kind][]string{
+	Stored: {
+		"block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium", "lora_name", "extra_keys", "group_idx",
+	},
+	Removed: {"block_hashes", "medium", "group_idx"},
+}
+
+var kinds = map[string]Kind{"BlockStored": Stored, "BlockRemoved": Removed, "AllBlocksCleared": Cleared}
+
+// event reads one event. What it says of caches other than the one that prompts are
+// looked up in becomes Other.
+func (b *Batch) event(e *Event, rest []byte) ([]byte, error) {
+	r := reader{batch: b, event: e}
+	var err error
+	if msgp.NextType(rest) == msgp.ArrayType {
+		rest, err = r.array(rest)
+	} else {
+		rest, err = r.object(rest)
+	}
+	if err == nil {
+		err = r.finish()
+	}
+	return rest, err
+}
+
+// reader reads one event.
+type reader struct {
+	batch   *Batch
+	event   *Event
+	other   bool   // whether it is of another cache
+	adapter uint64 // the number of a LoRA adapter, from engines that say no name
+	extra   []byte // extra_keys, which are read when all else is known
+}
+
+func (r *reader) array(rest []byte) ([]byte, error) {
+	n, rest, err := msgp.ReadArrayHeaderBytes(rest)
+	if err != nil || n == 0 {
+		return nil, errors.Join(errShape, err)
+	}
+	name, rest, err := msgp.ReadStringZC(rest)
+	if err != nil {
+		return nil, err
+	}
+	r.event.Kind = kinds[string(name)]
+	names := fields[r.event.Kind]
+	for i := range int(n) - 1 {
+		field := ""
+		if i < len(names) {
+			field = names[i]
+		}
+		if rest, err = r.field(field, rest); err != nil {
+			return nil, err
+		}
+	}
+	return rest, nil
+}
+
+// object reads an event that is a map, in whatever order.
+func (r *reader) object(rest []byte) ([]byte, error) {
+	n, rest, err := msgp.ReadMapHeaderBytes(rest)
+	if err != nil {
+		return nil, err
+	}
+	for range n {
+		var key []byte
+		if key, rest, err = msgp.ReadStringZC(rest); err != nil {
+			return nil, err
+		}
+		if string(key) == "type" {
+			var name []byte
+			name, rest, err = msgp.ReadStringZC(rest)
+			r.event.Kind = kinds[string(name)]
+		} else {
+			rest, err = r.field(string(key), rest)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return rest, nil
+}
+
+// field reads one field.
+func (r *reader) field(name string, rest []byte) (_ []byte, err error) {
+	e := r.event
+	if msgp.IsNil(rest) {
+		if name == "parent_block_hash" {
+			e.Root = true
+		}
+		return msgp.ReadNilBytes(rest)
+	}
+	switch name {
+	case "block_hashes":
+		e.Hashes, rest, err = r.batch.hashList(rest)
+	case "parent_block_hash":
+		e.Parent, rest, err = hash(rest)
+	case "token_ids":
+		e.Tokens, rest, err = r.batch.tokenList(rest)
+	case "block_size":
+		e.Size, rest, err = small(rest, maxSize)
+	case "lora_id":
+		r.adapter, rest, err = hash(rest)
+	case "lora_name":
+		e.Adapter, rest, err = msgp.ReadStringBytes(rest)
+	case "medium", "locality":
+		var where string
+		where, rest, err = msgp.ReadStringBytes(rest)
+		r.other = r.other || !strings.EqualFold(where, "GPU") && !strings.EqualFold(where, "LOCAL")
+	case "group_idx":
+		var group int
+		group, rest, err = small(rest, maxRank)
+		r.other = r.other || group > 0
+	case "extra_keys":
+		from := rest
+		if rest, err = msgp.Skip(rest); err == nil {
+			r.extra = from[:len(from)-len(rest)]
+		}
+	default:
+		return msgp.Skip(rest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return rest, nil
+}
+
+// finish checks the event as a whole.
+func (r *reader) finish() error {
+	e := r.event
+	if r.other && e.Kind != Cleared {
+		e.Kind = Other
+	}
+	if e.Kind != Stored {
+		return nil
+	}
+	if e.Size == 0 || len(e.Tokens) != e.Size*len(e.Hashes) {
+		return fmt.Errorf("%d blocks of %d tokens, and %d tokens", len(e.Hashes), e.Size, len(e.Tokens))
+	}
+	if e.Adapter == "" && r.adapter > 0 {
+		e.Adapter = fmt.Sprintf("#%d", r.adapter)
+	}
+	var err error
+	if r.extra != nil {
+		e.Extra, err = r.batch.extraList(r.extra, e)
+	}
+	return err
+}
+
+// extraList reads what blocks depend on beside their tokens. The name of the adapter
+// is in there, too, which is known already.
+func (b *Batch) extraList(rest []byte, e *Event) ([]uint64, error) {
+	n, rest, err := msgp.ReadArrayHeaderBytes(rest)
+	if err != nil || int(n) != len(e.Hashes) {
+		return nil, fmt.Errorf("extra_keys: not one for each of %d blocks", len(e.Hashes))
+	}
+	from := len(b.hashes)
+	for range n {
+		var h uint64
+		if h, rest, err = extraOf(rest, e.Adapter); err != nil {
+			return nil, fmt.Errorf("extra_keys: %w", err)
+		}
+		b.hashes = append(b.hashes, h)
+	}
+	return b.hashes[from:len(b.hashes):len(b.hashes)], nil
+}
+
+// extraOf is a hash of one block's extra keys; 0: there are none.
+func extraOf(rest []byte, adapter string) (h uint64, _ []byte, err error) {
+	if msgp.IsNil(rest) {
+		rest, err = msgp.ReadNilBytes(rest)
+		return 0, rest, err
+	}
+	n, rest, err := msgp.ReadArrayHeaderBytes(rest)
+	if err != nil {
+		return 0, nil, err
+	}
+	for range n {
+		from := rest
+		if rest, err = msgp.Skip(rest); err != nil {
+			return 0, nil, err
+		}
+		key := from[:len(from)-len(rest)]
+		if name, _, err := msgp.ReadStringZC(key); err == nil && adapter != "" && string(name) == adapter {
+			continue
+		}
+		h = h*31 + xxhash.Sum64(key) | 1
+	}
+	return h, rest, nil
+}
+
+func (b *Batch) hashList(rest []byte) ([]uint64, []byte, error) {
+	n, rest, err := msgp.ReadArrayHeaderBytes(rest)
+	if err != nil {
+		return nil, nil, err
+	}
+	from := len(b.hashes)
+	for range n {
+		var h uint64
+		if h, rest, err = hash(rest); err != nil {
+			return nil, nil, err
+		}
+		b.hashes = append(b.hashes, h)
+	}
+	return b.hashes[from:len(b.hashes):len(b.hashes)], rest, nil
+}
+
+func (b *Batch) tokenList(rest []byte) ([]uint32, []byte, error) {
+	n, rest, err := msgp.ReadArrayHeaderBytes(rest)
+	if err != nil {
+		return nil, nil, err
+	}
+	from := len(b.tokens)
+	for range n {
+		var id uint32
+		if id, rest, err = msgp.ReadUint32Bytes(rest); err != nil {
+			return nil, nil, err
+		}
+		b.tokens = append(b.tokens, id)
+	}
+	return b.tokens[from:len(b.tokens):len(b.tokens)], rest, nil
+}
+
+// hash reads the engine's name for a block: a number, or bytes of a hash, of which
+// the last eight tell as much.
+func hash(rest []byte) (uint64, []byte, error) {
+	switch msgp.NextType(rest) {
+	case msgp.BinType:
+		b, rest, err := msgp.ReadBytesZC(rest)
+		if err != nil {
+			return 0, nil, err
+		}
+		if len(b) < 8 {
+			return xxhash.Sum64(b), rest, nil
+		}
+		return binary.BigEndian.Uint64(b[len(b)-8:]), rest, nil
+	case msgp.IntType:
+		n, rest, err := msgp.ReadInt64Bytes(rest)
+		return uint64(n), rest, err
+	default:
+		return msgp.ReadUint64Bytes(rest)
+	}
+}
+
+// small reads a whole number from 0 to most.
+func small(rest []byte, most int) (int, []byte, error) {
+	n, rest, err := msgp.ReadInt64Bytes(rest)
+	if err == nil && (n < 0 || n > int64(most)) {
+		err = fmt.Errorf("%d; must be 0 to %d", n, most)
+	}
+	return int(n), rest, err
+}
+
+// What memory is kept for the next batch at most.
+const (
+	keptTokens = 1 << 18
+	keptEvents = 1 << 10
+)
+
+// trim lets go of what a large batch took.
+func (b *Batch) trim() {
+	if cap(b.tokens) > keptTokens || cap(b.hashes) > keptTokens || cap(b.Events) > keptEvents {
+		*b = Batch{}
+	}
+}

@@ -1,0 +1,218 @@
+package kvevents
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/tinylib/msgp/msgp"
+
+	"millrace.dev/millrace/extproc/internal/prefix"
+)
+
+// payload reads what a real vLLM 0.32 has published.
+func payload(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile("testdata/" + name + ".msgpack")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestDecodeVLLM reads payloads of a real vLLM.
+func TestDecodeVLLM(t *testing.T) {
+	tests := []struct {
+		name                     string
+		stored, removed, cleared int // events
+		blocks                   int // stored
+		adapter                  string
+		salted                   bool
+	}{
+		{name: "stored", stored: 1, blocks: 6},
+		{name: "adapter", stored: 1, blocks: 6, adapter: "poet"},
+		{name: "salt", stored: 1, blocks: 6, salted: true},
+		{name: "cleared", stored: 1, cleared: 1, blocks: 6},
+		{name: "removed", stored: 1, removed: 27, blocks: 64},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var b Batch
+			if err := b.Decode(payload(t, tt.name)); err != nil {
+				t.Fatal(err)
+			}
+			n := map[Kind]int{}
+			for _, e := range b.Events {
+				n[e.Kind]++
+				if e.Kind == Stored {
+					checkStored(t, &e, tt.blocks, tt.adapter, tt.salted)
+				}
+				if e.Kind == Removed && len(e.Hashes) != 1 {
+					t.Errorf("%d hashes removed at once", len(e.Hashes))
+				}
+			}
+			if n[Stored] != tt.stored || n[Removed] != tt.removed || n[Cleared] != tt.cleared || n[Other] != 0 {
+				t.Errorf("events by kind %v, want %d stored, %d removed, %d cleared", n, tt.stored, tt.removed, tt.cleared)
+			}
+		})
+	}
+}
+
+func checkStored(t *testing.T, e *Event, blocks int, adapter string, salted bool) {
+	t.Helper()
+	if len(e.Hashes) != blocks || e.Size != 32 || !e.Root || e.Adapter != adapter || len(e.Tokens) != 32*len(e.Hashes) {
+		t.Errorf("%d blocks of %d for %q, first of all %v; want %d for %q", len(e.Hashes), e.Size, e.Adapter, e.Root, blocks, adapter)
+	}
+	for i, x := range e.Extra {
+		if (x != 0) != (salted && i == 0) {
+			t.Errorf("block %d depends on %x", i, x)
+		}
+	}
+}
+
+// packed writes values as MessagePack.
+func packed(t testing.TB, v any) []byte {
+	t.Helper()
+	b, err := msgp.AppendIntf(nil, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+type (
+	list = []any
+	dict = map[string]any
+)
+
+func TestDecodeForms(t *testing.T) {
+	long := append(make([]byte, 24), 0, 0, 0, 0, 0, 0, 1, 2)
+	tests := []struct {
+		name string
+		in   any
+		want []Event
+	}{
+		{
+			"arrays, without what came later, and bytes as names",
+			list{1.5, list{
+				list{"BlockStored", list{long}, 7, list{1, 2}, 2, nil},
+				list{"BlockRemoved", list{9}},
+				list{"AllBlocksCleared"},
+			}},
+			[]Event{
+				{Kind: Stored, Stored: prefix.Stored{Hashes: []uint64{258}, Parent: 7, Tokens: []uint32{1, 2}, Size: 2}},
+				{Kind: Removed, Stored: prefix.Stored{Hashes: []uint64{9}}},
+				{Kind: Cleared},
+			},
+		},
+		{
+			"the rank, and a hash below zero",
+			list{1, list{dict{"type": "BlockRemoved", "block_hashes": list{int64(-1)}, "medium": "GPU"}}, 3},
+			[]Event{{Kind: Removed, Stored: prefix.Stored{Rank: 3, Hashes: []uint64{1<<64 - 1}}}},
+		},
+		{
+			"other caches, other events, fields to come",
+			list{1, list{
+				dict{"type": "BlockRemoved", "block_hashes": list{1}, "medium": "CPU"},
+				dict{"type": "BlockRemoved", "block_hashes": list{1}, "group_idx": 1},
+				dict{"type": "BlockRemoved", "block_hashes": list{1}, "locality": "REMOTE"},
+				dict{"type": "Later", "what": list{dict{"a": 1}}},
+				list{"Later", 1, 2},
+			}, nil, "more"},
+			[]Event{
+				{Stored: prefix.Stored{Hashes: []uint64{1}}}, {Stored: prefix.Stored{Hashes: []uint64{1}}},
+				{Stored: prefix.Stored{Hashes: []uint64{1}}}, {}, {},
+			},
+		},
+		{
+			"an adapter without a name",
+			list{1, list{dict{"type": "BlockStored", "block_hashes": list{5}, "parent_block_hash": nil, "token_ids": list{1}, "block_size": 1, "lora_id": 4}}},
+			[]Event{{Kind: Stored, Stored: prefix.Stored{Hashes: []uint64{5}, Root: true, Tokens: []uint32{1}, Size: 1, Adapter: "#4"}}},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var b Batch
+			if err := b.Decode(packed(t, tt.in)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, b.Events, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("events (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	stored := func(change dict) any {
+		e := dict{"type": "BlockStored", "block_hashes": list{5}, "token_ids": list{1, 2}, "block_size": 2}
+		for k, v := range change {
+			e[k] = v
+		}
+		return list{1, list{e}}
+	}
+	tests := []struct {
+		name, want string
+		in         any
+	}{
+		{"no batch", "not a batch", "text"},
+		{"too short", "not a batch", list{1}},
+		{"no events", "events", list{1, 2}},
+		{"an event of neither form", "event 0", list{1, list{5}}},
+		{"an empty event", "not a batch", list{1, list{list{}}}},
+		{"fewer tokens than blocks take", "1 blocks of 2 tokens, and 1 tokens", stored(dict{"token_ids": list{1}})},
+		{"no size", "1 blocks of 0 tokens", stored(dict{"block_size": 0})},
+		{"a size below zero", "block_size: -2", stored(dict{"block_size": -2})},
+		{"a token that is none", "token_ids", stored(dict{"token_ids": list{1, "b"}})},
+		{"a token that is too large", "token_ids", stored(dict{"token_ids": list{1, uint64(1 << 40)}})},
+		{"a name that is none", "block_hashes", stored(dict{"block_hashes": list{"x"}})},
+		{"extra keys of fewer blocks", "extra_keys: not one", stored(dict{"extra_keys": list{}})},
+		{"a rank that is none", "rank", list{1, list{}, "r"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var b Batch
+			if err := b.Decode(packed(t, tt.in)); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+	var b Batch
+	if err := b.Decode(append(payload(t, "stored"), 0xc0)); err == nil {
+		t.Error("took a batch with something behind it")
+	}
+}
+
+// FuzzDecode decodes what it gets twice, with memory that was used before: it must
+// come to the same, and never take more memory than the bytes have reason for.
+func FuzzDecode(f *testing.F) {
+	for _, name := range []string{"stored", "adapter", "salt", "cleared", "removed"} {
+		f.Add(payload(f, name))
+	}
+	f.Add(packed(f, list{1, list{list{"BlockStored", list{1}, nil, list{1}, 1, nil, "GPU", "a", list{list{"a", 1}}}}, 2}))
+	f.Add([]byte{0x92, 1, 0xdd, 0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var fresh, used Batch
+		_ = used.Decode(payload(t, "removed"))
+		err, again := fresh.Decode(in), used.Decode(in)
+		if (err == nil) != (again == nil) {
+			t.Fatalf("%v, then %v", err, again)
+		}
+		if len(fresh.tokens)+len(fresh.hashes)+len(fresh.Events) > 3*len(in)+8 {
+			t.Errorf("%d tokens and %d hashes of %d bytes", len(fresh.tokens), len(fresh.hashes), len(in))
+		}
+		if err == nil {
+			if diff := cmp.Diff(fresh.Events, used.Events, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("events with used memory differ:\n%s", diff)
+			}
+		}
+		var b prefix.Blocks
+		for i := range fresh.Events {
+			if e := &fresh.Events[i]; err == nil && e.Kind == Stored {
+				b.Store(&e.Stored)
+			}
+		}
+	})
+}

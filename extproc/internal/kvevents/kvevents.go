@@ -1,0 +1,320 @@
+// Package kvevents listens to what inference engines publish of their KV caches over
+// ZeroMQ, in the form of vLLM: which blocks of tokens were stored and evicted.
+//
+// fleet runs a Follower for each endpoint whose events the fleet's file names. Its one
+// rule: what is known is what was heard without a gap. When a message is missing or
+// makes no sense, or a publisher goes, everything that it said is forgotten at once:
+// less is known then, but nothing wrong.
+package kvevents
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/prefix"
+)
+
+// How connections are made and kept.
+const (
+	redialFirst, redialMost = 250 * time.Millisecond, 5 * time.Second
+	// maxPeers is how many publishers may be connected to one endpoint's listener.
+	maxPeers = 64
+)
+
+// keepAlive finds out within some seconds that a publisher's machine is gone.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}
+
+// Source is where an endpoint's events come from.
+type Source struct {
+	// Connect is the "ip:port" at which the publisher listens, Listen the one at which
+	// it expects us to. One of them is empty.
+	Connect, Listen string
+	// Topic is what messages must begin with; empty: all are wanted.
+	Topic string
+}
+
+// Follower keeps Blocks true to what the publishers of one endpoint say.
+type Follower struct {
+	// Constant after New.
+	source  Source
+	blocks  *prefix.Blocks
+	changed func(Change)
+	metrics *Metrics
+	log     *slog.Logger
+
+	// mu guards the fields below.
+	mu    sync.Mutex
+	lines map[*line]bool // that are connected
+	lost  bool           // whether one has gone since the last first word
+	fault error          // of listening or connecting; nil: all is well
+}
+
+// Change is what a Follower notices of an engine.
+type Change uint8
+
+const (
+	// Lost is that a publisher has gone: its engine may have, too.
+	Lost Change = iota
+	// Restarted is that after a loss a publisher has said its first word: its engine
+	// has begun anew.
+	Restarted
+)
+
+// New returns a Follower that keeps blocks and calls changed, which must not call back.
+func New(s Source, blocks *prefix.Blocks, changed func(Change), m *Metrics, log *slog.Logger) *Follower {
+	return &Follower{source: s, blocks: blocks, changed: changed, metrics: m, log: log, lines: map[*line]bool{}}
+}
+
+// Source returns where the events come from.
+func (f *Follower) Source() Source { return f.source }
+
+// Fault returns why nothing is heard; nil: somebody is connected.
+func (f *Follower) Fault() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case len(f.lines) > 0:
+		return nil
+	case f.fault != nil:
+		return f.fault
+	case f.source.Listen != "":
+		return fmt.Errorf("nobody has connected to %s", f.source.Listen)
+	default:
+		return fmt.Errorf("not connected to %s yet", f.source.Connect)
+	}
+}
+
+func (f *Follower) setFault(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault = err
+}
+
+// Run follows until ctx ends.
+func (f *Follower) Run(ctx context.Context) error {
+	defer f.blocks.Forget()
+	pause := redialFirst
+	for ctx.Err() == nil {
+		began := time.Now()
+		var err error
+		if f.source.Listen != "" {
+			err = f.listen(ctx)
+		} else {
+			err = f.connect(ctx)
+		}
+		f.setFault(err)
+		if time.Since(began) > redialMost {
+			pause = redialFirst
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, redialMost)
+	}
+	return nil
+}
+
+// connect follows the one publisher that is at an address, until it goes.
+func (f *Follower) connect(ctx context.Context) error {
+	d := net.Dialer{KeepAliveConfig: keepAlive, Timeout: handshakeWait}
+	conn, err := d.DialContext(ctx, "tcp", f.source.Connect)
+	if err != nil {
+		return err
+	}
+	return f.serve(ctx, conn)
+}
+
+// listen follows the publishers that come.
+func (f *Follower) listen(ctx context.Context) error {
+	c := net.ListenConfig{KeepAliveConfig: keepAlive}
+	ln, err := c.Listen(ctx, "tcp", f.source.Listen)
+	if err != nil {
+		return err
+	}
+	f.setFault(nil)
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+	defer ln.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	places := make(chan struct{}, maxPeers)
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			_ = conn.Close()
+			continue
+		}
+		wg.Go(func() {
+			_ = f.serve(ctx, conn) // it has been logged
+			<-places
+		})
+	}
+}
+
+// serve follows one publisher until it goes.
+func (f *Follower) serve(ctx context.Context, conn net.Conn) error {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	p, err := newPeer(conn, f.source.Topic)
+	if err != nil {
+		f.log.Warn("publisher of cache events refused", "peer", conn.RemoteAddr().String(), "error", err)
+		return err
+	}
+	l := &line{follower: f}
+	f.join(l)
+	f.log.Info("publisher of cache events connected", "peer", conn.RemoteAddr().String())
+	for err == nil {
+		var parts [][]byte
+		if parts, err = p.next(); err == nil {
+			l.take(parts)
+		}
+	}
+	f.leave(l)
+	if ctx.Err() == nil {
+		f.log.Info("publisher of cache events gone", "peer", conn.RemoteAddr().String(), "error", err)
+		f.changed(Lost)
+	}
+	return err
+}
+
+// line is what one publisher has said.
+type line struct {
+	follower *Follower
+	seq      uint64 // of the last message
+	heard    bool   // whether there was one
+	batch    Batch
+
+	// whole is whether all that it has stored is known. Guarded by Follower.mu.
+	whole bool
+}
+
+// join takes a publisher in. What it has stored before is not known.
+func (f *Follower) join(l *line) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lines[l] = true
+	f.judgeLocked()
+}
+
+// leave forgets what is known: of whom which block is we do not keep.
+func (f *Follower) leave(l *line) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.lines, l)
+	f.lost = true
+	f.forgetLocked()
+}
+
+// forgetLocked forgets all blocks, whoever has said so.
+func (f *Follower) forgetLocked() {
+	f.blocks.Forget()
+	for l := range f.lines {
+		l.whole = false
+	}
+	f.judgeLocked()
+}
+
+// judgeLocked says how much is known.
+func (f *Follower) judgeLocked() {
+	k := prefix.Nothing
+	if len(f.lines) > 0 {
+		k = prefix.Whole
+	}
+	for l := range f.lines {
+		if !l.whole {
+			k = prefix.Parts
+		}
+	}
+	f.blocks.SetKnown(k)
+}
+
+var errMessage = errors.New("not topic, number and events")
+
+// take takes a message in.
+func (l *line) take(parts [][]byte) {
+	f := l.follower
+	f.metrics.batches.Inc()
+	if len(parts) != 3 || len(parts[1]) != 8 {
+		l.lose("message refused", errMessage)
+		return
+	}
+	seq := binary.BigEndian.Uint64(parts[1])
+	first, next := seq == 0, l.heard && seq == l.seq+1
+	gap := l.heard && !next
+	l.seq, l.heard = seq, true
+	if gap {
+		l.lose("messages are missing", nil)
+	}
+	if first {
+		l.begin()
+	}
+	if err := l.batch.Decode(parts[2]); err != nil {
+		l.lose("message refused", err)
+		return
+	}
+	for i := range l.batch.Events {
+		l.apply(&l.batch.Events[i])
+	}
+	l.batch.trim()
+}
+
+// begin takes in that the publisher's engine has said nothing before, and so had
+// nothing cached.
+func (l *line) begin() {
+	f := l.follower
+	l.setWhole(true)
+	f.mu.Lock()
+	lost := f.lost
+	f.lost = false
+	f.mu.Unlock()
+	if lost {
+		f.changed(Restarted)
+	}
+}
+
+// lose forgets what is known, because something of what was said is not.
+func (l *line) lose(what string, err error) {
+	f := l.follower
+	f.metrics.gaps.Inc()
+	f.log.Warn("cache events lost, all blocks forgotten", "why", what, "seq", l.seq, "error", err)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgetLocked()
+}
+
+func (l *line) setWhole(whole bool) {
+	f := l.follower
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l.whole = whole
+	f.judgeLocked()
+}
+
+// apply takes one event in.
+func (l *line) apply(e *Event) {
+	blocks := l.follower.blocks
+	switch e.Kind {
+	case Stored:
+		if !blocks.Store(&e.Stored) {
+			l.setWhole(false)
+		}
+	case Removed:
+		for _, h := range e.Hashes {
+			blocks.Remove(prefix.BlockID{Rank: e.Rank, Hash: h})
+		}
+	case Cleared:
+		blocks.Clear(e.Rank)
+		l.setWhole(true)
+	}
+}

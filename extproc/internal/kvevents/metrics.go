@@ -1,0 +1,24 @@
+package kvevents
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics of all Followers together.
+type Metrics struct {
+	batches, gaps prometheus.Counter
+}
+
+// NewMetrics returns the metrics, registered.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		batches: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_kv_batches_total",
+			Help: "Messages of engines about their KV caches.",
+		}),
+		gaps: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_kv_gaps_total",
+			Help: "Times that messages about KV caches were missing or not understood, so that an engine's blocks were forgotten.",
+		}),
+	}
+	reg.MustRegister(m.batches, m.gaps)
+	return m
+}
