@@ -45,6 +45,31 @@ func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 	return n, exact && len(r.Media) == 0
 }
 
+// IDs appends the tokens of a request's prompt, none if they are not known: where
+// there are media, or several prompts, or ids in place of a text.
+func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
+	switch r.API {
+	case openai.Chat, openai.Messages:
+		c := t.chats.Get().(*token.Chat)
+		defer t.chats.Put(c)
+		known := fill(c, r)
+		ids, exact = t.model.AppendChat(dst, c)
+		empty(c)
+		return ids, exact && known
+	case openai.Responses:
+		c, err := token.ResponseChat(r.Raw)
+		if err != nil {
+			return dst, false
+		}
+		return t.model.AppendChat(dst, c)
+	default:
+		if len(r.Prompts) != 1 || r.Prompts[0].Text == nil {
+			return dst, false
+		}
+		return t.model.AppendPrompt(dst, r.Prompts[0].Text), true
+	}
+}
+
 // media estimates what is not text.
 func (t *tokenizer) media(m *openai.Media) int {
 	if m.Kind == openai.Image {
@@ -59,19 +84,28 @@ func (t *tokenizer) media(m *openai.Media) int {
 func (t *tokenizer) chat(r *openai.Request) (int, bool) {
 	c := t.chats.Get().(*token.Chat)
 	defer t.chats.Put(c)
-	*c = token.Chat{Messages: c.Messages[:0], Tools: r.Tools, Raw: r.Raw}
-	known := true
-	if r.API != openai.Chat {
-		known = anthropic(c, r)
-	} else {
-		for i := range r.Messages {
-			c.Messages = append(c.Messages, message(&r.Messages[i]))
-		}
-	}
+	known := fill(c, r)
 	n, exact := t.model.CountChat(c)
+	empty(c)
+	return n, exact && known
+}
+
+// fill makes a chat of a request. It returns false if that can't be done for all of it.
+func fill(c *token.Chat, r *openai.Request) bool {
+	*c = token.Chat{Messages: c.Messages[:0], Tools: r.Tools, Raw: r.Raw}
+	if r.API != openai.Chat {
+		return anthropic(c, r)
+	}
+	for i := range r.Messages {
+		c.Messages = append(c.Messages, message(&r.Messages[i]))
+	}
+	return true
+}
+
+// empty lets go of the request.
+func empty(c *token.Chat) {
 	clear(c.Messages)
 	c.Tools, c.Raw = nil, nil
-	return n, exact && known
 }
 
 // message is a message as its template may see it: one with media by its text

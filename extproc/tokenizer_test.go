@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
 )
 
 // smolPath is where set-up puts the model of the tests.
@@ -34,7 +35,7 @@ func TestCountsEqualTheServers(t *testing.T) {
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
-	counted := map[openai.API]int{}
+	counted, told := map[openai.API]int{}, map[openai.API]int{}
 	var r openai.Request
 	for lines.Scan() {
 		var s struct {
@@ -56,10 +57,15 @@ func TestCountsEqualTheServers(t *testing.T) {
 		if n != s.Tokens || !exact {
 			t.Errorf("%s: %d tokens, exact %v; the server counts %d", s.Name, n, exact, s.Tokens)
 		}
+		if ids, certain := c.(pick.Identifier).IDs(nil, &r); len(ids) > 0 && (!certain || len(ids) != n) {
+			t.Errorf("%s: %d ids, certain %v; %d tokens", s.Name, len(ids), certain, n)
+		} else if len(ids) > 0 {
+			told[api]++
+		}
 		counted[api]++
 	}
-	if counted[openai.Messages] < 100 || counted[openai.Chat] < 150 || counted[openai.Responses] < 10 {
-		t.Errorf("%v requests; something is lost", counted)
+	if counted[openai.Messages] < 100 || counted[openai.Chat] < 150 || counted[openai.Responses] < 10 || told[openai.Messages] < 100 || told[openai.Chat] < 150 || told[openai.Completions] == 0 {
+		t.Errorf("%v requests, tokens told of %v; something is lost", counted, told)
 	}
 }
 

@@ -70,6 +70,9 @@ type FleetEndpoint struct {
 	// Slots is how many requests it works on at a time, 0 to 65536. Default 0:
 	// learned when some wait.
 	Slots int `json:"slots,omitempty"`
+	// KVEvents is where a "vllm" endpoint publishes what its KV cache holds. Default:
+	// nowhere; what is cached is guessed from what was sent.
+	KVEvents KVEvents `json:"kvEvents,omitzero"`
 }
 
 // FleetModel says more about a model.
@@ -179,6 +182,9 @@ func (f Fleet) validate(d *decoder) []Fault {
 		for _, m := range e.Models {
 			served[m] = true
 		}
+		if listen := e.KVEvents.Listen; listen != "" && slices.ContainsFunc(f.Endpoints[:i], func(o FleetEndpoint) bool { return o.KVEvents.Listen == listen }) {
+			r.broken(at+".kvEvents.listen", "%q; must be another for each endpoint: nothing else tells engines apart", listen)
+		}
 	}
 	validateModels(f.Models, served, &r)
 	known := func(name string) bool { return served[name] }
@@ -233,6 +239,7 @@ func (e FleetEndpoint) validate(at string, r *rules) {
 		}
 	}
 	r.between(at+".slots", e.Slots, 0, 65536)
+	e.KVEvents.validate(at+".kvEvents", e.Type, r)
 }
 
 func (e FleetEndpoint) validateMetrics(path string, r *rules) {

@@ -29,7 +29,7 @@ func TestBadFleets(t *testing.T) {
 func TestGoodFleet(t *testing.T) {
 	const text = `
 endpoints:
-  - {address: "10.0.0.2:8000", models: [org/base, lora], type: vllm, zone: r1, slots: 128}
+  - {address: "10.0.0.2:8000", models: [org/base, lora], type: vllm, zone: r1, slots: 128, kvEvents: {listen: "10.0.0.9:5557", topic: kv}}
   - {address: "[fd00::2]:8000", models: [base], node: n2}
 models:
   - {name: base, tokenizer: base.json, default: true}
@@ -48,6 +48,7 @@ policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}
 			{
 				Address: "10.0.0.2:8000", Models: []string{"org/base", "lora"}, Type: TypeVLLM,
 				Metrics: "http://10.0.0.2:8000/metrics", Node: "10.0.0.2", Zone: "r1", Slots: 128,
+				KVEvents: KVEvents{Listen: "10.0.0.9:5557", Topic: "kv"},
 			},
 			{Address: "[fd00::2]:8000", Models: []string{"base"}, Type: TypeOpenAI, Node: "n2"},
 		},

@@ -118,7 +118,7 @@ func (l *Local) Conditions() []obs.Condition {
 			dumb = append(dumb, fmt.Sprintf("%s (%v)", p.spec.Metrics, p.fault))
 		}
 	}
-	n := len(l.plains)
+	n, mute := len(l.plains), l.deafLocked()
 	l.mu.Unlock()
 	if len(down) > 0 {
 		all = append(all, obs.Condition{
@@ -133,6 +133,9 @@ func (l *Local) Conditions() []obs.Condition {
 			Text: fmt.Sprintf("metrics of %d of %d endpoints do not come: %s; they serve by what this extproc has sent them", len(dumb), n, list(dumb)),
 			Next: "start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai",
 		})
+	}
+	if len(mute) > 0 {
+		all = append(all, deaf(mute, n))
 	}
 	return append(all, l.loader.conditions()...)
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/extproc/internal/kvevents"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/scrape"
 	"millrace.dev/millrace/internal/config"
@@ -51,20 +52,22 @@ type Local struct {
 	loader  *loader
 	log     *slog.Logger
 	metrics *localMetrics
+	events  *kvevents.Metrics
 	get     getter
 	close   func()
 	queue   chan *plain // to be looked at; if it is full, they wait for the next tick
 
 	// mu guards the fields below.
-	mu     sync.Mutex
-	state  *state
-	plains map[string]*plain // by address
-	table  *pick.Table       // as published
-	dirty  bool              // whether the table is to be made again
-	speeds map[string]*speed // by model
-	keys   [][]byte          // of cookies, the present one first
-	stamps stamps
-	fault  error // of the file as it is; nil: it is in force
+	mu       sync.Mutex
+	state    *state
+	plains   map[string]*plain   // by address
+	hearings map[string]*hearing // that run, by address
+	table    *pick.Table         // as published
+	dirty    bool                // whether the table is to be made again
+	speeds   map[string]*speed   // by model
+	keys     [][]byte            // of cookies, the present one first
+	stamps   stamps
+	fault    error // of the file as it is; nil: it is in force
 }
 
 // NewLocal returns the fleet of the file at path, which must be good. It gives
@@ -75,7 +78,9 @@ func NewLocal(path string, picker Picker, load func(path string) (pick.Counter, 
 		path: path, picker: picker, log: log, metrics: newLocalMetrics(reg), loader: newLoader(load, log),
 		get: client.Get, close: client.Close, queue: make(chan *plain, 4*lookers),
 		state: newState(false), plains: map[string]*plain{}, speeds: map[string]*speed{},
+		events: kvevents.NewMetrics(reg), hearings: map[string]*hearing{},
 	}
+	l.registerKnown(reg)
 	for _, t := range types {
 		l.state.answered[t] = true
 	}
@@ -96,18 +101,19 @@ func (l *Local) Run(ctx context.Context) error {
 	for range lookers {
 		g.Go(func() error { return l.look(ctx) })
 	}
-	g.Go(func() error { return l.schedule(ctx) })
+	g.Go(func() error { return l.schedule(ctx, g) })
 	return g.Wait()
 }
 
 // schedule hands endpoints to the lookers when they are due, publishes what these
-// have found, and reads the file again when it changes.
-func (l *Local) schedule(ctx context.Context) error {
+// have found, and reads the file again when it changes. What it starts runs in g.
+func (l *Local) schedule(ctx context.Context, g *errgroup.Group) error {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for n := 0; ; n++ {
 		if n%fileTicks == 0 {
 			l.watch(time.Now())
+			l.hear(ctx, g)
 		}
 		l.step(time.Now())
 		select {
@@ -242,6 +248,11 @@ func (l *Local) setLocked(p *plain, now time.Time) {
 	e := l.state.endpoints[p.spec.Address]
 	e.kv.Resize(int64(min(p.said.GetLoad().GetKvTotalTokens(), 1<<40)))
 	m.Load = proto.CloneOf(p.said.GetLoad())
+	if p.hearing != nil {
+		e.blocks = p.hearing.blocks
+	} else {
+		e.blocks = nil
+	}
 	e.also = slices.DeleteFunc(slices.Clone(p.spec.Models), func(name string) bool { return name == m.GetModel() })
 	p.live = e.live
 	l.dirty = true
@@ -306,6 +317,9 @@ func (l *Local) plainsLocked(f config.Fleet) (map[string]*plain, error) {
 		if old := l.plains[spec.Address]; old != nil && old.spec.Type == spec.Type && old.spec.Metrics == spec.Metrics {
 			p.inherit(old)
 		}
+		if p.hearing == nil {
+			p.hearing = l.newHearing(spec)
+		}
 		all[spec.Address] = p
 	}
 	return all, nil
@@ -319,6 +333,9 @@ func (p *plain) inherit(old *plain) {
 	p.said.Epoch = old.said.GetEpoch()
 	p.said.Load.KvTotalTokens = old.said.GetLoad().GetKvTotalTokens()
 	p.said.Load.Slots = cmp.Or(p.said.GetLoad().GetSlots(), old.said.GetLoad().GetSlots())
+	if p.spec.KVEvents == old.spec.KVEvents {
+		p.hearing = old.hearing
+	}
 	if slices.Contains(p.spec.Models, old.said.GetModel()) {
 		p.said.Model = old.said.GetModel() // it is the same engine still
 	}

@@ -31,15 +31,16 @@ type plain struct {
 	busy atomic.Bool  // whether somebody looks at it, or will
 
 	// The rest is guarded by Local.mu.
-	vital  vital
-	said   *fleetpb.EndpointState
-	live   *pick.Live
-	last   scrape.Sample
-	seen   bool          // whether last was taken
-	looked time.Time     // when last was taken
-	pause  time.Duration // before the next look
-	fault  error         // of the metrics; nil: they come
-	later  time.Time     // when metrics that fail are asked for again
+	vital   vital
+	hearing *hearing // nil: its engine publishes nothing
+	said    *fleetpb.EndpointState
+	live    *pick.Live
+	last    scrape.Sample
+	seen    bool          // whether last was taken
+	looked  time.Time     // when last was taken
+	pause   time.Duration // before the next look
+	fault   error         // of the metrics; nil: they come
+	later   time.Time     // when metrics that fail are asked for again
 }
 
 var scrapeTypes = map[string]*scrape.Type{

@@ -73,6 +73,8 @@ type endpoint struct {
 	kv   *prefix.Cache
 	// also are further models that it serves; xds names one only.
 	also []string
+	// blocks is what its engine says that its cache holds; nil: it does not.
+	blocks *prefix.Blocks
 }
 
 // model is one model with what lives on between tables.
@@ -285,12 +287,14 @@ func (s *state) table() *pick.Table {
 	for _, address := range slices.Sorted(maps.Keys(s.endpoints)) {
 		e := s.endpoints[address]
 		view := e.view()
-		if m := t.Models[e.said.GetModel()]; m != nil {
+		for _, name := range append([]string{e.said.GetModel()}, e.also...) {
+			m := t.Models[name]
+			if m == nil {
+				continue
+			}
 			m.Endpoints = append(m.Endpoints, view)
-		}
-		for _, name := range e.also {
-			if m := t.Models[name]; m != nil {
-				m.Endpoints = append(m.Endpoints, view)
+			if view.Blocks != nil {
+				m.Tell = append(m.Tell, view)
 			}
 		}
 	}
@@ -311,6 +315,7 @@ func (e *endpoint) view() *pick.Endpoint {
 		Health:  min(1, max(leastHealth, m.GetHealth())),
 		Prior:   pick.Speed{Prefill: perToken(m.GetSpeed().GetPrefill()), Decode: perToken(m.GetSpeed().GetDecode())},
 		KV:      e.kv,
+		Blocks:  e.blocks,
 		Live:    e.live,
 	}
 }

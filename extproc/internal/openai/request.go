@@ -39,6 +39,8 @@ type Request struct {
 	Tools []byte
 	// TemplateArgs is the JSON of chat_template_kwargs; nil: none.
 	TemplateArgs []byte
+	// Salted is whether the client keeps its prompts' caches to itself (cache_salt).
+	Salted bool
 	// Raw is the whole body.
 	Raw []byte
 
@@ -177,6 +179,8 @@ func (r *Request) length(s *scanner, key text) bool {
 		return s.integer(&r.candidates, 1, maxChoices)
 	case "ignore_eos":
 		r.IgnoreEOS = s.peek() == 't'
+	case "cache_salt":
+		r.Salted = s.peek() == '"'
 	case "stop", "stop_sequences":
 		start := s.i
 		ok := s.skip(1)

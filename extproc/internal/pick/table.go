@@ -52,6 +52,8 @@ type Endpoint struct {
 	// KV is what is in the engine's cache: another one after every start of the
 	// engine.
 	KV *prefix.Cache
+	// Blocks is what the engine says itself that is in there; nil: it never does.
+	Blocks *prefix.Blocks
 	*Live
 }
 
@@ -68,6 +70,14 @@ type Counter interface {
 	Count(r *openai.Request) (n int, exact bool)
 }
 
+// Identifier is a Counter that also says which tokens a prompt has.
+type Identifier interface {
+	Counter
+	// IDs appends their ids to dst: none if they are not known; exact is false if some
+	// may be others.
+	IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool)
+}
+
 // Model is a model that is served.
 type Model struct {
 	// Name is the id in the API.
@@ -76,6 +86,8 @@ type Model struct {
 	Seed session.Key
 	// Endpoints are the model's replicas in the order of their addresses.
 	Endpoints []*Endpoint
+	// Tell are those of Endpoints that have Blocks.
+	Tell []*Endpoint
 	*Learned
 
 	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints

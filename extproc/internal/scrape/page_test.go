@@ -32,6 +32,10 @@ func TestScan(t *testing.T) {
 			Has: all, Running: 7, Waiting: 2, KV: 0.4375, KVTokens: 16 * 27654,
 			Requests: 812, Prompt: 823000, Cached: 401234, Output: 98000, PrefillSeconds: 84.5, DecodeSeconds: 1960.5,
 		}},
+		{"vllm-0.32.txt", VLLM, Sample{
+			Has: all, KVTokens: 32 * 256,
+			Requests: 8, Prompt: 1592, Cached: 384, Output: 64, PrefillSeconds: 0.2635859350011742, DecodeSeconds: 0.5712539520009159,
+		}},
 		{"sglang.txt", SGLang, Sample{
 			Has: all, Running: 12, KV: 0.5, KVTokens: 400000,
 			Requests: 1024, Prompt: 8128902, Cached: 5e6, Output: 100000, PrefillSeconds: 41.5, DecodeSeconds: 2000,
@@ -117,6 +121,7 @@ func naive(t *Type, page []byte) (s Sample, ok bool) {
 // FuzzScan holds Scan against Prometheus' parser: what that reads of gauges and
 // counters, Scan reads too.
 func FuzzScan(f *testing.F) {
+	f.Add(page(f, "vllm-0.32.txt"))
 	f.Add([]byte("vllm:num_requests_running{engine=\"0\"} 1\nvllm:num_requests_running{engine=\"1\"} 2\n"))
 	f.Add([]byte("vllm:num_requests_waiting{m=\"a}\\\"} 9\"} 5\n"))
 	f.Add([]byte("vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"9\"} 1\n"))

@@ -1,0 +1,103 @@
+package stream
+
+import (
+	"strings"
+	"testing"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
+)
+
+// letters takes every byte of the first message for a token.
+type letters struct{ exact bool }
+
+func (l letters) Count(r *openai.Request) (int, bool) { return len(r.Messages[0].Content), l.exact }
+
+func (l letters) IDs(dst []uint32, r *openai.Request) ([]uint32, bool) {
+	for _, b := range r.Messages[0].Content {
+		dst = append(dst, uint32(b))
+	}
+	return dst, l.exact
+}
+
+const blockSize = 16
+
+// hold makes an engine say that it holds a text.
+func hold(b *prefix.Blocks, known prefix.Knowledge, text string) {
+	b.SetKnown(known)
+	s := prefix.Stored{Root: true, Size: blockSize}
+	for i := range len(text) / blockSize {
+		s.Hashes = append(s.Hashes, uint64(i)+1)
+		for _, c := range []byte(text[i*blockSize : (i+1)*blockSize]) {
+			s.Tokens = append(s.Tokens, uint32(c))
+		}
+	}
+	b.Store(&s)
+}
+
+// TestWhatEnginesSayOfTheirBlocks sends a prompt, as if a second time, to a fleet of
+// which the slowest endpoint says what it holds.
+func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
+	text := strings.Repeat("An old story, told again. ", 40) // 1040 tokens
+	tests := []struct {
+		name    string
+		known   prefix.Knowledge
+		holds   string
+		counter pick.Counter
+		sent    int // where we have sent it before; below 0: nowhere
+		extra   string
+		want    int // the endpoint
+		cached  int
+	}{
+		{name: "it holds the beginning, and nobody else does", known: prefix.Whole, holds: text[:1000], counter: letters{true}, sent: -1, want: 2, cached: 992},
+		{name: "it holds all: a token is worked on all the same", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, want: 2, cached: 1024},
+		{name: "it has evicted what we sent", known: prefix.Whole, counter: letters{true}, sent: 2, want: 0},
+		{name: "not all that it holds is known: what we sent counts", known: prefix.Parts, counter: letters{true}, sent: 2, want: 2, cached: 1039},
+		{name: "nothing is known: what we sent counts", known: prefix.Nothing, counter: letters{true}, sent: 2, want: 2, cached: 1039},
+		{name: "tokens are not certain: what we sent counts", known: prefix.Whole, counter: letters{}, sent: 2, want: 2, cached: 1039},
+		{name: "tokens are not certain, and it holds them", known: prefix.Whole, holds: text, counter: letters{}, sent: -1, want: 2, cached: 1024},
+		{name: "tokens cannot be told", known: prefix.Whole, holds: text, counter: quarters{}, sent: -1, want: 0},
+		{name: "the client keeps its cache to itself", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"cache_salt":"s",`, want: 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(3, func(table *pick.Table) {
+				m := table.Default
+				m.SetCounter(tt.counter)
+				m.Endpoints[2].Prior = pick.Speed{Prefill: 3, Decode: 22} // slower, but not by much
+				m.Endpoints[2].Blocks = new(prefix.Blocks)
+				m.Tell = m.Endpoints[2:]
+			})
+			head, body := post(), bodyOf(`{`+tt.extra+`"model":"m","messages":[{"role":"user","content":"`+text+`"}],"max_tokens":4}`)
+			decide := func() *Decision {
+				x := f.core.Begin()
+				defer f.core.Finish(x)
+				x.Step(&head, nil)
+				d := *x.Step(&body, nil)[0].Decision
+				c := *d.Choice
+				c.List = append([]pick.Candidate(nil), c.List...)
+				d.Choice = &c
+				return &d
+			}
+			if tt.sent >= 0 {
+				for i, e := range f.model.Endpoints {
+					if i != tt.sent {
+						e.State = pick.NotReady
+					}
+				}
+				decide()
+				for _, e := range f.model.Endpoints {
+					e.State = pick.Ready
+				}
+			}
+			if tt.known != prefix.Nothing {
+				hold(f.model.Endpoints[2].Blocks, tt.known, tt.holds)
+			}
+			first := decide().Choice.List[0]
+			if first.Address != f.model.Endpoints[tt.want].Address || first.Cached != tt.cached {
+				t.Errorf("to %s with %d tokens cached, want %s with %d", first.Address, first.Cached, f.model.Endpoints[tt.want].Address, tt.cached)
+			}
+		})
+	}
+}

@@ -1,0 +1,43 @@
+package config
+
+import "net/netip"
+
+// KVEvents is where an engine's events about its KV cache come from: vLLM run with
+// --kv-events-config. One of Connect and Listen is set.
+type KVEvents struct {
+	// Connect is the "ip:port" at which the engine's publisher listens: where its own
+	// configuration has a "*" in the endpoint.
+	Connect string `json:"connect,omitempty"`
+	// Listen is the "ip:port" at which extproc listens and to which the publisher
+	// connects: what stands in the endpoint of the engine's configuration otherwise.
+	// Anybody who reaches it is believed.
+	Listen string `json:"listen,omitempty"`
+	// Topic is what the engine's configuration says. Default: empty.
+	Topic string `json:"topic,omitempty"`
+}
+
+// maxTopic bounds a topic, in bytes.
+const maxTopic = 200
+
+// validate returns the rules that the setting of an endpoint of a type breaks.
+func (k KVEvents) validate(at, typ string, r *rules) {
+	if k == (KVEvents{}) {
+		return
+	}
+	switch {
+	case typ != TypeVLLM:
+		r.broken(at, "an endpoint of type %s has none that we know: set type: vllm, or leave this out", typ)
+	case k.Connect == "" && k.Listen == "":
+		r.broken(at, "neither connect nor listen; must be one of them: connect where the engine's endpoint has a *, else listen")
+	case k.Connect != "" && k.Listen != "":
+		r.broken(at, "connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen")
+	}
+	for path, address := range map[string]string{at + ".connect": k.Connect, at + ".listen": k.Listen} {
+		if a, err := netip.ParseAddrPort(address); address != "" && (err != nil || a.Port() == 0) {
+			r.broken(path, "%q; must be ip:port, without tcp://", address)
+		}
+	}
+	if len(k.Topic) > maxTopic {
+		r.broken(at+".topic", "%d bytes; must be ≤ %d", len(k.Topic), maxTopic)
+	}
+}
