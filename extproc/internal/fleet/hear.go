@@ -75,8 +75,12 @@ func (l *Local) heard(address string, h *hearing, c kvevents.Change, now time.Ti
 	}
 	switch c {
 	case kvevents.Lost:
+		// The engine may be gone, too. It is looked at at once; until that is known nothing
+		// may be believed to be cached there, not what we have sent either.
 		h.epoch = p.said.GetEpoch()
-		p.due.Store(0) // the engine may be gone, too: look at once
+		p.due.Store(0)
+		l.state.emptyCache(address)
+		l.publishLocked()
 	case kvevents.Restarted:
 		if h.epoch != p.said.GetEpoch() {
 			return // it has been noticed

@@ -25,12 +25,17 @@ func TestLocalHearsOfRestarts(t *testing.T) {
 	if p.due.Load() != 0 {
 		t.Error("the publisher is lost, and its engine is not looked at")
 	}
+	if w.table().Models["m"].Endpoints[0].KV == e.KV {
+		t.Error("the publisher is lost, and its engine's cache is still believed in")
+	}
+	e = w.table().Models["m"].Endpoints[0]
 	l.heard(e.Address, p.hearing, kvevents.Restarted, time.Now())
 	again := w.table().Models["m"].Endpoints[0]
 	if again.KV == e.KV || again.Blocks != e.Blocks {
 		t.Error("the engine began anew, and its cache is still believed in")
 	}
 	l.heard(e.Address, p.hearing, kvevents.Lost, time.Now())
+	again = w.table().Models["m"].Endpoints[0]
 	p.restart()
 	l.heard(e.Address, p.hearing, kvevents.Restarted, time.Now())
 	if w.table().Models["m"].Endpoints[0].KV != again.KV {

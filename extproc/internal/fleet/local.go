@@ -253,6 +253,7 @@ func (l *Local) setLocked(p *plain, now time.Time) {
 	} else {
 		e.blocks = nil
 	}
+	e.base, e.adapters = p.spec.Models[0], p.adapters
 	e.also = slices.DeleteFunc(slices.Clone(p.spec.Models), func(name string) bool { return name == m.GetModel() })
 	p.live = e.live
 	l.dirty = true
@@ -328,6 +329,9 @@ func (l *Local) plainsLocked(f config.Fleet) (map[string]*plain, error) {
 // inherit takes over what was found out of the same endpoint.
 func (p *plain) inherit(old *plain) {
 	p.vital, p.live, p.last, p.seen = old.vital, old.live, old.last, old.seen
+	if p.adapters != nil && old.adapters != nil && p.spec.Models[0] == old.spec.Models[0] {
+		p.adapters = old.adapters
+	}
 	p.looked, p.fault, p.later = old.looked, old.fault, old.later
 	p.due.Store(old.due.Load())
 	p.said.Epoch = old.said.GetEpoch()

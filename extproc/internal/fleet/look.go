@@ -33,14 +33,16 @@ type plain struct {
 	// The rest is guarded by Local.mu.
 	vital   vital
 	hearing *hearing // nil: its engine publishes nothing
-	said    *fleetpb.EndpointState
-	live    *pick.Live
-	last    scrape.Sample
-	seen    bool          // whether last was taken
-	looked  time.Time     // when last was taken
-	pause   time.Duration // before the next look
-	fault   error         // of the metrics; nil: they come
-	later   time.Time     // when metrics that fail are asked for again
+	// adapters is nil if it serves one model, or its engine shows no adapters.
+	adapters *pick.Adapters
+	said     *fleetpb.EndpointState
+	live     *pick.Live
+	last     scrape.Sample
+	seen     bool          // whether last was taken
+	looked   time.Time     // when last was taken
+	pause    time.Duration // before the next look
+	fault    error         // of the metrics; nil: they come
+	later    time.Time     // when metrics that fail are asked for again
 }
 
 var scrapeTypes = map[string]*scrape.Type{
@@ -66,6 +68,9 @@ func newPlain(spec config.FleetEndpoint) (*plain, error) {
 		State: fleetpb.EndpointState_READY, Weight: 1, Health: 1, Epoch: 1,
 		Load: &enginepb.Load{Slots: uint32(spec.Slots)},
 	}
+	if len(spec.Models) > 1 && p.typ == scrape.VLLM {
+		p.adapters = new(pick.Adapters)
+	}
 	return p, nil
 }
 
@@ -73,6 +78,7 @@ func newPlain(spec config.FleetEndpoint) (*plain, error) {
 type finding struct {
 	health error // nil: it answers
 	sample *scrape.Sample
+	loads  scrape.Adapters
 	fault  error // of the metrics
 	asked  bool  // whether metrics were asked for
 }
@@ -93,6 +99,9 @@ func (p *plain) look(ctx context.Context, get getter, page bool, buf []byte) (fi
 				f.fault = errors.New("none of the series of " + p.spec.Type)
 			} else {
 				f.sample = &s
+				if p.adapters != nil {
+					f.loads = scrape.AdaptersOf(b)
+				}
 			}
 		}
 		if lost := errors.Is(err, scrape.ErrSilent) || errors.Is(err, scrape.ErrGone); p.near && (err == nil || lost) {
@@ -139,6 +148,9 @@ func (p *plain) take(f *finding, now time.Time, n int) (changed bool, done *scra
 		}
 		moves = moves || s.Running+s.Waiting > 0
 		changed = p.learnSize(s) || changed
+		if p.adapters != nil {
+			p.adapters.Told(f.loads.Most, f.loads.Running, f.loads.Waiting)
+		}
 		p.live.Told(pick.Report{Requests: int64(s.Running + s.Waiting), Waiting: int64(s.Waiting), KV: s.KV}, now)
 		p.last, p.seen = *s, true
 	} else if p.vital.state == pick.NotReady && was != pick.NotReady && !errors.Is(f.health, scrape.ErrSilent) {
@@ -163,7 +175,13 @@ func (p *plain) working() bool {
 }
 
 // restart makes the engine a new one, with empty caches.
-func (p *plain) restart() { p.said.Epoch++; p.seen = false }
+func (p *plain) restart() {
+	p.said.Epoch++
+	p.seen = false
+	if p.adapters != nil {
+		p.adapters.Forget()
+	}
+}
 
 // learnSize finds out how large the engine is: its cache says so, and if requests
 // wait, all slots are taken.

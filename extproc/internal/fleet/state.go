@@ -75,6 +75,10 @@ type endpoint struct {
 	also []string
 	// blocks is what its engine says that its cache holds; nil: it does not.
 	blocks *prefix.Blocks
+	// base is the first model that it serves, adapters which others are loaded; nil:
+	// there are no others.
+	base     string
+	adapters *pick.Adapters
 }
 
 // model is one model with what lives on between tables.
@@ -212,6 +216,14 @@ func (s *state) newCache(m *fleetpb.EndpointState) *prefix.Cache {
 	return prefix.NewCache(s.caches, int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)))
 }
 
+// emptyCache forgets what is cached at an endpoint.
+func (s *state) emptyCache(address string) {
+	if e := s.endpoints[address]; e != nil {
+		e.kv = s.newCache(e.said)
+		e.kv.Resize(int64(min(e.said.GetLoad().GetKvTotalTokens(), 1<<40)))
+	}
+}
+
 func (s *state) setModel(m *fleetpb.ModelState) {
 	old := s.models[m.GetName()]
 	if old == nil {
@@ -316,7 +328,8 @@ func (e *endpoint) view() *pick.Endpoint {
 		Prior:   pick.Speed{Prefill: perToken(m.GetSpeed().GetPrefill()), Decode: perToken(m.GetSpeed().GetDecode())},
 		KV:      e.kv,
 		Blocks:  e.blocks,
-		Live:    e.live,
+		Base:    e.base, Adapters: e.adapters,
+		Live: e.live,
 	}
 }
 

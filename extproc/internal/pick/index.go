@@ -25,6 +25,7 @@ const sweep = 250 * time.Millisecond
 // finds the endpoints to look at; what they cost, price says.
 type index struct {
 	// Constant.
+	model   *Model
 	cells   []cell
 	byCache map[uint32]int32 // number of the endpoint with the cache
 
@@ -59,7 +60,7 @@ func (m *Model) index(usual usual, now int64) *index {
 	}
 	x := m.dense.Load()
 	if x == nil {
-		x = newIndex(m.Endpoints)
+		x = newIndex(m)
 		if m.dense.CompareAndSwap(nil, x) {
 			x.mark(m.Endpoints)
 		} else {
@@ -70,8 +71,10 @@ func (m *Model) index(usual usual, now int64) *index {
 	return x
 }
 
-func newIndex(es []*Endpoint) *index {
+func newIndex(m *Model) *index {
+	es := m.Endpoints
 	x := &index{
+		model:   m,
 		cells:   make([]cell, len(es)),
 		byCache: make(map[uint32]int32, len(es)),
 		stale:   make([]atomic.Uint64, (len(es)+63)/64),
@@ -98,7 +101,7 @@ func (x *index) refresh(es []*Endpoint, usual usual, now int64) {
 	last := x.swept.Load()
 	if age := now - last; (age > int64(sweep) || age < 0) && x.swept.CompareAndSwap(last, now) {
 		for i, e := range es {
-			x.cells[i].set(e, usual, now)
+			x.cells[i].set(e, x.model, usual, now)
 		}
 		return
 	}
@@ -109,7 +112,7 @@ func (x *index) refresh(es []*Endpoint, usual usual, now int64) {
 		// What changes from here on sets its bit again.
 		for word := x.stale[w].Swap(0); word != 0; word &= word - 1 {
 			i := 64*w + bits.TrailingZeros64(word)
-			x.cells[i].set(es[i], usual, now)
+			x.cells[i].set(es[i], x.model, usual, now)
 		}
 	}
 }
@@ -122,8 +125,8 @@ var (
 	allOutput = Query{Output: 1 << 12}
 )
 
-// set works out the cost of an endpoint.
-func (c *cell) set(e *Endpoint, usual usual, now int64) {
+// set works out what an endpoint costs for a model.
+func (c *cell) set(e *Endpoint, m *Model, usual usual, now int64) {
 	if e.tier(now) != tierReady {
 		c.wait.Store(math.Float32bits(float32(math.Inf(1))))
 		return
@@ -135,6 +138,10 @@ func (c *cell) set(e *Endpoint, usual usual, now int64) {
 	wait := cost(&noTokens)
 	prompt := float32((cost(&allPrompt) - wait) / float64(allPrompt.Prompt))
 	output := float32((cost(&allOutput) - wait) / float64(allOutput.Output))
+	if e.Adapter(m) != "" {
+		w, pace := e.load(now, &usual), e.pace(now, &usual)
+		wait += e.loadTime(m, &w, &pace)
+	}
 	c.tokens.Store(uint64(math.Float32bits(prompt))<<32 | uint64(math.Float32bits(output)))
 	c.wait.Store(math.Float32bits(float32(wait)))
 }

@@ -65,6 +65,8 @@ type Query struct {
 type Terms struct {
 	// Wait is until the request is begun.
 	Wait float64
+	// Load is until its LoRA adapter is loaded there.
+	Load float64
 	// Prefill is for prompt tokens that are not cached there.
 	Prefill float64
 	// Decode is for the expected output.
@@ -80,7 +82,7 @@ type Terms struct {
 }
 
 // Finish is how long the request is expected to take there.
-func (t *Terms) Finish() float64 { return t.Wait + t.Prefill + t.Decode }
+func (t *Terms) Finish() float64 { return t.Wait + t.Load + t.Prefill + t.Decode }
 
 // Cost orders candidates.
 func (t *Terms) Cost() float64 { return t.Finish() + t.Fill + t.Delay - t.Shared }
@@ -305,6 +307,7 @@ func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	slots := e.slots(&w)
 	prompts, waiting := e.prefilling(now), max(0, w.requests-slots+1)
 	c.Wait = wait(&w, &pace, slots, prompts, waiting)
+	c.Load = e.loadTime(q.Model, &w, &pace)
 	c.Company = min(w.requests+1, slots)
 	c.Prefill = float64(q.Prompt-c.Cached) * pace.prefill
 	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))
@@ -396,6 +399,9 @@ func (c *Candidate) cached(q *Query, hit float64) {
 func (c *Candidate) Reserve(q *Query) Reservation {
 	r := c.Live.Reserve(q.Prompt-c.Cached, q.Output)
 	r.prefill = int64(c.Prefill * 1e6)
+	if name := c.Adapter(q.Model); name != "" {
+		c.Adapters.use(name)
+	}
 	c.prefill(r.prefill, q.Now.UnixNano())
 	return r
 }

@@ -54,6 +54,10 @@ type Endpoint struct {
 	KV *prefix.Cache
 	// Blocks is what the engine says itself that is in there; nil: it never does.
 	Blocks *prefix.Blocks
+	// Base is the id of the first model that it serves. Adapters is which LoRA adapters
+	// are loaded there, if the others are such; nil: there are no others.
+	Base     string
+	Adapters *Adapters
 	*Live
 }
 

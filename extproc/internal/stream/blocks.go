@@ -13,15 +13,15 @@ func (x *Exchange) hear() {
 	if len(ids) == 0 {
 		return
 	}
-	chain, root, size := x.blocks[:0], prefix.BlockRoot(""), 0
+	chain, adapter, size := x.blocks[:0], "", 0
 	for _, e := range x.model.Tell {
 		known, n := e.Blocks.Knowledge()
 		if known == prefix.Nothing {
 			continue
 		}
-		if n != size {
-			size = n
-			chain = prefix.AppendBlocks(chain[:0], root, ids, size)
+		if a := e.Adapter(x.model); n != size || a != adapter {
+			size, adapter = n, a
+			chain = prefix.AppendBlocks(chain[:0], prefix.BlockRoot(adapter), ids, size)
 		}
 		x.found.Told(e.KV.Place(size*e.Blocks.Count(chain)), exact && known == prefix.Whole)
 	}
