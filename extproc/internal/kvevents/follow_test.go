@@ -195,13 +195,15 @@ func TestListen(t *testing.T) {
 	ln.Close() // it was a free one
 	e := follow(t, Source{Listen: address})
 	call := func() *publisher {
-		for { // until it listens
+		for range 100000 { // until it listens
 			conn, err := net.Dial("tcp", address)
 			if err == nil {
 				t.Cleanup(func() { conn.Close() })
 				return greet(t, conn, "")
 			}
 		}
+		t.Fatal("it does not listen")
+		return nil
 	}
 	a := call()
 	a.say(0, payload(t, "stored"))
