@@ -1,10 +1,10 @@
 package kvevents
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/tinylib/msgp/msgp"
@@ -118,6 +118,9 @@ var fields = map[Kind][]string{
 	Removed: {"block_hashes", "medium", "group_idx"},
 }
 
+// Where blocks are that prompts are looked up in.
+var gpu, local = []byte("GPU"), []byte("LOCAL")
+
 var kinds = map[string]Kind{"BlockStored": Stored, "BlockRemoved": Removed, "AllBlocksCleared": Cleared}
 
 // event reads one event. What it says of caches other than the one that prompts are
@@ -216,9 +219,9 @@ func (r *reader) field(name string, rest []byte) (_ []byte, err error) {
 	case "lora_name":
 		e.Adapter, rest, err = msgp.ReadStringBytes(rest)
 	case "medium", "locality":
-		var where string
-		where, rest, err = msgp.ReadStringBytes(rest)
-		r.other = r.other || !strings.EqualFold(where, "GPU") && !strings.EqualFold(where, "LOCAL")
+		var where []byte
+		where, rest, err = msgp.ReadStringZC(rest)
+		r.other = r.other || !bytes.EqualFold(where, gpu) && !bytes.EqualFold(where, local)
 	case "group_idx":
 		var group int
 		group, rest, err = small(rest, maxRank)
