@@ -206,7 +206,11 @@ type predicted struct {
 	text           string
 }
 
-var decisionText = regexp.MustCompile(`"decision":"\w+ 127\.0\.0\.1:(\d+) [^"]*?, (\d+) of (\d+) cached\)`)
+var (
+	decisionText = regexp.MustCompile(`"decision":"\w+ 127\.0\.0\.1:(\d+)[^"]*"`)
+	cachedText   = regexp.MustCompile(`"cached_tokens":"?(\d+)`)
+	promptText   = regexp.MustCompile(`"prompt_tokens":"?(\d+)`)
+)
 
 // last returns what extproc said of the last so many requests.
 func (p *pair) last(t *testing.T, n int) (all []predicted) {
@@ -219,15 +223,14 @@ func (p *pair) last(t *testing.T, n int) (all []predicted) {
 		return nil
 	})
 	for line := range strings.Lines(p.decisions(n)) {
-		m := decisionText.FindStringSubmatch(line)
-		if m == nil {
-			t.Fatalf("no decision in %s", line)
+		d := predicted{text: strings.TrimSpace(line)}
+		for what, n := range map[*regexp.Regexp]*int{decisionText: &d.port, cachedText: &d.cached, promptText: &d.prompt} {
+			m := what.FindStringSubmatch(line)
+			if m == nil {
+				t.Fatalf("%s: nothing in %s", what, line)
+			}
+			*n, _ = strconv.Atoi(m[1])
 		}
-		var d predicted
-		d.port, _ = strconv.Atoi(m[1])
-		d.cached, _ = strconv.Atoi(m[2])
-		d.prompt, _ = strconv.Atoi(m[3])
-		d.text = m[0]
 		all = append(all, d)
 	}
 	return all

@@ -336,7 +336,7 @@ func FuzzReports(f *testing.F) {
 func TestDecisionText(t *testing.T) {
 	f := newFleet(2)
 	d := run(f.core.Begin(), post(), bodyOf(hello))[1].Decision
-	if got, want := string(d.appendText(nil)), "new 127.0.0.1:20000 2590ms (wait 0 prefill 30 decode 2560, 0 of 15 cached), 127.0.0.1:20001 2733ms"; got != want {
+	if got, want := string(d.appendText(nil)), "new 127.0.0.1:20000 2590ms (wait 0 prefill 30 decode 2560), 127.0.0.1:20001 2733ms"; got != want {
 		t.Errorf("String() = %q, want %q", got, want)
 	}
 }

@@ -39,6 +39,7 @@ type considered struct {
 	Cost    float64 `json:"cost"`
 	Finish  float64 `json:"finish"`
 	Wait    float64 `json:"wait"`
+	Load    float64 `json:"load"`
 	Prefill float64 `json:"prefill"`
 	Decode  float64 `json:"decode"`
 	Fill    float64 `json:"fill"`
@@ -68,7 +69,7 @@ func (d *Decision) explain(q *pick.Query) []byte {
 		c := &all[i]
 		e.Candidates = append(e.Candidates, considered{
 			Address: c.Address, Replica: c.Replica, Cost: tenth(c.Cost()), Finish: tenth(c.Finish()),
-			Wait: tenth(c.Wait), Prefill: tenth(c.Prefill), Decode: tenth(c.Decode), Fill: tenth(c.Fill),
+			Wait: tenth(c.Wait), Load: tenth(c.Load), Prefill: tenth(c.Prefill), Decode: tenth(c.Decode), Fill: tenth(c.Fill),
 			Delay: tenth(c.Delay), Shared: tenth(c.Shared), Cached: c.Cached, Company: tenth(c.Company), Out: c.Out,
 		})
 	}

@@ -34,7 +34,7 @@ func (d *Decision) appendChain(b []byte) []byte {
 }
 
 // appendText tells the decision to a person: "sticky 10.0.0.3:8000 412ms (wait 0
-// prefill 80 decode 332, 992 of 1040 cached), 10.0.0.7:8000 890ms".
+// prefill 80 decode 332), 10.0.0.7:8000 890ms".
 func (d *Decision) appendText(b []byte) []byte {
 	b = append(append(b, d.Choice.Reason.String()...), ' ')
 	for i := range d.Choice.List {
@@ -45,16 +45,14 @@ func (d *Decision) appendText(b []byte) []byte {
 		b = append(append(b, c.Address...), ' ')
 		b = append(appendMs(b, c.Finish()), "ms"...)
 		if i == 0 {
-			b = d.appendTerms(append(b, ' '), c)
+			b = appendTerms(append(b, ' '), &c.Terms)
 		}
 	}
 	return b
 }
 
-// appendTerms appends what the cost is made of, in milliseconds, and how many of the
-// prompt's tokens are believed to be cached.
-func (d *Decision) appendTerms(b []byte, c *pick.Candidate) []byte {
-	t := &c.Terms
+// appendTerms appends what the cost is made of, in milliseconds.
+func appendTerms(b []byte, t *pick.Terms) []byte {
 	b = appendMs(append(b, "(wait "...), t.Wait)
 	if t.Load >= 0.5 {
 		b = appendMs(append(b, " load "...), t.Load)
@@ -64,9 +62,7 @@ func (d *Decision) appendTerms(b []byte, c *pick.Candidate) []byte {
 	if t.Fill >= 0.5 {
 		b = appendMs(append(b, " fill "...), t.Fill)
 	}
-	b = strconv.AppendInt(append(b, ", "...), int64(c.Cached), 10)
-	b = strconv.AppendInt(append(b, " of "...), int64(d.PromptTokens), 10)
-	return append(b, " cached)"...)
+	return append(b, ')')
 }
 
 func appendMs(b []byte, ms float64) []byte { return strconv.AppendInt(b, int64(ms+0.5), 10) }

@@ -66,7 +66,7 @@ func attributes(d *Decision) []attribute.KeyValue {
 	for i := range d.Choice.List {
 		c := &d.Choice.List[i]
 		b := append(appendMs(append([]byte(c.Address), ' '), c.Finish()), "ms "...)
-		candidates[i] = string(d.appendTerms(b, c))
+		candidates[i] = string(appendTerms(b, &c.Terms))
 	}
 	return []attribute.KeyValue{
 		attribute.String("millrace.model", d.Model),
