@@ -157,13 +157,16 @@ type reading struct {
 	twin   library
 	now    time.Time
 	caches []*Cache
+	most   int
 	roomy  bool // whether the index has room for everything
 }
 
+// idle is how long the indexes of these tests remember.
+const idle = 30 * time.Second
+
 func newReading(t *testing.T, most int, roomy bool) *reading {
-	const idle = 30 * time.Second
-	r := &reading{t: t, x: newIndex(most, idle), now: epoch, roomy: roomy}
-	r.twin = library{idle: 30, books: map[session.Key]*book{}}
+	r := &reading{t: t, x: newIndex(most, idle), most: most, now: epoch, roomy: roomy}
+	r.twin = library{idle: int64(idle / time.Second), books: map[session.Key]*book{}}
 	for i := range uint32(6) {
 		r.caches = append(r.caches, NewCache(i+1, 0))
 	}
@@ -184,21 +187,21 @@ func (r *reading) step(s *tape) {
 	clock := r.x.clock(r.now)
 	op, c, chain := s.next(), r.caches[s.next()%len(r.caches)], r.chain(s)
 	last := chain[len(chain)-1]
-	switch op % 10 {
-	case 0, 1, 2, 3:
+	switch op % 32 {
+	default:
 		r.x.Use(chain, c, r.now)
 		r.twin.use(chain, c, clock)
-	case 4:
+	case 0, 1, 2:
 		n := uint32(s.next() % 64)
 		r.x.Answered(last.Key, c, last.Tokens+n, n, r.now)
 		r.twin.put(last.Key, c, last.Tokens+n, clock)
-	case 5:
+	case 3, 4, 5:
 		r.x.Name(last.Key, c, last.Tokens, r.now)
 		r.twin.put(last.Key, c, last.Tokens, clock)
-	case 6:
+	case 6, 7, 8:
 		r.x.Drop(last.Key, c)
 		r.twin.drop(last.Key, c)
-	case 7:
+	case 9, 10, 11:
 		gen := c.gen.Load() + uint32(s.next()%2)
 		if r.roomy { // a report may be late; what it changes depends on what was evicted
 			gen -= uint32(s.next() % 2)
@@ -206,10 +209,12 @@ func (r *reading) step(s *tape) {
 		chain[0].Tokens *= uint32(s.next() % 2)
 		r.x.Tell(c, gen, chain, r.now)
 		r.twin.tell(c, gen, chain, clock)
-	case 8:
+	case 12, 13, 14:
 		c.Dropped(c.gen.Load() - 1 - uint32(s.next()%2))
-	case 9:
+	case 15:
 		c.Clear()
+	case 16:
+		r.x = r.x.Resized(r.most, idle, r.now)
 	}
 	r.compare(r.chain(s), clock)
 }
