@@ -18,7 +18,7 @@ func TestParseAllocatesNothing(t *testing.T) {
 
 func TestParseOfPartsAllocatesNothing(t *testing.T) {
 	var r Request
-	body := []byte(`{"model":"m","system":[{"type":"text","text":"a"}],"messages":[{"role":"user","content":[{"type":"text","text":"x"},` +
+	body := []byte(`{"model":"m","stop":["x","y"],"system":[{"type":"text","text":"a"}],"messages":[{"role":"user","content":[{"type":"text","text":"x"},` +
 		`{"type":"tool_result","content":[{"type":"text","text":"y"}]},{"type":"image","source":{"type":"base64","data":"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAf"}}]}]}`)
 	if err := r.Parse(Messages, body); err != nil || len(r.Media) != 1 {
 		t.Fatal(err, r.Media)

@@ -23,8 +23,8 @@ type Message struct {
 
 // system reads what the model is told before the conversation: the instructions
 // of Responses, and Anthropic's system, a text or a list of texts.
-func (r *Request) system(s *scanner, key text) bool {
-	if (r.API != Responses || len(key.raw) != len("instructions")) && (!r.API.anthropic() || len(key.raw) != len("system")) {
+func (r *Request) system(s *scanner, name []byte) bool {
+	if (r.API != Responses || string(name) != "instructions") && (!r.API.anthropic() || string(name) != "system") {
 		return s.skip(1)
 	}
 	r.instructions = Message{}

@@ -116,7 +116,8 @@ const (
 // field reads one field of the body. The last of several with the same name
 // counts, as it does in the engines.
 func (r *Request) field(s *scanner, key text) bool {
-	switch string(r.plain(key)) {
+	name := r.plain(key)
+	switch string(name) {
 	case "model":
 		start := s.i
 		ok := r.textField(s, &r.Model)
@@ -134,7 +135,7 @@ func (r *Request) field(s *scanner, key text) bool {
 	case "prompt":
 		return r.prompts(s)
 	case "instructions", "system":
-		return r.system(s, key)
+		return r.system(s, name)
 	case "tools":
 		return s.raw(&r.Tools, '[')
 	case "chat_template_kwargs":
@@ -146,7 +147,7 @@ func (r *Request) field(s *scanner, key text) bool {
 	case "metadata":
 		return r.metadata(s)
 	default:
-		return r.length(s, key)
+		return r.length(s, name)
 	}
 	return s.skip(1)
 }
@@ -165,8 +166,8 @@ func (r *Request) metadata(s *scanner) bool {
 }
 
 // length reads a field that says how long the answer will be.
-func (r *Request) length(s *scanner, key text) bool {
-	switch string(key.raw) {
+func (r *Request) length(s *scanner, name []byte) bool {
+	switch string(name) {
 	case "max_tokens", "max_output_tokens":
 		return s.integer(&r.MaxTokens, -1, math.MaxInt32)
 	case "max_completion_tokens":
@@ -182,12 +183,22 @@ func (r *Request) length(s *scanner, key text) bool {
 	case "cache_salt":
 		r.Salted = s.peek() == '"'
 	case "stop", "stop_sequences":
-		start := s.i
-		ok := s.skip(1)
-		r.Stops = s.i-start > 2 && s.b[start] != 'n'
-		return ok
+		return r.stops(s)
 	}
 	return s.skip(1)
+}
+
+// stops reads a text or a list of texts; any other value names none.
+func (r *Request) stops(s *scanner) bool {
+	if s.peek() == '[' {
+		n, ok := s.count(1)
+		r.Stops = n > 0
+		return ok
+	}
+	start := s.i
+	ok := s.skip(1)
+	r.Stops = ok && s.b[start] == '"' && s.i-start > len(`""`)
+	return ok
 }
 
 // maxChoices bounds what is believed of how many answers a request wants.

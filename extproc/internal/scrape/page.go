@@ -232,18 +232,24 @@ func labelsEnd(rest []byte) int {
 }
 
 // label returns the number in a label, given as its name and what stands before the
-// number.
+// number. A longer name may end in the same way.
 func label(labels []byte, name string) (float64, bool) {
-	i := bytes.Index(labels, []byte(name))
-	if i < 1 || labels[i-1] != '{' && labels[i-1] != ',' {
-		return 0, false
+	for {
+		i := bytes.Index(labels, []byte(name))
+		if i < 1 {
+			return 0, false
+		}
+		before, rest := labels[i-1], labels[i+len(name):]
+		if before != '{' && before != ',' {
+			labels = rest
+			continue
+		}
+		n := bytes.IndexByte(rest, '"')
+		if n < 0 {
+			return 0, false
+		}
+		return number(rest[:n])
 	}
-	rest := labels[i+len(name):]
-	n := bytes.IndexByte(rest, '"')
-	if n < 0 {
-		return 0, false
-	}
-	return number(rest[:n])
 }
 
 // most is the largest number that is believed.

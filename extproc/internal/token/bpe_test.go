@@ -1,6 +1,7 @@
 package token
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -162,6 +163,25 @@ func TestCountersMayBeShared(t *testing.T) {
 		})
 	}
 	group.Wait()
+}
+
+// TestMemoNeverMixesTexts counts texts of the same few pieces, in any order, twice.
+func TestMemoNeverMixesTexts(t *testing.T) {
+	m := withTemplate(t, chatML) // with a memo of its own
+	rng := rand.New(rand.NewPCG(3, 9))
+	pieces := [][]byte{[]byte(strings.Repeat("one two ", 9)), []byte(strings.Repeat("x", 70)), []byte("a"), nil, []byte("<|im_end|>")}
+	var buf []byte
+	for range 3000 {
+		some := make([][]byte, 1+rng.IntN(5))
+		for i := range some {
+			some[i] = pieces[rng.IntN(len(pieces))]
+		}
+		var got int
+		got, buf = m.memoized(some, buf)
+		if want := m.tokens(bytes.Join(some, nil), true); got != want {
+			t.Fatalf("memoized(%q) = %d, want %d", some, got, want)
+		}
+	}
 }
 
 func TestCacheNeverMixesWords(t *testing.T) {

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -28,6 +29,32 @@ func TestRareKeysAreFound(t *testing.T) {
 			t.Errorf("hasRare(%s) = %v", tt.body, got)
 		}
 	}
+}
+
+// checkRare holds hasRare to encoding/json. It may take a text for a key, and any text
+// with escapes for a rare one, but it must see all that are there.
+func checkRare(t *testing.T, raw []byte) {
+	t.Helper()
+	var fields map[string]json.RawMessage
+	got := hasRare(raw)
+	if json.Unmarshal(raw, &fields) != nil {
+		return
+	}
+	want, may := false, bytes.IndexByte(raw, '\\') >= 0
+	for key, value := range fields {
+		want = want || rare[key]
+		may = may || rare[strings.Trim(string(value), `"`)]
+	}
+	if want && !got || got && !want && !may {
+		t.Errorf("hasRare(%s) = %v, want %v", raw, got, want)
+	}
+}
+
+func FuzzRareKeys(f *testing.F) {
+	f.Add([]byte(`{"x":"\\\"","reasoning_effort":"low"}`))
+	f.Add([]byte(`{"x":["\\","}"],"y":{"json_schema":1},"json_schema\u0020":"\\"}`))
+	f.Add([]byte(`{"\u0063\u006f\u006e\u0074\u0069\u006e\u0075\u0065\u005f\u0066\u0069\u006e\u0061\u006c\u005f\u006d\u0065\u0073\u0073\u0061\u0067\u0065":true}`))
+	f.Fuzz(checkRare)
 }
 
 func TestWhatTheBackendRefusesIsEstimated(t *testing.T) {

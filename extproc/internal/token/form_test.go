@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // withTemplate is SmolLM2 with another chat template.
@@ -94,8 +95,29 @@ func randomChat(rng *rand.Rand) *Chat {
 	return c
 }
 
-// TestFormsAgreeWithTheirTemplates holds counting by the form to its twin, the
-// whole prompt rendered and counted.
+// checkForm holds counting by the form to its twin, the whole prompt rendered and
+// counted. It returns whether the conversation went by the form.
+func checkForm(t *testing.T, m *Model, c *Chat) bool {
+	t.Helper()
+	p, err := m.plan(c)
+	if err != nil {
+		return false // two of the assistant's at the end: refused
+	}
+	got, ok := m.countNative(&p)
+	if !ok {
+		return false
+	}
+	again, _ := m.countNative(&p) // what it remembers now
+	prompt, err := m.render(c, &p)
+	if err != nil {
+		t.Fatalf("%q: the form counts what the template refuses: %v", texts(c), err)
+	}
+	if want := m.tokens(prompt, true) + m.addedTo; got != want || again != want {
+		t.Fatalf("%q: %d tokens by the form, then %d, rendered %d: %q", texts(c), got, again, want, prompt)
+	}
+	return true
+}
+
 func TestFormsAgreeWithTheirTemplates(t *testing.T) {
 	for _, tt := range templates {
 		t.Run(tt.name, func(t *testing.T) {
@@ -103,22 +125,8 @@ func TestFormsAgreeWithTheirTemplates(t *testing.T) {
 			rng := rand.New(rand.NewPCG(21, 21))
 			native := 0
 			for range 400 {
-				c := randomChat(rng)
-				p, err := m.plan(c)
-				if err != nil {
-					continue // two of the assistant's at the end: refused
-				}
-				got, ok := m.countNative(&p)
-				if !ok {
-					continue
-				}
-				native++
-				prompt, err := m.render(c, &p)
-				if err != nil {
-					t.Fatalf("%q: the form counts what the template refuses: %v", texts(c), err)
-				}
-				if want := m.tokens(prompt, true) + m.addedTo; got != want {
-					t.Fatalf("%q: %d tokens by the form, %d rendered: %q", texts(c), got, want, prompt)
+				if checkForm(t, m, randomChat(rng)) {
+					native++
 				}
 			}
 			if tt.form && native < 40 {
@@ -126,6 +134,38 @@ func TestFormsAgreeWithTheirTemplates(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzForms has messages divided by bytes below 8, which name their roles.
+func FuzzForms(f *testing.F) {
+	f.Add("\x00be kind\x01Who <|im_start|> are you?\x02I am </think> x\x01 ok ")
+	f.Add("\x01aaaa\n\n\x02\x01<|im_end|>\n<|im_start|>assistant\n")
+	f.Add("\x03[]\x01é\u00a0 \x05")
+	var models []*Model
+	for _, tt := range templates {
+		models = append(models, withTemplate(f, tt.source))
+	}
+	f.Fuzz(func(t *testing.T, script string) {
+		if len(script) > 1<<12 || !utf8.ValidString(script) {
+			return // what is not UTF-8 the backend refuses
+		}
+		c := &Chat{}
+		for i := 0; i < len(script); {
+			role := []string{"system", "user", "assistant", "tool", "developer", "other", "user", "assistant"}[script[i]%8]
+			end := i + 1
+			for end < len(script) && script[end] >= 8 {
+				end++
+			}
+			c.Messages = append(c.Messages, Message{Role: role, Content: []byte(script[i+1 : end])})
+			i = end
+			if len(c.Messages) > 20 {
+				return
+			}
+		}
+		for _, m := range models {
+			checkForm(t, m, c)
+		}
+	})
 }
 
 func texts(c *Chat) (out []string) {

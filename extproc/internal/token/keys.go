@@ -8,6 +8,9 @@ var rare = map[string]bool{
 	"reasoning_effort": true, "response_format": true, "json_schema": true,
 }
 
+// longestRare is the longest of them if each letter is an escape, in bytes.
+const longestRare = len("continue_final_message") * len(`\u0000`)
+
 // hasRare says whether a JSON object has one of the rare keys. It doesn't check
 // the JSON: what is broken is found when it is decoded, or by the backend.
 func hasRare(raw []byte) bool {
@@ -30,7 +33,7 @@ func hasRare(raw []byte) bool {
 
 // isRare says whether a string may be a rare key. One with escapes may be any.
 func isRare(s []byte) bool {
-	return len(s) < 64 && (rare[string(s)] || bytes.IndexByte(s, '\\') >= 0)
+	return len(s) <= longestRare && (rare[string(s)] || bytes.IndexByte(s, '\\') >= 0)
 }
 
 // stringEnd returns where the string that starts at i ends: its last quote, or

@@ -123,15 +123,76 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// naive undoes an encoding with readers that nobody has used before.
+func naive(e Encoding, body []byte) ([]byte, error) {
+	var r io.Reader
+	var err error
+	switch e {
+	case Gzip:
+		r, err = gzip.NewReader(bytes.NewReader(body))
+	case Deflate:
+		if r, err = zlib.NewReader(bytes.NewReader(body)); errors.Is(err, zlib.ErrHeader) || len(body) < 2 {
+			r, err = flate.NewReader(bytes.NewReader(body)), nil
+		}
+	case Zstd:
+		var z *zstd.Decoder
+		if z, err = zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(window)); err == nil {
+			defer z.Close()
+			r = z
+		}
+	default:
+		r = bytes.NewReader(body)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(r, most+1))
+}
+
+// most is the largest body in the comparison with the twin, in bytes.
+const most = 1 << 16
+
+// checkAppend compares Append, whose readers have seen other bodies, with its twin.
+func checkAppend(t *testing.T, e Encoding, body []byte) {
+	t.Helper()
+	got, err := Append([]byte("x"), e, body, most)
+	if len(got) < 1 || got[0] != 'x' || len(got) > 1+most || err != nil && len(got) != 1 {
+		t.Fatalf("%d bytes of %d, %v", len(got), len(body), err)
+	}
+	want, wantErr := naive(e, body)
+	if tooLarge := len(want) > most; tooLarge != errors.Is(err, ErrTooLarge) {
+		t.Fatalf("%.200q: %v; the twin has %d bytes, %v", body, err, len(want), wantErr)
+	} else if tooLarge {
+		return
+	}
+	if (err != nil) != (wantErr != nil) || err == nil && !bytes.Equal(got[1:], want) {
+		t.Fatalf("%.200q as %d: %d bytes, %v; the twin has %d bytes, %v", body, e, len(got)-1, err, len(want), wantErr)
+	}
+}
+
+// TestAppendAgainstItsTwin has bodies with some wrong bytes, one after the other.
+func TestAppendAgainstItsTwin(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 1))
+	for range 150 {
+		text := make([]byte, r.IntN(300)*r.IntN(300))
+		for i := range text {
+			text[i] = "abc {}\""[r.IntN(1+r.IntN(7))]
+		}
+		for name, b := range packed(t, text) {
+			b = append(bytes.Clone(b), []string{"", "", "x", string(b)}[r.IntN(4)]...)
+			for range r.IntN(3) * r.IntN(2) {
+				if len(b) > 0 {
+					b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+				}
+			}
+			checkAppend(t, encodings[name], b)
+		}
+	}
+}
+
 func FuzzAppend(f *testing.F) {
 	for name, b := range packed(f, []byte(`{"model":"m","messages":[]}`)) {
 		f.Add(byte(encodings[name]), b)
 	}
-	f.Fuzz(func(t *testing.T, e byte, body []byte) {
-		const most = 1 << 16
-		got, err := Append([]byte("x"), Encoding(e%byte(Unknown+1)), body, most)
-		if len(got) < 1 || got[0] != 'x' || len(got) > 1+most || err != nil && len(got) != 1 {
-			t.Fatalf("%d bytes of %d, %v", len(got), len(body), err)
-		}
-	})
+	f.Fuzz(func(t *testing.T, e byte, body []byte) { checkAppend(t, Encoding(e%byte(Unknown)), body) })
 }

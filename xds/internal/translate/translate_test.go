@@ -237,8 +237,8 @@ func FuzzExcept(f *testing.F) {
 	f.Add("a.b", "a", "axb")
 	f.Fuzz(func(t *testing.T, one, two, asked string) {
 		for _, s := range []string{one, two, asked} {
-			if !regexp.MustCompile(`^[!-~]*$`).MatchString(s) || s != strings.ToLower(s) {
-				return // no header's name
+			if !regexp.MustCompile(`^[!-~]{0,128}$`).MatchString(s) || s != strings.ToLower(s) {
+				return // no header's name, or a longer one than a policy may have
 			}
 		}
 		re := regexp.MustCompile("^(?:" + except("x-", "x-"+one, "x-"+two) + ")$")
