@@ -281,9 +281,9 @@ func FuzzIndex(f *testing.F) {
 	})
 }
 
-// shelf is the naive twin of a Cache that works out itself what is evicted: the
+// ledger is the naive twin of a Cache that works out itself what is evicted: the
 // tokens of all generations that ever were.
-type shelf struct {
+type ledger struct {
 	capacity    int64
 	gen, oldest uint32
 	tokens      map[uint32]int64
@@ -291,7 +291,7 @@ type shelf struct {
 	again, gone int64
 }
 
-func (h *shelf) use(tokens int64, was uint32, ok bool) {
+func (h *ledger) use(tokens int64, was uint32, ok bool) {
 	if tokens <= 0 || ok && was == h.gen {
 		return
 	}
@@ -314,14 +314,14 @@ func (h *shelf) use(tokens int64, was uint32, ok bool) {
 }
 
 // since adds up what was used last in a generation or in a newer one.
-func (h *shelf) since(gen uint32) (sum int64) {
+func (h *ledger) since(gen uint32) (sum int64) {
 	for g := gen; g < h.gen; g++ {
 		sum += max(0, h.tokens[g])
 	}
 	return sum
 }
 
-func (h *shelf) clear() {
+func (h *ledger) clear() {
 	h.gen++
 	h.oldest = h.gen
 	clear(h.tokens)
@@ -330,7 +330,7 @@ func (h *shelf) clear() {
 // keep drives a Cache and its twin, from the generation on that the tape says: they
 // go round after a million.
 func keep(t *testing.T, s tape) {
-	h := &shelf{capacity: 1600, gen: 1, oldest: 1, tokens: map[uint32]int64{}}
+	h := &ledger{capacity: 1600, gen: 1, oldest: 1, tokens: map[uint32]int64{}}
 	c := NewCache(9, h.capacity)
 	how := s.next()
 	if how%2 == 1 {
@@ -364,7 +364,7 @@ func keep(t *testing.T, s tape) {
 	}
 }
 
-func (h *shelf) check(t *testing.T, c *Cache) {
+func (h *ledger) check(t *testing.T, c *Cache) {
 	t.Helper()
 	if gen, oldest := c.gen.Load(), c.oldest.Load(); gen != h.gen || oldest != h.oldest {
 		t.Fatalf("generations %d to %d, the twin has %d to %d", oldest, gen, h.oldest, h.gen)
