@@ -1,6 +1,7 @@
 package pick
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -15,13 +16,40 @@ import (
 // what the index finds with a walk over all of them: the costs must be the same,
 // at once after a change, and after a sweep where only time has passed.
 func TestIndexAgainstWalk(t *testing.T) {
-	r := rand.New(rand.NewPCG(11, 12))
+	seek(t, rand.New(rand.NewPCG(11, 12)), 3000)
+}
+
+// FuzzIndexAgainstWalk lets a fuzzer choose what happens.
+func FuzzIndexAgainstWalk(f *testing.F) {
+	f.Add([]byte("some bytes that choose what happens to endpoints"))
+	f.Fuzz(func(t *testing.T, script []byte) {
+		seek(t, rand.New(&tape{script, rand.NewPCG(1, 2)}), min(60, len(script)/8))
+	})
+}
+
+// tape is random numbers that a script gives, and others when it is over.
+type tape struct {
+	script []byte
+	rest   rand.Source
+}
+
+// Uint64 is rand.Source's.
+func (s *tape) Uint64() uint64 {
+	if len(s.script) < 4 {
+		return s.rest.Uint64()
+	}
+	v := binary.LittleEndian.Uint32(s.script)
+	s.script = s.script[4:]
+	return uint64(v)<<32 | uint64(v)
+}
+
+func seek(t *testing.T, r *rand.Rand, steps int) {
 	m := model()
 	for i := range 4 * indexed {
 		m.Endpoints = append(m.Endpoints, endpoint(i, slow(0.5+4*r.Float64()), in([]State{Ready, Ready, Ready, Suspect, NotReady}[r.IntN(5)])))
 	}
 	now := epoch
-	for step := range 3000 {
+	for step := range steps {
 		change(m, r, now)
 		if step%50 == 0 {
 			now = now.Add(sweep + time.Millisecond)
@@ -36,6 +64,15 @@ func TestIndexAgainstWalk(t *testing.T) {
 		got, want := costsOf(m, q, step), costsOf(&Model{Endpoints: m.Endpoints, Learned: m.Learned}, q, step)
 		if !slices.Equal(got, want) {
 			t.Fatalf("step %d: the index finds costs %v, a walk %v", step, got, want)
+		}
+		if q.Found == nil {
+			continue
+		}
+		// What others have the use of is taken to be worth the same everywhere: near enough.
+		q.Found.Shared, q.Found.By = r.IntN(q.Prompt), 4+20*r.Float64()
+		got, want = costsOf(m, q, step), costsOf(&Model{Endpoints: m.Endpoints, Learned: m.Learned}, q, step)
+		if len(want) > 0 && got[0] > want[0]*(1+stayShare)+stayMs {
+			t.Fatalf("step %d: the index finds cost %v where a beginning is shared, a walk %v", step, got[0], want[0])
 		}
 	}
 }

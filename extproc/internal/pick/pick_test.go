@@ -199,6 +199,9 @@ func TestPickAgainstNaive(t *testing.T) {
 		if r.IntN(2) == 0 {
 			q.Found = at(r.IntN(30), r.IntN(3000))
 		}
+		if r.IntN(3) == 0 {
+			q.Only = randomSubset(r)
+		}
 		all := naive(m, q)
 		var c Choice
 		err := p.Pick(q, &c)
@@ -217,12 +220,34 @@ func TestPickAgainstNaive(t *testing.T) {
 		}
 		seen := map[string]bool{}
 		for _, l := range c.List {
-			if seen[l.Address] || l.tier(epoch.UnixNano()) != all[0].tier(epoch.UnixNano()) {
-				t.Fatalf("Pick() lists %s twice or from a worse tier", l.Address)
+			if seen[l.Address] || !naiveAllows(q.Only, l.Address) || l.tier(epoch.UnixNano()) != all[0].tier(epoch.UnixNano()) {
+				t.Fatalf("Pick() lists %s twice, from a worse tier, or though it is not allowed", l.Address)
 			}
 			seen[l.Address] = true
 		}
 	}
+}
+
+// randomSubset allows some endpoints, some of them by their ip alone.
+func randomSubset(r *rand.Rand) Subset {
+	only := Subset{}
+	for range r.IntN(8) {
+		only = append(only, []string{fmt.Sprintf("127.0.0.1:%d", 20000+r.IntN(40)), "10.0.0.1", "127.0.0.1:1", "127.0.0", "127.0.0.1:2000"}[r.IntN(5)])
+	}
+	if r.IntN(8) == 0 {
+		only = append(only, "127.0.0.1")
+	}
+	slices.Sort(only)
+	return only
+}
+
+// naiveAllows asks each entry of a subset.
+func naiveAllows(s Subset, address string) bool {
+	ok := s == nil
+	for _, entry := range s {
+		ok = ok || entry == address || strings.HasPrefix(address, entry+":")
+	}
+	return ok
 }
 
 func randomModel(r *rand.Rand) *Model {
@@ -241,10 +266,12 @@ func naive(m *Model, q *Query) []Candidate {
 	var all []Candidate
 	now, best := q.Now.UnixNano(), tierNone
 	for _, e := range m.Endpoints {
-		best = max(best, e.tier(now))
+		if naiveAllows(q.Only, e.Address) {
+			best = max(best, e.tier(now))
+		}
 	}
 	for _, e := range m.Endpoints {
-		if best != tierNone && e.tier(now) == best {
+		if best != tierNone && e.tier(now) == best && naiveAllows(q.Only, e.Address) {
 			all = append(all, e.price(q, m.usual(), now))
 		}
 	}
