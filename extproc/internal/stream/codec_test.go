@@ -3,6 +3,7 @@ package stream
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
@@ -171,29 +172,44 @@ func checkWrite(t *testing.T, r *Reply, hold mem.Buffer) {
 	}
 }
 
+// writeAll compares what a stream of events is answered.
+func writeAll(t *testing.T, fl *fleet, script []byte) {
+	x := fl.core.Begin()
+	defer fl.core.Finish(x)
+	evs := events(script, fl)
+	for i := range evs {
+		hold := mem.Copy(append([]byte("in front"), evs[i].Body...), buffers)
+		if evs[i].Body != nil {
+			evs[i].Body = hold.ReadOnlyData()[len("in front"):]
+		}
+		for _, reply := range x.Step(&evs[i], nil) {
+			checkWrite(t, &reply, hold)
+		}
+		hold.Free()
+	}
+}
+
 // TestWritesAsProtobufDoes compares what random streams are answered.
 func TestWritesAsProtobufDoes(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 9))
-	fl := newFleet(5, canary)
-	for range 600 {
+	fleets := []*fleet{newFleet(5, canary), busy()}
+	for i := range 600 {
 		seed := make([]byte, 1+r.IntN(120))
 		for i := range seed {
 			seed[i] = byte(r.IntN(256))
 		}
-		x := fl.core.Begin()
-		evs := events(seed, fl)
-		for i := range evs {
-			hold := mem.Copy(append([]byte("in front"), evs[i].Body...), buffers)
-			if evs[i].Body != nil {
-				evs[i].Body = hold.ReadOnlyData()[len("in front"):]
-			}
-			for _, reply := range x.Step(&evs[i], nil) {
-				checkWrite(t, &reply, hold)
-			}
-			hold.Free()
-		}
-		fl.core.Finish(x)
+		writeAll(t, fleets[i%2], seed)
+		checkWrite(t, &Reply{Kind: Extend, Wait: time.Duration(r.Int64N(1 << r.IntN(50)))}, nil)
 	}
+}
+
+func FuzzWrite(f *testing.F) {
+	f.Add([]byte("\x01\x00\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x01\x01\x00\x00"))
+	f.Add([]byte("some bytes that make events in an order of their own, why not"))
+	f.Fuzz(func(t *testing.T, script []byte) {
+		writeAll(t, newFleet(5, canary), script)
+		writeAll(t, busy(), script)
+	})
 }
 
 // TestChunkIsNotCopied holds the promise that a body goes back as it came.

@@ -8,6 +8,7 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -162,6 +163,9 @@ var goOnReplies = [...]*extproc.ProcessingResponse{
 func writeReply(r *Reply) *extproc.ProcessingResponse {
 	if r.Error != nil {
 		return errorResponse(r)
+	}
+	if r.Kind == Extend {
+		return &extproc.ProcessingResponse{OverrideMessageTimeout: durationpb.New(r.Wait)}
 	}
 	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil {
 		return goOnReplies[r.Kind]
