@@ -275,6 +275,7 @@ func (l *Log) putLocked(k Link, moved, fresh int64, whole bool) {
 		s.keys, s.tokens = append(s.keys, k.Key), append(s.tokens, k.Tokens)
 		l.touchLocked()
 	}
+	fresh = max(fresh, -s.live) // what is taken back was there, whatever lengths a client names
 	s.live += fresh
 	l.live += fresh
 	l.places[k.Key] = place{at: s, tokens: k.Tokens, whole: whole}

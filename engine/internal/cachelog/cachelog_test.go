@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -334,4 +335,108 @@ func TestWhatWasNotBegunDoesNotCount(t *testing.T) {
 	if got := l.Tokens(); got != 100 {
 		t.Errorf("Tokens() = %d, want the 100 of before", got)
 	}
+}
+
+// checkLog checks that a log's sums are those of what it holds.
+func checkLog(t *testing.T, l *Log) {
+	t.Helper()
+	live, ids := int64(0), uint64(0)
+	last := map[uint64]place{}
+	for _, s := range l.segments {
+		if s.live < 0 || s.id <= ids || len(s.keys) > enginepb.MaxEntries {
+			t.Fatalf("segment %d after %d: %d tokens, %d keys", s.id, ids, s.live, len(s.keys))
+		}
+		live, ids = live+s.live, s.id
+		for i, k := range s.keys {
+			if last[k] = (place{at: s, tokens: s.tokens[i]}); s.tokens[i] == 0 {
+				delete(last, k)
+			}
+		}
+	}
+	if live != l.live || len(l.segments) > enginepb.MaxSegments {
+		t.Fatalf("%d segments of %d tokens, %d are counted", len(l.segments), live, l.live)
+	}
+	for k, p := range l.places {
+		if q := last[k]; q.at != p.at || q.tokens != p.tokens {
+			t.Fatalf("key %d is held to be in a segment with %d tokens, which was last named with %d", k, p.tokens, q.tokens)
+		}
+	}
+	if len(l.places) != len(last) {
+		t.Fatalf("%d keys are known, %d were named", len(l.places), len(last))
+	}
+}
+
+// keepLog does what a script says to a log that a reader follows by increments, some of
+// which are lost and some come twice.
+func keepLog(t *testing.T, script []byte) {
+	var l Log
+	var open []*Use
+	var reader, sent *enginepb.Cache
+	for len(script) >= 4 {
+		op, a, b := script[0], int(script[1]), int(script[2])
+		switch {
+		case op < 100:
+			var chain []Link
+			each := uint32(1 + a) // tokens of a link
+			if b%4 == 0 {
+				each = uint32(1 + b) // nobody but us need write headers
+			}
+			for i := range script[3] % 8 {
+				chain = append(chain, Link{uint64(a)<<8 | uint64(i), each * uint32(i+1)})
+			}
+			open = append(open, l.Begin(chain))
+		case op < 200 && len(open) > 0:
+			u := open[a%len(open)]
+			open = slices.DeleteFunc(open, func(o *Use) bool { return o == u })
+			if op%4 == 0 {
+				l.Fail(u)
+			} else {
+				l.Finish(u, uint64(b)*8, uint64(script[3])*8, uint64(a))
+			}
+		case op < 215:
+			l.Other(uint64(a) * uint64(b))
+		case op < 225:
+			l.Resize(int64(a) * int64(b))
+		case op == 255:
+			l.Reset(uint64(a % 3))
+		default:
+			now := l.Cache()
+			report := now.Since(sent)
+			if err := report.Check(); err != nil {
+				t.Fatal(err)
+			}
+			if reader = reader.Add(report); a%4 == 0 {
+				reader = reader.Add(report)
+			}
+			if sent = now; b%8 == 0 {
+				sent = nil // a new stream
+			}
+			if diff := cmp.Diff(now, reader, protocmp.Transform(), cmpopts.EquateEmpty()); diff != "" {
+				t.Fatalf("(-log +reader):\n%s", diff)
+			}
+		}
+		checkLog(t, &l)
+		script = script[4:]
+	}
+}
+
+// TestLogAddsUp begins, ends and breaks off uses in any order.
+func TestLogAddsUp(t *testing.T) {
+	for seed := range uint64(25) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		script := make([]byte, 2000)
+		for i := range script {
+			script[i] = byte(r.Uint32())
+		}
+		keepLog(t, script)
+	}
+}
+
+func FuzzLog(f *testing.F) {
+	f.Add([]byte{0, 1, 9, 3, 0, 1, 20, 7, 150, 0, 3, 4, 230, 1, 1, 0, 220, 9, 9, 0, 0, 2, 2, 2, 152, 0, 0, 0, 255, 1, 0, 0})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		if len(script) < 1<<12 {
+			keepLog(t, script)
+		}
+	})
 }
