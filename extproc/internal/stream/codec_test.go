@@ -1,7 +1,10 @@
 package stream
 
 import (
+	"hash/maphash"
 	"math/rand/v2"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +18,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"millrace.dev/millrace/extproc/internal/flow"
+	"millrace.dev/millrace/extproc/internal/pick"
 )
 
 var wire = codec{encoding.GetCodecV2(grpcproto.Name)}
@@ -39,6 +45,9 @@ func checkRead(t *testing.T, f *fleet, b []byte) {
 	if known := readEvent(&m, x.policy(), &want); known != in.known {
 		t.Fatalf("%.200x: known = %v, want %v", b, in.known, known)
 	}
+	if p := f.table.Policy.Flow; p != nil {
+		readFlow(m.GetRequestHeaders().GetHeaders(), f.core, p, &want.Request)
+	}
 	if in.observed != m.GetObservabilityMode() {
 		t.Fatalf("%.200x: observed = %v", b, in.observed)
 	}
@@ -47,6 +56,22 @@ func checkRead(t *testing.T, f *fleet, b []byte) {
 	}
 	if diff := cmp.Diff(want, in.Event); diff != "" {
 		t.Fatalf("%.200x: %s", b, diff)
+	}
+}
+
+// readFlow reads who asks, and how long they wait.
+func readFlow(hs *core.HeaderMap, c *Core, p *flow.Policy, head *RequestHead) {
+	for _, h := range hs.GetHeaders() {
+		switch key := h.GetKey(); {
+		case key == "x-request-timeout-ms", key == "x-envoy-expected-rq-timeout-ms":
+			ms, err := strconv.Atoi(value(h))
+			if wait := time.Duration(ms) * time.Millisecond; err == nil && ms > 0 && ms < 1<<31 && (head.Patience == 0 || wait < head.Patience) {
+				head.Patience = wait
+			}
+		case p.TenantHeader == "" && (key == "authorization" || key == "x-api-key"), p.TenantHeader != "" && key == p.TenantHeader:
+			words := strings.Split(value(h), " ")
+			head.Tenant = maphash.String(c.seed, words[len(words)-1]) | 1
+		}
 	}
 }
 
@@ -92,6 +117,7 @@ func requests() []*extproc.ProcessingRequest {
 	list := structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{text("10.0.0.2:80"), structpb.NewNumberValue(3), text("[::1]"), text("10.0.0.1:80, 10.0.0.3")}})
 	head := hs(":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json", "content-length", "12",
 		"cookie", "a=b", "cookie", "c=d", "x-session-id", "s1", "x-millrace-priority", "critical", "x-gateway-x", "1", "x-millrace-y", "2",
+		"authorization", "Bearer k 1", "x-request-timeout-ms", "900", "x-envoy-expected-rq-timeout-ms", "800", "x-api-key", "", "x-tenant", "t u",
 		retriesHeader, "3", "content-encoding", "identity", "content-length", "x", "", "")
 	answer := hs(":status", "200", attemptsHeader, "2", loadHeader, "TEXT a=1", usageHeader, "prompt=1", "x", "y")
 	duplex := &extproc.ProtocolConfiguration{RequestBodyMode: filter.ProcessingMode_FULL_DUPLEX_STREAMED, ResponseBodyMode: filter.ProcessingMode_STREAMED}
@@ -117,8 +143,13 @@ func requests() []*extproc.ProcessingRequest {
 	}
 }
 
+// readers are fleets whose policies name headers.
+func readers() []*fleet {
+	return []*fleet{newFleet(1), newFleet(1, oneSlot), newFleet(1, oneSlot, func(t *pick.Table) { t.Policy.Flow.TenantHeader = "x-tenant" })}
+}
+
 func TestReadsAsProtobufDoes(t *testing.T) {
-	f := newFleet(1)
+	fleets := readers()
 	var all [][]byte
 	for _, m := range requests() {
 		b, err := proto.Marshal(m)
@@ -126,10 +157,12 @@ func TestReadsAsProtobufDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		all = append(all, b)
-		checkRead(t, f, b)
+		for _, f := range fleets {
+			checkRead(t, f, b)
+		}
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 1500 {
+	for i := range 1500 {
 		// Messages that follow each other merge into one, and some bytes change.
 		b := append(append([]byte(nil), all[r.IntN(len(all))]...), all[r.IntN(len(all))]...)
 		for range r.IntN(3) {
@@ -137,7 +170,7 @@ func TestReadsAsProtobufDoes(t *testing.T) {
 				b[r.IntN(len(b))] = byte(r.IntN(256))
 			}
 		}
-		checkRead(t, f, b)
+		checkRead(t, fleets[i%len(fleets)], b)
 	}
 }
 
@@ -149,8 +182,12 @@ func FuzzRead(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	fl := newFleet(1)
-	f.Fuzz(func(t *testing.T, b []byte) { checkRead(t, fl, b) })
+	fleets := readers()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, fl := range fleets {
+			checkRead(t, fl, b)
+		}
+	})
 }
 
 // checkWrite checks that a reply's bytes are what protobuf makes of it.
