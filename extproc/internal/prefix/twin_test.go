@@ -483,3 +483,42 @@ func FuzzMaker(f *testing.F) {
 		}
 	})
 }
+
+// count sends prompts that branch off from each other anywhere, and compares how many
+// tokens are held to be cached with how many pieces there are, each counted once. For
+// prompts of up to MaxLinks pieces that is exact; of longer ones not all pieces are known.
+func count(t *testing.T, s tape, longest int, tolerance float64) {
+	x, c := newIndex(1<<16, time.Hour), NewCache(3, 1<<40)
+	seen := map[session.Key]bool{}
+	var all [][]byte // prompts, of a byte for each piece
+	for len(s) > 0 {
+		var blocks []byte
+		if from := s.next(); len(all) > 0 && from%8 > 0 {
+			old := all[from%len(all)]
+			blocks = slices.Clone(old[:len(old)*(1+s.next()%32)/32])
+		}
+		for range 1 + s.next()%max(2, longest/8) {
+			blocks = append(blocks, byte(s.next()))
+		}
+		blocks = blocks[:min(len(blocks), longest)]
+		all = append(all, blocks)
+		m, k := NewMaker(7, nil), session.Key(7)
+		for i := range blocks {
+			m.Piece(blocks[i:i+1], 1)
+			k = session.Next(k, blocks[i:i+1])
+			seen[k] = true
+		}
+		m.End()
+		x.Use(m.Links(10*len(blocks)), c, epoch)
+		if got, want := float64(c.sum.Load()), float64(10*len(seen)); got < want*(1-tolerance) || got > want*(1+tolerance) {
+			t.Fatalf("%.0f tokens are counted, there are %.0f", got, want)
+		}
+	}
+}
+
+func TestTokensCountOnce(t *testing.T) {
+	for seed := range uint64(40) {
+		count(t, randomTape(seed, 2000), MaxLinks, 0)
+		count(t, randomTape(seed, 6000), 6*MaxLinks, 0.1)
+	}
+}
