@@ -267,7 +267,7 @@ func readAll(t *testing.T, s tape) {
 
 // TestIndexAgainstItsTwin holds the index to a map of lists.
 func TestIndexAgainstItsTwin(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(8) {
 		readAll(t, randomTape(seed, 3000))
 	}
 }
@@ -390,7 +390,7 @@ func (h *ledger) check(t *testing.T, c *Cache) {
 }
 
 func TestCacheAgainstItsTwin(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(20) {
 		keep(t, randomTape(seed, 3000))
 	}
 }
@@ -469,7 +469,7 @@ func checkMaker(t *testing.T, s tape) {
 }
 
 func TestMakerAgainstItsTwin(t *testing.T) {
-	for seed := range uint64(400) {
+	for seed := range uint64(200) {
 		checkMaker(t, randomTape(seed, int(seed)))
 	}
 }
@@ -517,7 +517,7 @@ func count(t *testing.T, s tape, longest int, tolerance float64) {
 }
 
 func TestTokensCountOnce(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(10) {
 		count(t, randomTape(seed, 2000), MaxLinks, 0)
 		count(t, randomTape(seed, 6000), 6*MaxLinks, 0.1)
 	}
