@@ -420,6 +420,18 @@ func keepLog(t *testing.T, script []byte) {
 	}
 }
 
+// TestContradictingLengths has a key of ten tokens that comes back with a thousand, and
+// takes along what another one is found not to have brought.
+func TestContradictingLengths(t *testing.T) {
+	var l Log
+	l.Resize(1600)
+	answer(&l, 10, 0, Link{3, 10})
+	u := l.Begin([]Link{{1, 100}})
+	l.Begin([]Link{{3, 1000}})
+	l.Fail(u)
+	checkLog(t, &l)
+}
+
 // TestLogAddsUp begins, ends and breaks off uses in any order.
 func TestLogAddsUp(t *testing.T) {
 	for seed := range uint64(10) {
