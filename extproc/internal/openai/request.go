@@ -158,7 +158,7 @@ func (r *Request) metadata(s *scanner) bool {
 		return s.skip(1)
 	}
 	return s.object(1, func(key text) bool {
-		if string(key.raw) == "user_id" {
+		if string(r.plain(key)) == "user_id" {
 			return r.textField(s, &r.User)
 		}
 		return s.skip(2)
