@@ -248,13 +248,18 @@ func tooDeep(b []byte) bool {
 }
 
 // escapesInValuesOnly tells whether no key inside a message is spelt with
-// escapes, which Parse does not look through.
+// escapes, which Parse does not look through: who renders the message does.
 func escapesInValuesOnly(b []byte) bool {
 	var v map[string]json.RawMessage
 	if json.Unmarshal(b, &v) != nil {
 		return false
 	}
-	return !strings.Contains(string(v["messages"]), `\u`)
+	for _, list := range []string{"messages", "input", "system"} {
+		if strings.Contains(string(v[list]), `\u`) {
+			return false
+		}
+	}
+	return true
 }
 
 func TestUnescapeLikeEncodingJSON(t *testing.T) {
