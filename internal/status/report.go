@@ -59,6 +59,8 @@ type Node struct {
 	// Decode and Prefill are tokens per second of one sequence, as measured.
 	Decode  float64 `json:"decode_tokens_per_second"`
 	Prefill float64 `json:"prefill_tokens_per_second"`
+	// InCache are the tokens that are known to be in the engine's caches now.
+	InCache uint64 `json:"in_cache_tokens"`
 	// Generated and Cached count tokens since the engine started.
 	Generated uint64 `json:"generated_tokens"`
 	Cached    uint64 `json:"cached_tokens"`
@@ -120,7 +122,7 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 		Node: v.GetNode(), Model: a.GetModel(), Replica: a.GetReplica(), Stages: len(a.GetStages()),
 		State: v.GetState().String(), Engine: e.GetState().String(), Reason: v.GetReason(),
 		Running: e.GetLoad().GetRunning(), Waiting: e.GetLoad().GetWaiting(),
-		Decode: e.GetSpeed().GetDecode(), Prefill: e.GetSpeed().GetPrefill(),
+		Decode: e.GetSpeed().GetDecode(), Prefill: e.GetSpeed().GetPrefill(), InCache: e.GetLoad().GetCachedTokens(),
 		Generated: e.GetTotals().GetGeneratedTokens(), Cached: e.GetTotals().GetCachedTokens(),
 	}
 	if n.Stages > 0 {

@@ -38,7 +38,7 @@ func engineStatus(node, replica string, stage, stages int, st enginepb.State) *e
 	}
 	return &enginepb.Status{
 		Node: node, State: st, Assignment: a, Since: ago(time.Minute),
-		Load:      &enginepb.Load{Running: 2, Waiting: 1},
+		Load:      &enginepb.Load{Running: 2, Waiting: 1, CachedTokens: 12345},
 		Speed:     &enginepb.Speed{Decode: 45.25, Prefill: 300},
 		Processes: []*enginepb.Process{{Role: "backend", RssBytes: 212 << 20}},
 	}

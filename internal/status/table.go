@@ -82,11 +82,11 @@ func readyReplicas(nodes []Node) (up, all int) {
 
 func fleet(w io.Writer, nodes []Node, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tMODEL\tREPLICA\tSTATE\tFOR\tWEIGHT\tRUN/WAIT\tTOK/S\tDEVICE\tMEMORY\tREASON")
+	fmt.Fprintln(t, "NODE\tMODEL\tREPLICA\tSTATE\tFOR\tWEIGHT\tRUN/WAIT\tTOK/S\tCACHED\tDEVICE\tMEMORY\tREASON")
 	for _, n := range nodes {
 		fmt.Fprintln(t, strings.Join([]string{
 			n.Node, dash(n.Model), part(n), n.State, since(n.Since, now), weight(n.Weight),
-			fmt.Sprintf("%d/%d", n.Running, n.Waiting), figure(n.Decode), dash(n.Device),
+			fmt.Sprintf("%d/%d", n.Running, n.Waiting), figure(n.Decode), count(n.InCache), dash(n.Device),
 			memory(n.MemoryUsed, n.MemoryTotal), n.Reason,
 		}, "\t"))
 	}
@@ -114,6 +114,14 @@ func figure(v float64) string {
 		return "-"
 	}
 	return strconv.FormatFloat(v, 'f', 1, 64)
+}
+
+// count shows how many there are; none may be because nobody has said it.
+func count(n uint64) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.FormatUint(n, 10)
 }
 
 // memory shows "212 MiB / 23.5 GiB".

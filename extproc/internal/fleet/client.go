@@ -178,6 +178,7 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.publish(t)
 		c.complete.Store(true)
 		c.metrics.count(t)
+		c.metrics.cached.Set(float64(c.state.cachedTokens()))
 	}
 	if r.GetTypeUrl() == modelType {
 		c.loader.want(c.state.tokenizers())

@@ -36,7 +36,7 @@ func resource(name, version string, m proto.Message) *discovery.Resource {
 func endpointState(address string, edit ...func(*fleetpb.EndpointState)) *fleetpb.EndpointState {
 	m := &fleetpb.EndpointState{
 		Address: address, Node: "node-a", Model: "m", Replica: "m-0", State: fleetpb.EndpointState_READY, Health: 1, Epoch: 1,
-		Load: &enginepb.Load{Slots: 4, Running: 1, Waiting: 2, TokensInFlight: 300}, Speed: &enginepb.Speed{Prefill: 500, Decode: 50},
+		Load: &enginepb.Load{Slots: 4, Running: 1, Waiting: 2, TokensInFlight: 300, CachedTokens: 70}, Speed: &enginepb.Speed{Prefill: 500, Decode: 50},
 	}
 	for _, f := range edit {
 		f(m)
@@ -244,6 +244,9 @@ func TestClient(t *testing.T) {
 		if r := <-fake.heard; r.GetResponseNonce() != "n" || r.GetErrorDetail() != nil {
 			t.Errorf("want an ACK, got %v", r)
 		}
+	}
+	if got := testutil.ToFloat64(c.metrics.cached); got != 70 {
+		t.Errorf("%v tokens are cached, want what the engine says", got)
 	}
 	fake.say <- say(endpointType, resource("127.0.0.1:1", "6", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.State = 77 })))
 	if r := <-fake.heard; !strings.Contains(r.GetErrorDetail().GetMessage(), "EndpointState.State") {

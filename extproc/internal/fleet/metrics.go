@@ -16,6 +16,8 @@ type metrics struct {
 	updates   prometheus.Counter
 	rejected  prometheus.Counter
 	endpoints map[pick.State]prometheus.Gauge
+	// cached is not by engine: there may be ten thousand, and each tells it itself.
+	cached prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -34,8 +36,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Responses of xds of which a part was refused.",
 		}),
 		endpoints: byState,
+		cached: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_extproc_engines_cached_tokens",
+			Help: "Tokens that engines say they have in their caches, all together.",
+		}),
 	}
-	reg.MustRegister(m.connected, m.updates, m.rejected, endpoints)
+	reg.MustRegister(m.connected, m.updates, m.rejected, endpoints, m.cached)
 	return m
 }
 

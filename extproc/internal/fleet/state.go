@@ -313,6 +313,14 @@ func (s *state) table() *pick.Table {
 	return t
 }
 
+// cachedTokens returns how many tokens engines say they have cached, all together.
+func (s *state) cachedTokens() (sum uint64) {
+	for _, e := range s.endpoints {
+		sum += e.said.GetLoad().GetCachedTokens()
+	}
+	return sum
+}
+
 // view returns the endpoint as tables have it.
 func (e *endpoint) view() *pick.Endpoint {
 	m := e.said
