@@ -146,7 +146,10 @@ func (l *Log) Begin(chain []Link) *Use {
 		case p.at != nil:
 			u.fresh[i] = -1
 			to := k.Tokens
-			if i == known {
+			switch {
+			case i == len(chain)-1:
+				to = max(to, p.tokens) // with an answer, in whose place Finish puts the next one
+			case i == known:
 				to = max(to, min(p.tokens, chain[len(chain)-1].Tokens))
 			}
 			l.putLocked(k, int64(to)-int64(counted), 0, false)
@@ -220,7 +223,8 @@ func (l *Log) Finish(u *Use, prompt, cached, completion uint64) {
 	if n := len(u.chain); n > 1 {
 		before = u.chain[n-2].Tokens
 	}
-	l.putLocked(Link{Key: end.Key, Tokens: all}, int64(end.Tokens)-int64(before), int64(all)-int64(end.Tokens), true)
+	counted := int64(max(end.Tokens, l.places[end.Key].tokens)) // with an earlier answer to the same prompt
+	l.putLocked(Link{Key: end.Key, Tokens: all}, counted-int64(before), int64(all)-counted, true)
 }
 
 // learnLocked compares what was claimed of a prompt with what the backend found.
@@ -258,8 +262,8 @@ func (l *Log) Other(tokens uint64) {
 }
 
 // putLocked logs a key. Of its tokens so many go with it from where it was, as far
-// as they are there; fresh ones come to them. A link of no tokens says that it is
-// gone.
+// as they are there; fresh ones come to them, or if fewer than none, go. A link of no
+// tokens says that it is gone.
 func (l *Log) putLocked(k Link, moved, fresh int64, whole bool) {
 	s := l.openLocked()
 	was, ok := l.places[k.Key]

@@ -452,3 +452,20 @@ func FuzzLog(f *testing.F) {
 		}
 	})
 }
+
+// TestAnswersToTheSamePromptCountOnce asks the same again and again: the backend keeps
+// one answer behind the prompt.
+func TestAnswersToTheSamePromptCountOnce(t *testing.T) {
+	var l Log
+	l.Resize(10_000)
+	for i := range uint64(20) {
+		answer(&l, 100, 400+i, Link{1, 40}, Link{2, 100})
+	}
+	if got := l.Tokens(); got != 519 {
+		t.Errorf("Tokens() = %d, want 519: the prompt and the last answer", got)
+	}
+	answer(&l, 100, 50, Link{1, 40}, Link{2, 100})
+	if got := l.Tokens(); got != 150 {
+		t.Errorf("Tokens() = %d after a short answer, want 150", got)
+	}
+}

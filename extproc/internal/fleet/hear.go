@@ -91,7 +91,7 @@ func (l *Local) heard(address string, h *hearing, c kvevents.Change, now time.Ti
 	}
 }
 
-// deafLocked names the endpoints whose events do not come though they live.
+// deafLocked names the endpoints whose events do not come, or are refused, though they live.
 func (l *Local) deafLocked() (names []string) {
 	for _, p := range l.sortedLocked() {
 		if p.hearing == nil || p.vital.state != pick.Ready {
@@ -104,11 +104,11 @@ func (l *Local) deafLocked() (names []string) {
 	return names
 }
 
-// deaf is the condition that events of so many endpoints do not come.
+// deaf is the condition that events of so many endpoints do not come or are refused.
 func deaf(names []string, n int) obs.Condition {
 	return obs.Condition{
 		Code: "no-kv-events",
-		Text: fmt.Sprintf("cache events of %d of %d endpoints do not come: %s; what they have cached is guessed", len(names), n, list(names)),
+		Text: fmt.Sprintf("cache events of %d of %d endpoints do not come or are refused: %s; what they have cached is guessed", len(names), n, list(names)),
 		Next: "start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen",
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -80,12 +81,20 @@ type ear struct {
 	blocks  *prefix.Blocks
 	changes chan Change
 	reg     *prometheus.Registry
+	warned  atomic.Int64 // times that something was logged as a warning
+}
+
+// Write is that of what is logged.
+func (e *ear) Write(b []byte) (int, error) {
+	e.warned.Add(1)
+	return len(b), nil
 }
 
 func follow(t *testing.T, s Source) *ear {
 	t.Helper()
 	e := &ear{blocks: new(prefix.Blocks), changes: make(chan Change, 16), reg: prometheus.NewRegistry()}
-	e.Follower = New(s, e.blocks, func(c Change) { e.changes <- c }, NewMetrics(e.reg), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	log := slog.New(slog.NewTextHandler(e, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	e.Follower = New(s, e.blocks, func(c Change) { e.changes <- c }, NewMetrics(e.reg), log)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- e.Run(ctx) }()
@@ -166,6 +175,31 @@ func TestFollow(t *testing.T) {
 	}
 	if _, err := testutil.GatherAndLint(e.reg); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFollowWhoMakesNoSense tells of a publisher that says what nobody understands, as
+// one of another version may: once in the log, and as long as it does so.
+func TestFollowWhoMakesNoSense(t *testing.T) {
+	ln := server(t)
+	e := follow(t, Source{Connect: ln.Addr().String()})
+	p := accept(t, ln, "")
+	for seq := range uint64(50) {
+		p.say(seq, []byte("not a batch"))
+	}
+	if n := e.warned.Load(); n != 1 {
+		t.Errorf("%d warnings, want one", n)
+	}
+	if err := e.Fault(); err == nil || !strings.Contains(err.Error(), "message refused: ") {
+		t.Errorf("fault %v, want that messages are refused", err)
+	}
+	p.say(50, payload(t, "cleared"))
+	if err := e.Fault(); err != nil {
+		t.Errorf("fault %v after a message that is understood", err)
+	}
+	p.say(51, []byte("not a batch"))
+	if n := e.warned.Load(); n != 2 {
+		t.Errorf("%d warnings, want another", n)
 	}
 }
 

@@ -74,12 +74,17 @@ func New(s Source, blocks *prefix.Blocks, changed func(Change), m *Metrics, log 
 // Source returns where the events come from.
 func (f *Follower) Source() Source { return f.source }
 
-// Fault returns why nothing is heard; nil: somebody is connected.
+// Fault returns why nothing is heard or understood; nil: all is well.
 func (f *Follower) Fault() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case len(f.lines) > 0:
+		for l := range f.lines {
+			if l.refused != nil {
+				return l.refused
+			}
+		}
 		return nil
 	case f.fault != nil:
 		return f.fault
@@ -195,8 +200,9 @@ type line struct {
 	heard    bool   // whether there was one
 	batch    Batch
 
-	// whole is whether all that it has stored is known. Guarded by Follower.mu.
-	whole bool
+	// Guarded by Follower.mu, and changed by the line alone.
+	whole   bool  // whether all that it has stored is known
+	refused error // why the last message was; nil: it was not
 }
 
 // join takes a publisher in. What it has stored before is not known.
@@ -259,14 +265,17 @@ func (l *line) take(parts [][]byte) {
 	if first {
 		l.begin()
 	}
+	defer l.batch.trim()
 	if err := l.batch.Decode(parts[2]); err != nil {
 		l.lose("message refused", err)
 		return
 	}
+	if l.refused != nil {
+		l.setRefused(nil)
+	}
 	for i := range l.batch.Events {
 		l.apply(&l.batch.Events[i])
 	}
-	l.batch.trim()
 }
 
 // begin takes in that the publisher's engine has said nothing before, and so had
@@ -283,14 +292,27 @@ func (l *line) begin() {
 	}
 }
 
-// lose forgets what is known, because something of what was said is not.
+// lose forgets what is known, because something of what was said is not. An engine all
+// of whose messages are refused is logged once.
 func (l *line) lose(what string, err error) {
 	f := l.follower
 	f.metrics.gaps.Inc()
-	f.log.Warn("cache events lost, all blocks forgotten", "why", what, "seq", l.seq, "error", err)
+	if l.refused == nil {
+		f.log.Warn("cache events lost, all blocks forgotten", "why", what, "seq", l.seq, "error", err)
+	}
+	if err != nil {
+		l.setRefused(fmt.Errorf("%s: %w", what, err))
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.forgetLocked()
+}
+
+func (l *line) setRefused(why error) {
+	f := l.follower
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l.refused = why
 }
 
 func (l *line) setWhole(whole bool) {

@@ -191,19 +191,17 @@ func (s *hfStep) adds(to *source) {
 		if step.Type != "TemplateProcessing" {
 			continue
 		}
-		for i, part := range step.Single {
+		around := &to.begin
+		for _, part := range step.Single {
 			if part.SpecialToken == nil {
+				around = &to.end // the prompt itself
 				continue
 			}
-			id := uint32(0)
-			if ids := step.Specials[part.SpecialToken.ID].IDs; len(ids) > 0 {
-				id = ids[0]
+			ids := step.Specials[part.SpecialToken.ID].IDs
+			if len(ids) == 0 {
+				ids = []uint32{0} // the file does not say which
 			}
-			if i == 0 {
-				to.addBOS, to.bosID = true, id
-			} else {
-				to.addEOS, to.eosID = true, id
-			}
+			*around = append(*around, ids...)
 		}
 	}
 }

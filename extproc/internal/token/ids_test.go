@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // identified is a line of testdata/ids.jsonl.
@@ -112,6 +114,32 @@ func TestIDsWithTokensAroundThem(t *testing.T) {
 	ids := m.AppendPrompt(nil, []byte("x"))
 	if len(ids) != m.CountPrompt([]byte("x")) || ids[0] != 901 || ids[len(ids)-1] != 902 {
 		t.Errorf("ids %v", ids)
+	}
+}
+
+// TestIDsWithSeveralTokensAroundThem has a model that begins each prompt with two, as
+// ChatGLM's do, and ends it with two and one of two ids.
+func TestIDsWithSeveralTokensAroundThem(t *testing.T) {
+	special := func(id string) any { return map[string]any{"SpecialToken": map[string]any{"id": id}} }
+	ids := func(ids ...int) any { return map[string]any{"ids": ids} }
+	folder := t.TempDir()
+	write(t, folder, "tokenizer.json", smallHF(func(f map[string]any) {
+		f["post_processor"] = map[string]any{
+			"type":           "TemplateProcessing",
+			"single":         []any{special("[gMASK]"), special("<sop>"), map[string]any{"Sequence": map[string]any{}}, special("</s>"), special("<x>")},
+			"special_tokens": map[string]any{"[gMASK]": ids(901), "<sop>": ids(902), "</s>": ids(903), "<x>": ids(904, 905)},
+		}
+	}))
+	m, err := Load(folder + "/tokenizer.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := m.AppendPrompt(nil, []byte("x"))
+	if diff := cmp.Diff([]uint32{901, 902, 'x', 903, 904, 905}, got); diff != "" {
+		t.Errorf("ids (-want +got):\n%s", diff)
+	}
+	if n := m.CountPrompt([]byte("x")); n != len(got) {
+		t.Errorf("%d tokens are counted, there are %d ids", n, len(got))
 	}
 }
 

@@ -64,9 +64,13 @@ func (m *metadata) build() (*Model, error) {
 		specials:   m.specials(),
 		template:   m.template,
 		bos:        m.text(m.bos), eos: m.text(m.eos),
-		bosID: uint32(max(0, m.bos)), eosID: uint32(max(0, m.eos)),
-		addBOS: m.addBOS.is(f.addBOS), addEOS: m.addEOS.is(false),
 		llama: true,
+	}
+	if m.addBOS.is(f.addBOS) {
+		s.begin = []uint32{uint32(max(0, m.bos))}
+	}
+	if m.addEOS.is(false) {
+		s.end = []uint32{uint32(max(0, m.eos))}
 	}
 	return s.model()
 }

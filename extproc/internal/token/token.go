@@ -93,11 +93,8 @@ type source struct {
 	specials   []special
 	template   string // Jinja; "" = ChatML
 	bos, eos   string
-	bosID      uint32
-	eosID      uint32
-	addBOS     bool
-	addEOS     bool
-	llama      bool // whether llama.cpp serves the model
+	begin, end []uint32 // what the backend puts around each prompt
+	llama      bool     // whether llama.cpp serves the model
 	nfc        bool
 }
 
@@ -110,12 +107,7 @@ func (s *source) model() (*Model, error) {
 		return nil, err
 	}
 	m := &Model{bpe: b, specials: newSpecials(s.specials), memo: newMemo(), ids: new(idMemo), nfc: s.nfc}
-	if s.addBOS {
-		m.bos = []uint32{s.bosID}
-	}
-	if s.addEOS {
-		m.eos = []uint32{s.eosID}
-	}
+	m.bos, m.eos = s.begin, s.end
 	m.added = len(m.bos) + len(m.eos)
 	if s.llama {
 		m.addedTo = m.added // a transformers template writes these tokens itself
@@ -130,7 +122,7 @@ func (m *Model) setTemplate(s *source) {
 		m.broken = err
 		return
 	}
-	t.addBOS, t.addEOS = s.llama && s.addBOS, s.llama && s.addEOS
+	t.addBOS, t.addEOS = s.llama && len(s.begin) > 0, s.llama && len(s.end) > 0
 	t.learn()
 	m.template = t
 	m.form.Store(compile(newForm(t), m))
