@@ -83,7 +83,7 @@ func costsOf(m *Model, q *Query, turn int) (all []float64) {
 	c := new(Choice)
 	n, home := 0, Candidate{}
 	if m.Name != "" {
-		n, home = c.searchIndex(m.index(m.usual(), q.Now.UnixNano()), q, m.usual(), q.Now.UnixNano(), turn)
+		n, _, home = c.search(q, q.Now.UnixNano(), turn) // where nobody is ready the index finds nobody
 	} else {
 		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.usual(), q.Now.UnixNano(), turn)
 	}
