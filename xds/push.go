@@ -25,7 +25,7 @@ func pushCaches(ctx context.Context, nodes *fleet.Service, resources *ads.Server
 		snap, next := nodes.Latest()
 		if snap.Settled && time.Since(last) >= pushCachesEvery {
 			changed, removed := translate.Caches(pushed, snap)
-			if err := resources.Update(translate.CacheType, changed, removed); err != nil {
+			if err := resources.UpdateCaches(changed, removed); err != nil {
 				return err
 			}
 			if pushed == nil {

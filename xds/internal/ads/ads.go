@@ -33,6 +33,7 @@ type Server struct {
 	// Constant after New.
 	inner    serverv3.Server
 	caches   map[string]*cachev3.LinearCache // by type URL
+	engines  *journal                        // of what engines have cached
 	held     chan struct{}                   // closed by Release
 	watching *watcher
 
@@ -47,6 +48,7 @@ type Server struct {
 func New(ctx context.Context, log *slog.Logger, reg prometheus.Registerer) *Server {
 	s := &Server{
 		caches:   make(map[string]*cachev3.LinearCache),
+		engines:  newJournal(translate.CacheType),
 		held:     make(chan struct{}),
 		watching: newWatcher(log, newMetrics(reg)),
 		pushed:   make(translate.Resources),
@@ -57,6 +59,10 @@ func New(ctx context.Context, log *slog.Logger, reg prometheus.Registerer) *Serv
 		Caches:        make(map[string]cachev3.Cache),
 	}
 	for _, typ := range translate.Types() {
+		if typ == translate.CacheType {
+			mux.Caches[typ] = s.engines
+			continue
+		}
 		s.caches[typ] = cachev3.NewLinearCache(typ)
 		mux.Caches[typ] = s.caches[typ]
 		s.pushed[typ] = make(map[string]proto.Message)
@@ -106,18 +112,14 @@ func (s *Server) Publish(all translate.Resources) error {
 	return nil
 }
 
-// Update changes some resources of one type, of which Publish is told nothing. Safe
-// for use beside Publish.
-func (s *Server) Update(typ string, changed map[string]proto.Message, removed []string) error {
+// UpdateCaches changes what engines have cached, of which Publish is told nothing: by
+// names of resources. Safe for use beside Publish.
+func (s *Server) UpdateCaches(changed map[string]proto.Message, removed []string) error {
 	if len(changed) == 0 && len(removed) == 0 {
 		return nil
 	}
-	resources := make(map[string]types.Resource, len(changed))
-	for name, m := range changed {
-		resources[name] = m
-	}
-	if err := s.caches[typ].UpdateResources(resources, removed); err != nil {
-		return fmt.Errorf("%s: %w", typ, err)
+	if err := s.engines.update(changed, removed); err != nil {
+		return fmt.Errorf("%s: %w", translate.CacheType, err)
 	}
 	return nil
 }
