@@ -55,8 +55,13 @@ func (a *Adapters) use(name string) {
 	if old == nil || len(old.names) > 0 && old.names[0] == name {
 		return
 	}
-	s := &loaded{most: old.most, running: old.running, names: append([]string{name}, old.names...)}
-	s.bound()
+	s := &loaded{most: old.most, running: old.running, names: make([]string, 1, len(old.names)+1)}
+	s.names[0] = name
+	for _, other := range old.names { // each is there once
+		if other != name && len(s.names) < s.most {
+			s.names = append(s.names, other)
+		}
+	}
 	a.state.CompareAndSwap(old, s) // if the engine has just shown more, that counts
 }
 
