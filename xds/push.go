@@ -14,7 +14,9 @@ import (
 const pushEvery = 90 * time.Millisecond
 
 // pushCachesEvery bounds how often it is pushed to extproc what engines have cached.
-const pushCachesEvery = 100 * time.Millisecond
+// As above it is less than the time between two snapshots, 100 ms at most: the next one
+// would come a moment too early otherwise, and its news go with the one after it.
+const pushCachesEvery = 90 * time.Millisecond
 
 // pushCaches publishes what engines have cached, from the moment the fleet is
 // settled, until ctx ends. It closes first when that is done for the first time.

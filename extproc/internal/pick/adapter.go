@@ -15,12 +15,12 @@ const loadAdapter = 100
 // show those at work. They keep them loaded until others need the room, the last used
 // the longest, and so does this.
 type Adapters struct {
-	state atomic.Pointer[loaded] // nil: the engine has shown nothing, or takes none
+	state atomic.Pointer[loaded] // nil: the engine has shown nothing
 }
 
 // loaded never changes.
 type loaded struct {
-	most    int      // how many may be loaded at a time
+	most    int      // how many may be loaded at a time; 0: the engine takes none
 	running int      // how many are at work
 	names   []string // the last used first, at most most
 }
@@ -30,11 +30,7 @@ type loaded struct {
 func (a *Adapters) Told(most int, running, waiting []string) {
 	for {
 		old := a.state.Load()
-		if most <= 0 {
-			a.Forget()
-			return
-		}
-		s := &loaded{most: most, running: len(running)}
+		s := &loaded{most: max(0, most), running: len(running)}
 		s.names = append(slices.Clone(running), waiting...)
 		if old != nil {
 			s.names = append(s.names, old.names...)
@@ -52,11 +48,16 @@ func (a *Adapters) Forget() { a.state.Store(nil) }
 // use records that a request for an adapter was sent.
 func (a *Adapters) use(name string) {
 	old := a.state.Load()
-	if old == nil || len(old.names) > 0 && old.names[0] == name {
+	if old == nil || old.most == 0 || len(old.names) > 0 && old.names[0] == name {
 		return
 	}
-	s := &loaded{most: old.most, running: old.running, names: append([]string{name}, old.names...)}
-	s.bound()
+	s := &loaded{most: old.most, running: old.running, names: make([]string, 1, len(old.names)+1)}
+	s.names[0] = name
+	for _, other := range old.names { // each is there once
+		if other != name && len(s.names) < s.most {
+			s.names = append(s.names, other)
+		}
+	}
 	a.state.CompareAndSwap(old, s) // if the engine has just shown more, that counts
 }
 
@@ -71,13 +72,23 @@ func (s *loaded) bound() {
 	s.names = kept
 }
 
-// Adapter returns the LoRA adapter that a model is at the endpoint; empty: it is none.
-// An engine that takes adapters serves one model, the first, and its adapters.
+// Adapter returns the LoRA adapter that a model is at the endpoint; empty: it is none,
+// as far as the engine has shown. An engine that takes adapters serves one model, the
+// first, and its adapters.
 func (e *Endpoint) Adapter(m *Model) string {
-	if e.Adapters == nil || m == nil || m.Name == e.Base || e.Adapters.state.Load() == nil {
+	if e.Adapters == nil || m == nil || m.Name == e.Base {
+		return ""
+	}
+	if s := e.Adapters.state.Load(); s == nil || s.most == 0 {
 		return ""
 	}
 	return m.Name
+}
+
+// Unclear is whether a model may be an adapter at the endpoint as well as another name
+// of its base: the engine has shown nothing yet, or not since its restart.
+func (e *Endpoint) Unclear(m *Model) bool {
+	return e.Adapters != nil && m.Name != e.Base && e.Adapters.state.Load() == nil
 }
 
 // loadTime is how long it takes until the model's adapter is loaded there: 0 if it is,

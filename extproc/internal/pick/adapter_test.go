@@ -1,6 +1,7 @@
 package pick
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -87,5 +88,22 @@ func TestAnAdapterThatWasSentForIsLoaded(t *testing.T) {
 	e.Adapters.use("m")
 	if e.Adapter(m) != "" {
 		t.Error("an engine that shows nothing has adapters")
+	}
+}
+
+// BenchmarkAdaptersInTurn sends for all adapters of an engine in turn.
+func BenchmarkAdaptersInTurn(b *testing.B) {
+	for _, n := range []int{4, 64, 1024} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var names []string
+			for i := range n {
+				names = append(names, fmt.Sprintf("organisation/adapter-%d", i))
+			}
+			a := new(Adapters)
+			a.Told(n, names, nil)
+			for i := 0; b.Loop(); i++ {
+				a.use(names[i%n])
+			}
+		})
 	}
 }

@@ -369,7 +369,7 @@ func TestTopShare(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := `# HELP millrace_extproc_top_endpoint_share Share of a model's requests since the last scrape that was sent to the endpoint that got most of them.
+	want := `# HELP millrace_extproc_top_endpoint_share Share of the requests to a model's endpoints since the last scrape that was sent to the one that got most, requests for other models there included.
 # TYPE millrace_extproc_top_endpoint_share gauge
 millrace_extproc_top_endpoint_share{model="m"} 1
 `

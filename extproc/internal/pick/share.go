@@ -11,7 +11,8 @@ import (
 const shareEvery = 5 * time.Second
 
 // shares is by model the share of the requests since the scrape before that went to
-// one endpoint, of the one that got most.
+// one endpoint, of the one that got most. Endpoints of several models count all of
+// theirs: it tells whether one is overrun, by whom does not matter.
 type shares struct {
 	// Constant.
 	picker *Picker
@@ -26,7 +27,7 @@ type shares struct {
 
 func newShares(p *Picker) *shares {
 	return &shares{picker: p, desc: prometheus.NewDesc("millrace_extproc_top_endpoint_share",
-		"Share of a model's requests since the last scrape that was sent to the endpoint that got most of them.", []string{"model"}, nil)}
+		"Share of the requests to a model's endpoints since the last scrape that was sent to the one that got most, requests for other models there included.", []string{"model"}, nil)}
 }
 
 // Describe is a Collector's.

@@ -32,7 +32,7 @@ type Cache struct {
 	full     atomic.Bool   // whether an engine that tells has dropped something
 	tokens   [ring]atomic.Int64
 	sum      atomic.Int64        // of tokens
-	closed   [ring]atomic.Uint32 // when generations were no longer open, Unix seconds
+	closed   [ring]atomic.Uint32 // when generations were no longer open, Unix seconds; 0: they are
 	// What was used again of the older half, and what was evicted, in tokens.
 	again, gone atomic.Int64
 }
@@ -98,6 +98,7 @@ func (c *Cache) next(gen uint32, now int64) {
 		return
 	}
 	c.closed[gen%ring].Store(uint32(now))
+	c.closed[(gen+1)%ring].Store(0)
 	first, sum := gen+1, int64(0)
 	for oldest := c.oldest.Load(); first != oldest && gen+1-first < ring-2; first-- {
 		sum += max(0, c.tokens[(first-1)%ring].Load())
@@ -159,6 +160,7 @@ func (c *Cache) Tell(gen uint32, now int64) {
 			for ; was != gen && gen-was < ring; was++ {
 				c.closed[was%ring].Store(uint32(now))
 			}
+			c.closed[gen%ring].Store(0)
 			return
 		}
 	}

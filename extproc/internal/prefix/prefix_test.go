@@ -350,6 +350,25 @@ func TestIdle(t *testing.T) {
 	}
 }
 
+// TestIdleOfWhatIsOpen asks a cache of which nothing but the open generation is left,
+// after more generations than are kept apart.
+func TestIdleOfWhatIsOpen(t *testing.T) {
+	x, own, telling := newIndex(1000, time.Hour), NewCache(7, 1600), NewCache(8, 1600)
+	for i := range uint32(3 * ring / 2) {
+		now := epoch.Add(time.Duration(i) * time.Minute)
+		x.Use(prompt(2000, i), own, now) // fills it
+		x.Tell(telling, i+2, prompt(100, i), now)
+		telling.Dropped(i + 1)
+	}
+	now := epoch.Add(3 * ring / 2 * time.Minute)
+	if got := own.Idle(now.Unix()); got != 0 {
+		t.Errorf("Idle() = %.0f s, though all was used in the last minute", got)
+	}
+	if got := telling.Idle(now.Unix()); got != 0 {
+		t.Errorf("Idle() = %.0f s, though the engine says that all was used in the last minute", got)
+	}
+}
+
 func TestResizedKnowsTheSame(t *testing.T) {
 	x, c := newIndex(1<<12, time.Hour), NewCache(9, 0)
 	at := func(i uint32) time.Time { return epoch.Add(time.Duration(i) * time.Second) }

@@ -55,16 +55,11 @@ func AdaptersOf(page []byte) Adapters {
 
 // adapterNames reads a label that lists names, each once.
 func adapterNames(labels []byte, name string) []string {
-	i := bytes.Index(labels, []byte(name))
-	if i < 1 || labels[i-1] != '{' && labels[i-1] != ',' {
+	text, _ := labelText(labels, name)
+	if len(text) == 0 {
 		return nil
 	}
-	rest := labels[i+len(name):]
-	n := bytes.IndexByte(rest, '"')
-	if n <= 0 {
-		return nil
-	}
-	names := strings.SplitN(string(rest[:n]), ",", mostAdapters+1)
+	names := strings.SplitN(string(text), ",", mostAdapters+1)
 	names = names[:min(len(names), mostAdapters)]
 	slices.Sort(names)
 	return slices.Compact(names)

@@ -20,6 +20,10 @@ func TestAdaptersOf(t *testing.T) {
 			Adapters{4, []string{"a", "b"}, []string{"c"}},
 		},
 		{"names that come twice", series + `{running_lora_adapters="b,a,b",max_lora="2"} 1`, Adapters{2, []string{"a", "b"}, nil}},
+		{
+			"labels whose names end alike", series + `{not_max_lora="9",not_running_lora_adapters="z",max_lora="2",running_lora_adapters="a"} 1`,
+			Adapters{2, []string{"a"}, nil},
+		},
 		{"no number", series + `{max_lora="x",running_lora_adapters="a"} 1` + "\n" + series + `{max_lora="2"} NaN`, Adapters{}},
 		{"labels without end, other names", series + `{max_lora="2"` + "\nx" + series + `{max_lora="3"} 1`, Adapters{}},
 	}

@@ -232,12 +232,21 @@ func labelsEnd(rest []byte) int {
 }
 
 // label returns the number in a label, given as its name and what stands before the
-// number. A longer name may end in the same way.
+// number.
 func label(labels []byte, name string) (float64, bool) {
+	text, ok := labelText(labels, name)
+	if !ok {
+		return 0, false
+	}
+	return number(text)
+}
+
+// labelText returns what is in a label. A longer name may end in the same way.
+func labelText(labels []byte, name string) ([]byte, bool) {
 	for {
 		i := bytes.Index(labels, []byte(name))
 		if i < 1 {
-			return 0, false
+			return nil, false
 		}
 		before, rest := labels[i-1], labels[i+len(name):]
 		if before != '{' && before != ',' {
@@ -246,9 +255,9 @@ func label(labels []byte, name string) (float64, bool) {
 		}
 		n := bytes.IndexByte(rest, '"')
 		if n < 0 {
-			return 0, false
+			return nil, false
 		}
-		return number(rest[:n])
+		return rest[:n], true
 	}
 }
 

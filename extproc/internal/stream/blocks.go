@@ -6,8 +6,8 @@ import (
 )
 
 // hear looks up the prompt's blocks at the endpoints whose engines say what they hold.
-// Where that is all that they hold, and the prompt's tokens are certain, it counts in
-// place of what we believe; else beside it.
+// Where that is all that they hold, and it is certain what the prompt's blocks are, it
+// counts in place of what we believe; else beside it.
 func (x *Exchange) hear() {
 	ids, exact := x.identify()
 	if len(ids) == 0 {
@@ -19,11 +19,15 @@ func (x *Exchange) hear() {
 		if known == prefix.Nothing {
 			continue
 		}
-		if a := e.Adapter(x.model); n != size || a != adapter {
+		a, unclear := e.Adapter(x.model), e.Unclear(x.model)
+		if unclear {
+			a = x.model.Name // then what the base made is not taken for its own
+		}
+		if n != size || a != adapter {
 			size, adapter = n, a
 			chain = prefix.AppendBlocks(chain[:0], prefix.BlockRoot(adapter), ids, size)
 		}
-		x.found.Told(e.KV.Place(size*e.Blocks.Count(chain)), exact && known == prefix.Whole)
+		x.found.Told(e.KV.Place(size*e.Blocks.Count(chain)), exact && !unclear && known == prefix.Whole)
 	}
 	x.blocks = chain
 }

@@ -23,10 +23,10 @@ func (l letters) IDs(dst []uint32, r *openai.Request) ([]uint32, bool) {
 
 const blockSize = 16
 
-// hold makes an engine say that it holds a text.
-func hold(b *prefix.Blocks, known prefix.Knowledge, text string) {
+// hold makes an engine say that it holds a text, made with an adapter.
+func hold(b *prefix.Blocks, known prefix.Knowledge, text, adapter string) {
 	b.SetKnown(known)
-	s := prefix.Stored{Root: true, Size: blockSize}
+	s := prefix.Stored{Root: true, Size: blockSize, Adapter: adapter}
 	for i := range len(text) / blockSize {
 		s.Hashes = append(s.Hashes, uint64(i)+1)
 		for _, c := range []byte(text[i*blockSize : (i+1)*blockSize]) {
@@ -35,6 +35,14 @@ func hold(b *prefix.Blocks, known prefix.Knowledge, text string) {
 	}
 	b.Store(&s)
 }
+
+// takes is an engine that takes so many adapters, and has loaded m; silent is one that
+// has shown nothing.
+func takes(n int) func(*pick.Adapters) {
+	return func(a *pick.Adapters) { a.Told(n, []string{"m"}, nil) }
+}
+
+func silent(*pick.Adapters) {}
 
 // TestWhatEnginesSayOfTheirBlocks sends a prompt, as if a second time, to a fleet of
 // which the slowest endpoint says what it holds.
@@ -47,8 +55,12 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 		counter pick.Counter
 		sent    int // where we have sent it before; below 0: nowhere
 		extra   string
-		want    int // the endpoint
-		cached  int
+		// shows is what the engine has shown of adapters, if the model may be one; of is the
+		// adapter of what it holds.
+		shows  func(a *pick.Adapters)
+		of     string
+		want   int // the endpoint
+		cached int
 	}{
 		{name: "it holds the beginning, and nobody else does", known: prefix.Whole, holds: text[:1000], counter: letters{true}, sent: -1, want: 2, cached: 992},
 		{name: "it holds all: a token is worked on all the same", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, want: 2, cached: 1024},
@@ -58,6 +70,12 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 		{name: "tokens are not certain: what we sent counts", known: prefix.Whole, counter: letters{}, sent: 2, want: 2, cached: 1039},
 		{name: "tokens are not certain, and it holds them", known: prefix.Whole, holds: text, counter: letters{}, sent: -1, want: 2, cached: 1024},
 		{name: "tokens cannot be told", known: prefix.Whole, holds: text, counter: quarters{}, sent: -1, want: 0},
+		{name: "the model is an adapter", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(2), of: "m", want: 2, cached: 1024},
+		{name: "it holds what the base made of it", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(2), want: 0},
+		{name: "the engine takes no adapters", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(0), want: 2, cached: 1024},
+		{name: "the engine has not shown whether the model is an adapter: what we sent counts", known: prefix.Whole, counter: letters{true}, sent: 2, shows: silent, want: 2, cached: 1039},
+		{name: "it has not, and says that it is one", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, of: "m", want: 2, cached: 1024},
+		{name: "it has not, and holds what the base made of it", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, want: 0},
 		{name: "the client keeps its cache to itself", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"cache_salt":"s",`, want: 0},
 	}
 	for _, tt := range tests {
@@ -68,6 +86,10 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 				m.Endpoints[2].Prior = pick.Speed{Prefill: 3, Decode: 22} // slower, but not by much
 				m.Endpoints[2].Blocks = new(prefix.Blocks)
 				m.Tell = m.Endpoints[2:]
+				if tt.shows != nil {
+					m.Endpoints[2].Base, m.Endpoints[2].Adapters = "base", new(pick.Adapters)
+					tt.shows(m.Endpoints[2].Adapters)
+				}
 			})
 			head, body := post(), bodyOf(`{`+tt.extra+`"model":"m","messages":[{"role":"user","content":"`+text+`"}],"max_tokens":4}`)
 			decide := func() *Decision {
@@ -92,7 +114,7 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 				}
 			}
 			if tt.known != prefix.Nothing {
-				hold(f.model.Endpoints[2].Blocks, tt.known, tt.holds)
+				hold(f.model.Endpoints[2].Blocks, tt.known, tt.holds, tt.of)
 			}
 			first := decide().Choice.List[0]
 			if first.Address != f.model.Endpoints[tt.want].Address || first.Cached != tt.cached {
