@@ -17,8 +17,8 @@ type control struct {
 }
 
 // control starts xds with n ready engines at the given addresses. gateway is
-// where Envoy is to listen, picker where it asks.
-func (b *bench) control(ctx context.Context, name, gateway, picker string, engines []string) (*control, error) {
+// where Envoy is to listen, picker where it asks. edit may change how engines report.
+func (b *bench) control(ctx context.Context, name, gateway, picker string, engines []string, edit ...func(*fakeFleet)) (*control, error) {
 	file := filepath.Join(b.dir, name+".yaml")
 	if err := os.WriteFile(file, []byte(b.modelFile(len(engines))), 0o644); err != nil {
 		return nil, err
@@ -35,7 +35,10 @@ func (b *bench) control(ctx context.Context, name, gateway, picker string, engin
 		return nil, err
 	}
 	ctx, c.end = context.WithCancel(ctx)
-	c.fleet = fakeFleet{xds: at[0], engines: engines}
+	c.fleet = fakeFleet{xds: at[0], engines: engines, beat: beat}
+	for _, f := range edit {
+		f(&c.fleet)
+	}
 	go func() { c.ended <- c.fleet.run(ctx) }()
 	if err := c.fleet.ready(ctx); err != nil {
 		c.stop()

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -18,7 +19,7 @@ import (
 // modelName is the model of the benchmark's fleets.
 const modelName = "smollm2"
 
-// beat is how often a fake nodeagent reports.
+// beat is how often a fake nodeagent reports if nothing else is said.
 const beat = 500 * time.Millisecond
 
 // fakeFleet reports nodes with ready engines to a real xds, over the real stream.
@@ -26,6 +27,10 @@ const beat = 500 * time.Millisecond
 type fakeFleet struct {
 	xds     string
 	engines []string
+	// beat is how often each node reports.
+	beat time.Duration
+	// logs is whether engines tell what they have cached.
+	logs bool
 }
 
 // run reports until ctx ends.
@@ -38,7 +43,13 @@ func (f fakeFleet) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, addr := range f.engines {
 		g.Go(func() error {
-			a := fakeAgent{node: fmt.Sprintf("node-%03d", i), http: addr, client: fleetpb.NewFleetClient(conn)}
+			a := fakeAgent{node: fmt.Sprintf("node-%03d", i), http: addr, beat: f.beat, client: fleetpb.NewFleetClient(conn)}
+			if f.logs {
+				a.log = &fakeLog{seed: uint64(i)}
+			}
+			if err := a.wait(ctx, f.beat*time.Duration(i)/time.Duration(len(f.engines))); err != nil {
+				return nil
+			}
 			if err := a.run(ctx); ctx.Err() == nil {
 				return fmt.Errorf("%s: %w", a.node, err)
 			}
@@ -82,10 +93,23 @@ func (f fakeFleet) ready(ctx context.Context) error {
 type fakeAgent struct {
 	node   string
 	http   string
+	beat   time.Duration
 	client fleetpb.FleetClient
 
 	seq        uint64
 	assignment *enginepb.Assignment // nil: none yet
+	log        *fakeLog             // nil: it tells nothing of its cache
+	sent       *fleetpb.NodeReport  // nil: none yet
+}
+
+// wait spreads the agents over a beat.
+func (a *fakeAgent) wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (a *fakeAgent) run(ctx context.Context) error {
@@ -108,10 +132,10 @@ func (a *fakeAgent) run(ctx context.Context) error {
 			}
 		}
 	}()
-	tick := time.NewTicker(beat)
+	tick := time.NewTicker(a.beat)
 	defer tick.Stop()
 	for {
-		if err := stream.Send(a.report()); err != nil {
+		if err := stream.Send(a.news()); err != nil {
 			return err
 		}
 		select {
@@ -126,12 +150,24 @@ func (a *fakeAgent) run(ctx context.Context) error {
 	}
 }
 
+// news is what a report says that the one before it has not.
+func (a *fakeAgent) news() *fleetpb.NodeReport {
+	whole := a.report()
+	r := fleetpb.Thin(a.sent, whole)
+	a.sent = whole
+	if a.log != nil && a.assignment != nil {
+		r.Engine.Cache = a.log.report()
+	}
+	return r
+}
+
 func (a *fakeAgent) report() *fleetpb.NodeReport {
 	a.seq++
 	return &fleetpb.NodeReport{
 		Node:      a.node,
 		Seq:       a.seq,
 		Sent:      timestamppb.Now(),
+		Timeout:   durationpb.New(3 * a.beat),
 		Telemetry: &fleetpb.Telemetry{Source: fleetpb.Telemetry_HOST, Cpus: 2, CpuUtilization: 0.3, MemoryUsedBytes: 1 << 30, MemoryTotalBytes: 8 << 30},
 		Engine:    a.status(),
 	}

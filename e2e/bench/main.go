@@ -72,6 +72,7 @@ var rows = []struct {
 	{"P7a", plain},
 	{"P8", tokens},
 	{"P9", gateway},
+	{"F2", caches},
 	{"E1", engine},
 	{"U1", start},
 	{"L4", turns},
@@ -83,7 +84,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	b := &bench{out: newReport(stdout)}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := fs.String("rows", "P,P7,P7a,P8,P9,E1,U1,L4", "rows to measure, with commas between them; P is P1 to P6, P7a is P7 without xds")
+	only := fs.String("rows", "P,P7,P7a,P8,P9,F2,E1,U1,L4", "rows to measure, with commas between them; P is P1 to P6, P7a is P7 without xds")
 	fs.IntVar(&b.rounds, "rounds", 3, "times that each figure is taken; the median counts")
 	fs.DurationVar(&b.each, "d", 3*time.Second, "length of one measurement")
 	fs.BoolVar(&b.whole, "all", false, "measure every size, mode and number of endpoints of P, which takes half an hour")
