@@ -70,13 +70,21 @@ func (x *Index) Resized(most int, idle time.Duration, now time.Time) *Index {
 	y.base = x.base
 	clock := y.clock(now)
 	for i := range x.sets {
-		for j := range x.sets[i].entries {
-			if s := &x.sets[i].entries[j]; s.key.Load() != 0 && clock-s.used() <= y.idle {
-				y.adopt(s, clock)
-			}
-		}
+		y.adoptSet(&x.sets[i], clock)
 	}
 	return y
+}
+
+// adoptSet takes over what another index has in a set. Its writers wait for that, so
+// that no entry takes another's place half-way.
+func (x *Index) adoptSet(from *set, clock int64) {
+	from.lock()
+	defer from.version.Add(1)
+	for i := range from.entries {
+		if s := &from.entries[i]; s.key.Load() != 0 && clock-s.used() <= x.idle {
+			x.adopt(s, clock)
+		}
+	}
 }
 
 // adopt takes over an entry of another index, unless all in its set are newer.

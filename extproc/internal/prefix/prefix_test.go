@@ -397,3 +397,32 @@ func TestResizedKnowsTheSame(t *testing.T) {
 		t.Errorf("a smaller one knows %d of the older half, and %d of the last 50", old, fresh)
 	}
 }
+
+// TestResizedMixesNothingUp resizes an index whose entries take each other's places
+// meanwhile: each must be as it was at one moment.
+func TestResizedMixesNothingUp(t *testing.T) {
+	const keys = 64 // each of as many tokens as its key
+	x, c := newIndex(ways, time.Hour), NewCache(9, 0)
+	end := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				return
+			default:
+				x.Use([]Link{{Key: session.Key(1 + i%keys), Tokens: uint32(1 + i%keys)}}, c, epoch)
+			}
+		}
+	})
+	defer writer.Wait()
+	defer close(end)
+	for range 8000 {
+		y := x.Resized(ways, time.Hour, epoch)
+		for k := range session.Key(keys) {
+			if p, ok := y.Get(k+1, epoch); ok && p.Tokens != uint32(k+1) {
+				t.Fatalf("%d tokens of a beginning of %d", p.Tokens, k+1)
+			}
+		}
+	}
+}
