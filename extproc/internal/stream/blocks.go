@@ -1,19 +1,43 @@
 package stream
 
 import (
+	"sync"
+
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/extproc/internal/session"
 )
+
+// lookup is the memory of one look at what engines hold. It is handed on at once: a
+// stream that kept it until its end would hold four bytes for each token.
+type lookup struct {
+	tokens []uint32
+	blocks []session.Key
+}
+
+var lookups = sync.Pool{New: func() any { return new(lookup) }}
+
+// keepTokens is the largest prompt whose memory is handed on, in tokens.
+const keepTokens = 1 << 17
+
+func (l *lookup) done() {
+	if cap(l.tokens) <= keepTokens {
+		lookups.Put(l)
+	}
+}
 
 // hear looks up the prompt's blocks at the endpoints whose engines say what they hold.
 // Where that is all that they hold, and it is certain what the prompt's blocks are, it
 // counts in place of what we believe; else beside it.
 func (x *Exchange) hear() {
-	ids, exact := x.identify()
-	if len(ids) == 0 {
+	l := lookups.Get().(*lookup)
+	defer l.done()
+	exact := x.identify(l)
+	if len(l.tokens) == 0 {
 		return
 	}
-	chain, adapter, size := x.blocks[:0], "", 0
+	adapter, size := "", 0
+	l.blocks = l.blocks[:0]
 	for _, e := range x.model.Tell {
 		known, n := e.Blocks.Knowledge()
 		if known == prefix.Nothing {
@@ -25,22 +49,22 @@ func (x *Exchange) hear() {
 		}
 		if n != size || a != adapter {
 			size, adapter = n, a
-			chain = prefix.AppendBlocks(chain[:0], prefix.BlockRoot(adapter), ids, size)
+			l.blocks = prefix.AppendBlocks(l.blocks[:0], prefix.BlockRoot(adapter), l.tokens, size)
 		}
-		x.found.Told(e.KV.Place(size*e.Blocks.Count(chain)), exact && !unclear && known == prefix.Whole)
+		x.found.Told(e.KV.Place(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == prefix.Whole)
 	}
-	x.blocks = chain
 }
 
-// identify returns the prompt's tokens; none: they are not known, or are no use.
-func (x *Exchange) identify() (ids []uint32, exact bool) {
+// identify finds the prompt's tokens; none: they are not known, or are no use.
+func (x *Exchange) identify(l *lookup) (exact bool) {
+	l.tokens = l.tokens[:0]
 	r := &x.request
 	c, ok := x.model.Counter().(pick.Identifier)
 	if !ok || len(r.Media) > 0 || len(r.Prompts) > 1 || r.Salted || !x.anyTells() {
-		return nil, false
+		return false
 	}
-	x.tokens, exact = c.IDs(x.tokens[:0], r)
-	return x.tokens, exact
+	l.tokens, exact = c.IDs(l.tokens, r)
+	return exact
 }
 
 // anyTells tells whether any engine says now what it holds.

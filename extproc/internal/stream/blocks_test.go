@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 
@@ -34,6 +35,42 @@ func hold(b *prefix.Blocks, known prefix.Knowledge, text, adapter string) {
 		}
 	}
 	b.Store(&s)
+}
+
+// TestTokensAreNotKeptWithTheStream has many streams wait for their answers at the same
+// time: none of them holds its prompt's tokens.
+func TestTokensAreNotKeptWithTheStream(t *testing.T) {
+	const streams, size = 100, 64 << 10 // tokens
+	f := newFleet(1, func(table *pick.Table) {
+		table.Default.SetCounter(letters{true})
+		table.Default.Endpoints[0].Blocks = new(prefix.Blocks)
+		table.Default.Tell = table.Default.Endpoints
+	})
+	hold(f.model.Endpoints[0].Blocks, prefix.Whole, strings.Repeat("x", blockSize), "")
+	head, body := post(), bodyOf(`{"model":"m","messages":[{"role":"user","content":"`+strings.Repeat("y", size)+`"}]}`)
+	live := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := live()
+	var open []*Exchange
+	for range streams {
+		x := f.core.Begin()
+		open = append(open, x)
+		x.Step(&head, nil)
+		if out := x.Step(&body, nil); out[0].Decision == nil || out[0].Decision.PromptTokens != size {
+			t.Fatalf("%+v", out[0])
+		}
+	}
+	if after := live(); after > before+streams*size {
+		t.Errorf("%d streams hold %d KiB each", streams, (after-before)/streams>>10)
+	}
+	for _, x := range open {
+		f.core.Finish(x)
+	}
 }
 
 // takes is an engine that takes so many adapters, and has loaded m; silent is one that

@@ -68,11 +68,9 @@ type memory struct {
 	choice  pick.Choice
 	chain   []prefix.Link // beginnings of the prompt, the shortest first
 	found   prefix.Found
-	tokens  []uint32      // of the prompt
-	blocks  []session.Key // of the prompt
-	body    []byte        // of a request in several messages
-	bare    []byte        // the same without its content encoding
-	renamed []byte        // the same with another model
+	body    []byte // of a request in several messages
+	bare    []byte // the same without its content encoding
+	renamed []byte // the same with another model
 	in      inbound
 	out     outbound
 	turn    uint32 // decisions made with this memory

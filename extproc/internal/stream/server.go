@@ -18,11 +18,10 @@ import (
 )
 
 // The largest memory that exchanges hand on to each other: a body in bytes, a
-// conversation in messages, a prompt in tokens.
+// conversation in messages.
 const (
-	keepBody   = 1 << 20
-	keepChain  = 4096
-	keepTokens = 1 << 17
+	keepBody  = 1 << 20
+	keepChain = 4096
 )
 
 // Core is what all exchanges share.
@@ -59,9 +58,6 @@ func (c *Core) Finish(x *Exchange) {
 	m.body, m.bare, m.renamed = kept(m.body), kept(m.bare), kept(m.renamed)
 	if cap(m.chain) > keepChain {
 		m.chain = nil
-	}
-	if cap(m.tokens) > keepTokens {
-		m.tokens, m.blocks = nil, nil
 	}
 	*x = Exchange{memory: m}
 	c.pool.Put(x)
