@@ -3,6 +3,7 @@ package protocol
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -205,14 +206,17 @@ func (m *mesh) testTooLarge(t *testing.T, d *door, v version) {
 		}
 		resp, b, err := v.send(h.request(t, "http://"+address(d.Port)+"/v1/chat/completions", body))
 		// Envoy answers and resets the stream while the body is still on its way: a
-		// client may see the reset before the answer.
+		// client may see the reset before the answer, or before the end of its text:
+		// where Envoy shows answers to extproc, its own 413, for a full buffer, and ours
+		// may meet. The status is there.
+		cut := func() bool { return resp != nil && errors.Is(err, io.ErrUnexpectedEOF) }
 		for range 20 {
-			if err == nil {
+			if err == nil || cut() {
 				break
 			}
 			resp, b, err = v.send(h.request(t, "http://"+address(d.Port)+"/v1/chat/completions", body))
 		}
-		if err != nil {
+		if err != nil && !cut() {
 			t.Errorf("%s, 17 MiB %s: %v", v.name, h.name, err)
 			continue
 		}
