@@ -9,14 +9,11 @@ import (
 	"millrace.dev/millrace/xds/internal/translate"
 )
 
-// pushEvery bounds how often changing loads are pushed to extproc. Who comes and
-// goes is pushed at once.
+// pushEvery bounds how often changing loads, and what engines have cached, are pushed to
+// extproc. Who comes and goes is pushed at once. It is less than the time between two
+// snapshots, 100 ms at most: the next one would come a moment too early otherwise, and
+// its news go with the one after it.
 const pushEvery = 90 * time.Millisecond
-
-// pushCachesEvery bounds how often it is pushed to extproc what engines have cached.
-// As above it is less than the time between two snapshots, 100 ms at most: the next one
-// would come a moment too early otherwise, and its news go with the one after it.
-const pushCachesEvery = 90 * time.Millisecond
 
 // pushCaches publishes what engines have cached, from the moment the fleet is
 // settled, until ctx ends. It closes first when that is done for the first time.
@@ -25,7 +22,7 @@ func pushCaches(ctx context.Context, nodes *fleet.Service, resources *ads.Server
 	var last time.Time
 	for {
 		snap, next := nodes.Latest()
-		if snap.Settled && time.Since(last) >= pushCachesEvery {
+		if snap.Settled && time.Since(last) >= pushEvery {
 			changed, removed := translate.Caches(pushed, snap)
 			if err := resources.UpdateCaches(changed, removed); err != nil {
 				return err

@@ -49,7 +49,7 @@ func turns(ctx context.Context, b *bench) error {
 			}
 		}
 		ours, other := seen[m.state.Listen], seen[plain.listen]
-		middle.add(quantile(ours.ttft, 0.5), quantile(other.ttft, 0.5))
+		middle.add(median(ours.ttft), median(other.ttft))
 		tail.add(quantile(ours.ttft, 0.95), quantile(other.ttft, 0.95))
 		cached.add(100*ours.share(), 100*other.share())
 	}

@@ -117,13 +117,9 @@ func (x *index) refresh(es []*Endpoint, usual usual, now int64) {
 	}
 }
 
-// Requests by which an endpoint's cost per token is found: large ones, so that
-// little is lost to rounding.
-var (
-	noTokens  = Query{}
-	allPrompt = Query{Prompt: 1 << 12}
-	allOutput = Query{Output: 1 << 12}
-)
+// manyTokens is the length of the requests by which an endpoint's cost per token is
+// found: large ones, so that little is lost to rounding.
+const manyTokens = 1 << 12
 
 // set works out what an endpoint costs for a model.
 func (c *cell) set(e *Endpoint, m *Model, usual usual, now int64) {
@@ -131,17 +127,13 @@ func (c *cell) set(e *Endpoint, m *Model, usual usual, now int64) {
 		c.wait.Store(math.Float32bits(float32(math.Inf(1))))
 		return
 	}
-	cost := func(q *Query) float64 {
-		priced := e.price(q, usual, now)
+	cost := func(prompt, output int) float64 {
+		priced := e.price(&Query{Model: m, Prompt: prompt, Output: output}, usual, now)
 		return priced.Cost()
 	}
-	wait := cost(&noTokens)
-	prompt := float32((cost(&allPrompt) - wait) / float64(allPrompt.Prompt))
-	output := float32((cost(&allOutput) - wait) / float64(allOutput.Output))
-	if e.Adapter(m) != "" {
-		w, pace := e.load(now, &usual), e.pace(now, &usual)
-		wait += e.loadTime(m, &w, &pace)
-	}
+	wait := cost(0, 0)
+	prompt := float32((cost(manyTokens, 0) - wait) / manyTokens)
+	output := float32((cost(0, manyTokens) - wait) / manyTokens)
 	c.tokens.Store(uint64(math.Float32bits(prompt))<<32 | uint64(math.Float32bits(output)))
 	c.wait.Store(math.Float32bits(float32(wait)))
 }

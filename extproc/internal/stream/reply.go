@@ -57,7 +57,7 @@ func (o *outbound) bytes() mem.BufferSlice {
 	if r.Kind == Extend {
 		return o.extend(r.Wait)
 	}
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil {
+	if !r.changesHeaders() && !r.Duplex && !r.Replace {
 		return goOn[r.Kind]
 	}
 	w := &o.w
@@ -126,9 +126,14 @@ func (o *outbound) chunk(b []byte) mem.Buffer {
 	return mem.Copy(b, buffers)
 }
 
+// changesHeaders tells whether the reply says anything of headers.
+func (r *Reply) changesHeaders() bool {
+	return r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil
+}
+
 // headers writes the header mutation.
 func (o *outbound) headers(r *Reply) {
-	if r.Decision == nil && len(r.Remove) == 0 && r.Cookie == "" && r.Length == 0 && r.Explanation == nil {
+	if !r.changesHeaders() {
 		return
 	}
 	w := &o.w
