@@ -246,7 +246,7 @@ func (l *Local) setLocked(p *plain, now time.Time) {
 	m.Load = nil // it goes to live by itself
 	l.state.setEndpoint(m, now)
 	e := l.state.endpoints[p.spec.Address]
-	e.kv.Resize(int64(min(p.said.GetLoad().GetKvTotalTokens(), 1<<40)))
+	e.kv.Resize(capacity(p.said))
 	m.Load = proto.CloneOf(p.said.GetLoad())
 	if p.hearing != nil {
 		e.blocks = p.hearing.blocks

@@ -193,7 +193,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	}
 	e.said = m
 	s.hand(m.GetAddress(), now)
-	e.kv.Resize(int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)))
+	e.kv.Resize(capacity(m))
 	if l := m.GetLoad(); l != nil {
 		e.live.Told(pick.Report{
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
@@ -213,14 +213,16 @@ func share(used, total uint64) float64 {
 // newCache returns the empty cache of an engine that was started.
 func (s *state) newCache(m *fleetpb.EndpointState) *prefix.Cache {
 	s.caches++
-	return prefix.NewCache(s.caches, int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)))
+	return prefix.NewCache(s.caches, capacity(m))
 }
+
+// capacity is how many tokens an endpoint's cache holds; 0: not known.
+func capacity(m *fleetpb.EndpointState) int64 { return int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)) }
 
 // emptyCache forgets what is cached at an endpoint.
 func (s *state) emptyCache(address string) {
 	if e := s.endpoints[address]; e != nil {
 		e.kv = s.newCache(e.said)
-		e.kv.Resize(int64(min(e.said.GetLoad().GetKvTotalTokens(), 1<<40)))
 	}
 }
 
