@@ -217,7 +217,9 @@ func (s *state) newCache(m *fleetpb.EndpointState) *prefix.Cache {
 }
 
 // capacity is how many tokens an endpoint's cache holds; 0: not known.
-func capacity(m *fleetpb.EndpointState) int64 { return int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40)) }
+func capacity(m *fleetpb.EndpointState) int64 {
+	return int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40))
+}
 
 // emptyCache forgets what is cached at an endpoint.
 func (s *state) emptyCache(address string) {
