@@ -3,6 +3,7 @@ package prefix
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -424,5 +425,24 @@ func TestResizedMixesNothingUp(t *testing.T) {
 				t.Fatalf("%d tokens of a beginning of %d", p.Tokens, k+1)
 			}
 		}
+	}
+}
+
+func TestFoundTold(t *testing.T) {
+	var f Found
+	f.Places = f.places[:0]
+	f.Add(Place{Cache: 1, Tokens: 500})
+	f.Add(Place{Cache: 2, Tokens: 400})
+	f.Told(Place{Cache: 1, Tokens: 64}, true)
+	f.Told(Place{Cache: 2, Tokens: 64}, false)
+	if len(f.Places) != 2 || f.Places[0].Tokens != 400 || f.Places[1] != (Place{Cache: 1, Tokens: 64}) {
+		t.Errorf("places %v", f.Places)
+	}
+	for i := range uint32(2 * maxPlaces) {
+		f.Told(Place{Cache: 10 + i, Tokens: 100 + i}, true)
+	}
+	f.Told(Place{Cache: 9, Tokens: 1}, true)
+	if len(f.Places) != maxPlaces || slices.ContainsFunc(f.Places, func(p Place) bool { return p.Tokens < 100 }) {
+		t.Errorf("%d places: %v", len(f.Places), f.Places)
 	}
 }
