@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // APIVersion is the only version of the objects that this program knows.
@@ -28,13 +30,6 @@ const DefaultModel = "smollm2"
 
 // LlamaCpp is the kind of backend that runs llama.cpp; the only one so far.
 const LlamaCpp = "llamacpp"
-
-// Priorities of a request.
-const (
-	Critical  = "critical"
-	Standard  = "standard"
-	Sheddable = "sheddable"
-)
 
 // File is all that a configuration says. A File from this package is complete:
 // at least one model, exactly one of them the default, every default filled in.
@@ -191,9 +186,9 @@ type Retries struct {
 // an unknown priority counts as standard.
 func (r Retries) Attempts(priority string) int {
 	switch priority {
-	case Critical:
+	case wire.Critical:
 		return r.Critical
-	case Sheddable:
+	case wire.Sheddable:
 		return r.Sheddable
 	default:
 		return r.Standard
@@ -248,13 +243,13 @@ func newPolicy() Policy {
 		Metadata:   Metadata{Name: "default"},
 		Spec: PolicySpec{
 			Sessions: Sessions{
-				Header: "x-session-id",
+				Header: wire.SessionHeader,
 				Cookie: Cookie{Name: "millrace-session"},
 				Idle:   Duration{30 * time.Minute},
 				Max:    100_000,
 			},
 			Retries:    Retries{Critical: 4, Standard: 4, Sheddable: 2},
-			Priorities: Priorities{Header: "x-millrace-priority", Default: Standard},
+			Priorities: Priorities{Header: wire.PriorityHeader, Default: wire.Standard},
 			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
 			Flow:       newFlow(),
 		},

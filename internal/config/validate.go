@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 var (
@@ -122,8 +124,8 @@ func (p Policy) validate() []Fault {
 
 func (p Priorities) validate(r *rules) {
 	r.matches("spec.priorities.header", p.Header, headerName, "the name of a header in lower case")
-	if !slices.Contains([]string{Critical, Standard, Sheddable}, p.Default) {
-		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", p.Default, Critical, Standard, Sheddable)
+	if !slices.Contains([]string{wire.Critical, wire.Standard, wire.Sheddable}, p.Default) {
+		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", p.Default, wire.Critical, wire.Standard, wire.Sheddable)
 	}
 }
 

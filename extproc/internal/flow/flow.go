@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Priority is what a request is worth.
@@ -37,15 +39,15 @@ const (
 
 // String returns the priority as headers and metrics have it.
 func (p Priority) String() string {
-	return [priorities]string{"critical", "standard", "sheddable"}[p]
+	return [priorities]string{wire.Critical, wire.Standard, wire.Sheddable}[p]
 }
 
 // PriorityOf returns the priority of a name; any other counts as standard.
 func PriorityOf(name string) Priority {
 	switch name {
-	case "critical":
+	case wire.Critical:
 		return Critical
-	case "sheddable":
+	case wire.Sheddable:
 		return Sheddable
 	default:
 		return Standard

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // ErrNotReady says that no endpoint may be named.
@@ -29,7 +30,7 @@ const (
 
 // String returns the reason as metrics and logs show it.
 func (r Reason) String() string {
-	return [reasons]string{"fallback", "new", "sticky", "moved"}[r]
+	return [reasons]string{wire.ReasonFallback, wire.ReasonNew, wire.ReasonSticky, wire.ReasonMoved}[r]
 }
 
 // A conversation stays if moving gains less than this: predictions are not that good.

@@ -8,13 +8,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/session"
-)
-
-// Priorities of requests.
-const (
-	critical  = "critical"
-	standard  = "standard"
-	sheddable = "sheddable"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // decide chooses where the request goes. Without a decision and without an
@@ -115,9 +109,9 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 	x.laps.end(lapLocate)
 	most := policy.Candidates
 	switch d.Priority {
-	case critical:
+	case wire.Critical:
 		most = policy.Critical
-	case sheddable:
+	case wire.Sheddable:
 		most = policy.Sheddable
 	}
 	d.Retries = most - 1
@@ -148,7 +142,7 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 // priority is the request's own, if it names one that exists.
 func (x *Exchange) priority() string {
 	switch p := x.head.Priority; p {
-	case critical, standard, sheddable:
+	case wire.Critical, wire.Standard, wire.Sheddable:
 		return p
 	default:
 		return x.table.Policy.Priority
