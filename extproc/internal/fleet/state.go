@@ -182,13 +182,13 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 		e.kv = s.newCache(m)
 		e.live.Restarted()
 	case e.said.GetState() != m.GetState():
-		e.live.Clear()
+		e.live.Reinstate()
 	}
 	e.said = m
 	s.hand(m.GetAddress(), now)
 	e.kv.Resize(capacity(m))
 	if l := m.GetLoad(); l != nil {
-		e.live.Told(pick.Report{
+		e.live.ReportFromFleet(pick.Report{
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
 			Waiting:  int64(l.GetWaiting()),
 			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
@@ -303,7 +303,7 @@ func (s *state) table() *pick.Table {
 			}
 			m.Endpoints = append(m.Endpoints, view)
 			if view.Blocks != nil {
-				m.Tell = append(m.Tell, view)
+				m.WithBlocks = append(m.WithBlocks, view)
 			}
 		}
 	}

@@ -25,12 +25,12 @@ func TestLookingUpBlocksAllocatesNothing(t *testing.T) {
 	tokens := []uint32{1, 2, 3, 4, 5}
 	memory := AppendBlocks(nil, BlockRoot(""), tokens, 2)
 	f := Found{}
-	f.Places = f.places[:0]
+	f.Matches = f.matches[:0]
 	if n := testing.AllocsPerRun(100, func() {
 		memory = AppendBlocks(memory[:0], BlockRoot(""), tokens, 2)
-		f.Told(Place{Cache: 1, Tokens: uint32(2 * b.Count(memory))}, true)
-	}); n > 0 || len(f.Places) != 1 {
-		t.Errorf("%v allocations, places %v", n, f.Places)
+		f.Report(Match{Cache: 1, Tokens: uint32(2 * b.Count(memory))}, true)
+	}); n > 0 || len(f.Matches) != 1 {
+		t.Errorf("%v allocations, places %v", n, f.Matches)
 	}
 }
 

@@ -187,20 +187,20 @@ func TestBlocksWhileReadersLook(t *testing.T) {
 
 func TestFoundTold(t *testing.T) {
 	var f Found
-	f.Places = f.places[:0]
-	f.Add(Place{Cache: 1, Tokens: 500})
-	f.Add(Place{Cache: 2, Tokens: 400})
-	f.Told(Place{Cache: 1, Tokens: 64}, true)
-	f.Told(Place{Cache: 2, Tokens: 64}, false)
-	if len(f.Places) != 2 || f.Places[0].Tokens != 400 || f.Places[1] != (Place{Cache: 1, Tokens: 64}) {
-		t.Errorf("places %v", f.Places)
+	f.Matches = f.matches[:0]
+	f.Add(Match{Cache: 1, Tokens: 500})
+	f.Add(Match{Cache: 2, Tokens: 400})
+	f.Report(Match{Cache: 1, Tokens: 64}, true)
+	f.Report(Match{Cache: 2, Tokens: 64}, false)
+	if len(f.Matches) != 2 || f.Matches[0].Tokens != 400 || f.Matches[1] != (Match{Cache: 1, Tokens: 64}) {
+		t.Errorf("places %v", f.Matches)
 	}
-	for i := range uint32(2 * maxPlaces) {
-		f.Told(Place{Cache: 10 + i, Tokens: 100 + i}, true)
+	for i := range uint32(2 * maxMatches) {
+		f.Report(Match{Cache: 10 + i, Tokens: 100 + i}, true)
 	}
-	f.Told(Place{Cache: 9, Tokens: 1}, true)
-	if len(f.Places) != maxPlaces || slices.ContainsFunc(f.Places, func(p Place) bool { return p.Tokens < 100 }) {
-		t.Errorf("%d places: %v", len(f.Places), f.Places)
+	f.Report(Match{Cache: 9, Tokens: 1}, true)
+	if len(f.Matches) != maxMatches || slices.ContainsFunc(f.Matches, func(p Match) bool { return p.Tokens < 100 }) {
+		t.Errorf("%d places: %v", len(f.Matches), f.Matches)
 	}
 }
 

@@ -38,7 +38,7 @@ func (x *Exchange) hear() {
 	}
 	adapter, size := "", 0
 	l.blocks = l.blocks[:0]
-	for _, e := range x.model.Tell {
+	for _, e := range x.model.WithBlocks {
 		known, n := e.Blocks.Knowledge()
 		if known == prefix.Nothing {
 			continue
@@ -51,7 +51,7 @@ func (x *Exchange) hear() {
 			size, adapter = n, a
 			l.blocks = prefix.AppendBlocks(l.blocks[:0], prefix.BlockRoot(adapter), l.tokens, size)
 		}
-		x.found.Told(e.KV.Place(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == prefix.Whole)
+		x.found.Report(e.KV.Match(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == prefix.Whole)
 	}
 }
 
@@ -67,9 +67,9 @@ func (x *Exchange) identify(l *lookup) (exact bool) {
 	return exact
 }
 
-// anyTells tells whether any engine says now what it holds.
+// anyTells reports whether any engine says now what it holds.
 func (x *Exchange) anyTells() bool {
-	for _, e := range x.model.Tell {
+	for _, e := range x.model.WithBlocks {
 		if known, _ := e.Blocks.Knowledge(); known != prefix.Nothing {
 			return true
 		}

@@ -44,7 +44,7 @@ func TestTokensAreNotKeptWithTheStream(t *testing.T) {
 	f := newFleet(1, func(table *pick.Table) {
 		table.Default.SetCounter(letters{true})
 		table.Default.Endpoints[0].Blocks = new(prefix.Blocks)
-		table.Default.Tell = table.Default.Endpoints
+		table.Default.WithBlocks = table.Default.Endpoints
 	})
 	hold(f.model.Endpoints[0].Blocks, prefix.Whole, strings.Repeat("x", blockSize), "")
 	head, body := post(), bodyOf(`{"model":"m","messages":[{"role":"user","content":"`+strings.Repeat("y", size)+`"}]}`)
@@ -76,7 +76,7 @@ func TestTokensAreNotKeptWithTheStream(t *testing.T) {
 // takes is an engine that takes so many adapters, and has loaded m; silent is one that
 // has shown nothing.
 func takes(n int) func(*pick.Adapters) {
-	return func(a *pick.Adapters) { a.Told(n, []string{"m"}, nil) }
+	return func(a *pick.Adapters) { a.Report(n, []string{"m"}, nil) }
 }
 
 func silent(*pick.Adapters) {}
@@ -122,7 +122,7 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 				m.SetCounter(tt.counter)
 				m.Endpoints[2].Prior = pick.Speed{Prefill: 3, Decode: 22} // slower, but not by much
 				m.Endpoints[2].Blocks = new(prefix.Blocks)
-				m.Tell = m.Endpoints[2:]
+				m.WithBlocks = m.Endpoints[2:]
 				if tt.shows != nil {
 					m.Endpoints[2].Base, m.Endpoints[2].Adapters = "base", new(pick.Adapters)
 					tt.shows(m.Endpoints[2].Adapters)
