@@ -144,11 +144,12 @@ func checkWeights(f config.File) error {
 		if m.Spec.Weights == "" {
 			continue
 		}
-		if err := weights.Check(m.Spec.Weights); err != nil {
-			return &obs.Hint{
-				Err:  fmt.Errorf("model %s: weights: %w", m.Metadata.Name, err),
-				Next: "set spec.weights to a whole GGUF file, or fetch that one again; only the model " + config.DefaultModel + " may leave it out",
-			}
+		check, next := weights.Check, "set spec.weights to a whole GGUF file, or fetch that one again; only the model "+config.DefaultModel+" may leave it out"
+		if m.Spec.Backend.Kind == config.VLLM {
+			check, next = weights.CheckFolder, "set spec.weights to the folder of a model, with its config.json, weights and tokenizer"
+		}
+		if err := check(m.Spec.Weights); err != nil {
+			return &obs.Hint{Err: fmt.Errorf("model %s: weights: %w", m.Metadata.Name, err), Next: next}
 		}
 	}
 	return nil

@@ -22,6 +22,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -67,7 +68,7 @@ type endpoint struct {
 	// also are further models that it serves; xds names one only.
 	also []string
 	// blocks is what its engine says that its cache holds; nil: it does not.
-	blocks *prefix.Blocks
+	blocks *blocks.Set
 	// base is the first model that it serves, adapters which others are loaded; nil:
 	// there are no others.
 	base     string
@@ -182,13 +183,13 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 		e.kv = s.newCache(m)
 		e.live.Restarted()
 	case e.said.GetState() != m.GetState():
-		e.live.Clear()
+		e.live.Reinstate()
 	}
 	e.said = m
 	s.hand(m.GetAddress(), now)
 	e.kv.Resize(capacity(m))
 	if l := m.GetLoad(); l != nil {
-		e.live.Told(pick.Report{
+		e.live.ReportFromFleet(pick.Report{
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
 			Waiting:  int64(l.GetWaiting()),
 			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
@@ -303,7 +304,7 @@ func (s *state) table() *pick.Table {
 			}
 			m.Endpoints = append(m.Endpoints, view)
 			if view.Blocks != nil {
-				m.Tell = append(m.Tell, view)
+				m.WithBlocks = append(m.WithBlocks, view)
 			}
 		}
 	}

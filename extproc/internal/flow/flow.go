@@ -217,8 +217,8 @@ type Pass struct {
 	held  bool // whether the endpoint's load shows the request
 }
 
-// Held says that from now on the request is a part of its endpoint's load.
-func (p *Pass) Held() {
+// Reserved says that from now on the request is a part of its endpoint's load.
+func (p *Pass) Reserved() {
 	if p.queue != nil && !p.held {
 		p.held = true
 		p.queue.entering.Add(-1)
@@ -232,7 +232,7 @@ func (p *Pass) Release(now time.Time) {
 	if q == nil {
 		return
 	}
-	p.Held()
+	p.Reserved()
 	p.queue = nil
 	q.inside.Add(-1)
 	if q.waiting.Load() > 0 {

@@ -41,7 +41,7 @@ func (x *Exchange) report(a *AnswerHead, now time.Time) {
 		return
 	}
 	if load, ok := parseLoad(a.Load); ok {
-		x.served.Seen(load, now)
+		x.served.ReportFromAnswer(load, now)
 	}
 	usage, ok := parseUsage(a.Usage)
 	if !ok || !x.good || x.taught {

@@ -128,7 +128,7 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 	}
 	first := &x.choice.List[0]
 	x.held = first.Reserve(&q)
-	x.flow.pass.Held()
+	x.flow.pass.Reserved()
 	x.sent = now
 	x.laps.end(lapChoose)
 	if policy.Ours {
@@ -149,7 +149,7 @@ func (x *Exchange) priority() string {
 	}
 }
 
-// isJSON tells whether a content type is JSON; a client that says none is believed.
+// isJSON reports whether a content type is JSON; a client that says none is believed.
 func isJSON(contentType string) bool {
 	kind, _, _ := strings.Cut(contentType, ";")
 	kind = strings.TrimSpace(kind)

@@ -207,7 +207,7 @@ func (in *inbound) otherHeader(key, value []byte) {
 	}
 }
 
-// forbidden tells whether a client may not send a header of this name: it would
+// forbidden reports whether a client may not send a header of this name: it would
 // choose the host.
 func forbidden(key []byte) bool {
 	if len(key) < 2 || key[0] != 'x' {

@@ -357,7 +357,7 @@ func (w *wireStream) request() {
 	}}
 }
 
-// decided tells whether a reply has a decision.
+// decided reports whether a reply has a decision.
 func decidedBy(r *extproc.ProcessingResponse) bool {
 	return r.GetRequestBody().GetResponse().GetHeaderMutation() != nil
 }

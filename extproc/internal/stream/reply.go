@@ -128,7 +128,7 @@ func (o *outbound) chunk(b []byte) mem.Buffer {
 	return mem.Copy(b, buffers)
 }
 
-// changesHeaders tells whether the reply says anything of headers.
+// changesHeaders reports whether the reply says anything of headers.
 func (r *Reply) changesHeaders() bool {
 	return r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil
 }
