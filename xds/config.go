@@ -40,9 +40,21 @@ func backend(s config.ModelSpec, limits config.Limits) *enginepb.Backend {
 		Threads:       uint32(s.Backend.Threads),
 		Queue:         uint32(s.Backend.Queue),
 		MaxBodyBytes:  uint64(limits.MaxBodyBytes),
+
+		TensorParallel:   uint32(s.Backend.TensorParallel),
+		PipelineParallel: uint32(s.Backend.PipelineParallel),
+		DataParallel:     uint32(s.Backend.DataParallel),
+		Args:             s.Backend.Args,
+		Url:              s.Backend.URL,
+		ServedModel:      s.Backend.Model,
 	}
-	if s.Backend.Kind == config.LlamaCpp {
+	switch s.Backend.Kind {
+	case config.LlamaCpp:
 		b.Kind = enginepb.Backend_LLAMACPP
+	case config.VLLM:
+		b.Kind = enginepb.Backend_VLLM
+	case config.OpenAI:
+		b.Kind = enginepb.Backend_OPENAI
 	}
 	return b
 }

@@ -103,7 +103,12 @@ type Backend_Kind int32
 
 const (
 	Backend_KIND_UNSPECIFIED Backend_Kind = 0
-	Backend_LLAMACPP         Backend_Kind = 1
+	// llama.cpp, which the engine starts; the only one that several nodes may share.
+	Backend_LLAMACPP Backend_Kind = 1
+	// vLLM, which the engine starts as one process group.
+	Backend_VLLM Backend_Kind = 2
+	// Any server of the OpenAI API that somebody else runs: nothing is started.
+	Backend_OPENAI Backend_Kind = 3
 )
 
 // Enum value maps for Backend_Kind.
@@ -111,10 +116,14 @@ var (
 	Backend_Kind_name = map[int32]string{
 		0: "KIND_UNSPECIFIED",
 		1: "LLAMACPP",
+		2: "VLLM",
+		3: "OPENAI",
 	}
 	Backend_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
 		"LLAMACPP":         1,
+		"VLLM":             2,
+		"OPENAI":           3,
 	}
 )
 
@@ -372,9 +381,11 @@ func (x *Stage) GetShare() float32 {
 type Backend struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  Backend_Kind           `protobuf:"varint,1,opt,name=kind,proto3,enum=millrace.engine.v1alpha1.Backend_Kind" json:"kind,omitempty"`
-	// Path of the weights (GGUF) on the node.
+	// Path of the weights on the node: a GGUF file, or a folder where the kind reads
+	// one; empty where somebody else runs the server.
 	Weights string `protobuf:"bytes,2,opt,name=weights,proto3" json:"weights,omitempty"`
-	// Context of one sequence, in tokens.
+	// Context of one sequence, in tokens; 0: not known, where somebody else runs the
+	// server.
 	ContextTokens uint32 `protobuf:"varint,3,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
 	// Sequences decoded at the same time.
 	Slots uint32 `protobuf:"varint,4,opt,name=slots,proto3" json:"slots,omitempty"`
@@ -383,7 +394,20 @@ type Backend struct {
 	// Requests that may wait for a slot; one more is refused with 429.
 	Queue uint32 `protobuf:"varint,6,opt,name=queue,proto3" json:"queue,omitempty"`
 	// Largest request body, in bytes; a larger one is refused with 413.
-	MaxBodyBytes  uint64 `protobuf:"varint,7,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
+	MaxBodyBytes uint64 `protobuf:"varint,7,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
+	// Ranks among which each layer is split, 0 is 1.
+	TensorParallel uint32 `protobuf:"varint,30,opt,name=tensor_parallel,json=tensorParallel,proto3" json:"tensor_parallel,omitempty"`
+	// Ranks among which the layers are split, 0 is 1.
+	PipelineParallel uint32 `protobuf:"varint,31,opt,name=pipeline_parallel,json=pipelineParallel,proto3" json:"pipeline_parallel,omitempty"`
+	// Copies of the model behind one address, 0 is 1.
+	DataParallel uint32 `protobuf:"varint,32,opt,name=data_parallel,json=dataParallel,proto3" json:"data_parallel,omitempty"`
+	// More arguments of the server's command, as they are.
+	Args []string `protobuf:"bytes,33,rep,name=args,proto3" json:"args,omitempty"`
+	// Where the server is that somebody else runs: http://host:port, perhaps with a
+	// path; a last /v1 may be there or not.
+	Url string `protobuf:"bytes,34,opt,name=url,proto3" json:"url,omitempty"`
+	// The model's id at that server; empty: the same.
+	ServedModel   string `protobuf:"bytes,35,opt,name=served_model,json=servedModel,proto3" json:"served_model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -467,6 +491,48 @@ func (x *Backend) GetMaxBodyBytes() uint64 {
 	return 0
 }
 
+func (x *Backend) GetTensorParallel() uint32 {
+	if x != nil {
+		return x.TensorParallel
+	}
+	return 0
+}
+
+func (x *Backend) GetPipelineParallel() uint32 {
+	if x != nil {
+		return x.PipelineParallel
+	}
+	return 0
+}
+
+func (x *Backend) GetDataParallel() uint32 {
+	if x != nil {
+		return x.DataParallel
+	}
+	return 0
+}
+
+func (x *Backend) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *Backend) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Backend) GetServedModel() string {
+	if x != nil {
+		return x.ServedModel
+	}
+	return ""
+}
+
 type AssignReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Generation now in force.
@@ -542,7 +608,9 @@ type Status struct {
 	Totals    *Totals    `protobuf:"bytes,14,opt,name=totals,proto3" json:"totals,omitempty"`
 	// What came to the log of the KV cache since the last status of this stream;
 	// the first status has all of it. Unset: nothing came, or it was not asked for.
-	Cache         *CacheReport `protobuf:"bytes,15,opt,name=cache,proto3" json:"cache,omitempty"`
+	Cache *CacheReport `protobuf:"bytes,15,opt,name=cache,proto3" json:"cache,omitempty"`
+	// What the backend can do as it is run; unset with no assignment.
+	Capabilities  *Capabilities `protobuf:"bytes,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -682,6 +750,136 @@ func (x *Status) GetCache() *CacheReport {
 	return nil
 }
 
+func (x *Status) GetCapabilities() *Capabilities {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+// Capabilities is what a backend can do as it is run.
+type Capabilities struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Longest sequence, in tokens; 0: not known.
+	ContextTokens uint32 `protobuf:"varint,1,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
+	// Whether it answers embeddings, tool calls, and requests for LoRA adapters.
+	// `unknown` says that nobody can tell: the server is somebody else's.
+	Embeddings bool `protobuf:"varint,2,opt,name=embeddings,proto3" json:"embeddings,omitempty"`
+	Tools      bool `protobuf:"varint,3,opt,name=tools,proto3" json:"tools,omitempty"`
+	Lora       bool `protobuf:"varint,4,opt,name=lora,proto3" json:"lora,omitempty"`
+	Unknown    bool `protobuf:"varint,5,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// Into how many ranks a layer is split, the layers are split, the model is copied.
+	TensorParallel   uint32 `protobuf:"varint,6,opt,name=tensor_parallel,json=tensorParallel,proto3" json:"tensor_parallel,omitempty"`
+	PipelineParallel uint32 `protobuf:"varint,7,opt,name=pipeline_parallel,json=pipelineParallel,proto3" json:"pipeline_parallel,omitempty"`
+	DataParallel     uint32 `protobuf:"varint,8,opt,name=data_parallel,json=dataParallel,proto3" json:"data_parallel,omitempty"`
+	// Whether the KV cache of a conversation can be saved and restored.
+	KvSave bool `protobuf:"varint,9,opt,name=kv_save,json=kvSave,proto3" json:"kv_save,omitempty"`
+	// Whether it publishes what its KV cache holds.
+	KvEvents      bool `protobuf:"varint,10,opt,name=kv_events,json=kvEvents,proto3" json:"kv_events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Capabilities) Reset() {
+	*x = Capabilities{}
+	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Capabilities) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Capabilities) ProtoMessage() {}
+
+func (x *Capabilities) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
+func (*Capabilities) Descriptor() ([]byte, []int) {
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Capabilities) GetContextTokens() uint32 {
+	if x != nil {
+		return x.ContextTokens
+	}
+	return 0
+}
+
+func (x *Capabilities) GetEmbeddings() bool {
+	if x != nil {
+		return x.Embeddings
+	}
+	return false
+}
+
+func (x *Capabilities) GetTools() bool {
+	if x != nil {
+		return x.Tools
+	}
+	return false
+}
+
+func (x *Capabilities) GetLora() bool {
+	if x != nil {
+		return x.Lora
+	}
+	return false
+}
+
+func (x *Capabilities) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
+func (x *Capabilities) GetTensorParallel() uint32 {
+	if x != nil {
+		return x.TensorParallel
+	}
+	return 0
+}
+
+func (x *Capabilities) GetPipelineParallel() uint32 {
+	if x != nil {
+		return x.PipelineParallel
+	}
+	return 0
+}
+
+func (x *Capabilities) GetDataParallel() uint32 {
+	if x != nil {
+		return x.DataParallel
+	}
+	return 0
+}
+
+func (x *Capabilities) GetKvSave() bool {
+	if x != nil {
+		return x.KvSave
+	}
+	return false
+}
+
+func (x *Capabilities) GetKvEvents() bool {
+	if x != nil {
+		return x.KvEvents
+	}
+	return false
+}
+
 // Process is one process that the engine started.
 type Process struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -704,7 +902,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +914,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +927,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{6}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Process) GetRole() string {
@@ -797,14 +995,18 @@ type Load struct {
 	KvUsedTokens  uint64 `protobuf:"varint,5,opt,name=kv_used_tokens,json=kvUsedTokens,proto3" json:"kv_used_tokens,omitempty"`
 	KvTotalTokens uint64 `protobuf:"varint,6,opt,name=kv_total_tokens,json=kvTotalTokens,proto3" json:"kv_total_tokens,omitempty"`
 	// Tokens that the log of the cache names, those in the host's memory included.
-	CachedTokens  uint64 `protobuf:"varint,7,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CachedTokens uint64 `protobuf:"varint,7,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	// Requests in the backend, and those that it lets wait, by its own metrics; 0
+	// where it has none. More than `running`: some did not come through this engine.
+	BackendRunning uint32 `protobuf:"varint,30,opt,name=backend_running,json=backendRunning,proto3" json:"backend_running,omitempty"`
+	BackendWaiting uint32 `protobuf:"varint,31,opt,name=backend_waiting,json=backendWaiting,proto3" json:"backend_waiting,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +1018,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +1031,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{7}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Load) GetRunning() uint32 {
@@ -881,6 +1083,20 @@ func (x *Load) GetCachedTokens() uint64 {
 	return 0
 }
 
+func (x *Load) GetBackendRunning() uint32 {
+	if x != nil {
+		return x.BackendRunning
+	}
+	return 0
+}
+
+func (x *Load) GetBackendWaiting() uint32 {
+	if x != nil {
+		return x.BackendWaiting
+	}
+	return 0
+}
+
 // Speed is measured by the engine on its own requests, tokens per second of
 // one sequence; 0 until measured.
 type Speed struct {
@@ -893,7 +1109,7 @@ type Speed struct {
 
 func (x *Speed) Reset() {
 	*x = Speed{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1121,7 @@ func (x *Speed) String() string {
 func (*Speed) ProtoMessage() {}
 
 func (x *Speed) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1134,7 @@ func (x *Speed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Speed.ProtoReflect.Descriptor instead.
 func (*Speed) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{8}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Speed) GetPrefill() float64 {
@@ -949,7 +1165,7 @@ type Totals struct {
 
 func (x *Totals) Reset() {
 	*x = Totals{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1177,7 @@ func (x *Totals) String() string {
 func (*Totals) ProtoMessage() {}
 
 func (x *Totals) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1190,7 @@ func (x *Totals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Totals.ProtoReflect.Descriptor instead.
 func (*Totals) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{9}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Totals) GetRequests() uint64 {
@@ -1026,7 +1242,7 @@ type CacheReport struct {
 
 func (x *CacheReport) Reset() {
 	*x = CacheReport{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1254,7 @@ func (x *CacheReport) String() string {
 func (*CacheReport) ProtoMessage() {}
 
 func (x *CacheReport) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1267,7 @@ func (x *CacheReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheReport.ProtoReflect.Descriptor instead.
 func (*CacheReport) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{10}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CacheReport) GetEpoch() uint64 {
@@ -1093,7 +1309,7 @@ type CacheSegment struct {
 
 func (x *CacheSegment) Reset() {
 	*x = CacheSegment{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1321,7 @@ func (x *CacheSegment) String() string {
 func (*CacheSegment) ProtoMessage() {}
 
 func (x *CacheSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1334,7 @@ func (x *CacheSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheSegment.ProtoReflect.Descriptor instead.
 func (*CacheSegment) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{11}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CacheSegment) GetId() uint64 {
@@ -1174,27 +1390,36 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\rengineAddress\x12%\n" +
 	"\x05share\x18\x04 \x01(\x02B\x0f\xfaB\f\n" +
 	"\n" +
-	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xf8\x02\n" +
+	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\x96\x05\n" +
 	"\aBackend\x12F\n" +
 	"\x04kind\x18\x01 \x01(\x0e2&.millrace.engine.v1alpha1.Backend.KindB\n" +
-	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12$\n" +
-	"\aweights\x18\x02 \x01(\tB\n" +
-	"\xfaB\ar\x05\x10\x01\x18\x80 R\aweights\x124\n" +
-	"\x0econtext_tokens\x18\x03 \x01(\rB\r\xfaB\n" +
-	"*\b\x18\x80\x80\x80\b(\x80\x01R\rcontextTokens\x12 \n" +
+	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n" +
+	"\aweights\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\aweights\x126\n" +
+	"\x0econtext_tokens\x18\x03 \x01(\rB\x0f\xfaB\f*\n" +
+	"\x18\x80\x80\x80\b(\x80\x01@\x01R\rcontextTokens\x12 \n" +
 	"\x05slots\x18\x04 \x01(\rB\n" +
 	"\xfaB\a*\x05\x18\x80\b(\x01R\x05slots\x12$\n" +
 	"\athreads\x18\x05 \x01(\rB\n" +
 	"\xfaB\a*\x05\x18\x80\b(\x01R\athreads\x12\x1f\n" +
 	"\x05queue\x18\x06 \x01(\rB\t\xfaB\x06*\x04\x18\x80\x80\x04R\x05queue\x124\n" +
-	"\x0emax_body_bytes\x18\a \x01(\x04B\x0e\xfaB\v2\t\x18\x80\x80\x80\x80\x04(\x80\bR\fmaxBodyBytes\"*\n" +
+	"\x0emax_body_bytes\x18\a \x01(\x04B\x0e\xfaB\v2\t\x18\x80\x80\x80\x80\x04(\x80\bR\fmaxBodyBytes\x121\n" +
+	"\x0ftensor_parallel\x18\x1e \x01(\rB\b\xfaB\x05*\x03\x18\x80\bR\x0etensorParallel\x125\n" +
+	"\x11pipeline_parallel\x18\x1f \x01(\rB\b\xfaB\x05*\x03\x18\x80\bR\x10pipelineParallel\x12-\n" +
+	"\rdata_parallel\x18  \x01(\rB\b\xfaB\x05*\x03\x18\x80\bR\fdataParallel\x12$\n" +
+	"\x04args\x18! \x03(\tB\x10\xfaB\r\x92\x01\n" +
+	"\x10\x80\x02\"\x05r\x03(\x80 R\x04args\x12\x1a\n" +
+	"\x03url\x18\" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x10R\x03url\x12+\n" +
+	"\fserved_model\x18# \x01(\tB\b\xfaB\x05r\x03\x18\x80\x04R\vservedModel\"@\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
-	"\bLLAMACPP\x10\x01\"-\n" +
+	"\bLLAMACPP\x10\x01\x12\b\n" +
+	"\x04VLLM\x10\x02\x12\n" +
+	"\n" +
+	"\x06OPENAI\x10\x03\"-\n" +
 	"\vAssignReply\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"\x92\x06\n" +
+	"generation\"\xde\x06\n" +
 	"\x06Status\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x1e\n" +
 	"\n" +
@@ -1216,7 +1441,22 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x04load\x18\f \x01(\v2\x1e.millrace.engine.v1alpha1.LoadR\x04load\x125\n" +
 	"\x05speed\x18\r \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x128\n" +
 	"\x06totals\x18\x0e \x01(\v2 .millrace.engine.v1alpha1.TotalsR\x06totals\x12;\n" +
-	"\x05cache\x18\x0f \x01(\v2%.millrace.engine.v1alpha1.CacheReportR\x05cache\"\x82\x02\n" +
+	"\x05cache\x18\x0f \x01(\v2%.millrace.engine.v1alpha1.CacheReportR\x05cache\x12J\n" +
+	"\fcapabilities\x18\x1e \x01(\v2&.millrace.engine.v1alpha1.CapabilitiesR\fcapabilities\"\xca\x02\n" +
+	"\fCapabilities\x12%\n" +
+	"\x0econtext_tokens\x18\x01 \x01(\rR\rcontextTokens\x12\x1e\n" +
+	"\n" +
+	"embeddings\x18\x02 \x01(\bR\n" +
+	"embeddings\x12\x14\n" +
+	"\x05tools\x18\x03 \x01(\bR\x05tools\x12\x12\n" +
+	"\x04lora\x18\x04 \x01(\bR\x04lora\x12\x18\n" +
+	"\aunknown\x18\x05 \x01(\bR\aunknown\x12'\n" +
+	"\x0ftensor_parallel\x18\x06 \x01(\rR\x0etensorParallel\x12+\n" +
+	"\x11pipeline_parallel\x18\a \x01(\rR\x10pipelineParallel\x12#\n" +
+	"\rdata_parallel\x18\b \x01(\rR\fdataParallel\x12\x17\n" +
+	"\akv_save\x18\t \x01(\bR\x06kvSave\x12\x1b\n" +
+	"\tkv_events\x18\n" +
+	" \x01(\bR\bkvEvents\"\x82\x02\n" +
 	"\aProcess\x12)\n" +
 	"\x04role\x18\x01 \x01(\tB\x15\xfaB\x12r\x10R\abackendR\x05shardR\x04role\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\"\n" +
@@ -1224,7 +1464,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brestarts\x18\x04 \x01(\rR\brestarts\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\x12+\n" +
-	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xed\x01\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xbf\x02\n" +
 	"\x04Load\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x14\n" +
@@ -1232,7 +1472,9 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x10tokens_in_flight\x18\x04 \x01(\x04R\x0etokensInFlight\x12$\n" +
 	"\x0ekv_used_tokens\x18\x05 \x01(\x04R\fkvUsedTokens\x12&\n" +
 	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\x12#\n" +
-	"\rcached_tokens\x18\a \x01(\x04R\fcachedTokens\"k\n" +
+	"\rcached_tokens\x18\a \x01(\x04R\fcachedTokens\x12'\n" +
+	"\x0fbackend_running\x18\x1e \x01(\rR\x0ebackendRunning\x12'\n" +
+	"\x0fbackend_waiting\x18\x1f \x01(\rR\x0ebackendWaiting\"k\n" +
 	"\x05Speed\x121\n" +
 	"\aprefill\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00e\xcd\xcdA)\x00\x00\x00\x00\x00\x00\x00\x00R\aprefill\x12/\n" +
 	"\x06decode\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00e\xcd\xcdA)\x00\x00\x00\x00\x00\x00\x00\x00R\x06decode\"\x99\x01\n" +
@@ -1276,7 +1518,7 @@ func file_engine_enginepb_engine_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_enginepb_engine_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_engine_enginepb_engine_proto_goTypes = []any{
 	(State)(0),                    // 0: millrace.engine.v1alpha1.State
 	(Backend_Kind)(0),             // 1: millrace.engine.v1alpha1.Backend.Kind
@@ -1286,40 +1528,42 @@ var file_engine_enginepb_engine_proto_goTypes = []any{
 	(*Backend)(nil),               // 5: millrace.engine.v1alpha1.Backend
 	(*AssignReply)(nil),           // 6: millrace.engine.v1alpha1.AssignReply
 	(*Status)(nil),                // 7: millrace.engine.v1alpha1.Status
-	(*Process)(nil),               // 8: millrace.engine.v1alpha1.Process
-	(*Load)(nil),                  // 9: millrace.engine.v1alpha1.Load
-	(*Speed)(nil),                 // 10: millrace.engine.v1alpha1.Speed
-	(*Totals)(nil),                // 11: millrace.engine.v1alpha1.Totals
-	(*CacheReport)(nil),           // 12: millrace.engine.v1alpha1.CacheReport
-	(*CacheSegment)(nil),          // 13: millrace.engine.v1alpha1.CacheSegment
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*Capabilities)(nil),          // 8: millrace.engine.v1alpha1.Capabilities
+	(*Process)(nil),               // 9: millrace.engine.v1alpha1.Process
+	(*Load)(nil),                  // 10: millrace.engine.v1alpha1.Load
+	(*Speed)(nil),                 // 11: millrace.engine.v1alpha1.Speed
+	(*Totals)(nil),                // 12: millrace.engine.v1alpha1.Totals
+	(*CacheReport)(nil),           // 13: millrace.engine.v1alpha1.CacheReport
+	(*CacheSegment)(nil),          // 14: millrace.engine.v1alpha1.CacheSegment
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_engine_enginepb_engine_proto_depIdxs = []int32{
-	14, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
+	15, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
 	4,  // 1: millrace.engine.v1alpha1.Assignment.stages:type_name -> millrace.engine.v1alpha1.Stage
 	5,  // 2: millrace.engine.v1alpha1.Assignment.backend:type_name -> millrace.engine.v1alpha1.Backend
 	1,  // 3: millrace.engine.v1alpha1.Backend.kind:type_name -> millrace.engine.v1alpha1.Backend.Kind
 	0,  // 4: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
-	15, // 5: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
+	16, // 5: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
 	3,  // 6: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	8,  // 7: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
-	9,  // 8: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
-	10, // 9: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
-	11, // 10: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
-	12, // 11: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
-	15, // 12: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
-	14, // 13: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
-	13, // 14: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 15: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
-	3,  // 16: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
-	7,  // 17: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
-	6,  // 18: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
-	17, // [17:19] is the sub-list for method output_type
-	15, // [15:17] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	9,  // 7: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
+	10, // 8: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
+	11, // 9: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
+	12, // 10: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
+	13, // 11: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
+	8,  // 12: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
+	16, // 13: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
+	15, // 14: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
+	14, // 15: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 16: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
+	3,  // 17: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
+	7,  // 18: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
+	6,  // 19: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
+	18, // [18:20] is the sub-list for method output_type
+	16, // [16:18] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_engine_enginepb_engine_proto_init() }
@@ -1333,7 +1577,7 @@ func file_engine_enginepb_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_enginepb_engine_proto_rawDesc), len(file_engine_enginepb_engine_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -586,10 +586,10 @@ func (m *Backend) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
-	if l := utf8.RuneCountInString(m.GetWeights()); l < 1 || l > 4096 {
+	if utf8.RuneCountInString(m.GetWeights()) > 4096 {
 		err := BackendValidationError{
 			field:  "Weights",
-			reason: "value length must be between 1 and 4096 runes, inclusive",
+			reason: "value length must be at most 4096 runes",
 		}
 		if !all {
 			return err
@@ -597,15 +597,19 @@ func (m *Backend) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
-	if val := m.GetContextTokens(); val < 128 || val > 16777216 {
-		err := BackendValidationError{
-			field:  "ContextTokens",
-			reason: "value must be inside range [128, 16777216]",
+	if m.GetContextTokens() != 0 {
+
+		if val := m.GetContextTokens(); val < 128 || val > 16777216 {
+			err := BackendValidationError{
+				field:  "ContextTokens",
+				reason: "value must be inside range [128, 16777216]",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
 		}
-		if !all {
-			return err
-		}
-		errors = append(errors, err)
+
 	}
 
 	if val := m.GetSlots(); val < 1 || val > 1024 {
@@ -645,6 +649,88 @@ func (m *Backend) validate(all bool) error {
 		err := BackendValidationError{
 			field:  "MaxBodyBytes",
 			reason: "value must be inside range [1024, 1073741824]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetTensorParallel() > 1024 {
+		err := BackendValidationError{
+			field:  "TensorParallel",
+			reason: "value must be less than or equal to 1024",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetPipelineParallel() > 1024 {
+		err := BackendValidationError{
+			field:  "PipelineParallel",
+			reason: "value must be less than or equal to 1024",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetDataParallel() > 1024 {
+		err := BackendValidationError{
+			field:  "DataParallel",
+			reason: "value must be less than or equal to 1024",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(m.GetArgs()) > 256 {
+		err := BackendValidationError{
+			field:  "Args",
+			reason: "value must contain no more than 256 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetArgs() {
+		_, _ = idx, item
+
+		if len(item) > 4096 {
+			err := BackendValidationError{
+				field:  fmt.Sprintf("Args[%v]", idx),
+				reason: "value length must be at most 4096 bytes",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		}
+
+	}
+
+	if utf8.RuneCountInString(m.GetUrl()) > 2048 {
+		err := BackendValidationError{
+			field:  "Url",
+			reason: "value length must be at most 2048 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetServedModel()) > 512 {
+		err := BackendValidationError{
+			field:  "ServedModel",
+			reason: "value length must be at most 512 runes",
 		}
 		if !all {
 			return err
@@ -1155,6 +1241,35 @@ func (m *Status) validate(all bool) error {
 		}
 	}
 
+	if all {
+		switch v := interface{}(m.GetCapabilities()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, StatusValidationError{
+					field:  "Capabilities",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, StatusValidationError{
+					field:  "Capabilities",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetCapabilities()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return StatusValidationError{
+				field:  "Capabilities",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(errors) > 0 {
 		return StatusMultiError(errors)
 	}
@@ -1237,6 +1352,125 @@ var _Status_Node_Pattern = regexp.MustCompile("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9]
 var _Status_State_NotInLookup = map[State]struct{}{
 	0: {},
 }
+
+// Validate checks the field values on Capabilities with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Capabilities) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Capabilities with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in CapabilitiesMultiError, or
+// nil if none found.
+func (m *Capabilities) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Capabilities) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for ContextTokens
+
+	// no validation rules for Embeddings
+
+	// no validation rules for Tools
+
+	// no validation rules for Lora
+
+	// no validation rules for Unknown
+
+	// no validation rules for TensorParallel
+
+	// no validation rules for PipelineParallel
+
+	// no validation rules for DataParallel
+
+	// no validation rules for KvSave
+
+	// no validation rules for KvEvents
+
+	if len(errors) > 0 {
+		return CapabilitiesMultiError(errors)
+	}
+
+	return nil
+}
+
+// CapabilitiesMultiError is an error wrapping multiple validation errors
+// returned by Capabilities.ValidateAll() if the designated constraints aren't met.
+type CapabilitiesMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m CapabilitiesMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m CapabilitiesMultiError) AllErrors() []error { return m }
+
+// CapabilitiesValidationError is the validation error returned by
+// Capabilities.Validate if the designated constraints aren't met.
+type CapabilitiesValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e CapabilitiesValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e CapabilitiesValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e CapabilitiesValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e CapabilitiesValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e CapabilitiesValidationError) ErrorName() string { return "CapabilitiesValidationError" }
+
+// Error satisfies the builtin error interface
+func (e CapabilitiesValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sCapabilities.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = CapabilitiesValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = CapabilitiesValidationError{}
 
 // Validate checks the field values on Process with the rules defined in the
 // proto definition for this message. If any rules are violated, the first
@@ -1461,6 +1695,10 @@ func (m *Load) validate(all bool) error {
 	// no validation rules for KvTotalTokens
 
 	// no validation rules for CachedTokens
+
+	// no validation rules for BackendRunning
+
+	// no validation rules for BackendWaiting
 
 	if len(errors) > 0 {
 		return LoadMultiError(errors)

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // message is one turn of a conversation.
@@ -113,7 +115,7 @@ func (c *client) ask(ctx context.Context, model, session string, turns []message
 
 // stream reads a streamed answer.
 func stream(resp *http.Response, began time.Time, w io.Writer) (answer, error) {
-	a := answer{node: resp.Header.Get("X-Millrace-Node"), replica: resp.Header.Get("X-Millrace-Replica")}
+	a := answer{node: resp.Header.Get(wire.NodeHeader), replica: resp.Header.Get(wire.ReplicaHeader)}
 	var (
 		text        strings.Builder
 		first, last time.Time

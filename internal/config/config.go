@@ -8,9 +8,12 @@
 package config
 
 import (
+	"millrace.dev/millrace/internal/backends"
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // APIVersion is the only version of the objects that this program knows.
@@ -26,14 +29,11 @@ const (
 // may leave its weights unnamed.
 const DefaultModel = "smollm2"
 
-// LlamaCpp is the kind of backend that runs llama.cpp; the only one so far.
-const LlamaCpp = "llamacpp"
-
-// Priorities of a request.
+// Kinds of backends.
 const (
-	Critical  = "critical"
-	Standard  = "standard"
-	Sheddable = "sheddable"
+	LlamaCpp = backends.LlamaCpp
+	VLLM     = backends.VLLM
+	OpenAI   = backends.OpenAI
 )
 
 // File is all that a configuration says. A File from this package is complete:
@@ -67,11 +67,13 @@ type Model struct {
 
 // ModelSpec says which weights a model has and how it is laid out.
 type ModelSpec struct {
-	// Weights is the path of a GGUF file on the nodes; a relative one starts at
-	// the folder of the file that names it. Empty: the model that set-up
-	// fetches, only for the model named "smollm2".
+	// Weights is the path of a GGUF file on the nodes, of a folder for a backend of
+	// kind "vllm", and must be left out for kind "openai"; a relative one starts at
+	// the folder of the file that names it. Empty: the model that set-up fetches,
+	// only for the model named "smollm2" on llamacpp.
 	Weights string `json:"weights,omitempty"`
-	// Tokenizer is the path of a GGUF or tokenizer.json file. Empty: Weights.
+	// Tokenizer is the path of a GGUF or tokenizer.json file. Empty: Weights, or
+	// the tokenizer.json in it; tokens are estimated where there is neither.
 	Tokenizer string `json:"tokenizer,omitempty"`
 	// Default is whether requests that name no model go to this one. Without
 	// any, the first model of the file is.
@@ -88,10 +90,11 @@ type ModelSpec struct {
 
 // Backend is how the inference engine of a model is run, on every node alike.
 type Backend struct {
-	// Kind is "llamacpp".
+	// Kind is "llamacpp", "vllm" or "openai", a server that somebody else runs.
+	// Default "llamacpp".
 	Kind string `json:"kind"`
 	// ContextTokens is the context of one sequence, 128 to 16777216 tokens.
-	// Default 4096.
+	// Default 4096; of kind "openai" 0, which is not known.
 	ContextTokens int `json:"contextTokens"`
 	// Slots is how many sequences are decoded at the same time, 1 to 1024.
 	// Default 4.
@@ -102,6 +105,19 @@ type Backend struct {
 	// Queue is how many requests may wait for a slot, 0 to 65536; one more is
 	// refused with 429. Default 64.
 	Queue int `json:"queue"`
+	// TensorParallel, PipelineParallel and DataParallel are among how many ranks of
+	// its node a "vllm" splits each layer, splits the layers, and copies the model,
+	// 1 to 1024. Default 1.
+	TensorParallel   int `json:"tensorParallel,omitempty"`
+	PipelineParallel int `json:"pipelineParallel,omitempty"`
+	DataParallel     int `json:"dataParallel,omitempty"`
+	// Args are more arguments of a "vllm"'s command, such as [--dtype, float32].
+	// What engine sets itself is refused.
+	Args []string `json:"args,omitempty"`
+	// URL is where the server of kind "openai" is, such as http://10.0.0.7:8000.
+	URL string `json:"url,omitempty"`
+	// Model is the model's id at that server. Default: the model's name.
+	Model string `json:"model,omitempty"`
 }
 
 // Layout is how one replica lies on the nodes.
@@ -191,9 +207,9 @@ type Retries struct {
 // an unknown priority counts as standard.
 func (r Retries) Attempts(priority string) int {
 	switch priority {
-	case Critical:
+	case wire.Critical:
 		return r.Critical
-	case Sheddable:
+	case wire.Sheddable:
 		return r.Sheddable
 	default:
 		return r.Standard
@@ -248,24 +264,27 @@ func newPolicy() Policy {
 		Metadata:   Metadata{Name: "default"},
 		Spec: PolicySpec{
 			Sessions: Sessions{
-				Header: "x-session-id",
+				Header: wire.SessionHeader,
 				Cookie: Cookie{Name: "millrace-session"},
 				Idle:   Duration{30 * time.Minute},
 				Max:    100_000,
 			},
 			Retries:    Retries{Critical: 4, Standard: 4, Sheddable: 2},
-			Priorities: Priorities{Header: "x-millrace-priority", Default: Standard},
+			Priorities: Priorities{Header: wire.PriorityHeader, Default: wire.Standard},
 			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
 			Flow:       newFlow(),
 		},
 	}
 }
 
-// TokenizerFile returns the file with the model's tokenizer: Tokenizer, or
-// Weights where that is empty.
+// TokenizerFile returns the file with the model's tokenizer: Tokenizer, or what
+// there is of one in Weights where that is empty; "": none is known.
 func (s ModelSpec) TokenizerFile() string {
-	if s.Tokenizer != "" {
+	switch {
+	case s.Tokenizer != "":
 		return s.Tokenizer
+	case s.Backend.Kind == VLLM && s.Weights != "":
+		return filepath.Join(s.Weights, "tokenizer.json")
 	}
 	return s.Weights
 }

@@ -219,3 +219,34 @@ func FuzzParse(f *testing.F) {
 		checkRoundTrip(t, got)
 	})
 }
+
+func TestKindsOfBackends(t *testing.T) {
+	got, err := Load("testdata/good/backends.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := filepath.Abs("testdata/good/models/split")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Backend{
+		{Kind: VLLM, ContextTokens: 4096, Slots: 4, Threads: 1, Queue: 64, TensorParallel: 2, PipelineParallel: 2, Args: []string{"--dtype", "float32", "--max-num-batched-tokens=512"}},
+		{Kind: OpenAI, Slots: 64, Threads: 1, Queue: 64, URL: "https://engines.example/llm/v1", Model: "org/Theirs-70B"},
+	}
+	for i, m := range got.Models {
+		if diff := cmp.Diff(want[i], m.Spec.Backend); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", m.Metadata.Name, diff)
+		}
+		if file := m.Spec.TokenizerFile(); file != filepath.Join(dir, "tokenizer.json") {
+			t.Errorf("%s: tokenizer %q", m.Metadata.Name, file)
+		}
+	}
+	text, err := Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Parse("again.yaml", text)
+	if diff := cmp.Diff(got, again); err != nil || diff != "" {
+		t.Errorf("written and read again: %v (-want +got):\n%s", err, diff)
+	}
+}

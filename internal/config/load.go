@@ -131,6 +131,9 @@ func (r *reader) model(d *decoder, n *yaml.Node) {
 	if _, set := d.lines["spec.replicas"]; !set {
 		m.Spec.Replicas = max(1, len(m.Spec.Layout))
 	}
+	if _, set := d.lines["spec.backend.contextTokens"]; !set && m.Spec.Backend.Kind == OpenAI {
+		m.Spec.Backend.ContextTokens = 0
+	}
 	if len(m.Spec.Layout) == 0 {
 		m.Spec.Layout = []Layout{{Stages: 1}}
 	}

@@ -2,10 +2,13 @@ package config
 
 import (
 	"fmt"
+	"millrace.dev/millrace/internal/backends"
 	"regexp"
 	"slices"
 	"strconv"
 	"time"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 var (
@@ -56,10 +59,7 @@ func (m Model) validate() []Fault {
 	var r rules
 	s := m.Spec
 	r.matches("metadata.name", m.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
-	if s.Weights == "" && m.Metadata.Name != DefaultModel {
-		r.broken("spec.weights", "missing; must be the path of a GGUF file (only %s can do without)", DefaultModel)
-	}
-	s.Backend.validate(&r)
+	m.validateBackend(&r)
 	r.between("spec.replicas", s.Replicas, 1, 1024)
 	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
 		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
@@ -70,11 +70,43 @@ func (m Model) validate() []Fault {
 	return r
 }
 
-func (b Backend) validate(r *rules) {
-	if b.Kind != LlamaCpp {
-		r.broken("spec.backend.kind", "%q; must be %q", b.Kind, LlamaCpp)
+// backendPaths are the paths of what not every kind of backend has.
+var backendPaths = map[backends.Field]string{
+	backends.Kind: "spec.backend.kind", backends.Weights: "spec.weights", backends.ContextTokens: "spec.backend.contextTokens",
+	backends.TensorParallel: "spec.backend.tensorParallel", backends.PipelineParallel: "spec.backend.pipelineParallel",
+	backends.DataParallel: "spec.backend.dataParallel", backends.Args: "spec.backend.args",
+	backends.URL: "spec.backend.url", backends.ServedModel: "spec.backend.model",
+}
+
+// validateBackend returns what is impossible for the kind of the model's backend, and
+// what is for every kind.
+func (m Model) validateBackend(r *rules) {
+	s, b := m.Spec, m.Spec.Backend
+	asked := backends.Settings{
+		Kind: b.Kind, Weights: s.Weights, ContextTokens: b.ContextTokens,
+		TensorParallel: b.TensorParallel, PipelineParallel: b.PipelineParallel, DataParallel: b.DataParallel,
+		Args: b.Args, URL: b.URL, ServedModel: b.Model,
 	}
-	r.between("spec.backend.contextTokens", b.ContextTokens, 128, 16<<20)
+	for _, f := range backends.Check(asked) {
+		at, text := backendPaths[f.Field], f.Text
+		switch {
+		case f.Field == backends.Weights && b.Kind == LlamaCpp && m.Metadata.Name == DefaultModel:
+			continue // set-up fetches them
+		case f.Field == backends.Weights && b.Kind == LlamaCpp:
+			text += " (only " + DefaultModel + " can do without)"
+		case f.Field == backends.Args && len(b.Args) > f.Index && b.Kind == VLLM:
+			at += "[" + strconv.Itoa(f.Index) + "]"
+		}
+		r.broken(at, "%s", text)
+	}
+	for i, l := range s.Layout {
+		asked.Stages = l.Stages
+		for _, f := range backends.Check(asked) {
+			if f.Field == backends.Stages {
+				r.broken("spec.layout["+strconv.Itoa(i)+"].stages", "%s", f.Text)
+			}
+		}
+	}
 	r.between("spec.backend.slots", b.Slots, 1, 1024)
 	r.between("spec.backend.threads", b.Threads, 1, 1024)
 	r.between("spec.backend.queue", b.Queue, 0, 65536)
@@ -122,8 +154,8 @@ func (p Policy) validate() []Fault {
 
 func (p Priorities) validate(r *rules) {
 	r.matches("spec.priorities.header", p.Header, headerName, "the name of a header in lower case")
-	if !slices.Contains([]string{Critical, Standard, Sheddable}, p.Default) {
-		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", p.Default, Critical, Standard, Sheddable)
+	if !slices.Contains([]string{wire.Critical, wire.Standard, wire.Sheddable}, p.Default) {
+		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", p.Default, wire.Critical, wire.Standard, wire.Sheddable)
 	}
 }
 

@@ -77,14 +77,17 @@ func checkRoom(f config.File, nodes int) error {
 
 // needsModel reports whether some model is the one that set-up fetches.
 func needsModel(f config.File) bool {
-	return slices.ContainsFunc(f.Models, func(m config.Model) bool { return m.Spec.Weights == "" })
+	return slices.ContainsFunc(f.Models, func(m config.Model) bool { return takesModel(m.Spec) })
 }
+
+// takesModel reports whether a model's weights are those that set-up fetches.
+func takesModel(s config.ModelSpec) bool { return s.Weights == "" && s.Backend.Kind == config.LlamaCpp }
 
 // withPaths returns the file with the paths that the user left to us.
 func withPaths(f config.File, weights, cookieKey string) config.File {
 	f.Models = slices.Clone(f.Models)
 	for i := range f.Models {
-		if spec := &f.Models[i].Spec; spec.Weights == "" {
+		if spec := &f.Models[i].Spec; takesModel(*spec) {
 			spec.Weights = weights
 		}
 	}

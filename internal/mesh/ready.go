@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -53,7 +54,7 @@ func (m *mesh) awaitReady(ctx context.Context) error {
 func conditions(v *fleetpb.FleetView) []string {
 	var texts []string
 	for _, c := range v.GetConditions() {
-		if code := c.GetCode(); code != "replica-not-ready" && code != "model-down" {
+		if code := c.GetCode(); code != wire.ReplicaNotReady && code != wire.ModelDown {
 			texts = append(texts, c.GetText())
 		}
 	}
@@ -141,14 +142,14 @@ func oneToken(ctx context.Context, addr, model, session string) (string, error) 
 	}
 	req.Header.Set("Content-Type", "application/json")
 	if session != "" {
-		req.Header.Set("X-Session-Id", session)
+		req.Header.Set(wire.SessionHeader, session)
 	}
 	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 	if err != nil {
 		return "", err
 	}
 	defer resp.Body.Close()
-	return resp.Header.Get("X-Millrace-Replica"), tokenIn(resp)
+	return resp.Header.Get(wire.ReplicaHeader), tokenIn(resp)
 }
 
 // tokenIn returns why a response holds no generated token.

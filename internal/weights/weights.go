@@ -1,4 +1,5 @@
-// Package weights looks at model files in GGUF form: whether one is whole.
+// Package weights says of model files whether they are whole: one in GGUF form, or a
+// folder of Hugging Face's.
 //
 // Called by setup and mesh, before a backend is started that would die of it
 // again and again. Its one rule: it reads the header and nothing else, however
@@ -13,6 +14,7 @@ import (
 	"io"
 	"math/bits"
 	"os"
+	"path/filepath"
 )
 
 // Limits on a header: the largest known are some 20 MB.
@@ -58,6 +60,20 @@ func Check(path string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// CheckFolder says why path can't be a folder with a model, or a whole GGUF file;
+// nil: it can.
+func CheckFolder(path string) error {
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return err
+	case !st.IsDir():
+		return Check(path)
+	}
+	_, err = os.Stat(filepath.Join(path, "config.json"))
+	return err
 }
 
 // size reads a header and returns how long the file must be at least.

@@ -1,8 +1,10 @@
 package api
 
+import "millrace.dev/millrace/internal/wire"
+
 // logCache logs that the backend works on the prompt from now on.
 func (c *call) logCache() {
-	if links := c.cfg.Cache.Links(c.r.Header.Get(headerPrefix)); len(links) > 0 {
+	if links := c.cfg.Cache.Links(c.r.Header.Get(wire.PrefixHeader)); len(links) > 0 {
 		c.use = c.cfg.Cache.Begin(links)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // TestCacheIsLogged: what is answered is logged with the answer, what fails is taken
@@ -61,7 +63,7 @@ func TestCacheIsLogged(t *testing.T) {
 				body = strings.Replace(chat, "{", `{"stream":true,`, 1)
 			}
 			req := g.request(t.Context(), "/v1/chat/completions", body)
-			req.Header.Set(headerPrefix, tt.prefix)
+			req.Header.Set(wire.PrefixHeader, tt.prefix)
 			resp, err := http.DefaultClient.Do(req)
 			if err != nil {
 				t.Fatal(err)

@@ -1,32 +1,32 @@
 package api
 
 import (
+	"net/http"
 	"strconv"
 	"time"
 
 	"millrace.dev/millrace/engine/internal/admit"
 	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/internal/wire"
 )
 
-// Headers of the contract.
-const (
-	headerPromptTokens = "X-Millrace-Prompt-Tokens"
-	headerPrefix       = "X-Millrace-Prefix"
-	headerNode         = "X-Millrace-Node"
-	headerReplica      = "X-Millrace-Replica"
-	headerUsage        = "X-Millrace-Usage"
-	headerResponse     = "X-Millrace-Response-Id"
-	headerLoad         = "Endpoint-Load-Metrics"
+// Headers of the contract, as Go keeps them in a map.
+var (
+	headerNode     = http.CanonicalHeaderKey(wire.NodeHeader)
+	headerReplica  = http.CanonicalHeaderKey(wire.ReplicaHeader)
+	headerUsage    = http.CanonicalHeaderKey(wire.UsageHeader)
+	headerResponse = http.CanonicalHeaderKey(wire.ResponseIDHeader)
+	headerLoad     = http.CanonicalHeaderKey(wire.LoadHeader)
 )
 
 // formatUsage writes what a request cost, in the form of the header.
 func formatUsage(u llamacpp.Usage) string {
 	b := make([]byte, 0, 96)
-	b = strconv.AppendUint(append(b, "prompt="...), u.Prompt, 10)
-	b = strconv.AppendUint(append(b, ",cached="...), u.Cached, 10)
-	b = strconv.AppendUint(append(b, ",completion="...), u.Completion, 10)
-	b = appendMS(append(b, ",prefill_ms="...), u.Prefill)
-	b = appendMS(append(b, ",decode_ms="...), u.Decode)
+	b = strconv.AppendUint(append(b, wire.UsagePrompt+"="...), u.Prompt, 10)
+	b = strconv.AppendUint(append(b, ","+wire.UsageCached+"="...), u.Cached, 10)
+	b = strconv.AppendUint(append(b, ","+wire.UsageCompletion+"="...), u.Completion, 10)
+	b = appendMS(append(b, ","+wire.UsagePrefill+"="...), u.Prefill)
+	b = appendMS(append(b, ","+wire.UsageDecode+"="...), u.Decode)
 	return string(b)
 }
 
@@ -41,12 +41,12 @@ func formatLoad(l admit.Load, kv, rate float64) string {
 		use = float64(l.Running+l.Waiting) / float64(l.Slots)
 	}
 	b := make([]byte, 0, 192)
-	b = strconv.AppendInt(append(b, "TEXT named_metrics.running="...), int64(l.Running), 10)
-	b = strconv.AppendInt(append(b, ",named_metrics.waiting="...), int64(l.Waiting), 10)
-	b = strconv.AppendInt(append(b, ",named_metrics.tokens_in_flight="...), l.Tokens, 10)
-	b = appendShort(append(b, ",named_metrics.kv_util="...), kv)
-	b = appendShort(append(b, ",application_utilization="...), use)
-	b = appendShort(append(b, ",rps_fractional="...), max(rate, minRate))
+	b = strconv.AppendInt(append(b, wire.LoadText+wire.LoadRunning+"="...), int64(l.Running), 10)
+	b = strconv.AppendInt(append(b, ","+wire.LoadWaiting+"="...), int64(l.Waiting), 10)
+	b = strconv.AppendInt(append(b, ","+wire.LoadTokensInFlight+"="...), l.Tokens, 10)
+	b = appendShort(append(b, ","+wire.LoadKV+"="...), kv)
+	b = appendShort(append(b, ","+wire.LoadUtilization+"="...), use)
+	b = appendShort(append(b, ","+wire.LoadRate+"="...), max(rate, minRate))
 	return string(b)
 }
 

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // readFor bounds how long a client may take to send a body.
@@ -165,7 +166,7 @@ func emptyList(raw json.RawMessage) bool {
 
 // promptTokens is extproc's exact count, or an estimate from the size.
 func promptTokens(r *http.Request, size int) int64 {
-	if n, err := strconv.ParseInt(r.Header.Get(headerPromptTokens), 10, 32); err == nil && n > 0 {
+	if n, err := strconv.ParseInt(r.Header.Get(wire.PromptTokensHeader), 10, 32); err == nil && n > 0 {
 		return n
 	}
 	return int64(size/bytesPerToken) + 1

@@ -126,6 +126,9 @@ func (s *Server) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.As
 
 // check holds the rules that span several fields.
 func (s *Server) check(a *enginepb.Assignment) error {
+	if kind := a.GetBackend().GetKind(); kind != enginepb.Backend_LLAMACPP {
+		return fmt.Errorf("backend.kind: %s; this engine runs %s", kind, enginepb.Backend_LLAMACPP)
+	}
 	if int(a.GetStage()) >= len(a.GetStages()) {
 		return fmt.Errorf("stage: %d; must be < %d, the number of stages", a.GetStage(), len(a.GetStages()))
 	}

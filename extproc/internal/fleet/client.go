@@ -23,6 +23,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Waits before xds is asked again, and when it is taken to hang.
@@ -129,7 +130,7 @@ func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoverySe
 		r, err := st.Recv()
 		if err != nil {
 			// An older xds answers in order until it gets to the type that it doesn't know.
-			c.plain = status.Code(err) == codes.Unknown && heard[endpointType] && !heard[cacheType]
+			c.plain = status.Code(err) == codes.Unknown && heard[wire.EndpointType] && !heard[wire.CacheType]
 			return err
 		}
 		heard[r.GetTypeUrl()] = true
@@ -148,7 +149,7 @@ func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoverySe
 func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 	var all []*discovery.DeltaDiscoveryRequest
 	for _, t := range types {
-		if t == cacheType && c.plain {
+		if t == wire.CacheType && c.plain {
 			continue
 		}
 		all = append(all, &discovery.DeltaDiscoveryRequest{
@@ -171,7 +172,7 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.log.Warn("xds response refused", "type", r.GetTypeUrl(), "error", err)
 		ack.ErrorDetail = &spb.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
 	}
-	if r.GetTypeUrl() == cacheType {
+	if r.GetTypeUrl() == wire.CacheType {
 		return ack
 	}
 	if t := c.state.table(); t != nil {
@@ -180,7 +181,7 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.metrics.count(t)
 		c.metrics.cached.Set(float64(c.state.cachedTokens()))
 	}
-	if r.GetTypeUrl() == modelType {
+	if r.GetTypeUrl() == wire.ModelType {
 		c.loader.want(c.state.tokenizers())
 	}
 	return ack

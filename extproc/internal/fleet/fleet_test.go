@@ -21,6 +21,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -67,15 +68,15 @@ func apply(t *testing.T, s *state, rs ...*discovery.DeltaDiscoveryResponse) {
 func full(t *testing.T) *state {
 	s := newState(true)
 	apply(t, s,
-		say(endpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
-		say(modelType, resource("m", "1", &fleetpb.ModelState{Name: "m", Tokenizer: "t.gguf", Default: true})),
-		say(policyType, resource("default", "1", policy)))
+		say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
+		say(wire.ModelType, resource("m", "1", &fleetpb.ModelState{Name: "m", Tokenizer: "t.gguf", Default: true})),
+		say(wire.PolicyType, resource("default", "1", policy)))
 	return s
 }
 
 func TestTable(t *testing.T) {
 	s := newState(true)
-	apply(t, s, say(modelType), say(policyType))
+	apply(t, s, say(wire.ModelType), say(wire.PolicyType))
 	if s.table() != nil {
 		t.Fatal("a table before xds has answered for endpoints")
 	}
@@ -98,7 +99,7 @@ func TestWhatLivesOn(t *testing.T) {
 	s := full(t)
 	first := s.table().Models["m"].Endpoints[0]
 	change := func(edit func(*fleetpb.EndpointState)) *pick.Endpoint {
-		apply(t, s, say(endpointType, resource("127.0.0.1:1", "2", endpointState("127.0.0.1:1", edit))))
+		apply(t, s, say(wire.EndpointType, resource("127.0.0.1:1", "2", endpointState("127.0.0.1:1", edit))))
 		return s.table().Models["m"].Endpoints[0]
 	}
 	slower := change(func(m *fleetpb.EndpointState) { m.Health = 0.5 })
@@ -109,15 +110,15 @@ func TestWhatLivesOn(t *testing.T) {
 	if restarted.Live != first.Live || restarted.KV == first.KV {
 		t.Error("a new epoch does not forget what was cached, or forgets what is in flight")
 	}
-	apply(t, s, &discovery.DeltaDiscoveryResponse{TypeUrl: endpointType, RemovedResources: []string{"127.0.0.1:1"}})
+	apply(t, s, &discovery.DeltaDiscoveryResponse{TypeUrl: wire.EndpointType, RemovedResources: []string{"127.0.0.1:1"}})
 	if n := len(s.table().Models["m"].Endpoints); n != 0 {
 		t.Errorf("%d endpoints after the removal", n)
 	}
-	if len(s.versions[endpointType]) != 0 {
+	if len(s.versions[wire.EndpointType]) != 0 {
 		t.Error("the version of a removed endpoint is kept")
 	}
 	sessions := s.table().Policy.Prefixes
-	apply(t, s, say(policyType, resource("default", "2", &fleetpb.PolicyState{
+	apply(t, s, say(wire.PolicyType, resource("default", "2", &fleetpb.PolicyState{
 		SessionHeader: "x", Candidates: 1, CandidatesCritical: 1, DefaultPriority: "critical",
 	})))
 	if s.table().Policy.Prefixes != sessions {
@@ -131,17 +132,17 @@ func TestRefuses(t *testing.T) {
 		r    *discovery.DeltaDiscoveryResponse
 		want string
 	}{
-		{"a broken rule", say(endpointType, resource("127.0.0.1:1", "9", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.Health = 2 }))), "127.0.0.1:1: invalid EndpointState.Health"},
-		{"another name", say(endpointType, resource("127.0.0.1:9", "9", endpointState("127.0.0.1:1"))), `the resource inside is of "127.0.0.1:1"`},
-		{"nothing inside", say(modelType, &discovery.Resource{Name: "m"}), "m: no resource inside"},
-		{"another type inside", say(modelType, resource("m", "9", endpointState("m"))), "mismatched message type"},
+		{"a broken rule", say(wire.EndpointType, resource("127.0.0.1:1", "9", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.Health = 2 }))), "127.0.0.1:1: invalid EndpointState.Health"},
+		{"another name", say(wire.EndpointType, resource("127.0.0.1:9", "9", endpointState("127.0.0.1:1"))), `the resource inside is of "127.0.0.1:1"`},
+		{"nothing inside", say(wire.ModelType, &discovery.Resource{Name: "m"}), "m: no resource inside"},
+		{"another type inside", say(wire.ModelType, resource("m", "9", endpointState("m"))), "mismatched message type"},
 		{"a type that was not asked for", say("type.googleapis.com/x"), `"type.googleapis.com/x" was not asked for`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := full(t)
 			good := resource("127.0.0.1:2", "1", endpointState("127.0.0.1:2"))
-			if tt.r.GetTypeUrl() == endpointType {
+			if tt.r.GetTypeUrl() == wire.EndpointType {
 				tt.r.Resources = append(tt.r.Resources, good)
 			}
 			err := s.apply(tt.r, time.Now())
@@ -151,10 +152,10 @@ func TestRefuses(t *testing.T) {
 			if e := s.table().Models["m"].Endpoints; e[0].Health != 1 {
 				t.Error("what was refused is in the table")
 			}
-			if tt.r.GetTypeUrl() == endpointType && len(s.table().Models["m"].Endpoints) != 2 {
+			if tt.r.GetTypeUrl() == wire.EndpointType && len(s.table().Models["m"].Endpoints) != 2 {
 				t.Error("what was good beside it is not in the table")
 			}
-			if s.versions[endpointType]["127.0.0.1:1"] != "1" {
+			if s.versions[wire.EndpointType]["127.0.0.1:1"] != "1" {
 				t.Error("the version of what was refused is kept")
 			}
 		})
@@ -230,16 +231,16 @@ func TestClient(t *testing.T) {
 	if got := c.Conditions(); len(got) != 1 || got[0].Code != "no-fleet" {
 		t.Errorf("Conditions() = %v", got)
 	}
-	fake.say <- say(policyType, resource("default", "1", policy))
-	fake.say <- say(modelType, resource("m", "1", &fleetpb.ModelState{Name: "m", Tokenizer: "t.gguf"}))
-	fake.say <- say(endpointType, resource("127.0.0.1:1", "5", endpointState("127.0.0.1:1")))
+	fake.say <- say(wire.PolicyType, resource("default", "1", policy))
+	fake.say <- say(wire.ModelType, resource("m", "1", &fleetpb.ModelState{Name: "m", Tokenizer: "t.gguf"}))
+	fake.say <- say(wire.EndpointType, resource("127.0.0.1:1", "5", endpointState("127.0.0.1:1")))
 	if got := <-loads; got != "t.gguf" {
 		t.Errorf("tokenizer %q is read", got)
 	}
 	if tb := <-tables; len(tb.Models["m"].Endpoints) != 1 {
 		t.Errorf("table %+v", tb)
 	}
-	fake.say <- say(cacheType)
+	fake.say <- say(wire.CacheType)
 	for range types {
 		if r := <-fake.heard; r.GetResponseNonce() != "n" || r.GetErrorDetail() != nil {
 			t.Errorf("want an ACK, got %v", r)
@@ -248,7 +249,7 @@ func TestClient(t *testing.T) {
 	if got := testutil.ToFloat64(c.metrics.cached); got != 70 {
 		t.Errorf("%v tokens are cached, want what the engine says", got)
 	}
-	fake.say <- say(endpointType, resource("127.0.0.1:1", "6", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.State = 77 })))
+	fake.say <- say(wire.EndpointType, resource("127.0.0.1:1", "6", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.State = 77 })))
 	if r := <-fake.heard; !strings.Contains(r.GetErrorDetail().GetMessage(), "EndpointState.State") {
 		t.Errorf("want a NACK that names the field, got %v", r)
 	}
@@ -296,7 +297,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func FuzzApply(f *testing.F) {
-	good, _ := proto.Marshal(say(endpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))))
+	good, _ := proto.Marshal(say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))))
 	f.Add(good)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var r discovery.DeltaDiscoveryResponse

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"millrace.dev/millrace/extproc/internal/kvevents"
+	"millrace.dev/millrace/internal/kvevents"
 )
 
 // telling is three endpoints of which the first publishes events: nobody is there.
@@ -17,7 +17,7 @@ func TestLocalHearsOfRestarts(t *testing.T) {
 	l, w := newLocal(t, telling)
 	e := w.table().Models["m"].Endpoints[0]
 	p := l.plains[e.Address]
-	if e.Blocks == nil || len(w.table().Models["m"].Tell) != 1 {
+	if e.Blocks == nil || len(w.table().Models["m"].WithBlocks) != 1 {
 		t.Fatalf("endpoint %+v does not tell", e)
 	}
 	p.due.Store(1 << 60)
@@ -58,7 +58,7 @@ func TestLocalHearsWhomTheFileNames(t *testing.T) {
 			t.Errorf("%d endpoints and %d blocks are known", n, blocks)
 		}
 		write(t, l.path, three)
-		until(t, func() bool { return len(l.Conditions()) == 0 && len(w.table().Models["m"].Tell) == 0 })
+		until(t, func() bool { return len(l.Conditions()) == 0 && len(w.table().Models["m"].WithBlocks) == 0 })
 	})
 }
 

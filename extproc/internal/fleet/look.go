@@ -12,8 +12,8 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/scrape"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -149,9 +149,9 @@ func (p *plain) take(f *finding, now time.Time, n int) (changed bool, done *scra
 		moves = moves || s.Running+s.Waiting > 0
 		changed = p.learnSize(s) || changed
 		if p.adapters != nil {
-			p.adapters.Told(f.loads.Most, f.loads.Running, f.loads.Waiting)
+			p.adapters.Report(f.loads.Most, f.loads.Running, f.loads.Waiting)
 		}
-		p.live.Told(pick.Report{Requests: int64(s.Running + s.Waiting), Waiting: int64(s.Waiting), KV: s.KV}, now)
+		p.live.ReportFromFleet(pick.Report{Requests: int64(s.Running + s.Waiting), Waiting: int64(s.Waiting), KV: s.KV}, now)
 		p.last, p.seen = *s, true
 	} else if p.vital.state == pick.NotReady && was != pick.NotReady && !errors.Is(f.health, scrape.ErrSilent) {
 		p.restart() // nobody is there: what was cached is gone

@@ -22,21 +22,15 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
-)
-
-// Types of the resources.
-const (
-	endpointType = "type.googleapis.com/millrace.fleet.v1alpha1.EndpointState"
-	modelType    = "type.googleapis.com/millrace.fleet.v1alpha1.ModelState"
-	policyType   = "type.googleapis.com/millrace.fleet.v1alpha1.PolicyState"
-	cacheType    = "type.googleapis.com/millrace.fleet.v1alpha1.CacheState"
 )
 
 // types in the order in which they are asked for: models and policy are small
 // and endpoints refer to them. Decisions need all but the last, which an older xds
 // does not have.
-var types = []string{policyType, modelType, endpointType, cacheType}
+var types = []string{wire.PolicyType, wire.ModelType, wire.EndpointType, wire.CacheType}
 
 // policyName is the one policy that there is.
 const policyName = "default"
@@ -74,7 +68,7 @@ type endpoint struct {
 	// also are further models that it serves; xds names one only.
 	also []string
 	// blocks is what its engine says that its cache holds; nil: it does not.
-	blocks *prefix.Blocks
+	blocks *blocks.Set
 	// base is the first model that it serves, adapters which others are loaded; nil:
 	// there are no others.
 	base     string
@@ -118,7 +112,7 @@ func (s *state) apply(r *discovery.DeltaDiscoveryResponse, now time.Time) error 
 	if versions == nil {
 		return fmt.Errorf("type %q was not asked for", r.GetTypeUrl())
 	}
-	if r.GetTypeUrl() == cacheType {
+	if r.GetTypeUrl() == wire.CacheType {
 		return s.setCaches(r, versions, now)
 	}
 	var errs []error
@@ -139,19 +133,19 @@ func (s *state) apply(r *discovery.DeltaDiscoveryResponse, now time.Time) error 
 
 func (s *state) set(typ string, r *discovery.Resource, now time.Time) error {
 	switch typ {
-	case endpointType:
+	case wire.EndpointType:
 		m := new(fleetpb.EndpointState)
 		if err := unpack(r, m, m.GetAddress); err != nil {
 			return err
 		}
 		s.setEndpoint(m, now)
-	case modelType:
+	case wire.ModelType:
 		m := new(fleetpb.ModelState)
 		if err := unpack(r, m, m.GetName); err != nil {
 			return err
 		}
 		s.setModel(m)
-	case policyType:
+	case wire.PolicyType:
 		m := new(fleetpb.PolicyState)
 		if err := unpack(r, m, func() string { return policyName }); err != nil {
 			return err
@@ -189,13 +183,13 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 		e.kv = s.newCache(m)
 		e.live.Restarted()
 	case e.said.GetState() != m.GetState():
-		e.live.Clear()
+		e.live.Reinstate()
 	}
 	e.said = m
 	s.hand(m.GetAddress(), now)
 	e.kv.Resize(capacity(m))
 	if l := m.GetLoad(); l != nil {
-		e.live.Told(pick.Report{
+		e.live.ReportFromFleet(pick.Report{
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
 			Waiting:  int64(l.GetWaiting()),
 			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
@@ -241,11 +235,11 @@ func (s *state) setModel(m *fleetpb.ModelState) {
 
 func (s *state) remove(typ, name string) {
 	switch typ {
-	case endpointType:
+	case wire.EndpointType:
 		delete(s.endpoints, name)
-	case modelType:
+	case wire.ModelType:
 		delete(s.models, name)
-	case policyType:
+	case wire.PolicyType:
 		if name == policyName {
 			s.setPolicy(&fleetpb.PolicyState{})
 		}
@@ -261,13 +255,13 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 	most := int(cmp.Or(m.GetMaxSessions(), 100000))
 	candidates := int(cmp.Or(m.GetCandidates(), 4))
 	p := &pick.Policy{
-		SessionHeader:  strings.ToLower(cmp.Or(m.GetSessionHeader(), "x-session-id")),
+		SessionHeader:  strings.ToLower(cmp.Or(m.GetSessionHeader(), wire.SessionHeader)),
 		Cookies:        session.NewCookies(m.GetSessionCookie(), m.GetCookieKeys(), idle),
 		Candidates:     candidates,
 		Critical:       int(cmp.Or(m.GetCandidatesCritical(), uint32(candidates))),
 		Sheddable:      int(cmp.Or(m.GetCandidatesSheddable(), uint32(min(2, candidates)))),
-		PriorityHeader: strings.ToLower(cmp.Or(m.GetPriorityHeader(), "x-millrace-priority")),
-		Priority:       cmp.Or(m.GetDefaultPriority(), "standard"),
+		PriorityHeader: strings.ToLower(cmp.Or(m.GetPriorityHeader(), wire.PriorityHeader)),
+		Priority:       cmp.Or(m.GetDefaultPriority(), wire.Standard),
 		Ours:           s.ours,
 		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
@@ -310,7 +304,7 @@ func (s *state) table() *pick.Table {
 			}
 			m.Endpoints = append(m.Endpoints, view)
 			if view.Blocks != nil {
-				m.Tell = append(m.Tell, view)
+				m.WithBlocks = append(m.WithBlocks, view)
 			}
 		}
 	}

@@ -108,7 +108,7 @@ func (s *state) segment(e *endpoint, id uint64, keys []uint64, tokens []uint32, 
 	for i, k := range keys {
 		links[i] = prefix.Link{Key: session.Key(k), Tokens: tokens[i]}
 	}
-	s.policy.Prefixes.Tell(e.kv, uint32(id), links, now)
+	s.policy.Prefixes.Report(e.kv, uint32(id), links, now)
 	if s.into != nil {
 		s.into.Segment(e.kv.ID(), id, keys, tokens)
 	}

@@ -17,6 +17,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -41,12 +42,12 @@ func cached(epoch, id uint64, keys ...uint64) *discovery.Resource {
 }
 
 func dropped(names ...string) *discovery.DeltaDiscoveryResponse {
-	return &discovery.DeltaDiscoveryResponse{TypeUrl: cacheType, RemovedResources: names}
+	return &discovery.DeltaDiscoveryResponse{TypeUrl: wire.CacheType, RemovedResources: names}
 }
 
 func TestCachesThatEnginesTell(t *testing.T) {
 	endpoint := func(epoch uint64) *discovery.DeltaDiscoveryResponse {
-		return say(endpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.Epoch = epoch })))
+		return say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.Epoch = epoch })))
 	}
 	tests := []struct {
 		name string
@@ -55,35 +56,35 @@ func TestCachesThatEnginesTell(t *testing.T) {
 	}{
 		{
 			name: "in the order of the log, whatever that of the response",
-			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(cacheType, cached(1, 3, 7), cached(1, 2, 5, 6))},
+			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 3, 7), cached(1, 2, 5, 6))},
 			want: recorder{"cache 1 segment 2: [5 6] [10 10]", "cache 1 segment 3: [7] [10]"},
 		},
 		{
 			name: "before the endpoint is known",
-			said: []*discovery.DeltaDiscoveryResponse{say(cacheType, cached(1, 2, 5)), endpoint(1)},
+			said: []*discovery.DeltaDiscoveryResponse{say(wire.CacheType, cached(1, 2, 5)), endpoint(1)},
 			want: recorder{"cache 1 segment 2: [5] [10]"},
 		},
 		{
 			name: "more of a segment",
-			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(cacheType, cached(1, 2, 5)), say(cacheType, cached(1, 2, 5, 6)), endpoint(1)},
+			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 2, 5)), say(wire.CacheType, cached(1, 2, 5, 6)), endpoint(1)},
 			want: recorder{"cache 1 segment 2: [5] [10]", "cache 1 segment 2: [6] [10]"},
 		},
 		{
 			name: "a segment that is dropped",
-			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(cacheType, cached(1, 2, 5)), dropped("127.0.0.1:1/2", "127.0.0.1:1/2", "127.0.0.1:9/1", "x")},
+			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 2, 5)), dropped("127.0.0.1:1/2", "127.0.0.1:1/2", "127.0.0.1:9/1", "x")},
 			want: recorder{"cache 1 segment 2: [5] [10]", "cache 1 dropped 2"},
 		},
 		{
 			name: "the next epoch's segments wait for the endpoint, and the last one's drop nothing of it",
 			said: []*discovery.DeltaDiscoveryResponse{
-				endpoint(1), say(cacheType, cached(1, 2, 5), cached(1, 3, 6)),
-				say(cacheType, cached(2, 1, 8)), endpoint(2), dropped("127.0.0.1:1/2", "127.0.0.1:1/3"),
+				endpoint(1), say(wire.CacheType, cached(1, 2, 5), cached(1, 3, 6)),
+				say(wire.CacheType, cached(2, 1, 8)), endpoint(2), dropped("127.0.0.1:1/2", "127.0.0.1:1/3"),
 			},
 			want: recorder{"cache 1 segment 2: [5] [10]", "cache 1 segment 3: [6] [10]", "cache 2 segment 1: [8] [10]"},
 		},
 		{
 			name: "an id that comes again in the next epoch",
-			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(cacheType, cached(1, 2, 5, 6)), endpoint(2), say(cacheType, cached(2, 2, 8))},
+			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 2, 5, 6)), endpoint(2), say(wire.CacheType, cached(2, 2, 8))},
 			want: recorder{"cache 1 segment 2: [5 6] [10 10]", "cache 2 segment 2: [8] [10]"},
 		},
 	}
@@ -103,11 +104,11 @@ func TestCachesThatEnginesTell(t *testing.T) {
 // TestAnotherPolicyForgetsNoCache changes how many sessions are remembered.
 func TestAnotherPolicyForgetsNoCache(t *testing.T) {
 	s := newState(true)
-	apply(t, s, say(policyType, resource("default", "1", policy)), say(modelType), say(endpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
-		say(cacheType, cached(1, 2, 5, 6)))
+	apply(t, s, say(wire.PolicyType, resource("default", "1", policy)), say(wire.ModelType), say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
+		say(wire.CacheType, cached(1, 2, 5, 6)))
 	other := proto.CloneOf(policy)
 	other.MaxSessions = 7 + policy.GetMaxSessions()
-	apply(t, s, say(policyType, resource("default", "2", other)))
+	apply(t, s, say(wire.PolicyType, resource("default", "2", other)))
 	for _, key := range []session.Key{5, 6} {
 		if p, ok := s.policy.Prefixes.Get(key, time.Now()); !ok || p.Tokens != 10 {
 			t.Errorf("key %d: %+v, %v", key, p, ok)
@@ -121,7 +122,7 @@ func TestCachesThatBreakTheRules(t *testing.T) {
 	bad.Name = "127.0.0.1:1/9"
 	short := resource("127.0.0.1:1/3", "1", &fleetpb.CacheState{Address: "127.0.0.1:1", Segment: &enginepb.CacheSegment{Id: 3, Keys: []uint64{1}}})
 	for _, r := range []*discovery.Resource{bad, short, resource("127.0.0.1:1/0", "1", &fleetpb.CacheState{Address: "127.0.0.1:1"})} {
-		if err := s.apply(say(cacheType, r), time.Now()); err == nil {
+		if err := s.apply(say(wire.CacheType, r), time.Now()); err == nil {
 			t.Errorf("%s is taken", r.GetName())
 		}
 	}
@@ -145,9 +146,9 @@ func TestOlderXDS(t *testing.T) {
 	for range types {
 		<-fake.heard
 	}
-	fake.say <- say(policyType, resource("default", "1", policy))
-	fake.say <- say(modelType)
-	fake.say <- say(endpointType)
+	fake.say <- say(wire.PolicyType, resource("default", "1", policy))
+	fake.say <- say(wire.ModelType)
+	fake.say <- say(wire.EndpointType)
 	<-tables
 	for range 3 {
 		<-fake.heard // that it has taken them
@@ -158,8 +159,8 @@ func TestOlderXDS(t *testing.T) {
 			t.Errorf("asked for %s, want %s", r.GetTypeUrl(), typ)
 		}
 	}
-	fake.say <- say(modelType)
-	if r := <-fake.heard; r.GetTypeUrl() != modelType || r.GetResponseNonce() != "n" {
+	fake.say <- say(wire.ModelType)
+	if r := <-fake.heard; r.GetTypeUrl() != wire.ModelType || r.GetResponseNonce() != "n" {
 		t.Errorf("got %v, want that the model type is taken", r)
 	}
 }

@@ -10,7 +10,7 @@ func TestEnterAllocatesNothing(t *testing.T) {
 	a := Ask{Policy: w.policy, Priority: Sheddable, Tokens: 100, Now: w.now}
 	n := testing.AllocsPerRun(100, func() {
 		got := w.q.Enter(&a, w.room)
-		got.Pass.Held()
+		got.Pass.Reserved()
 		got.Pass.Release(w.now)
 	})
 	if n != 0 {
@@ -24,7 +24,7 @@ func BenchmarkEnter(b *testing.B) {
 	a := Ask{Policy: w.policy, Priority: Standard, Tokens: 100, Now: w.now}
 	for b.Loop() {
 		got := w.q.Enter(&a, w.room)
-		got.Pass.Held()
+		got.Pass.Reserved()
 		got.Pass.Release(w.now)
 	}
 }

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Priority is what a request is worth.
@@ -37,15 +39,15 @@ const (
 
 // String returns the priority as headers and metrics have it.
 func (p Priority) String() string {
-	return [priorities]string{"critical", "standard", "sheddable"}[p]
+	return [priorities]string{wire.Critical, wire.Standard, wire.Sheddable}[p]
 }
 
 // PriorityOf returns the priority of a name; any other counts as standard.
 func PriorityOf(name string) Priority {
 	switch name {
-	case "critical":
+	case wire.Critical:
 		return Critical
-	case "sheddable":
+	case wire.Sheddable:
 		return Sheddable
 	default:
 		return Standard
@@ -215,8 +217,8 @@ type Pass struct {
 	held  bool // whether the endpoint's load shows the request
 }
 
-// Held says that from now on the request is a part of its endpoint's load.
-func (p *Pass) Held() {
+// Reserved says that from now on the request is a part of its endpoint's load.
+func (p *Pass) Reserved() {
 	if p.queue != nil && !p.held {
 		p.held = true
 		p.queue.entering.Add(-1)
@@ -230,7 +232,7 @@ func (p *Pass) Release(now time.Time) {
 	if q == nil {
 		return
 	}
-	p.Held()
+	p.Reserved()
 	p.queue = nil
 	q.inside.Add(-1)
 	if q.waiting.Load() > 0 {

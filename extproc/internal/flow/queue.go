@@ -79,7 +79,7 @@ func (q *Queue) Enter(a *Ask, r Room) Answer {
 	if a.Policy.Queue == 0 {
 		return Answer{Pass: q.force()}
 	}
-	q.look(a.Policy, r, a.Now)
+	q.refresh(a.Policy, r, a.Now)
 	if q.waiting.Load() == 0 && q.take(a.Priority) {
 		return Answer{Pass: Pass{queue: q}}
 	}
@@ -88,7 +88,7 @@ func (q *Queue) Enter(a *Ask, r Room) Answer {
 	return q.enterLocked(a)
 }
 
-// Full tells whether so much waits that sheddable requests are better served by a
+// Full reports whether so much waits that sheddable requests are better served by a
 // smaller model.
 func (q *Queue) Full(p *Policy) bool {
 	n := q.waiting.Load()
@@ -100,7 +100,7 @@ func (q *Queue) Try(a *Ask, r Room) (Pass, bool) {
 	if a.Policy.Queue == 0 {
 		return q.force(), true
 	}
-	q.look(a.Policy, r, a.Now)
+	q.refresh(a.Policy, r, a.Now)
 	if q.waiting.Load() == 0 && q.take(a.Priority) {
 		return Pass{queue: q}, true
 	}
@@ -130,8 +130,8 @@ func (q *Queue) take(p Priority) bool {
 	}
 }
 
-// look finds how many places there are, if that is due.
-func (q *Queue) look(p *Policy, r Room, now time.Time) {
+// refresh finds how many places there are, if that is due.
+func (q *Queue) refresh(p *Policy, r Room, now time.Time) {
 	due := q.due.Load()
 	if now.UnixNano() < due || !q.due.CompareAndSwap(due, now.Add(lookEvery).UnixNano()) {
 		return
@@ -150,11 +150,11 @@ func (q *Queue) look(p *Policy, r Room, now time.Time) {
 	q.most[1].Store(most - int64(p.Reserve*float64(most)))
 }
 
-// Look finds at once how many places there are, and fills them: endpoints have come
+// Refresh finds at once how many places there are, and fills them: endpoints have come
 // or gone.
-func (q *Queue) Look(p *Policy, r Room, now time.Time) {
+func (q *Queue) Refresh(p *Policy, r Room, now time.Time) {
 	q.due.Store(0)
-	q.look(p, r, now)
+	q.refresh(p, r, now)
 	q.mu.Lock()
 	q.pumpLocked(now)
 	q.mu.Unlock()
@@ -285,7 +285,7 @@ func (q *Queue) settleLocked(t *Ticket, r Refusal) {
 // now and then while the ticket is not settled.
 func (t *Ticket) Tick(p *Policy, r Room, now time.Time) {
 	q := t.queue
-	q.look(p, r, now)
+	q.refresh(p, r, now)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.pumpLocked(now)

@@ -88,7 +88,7 @@ func (w *twin) hold(m *member) {
 	m.ticket = nil
 	w.inside = append(w.inside, m)
 	w.room.load.Add(1)
-	m.pass.Held()
+	m.pass.Reserved()
 }
 
 // collect takes in what was settled and checks that it was right.
@@ -168,7 +168,7 @@ func (w *twin) step(op, a, b byte) {
 		}
 	case 5:
 		w.room.places.Store(int64(a % 5))
-		w.q.Look(w.policy, w.room, w.now)
+		w.q.Refresh(w.policy, w.room, w.now)
 	}
 	w.collect(before)
 	w.bounded()
@@ -242,7 +242,7 @@ func FuzzQueue(f *testing.F) {
 // fill takes all places of a queue with that many, and returns who is inside.
 func (w *twin) fill(places int) {
 	w.room.places.Store(int64(places))
-	w.q.Look(w.policy, w.room, w.now)
+	w.q.Refresh(w.policy, w.room, w.now)
 	for range places {
 		w.enter(Critical, 0, 1)
 	}
@@ -290,7 +290,7 @@ func TestReserveIsForCriticalRequests(t *testing.T) {
 	w := newTwin(t)
 	w.policy.Reserve = 0.25
 	w.room.places.Store(8)
-	w.q.Look(w.policy, w.room, w.now)
+	w.q.Refresh(w.policy, w.room, w.now)
 	for range 8 {
 		w.enter(Standard, 0, 1)
 	}
@@ -390,7 +390,7 @@ func TestQueueUnderRace(t *testing.T) {
 					continue
 				}
 				places.load.Add(1)
-				pass.Held()
+				pass.Reserved()
 				if inside.Add(1) > 4 {
 					over.Add(1)
 				}

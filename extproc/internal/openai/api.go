@@ -76,14 +76,14 @@ func APIOf(method, path string) API {
 	}
 }
 
-// IsAnthropic tells whether errors on a path take Anthropic's form.
+// IsAnthropic reports whether errors on a path take Anthropic's form.
 func IsAnthropic(path string) bool {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(path, "/v1"), "/messages")
 	return ok && (rest == "" || rest[0] == '/' || rest[0] == '?')
 }
 
-// anthropic tells whether a body has Anthropic's fields.
+// anthropic reports whether a body has Anthropic's fields.
 func (a API) anthropic() bool { return a == Messages || a == CountTokens }
 
-// Generates tells whether an answer holds tokens that are generated.
+// Generates reports whether an answer holds tokens that are generated.
 func (a API) Generates() bool { return a != Embeddings && a != CountTokens }

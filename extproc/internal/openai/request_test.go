@@ -247,7 +247,7 @@ func tooDeep(b []byte) bool {
 	return strings.Count(string(b), "[")+strings.Count(string(b), "{") >= maxDepth
 }
 
-// escapesInValuesOnly tells whether no key inside a message is spelt with
+// escapesInValuesOnly reports whether no key inside a message is spelt with
 // escapes, which Parse does not look through: who renders the message does.
 func escapesInValuesOnly(b []byte) bool {
 	var v map[string]json.RawMessage

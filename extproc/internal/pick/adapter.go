@@ -25,9 +25,9 @@ type loaded struct {
 	names   []string // the last used first, at most most
 }
 
-// Told takes in what an engine shows: how many adapters it loads at a time (0: it
+// Report takes in what an engine shows: how many adapters it loads at a time (0: it
 // takes none), and which are at work and asked for.
-func (a *Adapters) Told(most int, running, waiting []string) {
+func (a *Adapters) Report(most int, running, waiting []string) {
 	for {
 		old := a.state.Load()
 		s := &loaded{most: max(0, most), running: len(running)}

@@ -12,8 +12,8 @@ import (
 func loads(running, waiting []string, before ...string) func(*Endpoint) {
 	return func(e *Endpoint) {
 		e.Base, e.Adapters = "base", new(Adapters)
-		e.Adapters.Told(2, before, nil)
-		e.Adapters.Told(2, running, waiting)
+		e.Adapters.Report(2, before, nil)
+		e.Adapters.Report(2, running, waiting)
 	}
 }
 
@@ -27,7 +27,7 @@ func TestLoadingAnAdapterTakesTime(t *testing.T) {
 	}{
 		{"the base", "base", loads(nil, nil), 0},
 		{"an endpoint of one model", "m", func(*Endpoint) {}, 0},
-		{"an engine without adapters", "m", func(e *Endpoint) { loads(nil, nil)(e); e.Adapters.Told(0, nil, nil) }, 0},
+		{"an engine without adapters", "m", func(e *Endpoint) { loads(nil, nil)(e); e.Adapters.Report(0, nil, nil) }, 0},
 		{"it is at work", "m", loads([]string{"m"}, nil), 0},
 		{"it is asked for", "m", loads([]string{"x"}, []string{"m"}), 0},
 		{"it was at work before", "m", loads([]string{"x"}, nil, "m"), 0},
@@ -100,7 +100,7 @@ func BenchmarkAdaptersInTurn(b *testing.B) {
 				names = append(names, fmt.Sprintf("organisation/adapter-%d", i))
 			}
 			a := new(Adapters)
-			a.Told(n, names, nil)
+			a.Report(n, names, nil)
 			for i := 0; b.Loop(); i++ {
 				a.use(names[i%n])
 			}

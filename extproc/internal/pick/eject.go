@@ -79,8 +79,8 @@ func (l *Live) eject(sent, now time.Time, grow bool) bool {
 	return l.swap(old, ejectionOf(fails, now.UnixMilli()))
 }
 
-// absolve ends an ejection after an answer to a request that was sent in it.
-func (l *Live) absolve(sent time.Time) {
+// reinstateSince ends an ejection after an answer to a request that was sent in it.
+func (l *Live) reinstateSince(sent time.Time) {
 	if e := ejection(l.ejected.Load()); e != 0 && sent.UnixMilli() >= e.began() {
 		l.swap(e, 0)
 	}
@@ -92,8 +92,8 @@ func (l *Live) swap(old, fresh ejection) bool {
 	return l.ejected.CompareAndSwap(uint64(old), uint64(fresh))
 }
 
-// Clear ends any ejection: xds says that the endpoint's state has changed.
-func (l *Live) Clear() {
+// Reinstate ends any ejection: xds says that the endpoint's state has changed.
+func (l *Live) Reinstate() {
 	l.ejected.Store(0)
 	l.changed()
 }

@@ -46,7 +46,7 @@ type mark struct {
 	bit  uint64
 }
 
-// changed tells the index, if there is one, that the endpoint's cost has changed.
+// changed marks the endpoint's cell as out of date, if an index has the endpoint.
 func (l *Live) changed() {
 	if m := l.mark.Load(); m != nil && m.word.Load()&m.bit == 0 {
 		m.word.Or(m.bit)
@@ -85,8 +85,8 @@ func newIndex(m *Model) *index {
 	return x
 }
 
-// mark tells the endpoints to report changes here. Those of meanwhile are found
-// by another sweep.
+// mark makes the endpoints mark their cells here. Endpoints that change while this
+// runs are found by the next sweep.
 func (x *index) mark(es []*Endpoint) {
 	marks := make([]mark, len(es))
 	for i, e := range es {
@@ -217,7 +217,7 @@ func (c *Choice) searchIndex(x *index, q *Query, usual usual, now int64, turn in
 	es := q.Model.Endpoints
 	r := x.cheapest(q, turn%len(es))
 	if q.Found != nil {
-		for _, p := range q.Found.Places {
+		for _, p := range q.Found.Matches {
 			if i, ok := x.byCache[p.Cache]; ok {
 				r.add(i)
 			}

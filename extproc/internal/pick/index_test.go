@@ -59,7 +59,7 @@ func seek(t *testing.T, r *rand.Rand, steps int) {
 			if q.Found == nil {
 				q.Found = &prefix.Found{}
 			}
-			q.Found.Places = append(q.Found.Places, prefix.Place{Cache: uint32(1 + r.IntN(5*indexed)), Gen: 1, Tokens: uint32(r.IntN(5000))})
+			q.Found.Matches = append(q.Found.Matches, prefix.Match{Cache: uint32(1 + r.IntN(5*indexed)), Gen: 1, Tokens: uint32(r.IntN(5000))})
 		}
 		got, want := costsOf(m, q, step), costsOf(&Model{Endpoints: m.Endpoints, Learned: m.Learned}, q, step)
 		if !slices.Equal(got, want) {
@@ -106,13 +106,13 @@ func change(m *Model, r *rand.Rand, now time.Time) {
 		held := e.Reserve(100, 10)
 		held.Move(m.Endpoints[r.IntN(len(m.Endpoints))].Live)
 	case 2:
-		e.Seen(Report{Requests: int64(r.IntN(20)), Waiting: int64(max(0, r.IntN(9)-5)), KV: r.Float64()}, now)
+		e.ReportFromAnswer(Report{Requests: int64(r.IntN(20)), Waiting: int64(max(0, r.IntN(9)-5)), KV: r.Float64()}, now)
 	case 3:
-		e.Told(Report{Requests: int64(r.IntN(20)), Waiting: int64(max(0, r.IntN(9)-5)), KV: r.Float64()}, now)
+		e.ReportFromFleet(Report{Requests: int64(r.IntN(20)), Waiting: int64(max(0, r.IntN(9)-5)), KV: r.Float64()}, now)
 	case 4:
 		e.eject(now, now, true)
 	case 5:
-		e.Clear()
+		e.Reinstate()
 	case 6:
 		e.learn(Usage{Prompt: 100, Completion: 50, PrefillMs: 400 * r.Float64(), DecodeMs: 2000 * r.Float64()}, 1+3*r.Float64(), 0, now.UnixNano())
 	}

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// trust is how long a load report that came with an answer outweighs those
-// that come through xds, which are up to a second late.
+// trust is how long a load report that came with an answer outweighs
+// the fleet's reports, which are up to a second late.
 const trust = time.Second
 
 // Live is what changes about an endpoint between two tables. All of it is
@@ -15,8 +15,9 @@ type Live struct {
 	// Own requests in flight, and the tokens that they were expected to need: of
 	// prompts what is not cached, of answers all.
 	requests, prompt, output atomic.Int64
-	// Last reports: with an answer, and through xds. nil: none yet.
-	seen, told atomic.Pointer[Report]
+	// The last load report with an answer, and the last one of the fleet (through xds, or
+	// from the prober). nil: none yet.
+	fromAnswer, fromFleet atomic.Pointer[Report]
 	// What was learned from answers; nil: nothing yet.
 	rates atomic.Pointer[Rates]
 	// The ejection in force, packed; 0: none.
@@ -27,7 +28,8 @@ type Live struct {
 	until, pending atomic.Int64
 	// Turn in which the endpoint was last chosen, and how often it was.
 	chosen, picks atomic.Uint64
-	// Where to tell that any of the above but those has changed; nil: nowhere.
+	// The index's bit for this endpoint, set when a field above changes, but chosen and
+	// picks; nil: no index has this endpoint.
 	mark atomic.Pointer[mark]
 }
 
@@ -44,23 +46,23 @@ type Report struct {
 	at  int64 // Unix nanoseconds
 }
 
-// Seen takes a report that came with an answer.
-func (l *Live) Seen(r Report, now time.Time) {
-	l.seen.Store(l.stamp(&r, now))
+// ReportFromAnswer takes a report that came with an answer.
+func (l *Live) ReportFromAnswer(r Report, now time.Time) {
+	l.fromAnswer.Store(l.stamp(&r, now))
 	l.changed()
 }
 
-// Told takes a report that came through xds.
-func (l *Live) Told(r Report, now time.Time) {
-	l.told.Store(l.stamp(&r, now))
+// ReportFromFleet takes a report of the fleet.
+func (l *Live) ReportFromFleet(r Report, now time.Time) {
+	l.fromFleet.Store(l.stamp(&r, now))
 	l.changed()
 }
 
 // Restarted forgets what was true of the engine before its last start.
 func (l *Live) Restarted() {
-	l.Clear()
-	l.seen.Store(nil)
-	l.told.Store(nil)
+	l.Reinstate()
+	l.fromAnswer.Store(nil)
+	l.fromFleet.Store(nil)
 	l.rates.Store(nil)
 	l.changed()
 }
@@ -80,8 +82,8 @@ func (l *Live) InFlight() (requests, tokens int64) {
 type work struct {
 	// requests are all that are there.
 	requests float64
-	// slots is how many of them it works on at a time, as is seen by others that
-	// wait; 0: none do.
+	// slots is how many of them it works on at a time, known
+	// while others wait; 0: none do.
 	slots float64
 	// prompt and output are what our requests there need on average, in tokens; of
 	// prompts what is not cached.
@@ -91,16 +93,16 @@ type work struct {
 }
 
 // load is what the endpoint has to do now, by the better of both reports and by
-// what we have sent and seen end since. What nothing tells is as usual.
+// our own requests that began and ended since. What no report has is as usual.
 func (l *Live) load(now int64, usual *usual) work {
 	own := l.requests.Load()
 	w := work{requests: float64(own), prompt: usual.prompt, output: usual.output}
 	if own > 0 {
 		w.prompt, w.output = float64(l.prompt.Load())/w.requests, float64(l.output.Load())/w.requests
 	}
-	r := l.seen.Load()
-	if told := l.told.Load(); r == nil || told != nil && told.at > r.at && now-r.at > int64(trust) {
-		r = told
+	r := l.fromAnswer.Load()
+	if fleet := l.fromFleet.Load(); r == nil || fleet != nil && fleet.at > r.at && now-r.at > int64(trust) {
+		r = fleet
 	}
 	if r == nil {
 		return w
@@ -137,16 +139,16 @@ func (l *Live) prefill(ns, now int64) {
 	}
 }
 
-// Reservation is the place that one request takes at an endpoint. The zero
-// Reservation takes none.
+// Reservation is one request in flight at an endpoint, as it counts in its load. The
+// zero Reservation is none.
 type Reservation struct {
 	live           *Live
 	prompt, output int64
 	prefill        int64 // of its prompt, until it has an answer: nanoseconds
 }
 
-// Reserve takes the place of a request that is expected to need so many tokens: of
-// the prompt what is not cached, and the answer.
+// Reserve adds a request to the endpoint's load, which is expected to need so many
+// tokens: of the prompt what is not cached, and the answer.
 func (l *Live) Reserve(prompt, output int) Reservation {
 	r := Reservation{live: l, prompt: int64(prompt), output: int64(output)}
 	r.count(1)
@@ -161,7 +163,7 @@ func (r *Reservation) count(n int64) {
 	r.live.changed()
 }
 
-// Move takes the same place at another endpoint instead.
+// Move moves the request to another endpoint's load.
 func (r *Reservation) Move(to *Live) {
 	if r.live == nil || r.live == to {
 		return
@@ -181,7 +183,7 @@ func (r *Reservation) Begun() {
 	}
 }
 
-// Release gives the place back. Doing it again does nothing.
+// Release ends the reservation. Doing it again does nothing.
 func (r *Reservation) Release() {
 	if r.live != nil {
 		r.Begun()

@@ -10,9 +10,9 @@ import (
 
 func TestLoadTakesTheBetterReport(t *testing.T) {
 	l := new(Live)
-	l.Told(Report{Requests: 9}, epoch)
-	l.Seen(Report{Requests: 2}, epoch.Add(100*time.Millisecond))
-	l.Told(Report{Requests: 7}, epoch.Add(400*time.Millisecond))
+	l.ReportFromFleet(Report{Requests: 9}, epoch)
+	l.ReportFromAnswer(Report{Requests: 2}, epoch.Add(100*time.Millisecond))
+	l.ReportFromFleet(Report{Requests: 7}, epoch.Add(400*time.Millisecond))
 	if n := l.load(epoch.Add(500*time.Millisecond).UnixNano(), new(usual)).requests; n != 2 {
 		t.Errorf("load() = %v requests, want the 2 that an answer told", n)
 	}
@@ -91,11 +91,11 @@ func TestEjection(t *testing.T) {
 	if l.standing(at(time.Second).UnixNano()) != out || l.standing(at(1011*time.Millisecond).UnixNano()) != trial {
 		t.Error("the second ejection does not last 1 s")
 	}
-	l.absolve(at(-time.Second))
+	l.reinstateSince(at(-time.Second))
 	if l.standing(at(500*time.Millisecond).UnixNano()) == fine {
 		t.Error("an answer to an older request ends the ejection")
 	}
-	l.absolve(at(1200 * time.Millisecond))
+	l.reinstateSince(at(1200 * time.Millisecond))
 	if l.standing(now.UnixNano()) != fine {
 		t.Error("an answer does not end the ejection")
 	}
@@ -106,7 +106,7 @@ func TestEjection(t *testing.T) {
 	if l.standing(now.UnixNano()) != trial {
 		t.Error("an ejection lasts longer than 10 s")
 	}
-	l.Clear()
+	l.Reinstate()
 	if l.standing(now.UnixNano()) != fine {
 		t.Error("a change of state does not end the ejection")
 	}
@@ -126,8 +126,8 @@ func TestJudge(t *testing.T) {
 	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, epoch, now); got != c {
 		t.Errorf("Judge() = %v, want the one that Envoy's own policy chose", got)
 	}
-	a.Clear()
-	b.Clear()
+	a.Reinstate()
+	b.Reinstate()
 	for range 5 { // a request that fails on every host
 		p.Judge(m, list, Answer{Status: 500, Attempts: 2, Served: b.Address}, now, now)
 		now = now.Add(time.Second)

@@ -24,10 +24,10 @@ func New(reg prometheus.Registerer) *Picker {
 	p := &Picker{metrics: newMetrics(reg), known: make(chan struct{})}
 	reg.MustRegister(newShares(p), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_prefixes",
-		Help: "Beginnings of prompts, and names of sessions, now remembered.",
+		Help: "Prefixes of prompts, and names of sessions, now remembered.",
 	}, p.prefixes), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_requests_in_flight",
-		Help: "Places that requests on their way take at endpoints.",
+		Help: "Requests in flight at endpoints.",
 	}, func() float64 {
 		requests, _ := p.inFlight()
 		return float64(requests)

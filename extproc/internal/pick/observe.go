@@ -33,7 +33,7 @@ func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time
 		}
 		return m.Endpoint(a.Served)
 	}
-	list[answered].absolve(sent)
+	list[answered].reinstateSince(sent)
 	return list[answered].Endpoint
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // ErrNotReady says that no endpoint may be named.
@@ -29,7 +30,7 @@ const (
 
 // String returns the reason as metrics and logs show it.
 func (r Reason) String() string {
-	return [reasons]string{"fallback", "new", "sticky", "moved"}[r]
+	return [reasons]string{wire.ReasonFallback, wire.ReasonNew, wire.ReasonSticky, wire.ReasonMoved}[r]
 }
 
 // A conversation stays if moving gains less than this: predictions are not that good.
@@ -226,7 +227,7 @@ func (c *Choice) first(n, tier int, home Candidate, now int64) Candidate {
 	return c.found[0] // all are on trial: there is nobody better
 }
 
-// allowed tells whether the endpoint may come first.
+// allowed reports whether the endpoint may come first.
 func (e *Endpoint) allowed(tier int, now int64) bool {
 	return tier != tierReady || e.standing(now) == fine || e.try(now)
 }
@@ -265,17 +266,17 @@ func (c *Choice) listed(e *Endpoint) bool {
 	return slices.ContainsFunc(c.List, func(l Candidate) bool { return l.Endpoint == e })
 }
 
-// near tells whether e is near a listed endpoint.
+// near reports whether e is near a listed endpoint.
 func (c *Choice) near(e *Endpoint, near func(a, b *Endpoint) bool) bool {
 	return slices.ContainsFunc(c.List, func(l Candidate) bool { return near(l.Endpoint, e) })
 }
 
-// sameNode tells whether a node holds parts of both.
+// sameNode reports whether a node holds parts of both.
 func sameNode(a, b *Endpoint) bool {
 	return slices.ContainsFunc(a.Nodes, func(node string) bool { return slices.Contains(b.Nodes, node) })
 }
 
-// sameZone tells whether both may fail together.
+// sameZone reports whether both may fail together.
 func sameZone(a, b *Endpoint) bool {
 	return a.Zone != "" && a.Zone == b.Zone || sameNode(a, b)
 }
@@ -387,15 +388,15 @@ func (c *Candidate) cached(q *Query, hit float64) {
 	if q.Found == nil {
 		return
 	}
-	for _, p := range q.Found.Places {
-		if p.Cache == c.KV.ID() && c.KV.Holds(p) {
+	for _, p := range q.Found.Matches {
+		if p.Cache == c.KV.ID() && c.KV.Has(p) {
 			c.held = c.held || int(p.Tokens) > q.Found.Shared
 			c.Cached = max(c.Cached, min(int(float64(p.Tokens)*hit), q.Prompt-1))
 		}
 	}
 }
 
-// Reserve takes the request's place at the candidate.
+// Reserve adds the request to the candidate's load.
 func (c *Candidate) Reserve(q *Query) Reservation {
 	r := c.Live.Reserve(q.Prompt-c.Cached, q.Output)
 	r.prefill = int64(c.Prefill * 1e6)

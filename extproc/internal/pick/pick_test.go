@@ -55,7 +55,7 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
 // at is what is found of a prompt that is cached at the i-th endpoint alone.
 func at(i, tokens int) *prefix.Found {
-	return &prefix.Found{Places: []prefix.Place{{Cache: uint32(i + 1), Gen: 1, Tokens: uint32(tokens)}}}
+	return &prefix.Found{Matches: []prefix.Match{{Cache: uint32(i + 1), Gen: 1, Tokens: uint32(tokens)}}}
 }
 
 func TestPick(t *testing.T) {
@@ -326,7 +326,7 @@ func choose(t *testing.T, m *Model, prompt int) *Choice {
 func TestWaitingForTheNextStep(t *testing.T) {
 	wait := func(kv float64) float64 {
 		e := endpoint(0, func(e *Endpoint) { e.Slots = 64 })
-		e.Told(Report{Requests: 6, Waiting: 4, KV: kv}, epoch)
+		e.ReportFromFleet(Report{Requests: 6, Waiting: 4, KV: kv}, epoch)
 		c := choose(t, model(e), 100)
 		return c.List[0].Wait
 	}

@@ -44,7 +44,7 @@ func (r *Rewrite) Choose(t *Table, key session.Key) *Model {
 	return best
 }
 
-// ready tells whether an endpoint of the model takes requests.
+// ready reports whether an endpoint of the model takes requests.
 func (m *Model) ready() bool {
 	for _, e := range m.Endpoints {
 		if e.State == Ready {

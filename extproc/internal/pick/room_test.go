@@ -10,7 +10,7 @@ func TestRoom(t *testing.T) {
 	endpoint := func(slots int, state State, own int, r *Report) *Endpoint {
 		e := &Endpoint{Slots: slots, State: state, Live: new(Live)}
 		if r != nil {
-			e.Told(*r, now)
+			e.ReportFromFleet(*r, now)
 		}
 		for range own {
 			e.Reserve(1, 1)

@@ -12,7 +12,7 @@ const shareEvery = 5 * time.Second
 
 // shares is by model the share of the requests since the scrape before that went to
 // one endpoint, of the one that got most. Endpoints of several models count all of
-// theirs: it tells whether one is overrun, by whom does not matter.
+// theirs: it reports whether one is overrun, by whom does not matter.
 type shares struct {
 	// Constant.
 	picker *Picker

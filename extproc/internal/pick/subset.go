@@ -9,7 +9,7 @@ import (
 // whatever port. nil allows all, an empty one nobody.
 type Subset []string
 
-// allows tells whether an endpoint may be named.
+// allows reports whether an endpoint may be named.
 func (s Subset) allows(address string) bool {
 	if s == nil {
 		return true

@@ -1,7 +1,7 @@
 // Package pick chooses the engine that finishes a request first.
 //
 // fleet publishes an immutable Table of what xds says; stream asks Pick for
-// each request and tells what came of it. Its one rule: a decision reads the
+// each request and reports what came of it. Its one rule: a decision reads the
 // Table and atomics, takes no lock, and allocates nothing.
 package pick
 
@@ -13,6 +13,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // MaxCandidates is the most hosts that an answer names.
@@ -52,8 +53,8 @@ type Endpoint struct {
 	// KV is what is in the engine's cache: another one after every start of the
 	// engine.
 	KV *prefix.Cache
-	// Blocks is what the engine says itself that is in there; nil: it never does.
-	Blocks *prefix.Blocks
+	// Blocks is what the engine itself reports of its cache; nil: it never does.
+	Blocks *blocks.Set
 	// Base is the id of the first model that it serves. Adapters is which LoRA adapters
 	// are loaded there, if the others are such; nil: there are no others.
 	Base     string
@@ -90,8 +91,8 @@ type Model struct {
 	Seed session.Key
 	// Endpoints are the model's replicas in the order of their addresses.
 	Endpoints []*Endpoint
-	// Tell are those of Endpoints that have Blocks.
-	Tell []*Endpoint
+	// WithBlocks is the Endpoints that have Blocks.
+	WithBlocks []*Endpoint
 	*Learned
 
 	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints
@@ -111,8 +112,8 @@ type Policy struct {
 	// PriorityHeader names a request's priority, in lower case; Priority is that
 	// of a request that names none.
 	PriorityHeader, Priority string
-	// Ours is whether the engines are Millrace's own: they are told the keys of each
-	// prompt's beginnings, and report which of these they hold.
+	// Ours is whether the engines are Millrace's own: they get the keys of each
+	// prompt's prefixes, and report which of these are cached.
 	Ours bool
 	// MaxBody is the largest request body, in bytes; 0: none is too large.
 	MaxBody int64

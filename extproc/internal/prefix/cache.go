@@ -18,8 +18,8 @@ const (
 //
 // Time is counted in generations. Each holds a share of the capacity; when those
 // younger than one fill the cache, it and the older ones are gone. That takes one
-// counter for each generation, and no list of what is cached. If the engine tells
-// itself what it holds, Tell and Dropped say it, and nothing is worked out here.
+// counter for each generation, and no list of what is cached. If the engine reports
+// what it has, Reported and Dropped take that in, and nothing is estimated here.
 type Cache struct {
 	// Constant after NewCache.
 	id uint32
@@ -28,8 +28,8 @@ type Cache struct {
 	capacity atomic.Int64  // tokens; 0: not known, nothing is evicted
 	gen      atomic.Uint32 // the open generation
 	oldest   atomic.Uint32 // generations before it are gone
-	told     atomic.Bool   // whether the engine tells
-	full     atomic.Bool   // whether an engine that tells has dropped something
+	reported atomic.Bool   // whether the engine reports
+	full     atomic.Bool   // whether an engine that reports has dropped something
 	tokens   [ring]atomic.Int64
 	sum      atomic.Int64        // of tokens
 	closed   [ring]atomic.Uint32 // when generations were no longer open, Unix seconds; 0: they are
@@ -47,20 +47,20 @@ func NewCache(id uint32, capacity int64) *Cache {
 	return c
 }
 
-// ID returns the number by which places name the cache.
+// ID returns the number by which matches name the cache.
 func (c *Cache) ID() uint32 { return c.id }
 
-// Place is that of so many tokens that were just seen to be there.
-func (c *Cache) Place(tokens int) Place {
-	return Place{Cache: c.id, Gen: c.gen.Load() & genMask, Tokens: uint32(tokens)}
+// Match is a match of so many tokens that are known to be there now.
+func (c *Cache) Match(tokens int) Match {
+	return Match{Cache: c.id, Gen: c.gen.Load() & genMask, Tokens: uint32(tokens)}
 }
 
 // Resize says how many tokens the cache holds; 0: not known.
 func (c *Cache) Resize(capacity int64) { c.capacity.Store(capacity) }
 
-// Holds tells whether what p says is still there.
-func (c *Cache) Holds(p Place) bool {
-	return p.Cache == c.id && !before(p.Gen, c.oldest.Load())
+// Has reports whether what m says is still there.
+func (c *Cache) Has(m Match) bool {
+	return m.Cache == c.id && !before(m.Gen, c.oldest.Load())
 }
 
 // before compares generations, which go round.
@@ -70,7 +70,7 @@ func before(a, b uint32) bool { return (a-b)&genMask > genMask/2 }
 // false if they are new. It returns the open generation.
 func (c *Cache) use(tokens int64, was uint32, ok bool, now int64) uint32 {
 	gen := c.gen.Load()
-	if c.told.Load() || tokens <= 0 {
+	if c.reported.Load() || tokens <= 0 {
 		return gen
 	}
 	if ok {
@@ -115,10 +115,10 @@ func (c *Cache) next(gen uint32, now int64) {
 }
 
 // Used returns the share of the capacity that is taken, 0 to 1, and 0 if the
-// capacity is not known. An engine that tells has a full cache once it has dropped
+// capacity is not known. An engine that reports has a full cache once it has dropped
 // something.
 func (c *Cache) Used() float64 {
-	if c.told.Load() {
+	if c.reported.Load() {
 		if c.full.Load() {
 			return 1
 		}
@@ -148,9 +148,9 @@ func (c *Cache) Idle(now int64) float64 {
 	return 0
 }
 
-// Tell says that the engine reports itself what it holds, now in generation gen.
-func (c *Cache) Tell(gen uint32, now int64) {
-	c.told.Store(true)
+// Reported says that the engine reports what it has, now in generation gen.
+func (c *Cache) Reported(gen uint32, now int64) {
+	c.reported.Store(true)
 	for {
 		was := c.gen.Load()
 		if was == gen || before(gen, was) {

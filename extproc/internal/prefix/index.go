@@ -12,7 +12,7 @@ import (
 // ways is how many entries share a set.
 const ways = 8
 
-// Index remembers a bounded number of beginnings, each for a bounded idle time.
+// Index remembers a bounded number of prefixes, each for a bounded idle time.
 //
 // It is built like the cache of a CPU: a key belongs to one set of eight entries,
 // and within the set the one unused the longest makes room. Every word is atomic
@@ -36,15 +36,15 @@ type set struct {
 	entries [ways]slot
 }
 
-// placesKept is how many caches are remembered of one beginning, the last used
+// matchesKept is how many caches are remembered of one prefix, the last used
 // first.
-const placesKept = 4
+const matchesKept = 4
 
 // slot is an entry in words.
 type slot struct {
-	key    atomic.Uint64
-	meta   atomic.Uint64 // seconds since base, from 1, and in the low bits continuations
-	places [placesKept]atomic.Uint64
+	key     atomic.Uint64
+	meta    atomic.Uint64 // seconds since base, from 1, and in the low bits continuations
+	matches [matchesKept]atomic.Uint64
 }
 
 // used is when the entry was last used, in seconds since base.
@@ -53,7 +53,7 @@ func (s *slot) used() int64 { return int64(s.meta.Load() >> childBits) }
 // entry is a slot as it was read.
 type entry struct {
 	children uint16
-	places   [placesKept]Place
+	matches  [matchesKept]Match
 }
 
 // New returns an index of at most `most` entries, in whole sets, each kept for idle
@@ -76,7 +76,7 @@ func (x *Index) Resized(most int, idle time.Duration, now time.Time) *Index {
 }
 
 // adoptSet takes over what another index has in a set. Its writers wait for that, so
-// that no entry takes another's place half-way.
+// that no entry takes another's slot half-way.
 func (x *Index) adoptSet(from *set, clock int64) {
 	from.lock()
 	defer from.version.Add(1)
@@ -104,16 +104,16 @@ func (x *Index) adopt(from *slot, clock int64) {
 	}
 	to := x.slot(set, k, clock)
 	to.meta.Store(from.meta.Load())
-	for i := range from.places {
-		to.places[i].Store(from.places[i].Load())
+	for i := range from.matches {
+		to.matches[i].Store(from.matches[i].Load())
 	}
 }
 
-// Find looks up all beginnings of a prompt, given shortest first.
+// Find looks up all prefixes of a prompt, given shortest first.
 func (x *Index) Find(chain []Link, now time.Time, f *Found) {
-	f.Places, f.Shared, f.By = f.places[:0], 0, 0
+	f.Matches, f.Shared, f.By = f.matches[:0], 0, 0
 	clock := x.clock(now)
-	for i := len(chain) - 1; i >= 0 && len(f.Places) < maxPlaces; i-- {
+	for i := len(chain) - 1; i >= 0 && len(f.Matches) < maxMatches; i-- {
 		e, ok := x.get(chain[i].Key, clock)
 		if !ok {
 			continue
@@ -123,7 +123,7 @@ func (x *Index) Find(chain []Link, now time.Time, f *Found) {
 				f.Shared, f.By = int(chain[i].Tokens), n
 			}
 		}
-		for _, p := range e.places {
+		for _, p := range e.matches {
 			if p.Cache != 0 {
 				f.Add(p)
 			}
@@ -131,47 +131,47 @@ func (x *Index) Find(chain []Link, now time.Time, f *Found) {
 	}
 }
 
-// Add takes a place in, unless as much was used there as lately.
-func (f *Found) Add(p Place) {
-	for i := range f.Places {
-		if q := &f.Places[i]; q.Cache == p.Cache && q.Tokens >= p.Tokens && !before(q.Gen, p.Gen) {
+// Add takes a match in, unless as much was used there as lately.
+func (f *Found) Add(m Match) {
+	for i := range f.Matches {
+		if old := &f.Matches[i]; old.Cache == m.Cache && old.Tokens >= m.Tokens && !before(old.Gen, m.Gen) {
 			return
 		}
 	}
-	if len(f.Places) < maxPlaces {
-		f.Places = append(f.Places, p)
+	if len(f.Matches) < maxMatches {
+		f.Matches = append(f.Matches, m)
 	}
 }
 
-// Told takes in what an engine says that it has of the prompt. If that is all that it
-// has, what was believed of it does not count. When there are too many places, the
+// Report takes in what an engine says that it has of the prompt. If that is all that it
+// has, what was estimated of it does not count. When there are too many matches, the
 // shortest makes room.
-func (f *Found) Told(p Place, whole bool) {
+func (f *Found) Report(m Match, whole bool) {
 	if whole {
-		f.Places = slices.DeleteFunc(f.Places, func(q Place) bool { return q.Cache == p.Cache })
+		f.Matches = slices.DeleteFunc(f.Matches, func(old Match) bool { return old.Cache == m.Cache })
 	}
-	if p.Tokens == 0 {
+	if m.Tokens == 0 {
 		return
 	}
-	if len(f.Places) == maxPlaces {
+	if len(f.Matches) == maxMatches {
 		least := 0
-		for i := range f.Places {
-			if f.Places[i].Tokens < f.Places[least].Tokens {
+		for i := range f.Matches {
+			if f.Matches[i].Tokens < f.Matches[least].Tokens {
 				least = i
 			}
 		}
-		if f.Places[least].Tokens >= p.Tokens {
+		if f.Matches[least].Tokens >= m.Tokens {
 			return
 		}
-		f.Places = slices.Delete(f.Places, least, least+1)
+		f.Matches = slices.Delete(f.Matches, least, least+1)
 	}
-	f.Add(p)
+	f.Add(m)
 }
 
-// Get returns the last place recorded under a key.
-func (x *Index) Get(k session.Key, now time.Time) (Place, bool) {
+// Get returns the last match recorded under a key.
+func (x *Index) Get(k session.Key, now time.Time) (Match, bool) {
 	e, ok := x.get(k, x.clock(now))
-	return e.places[0], ok && e.places[0].Cache != 0
+	return e.matches[0], ok && e.matches[0].Cache != 0
 }
 
 // get reads the entry of k.
@@ -200,23 +200,23 @@ func (t *set) read(k session.Key) (e entry, used int64, ok bool) {
 		}
 		meta := s.meta.Load()
 		e.children = uint16(meta)
-		for j := range s.places {
-			e.places[j] = unpack(s.places[j].Load())
+		for j := range s.matches {
+			e.matches[j] = unpack(s.matches[j].Load())
 		}
 		return e, int64(meta >> childBits), true
 	}
 	return entry{}, 0, false
 }
 
-// Use records that a prompt with these beginnings, shortest first, is worked on at
+// Use records that a prompt with these prefixes, shortest first, is worked on at
 // c: all of them are cached there.
 //
-// A prompt is not known by all of its beginnings, and another turn may be known by
-// others. So tokens are counted from one beginning that was there to the next; only
+// A prompt is not known by all of its prefixes, and another turn may be known by
+// others. So tokens are counted from one prefix that was there to the next; only
 // what lies behind the last of them is new.
 func (x *Index) Use(chain []Link, c *Cache, now time.Time) {
 	clock := x.clock(now)
-	var last Place       // that was there
+	var last Match       // that was there
 	counted := uint32(0) // tokens
 	for i, l := range chain {
 		var next uint16
@@ -241,29 +241,29 @@ func (x *Index) Answered(k session.Key, c *Cache, tokens, fresh uint32, now time
 	x.put(k, c, use{tokens: tokens, from: tokens, fresh: int64(fresh)}, x.clock(now))
 }
 
-// Tell records what an engine reports: that these beginnings were last used in the
+// Report records what an engine reports: that these prefixes were last used in the
 // generation gen of its cache. Those of no tokens are not there any more.
-func (x *Index) Tell(c *Cache, gen uint32, links []Link, now time.Time) {
-	c.Tell(gen, now.Unix())
+func (x *Index) Report(c *Cache, gen uint32, links []Link, now time.Time) {
+	c.Reported(gen, now.Unix())
 	clock := x.clock(now)
 	for _, l := range links {
 		if l.Tokens == 0 {
 			x.Drop(l.Key, c)
 			continue
 		}
-		x.told(l, c, gen, clock)
+		x.reportOne(l, c, gen, clock)
 	}
 }
 
-// told records one beginning that an engine reports.
-func (x *Index) told(l Link, c *Cache, gen uint32, clock int64) {
+// reportOne records one prefix that an engine reports.
+func (x *Index) reportOne(l Link, c *Cache, gen uint32, clock int64) {
 	set := x.set(l.Key)
 	set.lock()
 	defer set.version.Add(1)
 	s := x.slot(set, l.Key, clock)
 	s.meta.Store(uint64(clock)<<childBits | s.meta.Load()&(1<<childBits-1))
-	if was, ok := s.place(c); !ok || !before(gen, was.Gen) {
-		s.remember(Place{Cache: c.id, Gen: gen & genMask, Tokens: l.Tokens})
+	if was, ok := s.match(c); !ok || !before(gen, was.Gen) {
+		s.remember(Match{Cache: c.id, Gen: gen & genMask, Tokens: l.Tokens})
 	}
 }
 
@@ -282,13 +282,13 @@ type use struct {
 }
 
 // put records a use of k at c. It returns what was there before, if anything was.
-func (x *Index) put(k session.Key, c *Cache, u use, clock int64) (was Place, ok bool) {
+func (x *Index) put(k session.Key, c *Cache, u use, clock int64) (was Match, ok bool) {
 	set := x.set(k)
 	set.lock()
 	defer set.version.Add(1)
 	s := x.slot(set, k, clock)
 	s.meta.Store(uint64(clock)<<childBits | s.meta.Load()&(1<<childBits-1) | uint64(u.next))
-	was, ok = s.place(c)
+	was, ok = s.match(c)
 	gen := c.gen.Load()
 	if ok {
 		gen = c.use(int64(u.tokens)-int64(u.from), was.Gen, true, x.unix(clock))
@@ -296,26 +296,26 @@ func (x *Index) put(k session.Key, c *Cache, u use, clock int64) (was Place, ok 
 	if u.fresh > 0 {
 		gen = c.use(u.fresh, 0, false, x.unix(clock))
 	}
-	s.remember(Place{Cache: c.id, Gen: gen, Tokens: max(u.tokens, was.Tokens)}) // an answer may be cached behind it
+	s.remember(Match{Cache: c.id, Gen: gen, Tokens: max(u.tokens, was.Tokens)}) // an answer may be cached behind it
 	return was, ok
 }
 
-// place returns what is known of the entry at c, if that is still there.
-func (s *slot) place(c *Cache) (Place, bool) {
-	for j := range s.places {
-		if p := unpack(s.places[j].Load()); c.Holds(p) {
-			return p, true
+// match returns what is known of the entry at c, if that is still there.
+func (s *slot) match(c *Cache) (Match, bool) {
+	for j := range s.matches {
+		if m := unpack(s.matches[j].Load()); c.Has(m) {
+			return m, true
 		}
 	}
-	return Place{}, false
+	return Match{}, false
 }
 
-// remember puts p first among the places.
-func (s *slot) remember(p Place) {
-	carry := p.pack()
-	for j := range s.places {
-		old := s.places[j].Swap(carry)
-		if old == 0 || unpack(old).Cache == p.Cache {
+// remember puts m first among the matches.
+func (s *slot) remember(m Match) {
+	carry := m.pack()
+	for j := range s.matches {
+		old := s.matches[j].Swap(carry)
+		if old == 0 || unpack(old).Cache == m.Cache {
 			return
 		}
 		carry = old
@@ -333,11 +333,11 @@ func (x *Index) Drop(k session.Key, c *Cache) {
 			continue
 		}
 		n := 0
-		for j := range s.places {
-			w := s.places[j].Load()
-			s.places[j].Store(0)
+		for j := range s.matches {
+			w := s.matches[j].Load()
+			s.matches[j].Store(0)
 			if w != 0 && unpack(w).Cache != c.id {
-				s.places[n].Store(w)
+				s.matches[n].Store(w)
 				n++
 			}
 		}
@@ -365,8 +365,8 @@ func (x *Index) slot(t *set, k session.Key, clock int64) *slot {
 	if victim.key.Load() != 0 && clock-victim.used() <= x.idle {
 		x.evicted.Add(1)
 	}
-	for j := range victim.places {
-		victim.places[j].Store(0)
+	for j := range victim.matches {
+		victim.matches[j].Store(0)
 	}
 	victim.meta.Store(0)
 	victim.key.Store(uint64(k))

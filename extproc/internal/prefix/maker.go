@@ -6,7 +6,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/session"
 )
 
-// piece is by how many bytes of a message or of a text a beginning grows. Two
+// piece is by how many bytes of a message or of a text a prefix grows. Two
 // prompts have in common what ends before the piece in which they differ.
 const piece = 512
 
@@ -63,7 +63,7 @@ func (m *Maker) End() {
 }
 
 // Links returns at most MaxLinks links of a prompt of so many tokens. How many a
-// beginning has is taken to follow its bytes.
+// prefix has is taken to follow its bytes.
 func (m *Maker) Links(tokens int) []Link {
 	n, step := len(m.links), 1
 	if n > MaxLinks {

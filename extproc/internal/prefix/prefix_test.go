@@ -3,6 +3,7 @@ package prefix
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -32,8 +33,8 @@ func prompt(tokens uint32, blocks ...uint32) (chain []Link) {
 func held(x *Index, chain []Link, c *Cache) (n int) {
 	var f Found
 	x.Find(chain, epoch, &f)
-	for _, p := range f.Places {
-		if c.Holds(p) {
+	for _, p := range f.Matches {
+		if c.Has(p) {
 			n = max(n, int(p.Tokens))
 		}
 	}
@@ -142,12 +143,12 @@ func TestNames(t *testing.T) {
 }
 
 func TestPlacesSurvivePacking(t *testing.T) {
-	for _, p := range []Place{{1, 1, 1}, {cacheMask, genMask, tokenMask}, {5, 0, 0}} {
+	for _, p := range []Match{{1, 1, 1}, {cacheMask, genMask, tokenMask}, {5, 0, 0}} {
 		if got := unpack(p.pack()); got != p {
 			t.Errorf("%v came back as %v", p, got)
 		}
 	}
-	if got := unpack(Place{1, 1, 1 << 30}.pack()); got.Tokens != tokenMask {
+	if got := unpack(Match{1, 1, 1 << 30}.pack()); got.Tokens != tokenMask {
 		t.Errorf("too many tokens came back as %d", got.Tokens)
 	}
 }
@@ -229,7 +230,7 @@ func TestCacheEvictsLikeLRU(t *testing.T) {
 
 func TestEnginesThatTell(t *testing.T) {
 	x, c := newIndex(1000, time.Hour), NewCache(4, 100)
-	c.Tell(7, 0)
+	c.Reported(7, 0)
 	x.Use(prompt(1000, 1, 2), c, epoch) // far more than it is said to hold: the engine knows
 	if n := held(x, prompt(1000, 1, 2), c); n != 2000 {
 		t.Errorf("%d tokens, want 2000", n)
@@ -287,7 +288,7 @@ func TestIndexIsSafeForMany(t *testing.T) {
 				chain := prompt(7, i%17, g, i%5)
 				c := caches[(i+g)%3]
 				x.Find(chain, epoch, &f)
-				for _, p := range f.Places {
+				for _, p := range f.Matches {
 					if p.Cache == 0 || p.Cache > 3 || p.Tokens > 21+5 {
 						t.Errorf("found %v, which nobody put there", p)
 						return
@@ -357,7 +358,7 @@ func TestIdleOfWhatIsOpen(t *testing.T) {
 	for i := range uint32(3 * ring / 2) {
 		now := epoch.Add(time.Duration(i) * time.Minute)
 		x.Use(prompt(2000, i), own, now) // fills it
-		x.Tell(telling, i+2, prompt(100, i), now)
+		x.Report(telling, i+2, prompt(100, i), now)
 		telling.Dropped(i + 1)
 	}
 	now := epoch.Add(3 * ring / 2 * time.Minute)
@@ -379,7 +380,7 @@ func TestResizedKnowsTheSame(t *testing.T) {
 		for i := from; i < to; i++ {
 			var f Found
 			x.Find(prompt(10, i, 1, 2), at(1000), &f)
-			if len(f.Places) > 0 && f.Places[0].Tokens == 30 && c.Holds(f.Places[0]) {
+			if len(f.Matches) > 0 && f.Matches[0].Tokens == 30 && c.Has(f.Matches[0]) {
 				n++
 			}
 		}
@@ -424,5 +425,24 @@ func TestResizedMixesNothingUp(t *testing.T) {
 				t.Fatalf("%d tokens of a beginning of %d", p.Tokens, k+1)
 			}
 		}
+	}
+}
+
+func TestFoundReport(t *testing.T) {
+	var f Found
+	f.Matches = f.matches[:0]
+	f.Add(Match{Cache: 1, Tokens: 500})
+	f.Add(Match{Cache: 2, Tokens: 400})
+	f.Report(Match{Cache: 1, Tokens: 64}, true)
+	f.Report(Match{Cache: 2, Tokens: 64}, false)
+	if len(f.Matches) != 2 || f.Matches[0].Tokens != 400 || f.Matches[1] != (Match{Cache: 1, Tokens: 64}) {
+		t.Errorf("places %v", f.Matches)
+	}
+	for i := range uint32(2 * maxMatches) {
+		f.Report(Match{Cache: 10 + i, Tokens: 100 + i}, true)
+	}
+	f.Report(Match{Cache: 9, Tokens: 1}, true)
+	if len(f.Matches) != maxMatches || slices.ContainsFunc(f.Matches, func(p Match) bool { return p.Tokens < 100 }) {
+		t.Errorf("%d places: %v", len(f.Matches), f.Matches)
 	}
 }

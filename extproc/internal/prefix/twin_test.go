@@ -44,7 +44,7 @@ type library struct {
 type book struct {
 	used     int64
 	children map[uint64]bool // by the bit that stands for a continuation
-	places   []Place         // the last used first
+	places   []Match         // the last used first
 }
 
 // open returns the book of k, an empty one if it is not there any more.
@@ -59,26 +59,26 @@ func (l *library) open(k session.Key, now int64) *book {
 }
 
 // note puts a place first and forgets what was known of the same cache.
-func (b *book) note(p Place) {
-	b.places = slices.DeleteFunc(b.places, func(q Place) bool { return q.Cache == p.Cache })
+func (b *book) note(p Match) {
+	b.places = slices.DeleteFunc(b.places, func(q Match) bool { return q.Cache == p.Cache })
 	b.places = slices.Insert(b.places, 0, p)
-	b.places = b.places[:min(len(b.places), placesKept)]
+	b.places = b.places[:min(len(b.places), matchesKept)]
 }
 
 // at returns what is still there of the beginning at c.
-func (b *book) at(c *Cache) (Place, bool) {
+func (b *book) at(c *Cache) (Match, bool) {
 	for _, p := range b.places {
-		if c.Holds(p) {
+		if c.Has(p) {
 			return p, true
 		}
 	}
-	return Place{}, false
+	return Match{}, false
 }
 
 func (l *library) put(k session.Key, c *Cache, tokens uint32, now int64) *book {
 	b := l.open(k, now)
 	was, _ := b.at(c)
-	b.note(Place{Cache: c.id, Gen: c.gen.Load() & genMask, Tokens: max(tokens, was.Tokens)})
+	b.note(Match{Cache: c.id, Gen: c.gen.Load() & genMask, Tokens: max(tokens, was.Tokens)})
 	return b
 }
 
@@ -99,32 +99,32 @@ func (l *library) tell(c *Cache, gen uint32, links []Link, now int64) {
 		}
 		b := l.open(k.Key, now)
 		if was, ok := b.at(c); !ok || !before(gen, was.Gen) {
-			b.note(Place{Cache: c.id, Gen: gen, Tokens: k.Tokens})
+			b.note(Match{Cache: c.id, Gen: gen, Tokens: k.Tokens})
 		}
 	}
 }
 
 func (l *library) drop(k session.Key, c *Cache) {
 	if b := l.books[k]; b != nil {
-		b.places = slices.DeleteFunc(b.places, func(p Place) bool { return p.Cache == c.id })
+		b.places = slices.DeleteFunc(b.places, func(p Match) bool { return p.Cache == c.id })
 	}
 }
 
 // find is what Find must find.
-func (l *library) find(chain []Link, now int64) (places []Place, shared int) {
+func (l *library) find(chain []Link, now int64) (places []Match, shared int) {
 	for _, k := range slices.Backward(chain) {
 		b := l.books[k.Key]
-		if b == nil || now-b.used > l.idle || len(places) == maxPlaces {
+		if b == nil || now-b.used > l.idle || len(places) == maxMatches {
 			continue
 		}
 		if shared == 0 && continuations(uint16(1<<len(b.children)-1)) >= sharedBy {
 			shared = int(k.Tokens)
 		}
 		for _, p := range b.places {
-			known := slices.ContainsFunc(places, func(q Place) bool {
+			known := slices.ContainsFunc(places, func(q Match) bool {
 				return q.Cache == p.Cache && q.Tokens >= p.Tokens && !before(q.Gen, p.Gen)
 			})
-			if !known && len(places) < maxPlaces {
+			if !known && len(places) < maxMatches {
 				places = append(places, p)
 			}
 		}
@@ -207,7 +207,7 @@ func (r *reading) step(s *tape) {
 			gen -= uint32(s.next() % 2)
 		}
 		chain[0].Tokens *= uint32(s.next() % 2)
-		r.x.Tell(c, gen, chain, r.now)
+		r.x.Report(c, gen, chain, r.now)
 		r.twin.tell(c, gen, chain, clock)
 	case 12, 13, 14:
 		c.Dropped(c.gen.Load() - 1 - uint32(s.next()%2))
@@ -226,7 +226,7 @@ func (r *reading) compare(chain []Link, clock int64) {
 	r.x.Find(chain, r.now, &f)
 	places, shared := r.twin.find(chain, clock)
 	if r.roomy {
-		if diff := cmp.Diff(places, append([]Place(nil), f.Places...)); diff != "" || f.Shared != shared {
+		if diff := cmp.Diff(places, append([]Match(nil), f.Matches...)); diff != "" || f.Shared != shared {
 			r.t.Fatalf("Find() shares %d, the twin %d (-twin +index):\n%s", f.Shared, shared, diff)
 		}
 		if n, want := r.x.Len(r.now), r.twin.len(clock); n != want {
@@ -236,7 +236,7 @@ func (r *reading) compare(chain []Link, clock int64) {
 	}
 	for _, k := range chain {
 		p, ok := r.x.Get(k.Key, r.now)
-		known := func(q Place) bool { return q.Cache == p.Cache && q.Gen == p.Gen && q.Tokens >= p.Tokens }
+		known := func(q Match) bool { return q.Cache == p.Cache && q.Gen == p.Gen && q.Tokens >= p.Tokens }
 		if b := r.twin.books[k.Key]; ok && (b == nil || !slices.ContainsFunc(b.places, known)) {
 			r.t.Fatalf("Get() = %+v, the twin has never heard of it", p)
 		}
@@ -383,8 +383,8 @@ func (h *ledger) check(t *testing.T, c *Cache) {
 		t.Fatalf("%d tokens in all, the twin has %d", got, sum)
 	}
 	for g := max(80, h.gen) - 80; g <= h.gen; g++ {
-		if p := (Place{Cache: 9, Gen: g & genMask}); c.Holds(p) != (g >= h.oldest) {
-			t.Fatalf("Holds() of generation %d is %v, %d is the oldest", g, c.Holds(p), h.oldest)
+		if p := (Match{Cache: 9, Gen: g & genMask}); c.Has(p) != (g >= h.oldest) {
+			t.Fatalf("Holds() of generation %d is %v, %d is the oldest", g, c.Has(p), h.oldest)
 		}
 	}
 }

@@ -120,7 +120,7 @@ func (m *millrace) First(d *Done, ms float64) {
 
 // report takes in the load that comes with an answer.
 func (p *picker) report(d *Done, now time.Time) {
-	p.model.Endpoints[d.Engine].Seen(d.Load.report(), now)
+	p.model.Endpoints[d.Engine].ReportFromAnswer(d.Load.report(), now)
 }
 
 func (l *Load) report() pick.Report {
@@ -154,12 +154,12 @@ func (m *millrace) Told(loads []Load, ms float64) {
 		fresh := m.logs[i].segments[max(0, len(m.logs[i].segments)-3):]
 		for _, p := range m.pickers {
 			e := p.model.Endpoints[i]
-			e.Told(l.report(), clock(ms))
+			e.ReportFromFleet(l.report(), clock(ms))
 			if len(m.pickers) == 1 {
 				continue // it has sent all of it
 			}
 			for _, s := range fresh {
-				p.index.Tell(e.KV, s.id, s.links, clock(ms))
+				p.index.Report(e.KV, s.id, s.links, clock(ms))
 			}
 			if d := m.logs[i].dropped; d > 0 {
 				e.KV.Dropped(d)

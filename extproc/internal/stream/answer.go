@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/wire"
 )
 
 func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
@@ -40,7 +41,7 @@ func (x *Exchange) report(a *AnswerHead, now time.Time) {
 		return
 	}
 	if load, ok := parseLoad(a.Load); ok {
-		x.served.Seen(load, now)
+		x.served.ReportFromAnswer(load, now)
 	}
 	usage, ok := parseUsage(a.Usage)
 	if !ok || !x.good || x.taught {
@@ -66,15 +67,15 @@ func (x *Exchange) predicted() *pick.Candidate {
 func parseUsage(s string) (u pick.Usage, ok bool) {
 	pairs(s, func(name string, v float64) {
 		switch name {
-		case "prompt":
+		case wire.UsagePrompt:
 			u.Prompt, ok = tokens(v), true
-		case "cached":
+		case wire.UsageCached:
 			u.Cached = tokens(v)
-		case "completion":
+		case wire.UsageCompletion:
 			u.Completion = tokens(v)
-		case "prefill_ms":
+		case wire.UsagePrefill:
 			u.PrefillMs = v
-		case "decode_ms":
+		case wire.UsageDecode:
 			u.DecodeMs = v
 		}
 	})
@@ -85,20 +86,20 @@ func parseUsage(s string) (u pick.Usage, ok bool) {
 // parseLoad reads an ORCA load report in its text form. JSON and binary ones
 // are left to Envoy: our engines send text.
 func parseLoad(s string) (r pick.Report, ok bool) {
-	s, ok = strings.CutPrefix(s, "TEXT ")
+	s, ok = strings.CutPrefix(s, wire.LoadText)
 	if !ok {
 		return r, false
 	}
 	ok = false
 	pairs(s, func(name string, v float64) {
 		switch name {
-		case "named_metrics.running", "named_metrics.waiting":
+		case wire.LoadRunning, wire.LoadWaiting:
 			r.Requests += int64(tokens(v))
 			ok = true
-			if name == "named_metrics.waiting" {
+			if name == wire.LoadWaiting {
 				r.Waiting = int64(tokens(v))
 			}
-		case "named_metrics.kv_util":
+		case wire.LoadKV:
 			r.KV = min(v, 1)
 		}
 	})

@@ -15,12 +15,12 @@ import (
 // limit, in bytes.
 const mostUnpacked = 256 << 20
 
-// reads tells whether we are to understand the request's body.
+// reads reports whether we are to understand the request's body.
 func (x *Exchange) reads() bool {
 	return x.api != openai.Other && (x.head.Mode == Buffered || x.head.Mode == Duplex)
 }
 
-// packed tells whether the body has a content encoding that was not undone.
+// packed reports whether the body has a content encoding that was not undone.
 func (x *Exchange) packed() bool {
 	return !x.plain && unpack.Of(x.head.ContentEncoding) != unpack.Identity
 }

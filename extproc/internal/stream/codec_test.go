@@ -21,9 +21,10 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/wire"
 )
 
-var wire = codec{encoding.GetCodecV2(grpcproto.Name)}
+var messages = codec{encoding.GetCodecV2(grpcproto.Name)}
 
 // checkRead checks that bytes which protobuf reads are read as protobuf does.
 func checkRead(t *testing.T, f *fleet, b []byte) {
@@ -33,7 +34,7 @@ func checkRead(t *testing.T, f *fleet, b []byte) {
 	in := &x.in
 	in.exchange = x
 	in.reset()
-	err := wire.Unmarshal(split(b), in)
+	err := messages.Unmarshal(split(b), in)
 	var m extproc.ProcessingRequest
 	if proto.Unmarshal(b, &m) != nil {
 		return // we check less
@@ -102,24 +103,24 @@ func requests() []*extproc.ProcessingRequest {
 		return m
 	}
 	served := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
-		"other":     {Fields: map[string]*structpb.Value{servedKey: structpb.NewStringValue("1.1.1.1:1")}},
-		lbNamespace: {Fields: map[string]*structpb.Value{"a": structpb.NewNumberValue(1), servedKey: structpb.NewStringValue("10.0.0.1:80")}},
+		"other":          {Fields: map[string]*structpb.Value{wire.ServedKey: structpb.NewStringValue("1.1.1.1:1")}},
+		wire.LBNamespace: {Fields: map[string]*structpb.Value{"a": structpb.NewNumberValue(1), wire.ServedKey: structpb.NewStringValue("10.0.0.1:80")}},
 	}}
 	odd := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
-		lbNamespace: {Fields: map[string]*structpb.Value{servedKey: structpb.NewBoolValue(true)}},
+		wire.LBNamespace: {Fields: map[string]*structpb.Value{wire.ServedKey: structpb.NewBoolValue(true)}},
 	}}
 	text := structpb.NewStringValue
 	hint := func(v *structpb.Value) *core.Metadata {
 		return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{
-			lbNamespace: {}, subsetNamespace: {Fields: map[string]*structpb.Value{"a": text("b"), subsetKey: v}},
+			wire.LBNamespace: {}, wire.SubsetNamespace: {Fields: map[string]*structpb.Value{"a": text("b"), wire.SubsetKey: v}},
 		}}
 	}
 	list := structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{text("10.0.0.2:80"), structpb.NewNumberValue(3), text("[::1]"), text("10.0.0.1:80, 10.0.0.3")}})
 	head := hs(":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json", "content-length", "12",
 		"cookie", "a=b", "cookie", "c=d", "x-session-id", "s1", "x-millrace-priority", "critical", "x-gateway-x", "1", "x-millrace-y", "2",
 		"authorization", "Bearer k 1", "x-request-timeout-ms", "900", "x-envoy-expected-rq-timeout-ms", "800", "x-api-key", "", "x-tenant", "t u",
-		retriesHeader, "3", "content-encoding", "identity", "content-length", "x", "", "")
-	answer := hs(":status", "200", attemptsHeader, "2", loadHeader, "TEXT a=1", usageHeader, "prompt=1", "x", "y")
+		wire.RetriesHeader, "3", "content-encoding", "identity", "content-length", "x", "", "")
+	answer := hs(":status", "200", wire.AttemptsHeader, "2", wire.LoadHeader, "TEXT a=1", wire.UsageHeader, "prompt=1", "x", "y")
 	duplex := &extproc.ProtocolConfiguration{RequestBodyMode: filter.ProcessingMode_FULL_DUPLEX_STREAMED, ResponseBodyMode: filter.ProcessingMode_STREAMED}
 	return []*extproc.ProcessingRequest{
 		{},
@@ -138,8 +139,8 @@ func requests() []*extproc.ProcessingRequest {
 		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: odd},
 		{Request: &extproc.ProcessingRequest_ResponseBody{ResponseBody: &extproc.HttpBody{Body: []byte("data: 1")}}, Attributes: map[string]*structpb.Struct{"a": {}}},
 		{Request: &extproc.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extproc.HttpTrailers{Trailers: answer}}},
-		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(debugHeader, "1")}}},
-		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(debugHeader, "2")}}},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(wire.DebugHeader, "1")}}},
+		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(wire.DebugHeader, "2")}}},
 	}
 }
 
@@ -195,7 +196,7 @@ func checkWrite(t *testing.T, r *Reply, hold mem.Buffer) {
 	t.Helper()
 	var o outbound
 	o.reply, o.hold = r, hold
-	b, err := wire.Marshal(&o)
+	b, err := messages.Marshal(&o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,13 +266,13 @@ func TestChunkIsNotCopied(t *testing.T) {
 func exchange(t *testing.T, x *Exchange, b mem.BufferSlice) (decisions int) {
 	var replies [4]Reply
 	x.in.reset()
-	if err := wire.Unmarshal(b, &x.in); err != nil {
+	if err := messages.Unmarshal(b, &x.in); err != nil {
 		t.Fatal(err)
 	}
 	some := x.Step(&x.in.Event, replies[:0])
 	for i := range some {
 		x.out.reply, x.out.hold = &some[i], x.in.hold
-		if _, err := wire.Marshal(&x.out); err != nil {
+		if _, err := messages.Marshal(&x.out); err != nil {
 			t.Fatal(err)
 		}
 		if some[i].Decision != nil {

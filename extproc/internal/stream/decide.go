@@ -8,13 +8,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/session"
-)
-
-// Priorities of requests.
-const (
-	critical  = "critical"
-	standard  = "standard"
-	sheddable = "sheddable"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // decide chooses where the request goes. Without a decision and without an
@@ -115,9 +109,9 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 	x.laps.end(lapLocate)
 	most := policy.Candidates
 	switch d.Priority {
-	case critical:
+	case wire.Critical:
 		most = policy.Critical
-	case sheddable:
+	case wire.Sheddable:
 		most = policy.Sheddable
 	}
 	d.Retries = most - 1
@@ -134,7 +128,7 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 	}
 	first := &x.choice.List[0]
 	x.held = first.Reserve(&q)
-	x.flow.pass.Held()
+	x.flow.pass.Reserved()
 	x.sent = now
 	x.laps.end(lapChoose)
 	if policy.Ours {
@@ -148,14 +142,14 @@ func (x *Exchange) place(blind bool, now time.Time) (*Decision, *openai.Error) {
 // priority is the request's own, if it names one that exists.
 func (x *Exchange) priority() string {
 	switch p := x.head.Priority; p {
-	case critical, standard, sheddable:
+	case wire.Critical, wire.Standard, wire.Sheddable:
 		return p
 	default:
 		return x.table.Policy.Priority
 	}
 }
 
-// isJSON tells whether a content type is JSON; a client that says none is believed.
+// isJSON reports whether a content type is JSON; a client that says none is believed.
 func isJSON(contentType string) bool {
 	kind, _, _ := strings.Cut(contentType, ";")
 	kind = strings.TrimSpace(kind)

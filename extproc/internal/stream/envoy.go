@@ -7,24 +7,8 @@ import (
 	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
-)
 
-// Names of the endpoint-picker protocol and of ours.
-const (
-	lbNamespace       = "envoy.lb"
-	ownNamespace      = "millrace"
-	destinationHeader = "x-gateway-destination-endpoint"
-	servedKey         = "x-gateway-destination-endpoint-served"
-	modelHeader       = "x-millrace-model"
-	promptHeader      = "x-millrace-prompt-tokens"
-	prefixHeader      = "x-millrace-prefix"
-	retriesHeader     = "x-envoy-max-retries"
-	attemptsHeader    = "x-envoy-attempt-count"
-	loadHeader        = "endpoint-load-metrics"
-	usageHeader       = "x-millrace-usage"
-	responseHeader    = "x-millrace-response-id"
-	debugHeader       = "x-millrace-debug"
-	decisionHeader    = "x-millrace-decision"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // inbound is a message from Envoy, a ProcessingRequest. It is read from its
@@ -218,19 +202,19 @@ func (in *inbound) otherHeader(key, value []byte) {
 	case policy != nil && string(key) == policy.PriorityHeader:
 		head.Priority = same(&in.recent.Priority, value)
 	case forbidden(key):
-		head.Debug = head.Debug || string(key) == debugHeader && string(value) == "1"
+		head.Debug = head.Debug || string(key) == wire.DebugHeader && string(value) == "1"
 		head.Forbidden = append(head.Forbidden, string(key))
 	}
 }
 
-// forbidden tells whether a client may not send a header of this name: it would
+// forbidden reports whether a client may not send a header of this name: it would
 // choose the host.
 func forbidden(key []byte) bool {
 	if len(key) < 2 || key[0] != 'x' {
 		return false
 	}
 	name := string(key) // does not escape
-	return strings.HasPrefix(name, "x-gateway-") || strings.HasPrefix(name, "x-millrace-") || name == retriesHeader
+	return strings.HasPrefix(name, wire.GatewayPrefix) || strings.HasPrefix(name, wire.OwnPrefix) || name == wire.RetriesHeader
 }
 
 // longestSame bounds what is kept of a header for the next request, in bytes.
@@ -263,13 +247,13 @@ func (in *inbound) answerHeader(key, value []byte) {
 	switch string(key) {
 	case ":status":
 		a.Status, _ = strconv.Atoi(string(value))
-	case attemptsHeader:
+	case wire.AttemptsHeader:
 		a.Attempts, _ = strconv.Atoi(string(value))
-	case loadHeader:
+	case wire.LoadHeader:
 		a.Load = string(value)
-	case usageHeader:
+	case wire.UsageHeader:
 		a.Usage = string(value)
-	case responseHeader:
+	case wire.ResponseIDHeader:
 		a.Response = string(value)
 	}
 }
@@ -304,20 +288,20 @@ func mode(m filter.ProcessingMode_BodySendMode) Mode {
 // metadata looks in Envoy's dynamic metadata for the endpoints that may be named,
 // and for the host that override_host says it chose.
 func (in *inbound) metadata(b []byte) error {
-	err := eachEntry(b, subsetNamespace, func(first bool, hint []byte) error {
+	err := eachEntry(b, wire.SubsetNamespace, func(first bool, hint []byte) error {
 		if first {
 			in.subset = subset{}
 		}
-		return eachEntry(hint, subsetKey, in.subset.value)
+		return eachEntry(hint, wire.SubsetKey, in.subset.value)
 	})
 	if err != nil {
 		return err
 	}
-	return eachEntry(b, lbNamespace, func(first bool, lb []byte) error {
+	return eachEntry(b, wire.LBNamespace, func(first bool, lb []byte) error {
 		if first {
 			in.served = ""
 		}
-		return eachEntry(lb, servedKey, func(first bool, value []byte) error {
+		return eachEntry(lb, wire.ServedKey, func(first bool, value []byte) error {
 			if first {
 				in.served = ""
 			}

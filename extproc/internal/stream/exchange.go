@@ -44,7 +44,7 @@ type Exchange struct {
 	asked    string       // the model's name at the client, if we changed it
 	forward  []byte       // what goes on in place of the body; nil: the body as it came
 	plain    bool         // whether a content encoding was undone
-	before   prefix.Place // where the response is that the request continues
+	before   prefix.Match // where the response is that the request continues
 	why      []byte       // for a client that asked; nil: it didn't
 	held     pick.Reservation
 	flow     held
@@ -232,7 +232,7 @@ func echo(k Kind, b []byte, end bool, out []Reply) []Reply {
 	return append(out, Reply{Kind: k, Duplex: true, Chunk: b, End: end})
 }
 
-// conclude decides and answers the event of the kind. whole tells whether body
+// conclude decides and answers the event of the kind. whole reports whether body
 // is all there is.
 func (x *Exchange) conclude(k Kind, body []byte, whole bool, now time.Time, out []Reply) []Reply {
 	x.phase = decided

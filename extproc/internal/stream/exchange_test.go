@@ -14,6 +14,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/wire"
 )
 
 var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
@@ -42,7 +43,7 @@ func newFleet(n int, edit ...func(*pick.Table)) *fleet {
 	}
 	t := &pick.Table{
 		Policy: &pick.Policy{
-			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: standard, MaxBody: 100000, Ours: true, Explain: true,
+			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: wire.Standard, MaxBody: 100000, Ours: true, Explain: true,
 			Cookies: session.NewCookies("s", [][]byte{[]byte("a key of 16 bytes")}, time.Minute),
 		},
 		Models: map[string]*pick.Model{"m": m}, Default: m,

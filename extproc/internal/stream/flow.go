@@ -8,6 +8,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // tickEvery is how often one that waits looks whether there is room: that may be so
@@ -66,7 +67,7 @@ func (x *Exchange) degrade(now time.Time) bool {
 	p, d := x.table.Policy.Flow, &x.decision
 	small := x.table.Models[p.Degrade[x.model.Name]]
 	seen := x.head.Mode == Buffered || x.head.Mode == Duplex
-	if d.Priority != sheddable || small == nil || x.flow.blind || !seen || x.request.Previous != nil {
+	if d.Priority != wire.Sheddable || small == nil || x.flow.blind || !seen || x.request.Previous != nil {
 		return false
 	}
 	ask := x.ask(now)
@@ -206,7 +207,7 @@ func (x *Exchange) passOn(body []byte, with Kind, out []Reply) []Reply {
 func (in *inbound) flowHeader(p *flow.Policy, key, value []byte) bool {
 	head := &in.Request
 	switch name := string(key); { // does not escape
-	case name == "x-request-timeout-ms" || name == "x-envoy-expected-rq-timeout-ms":
+	case name == wire.TimeoutHeader || name == wire.EnvoyTimeoutHeader:
 		if ms, err := strconv.ParseInt(string(value), 10, 32); err == nil && ms > 0 {
 			wait := time.Duration(ms) * time.Millisecond
 			if head.Patience == 0 || wait < head.Patience {

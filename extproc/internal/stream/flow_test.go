@@ -20,6 +20,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // oneSlot gives the fleet one place an endpoint, and a queue of two.
@@ -71,11 +72,11 @@ func TestQueuedThenAdmitted(t *testing.T) {
 	for name, mode := range map[string]Mode{"buffered": Buffered, "duplex": Duplex} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(1, oneSlot)
-			x1, out := f.ask(standard)
+			x1, out := f.ask(wire.Standard)
 			if d := out[len(out)-1].Decision; d == nil || x1.Waits() != nil {
 				t.Fatalf("the first request got %+v", out)
 			}
-			x2, out := f.ask(standard, by(mode))
+			x2, out := f.ask(wire.Standard, by(mode))
 			if got := out[len(out)-1]; x2.Waits() == nil || got.Kind != Extend || got.Wait != 10*time.Second {
 				t.Fatalf("the second request got %+v, want to wait", out)
 			}
@@ -94,7 +95,7 @@ func TestQueuedThenAdmitted(t *testing.T) {
 
 func TestTrailersThatWaitComeAfterTheBody(t *testing.T) {
 	f := newFleet(1, oneSlot)
-	x1, _ := f.ask(standard)
+	x1, _ := f.ask(wire.Standard)
 	x2 := f.core.Begin()
 	run(x2, post(by(Duplex)), Event{Kind: RequestBody, Body: []byte(hello), At: epoch}, Event{Kind: RequestTrailers, At: epoch})
 	f.core.Finish(x1)
@@ -107,18 +108,18 @@ func TestTrailersThatWaitComeAfterTheBody(t *testing.T) {
 
 func TestGoneFromTheQueue(t *testing.T) {
 	f := newFleet(1, oneSlot)
-	x1, _ := f.ask(standard)
-	x2, _ := f.ask(standard)
-	x3, _ := f.ask(sheddable)
+	x1, _ := f.ask(wire.Standard)
+	x2, _ := f.ask(wire.Standard)
+	x3, _ := f.ask(wire.Sheddable)
 	f.core.Finish(x2) // the client has left
 	f.core.Finish(x1)
 	if out := settled(t, x3, epoch); out[0].Decision == nil {
 		t.Errorf("the third request got %+v, want a decision", out)
 	}
-	x4, _ := f.ask(standard)
+	x4, _ := f.ask(wire.Standard)
 	f.core.Finish(x3) // x4 has its place now, and leaves without having taken it
 	f.core.Finish(x4)
-	x5, _ := f.ask(sheddable)
+	x5, _ := f.ask(wire.Sheddable)
 	if x5.Waits() != nil {
 		t.Error("a place was lost")
 	}
@@ -127,10 +128,10 @@ func TestGoneFromTheQueue(t *testing.T) {
 
 func TestShedIsToldInTheAPIsForm(t *testing.T) {
 	f := newFleet(1, oneSlot)
-	x1, _ := f.ask(critical)
-	x2, _ := f.ask(sheddable)
-	x3, _ := f.ask(standard)
-	x4, _ := f.ask(critical) // the queue is full: x2 must go
+	x1, _ := f.ask(wire.Critical)
+	x2, _ := f.ask(wire.Sheddable)
+	x3, _ := f.ask(wire.Standard)
+	x4, _ := f.ask(wire.Critical) // the queue is full: x2 must go
 	if x3.Waits() == nil || x4.Waits() == nil {
 		t.Fatal("somebody does not wait")
 	}
@@ -138,7 +139,7 @@ func TestShedIsToldInTheAPIsForm(t *testing.T) {
 	if e := out[0].Error; e == nil || e.Status != 429 || e.RetryAfter < 1 || e.Code != "overloaded" {
 		t.Errorf("the sheddable request got %+v, want 429", out[0])
 	}
-	x5, out := f.ask(sheddable)
+	x5, out := f.ask(wire.Sheddable)
 	if e := out[len(out)-1].Error; e == nil || e.Status != 429 {
 		t.Errorf("one more sheddable request got %+v, want 429", out)
 	}
@@ -158,8 +159,8 @@ func TestShedIsToldInTheAPIsForm(t *testing.T) {
 
 func TestClientsPatienceEndsTheWait(t *testing.T) {
 	f := newFleet(1, oneSlot)
-	x1, _ := f.ask(standard)
-	x2, _ := f.ask(standard, func(h *RequestHead) { h.Patience = 50 * time.Millisecond })
+	x1, _ := f.ask(wire.Standard)
+	x2, _ := f.ask(wire.Standard, func(h *RequestHead) { h.Patience = 50 * time.Millisecond })
 	x2.Tick(epoch.Add(49 * time.Millisecond))
 	select {
 	case o := <-x2.Waits().C:
@@ -178,18 +179,18 @@ func TestClientsPatienceEndsTheWait(t *testing.T) {
 func TestSheddableGoesToTheSmallerModel(t *testing.T) {
 	f := newFleet(1, oneSlot, withSmall)
 	f.table.Policy.Flow.DegradeAt = 0.5
-	x1, _ := f.ask(standard)
-	x2, _ := f.ask(standard) // waits: the queue is half full
-	x3, out := f.ask(sheddable)
+	x1, _ := f.ask(wire.Standard)
+	x2, _ := f.ask(wire.Standard) // waits: the queue is half full
+	x3, out := f.ask(wire.Sheddable)
 	got := out[len(out)-1]
 	if d := got.Decision; d == nil || d.Model != "small" || d.Asked != "m" || string(got.Chunk) != strings.Replace(hello, `"m"`, `"small"`, 1) || got.Length != len(got.Chunk) {
 		t.Fatalf("got %+v, want the smaller model", got)
 	}
-	x4, _ := f.ask(sheddable) // the smaller model is busy, too
+	x4, _ := f.ask(wire.Sheddable) // the smaller model is busy, too
 	if x4.Waits() == nil {
 		t.Error("a sheddable request does not wait though there is room in the queue")
 	}
-	x5, _ := f.ask(standard)
+	x5, _ := f.ask(wire.Standard)
 	if x5.Waits() == nil {
 		t.Error("a standard request does not wait")
 	}
@@ -203,8 +204,8 @@ func TestSheddableGoesToTheSmallerModel(t *testing.T) {
 
 func TestNewEndpointsWakeThoseThatWait(t *testing.T) {
 	f := newFleet(1, oneSlot)
-	x1, _ := f.ask(standard)
-	x2, _ := f.ask(standard)
+	x1, _ := f.ask(wire.Standard)
+	x2, _ := f.ask(wire.Standard)
 	bigger := newFleet(2, oneSlot).table
 	bigger.Models["m"].Endpoints[0] = f.model.Endpoints[0]
 	f.picker.Publish(bigger)
@@ -227,12 +228,12 @@ func TestBudget(t *testing.T) {
 		x.End(epoch)
 		f.core.Finish(x)
 	}
-	x, out := f.ask(standard, tenant)
+	x, out := f.ask(wire.Standard, tenant)
 	if out[len(out)-1].Decision == nil {
 		t.Fatalf("got %+v", out)
 	}
 	answer(x, "prompt=900,cached=0,completion=90") // far more than was expected
-	x, out = f.ask(standard, tenant)
+	x, out = f.ask(wire.Standard, tenant)
 	e := out[len(out)-1].Error
 	if e == nil || e.Status != 429 || e.Type != "tokens" {
 		t.Fatalf("got %+v, want 429 for tokens", out)
@@ -243,7 +244,7 @@ func TestBudget(t *testing.T) {
 		t.Errorf("headers (-want +got):\n%s", diff)
 	}
 	f.core.Finish(x)
-	x, out = f.ask(standard, func(h *RequestHead) { h.Tenant = 8 })
+	x, out = f.ask(wire.Standard, func(h *RequestHead) { h.Tenant = 8 })
 	if out[len(out)-1].Decision == nil {
 		t.Errorf("another tenant got %+v", out)
 	}
@@ -326,11 +327,11 @@ func (w *wireStream) RecvMsg(m any) error {
 	if err != nil {
 		return err
 	}
-	return wire.Unmarshal(split(b), m)
+	return messages.Unmarshal(split(b), m)
 }
 
 func (w *wireStream) SendMsg(m any) error {
-	b, err := wire.Marshal(m)
+	b, err := messages.Marshal(m)
 	if err != nil {
 		return err
 	}
@@ -356,7 +357,7 @@ func (w *wireStream) request() {
 	}}
 }
 
-// decided tells whether a reply has a decision.
+// decided reports whether a reply has a decision.
 func decidedBy(r *extproc.ProcessingResponse) bool {
 	return r.GetRequestBody().GetResponse().GetHeaderMutation() != nil
 }
@@ -408,7 +409,7 @@ func TestServerTurnsAwayInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(1, oneSlot)
 		s := NewServer(f.core, nil)
-		x, _ := f.ask(critical)
+		x, _ := f.ask(wire.Critical)
 		w := newWire(t)
 		ended := make(chan error, 1)
 		go func() { ended <- s.Process(w) }()

@@ -180,7 +180,7 @@ func busy() *fleet {
 	return newFleet(2, canary, oneSlot, withSmall, func(t *pick.Table) {
 		t.Models["m"].Endpoints[0].Slots, t.Models["m"].Endpoints[1].Slots = 0, 1
 		for _, e := range t.Models["m"].Endpoints {
-			e.Told(pick.Report{Requests: 9, Waiting: 8}, epoch)
+			e.ReportFromFleet(pick.Report{Requests: 9, Waiting: 8}, epoch)
 		}
 		t.Policy.Flow.Budget = flow.Budget{Requests: 100000, Tokens: 1000000}
 	})

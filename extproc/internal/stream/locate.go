@@ -21,7 +21,7 @@ func (x *Exchange) locate(tokens int, blind bool, now time.Time) string {
 	}
 	x.table.Policy.Prefixes.Find(x.chain, now, &x.found)
 	name := x.recall(tokens, now)
-	if !blind && len(x.model.Tell) > 0 {
+	if !blind && len(x.model.WithBlocks) > 0 {
 		x.hear()
 	}
 	if name == "" && len(x.chain) > 0 {

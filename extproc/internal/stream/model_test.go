@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // world is the naive model of all streams at once: who has a place, who waits, and
@@ -150,7 +151,7 @@ func TestModelOfManyStreams(t *testing.T) {
 					continue // with others' requests
 				}
 				for range m.f.table.Models["m"].Endpoints { // nothing of those that are gone is in the way
-					head, body := post(of(critical)), bodyOf(hello)
+					head, body := post(of(wire.Critical)), bodyOf(hello)
 					head.At, body.At = m.now.Add(time.Minute), m.now.Add(time.Minute)
 					if out := run(m.f.core.Begin(), head, body); out[len(out)-1].Decision == nil {
 						t.Fatalf("seed %d: all have ended, and a new request gets %+v", seed, out)

@@ -11,6 +11,8 @@ import (
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // outbound is a message to Envoy, a ProcessingResponse: a Reply that is written
@@ -126,7 +128,7 @@ func (o *outbound) chunk(b []byte) mem.Buffer {
 	return mem.Copy(b, buffers)
 }
 
-// changesHeaders tells whether the reply says anything of headers.
+// changesHeaders reports whether the reply says anything of headers.
 func (r *Reply) changesHeaders() bool {
 	return r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil
 }
@@ -145,7 +147,7 @@ func (o *outbound) headers(r *Reply) {
 		header(w, "content-length", o.integer(r.Length), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 	}
 	if r.Explanation != nil {
-		header(w, decisionHeader, r.Explanation, core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+		header(w, wire.DecisionHeader, r.Explanation, core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 	}
 	if r.Cookie != "" {
 		header(w, "set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)
@@ -160,16 +162,16 @@ func (o *outbound) decision(d *Decision) {
 	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	w := &o.w
 	if d.Exact {
-		header(w, promptHeader, o.integer(d.PromptTokens), set)
+		header(w, wire.PromptTokensHeader, o.integer(d.PromptTokens), set)
 	}
 	if len(d.Chain) > 0 {
 		o.scratch = d.appendChain(o.scratch[:0])
-		header(w, prefixHeader, o.scratch, set)
+		header(w, wire.PrefixHeader, o.scratch, set)
 	}
-	header(w, retriesHeader, o.integer(d.Retries), set)
-	header(w, modelHeader, d.Model, set)
+	header(w, wire.RetriesHeader, o.integer(d.Retries), set)
+	header(w, wire.ModelHeader, d.Model, set)
 	o.scratch = d.appendHosts(o.scratch[:0])
-	header(w, destinationHeader, o.scratch, set)
+	header(w, wire.DestinationHeader, o.scratch, set)
 }
 
 func (o *outbound) integer(n int) []byte {
@@ -198,22 +200,22 @@ func (o *outbound) metadata(d *Decision) {
 	mark := w.mark()
 
 	own := entry(w)
-	fact(w, "priority", d.Priority)
-	number(w, "cached_tokens", d.Choice.List[0].Cached)
-	number(w, "prompt_tokens", d.PromptTokens)
+	fact(w, wire.FactPriority, d.Priority)
+	number(w, wire.FactCachedTokens, d.Choice.List[0].Cached)
+	number(w, wire.FactPromptTokens, d.PromptTokens)
 	o.scratch = d.appendText(o.scratch[:0])
-	fact(w, "decision", o.scratch)
-	fact(w, "session", d.Session)
-	fact(w, "model", d.Model)
+	fact(w, wire.FactDecision, o.scratch)
+	fact(w, wire.FactSession, d.Session)
+	fact(w, wire.FactModel, d.Model)
 	if d.Asked != "" {
-		fact(w, "asked", d.Asked)
+		fact(w, wire.FactAsked, d.Asked)
 	}
-	own.structure(w, ownNamespace)
+	own.structure(w, wire.FactsNamespace)
 
 	lb := entry(w)
 	o.scratch = d.appendHosts(o.scratch[:0])
-	fact(w, destinationHeader, o.scratch)
-	lb.structure(w, lbNamespace)
+	fact(w, wire.DestinationHeader, o.scratch)
+	lb.structure(w, wire.LBNamespace)
 
 	w.message(fieldDynamicMetadata, mark)
 }

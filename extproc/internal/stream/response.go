@@ -70,7 +70,7 @@ func responseID(b []byte) []byte {
 	}
 }
 
-// named tells whether all of an id is as ids are.
+// named reports whether all of an id is as ids are.
 func named(id []byte) bool {
 	for _, c := range id {
 		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' {

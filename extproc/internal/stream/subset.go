@@ -8,12 +8,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
-)
-
-// Where a gateway says that only some endpoints may be named.
-const (
-	subsetNamespace = "envoy.lb.subset_hint"
-	subsetKey       = "x-gateway-destination-endpoint-subset"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // subset is the endpoints that a gateway's metadata allows, while it is read. The
@@ -100,7 +95,7 @@ func (x *Exchange) nobody(model string) *openai.Error {
 	err := openai.NotReady(model)
 	if x.head.Only != nil {
 		err.Code = "no_replica_in_subset"
-		err.Message = "none of the endpoints that the gateway allows for this request is ready (" + subsetNamespace + "): try again shortly"
+		err.Message = "none of the endpoints that the gateway allows for this request is ready (" + wire.SubsetNamespace + "): try again shortly"
 	}
 	return err
 }

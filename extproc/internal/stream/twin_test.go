@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // What follows reads and writes the same messages by way of protobuf: slowly, but
@@ -77,7 +78,7 @@ func readOther(key string, h *core.HeaderValue, policy *pick.Policy, head *Reque
 		head.Session = value(h)
 	case policy != nil && key == policy.PriorityHeader:
 		head.Priority = value(h)
-	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == retriesHeader:
+	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == wire.RetriesHeader:
 		head.Forbidden = append(head.Forbidden, key)
 		head.Debug = head.Debug || key == "x-millrace-debug" && value(h) == "1"
 	}
@@ -108,13 +109,13 @@ func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
 		switch h.GetKey() {
 		case ":status":
 			a.Status, _ = strconv.Atoi(value(h))
-		case attemptsHeader:
+		case wire.AttemptsHeader:
 			a.Attempts, _ = strconv.Atoi(value(h))
-		case loadHeader:
+		case wire.LoadHeader:
 			a.Load = value(h)
-		case usageHeader:
+		case wire.UsageHeader:
 			a.Usage = value(h)
-		case responseHeader:
+		case wire.ResponseIDHeader:
 			a.Response = value(h)
 		}
 	}
@@ -122,12 +123,12 @@ func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
 
 // served returns the host that override_host says it chose.
 func served(m *core.Metadata) string {
-	return m.GetFilterMetadata()[lbNamespace].GetFields()[servedKey].GetStringValue()
+	return m.GetFilterMetadata()[wire.LBNamespace].GetFields()[wire.ServedKey].GetStringValue()
 }
 
 // allowed returns the endpoints that the gateway allows.
 func allowed(m *core.Metadata) pick.Subset {
-	v, ok := m.GetFilterMetadata()[subsetNamespace].GetFields()[subsetKey]
+	v, ok := m.GetFilterMetadata()[wire.SubsetNamespace].GetFields()[wire.SubsetKey]
 	if !ok {
 		return nil
 	}
@@ -224,18 +225,18 @@ func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
 	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	hs := make([]*core.HeaderValueOption, 0, 4)
 	hs = append(hs,
-		option(destinationHeader, hosts, set),
-		option(modelHeader, d.Model, set),
-		option(retriesHeader, strconv.Itoa(d.Retries), set))
+		option(wire.DestinationHeader, hosts, set),
+		option(wire.ModelHeader, d.Model, set),
+		option(wire.RetriesHeader, strconv.Itoa(d.Retries), set))
 	if len(d.Chain) > 0 {
 		var all []string
 		for _, l := range d.Chain {
 			all = append(all, fmt.Sprintf("%016x.%d", uint64(l.Key), l.Tokens))
 		}
-		hs = append(hs, option(prefixHeader, strings.Join(all, ","), set))
+		hs = append(hs, option(wire.PrefixHeader, strings.Join(all, ","), set))
 	}
 	if d.Exact {
-		hs = append(hs, option(promptHeader, strconv.Itoa(d.PromptTokens), set))
+		hs = append(hs, option(wire.PromptTokensHeader, strconv.Itoa(d.PromptTokens), set))
 	}
 	return hs
 }
@@ -253,9 +254,9 @@ func decisionMetadata(d *Decision, hosts string) *structpb.Struct {
 	if d.Asked != "" {
 		own["asked"] = structpb.NewStringValue(d.Asked)
 	}
-	lb := map[string]*structpb.Value{destinationHeader: structpb.NewStringValue(hosts)}
+	lb := map[string]*structpb.Value{wire.DestinationHeader: structpb.NewStringValue(hosts)}
 	return &structpb.Struct{Fields: map[string]*structpb.Value{
-		lbNamespace:  structpb.NewStructValue(&structpb.Struct{Fields: lb}),
-		ownNamespace: structpb.NewStructValue(&structpb.Struct{Fields: own}),
+		wire.LBNamespace:    structpb.NewStructValue(&structpb.Struct{Fields: lb}),
+		wire.FactsNamespace: structpb.NewStructValue(&structpb.Struct{Fields: own}),
 	}}
 }

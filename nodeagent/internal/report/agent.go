@@ -20,6 +20,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -33,14 +34,6 @@ const (
 	assignAgain = 500 * time.Millisecond
 	// maxReason bounds what is reported for a person, in bytes.
 	maxReason = 1024
-)
-
-// Prefixes of engine_error, by which xds tells what is wrong.
-const (
-	starting    = "starting: "
-	silent      = "silent: "
-	unreachable = "unreachable: "
-	invalid     = "invalid: "
 )
 
 // Event is what happens to an agent: one of the types below.
@@ -142,7 +135,7 @@ func (a *Agent) Step(now time.Time, ev Event) Effects {
 	case Heard:
 		a.hear(now, ev.Status)
 	case Lost:
-		a.lost = clip(unreachable + cause(ev.Err))
+		a.lost = clip(wire.EngineUnreachable + cause(ev.Err))
 	case Up:
 		a.up, a.down, a.seq = true, "", 0
 		fx.log("xds connected", false)
@@ -176,15 +169,15 @@ func (a *Agent) excuse(now time.Time) {
 func (a *Agent) hear(now time.Time, s *enginepb.Status) {
 	a.heard = now
 	if err := s.Validate(); err != nil {
-		a.lost = clip(invalid + err.Error())
+		a.lost = clip(wire.EngineInvalid + err.Error())
 		return
 	}
 	if err := s.GetCache().Check(); err != nil {
-		a.lost = clip(invalid + "cache: " + err.Error())
+		a.lost = clip(wire.EngineInvalid + "cache: " + err.Error())
 		return
 	}
 	if s.GetNode() != a.node {
-		a.lost = clip(invalid + fmt.Sprintf("it is the engine of node %q", s.GetNode()))
+		a.lost = clip(wire.EngineInvalid + fmt.Sprintf("it is the engine of node %q", s.GetNode()))
 		return
 	}
 	a.news = a.news || len(s.GetCache().GetSegments()) > 0
@@ -278,7 +271,7 @@ func (a *Agent) notice(now time.Time, fx *Effects) {
 // must not look broken for a moment.
 func (a *Agent) truth(now time.Time) truth {
 	wrong := a.wrong(now)
-	if wrong == starting {
+	if wrong == wire.EngineStarting {
 		return truth{}
 	}
 	if wrong != "" {
@@ -294,9 +287,9 @@ func (a *Agent) wrong(now time.Time) string {
 	case a.lost != "":
 		return a.lost
 	case now.Sub(a.heard) >= silence:
-		return silent + "no status for " + silence.String()
+		return wire.EngineSilent + "no status for " + silence.String()
 	case a.status == nil:
-		return starting
+		return wire.EngineStarting
 	default:
 		return ""
 	}

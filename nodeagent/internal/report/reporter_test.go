@@ -22,13 +22,13 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// wire is a network of our own: servers by address, in memory.
-type wire struct {
+// network is one of our own: servers by address, in memory.
+type network struct {
 	mu        sync.Mutex
 	listeners map[string]*bufconn.Listener // nil or absent: connection refused
 }
 
-func (w *wire) dial(addr string) (*grpc.ClientConn, error) {
+func (w *network) dial(addr string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			w.mu.Lock()
@@ -42,7 +42,7 @@ func (w *wire) dial(addr string) (*grpc.ClientConn, error) {
 }
 
 // serve puts a server at an address, and returns what kills it.
-func (w *wire) serve(addr string, register func(*grpc.Server)) (kill func()) {
+func (w *network) serve(addr string, register func(*grpc.Server)) (kill func()) {
 	ln := bufconn.Listen(1 << 16)
 	srv := grpc.NewServer()
 	register(srv)
@@ -183,7 +183,7 @@ func (fixed) Telemetry(time.Time) *fleetpb.Telemetry { return telemetry() }
 
 // node is a reporter with an engine and an xds, all in one bubble of fake time.
 type node struct {
-	*wire
+	*network
 	engine     *engine
 	control    *control
 	reporter   *Reporter
@@ -197,7 +197,7 @@ type node struct {
 func inNode(t *testing.T, f func(t *testing.T, n *node)) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &node{
-			wire:    &wire{listeners: map[string]*bufconn.Listener{}},
+			network: &network{listeners: map[string]*bufconn.Listener{}},
 			engine:  newEngine(),
 			control: &control{directives: make(chan *fleetpb.Directive)},
 			reg:     prometheus.NewRegistry(),
@@ -206,7 +206,7 @@ func inNode(t *testing.T, f func(t *testing.T, n *node)) {
 		n.startXDS()
 		cfg := Config{Node: "node-a", Engine: "engine", XDS: "xds", Interval: beat, Timeout: 1500 * time.Millisecond}
 		n.reporter = New(cfg, fixed{}, slog.New(slog.DiscardHandler), n.reg)
-		n.reporter.dial = n.wire.dial
+		n.reporter.dial = n.network.dial
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- n.reporter.Run(ctx) }()

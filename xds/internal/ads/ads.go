@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/internal/translate"
 )
 
@@ -48,7 +49,7 @@ type Server struct {
 func New(ctx context.Context, log *slog.Logger, reg prometheus.Registerer) *Server {
 	s := &Server{
 		caches:   make(map[string]*cachev3.LinearCache),
-		engines:  newJournal(translate.CacheType),
+		engines:  newJournal(wire.CacheType),
 		held:     make(chan struct{}),
 		watching: newWatcher(log, newMetrics(reg)),
 		pushed:   make(translate.Resources),
@@ -59,7 +60,7 @@ func New(ctx context.Context, log *slog.Logger, reg prometheus.Registerer) *Serv
 		Caches:        make(map[string]cachev3.Cache),
 	}
 	for _, typ := range translate.Types() {
-		if typ == translate.CacheType {
+		if typ == wire.CacheType {
 			mux.Caches[typ] = s.engines
 			continue
 		}
@@ -119,7 +120,7 @@ func (s *Server) UpdateCaches(changed map[string]proto.Message, removed []string
 		return nil
 	}
 	if err := s.engines.update(changed, removed); err != nil {
-		return fmt.Errorf("%s: %w", translate.CacheType, err)
+		return fmt.Errorf("%s: %w", wire.CacheType, err)
 	}
 	return nil
 }

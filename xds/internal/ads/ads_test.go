@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/translate"
 )
@@ -73,7 +74,7 @@ func (c *client) send(r *discoveryv3.DeltaDiscoveryRequest) {
 		r.Node = &corev3.Node{Id: "test"}
 	}
 	if r.TypeUrl == "" {
-		r.TypeUrl = translate.EndpointType
+		r.TypeUrl = wire.EndpointType
 	}
 	if err := c.stream.Send(r); err != nil {
 		c.t.Fatal(err)
@@ -124,7 +125,7 @@ func endpoints(weights map[string]uint32) translate.Resources {
 	for name, w := range weights {
 		byName[name] = &fleetpb.EndpointState{Address: name, Weight: w}
 	}
-	return translate.Resources{translate.EndpointType: byName}
+	return translate.Resources{wire.EndpointType: byName}
 }
 
 func publish(t *testing.T, s *Server, all translate.Resources) {

@@ -15,8 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
-	"millrace.dev/millrace/xds/internal/translate"
 )
 
 // segment returns a resource of the caches' type.
@@ -80,7 +80,7 @@ func follow(b *testing.B, s *Server, first int) (ack func(want int)) {
 		b.Fatal(err)
 	}
 	send := func(r *discoveryv3.DeltaDiscoveryRequest) {
-		r.TypeUrl = translate.CacheType
+		r.TypeUrl = wire.CacheType
 		if err := stream.Send(r); err != nil {
 			b.Fatal(err)
 		}

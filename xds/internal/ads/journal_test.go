@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 
-	"millrace.dev/millrace/xds/internal/translate"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // reader is a client of a journal, as go-control-plane's server plays it.
@@ -106,7 +106,7 @@ func (r *reader) settle() {
 func TestJournalAgainstTwin(t *testing.T) {
 	for seed := range uint64(20) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		j, twin := newJournal(translate.CacheType), map[string]string{}
+		j, twin := newJournal(wire.CacheType), map[string]string{}
 		var readers []*reader
 		for range 3 {
 			r := newReader(t, j)
@@ -162,7 +162,7 @@ func TestJournalAgainstTwin(t *testing.T) {
 }
 
 func TestJournalSendsOnlyWhatChanged(t *testing.T) {
-	j := newJournal(translate.CacheType)
+	j := newJournal(wire.CacheType)
 	all := map[string]proto.Message{}
 	for i := range 1000 {
 		name, m := segment(i, 1, 1)
@@ -197,7 +197,7 @@ func TestJournalSendsOnlyWhatChanged(t *testing.T) {
 // TestJournalIsBounded leaves a client behind by more than the journal keeps: it begins
 // anew, and the journal does not grow.
 func TestJournalIsBounded(t *testing.T) {
-	j := newJournal(translate.CacheType)
+	j := newJournal(wire.CacheType)
 	r := newReader(t, j)
 	r.begin()
 	for i := range 3 * leastKept {
@@ -220,7 +220,7 @@ func TestJournalIsBounded(t *testing.T) {
 }
 
 func TestJournalRefuses(t *testing.T) {
-	j := newJournal(translate.CacheType)
+	j := newJournal(wire.CacheType)
 	answers := make(chan cachev3.DeltaResponse, 2)
 	named := stream.NewDeltaSubscription([]string{"a"}, nil, nil, true)
 	if _, err := j.CreateDeltaWatch(&discoveryv3.DeltaDiscoveryRequest{}, &named, answers); err == nil {

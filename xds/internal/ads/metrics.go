@@ -3,6 +3,7 @@ package ads
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/internal/translate"
 )
 
@@ -23,10 +24,10 @@ var labels = map[string]string{
 	translate.RouteType:     "route",
 	translate.ClusterType:   "cluster",
 	translate.EndpointsType: "endpoints",
-	translate.EndpointType:  "endpoint_state",
-	translate.ModelType:     "model_state",
-	translate.PolicyType:    "policy_state",
-	translate.CacheType:     "cache_state",
+	wire.EndpointType:       "endpoint_state",
+	wire.ModelType:          "model_state",
+	wire.PolicyType:         "policy_state",
+	wire.CacheType:          "cache_state",
 }
 
 // label returns the short name of a type URL.

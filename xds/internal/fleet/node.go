@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/layout"
 	"millrace.dev/millrace/xds/internal/weight"
@@ -133,7 +134,7 @@ func (n *node) judgeEngine(now time.Time, generation uint64) (verdict, bool) {
 	switch e := n.engine; {
 	case !n.mute.IsZero():
 		v, _ := no("its engine can't be heard: " + n.report.GetEngineError())
-		v.stuck = strings.HasPrefix(n.report.GetEngineError(), "silent") && now.Sub(n.mute) < muteFor
+		v.stuck = strings.HasPrefix(n.report.GetEngineError(), wire.EngineSilent) && now.Sub(n.mute) < muteFor
 		return v, false
 	case e.GetState() == enginepb.State_IDLE:
 		return no("its engine has nothing assigned yet")

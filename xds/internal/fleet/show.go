@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/weight"
 )
@@ -80,7 +81,7 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 		}
 		if e.State == notReady {
 			all = append(all, obs.Condition{
-				Code: "replica-not-ready",
+				Code: wire.ReplicaNotReady,
 				Text: fmt.Sprintf("replica %s takes no requests: %s", e.Replica, e.Reason),
 				Next: "it comes back by itself; if not, see the log of the node's engine",
 			})
@@ -90,7 +91,7 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 		if serving[w.Model] == 0 {
 			serving[w.Model] = -1 // said once
 			all = append(all, obs.Condition{
-				Code: "model-down",
+				Code: wire.ModelDown,
 				Text: fmt.Sprintf("model %s has no replica that takes requests", w.Model),
 				Next: "start its nodes; see what is said of them",
 			})

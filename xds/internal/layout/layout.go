@@ -232,11 +232,11 @@ func (p *planner) reserve(w Want) {
 
 // place finds nodes for a replica that has none.
 func (p *planner) place(w Want) (*Replica, *obs.Condition) {
-	if w.Backend.GetWeights() == "" {
+	if w.Backend.GetWeights() == "" && w.Backend.GetKind() != enginepb.Backend_OPENAI {
 		return nil, &obs.Condition{
 			Code: "no-weights",
 			Text: fmt.Sprintf("replica %s is not placed: model %s has no weights", w.Replica, w.Model),
-			Next: "set spec.weights of the model to the path of its GGUF file",
+			Next: "set spec.weights of the model to the path of its weights",
 		}
 	}
 	names, why := p.free(w), ""

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Names of clusters.
@@ -23,13 +25,6 @@ const (
 	extprocCluster = "extproc"
 	tracesCluster  = "traces"
 	enginesPrefix  = "engines/"
-)
-
-// Header and metadata key of the endpoint-picker protocol, and its namespace.
-const (
-	destinationKey = "x-gateway-destination-endpoint"
-	servedKey      = "x-gateway-destination-endpoint-served"
-	lbNamespace    = "envoy.lb"
 )
 
 // upstreamBuffer bounds what is buffered of one connection to an engine or to
@@ -77,9 +72,9 @@ func engines(name string) *clusterv3.Cluster {
 	c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: eds}
 	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
 		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{
-			Metadata: &metadatav3.MetadataKey{Key: lbNamespace, Path: segments(destinationKey)},
+			Metadata: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.DestinationHeader)},
 		}},
-		SelectedHostKey: &metadatav3.MetadataKey{Key: lbNamespace, Path: segments(servedKey)},
+		SelectedHostKey: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.ServedKey)},
 		FallbackPolicy:  policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{})),
 	}))
 	c.HealthChecks = []*corev3.HealthCheck{engineCheck()}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/fleet"
 )
@@ -37,7 +38,7 @@ func Fleet(s Settings, snap *fleet.Snapshot) Resources {
 			locality.LbEndpoints = append(locality.LbEndpoints, h)
 		}
 	}
-	return Resources{EndpointsType: assignments, EndpointType: states}
+	return Resources{EndpointsType: assignments, wire.EndpointType: states}
 }
 
 // member returns the endpoint as a host of EDS; nil if it is to be none. Hosts

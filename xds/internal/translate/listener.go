@@ -20,6 +20,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // gatewayName names the listener, the route configuration and the virtual host.
@@ -27,9 +29,6 @@ const gatewayName = "gateway"
 
 // extprocFilter is the name of the filter, by which routes switch it on.
 const extprocFilter = "envoy.filters.http.ext_proc"
-
-// loadHeader carries an engine's load report. It is ours, not the client's.
-const loadHeader = "endpoint-load-metrics"
 
 func listener(s Settings) (*listenerv3.Listener, error) {
 	addr, err := address(s.Gateway)
@@ -89,8 +88,8 @@ func filters(s Settings) []*hcmv3.HttpFilter {
 	}
 	all := []*hcmv3.HttpFilter{filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{
 		Mutations: &mutationv3.Mutations{
-			ResponseMutations:         []*rulesv3.HeaderMutation{remove(loadHeader)},
-			ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(loadHeader)},
+			ResponseMutations:         []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
+			ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
 		},
 	})}
 	if len(s.ExtProc) > 0 {
@@ -139,8 +138,8 @@ func picker(s Settings) *extprocv3.ExternalProcessor {
 		// extproc sets x-envoy-max-retries by the request's priority.
 		MutationRules: &rulesv3.HeaderMutationRules{AllowEnvoy: wrapperspb.Bool(true)},
 		MetadataOptions: &extprocv3.MetadataOptions{
-			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{lbNamespace}},
-			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{lbNamespace, logNamespace}},
+			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{wire.LBNamespace}},
+			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{wire.LBNamespace, wire.FactsNamespace}},
 		},
 	}
 }
@@ -149,11 +148,11 @@ func picker(s Settings) *extprocv3.ExternalProcessor {
 // chooses a host, a model or a retry policy.
 func untrusted(s Settings) *corev3.TypedExtensionConfig {
 	spec := s.Config.Policy.Spec
-	ours := except("x-millrace-", spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
+	ours := except(wire.OwnPrefix, spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
 	return extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
 		Mutations: []*rulesv3.HeaderMutation{
-			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-gateway-"}}),
-			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-envoy-"}}),
+			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: wire.GatewayPrefix}}),
+			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: wire.EnvoyPrefix}}),
 			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
 				SafeRegex: &matcherv3.RegexMatcher{Regex: ours},
 			}}),
@@ -171,9 +170,6 @@ func removeMatching(m *matcherv3.StringMatcher) *rulesv3.HeaderMutation {
 	}}
 }
 
-// logNamespace is the dynamic metadata that extproc fills for the access log.
-const logNamespace = "millrace"
-
 func accessLog(path string) *accesslogv3.AccessLog {
 	fields := map[string]string{
 		"ts":          "%START_TIME%",
@@ -189,8 +185,8 @@ func accessLog(path string) *accesslogv3.AccessLog {
 		"request_id":  "%REQ(X-REQUEST-ID)%",
 		"trace":       "%TRACE_ID%",
 	}
-	for _, key := range []string{"model", "session", "decision", "prompt_tokens", "cached_tokens"} {
-		fields[key] = "%DYNAMIC_METADATA(" + logNamespace + ":" + key + ")%"
+	for _, key := range []string{wire.FactModel, wire.FactSession, wire.FactDecision, wire.FactPromptTokens, wire.FactCachedTokens} {
+		fields[key] = "%DYNAMIC_METADATA(" + wire.FactsNamespace + ":" + key + ")%"
 	}
 	return &accesslogv3.AccessLog{
 		Name: "envoy.access_loggers.file",

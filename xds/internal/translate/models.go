@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Where a mesh has several models and extproc is away, Envoy reads from the body
@@ -17,9 +18,6 @@ import (
 
 // modelFilter is the name of the filter that reads the model.
 const modelFilter = "envoy.filters.http.json_to_metadata"
-
-// bodyNamespace is the dynamic metadata that holds it.
-const bodyNamespace = "millrace.body"
 
 // severalModels tells whether a request's model matters to Envoy.
 func severalModels(f config.File) bool { return len(f.Models) > 1 }
@@ -42,8 +40,8 @@ func readModel(types string) *jsonv3.JsonToMetadata {
 		AllowContentTypes:      []string{noType}, // else application/json is allowed in any case
 		AllowContentTypesRegex: &matcherv3.RegexMatcher{Regex: types},
 		Rules: []*jsonv3.JsonToMetadata_Rule{{
-			Selectors: []*jsonv3.JsonToMetadata_Selector{{Selector: &jsonv3.JsonToMetadata_Selector_Key{Key: "model"}}},
-			OnPresent: &jsonv3.JsonToMetadata_KeyValuePair{MetadataNamespace: bodyNamespace, Key: "model"},
+			Selectors: []*jsonv3.JsonToMetadata_Selector{{Selector: &jsonv3.JsonToMetadata_Selector_Key{Key: wire.FactModel}}},
+			OnPresent: &jsonv3.JsonToMetadata_KeyValuePair{MetadataNamespace: wire.BodyNamespace, Key: wire.FactModel},
 		}},
 	}}
 }
@@ -60,8 +58,8 @@ func modelRead(on bool) *anypb.Any {
 // named restricts what matches to requests whose body names the model.
 func named(m *routev3.RouteMatch, model string) *routev3.RouteMatch {
 	m.DynamicMetadata = []*matcherv3.MetadataMatcher{{
-		Filter: bodyNamespace,
-		Path:   []*matcherv3.MetadataMatcher_PathSegment{{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: "model"}}},
+		Filter: wire.BodyNamespace,
+		Path:   []*matcherv3.MetadataMatcher_PathSegment{{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: wire.FactModel}}},
 		Value: &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{
 			StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: model}},
 		}},

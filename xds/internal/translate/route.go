@@ -16,10 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/wire"
 )
-
-// modelHeader names the model that extproc has read from the request.
-const modelHeader = "x-millrace-model"
 
 // aliases are paths that some clients use without the /v1 in front.
 var aliases = []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/messages/count_tokens"}
@@ -68,13 +66,13 @@ func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, 
 	var all []*routev3.Route
 	for _, m := range f.Models {
 		chosen := match()
-		chosen.Headers = []*routev3.HeaderMatcher{exactly(modelHeader, m.Metadata.Name)}
+		chosen.Headers = []*routev3.HeaderMatcher{exactly(wire.ModelHeader, m.Metadata.Name)}
 		all = append(all, to(chosen, m.Metadata.Name))
 	}
 	unknown := func() *routev3.RouteMatch {
 		m := match()
 		m.Headers = []*routev3.HeaderMatcher{{
-			Name:                 modelHeader,
+			Name:                 wire.ModelHeader,
 			HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true},
 		}}
 		return m

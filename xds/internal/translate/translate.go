@@ -22,27 +22,21 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/wire"
 )
-
-// typePrefix is what every type URL begins with.
-const typePrefix = "type.googleapis.com/"
 
 // Type URLs of the resources.
 const (
-	ListenerType  = typePrefix + "envoy.config.listener.v3.Listener"
-	RouteType     = typePrefix + "envoy.config.route.v3.RouteConfiguration"
-	ClusterType   = typePrefix + "envoy.config.cluster.v3.Cluster"
-	EndpointsType = typePrefix + "envoy.config.endpoint.v3.ClusterLoadAssignment"
-	EndpointType  = typePrefix + "millrace.fleet.v1alpha1.EndpointState"
-	ModelType     = typePrefix + "millrace.fleet.v1alpha1.ModelState"
-	PolicyType    = typePrefix + "millrace.fleet.v1alpha1.PolicyState"
-	CacheType     = typePrefix + "millrace.fleet.v1alpha1.CacheState"
+	ListenerType  = wire.TypePrefix + "envoy.config.listener.v3.Listener"
+	RouteType     = wire.TypePrefix + "envoy.config.route.v3.RouteConfiguration"
+	ClusterType   = wire.TypePrefix + "envoy.config.cluster.v3.Cluster"
+	EndpointsType = wire.TypePrefix + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 )
 
 // Types lists the type URLs in the order in which changes are to be pushed: what
 // is referred to comes before what refers to it.
 func Types() []string {
-	return []string{ClusterType, EndpointsType, RouteType, ListenerType, PolicyType, ModelType, EndpointType, CacheType}
+	return []string{ClusterType, EndpointsType, RouteType, ListenerType, wire.PolicyType, wire.ModelType, wire.EndpointType, wire.CacheType}
 }
 
 // Resources holds resources by type URL and name.
@@ -75,11 +69,11 @@ func Static(s Settings) (Resources, error) {
 		return nil, err
 	}
 	return Resources{
-		ListenerType: {gatewayName: listener},
-		RouteType:    {gatewayName: routes(s.Config)},
-		ClusterType:  clusters,
-		ModelType:    models(s.Config),
-		PolicyType:   {"default": policy(s)},
+		ListenerType:    {gatewayName: listener},
+		RouteType:       {gatewayName: routes(s.Config)},
+		ClusterType:     clusters,
+		wire.ModelType:  models(s.Config),
+		wire.PolicyType: {"default": policy(s)},
 	}, nil
 }
 
@@ -90,7 +84,7 @@ func Validate(all Resources) error {
 	for _, typ := range slices.Sorted(maps.Keys(all)) {
 		for _, name := range slices.Sorted(maps.Keys(all[typ])) {
 			for _, err := range validate(all[typ][name].ProtoReflect()) {
-				errs = append(errs, fmt.Errorf("%s %q: %w", typ[len(typePrefix):], name, err))
+				errs = append(errs, fmt.Errorf("%s %q: %w", typ[len(wire.TypePrefix):], name, err))
 			}
 		}
 	}
@@ -145,7 +139,7 @@ func pack(m proto.Message) *anypb.Any {
 	if err != nil {
 		panic(fmt.Sprintf("translate: %T: %v", m, err)) // our own message, made here
 	}
-	return &anypb.Any{TypeUrl: typePrefix + string(m.ProtoReflect().Descriptor().FullName()), Value: b}
+	return &anypb.Any{TypeUrl: wire.TypePrefix + string(m.ProtoReflect().Descriptor().FullName()), Value: b}
 }
 
 // extension returns m as a named extension.

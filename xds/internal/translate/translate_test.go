@@ -19,6 +19,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/fleet"
 )
@@ -129,7 +130,7 @@ func document(t *testing.T, all Resources) []byte {
 	t.Helper()
 	out := map[string]map[string]json.RawMessage{}
 	for typ, byName := range all {
-		short := strings.TrimPrefix(typ, typePrefix)
+		short := strings.TrimPrefix(typ, wire.TypePrefix)
 		out[short] = map[string]json.RawMessage{}
 		for name, m := range byName {
 			b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
@@ -205,7 +206,7 @@ func TestValidateLooksIntoWhatIsPacked(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := engines("engines/x")
-	c.LoadBalancingPolicy.Policies[0].TypedExtensionConfig.TypedConfig.TypeUrl = typePrefix + "nobody.knows.This"
+	c.LoadBalancingPolicy.Policies[0].TypedExtensionConfig.TypedConfig.TypeUrl = wire.TypePrefix + "nobody.knows.This"
 	all[ClusterType]["engines/x"] = c
 	if err := Validate(all); err == nil || !strings.Contains(err.Error(), `"engines/x"`) {
 		t.Errorf("Validate() = %v, want the cluster's fault", err)

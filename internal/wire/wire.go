@@ -1,0 +1,157 @@
+// Package wire holds the words that Millrace's programs, Envoy and clients say to each
+// other: names of headers, of Envoy's dynamic metadata, of priorities and reasons, and
+// type URLs of our xDS resources.
+//
+// Used by every program and by tests. Its one rule: a word that two parts must spell
+// alike stands here and nowhere else; messages with a schema are protobuf (*pb) instead.
+package wire
+
+// Headers of a request, which clients send; their names are a matter of policy, these
+// are the defaults.
+const (
+	// SessionHeader names the conversation.
+	SessionHeader = "x-session-id"
+	// PriorityHeader names the priority.
+	PriorityHeader = "x-millrace-priority"
+)
+
+// Headers of a request with fixed names, which clients send.
+const (
+	// DebugHeader asks, with the value "1", for DecisionHeader.
+	DebugHeader = "x-millrace-debug"
+	// TimeoutHeader and EnvoyTimeoutHeader say how long the client waits, in milliseconds.
+	TimeoutHeader      = "x-request-timeout-ms"
+	EnvoyTimeoutHeader = "x-envoy-expected-rq-timeout-ms"
+)
+
+// Prefixes of headers that choose a host, a model or a retry policy. What a client sends
+// under them is removed, but for the headers that the policy names.
+const (
+	GatewayPrefix = "x-gateway-"
+	OwnPrefix     = "x-millrace-"
+	EnvoyPrefix   = "x-envoy-"
+)
+
+// Headers that extproc sets on a request.
+const (
+	// DestinationHeader lists the endpoints, "ip:port,ip:port", the best first: also the
+	// key of the same list in the metadata of LBNamespace (endpoint-picker protocol 1.0).
+	DestinationHeader = "x-gateway-destination-endpoint"
+	// ModelHeader is the id of the model, by which Envoy chooses the route.
+	ModelHeader = "x-millrace-model"
+	// PromptTokensHeader is the exact number of tokens of the prompt.
+	PromptTokensHeader = "x-millrace-prompt-tokens"
+	// PrefixHeader is the keys of the prompt's prefixes: "KEY.TOKENS,…", the shortest
+	// first, the key as 16 hexadecimal digits.
+	PrefixHeader = "x-millrace-prefix"
+	// RetriesHeader is how often Envoy may try again.
+	RetriesHeader = "x-envoy-max-retries"
+)
+
+// Headers of a response.
+const (
+	// AttemptsHeader is how often Envoy has tried, set by Envoy.
+	AttemptsHeader = "x-envoy-attempt-count"
+	// NodeHeader and ReplicaHeader name who answered.
+	NodeHeader    = "x-millrace-node"
+	ReplicaHeader = "x-millrace-replica"
+	// UsageHeader is what the request cost, also a trailer: the Usage… keys below as
+	// "key=number,key=number".
+	UsageHeader = "x-millrace-usage"
+	// ResponseIDHeader is the id of a response of the Responses API, also a trailer.
+	ResponseIDHeader = "x-millrace-response-id"
+	// LoadHeader is an ORCA load report in its text form, also a trailer: LoadText, then
+	// the Load… keys below as "key=number,key=number".
+	LoadHeader = "endpoint-load-metrics"
+	// DecisionHeader tells a client that asked by DebugHeader why its request went where
+	// it went, as JSON.
+	DecisionHeader = "x-millrace-decision"
+)
+
+// Keys of UsageHeader; tokens, and milliseconds.
+const (
+	UsagePrompt     = "prompt"
+	UsageCached     = "cached"
+	UsageCompletion = "completion"
+	UsagePrefill    = "prefill_ms"
+	UsageDecode     = "decode_ms"
+)
+
+// LoadText begins an ORCA report in text form.
+const LoadText = "TEXT "
+
+// Keys of LoadHeader.
+const (
+	LoadRunning        = "named_metrics.running"
+	LoadWaiting        = "named_metrics.waiting"
+	LoadTokensInFlight = "named_metrics.tokens_in_flight"
+	LoadKV             = "named_metrics.kv_util"
+	LoadUtilization    = "application_utilization"
+	LoadRate           = "rps_fractional"
+)
+
+// Namespaces and keys of Envoy's dynamic metadata.
+const (
+	// LBNamespace holds DestinationHeader for Envoy's override_host, and ServedKey, the
+	// host that it chose.
+	LBNamespace = "envoy.lb"
+	ServedKey   = "x-gateway-destination-endpoint-served"
+	// SubsetNamespace and SubsetKey name the endpoints that a gateway allows.
+	SubsetNamespace = "envoy.lb.subset_hint"
+	SubsetKey       = "x-gateway-destination-endpoint-subset"
+	// FactsNamespace holds the Fact… keys for the access log.
+	FactsNamespace = "millrace"
+	// BodyNamespace holds FactModel as Envoy itself has read it from the body.
+	BodyNamespace = "millrace.body"
+)
+
+// Keys of FactsNamespace.
+const (
+	FactModel        = "model"
+	FactAsked        = "asked"
+	FactSession      = "session"
+	FactPriority     = "priority"
+	FactDecision     = "decision"
+	FactPromptTokens = "prompt_tokens"
+	FactCachedTokens = "cached_tokens"
+)
+
+// Priorities of requests, the highest first.
+const (
+	Critical  = "critical"
+	Standard  = "standard"
+	Sheddable = "sheddable"
+)
+
+// Reasons for which the first endpoint of a decision was chosen.
+const (
+	ReasonFallback = "fallback" // nobody is ready: one that is suspect
+	ReasonNew      = "new"      // nothing of the prompt is cached anywhere
+	ReasonSticky   = "sticky"   // where the conversation is cached
+	ReasonMoved    = "moved"    // elsewhere, because that is faster
+)
+
+// Prefixes of NodeReport.engine_error: why a node has no status of its engine.
+const (
+	EngineStarting    = "starting: "
+	EngineSilent      = "silent: "
+	EngineUnreachable = "unreachable: "
+	EngineInvalid     = "invalid: "
+)
+
+// Codes of conditions that other programs look for.
+const (
+	ReplicaNotReady = "replica-not-ready"
+	ModelDown       = "model-down"
+)
+
+// TypePrefix is what every type URL begins with.
+const TypePrefix = "type.googleapis.com/"
+
+// Type URLs of our xDS resources.
+const (
+	EndpointType = TypePrefix + "millrace.fleet.v1alpha1.EndpointState"
+	ModelType    = TypePrefix + "millrace.fleet.v1alpha1.ModelState"
+	PolicyType   = TypePrefix + "millrace.fleet.v1alpha1.PolicyState"
+	CacheType    = TypePrefix + "millrace.fleet.v1alpha1.CacheState"
+)
