@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // publish makes the machine's state everybody's.
@@ -30,20 +31,20 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 	m := s.machine
 	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Assignment: m.have}
 	for r, c := range s.children {
-		if c == nil {
+		if c == nil || c.remote {
 			continue
 		}
-		p := Process{Role: Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
+		p := Process{Role: backend.Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
 		if c.up() {
-			p.PID, p.RSS, p.CPU = c.proc.PID(), c.rss, c.cpu
+			p.PID, p.RSS, p.CPU = c.pid(), c.rss, c.cpu
 		}
 		if p.PID != 0 || key(p.Role, m.have) != "" {
 			next.Processes = append(next.Processes, p)
 		}
 	}
-	leader := Backend
+	leader := backend.Head
 	if m.have.GetStage() > 0 {
-		leader = Shard
+		leader = backend.Shard
 	}
 	if c := s.children[leader]; c != nil && m.have != nil {
 		next.Epoch = c.run
