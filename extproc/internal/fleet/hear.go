@@ -8,10 +8,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"millrace.dev/millrace/extproc/internal/kvevents"
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/kvevents"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -19,7 +19,7 @@ import (
 type hearing struct {
 	// Constant after newHearing.
 	*kvevents.Follower
-	blocks *prefix.Blocks
+	blocks *blocks.Set
 
 	// The rest is guarded by Local.mu.
 	stop  context.CancelFunc // nil: it does not run
@@ -33,7 +33,7 @@ func (l *Local) newHearing(spec config.FleetEndpoint) *hearing {
 	if k == (config.KVEvents{}) {
 		return nil
 	}
-	h := &hearing{blocks: new(prefix.Blocks)}
+	h := &hearing{blocks: new(blocks.Set)}
 	s := kvevents.Source{Connect: k.Connect, Listen: k.Listen, Topic: k.Topic}
 	changed := func(c kvevents.Change) { l.heard(spec.Address, h, c, time.Now()) }
 	h.Follower = kvevents.New(s, h.blocks, changed, l.events, l.log.With("endpoint", spec.Address))
@@ -114,19 +114,19 @@ func deaf(names []string, n int) obs.Condition {
 }
 
 // known counts the endpoints all of whose blocks are known, and the blocks.
-func (l *Local) known() (endpoints, blocks int) {
+func (l *Local) known() (endpoints, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range l.plains {
 		if p.hearing == nil {
 			continue
 		}
-		if k, _ := p.hearing.blocks.Knowledge(); k == prefix.Whole {
+		if k, _ := p.hearing.blocks.Knowledge(); k == blocks.Whole {
 			endpoints++
 		}
-		blocks += p.hearing.blocks.Len()
+		n += p.hearing.blocks.Len()
 	}
-	return endpoints, blocks
+	return endpoints, n
 }
 
 // registerKnown registers the metrics of what is known of caches.

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"millrace.dev/millrace/extproc/internal/kvevents"
+	"millrace.dev/millrace/internal/kvevents"
 )
 
 // telling is three endpoints of which the first publishes events: nobody is there.

@@ -17,10 +17,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
-	"millrace.dev/millrace/extproc/internal/kvevents"
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/scrape"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/kvevents"
+	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -78,7 +78,7 @@ func NewLocal(path string, picker Picker, load func(path string) (pick.Counter, 
 		path: path, picker: picker, log: log, metrics: newLocalMetrics(reg), loader: newLoader(load, log),
 		get: client.Get, close: client.Close, queue: make(chan *plain, 4*lookers),
 		state: newState(false), plains: map[string]*plain{}, speeds: map[string]*speed{},
-		events: kvevents.NewMetrics(reg), hearings: map[string]*hearing{},
+		events: kvevents.NewMetrics("extproc", reg), hearings: map[string]*hearing{},
 	}
 	l.registerKnown(reg)
 	for _, t := range types {

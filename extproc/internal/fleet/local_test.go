@@ -20,7 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/scrape"
+	"millrace.dev/millrace/internal/scrape"
 )
 
 func TestVital(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/scrape"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 

@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/scrape"
+	"millrace.dev/millrace/internal/scrape"
 )
 
 // metrics of what xds says.

@@ -4,7 +4,7 @@ import (
 	"math"
 
 	"millrace.dev/millrace/engine/enginepb"
-	"millrace.dev/millrace/extproc/internal/scrape"
+	"millrace.dev/millrace/internal/scrape"
 )
 
 const (

@@ -22,6 +22,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -67,7 +68,7 @@ type endpoint struct {
 	// also are further models that it serves; xds names one only.
 	also []string
 	// blocks is what its engine says that its cache holds; nil: it does not.
-	blocks *prefix.Blocks
+	blocks *blocks.Set
 	// base is the first model that it serves, adapters which others are loaded; nil:
 	// there are no others.
 	base     string

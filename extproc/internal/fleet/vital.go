@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/scrape"
+	"millrace.dev/millrace/internal/scrape"
 )
 
 // How often a plain endpoint is looked at.

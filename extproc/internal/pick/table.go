@@ -13,6 +13,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // MaxCandidates is the most hosts that an answer names.
@@ -53,7 +54,7 @@ type Endpoint struct {
 	// engine.
 	KV *prefix.Cache
 	// Blocks is what the engine itself reports of its cache; nil: it never does.
-	Blocks *prefix.Blocks
+	Blocks *blocks.Set
 	// Base is the id of the first model that it serves. Adapters is which LoRA adapters
 	// are loaded there, if the others are such; nil: there are no others.
 	Base     string

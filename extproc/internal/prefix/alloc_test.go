@@ -19,21 +19,6 @@ func TestLookingUpAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestLookingUpBlocksAllocatesNothing(t *testing.T) {
-	var b Blocks
-	b.Store(stored(1, 1, 2))
-	tokens := []uint32{1, 2, 3, 4, 5}
-	memory := AppendBlocks(nil, BlockRoot(""), tokens, 2)
-	f := Found{}
-	f.Matches = f.matches[:0]
-	if n := testing.AllocsPerRun(100, func() {
-		memory = AppendBlocks(memory[:0], BlockRoot(""), tokens, 2)
-		f.Report(Match{Cache: 1, Tokens: uint32(2 * b.Count(memory))}, true)
-	}); n > 0 || len(f.Matches) != 1 {
-		t.Errorf("%v allocations, places %v", n, f.Matches)
-	}
-}
-
 func BenchmarkFindAndUse(b *testing.B) {
 	x, c := newIndex(1<<20, time.Hour), NewCache(1, 1<<20)
 	blocks := make([]uint32, MaxLinks)

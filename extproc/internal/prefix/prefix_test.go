@@ -3,6 +3,7 @@ package prefix
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -424,5 +425,24 @@ func TestResizedMixesNothingUp(t *testing.T) {
 				t.Fatalf("%d tokens of a beginning of %d", p.Tokens, k+1)
 			}
 		}
+	}
+}
+
+func TestFoundReport(t *testing.T) {
+	var f Found
+	f.Matches = f.matches[:0]
+	f.Add(Match{Cache: 1, Tokens: 500})
+	f.Add(Match{Cache: 2, Tokens: 400})
+	f.Report(Match{Cache: 1, Tokens: 64}, true)
+	f.Report(Match{Cache: 2, Tokens: 64}, false)
+	if len(f.Matches) != 2 || f.Matches[0].Tokens != 400 || f.Matches[1] != (Match{Cache: 1, Tokens: 64}) {
+		t.Errorf("places %v", f.Matches)
+	}
+	for i := range uint32(2 * maxMatches) {
+		f.Report(Match{Cache: 10 + i, Tokens: 100 + i}, true)
+	}
+	f.Report(Match{Cache: 9, Tokens: 1}, true)
+	if len(f.Matches) != maxMatches || slices.ContainsFunc(f.Matches, func(p Match) bool { return p.Tokens < 100 }) {
+		t.Errorf("%d places: %v", len(f.Matches), f.Matches)
 	}
 }

@@ -4,15 +4,14 @@ import (
 	"sync"
 
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/prefix"
-	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // lookup is the memory of one look at what engines hold. It is handed on at once: a
 // stream that kept it until its end would hold four bytes for each token.
 type lookup struct {
 	tokens []uint32
-	blocks []session.Key
+	blocks []blocks.Key
 }
 
 var lookups = sync.Pool{New: func() any { return new(lookup) }}
@@ -40,7 +39,7 @@ func (x *Exchange) hear() {
 	l.blocks = l.blocks[:0]
 	for _, e := range x.model.WithBlocks {
 		known, n := e.Blocks.Knowledge()
-		if known == prefix.Nothing {
+		if known == blocks.Nothing {
 			continue
 		}
 		a, unclear := e.Adapter(x.model), e.Unclear(x.model)
@@ -49,9 +48,9 @@ func (x *Exchange) hear() {
 		}
 		if n != size || a != adapter {
 			size, adapter = n, a
-			l.blocks = prefix.AppendBlocks(l.blocks[:0], prefix.BlockRoot(adapter), l.tokens, size)
+			l.blocks = blocks.Append(l.blocks[:0], blocks.Root(adapter), l.tokens, size)
 		}
-		x.found.Report(e.KV.Match(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == prefix.Whole)
+		x.found.Report(e.KV.Match(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == blocks.Whole)
 	}
 }
 
@@ -70,7 +69,7 @@ func (x *Exchange) identify(l *lookup) (exact bool) {
 // anyTells reports whether any engine says now what it holds.
 func (x *Exchange) anyTells() bool {
 	for _, e := range x.model.WithBlocks {
-		if known, _ := e.Blocks.Knowledge(); known != prefix.Nothing {
+		if known, _ := e.Blocks.Knowledge(); known != blocks.Nothing {
 			return true
 		}
 	}

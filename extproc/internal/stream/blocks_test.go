@@ -7,7 +7,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // letters takes every byte of the first message for a token.
@@ -25,9 +25,9 @@ func (l letters) IDs(dst []uint32, r *openai.Request) ([]uint32, bool) {
 const blockSize = 16
 
 // hold makes an engine say that it holds a text, made with an adapter.
-func hold(b *prefix.Blocks, known prefix.Knowledge, text, adapter string) {
+func hold(b *blocks.Set, known blocks.Knowledge, text, adapter string) {
 	b.SetKnown(known)
-	s := prefix.Stored{Root: true, Size: blockSize, Adapter: adapter}
+	s := blocks.Stored{Root: true, Size: blockSize, Adapter: adapter}
 	for i := range len(text) / blockSize {
 		s.Hashes = append(s.Hashes, uint64(i)+1)
 		for _, c := range []byte(text[i*blockSize : (i+1)*blockSize]) {
@@ -43,10 +43,10 @@ func TestTokensAreNotKeptWithTheStream(t *testing.T) {
 	const streams, size = 100, 64 << 10 // tokens
 	f := newFleet(1, func(table *pick.Table) {
 		table.Default.SetCounter(letters{true})
-		table.Default.Endpoints[0].Blocks = new(prefix.Blocks)
+		table.Default.Endpoints[0].Blocks = new(blocks.Set)
 		table.Default.WithBlocks = table.Default.Endpoints
 	})
-	hold(f.model.Endpoints[0].Blocks, prefix.Whole, strings.Repeat("x", blockSize), "")
+	hold(f.model.Endpoints[0].Blocks, blocks.Whole, strings.Repeat("x", blockSize), "")
 	head, body := post(), bodyOf(`{"model":"m","messages":[{"role":"user","content":"`+strings.Repeat("y", size)+`"}]}`)
 	live := func() uint64 {
 		runtime.GC()
@@ -87,7 +87,7 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 	text := strings.Repeat("An old story, told again. ", 40) // 1040 tokens
 	tests := []struct {
 		name    string
-		known   prefix.Knowledge
+		known   blocks.Knowledge
 		holds   string
 		counter pick.Counter
 		sent    int // where we have sent it before; below 0: nowhere
@@ -99,21 +99,21 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 		want   int // the endpoint
 		cached int
 	}{
-		{name: "it holds the beginning, and nobody else does", known: prefix.Whole, holds: text[:1000], counter: letters{true}, sent: -1, want: 2, cached: 992},
-		{name: "it holds all: a token is worked on all the same", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, want: 2, cached: 1024},
-		{name: "it has evicted what we sent", known: prefix.Whole, counter: letters{true}, sent: 2, want: 0},
-		{name: "not all that it holds is known: what we sent counts", known: prefix.Parts, counter: letters{true}, sent: 2, want: 2, cached: 1039},
-		{name: "nothing is known: what we sent counts", known: prefix.Nothing, counter: letters{true}, sent: 2, want: 2, cached: 1039},
-		{name: "tokens are not certain: what we sent counts", known: prefix.Whole, counter: letters{}, sent: 2, want: 2, cached: 1039},
-		{name: "tokens are not certain, and it holds them", known: prefix.Whole, holds: text, counter: letters{}, sent: -1, want: 2, cached: 1024},
-		{name: "tokens cannot be told", known: prefix.Whole, holds: text, counter: quarters{}, sent: -1, want: 0},
-		{name: "the model is an adapter", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(2), of: "m", want: 2, cached: 1024},
-		{name: "it holds what the base made of it", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(2), want: 0},
-		{name: "the engine takes no adapters", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(0), want: 2, cached: 1024},
-		{name: "the engine has not shown whether the model is an adapter: what we sent counts", known: prefix.Whole, counter: letters{true}, sent: 2, shows: silent, want: 2, cached: 1039},
-		{name: "it has not, and says that it is one", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, of: "m", want: 2, cached: 1024},
-		{name: "it has not, and holds what the base made of it", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, want: 0},
-		{name: "the client keeps its cache to itself", known: prefix.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"cache_salt":"s",`, want: 0},
+		{name: "it holds the beginning, and nobody else does", known: blocks.Whole, holds: text[:1000], counter: letters{true}, sent: -1, want: 2, cached: 992},
+		{name: "it holds all: a token is worked on all the same", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, want: 2, cached: 1024},
+		{name: "it has evicted what we sent", known: blocks.Whole, counter: letters{true}, sent: 2, want: 0},
+		{name: "not all that it holds is known: what we sent counts", known: blocks.Parts, counter: letters{true}, sent: 2, want: 2, cached: 1039},
+		{name: "nothing is known: what we sent counts", known: blocks.Nothing, counter: letters{true}, sent: 2, want: 2, cached: 1039},
+		{name: "tokens are not certain: what we sent counts", known: blocks.Whole, counter: letters{}, sent: 2, want: 2, cached: 1039},
+		{name: "tokens are not certain, and it holds them", known: blocks.Whole, holds: text, counter: letters{}, sent: -1, want: 2, cached: 1024},
+		{name: "tokens cannot be told", known: blocks.Whole, holds: text, counter: quarters{}, sent: -1, want: 0},
+		{name: "the model is an adapter", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(2), of: "m", want: 2, cached: 1024},
+		{name: "it holds what the base made of it", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(2), want: 0},
+		{name: "the engine takes no adapters", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, shows: takes(0), want: 2, cached: 1024},
+		{name: "the engine has not shown whether the model is an adapter: what we sent counts", known: blocks.Whole, counter: letters{true}, sent: 2, shows: silent, want: 2, cached: 1039},
+		{name: "it has not, and says that it is one", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, of: "m", want: 2, cached: 1024},
+		{name: "it has not, and holds what the base made of it", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, want: 0},
+		{name: "the client keeps its cache to itself", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"cache_salt":"s",`, want: 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -121,7 +121,7 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 				m := table.Default
 				m.SetCounter(tt.counter)
 				m.Endpoints[2].Prior = pick.Speed{Prefill: 3, Decode: 22} // slower, but not by much
-				m.Endpoints[2].Blocks = new(prefix.Blocks)
+				m.Endpoints[2].Blocks = new(blocks.Set)
 				m.WithBlocks = m.Endpoints[2:]
 				if tt.shows != nil {
 					m.Endpoints[2].Base, m.Endpoints[2].Adapters = "base", new(pick.Adapters)
@@ -150,7 +150,7 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 					e.State = pick.Ready
 				}
 			}
-			if tt.known != prefix.Nothing {
+			if tt.known != blocks.Nothing {
 				hold(f.model.Endpoints[2].Blocks, tt.known, tt.holds, tt.of)
 			}
 			first := decide().Choice.List[0]

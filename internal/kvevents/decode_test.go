@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/tinylib/msgp/msgp"
 
-	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // payload reads what a real vLLM 0.32 has published.
@@ -102,15 +102,15 @@ func TestDecodeForms(t *testing.T) {
 				list{"AllBlocksCleared"},
 			}},
 			[]Event{
-				{Kind: Stored, Stored: prefix.Stored{Hashes: []uint64{258}, Parent: 7, Tokens: []uint32{1, 2}, Size: 2}},
-				{Kind: Removed, Stored: prefix.Stored{Hashes: []uint64{9}}},
+				{Kind: Stored, Stored: blocks.Stored{Hashes: []uint64{258}, Parent: 7, Tokens: []uint32{1, 2}, Size: 2}},
+				{Kind: Removed, Stored: blocks.Stored{Hashes: []uint64{9}}},
 				{Kind: Cleared},
 			},
 		},
 		{
 			"the rank, and a hash below zero",
 			list{1, list{dict{"type": "BlockRemoved", "block_hashes": list{int64(-1)}, "medium": "GPU"}}, 3},
-			[]Event{{Kind: Removed, Stored: prefix.Stored{Rank: 3, Hashes: []uint64{1<<64 - 1}}}},
+			[]Event{{Kind: Removed, Stored: blocks.Stored{Rank: 3, Hashes: []uint64{1<<64 - 1}}}},
 		},
 		{
 			"other caches, other events, fields to come",
@@ -122,14 +122,14 @@ func TestDecodeForms(t *testing.T) {
 				list{"Later", 1, 2},
 			}, nil, "more"},
 			[]Event{
-				{Stored: prefix.Stored{Hashes: []uint64{1}}}, {Stored: prefix.Stored{Hashes: []uint64{1}}},
-				{Stored: prefix.Stored{Hashes: []uint64{1}}}, {}, {},
+				{Stored: blocks.Stored{Hashes: []uint64{1}}}, {Stored: blocks.Stored{Hashes: []uint64{1}}},
+				{Stored: blocks.Stored{Hashes: []uint64{1}}}, {}, {},
 			},
 		},
 		{
 			"an adapter without a name",
 			list{1, list{dict{"type": "BlockStored", "block_hashes": list{5}, "parent_block_hash": nil, "token_ids": list{1}, "block_size": 1, "lora_id": 4}}},
-			[]Event{{Kind: Stored, Stored: prefix.Stored{Hashes: []uint64{5}, Root: true, Tokens: []uint32{1}, Size: 1, Adapter: "#4"}}},
+			[]Event{{Kind: Stored, Stored: blocks.Stored{Hashes: []uint64{5}, Root: true, Tokens: []uint32{1}, Size: 1, Adapter: "#4"}}},
 		},
 	}
 	for _, tt := range tests {
@@ -208,7 +208,7 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("events with used memory differ:\n%s", diff)
 			}
 		}
-		var b prefix.Blocks
+		var b blocks.Set
 		for i := range fresh.Events {
 			if e := &fresh.Events[i]; err == nil && e.Kind == Stored {
 				b.Store(&e.Stored)
@@ -222,7 +222,7 @@ func FuzzDecode(f *testing.F) {
 func BenchmarkBatch(b *testing.B) {
 	in := payload(b, "removed")
 	var batch Batch
-	var blocks prefix.Blocks
+	var blocks blocks.Set
 	b.ReportAllocs()
 	b.SetBytes(int64(len(in)))
 	for b.Loop() {

@@ -1,17 +1,15 @@
-package prefix
+package blocks
 
 import (
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
-
-	"millrace.dev/millrace/extproc/internal/session"
 )
 
-// shelf is the twin of Blocks: whole prompts as text, by the engine's names.
+// shelf is the twin of Set: whole prompts as text, by the engine's names.
 type shelf struct {
-	held map[BlockID][]string
+	held map[ID][]string
 }
 
 func text(adapter string, tokens []uint32) string {
@@ -43,8 +41,8 @@ func (s *shelf) has(prompt string) bool {
 func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 	const size = 4
 	rng := rand.New(rand.NewPCG(5, 6))
-	var b Blocks
-	twin := shelf{held: map[BlockID][]string{}}
+	var b Set
+	twin := shelf{held: map[ID][]string{}}
 	names := map[string]uint64{}
 	name := func(prompt string) uint64 {
 		if names[prompt] == 0 {
@@ -76,13 +74,13 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 				whole := text(adapter, tokens[:(i+1)*size])
 				h := name(whole) + uint64(rank)
 				s.Hashes = append(s.Hashes, h)
-				twin.held[BlockID{rank, h}] = append(twin.held[BlockID{rank, h}], whole)
+				twin.held[ID{rank, h}] = append(twin.held[ID{rank, h}], whole)
 			}
 			if blocks > 0 && !b.Store(&s) {
 				t.Fatal("not stored")
 			}
 		case blocks > 0:
-			id := BlockID{rank, name(text(adapter, tokens[:blocks*size])) + uint64(rank)}
+			id := ID{rank, name(text(adapter, tokens[:blocks*size])) + uint64(rank)}
 			b.Remove(id)
 			if n := len(twin.held[id]); n > 1 {
 				twin.held[id] = twin.held[id][1:]
@@ -91,7 +89,7 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 			}
 		}
 		adapter, tokens = prompt()
-		chain := AppendBlocks(nil, BlockRoot(adapter), tokens, size)
+		chain := Append(nil, Root(adapter), tokens, size)
 		if got, want := b.Count(chain), twin.count(adapter, tokens, size); got != want {
 			t.Fatalf("%d blocks of %v for %q, want %d", got, tokens, adapter, want)
 		}
@@ -114,7 +112,7 @@ func TestBlocksThatCannotBeStored(t *testing.T) {
 		{"of no size", Stored{}},
 	}
 	for _, tt := range tests {
-		var b Blocks
+		var b Set
 		b.Store(stored(1, 1, 2))
 		if b.Store(&tt.s) || b.Len() != 1 {
 			t.Errorf("%s: stored, %d blocks in all", tt.name, b.Len())
@@ -125,11 +123,11 @@ func TestBlocksThatCannotBeStored(t *testing.T) {
 // TestBlocksOfOtherContent have the same tokens, and are found by nobody who has
 // nothing but these.
 func TestBlocksOfOtherContent(t *testing.T) {
-	var b Blocks
+	var b Set
 	s := stored(1, 1, 2)
 	s.Extra = []uint64{77}
 	b.Store(s)
-	prompt := AppendBlocks(nil, BlockRoot(""), []uint32{1, 2, 3}, 2)
+	prompt := Append(nil, Root(""), []uint32{1, 2, 3}, 2)
 	if b.Len() != 1 || b.Count(prompt) != 0 {
 		t.Errorf("%d blocks, %d of a prompt without the image", b.Len(), b.Count(prompt))
 	}
@@ -137,7 +135,7 @@ func TestBlocksOfOtherContent(t *testing.T) {
 	if b.Count(prompt) != 1 {
 		t.Error("the block without an image is not found")
 	}
-	if n := len(AppendBlocks(nil, BlockRoot(""), []uint32{1, 2, 3, 4}, 2)); n != 1 {
+	if n := len(Append(nil, Root(""), []uint32{1, 2, 3, 4}, 2)); n != 1 {
 		t.Errorf("%d blocks of two may be found: the last token is always worked on", n)
 	}
 	b.Store(stored(2, 5, 6)) // the name is given to something else
@@ -152,9 +150,9 @@ func TestBlocksOfOtherContent(t *testing.T) {
 
 // TestBlocksWhileReadersLook stores many while others look up one that stays.
 func TestBlocksWhileReadersLook(t *testing.T) {
-	var b Blocks
+	var b Set
 	b.Store(stored(1, 1, 2))
-	prompt := AppendBlocks(nil, BlockRoot(""), []uint32{1, 2, 3}, 2)
+	prompt := Append(nil, Root(""), []uint32{1, 2, 3}, 2)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 2 {
@@ -175,32 +173,13 @@ func TestBlocksWhileReadersLook(t *testing.T) {
 	for i := range uint32(50000) {
 		b.Store(stored(uint64(i)+2, i, 7))
 		if i >= 20000 {
-			b.Remove(BlockID{Hash: uint64(i) - 20000 + 2})
+			b.Remove(ID{Hash: uint64(i) - 20000 + 2})
 		}
 	}
 	close(stop)
 	wg.Wait()
 	if n := b.Len(); n != 20001 {
 		t.Errorf("%d blocks", n)
-	}
-}
-
-func TestFoundTold(t *testing.T) {
-	var f Found
-	f.Matches = f.matches[:0]
-	f.Add(Match{Cache: 1, Tokens: 500})
-	f.Add(Match{Cache: 2, Tokens: 400})
-	f.Report(Match{Cache: 1, Tokens: 64}, true)
-	f.Report(Match{Cache: 2, Tokens: 64}, false)
-	if len(f.Matches) != 2 || f.Matches[0].Tokens != 400 || f.Matches[1] != (Match{Cache: 1, Tokens: 64}) {
-		t.Errorf("places %v", f.Matches)
-	}
-	for i := range uint32(2 * maxMatches) {
-		f.Report(Match{Cache: 10 + i, Tokens: 100 + i}, true)
-	}
-	f.Report(Match{Cache: 9, Tokens: 1}, true)
-	if len(f.Matches) != maxMatches || slices.ContainsFunc(f.Matches, func(p Match) bool { return p.Tokens < 100 }) {
-		t.Errorf("%d places: %v", len(f.Matches), f.Matches)
 	}
 }
 
@@ -211,21 +190,21 @@ func BenchmarkBlocks(b *testing.B) {
 	for i := range tokens {
 		tokens[i] = uint32(i * 7)
 	}
-	var full, empty Blocks
+	var full, empty Set
 	s := Stored{Root: true, Size: 16, Tokens: tokens}
 	for i := range len(tokens) / 16 {
 		s.Hashes = append(s.Hashes, uint64(i)+1)
 	}
 	full.Store(&s)
 	empty.Store(stored(1, make([]uint32, 16)...))
-	chain := AppendBlocks(nil, BlockRoot(""), tokens, 16)
+	chain := Append(nil, Root(""), tokens, 16)
 	b.Run("keys", func(b *testing.B) {
-		var memory []session.Key
+		var memory []Key
 		for b.Loop() {
-			memory = AppendBlocks(memory[:0], BlockRoot(""), tokens, 16)
+			memory = Append(memory[:0], Root(""), tokens, 16)
 		}
 	})
-	for name, x := range map[string]*Blocks{"all": &full, "none": &empty} {
+	for name, x := range map[string]*Set{"all": &full, "none": &empty} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				x.Count(chain)

@@ -17,7 +17,7 @@ import (
 	"sync"
 	"time"
 
-	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // How connections are made and kept.
@@ -43,7 +43,7 @@ type Source struct {
 type Follower struct {
 	// Constant after New.
 	source  Source
-	blocks  *prefix.Blocks
+	blocks  *blocks.Set
 	changed func(Change)
 	metrics *Metrics
 	log     *slog.Logger
@@ -67,7 +67,7 @@ const (
 )
 
 // New returns a Follower that keeps blocks and calls changed, which must not call back.
-func New(s Source, blocks *prefix.Blocks, changed func(Change), m *Metrics, log *slog.Logger) *Follower {
+func New(s Source, blocks *blocks.Set, changed func(Change), m *Metrics, log *slog.Logger) *Follower {
 	return &Follower{source: s, blocks: blocks, changed: changed, metrics: m, log: log, lines: map[*line]bool{}}
 }
 
@@ -233,13 +233,13 @@ func (f *Follower) forgetLocked() {
 
 // judgeLocked says how much is known.
 func (f *Follower) judgeLocked() {
-	k := prefix.Nothing
+	k := blocks.Nothing
 	if len(f.lines) > 0 {
-		k = prefix.Whole
+		k = blocks.Whole
 	}
 	for l := range f.lines {
 		if !l.whole {
-			k = prefix.Parts
+			k = blocks.Parts
 		}
 	}
 	f.blocks.SetKnown(k)
@@ -325,18 +325,18 @@ func (l *line) setWhole(whole bool) {
 
 // apply takes one event in.
 func (l *line) apply(e *Event) {
-	blocks := l.follower.blocks
+	set := l.follower.blocks
 	switch e.Kind {
 	case Stored:
-		if !blocks.Store(&e.Stored) {
+		if !set.Store(&e.Stored) {
 			l.setWhole(false)
 		}
 	case Removed:
 		for _, h := range e.Hashes {
-			blocks.Remove(prefix.BlockID{Rank: e.Rank, Hash: h})
+			set.Remove(blocks.ID{Rank: e.Rank, Hash: h})
 		}
 	case Cleared:
-		blocks.Clear(e.Rank)
+		set.Clear(e.Rank)
 		l.setWhole(true)
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/tinylib/msgp/msgp"
 
-	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // Kind is what an event says.
@@ -30,7 +30,7 @@ const (
 type Event struct {
 	Kind Kind
 	// Stored is what it says, for Stored; for Removed it has Hashes only.
-	prefix.Stored
+	blocks.Stored
 }
 
 // Batch is what an engine says in one message.

@@ -61,7 +61,7 @@ func NewRequest(address string) (*http.Request, error) {
 	}
 	return &http.Request{
 		Method: http.MethodGet, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{"User-Agent": {"millrace-extproc"}, "Accept": {"text/plain"}},
+		Header: http.Header{"User-Agent": {"millrace"}, "Accept": {"text/plain"}},
 	}, nil
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // publisher is the other side of a connection, as ZeroMQ's PUB socket is.
@@ -78,7 +78,7 @@ func (p *publisher) ping() {
 // ear is a Follower that runs.
 type ear struct {
 	*Follower
-	blocks  *prefix.Blocks
+	blocks  *blocks.Set
 	changes chan Change
 	reg     *prometheus.Registry
 	warned  atomic.Int64 // times that something was logged as a warning
@@ -92,9 +92,9 @@ func (e *ear) Write(b []byte) (int, error) {
 
 func follow(t *testing.T, s Source) *ear {
 	t.Helper()
-	e := &ear{blocks: new(prefix.Blocks), changes: make(chan Change, 16), reg: prometheus.NewRegistry()}
+	e := &ear{blocks: new(blocks.Set), changes: make(chan Change, 16), reg: prometheus.NewRegistry()}
 	log := slog.New(slog.NewTextHandler(e, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	e.Follower = New(s, e.blocks, func(c Change) { e.changes <- c }, NewMetrics(e.reg), log)
+	e.Follower = New(s, e.blocks, func(c Change) { e.changes <- c }, NewMetrics("extproc", e.reg), log)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- e.Run(ctx) }()
@@ -103,7 +103,7 @@ func follow(t *testing.T, s Source) *ear {
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		if k, _ := e.blocks.Knowledge(); k != prefix.Nothing {
+		if k, _ := e.blocks.Knowledge(); k != blocks.Nothing {
 			t.Errorf("knowledge %d after the end", k)
 		}
 	})
@@ -111,7 +111,7 @@ func follow(t *testing.T, s Source) *ear {
 }
 
 // knows checks what is known.
-func (e *ear) knows(t *testing.T, when string, want prefix.Knowledge, blocks int) {
+func (e *ear) knows(t *testing.T, when string, want blocks.Knowledge, blocks int) {
 	t.Helper()
 	if k, _ := e.blocks.Knowledge(); k != want || e.blocks.Len() != blocks {
 		t.Errorf("%s: knowledge %d of %d blocks, want %d of %d", when, k, e.blocks.Len(), want, blocks)
@@ -144,32 +144,32 @@ func TestFollow(t *testing.T) {
 	e := follow(t, Source{Connect: ln.Addr().String(), Topic: "kv"})
 	p := accept(t, ln, "kv")
 	p.ping()
-	e.knows(t, "connected", prefix.Parts, 0)
+	e.knows(t, "connected", blocks.Parts, 0)
 	p.say(0, payload(t, "stored"))
-	e.knows(t, "the first word", prefix.Whole, 6)
+	e.knows(t, "the first word", blocks.Whole, 6)
 	p.say(1, payload(t, "adapter"))
-	e.knows(t, "an adapter's blocks are others", prefix.Whole, 12)
+	e.knows(t, "an adapter's blocks are others", blocks.Whole, 12)
 	p.say(2, payload(t, "salt"))
-	e.knows(t, "a salt's blocks are others", prefix.Whole, 18)
+	e.knows(t, "a salt's blocks are others", blocks.Whole, 18)
 	p.say(4, payload(t, "stored"))
-	e.knows(t, "a message is missing", prefix.Parts, 6)
+	e.knows(t, "a message is missing", blocks.Parts, 6)
 	p.say(5, payload(t, "cleared"))
-	e.knows(t, "all is cleared, and six are stored", prefix.Whole, 6)
+	e.knows(t, "all is cleared, and six are stored", blocks.Whole, 6)
 	p.say(6, []byte("not a batch"))
-	e.knows(t, "a message without sense", prefix.Parts, 0)
+	e.knows(t, "a message without sense", blocks.Parts, 0)
 	p.say(7, payload(t, "cleared"))
 	p.conn.Close()
 	if c := <-e.changes; c != Lost {
 		t.Errorf("change %d, want Lost", c)
 	}
-	e.knows(t, "the publisher is gone", prefix.Nothing, 0)
+	e.knows(t, "the publisher is gone", blocks.Nothing, 0)
 
 	p = accept(t, ln, "kv")
 	p.say(0, payload(t, "stored"))
 	if c := <-e.changes; c != Restarted {
 		t.Errorf("change %d, want Restarted", c)
 	}
-	e.knows(t, "a new publisher", prefix.Whole, 6)
+	e.knows(t, "a new publisher", blocks.Whole, 6)
 	if n := testutil.CollectAndCount(e.reg); n != 2 {
 		t.Errorf("%d metrics", n)
 	}
@@ -209,12 +209,12 @@ func TestFollowLate(t *testing.T) {
 	e := follow(t, Source{Connect: ln.Addr().String()})
 	p := accept(t, ln, "")
 	p.say(41, payload(t, "stored"))
-	e.knows(t, "amid", prefix.Parts, 6)
+	e.knows(t, "amid", blocks.Parts, 6)
 	p.conn.Close()
 	<-e.changes
 	p = accept(t, ln, "")
 	p.say(42, payload(t, "stored"))
-	e.knows(t, "the same publisher again", prefix.Parts, 6)
+	e.knows(t, "the same publisher again", blocks.Parts, 6)
 	select {
 	case c := <-e.changes:
 		t.Errorf("change %d, though the engine goes on", c)
@@ -241,21 +241,21 @@ func TestListen(t *testing.T) {
 	}
 	a := call()
 	a.say(0, payload(t, "stored"))
-	e.knows(t, "one", prefix.Whole, 6)
+	e.knows(t, "one", blocks.Whole, 6)
 	b := call()
 	b.ping()
-	e.knows(t, "another, who has said nothing", prefix.Parts, 6)
+	e.knows(t, "another, who has said nothing", blocks.Parts, 6)
 	second := packed(t, list{1, list{dict{
 		"type": "BlockStored", "block_hashes": list{5}, "parent_block_hash": nil, "token_ids": make32(), "block_size": 32,
 	}}, 1})
 	b.say(0, second)
-	e.knows(t, "two ranks", prefix.Whole, 7)
+	e.knows(t, "two ranks", blocks.Whole, 7)
 	b.say(1, packed(t, list{1, list{dict{"type": "AllBlocksCleared"}}, 1}))
-	e.knows(t, "the second rank is empty", prefix.Whole, 6)
+	e.knows(t, "the second rank is empty", blocks.Whole, 6)
 	a.conn.Close()
 	<-e.changes
 	b.ping()
-	e.knows(t, "the first has gone", prefix.Parts, 0)
+	e.knows(t, "the first has gone", blocks.Parts, 0)
 	if err := e.Fault(); err != nil {
 		t.Errorf("fault %v, though one is connected", err)
 	}

@@ -1,16 +1,28 @@
-package prefix
+// Package blocks knows which blocks of tokens an inference engine's KV cache holds,
+// by keys that mean the same to every program of the mesh.
+//
+// kvevents fills a Set from what an engine publishes; extproc cuts prompts into the
+// same keys and looks them up. Its one rule: a key is made of all tokens up to its
+// block's end and of nothing that one process knows alone, so that whoever computes
+// it gets the same one.
+package blocks
 
 import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
 
-	"millrace.dev/millrace/extproc/internal/session"
+	"github.com/cespare/xxhash/v2"
 )
 
-// MostBlocks is how many blocks are followed of one engine. What comes beyond it is
+// Most is how many blocks are followed of one engine. What comes beyond it is
 // not taken in, and the engine's word counts as incomplete.
-const MostBlocks = 1 << 19
+const Most = 1 << 19
+
+// Key stands for all tokens of a prompt up to the end of a block, and for the LoRA
+// adapter that they went through: 64 bits of a hash, never 0. Programs of different
+// releases must agree on it.
+type Key uint64
 
 // Knowledge is how much of an engine's blocks is known.
 type Knowledge uint32
@@ -24,10 +36,10 @@ const (
 	Whole
 )
 
-// Blocks is what an engine says, block by block, that its KV cache holds. Engines
+// Set is what an engine says, block by block, that its KV cache holds. Engines
 // name blocks by hashes of their own, which mean nothing to others: here a block has
 // the key of all tokens up to its end. Readers take no lock.
-type Blocks struct {
+type Set struct {
 	// Atomic.
 	known atomic.Uint32 // Knowledge
 	size  atomic.Int32  // tokens in a block; 0: not known yet
@@ -35,20 +47,20 @@ type Blocks struct {
 
 	// mu guards the fields below.
 	mu   sync.Mutex
-	held map[BlockID]block
-	keys map[session.Key]uint32 // by how many of held a key is that of
+	held map[ID]block
+	keys map[Key]uint32 // by how many of held a key is that of
 }
 
-// BlockID is the engine's name for a block. Ranks are the engine's data-parallel
+// ID is the engine's name for a block. Ranks are the engine's data-parallel
 // parts, each with a cache of its own: what any of them holds counts.
-type BlockID struct {
+type ID struct {
 	Rank int
 	Hash uint64
 }
 
-// block is what stands behind a BlockID.
+// block is what stands behind an ID.
 type block struct {
-	key session.Key
+	key Key
 	n   uint32 // how many such blocks the engine holds
 }
 
@@ -70,45 +82,47 @@ type Stored struct {
 	Extra []uint64
 }
 
-// BlockRoot is the key that the first block of a prompt follows, by adapter.
-func BlockRoot(adapter string) session.Key { return session.Seed(adapter) }
+// Root is the key that the first block of a prompt follows, by adapter.
+func Root(adapter string) Key {
+	return Key(mix(0, xxhash.Sum64String(adapter)) | 1)
+}
 
-// AppendBlocks appends the keys of a prompt's blocks that an engine may find in its
+// Append appends the keys of a prompt's blocks that an engine may find in its
 // cache. At least one token is always worked on: a last block that is not followed
 // by a token is no use.
-func AppendBlocks(dst []session.Key, root session.Key, tokens []uint32, size int) []session.Key {
+func Append(dst []Key, root Key, tokens []uint32, size int) []Key {
 	for size > 0 && len(tokens) > size {
-		root = nextBlock(root, tokens[:size], 0)
+		root = next(root, tokens[:size], 0)
 		dst = append(dst, root)
 		tokens = tokens[size:]
 	}
 	return dst
 }
 
-// nextBlock is the key of a block behind that of parent.
-func nextBlock(parent session.Key, tokens []uint32, extra uint64) session.Key {
+// next is the key of a block behind that of parent.
+func next(parent Key, tokens []uint32, extra uint64) Key {
 	k := uint64(parent) ^ extra*0x9e3779b97f4a7c15
 	for ; len(tokens) > 1; tokens = tokens[2:] {
-		k = mixBlock(k, uint64(tokens[0])<<32|uint64(tokens[1]))
+		k = mix(k, uint64(tokens[0])<<32|uint64(tokens[1]))
 	}
 	if len(tokens) > 0 {
-		k = mixBlock(k, uint64(tokens[0]))
+		k = mix(k, uint64(tokens[0]))
 	}
-	return session.Key(k | 1)
+	return Key(k | 1)
 }
 
-func mixBlock(a, b uint64) uint64 {
+func mix(a, b uint64) uint64 {
 	hi, lo := bits.Mul64(a^0x9fb21c651e98df25, b^0xd6e8feb86659fd93)
 	return hi ^ lo ^ bits.RotateLeft64(a, 23)
 }
 
 // Knowledge returns how much is known, and how many tokens a block has.
-func (b *Blocks) Knowledge() (k Knowledge, size int) {
+func (b *Set) Knowledge() (k Knowledge, size int) {
 	return Knowledge(b.known.Load()), int(b.size.Load())
 }
 
 // SetKnown says how much is known. Nothing forgets all blocks.
-func (b *Blocks) SetKnown(k Knowledge) {
+func (b *Set) SetKnown(k Knowledge) {
 	if k == Nothing {
 		b.Forget()
 		return
@@ -117,14 +131,14 @@ func (b *Blocks) SetKnown(k Knowledge) {
 }
 
 // Forget forgets all blocks, and that any were known.
-func (b *Blocks) Forget() {
+func (b *Set) Forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.known.Store(uint32(Nothing))
 	b.emptyLocked()
 }
 
-func (b *Blocks) emptyLocked() {
+func (b *Set) emptyLocked() {
 	b.table.Store(nil)
 	clear(b.held)
 	clear(b.keys)
@@ -132,7 +146,7 @@ func (b *Blocks) emptyLocked() {
 }
 
 // Clear says that a rank holds nothing.
-func (b *Blocks) Clear(rank int) {
+func (b *Set) Clear(rank int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for id := range b.held {
@@ -147,21 +161,21 @@ func (b *Blocks) Clear(rank int) {
 
 // Store takes in blocks. It returns whether all could be: their parent may not be
 // known, or there are too many.
-func (b *Blocks) Store(s *Stored) bool {
+func (b *Set) Store(s *Stored) bool {
 	if s.Size <= 0 || len(s.Tokens) != s.Size*len(s.Hashes) || s.Extra != nil && len(s.Extra) != len(s.Hashes) {
 		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.held == nil {
-		b.held, b.keys = map[BlockID]block{}, map[session.Key]uint32{}
+		b.held, b.keys = map[ID]block{}, map[Key]uint32{}
 	}
 	if !b.size.CompareAndSwap(0, int32(s.Size)) && int(b.size.Load()) != s.Size {
 		return false
 	}
-	key := BlockRoot(s.Adapter)
+	key := Root(s.Adapter)
 	if !s.Root {
-		parent, ok := b.held[BlockID{s.Rank, s.Parent}]
+		parent, ok := b.held[ID{s.Rank, s.Parent}]
 		if !ok {
 			return false
 		}
@@ -172,8 +186,8 @@ func (b *Blocks) Store(s *Stored) bool {
 		if s.Extra != nil {
 			extra = s.Extra[i]
 		}
-		key = nextBlock(key, s.Tokens[i*s.Size:(i+1)*s.Size], extra)
-		if !b.addLocked(BlockID{s.Rank, hash}, key) {
+		key = next(key, s.Tokens[i*s.Size:(i+1)*s.Size], extra)
+		if !b.addLocked(ID{s.Rank, hash}, key) {
 			return false
 		}
 	}
@@ -181,7 +195,7 @@ func (b *Blocks) Store(s *Stored) bool {
 }
 
 // addLocked records one block more of a name.
-func (b *Blocks) addLocked(id BlockID, key session.Key) bool {
+func (b *Set) addLocked(id ID, key Key) bool {
 	was, ok := b.held[id]
 	if ok && was.key == key {
 		was.n++
@@ -190,7 +204,7 @@ func (b *Blocks) addLocked(id BlockID, key session.Key) bool {
 	}
 	if ok {
 		b.dropLocked(id, true) // the engine gives the name to something else
-	} else if len(b.held) >= MostBlocks {
+	} else if len(b.held) >= Most {
 		return false
 	}
 	if b.keys[key] == 0 && !b.putLocked(key) {
@@ -203,7 +217,7 @@ func (b *Blocks) addLocked(id BlockID, key session.Key) bool {
 
 // putLocked lets readers find a new key; a table that is full makes room for twice
 // as many. It returns false if that does not help: somebody has made keys that collide.
-func (b *Blocks) putLocked(key session.Key) bool {
+func (b *Set) putLocked(key Key) bool {
 	if t := b.table.Load(); t != nil && t.put(key) {
 		return true
 	}
@@ -219,7 +233,7 @@ func (b *Blocks) putLocked(key session.Key) bool {
 }
 
 // rebuiltLocked returns a table of all keys, nil if so many buckets are too few.
-func (b *Blocks) rebuiltLocked(buckets int) *blockTable {
+func (b *Set) rebuiltLocked(buckets int) *blockTable {
 	t := newBlockTable(buckets)
 	for key := range b.keys {
 		if !t.put(key) {
@@ -230,14 +244,14 @@ func (b *Blocks) rebuiltLocked(buckets int) *blockTable {
 }
 
 // Remove says that a rank has evicted a block; it may hold another one of the name.
-func (b *Blocks) Remove(id BlockID) {
+func (b *Set) Remove(id ID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.dropLocked(id, false)
 }
 
 // dropLocked forgets one block of a name, or all.
-func (b *Blocks) dropLocked(id BlockID, all bool) {
+func (b *Set) dropLocked(id ID, all bool) {
 	e, ok := b.held[id]
 	if !ok {
 		return
@@ -258,7 +272,7 @@ func (b *Blocks) dropLocked(id BlockID, all bool) {
 }
 
 // Count returns how many blocks of a prompt, from its first on, are cached.
-func (b *Blocks) Count(prompt []session.Key) int {
+func (b *Set) Count(prompt []Key) int {
 	t := b.table.Load()
 	if t == nil {
 		return 0
@@ -272,7 +286,7 @@ func (b *Blocks) Count(prompt []session.Key) int {
 }
 
 // Len is how many different blocks are cached.
-func (b *Blocks) Len() int {
+func (b *Set) Len() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.keys)
@@ -300,11 +314,11 @@ func newBlockTable(buckets int) *blockTable {
 }
 
 // homes are the buckets that a key may be in.
-func (t *blockTable) homes(k session.Key) (a, b *[bucketWays]atomic.Uint64) {
+func (t *blockTable) homes(k Key) (a, b *[bucketWays]atomic.Uint64) {
 	return &t.buckets[uint64(k)*0x9e3779b97f4a7c15>>(t.shift&63)], &t.buckets[uint64(k)*0xd6e8feb86659fd93>>(t.shift&63)]
 }
 
-func (t *blockTable) has(k session.Key) bool {
+func (t *blockTable) has(k Key) bool {
 	a, b := t.homes(k)
 	return slotOf(a, uint64(k)) != nil || slotOf(b, uint64(k)) != nil
 }
@@ -321,7 +335,7 @@ func slotOf(bucket *[bucketWays]atomic.Uint64, word uint64) *atomic.Uint64 {
 
 // put adds a key that is not there, in the emptier bucket. It returns false if both
 // are full.
-func (t *blockTable) put(k session.Key) bool {
+func (t *blockTable) put(k Key) bool {
 	a, b := t.homes(k)
 	if filled(b) < filled(a) {
 		a = b
@@ -343,7 +357,7 @@ func filled(bucket *[bucketWays]atomic.Uint64) (n int) {
 	return n
 }
 
-func (t *blockTable) drop(k session.Key) {
+func (t *blockTable) drop(k Key) {
 	a, b := t.homes(k)
 	if s := slotOf(a, uint64(k)); s != nil {
 		s.Store(0)

@@ -7,15 +7,15 @@ type Metrics struct {
 	batches, gaps prometheus.Counter
 }
 
-// NewMetrics returns the metrics, registered.
-func NewMetrics(reg prometheus.Registerer) *Metrics {
+// NewMetrics returns the metrics, registered, of the program of the given name.
+func NewMetrics(program string, reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		batches: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_extproc_kv_batches_total",
+			Name: "millrace_" + program + "_kv_batches_total",
 			Help: "Messages of engines about their KV caches.",
 		}),
 		gaps: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_extproc_kv_gaps_total",
+			Name: "millrace_" + program + "_kv_gaps_total",
 			Help: "Times that messages about KV caches were missing or not understood, so that an engine's blocks were forgotten.",
 		}),
 	}
