@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func fields(t testing.TB, body string) map[string]json.RawMessage {
+func fieldsOf(t testing.TB, body string) map[string]json.RawMessage {
 	t.Helper()
 	var f map[string]json.RawMessage
 	if err := json.Unmarshal([]byte(body), &f); err != nil {
@@ -27,7 +27,7 @@ func TestAskUsage(t *testing.T) {
 		{`{"stream_options":7}`, `{"stream_options":7}`, false},
 	}
 	for _, tt := range tests {
-		got, asked := AskUsage(Request{Body: []byte(tt.body), Fields: fields(t, tt.body), Stream: true})
+		got, asked := AskUsage(Request{Body: []byte(tt.body), Fields: fieldsOf(t, tt.body), Stream: true})
 		if string(got) != tt.want || asked != tt.asked {
 			t.Errorf("%s: %s %v, want %s %v", tt.body, got, asked, tt.want, tt.asked)
 		}
@@ -57,7 +57,7 @@ func FuzzSet(f *testing.F) {
 			return
 		}
 		got := Set(bytes.Clone(body), "a", []byte("7"))
-		after := fields(t, string(got))
+		after := fieldsOf(t, string(got))
 		if _, has := before["a"]; has && string(after["a"]) != "7" || len(after) != len(before) {
 			t.Errorf("%s became %s", body, got)
 		}

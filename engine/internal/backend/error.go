@@ -24,6 +24,8 @@ func ParseError(status int, body []byte) Error {
 	switch {
 	case status >= http.StatusInternalServerError:
 		e.Type, e.Code = "server_error", "backend_error"
+	case status == http.StatusTooManyRequests:
+		e.Type = "rate_limit_error"
 	case e.Code == "" && strings.Contains(e.Message, "maximum context length"):
 		e.Code = "context_length_exceeded"
 	case reply.Error.Type != "" && strings.HasSuffix(reply.Error.Type, "_error"):

@@ -107,6 +107,21 @@ func appendString(s, more []byte) []byte {
 // StreamError is the server's own error in the middle of a stream.
 type StreamError struct{ Body []byte }
 
+// FirstError returns the error with which a stream begins, given its first bytes; nil:
+// it begins with something else.
+func FirstError(first []byte) *StreamError {
+	data, ok := bytes.CutPrefix(first, []byte("data: "))
+	if !ok {
+		return nil
+	}
+	data, _, _ = bytes.Cut(data, []byte("\n"))
+	var e event
+	if !bytes.HasPrefix(data, []byte(`{"error"`)) || json.Unmarshal(data, &e) != nil || e.Error == nil {
+		return nil
+	}
+	return &StreamError{Body: bytes.Clone(data)}
+}
+
 // Error returns the server's message.
 func (e *StreamError) Error() string { return Message(e.Status(), e.Body) }
 

@@ -80,28 +80,28 @@ func TestParseError(t *testing.T) {
 		{
 			name: "prompt over the context", status: 400,
 			body: `{"error":{"code":400,"message":"request (9000 tokens) exceeds","type":"exceed_context_size_error","n_ctx":4096}}`,
-			want: backend.Error{400, "request (9000 tokens) exceeds", "invalid_request_error", "context_length_exceeded"},
+			want: backend.Error{Status: 400, Message: "request (9000 tokens) exceeds", Type: "invalid_request_error", Code: "context_length_exceeded"},
 		},
 		{
 			name: "input of embeddings over the batch is not the server's fault", status: 500,
 			body: `{"error":{"code":500,"message":"input (1401 tokens) is too large to process. increase …","type":"server_error"}}`,
-			want: backend.Error{400, "input (1401 tokens) is too large to process. increase …", "invalid_request_error", "context_length_exceeded"},
+			want: backend.Error{Status: 400, Message: "input (1401 tokens) is too large to process. increase …", Type: "invalid_request_error", Code: "context_length_exceeded"},
 		},
 		{
 			name: "what the model can't do is not the server's fault", status: 500,
 			body: `{"error":{"code":500,"message":"image input is not supported - hint: …","type":"server_error"}}`,
-			want: backend.Error{400, "image input is not supported - hint: …", "invalid_request_error", "not_supported"},
+			want: backend.Error{Status: 400, Message: "image input is not supported - hint: …", Type: "invalid_request_error", Code: "not_supported"},
 		},
 		{
 			name: "messages that can't be read are the client's fault", status: 500,
 			body: `{"error":{"code":500,"message":"Failed to parse messages: Missing 'role' in message","type":"server_error"}}`,
-			want: backend.Error{400, "Failed to parse messages: Missing 'role' in message", "invalid_request_error", "invalid_value"},
+			want: backend.Error{Status: 400, Message: "Failed to parse messages: Missing 'role' in message", Type: "invalid_request_error", Code: "invalid_value"},
 		},
 		{
 			name: "bad parameter", status: 400, body: `{"error":{"message":"no","type":"invalid_request_error"}}`,
-			want: backend.Error{400, "no", "invalid_request_error", ""},
+			want: backend.Error{Status: 400, Message: "no", Type: "invalid_request_error", Code: ""},
 		},
-		{name: "not JSON", status: 502, body: `<html>`, want: backend.Error{502, "the backend answered Bad Gateway", "server_error", "backend_error"}},
+		{name: "not JSON", status: 502, body: `<html>`, want: backend.Error{Status: 502, Message: "the backend answered Bad Gateway", Type: "server_error", Code: "backend_error"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
