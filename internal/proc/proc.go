@@ -39,14 +39,16 @@ var spawn = sync.OnceValue(func() chan<- func() {
 })
 
 // Start starts cmd in a process group of its own, which is killed when its leader
-// ends; the leader is killed when this process ends for whatever reason. The caller
-// must not call cmd.Wait.
+// ends; the leader is killed, or gets the signal that cmd names, when this process ends
+// for whatever reason. The caller must not call cmd.Wait.
 func Start(cmd *exec.Cmd) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Setpgid = true
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if cmd.SysProcAttr.Pdeathsig == 0 {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	started := make(chan error)
 	spawn() <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {

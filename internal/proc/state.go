@@ -85,3 +85,24 @@ func Group(id int) ([]int, error) {
 	}
 	return all, nil
 }
+
+// Marked returns the ids of the processes that have an environment variable, written
+// as "NAME=value": whoever inherits it is found, however it came to run.
+func Marked(variable string) ([]int, error) {
+	names, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for _, name := range names {
+		pid, err := strconv.Atoi(name.Name())
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + name.Name() + "/environ")
+		if err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+variable+"\x00")) {
+			all = append(all, pid)
+		}
+	}
+	return all, nil
+}

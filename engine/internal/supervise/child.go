@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -72,12 +73,43 @@ func (c *child) start(cmd *exec.Cmd, logPath string) (*os.File, error) {
 	}
 	defer w.Close()
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
+	if c.spec.Group {
+		if err := c.clear(cmd, logPath); err != nil {
+			_ = r.Close()
+			return nil, err
+		}
+	}
 	if c.proc, err = proc.Start(cmd); err != nil {
 		_ = r.Close()
 		return nil, err
 	}
 	c.done = c.proc.Done()
 	return r, nil
+}
+
+// groupMark is the variable that marks the processes of a group, by its log file.
+const groupMark = "MILLRACE_GROUP"
+
+// clear ends what an earlier life of this engine has left of its group, which would
+// keep memory and ports, and marks the one that is to be started.
+func (c *child) clear(cmd *exec.Cmd, logPath string) error {
+	path, err := filepath.Abs(logPath)
+	if err != nil {
+		return err
+	}
+	mark := groupMark + "=" + path
+	left, err := proc.Marked(mark)
+	if err != nil {
+		return err
+	}
+	for _, pid := range left {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, mark)
+	return nil
 }
 
 // pid is its process id; 0: it has none here.

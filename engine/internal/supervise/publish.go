@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
-	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // publish makes the machine's state everybody's.
@@ -34,7 +33,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 		if c == nil || c.remote {
 			continue
 		}
-		p := Process{Role: backend.Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
+		p := Process{Role: Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
 		if c.up() {
 			p.PID, p.RSS, p.CPU = c.pid(), c.rss, c.cpu
 		}
@@ -42,9 +41,9 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 			next.Processes = append(next.Processes, p)
 		}
 	}
-	leader := backend.Head
+	leader := Backend
 	if m.have.GetStage() > 0 {
-		leader = backend.Shard
+		leader = Shard
 	}
 	if c := s.children[leader]; c != nil && m.have != nil {
 		next.Epoch = c.run

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
@@ -91,6 +92,7 @@ func (p Program) head(a *enginepb.Assignment, events string) (*exec.Cmd, error) 
 		return nil, err
 	}
 	cmd := exec.Command("python3", append([]string{"-c", keeper, command}, p.arguments(a, events)...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // the keeper's, when engine has gone
 	// What the user has set comes later, and counts.
 	cmd.Env = append([]string{
 		"VLLM_HOST_IP=127.0.0.1", "GLOO_SOCKET_IFNAME=lo", // a replica's processes are on one node
