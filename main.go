@@ -5,60 +5,46 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"runtime/debug"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/chat"
 	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/mesh"
-	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/status"
 )
 
-const usage = `Millrace routes OpenAI requests to the engine that finishes them first.
+// command is a word after millrace.
+type command struct {
+	name, does string
+	run        func(context.Context, []string, files) error
+}
 
-usage: millrace COMMAND [flags]
-
-  up       bring up a whole mesh on this machine; Ctrl-C ends it
-  status   show what runs, how well, and what is wrong
-  chat     talk to a mesh in the terminal, or from a script
-  check    look whether this machine has what a mesh needs
-  setup    fetch what a mesh needs, and stop there
-  version  print the version
-  help     print this
-
-millrace COMMAND -h lists the flags of a command.
-Exit codes: 0 fine, 1 something broke, 2 bad flags, 3 bad configuration,
-4 something needed can't be had, 5 address in use.
-`
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), endSignals()...)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends at once
-	err := run(ctx, os.Args[1:], files{os.Stdin, os.Stdout, os.Stderr})
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		obs.PrintError(os.Stderr, "millrace", err)
-		os.Exit(mesh.ExitCode(err))
+// commands are all there are; help lists them in this order. It is a function
+// because help is one of them.
+func commands() []command {
+	return []command{
+		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
+		{"status", "show what runs, how well, and what is wrong", showStatus},
+		{"chat", "talk to a mesh in the terminal, or from a script", talk},
+		{"check", "look whether this machine has what a mesh needs", check},
+		{"setup", "fetch what a mesh needs, and stop there", fetch},
+		{"version", "print the version", version},
+		{"help", "print this", help},
 	}
 }
 
-// endSignals are those that end a command in order: also that of a terminal that
-// goes away, unless the user said by nohup that it must not matter.
-func endSignals() []os.Signal {
-	if signal.Ignored(syscall.SIGHUP) {
-		return []os.Signal{os.Interrupt, syscall.SIGTERM}
-	}
-	return []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
+func main() {
+	os.Exit(program.Main("millrace", func(ctx context.Context, args []string, _ io.Writer) error {
+		return run(ctx, args, files{os.Stdin, os.Stdout, os.Stderr})
+	}))
 }
 
 // files are the standard ones, or a test's.
@@ -69,54 +55,37 @@ type files struct {
 
 // run obeys the command line.
 func run(ctx context.Context, args []string, std files) error {
-	commands := map[string]func(context.Context, []string, files) error{
-		"up": up, "status": showStatus, "chat": talk, "check": check, "setup": fetch,
-		"version": version, "-version": version, "--version": version,
-		"help": help, "-h": help, "-help": help, "--help": help,
-	}
 	if len(args) == 0 {
 		_ = help(ctx, nil, files{out: std.err})
-		return badUsage(errors.New("no command"))
+		return program.Usage(errors.New("no command"))
 	}
-	command, ok := commands[args[0]]
-	if !ok {
-		return badUsage(fmt.Errorf("no command %q; must be up, status, chat, check, setup, version or help", args[0]))
+	name := args[0]
+	switch name {
+	case "-h", "-help", "--help":
+		name = "help"
+	case "-version", "--version":
+		name = "version"
 	}
-	return command(ctx, args[1:], std)
+	var known []string
+	for _, c := range commands() {
+		if c.name == name {
+			return c.run(ctx, args[1:], std)
+		}
+		known = append(known, c.name)
+	}
+	return program.Usage(fmt.Errorf("no command %q; must be one of %s", args[0], strings.Join(known, ", ")))
 }
 
-func badUsage(err error) error { return &mesh.Exit{Code: mesh.ExitUsage, Err: err} }
-
-// newFlags returns the flags of a command; parse reads them.
-func newFlags(command string, std files) *flag.FlagSet {
-	fs := flag.NewFlagSet("millrace "+command, flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // an error is printed once, by main
-	fs.Usage = func() {
-		fs.SetOutput(std.out)
-		fmt.Fprintf(std.out, "usage: millrace %s [flags]\n", command)
-		fs.PrintDefaults()
-	}
-	return fs
-}
-
-func parse(fs *flag.FlagSet, args []string) error {
-	err := fs.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return err
-	case err != nil:
-		return badUsage(fmt.Errorf("%s: %w; -h lists the flags", strings.TrimPrefix(fs.Name(), "millrace "), err))
-	case fs.NArg() > 0:
-		return badUsage(fmt.Errorf("%s: %q; takes no arguments, only flags", strings.TrimPrefix(fs.Name(), "millrace "), fs.Arg(0)))
-	}
-	return nil
+// newFlags returns the flags of a command.
+func newFlags(command string, std files) *program.Flags {
+	return program.NewFlags("millrace "+command, std.out)
 }
 
 // defaultDir is the folder of a mesh when none is named.
 const defaultDir = ".millrace"
 
 // setupFlags adds the flags of everything that looks at what a mesh needs.
-func setupFlags(fs *flag.FlagSet, o *mesh.Options) {
+func setupFlags(fs *program.Flags, o *mesh.Options) {
 	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetches (default $MILLRACE_CACHE, else .cache of the checkout)")
 	fs.StringVar(&o.Envoy, "envoy", "", "`path` of an envoy of your own, instead of the fetched one")
 	fs.StringVar(&o.LlamaServer, "llama-server", "", "`path` of a llama-server of your own; -rpc-server goes with it")
@@ -139,7 +108,7 @@ func up(ctx context.Context, args []string, std files) error {
 	})
 	setupFlags(fs, &o)
 	only := fs.Bool("check", false, "check flags and configuration, and stop there")
-	if err := parse(fs, args); err != nil {
+	if err := fs.Read(args); err != nil {
 		return err
 	}
 	if *only {
@@ -161,7 +130,7 @@ func showStatus(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
 	fs.BoolVar(&o.JSON, "json", false, "print JSON, with -watch one object a line")
 	fs.BoolVar(&o.Watch, "watch", false, "look again every second")
-	if err := parse(fs, args); err != nil {
+	if err := fs.Read(args); err != nil {
 		return err
 	}
 	return status.Run(ctx, o)
@@ -173,7 +142,7 @@ func talk(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.URL, "url", "", "`address` of the API (default: that of the mesh in -dir, else http://127.0.0.1:10000)")
 	fs.StringVar(&o.Model, "model", "", "`id` of the model (default: the first that the API lists)")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
-	if err := parse(fs, args); err != nil {
+	if err := fs.Read(args); err != nil {
 		return err
 	}
 	if o.URL == "" {
@@ -191,12 +160,12 @@ func check(ctx context.Context, args []string, std files) error {
 	listen := fs.String("listen", "127.0.0.1:10000", "`ip:port` that a mesh would get")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
 	setupFlags(fs, &o)
-	if err := parse(fs, args); err != nil {
+	if err := fs.Read(args); err != nil {
 		return err
 	}
 	err := doctor.Run(ctx, doctor.Options{Setup: o.Setup(false), Dir: *dir, Listen: *listen}, std.out)
 	if errors.Is(err, doctor.ErrFailed) {
-		return &mesh.Exit{Code: mesh.ExitSetup, Err: fmt.Errorf("check: %w", err)}
+		return program.Setup(fmt.Errorf("check: %w", err))
 	}
 	return err
 }
@@ -205,28 +174,32 @@ func fetch(ctx context.Context, args []string, std files) error {
 	o := mesh.Options{Progress: std.err}
 	fs := newFlags("setup", std)
 	setupFlags(fs, &o)
-	if err := parse(fs, args); err != nil {
+	if err := fs.Read(args); err != nil {
 		return err
 	}
 	paths, err := setup.Ensure(ctx, o.Setup(false))
 	if err != nil {
-		return &mesh.Exit{Code: mesh.ExitSetup, Err: err}
+		return program.Setup(err)
 	}
 	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\nmodel    %s\n", paths.Envoy, paths.Runtime, paths.Model)
 	return nil
 }
 
 func version(_ context.Context, _ []string, std files) error {
-	text := "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		text = info.Main.Version + " " + info.GoVersion
-	}
-	_, err := fmt.Fprintf(std.out, "millrace %s\n", text)
+	_, err := fmt.Fprintln(std.out, "millrace", program.Version())
 	return err
 }
 
 func help(_ context.Context, _ []string, std files) error {
-	_, err := io.WriteString(std.out, usage)
+	text := "Millrace routes OpenAI requests to the engine that finishes them first.\n\nusage: millrace COMMAND [flags]\n\n"
+	for _, c := range commands() {
+		text += fmt.Sprintf("  %-8s %s\n", c.name, c.does)
+	}
+	_, err := io.WriteString(std.out, text+`
+millrace COMMAND -h lists the flags of a command.
+Exit codes: 0 fine, 1 something broke, 2 bad flags, 3 bad configuration,
+4 something needed can't be had, 5 address in use.
+`)
 	return err
 }
 

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"millrace.dev/millrace/internal/mesh"
+	"millrace.dev/millrace/internal/program"
 )
 
 func call(t *testing.T, args ...string) (string, error) {
@@ -33,8 +33,8 @@ func TestBadCommandLines(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := call(t, tt.args...)
-			if err == nil || !strings.Contains(err.Error(), tt.want) || mesh.ExitCode(err) != mesh.ExitUsage {
-				t.Errorf("run(%q) = %v (exit %d), want %q (exit 2)", tt.args, err, mesh.ExitCode(err), tt.want)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || program.ExitCode(err) != program.ExitUsage {
+				t.Errorf("run(%q) = %v (exit %d), want %q (exit 2)", tt.args, err, program.ExitCode(err), tt.want)
 			}
 		})
 	}

@@ -8,20 +8,14 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"regexp"
-	"runtime/debug"
-	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -37,93 +31,42 @@ import (
 	"millrace.dev/millrace/engine/internal/status"
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 )
 
-// Exit statuses, the same in every program.
-const (
-	exitRuntime = 1
-	exitUsage   = 2
-	exitSetUp   = 4
-	exitAddress = 5
-)
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
-		if !errors.Is(err, errUsage) { // the flag package has printed its own
-			obs.PrintError(os.Stderr, "engine", err)
-		}
-		stop()
-		os.Exit(exitStatus(err))
-	}
-}
-
-var (
-	// errUsage marks what the flag package has reported already.
-	errUsage = errors.New("usage")
-	// errFlags and errSetUp mark errors of the flags and of this node's parts.
-	errFlags = errors.New("flags")
-	errSetUp = errors.New("set-up")
-)
-
-func exitStatus(err error) int {
-	switch {
-	case errors.Is(err, errUsage), errors.Is(err, errFlags):
-		return exitUsage
-	case errors.Is(err, errSetUp):
-		return exitSetUp
-	case errors.Is(err, syscall.EADDRINUSE):
-		return exitAddress
-	}
-	return exitRuntime
-}
+func main() { os.Exit(program.Main("engine", run)) }
 
 // options are the flags.
 type options struct {
-	node, http, grpc, metrics, logs, traces string
-	programs                                llamacpp.Programs
-	check, version                          bool
+	node, http, grpc, logs, traces string
+	programs                       llamacpp.Programs
 }
 
-func parseFlags(args []string, stderr io.Writer) (options, error) {
-	var o options
-	fs := flag.NewFlagSet("engine", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	fs.StringVar(&o.node, "node", "", "name of this node")
-	fs.StringVar(&o.http, "http", "127.0.0.1:0", "`address` of the OpenAI API")
-	fs.StringVar(&o.grpc, "grpc", "127.0.0.1:0", "`address` of the Engine service")
-	fs.StringVar(&o.programs.ShardAddress, "shard", "", "`address` where this node's shard listens")
-	fs.StringVar(&o.programs.BackendAddress, "backend", "", "`address` where the backend listens")
-	fs.StringVar(&o.metrics, "metrics", "127.0.0.1:0", "`address` of metrics and health")
-	fs.StringVar(&o.programs.Runtime, "runtime", "", "`folder` with llama.cpp's binding and RPC plugin")
-	fs.StringVar(&o.logs, "logs", ".", "`folder` for the logs of backend and shard")
-	fs.StringVar(&o.programs.LlamaServer, "llama-server", "", "native llama-server to use instead of the runtime")
-	fs.StringVar(&o.programs.RPCServer, "rpc-server", "", "native ggml-rpc-server to use instead of the runtime")
-	fs.StringVar(&o.traces, "traces", "", "where spans go: otlp://host:port")
-	fs.BoolVar(&o.check, "check", false, "check flags and parts, then exit")
-	fs.BoolVar(&o.version, "version", false, "print the version, then exit")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
-		return o, fmt.Errorf("%w: %w", errUsage, err)
-	}
-	if o.version {
-		return o, nil
-	}
-	if err := errors.Join(o.validate(), extra(fs)); err != nil {
-		return o, fmt.Errorf("%w: %w", errFlags, err)
-	}
+// run obeys the command line.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	o := &options{}
+	return program.Program{
+		Name: "engine", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
+	}.Run(ctx, args, stderr)
+}
+
+func (o *options) flags(f *program.Flags) {
+	f.StringVar(&o.node, "node", "", "name of this node")
+	f.Listen(&o.http, "http", "127.0.0.1:0", "`ip:port` of the OpenAI API")
+	f.Listen(&o.grpc, "grpc", "127.0.0.1:0", "`ip:port` of the Engine service")
+	f.Listen(&o.programs.ShardAddress, "shard", "", "`ip:port` where this node's shard listens")
+	f.Listen(&o.programs.BackendAddress, "backend", "", "`ip:port` where the backend listens")
+	f.StringVar(&o.programs.Runtime, "runtime", "", "`folder` with llama.cpp's binding and RPC plugin")
+	f.StringVar(&o.logs, "logs", ".", "`folder` for the logs of backend and shard")
+	f.StringVar(&o.programs.LlamaServer, "llama-server", "", "native llama-server to use instead of the runtime")
+	f.StringVar(&o.programs.RPCServer, "rpc-server", "", "native ggml-rpc-server to use instead of the runtime")
+	f.StringVar(&o.traces, "traces", "", "where spans go: otlp://host:port")
+}
+
+// load checks this node's parts.
+func (o *options) load() error {
 	if err := o.programs.Check(); err != nil {
-		return o, &obs.Hint{Err: fmt.Errorf("%w: %w", errSetUp, err), Next: "run `millrace up`, which fetches llama.cpp, and set -runtime to its folder, or name native programs with -llama-server and -rpc-server"}
-	}
-	return o, nil
-}
-
-func extra(fs *flag.FlagSet) error {
-	if fs.NArg() > 0 {
-		return fmt.Errorf("argument %q; only flags are known", fs.Arg(0))
+		return program.Setup(&obs.Hint{Err: fmt.Errorf("set-up: %w", err), Next: "run `millrace up`, which fetches llama.cpp, and set -runtime to its folder, or name native programs with -llama-server and -rpc-server"})
 	}
 	return nil
 }
@@ -131,60 +74,39 @@ func extra(fs *flag.FlagSet) error {
 // nodeName is the contract's rule for names of nodes.
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-func (o options) validate() error {
+func (o *options) validate() error {
 	var errs []error
 	if !nodeName.MatchString(o.node) {
 		errs = append(errs, fmt.Errorf("-node: %q; must be a name of a-z, 0-9 and -", o.node))
 	}
-	for _, a := range []struct{ flag, address string }{
-		{"-http", o.http}, {"-grpc", o.grpc}, {"-metrics", o.metrics},
-		{"-shard", o.programs.ShardAddress}, {"-backend", o.programs.BackendAddress},
-	} {
-		if _, err := net.ResolveTCPAddr("tcp", a.address); err != nil || a.address == "" {
-			errs = append(errs, fmt.Errorf("%s: %q; must be ip:port", a.flag, a.address))
-		}
-	}
 	if o.traces != "" {
-		if _, err := obs.ParseTarget(o.traces); err != nil {
-			errs = append(errs, err)
-		}
+		_, err := obs.ParseTarget(o.traces)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// run serves until ctx ends.
-func run(ctx context.Context, args []string, stderr io.Writer) error {
-	o, err := parseFlags(args, stderr)
+// serve builds the parts in order and runs them until ctx ends.
+func (o *options) serve(ctx context.Context, env *program.Env) error {
+	log, reg := env.Log.With("node", o.node), env.Metrics
+	tracing, flush, err := env.Tracing(ctx, o.node, o.traces)
 	if err != nil {
 		return err
 	}
-	switch {
-	case o.version:
-		fmt.Fprintln(stderr, "engine", version())
-		return nil
-	case o.check:
-		fmt.Fprintln(stderr, "engine: flags and parts are in order")
-		return nil
-	}
-	log := obs.Logger(stderr, "engine").With("node", o.node)
-	tracing, stopTracing, err := obs.Tracing(ctx, "engine", o.node, o.traces)
+	defer flush()
+	web, err := env.Listen("http", o.http)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = stopTracing(grace)
-	}()
-	lns, err := listen(o.http, o.grpc, o.metrics)
+	defer web.Close()
+	rpc, err := env.Listen("grpc", o.grpc)
 	if err != nil {
 		return err
 	}
-	o.http, o.grpc, o.metrics = lns[0].Addr().String(), lns[1].Addr().String(), lns[2].Addr().String()
+	defer rpc.Close()
+	o.http, o.grpc = web.Addr().String(), rpc.Addr().String()
 
 	// The parts, from the backend up.
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	transport := llamacpp.Transport()
 	defer transport.CloseIdleConnections()
 	runner := llamacpp.NewRunner(o.programs, transport)
@@ -215,39 +137,13 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 		follow(serving, supervisor, runner, gate, &room{Meter: meter, cache: cache, log: log})
 		return nil
 	})
-	g.Go(func() error { return obs.Serve(serving, lns[0], handler) })
-	g.Go(func() error { return serveGRPC(ctx, lns[1], server) })
+	g.Go(func() error { return obs.Serve(serving, web, handler) })
+	g.Go(func() error { return serveGRPC(ctx, rpc, server) })
 	g.Go(func() error {
-		return obs.Serve(serving, lns[2], obs.Admin(reg, func() []obs.Condition { return conditions(supervisor) }))
+		return env.Admin(serving, func() []obs.Condition { return conditions(supervisor) })
 	})
-	log.Info("ready", "http", o.http, "grpc", o.grpc, "metrics", o.metrics)
+	log.Info("ready", "http", o.http, "grpc", o.grpc, "metrics", env.AdminAddress())
 	return g.Wait()
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "devel"
-}
-
-// listen opens all addresses, or none.
-func listen(addresses ...string) ([]net.Listener, error) {
-	var lns []net.Listener
-	for _, a := range addresses {
-		ln, err := net.Listen("tcp", a)
-		if err != nil {
-			for _, ln := range lns {
-				_ = ln.Close()
-			}
-			if errors.Is(err, syscall.EADDRINUSE) {
-				err = &obs.Hint{Err: err, Next: "stop the program that listens there, or choose another address"}
-			}
-			return nil, err
-		}
-		lns = append(lns, ln)
-	}
-	return lns, nil
 }
 
 // serveGRPC serves until ctx ends. Streams are cut: their other ends come back.

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 )
 
 // runtimeDir looks like a runtime to a check.
@@ -49,15 +50,15 @@ func TestBadFlags(t *testing.T) {
 		exit int
 		want string
 	}{
-		{"unknown flag", []string{"-nope"}, exitUsage, "flag provided but not defined"},
-		{"bad names and addresses, all at once", []string{"-node", "Node A", "-http", "x"}, exitUsage,
+		{"unknown flag", []string{"-nope"}, program.ExitUsage, "flag provided but not defined"},
+		{"bad names and addresses, all at once", []string{"-node", "Node A", "-http", "x"}, program.ExitUsage,
 			`-node: "Node A"; must be a name of a-z, 0-9 and -`},
-		{"address without a port", flags(t, "-http", "x"), exitUsage, `-http: "x"; must be ip:port`},
-		{"a port that is none", flags(t, "-check", "-metrics", "127.0.0.1:99999"), exitUsage, `-metrics: "127.0.0.1:99999"; must be ip:port`},
-		{"an argument", flags(t, "x"), exitUsage, `argument "x"`},
-		{"bad tracing target", flags(t, "-traces", "http://x"), exitUsage, "must be otlp://host:port"},
-		{"no runtime", flags(t, "-runtime", "/nowhere"), exitSetUp, "/nowhere/xllamacpp/__init__.py"},
-		{"address in use", flags(t, "-http", taken.Addr().String()), exitAddress, "address already in use"},
+		{"address without a port", flags(t, "-http", "x"), program.ExitUsage, `-http: "x"; must be ip:port`},
+		{"a port that is none", flags(t, "-check", "-metrics", "127.0.0.1:99999"), program.ExitUsage, `-metrics: "127.0.0.1:99999"; must be ip:port`},
+		{"an argument", flags(t, "x"), program.ExitUsage, `argument "x"`},
+		{"bad tracing target", flags(t, "-traces", "http://x"), program.ExitUsage, "must be otlp://host:port"},
+		{"no runtime", flags(t, "-runtime", "/nowhere"), program.ExitSetup, "/nowhere/xllamacpp/__init__.py"},
+		{"address in use", flags(t, "-http", taken.Addr().String()), program.ExitInUse, "address already in use"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -67,8 +68,8 @@ func TestBadFlags(t *testing.T) {
 				t.Fatal("no error")
 			}
 			obs.PrintError(&stderr, "engine", err)
-			if exitStatus(err) != tt.exit || !strings.Contains(stderr.String(), tt.want) {
-				t.Errorf("exit %d, %s; want %d, %s", exitStatus(err), &stderr, tt.exit, tt.want)
+			if program.ExitCode(err) != tt.exit || !strings.Contains(stderr.String(), tt.want) {
+				t.Errorf("exit %d, %s; want %d, %s", program.ExitCode(err), &stderr, tt.exit, tt.want)
 			}
 		})
 	}

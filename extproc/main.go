@@ -6,20 +6,14 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
-	"os/signal"
-	"runtime/debug"
-	"syscall"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -31,6 +25,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 )
 
 // maxMessage bounds one message from Envoy, in bytes: a buffered body comes as
@@ -45,116 +40,73 @@ const window = 1 << 20
 // What is cut then goes on in Envoy without us.
 const grace = 2 * time.Second
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
-		obs.PrintError(os.Stderr, "extproc", err)
-		stop()
-		os.Exit(exitCode(err))
-	}
-}
+func main() { os.Exit(program.Main("extproc", run)) }
 
 // options is what the flags say.
 type options struct {
-	listen, metrics, xds, fleet, traces string
-	check, version                      bool
-	named                               bool // whether -xds was set
-	secure                              secure
+	flags                      *program.Flags
+	listen, xds, fleet, traces string
+	secure                     secure
 }
 
-// run serves until ctx ends.
+// run obeys the command line.
 func run(ctx context.Context, args []string, stderr io.Writer) error {
-	o, err := parse(args, stderr)
-	if err != nil {
-		return err
-	}
-	switch {
-	case o.version:
-		fmt.Fprintln(stderr, "extproc", version())
-		return nil
-	case o.check:
-		if err := o.checkFleet(); err != nil {
-			return err
-		}
-		fmt.Fprintln(stderr, "extproc: the configuration is good")
-		return nil
-	}
-	return serve(ctx, o, obs.Logger(stderr, "extproc"))
+	o := &options{}
+	return program.Program{
+		Name: "extproc", Metrics: "127.0.0.1:7201", Flags: o.add, Validate: o.validate, Check: o.check, Serve: o.serve,
+	}.Run(ctx, args, stderr)
 }
 
-func parse(args []string, stderr io.Writer) (*options, error) {
-	o := &options{}
-	fs := flag.NewFlagSet("extproc", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	fs.StringVar(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
-	fs.StringVar(&o.metrics, "metrics", "127.0.0.1:7201", "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/")
-	fs.StringVar(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
-	fs.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
-	fs.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
-	fs.StringVar(&o.secure.cert, "tls-cert", "", "`file` with the PEM certificates of the gRPC port, read again when it changes; none: no TLS")
-	fs.StringVar(&o.secure.key, "tls-key", "", "`file` with its key")
-	fs.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign clients' certificates; none: anybody may ask")
-	fs.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
-	fs.BoolVar(&o.check, "check", false, "check the flags and the file of the fleet, and end")
-	fs.BoolVar(&o.version, "version", false, "print the version and end")
-	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return nil, err
-	} else if err != nil {
-		return nil, &usageError{err}
-	}
-	fs.Visit(func(f *flag.Flag) { o.named = o.named || f.Name == "xds" })
-	if fs.NArg() > 0 {
-		return nil, &usageError{fmt.Errorf("argument %q; there must be only flags", fs.Arg(0))}
-	}
-	return o, o.validate()
+func (o *options) add(f *program.Flags) {
+	o.flags = f
+	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
+	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
+	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
+	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
+	f.StringVar(&o.secure.cert, "tls-cert", "", "`file` with the PEM certificates of the gRPC port, read again when it changes; none: no TLS")
+	f.StringVar(&o.secure.key, "tls-key", "", "`file` with its key")
+	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign clients' certificates; none: anybody may ask")
+	f.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
 }
 
 // validate returns all that is wrong with the flags.
 func (o *options) validate() error {
 	var errs []error
-	for _, f := range []struct{ name, addr string }{{"listen", o.listen}, {"metrics", o.metrics}, {"xds", o.xds}} {
-		if _, _, err := net.SplitHostPort(f.addr); err != nil {
-			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", f.name, f.addr))
-		}
-	}
-	if o.fleet != "" && o.named {
+	if o.fleet != "" && o.flags.Given("xds") {
 		errs = append(errs, errors.New("-fleet and -xds; must be one of them"))
 	}
 	if o.traces != "" {
-		if _, err := obs.ParseTarget(o.traces); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if err := o.secure.validate(); err != nil {
+		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return &usageError{err}
+	return errors.Join(append(errs, o.secure.validate())...)
+}
+
+// check reads the file of the fleet, if there is one.
+func (o *options) check(stderr io.Writer) error {
+	if o.fleet != "" {
+		if err := fleet.CheckFile(o.fleet, loadTokenizer); err != nil {
+			return program.Config(err)
+		}
 	}
+	fmt.Fprintln(stderr, "extproc: flags and configuration are in order")
 	return nil
 }
 
 // serve builds the parts in order and runs them until ctx ends.
-func serve(ctx context.Context, o *options, log *slog.Logger) error {
-	ln, err := listen("listen", o.listen)
+func (o *options) serve(ctx context.Context, env *program.Env) error {
+	ln, err := env.Listen("listen", o.listen)
 	if err != nil {
 		return err
 	}
 	defer ln.Close()
-	admin, err := listen("metrics", o.metrics)
-	if err != nil {
-		return err
-	}
-	defer admin.Close()
-	tracer, flush, err := tracing(ctx, o.traces)
+	tracer, flush, err := o.tracer(ctx, env)
 	if err != nil {
 		return err
 	}
 	defer flush()
 
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	log, reg := env.Log, env.Metrics
 	picker := pick.New(reg)
 	source, err := o.source(picker, log, reg)
 	if err != nil {
@@ -171,16 +123,14 @@ func serve(ctx context.Context, o *options, log *slog.Logger) error {
 	g.Go(func() error { return source.Run(ctx) })
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(func() error {
-		return obs.Serve(ctx, admin, obs.Admin(reg, func() []obs.Condition {
-			return append(source.Conditions(), o.secure.conditions()...)
-		}))
+		return env.Admin(ctx, func() []obs.Condition { return append(source.Conditions(), o.secure.conditions()...) })
 	})
 	g.Go(func() error {
 		follow(ctx, health, picker.Known())
 		end(server)
 		return nil
 	})
-	log.Info("ready", "grpc", ln.Addr().String(), "metrics", admin.Addr().String())
+	log.Info("ready", "grpc", ln.Addr().String(), "metrics", env.AdminAddress())
 	return g.Wait()
 }
 
@@ -197,20 +147,9 @@ func (o *options) source(picker *pick.Picker, log *slog.Logger, reg prometheus.R
 	}
 	l, err := fleet.NewLocal(o.fleet, picker, loadTokenizer, log, reg)
 	if err != nil {
-		return nil, &fleetError{err}
+		return nil, program.Config(err)
 	}
 	return l, nil
-}
-
-// checkFleet returns what is wrong with the file of the fleet, if there is one.
-func (o *options) checkFleet() error {
-	if o.fleet == "" {
-		return nil
-	}
-	if err := fleet.CheckFile(o.fleet, loadTokenizer); err != nil {
-		return &fleetError{err}
-	}
-	return nil
 }
 
 // newServer returns the gRPC server.
@@ -234,37 +173,11 @@ func end(s *grpc.Server) {
 	s.GracefulStop()
 }
 
-// tracing returns the tracer, nil if tracing is off, and what sends the last spans.
-func tracing(ctx context.Context, target string) (trace.Tracer, func(), error) {
-	provider, shutdown, err := obs.Tracing(ctx, "extproc", "", target)
-	if err != nil {
-		return nil, nil, err
-	}
-	flush := func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = shutdown(ctx) // nobody is left to be told
-	}
-	if target == "" {
-		return nil, flush, nil
+// tracer returns the tracer, nil if tracing is off, and what sends the last spans.
+func (o *options) tracer(ctx context.Context, env *program.Env) (trace.Tracer, func(), error) {
+	provider, flush, err := env.Tracing(ctx, "", o.traces)
+	if err != nil || o.traces == "" {
+		return nil, flush, err
 	}
 	return provider.Tracer("millrace.dev/millrace/extproc"), flush, nil
-}
-
-func listen(name, addr string) (net.Listener, error) {
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, &obs.Hint{
-			Err:  fmt.Errorf("%s: %w", name, err),
-			Next: fmt.Sprintf("set -%s to a free ip:port; port 0 takes any", name),
-		}
-	}
-	return ln, nil
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }

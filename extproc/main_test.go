@@ -32,6 +32,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -161,8 +162,8 @@ func (l *log) await(t *testing.T, re string) []string {
 	}
 }
 
-// program is a running extproc.
-type program struct {
+// extproc is a running one.
+type extproc struct {
 	log           *log
 	grpc, metrics string
 	xds           *fakeXDS
@@ -171,9 +172,9 @@ type program struct {
 
 // start runs the program with more flags against a fake xds, which says nothing
 // before it is opened.
-func start(t *testing.T, flags ...string) *program {
+func start(t *testing.T, flags ...string) *extproc {
 	t.Helper()
-	p := &program{log: newLog(), xds: &fakeXDS{open: make(chan struct{})}}
+	p := &extproc{log: newLog(), xds: &fakeXDS{open: make(chan struct{})}}
 	xds := serveGRPC(t, func(g *grpc.Server) { discovery.RegisterAggregatedDiscoveryServiceServer(g, p.xds) })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -195,7 +196,7 @@ func start(t *testing.T, flags ...string) *program {
 }
 
 // feed lets xds speak and waits until the program knows the fleet.
-func (p *program) feed(t *testing.T) {
+func (p *extproc) feed(t *testing.T) {
 	t.Helper()
 	close(p.xds.open)
 	limit := time.After(20 * time.Second)
@@ -210,7 +211,7 @@ func (p *program) feed(t *testing.T) {
 	}
 }
 
-func (p *program) get(t *testing.T, path string) string {
+func (p *extproc) get(t *testing.T, path string) string {
 	t.Helper()
 	r, err := http.Get("http://" + p.metrics + path)
 	if err != nil {
@@ -225,7 +226,7 @@ func (p *program) get(t *testing.T, path string) string {
 }
 
 // dial connects to the program as Envoy does.
-func (p *program) dial(t *testing.T) *grpc.ClientConn {
+func (p *extproc) dial(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient(p.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -446,24 +447,24 @@ func TestFlags(t *testing.T) {
 		want string
 		code int
 	}{
-		{"unknown flag", []string{"-nonsense"}, "flag provided but not defined: -nonsense", exitUsage},
-		{"argument", []string{"x"}, `argument "x"; there must be only flags`, exitUsage},
-		{"addresses, all at once", []string{"-listen", "a", "-xds", "b"}, "-listen: \"a\"; must be ip:port\n-xds: \"b\"; must be ip:port", exitUsage},
-		{"traces", []string{"-check", "-traces", "x"}, `traces: "x"; must be otlp://host:port`, exitUsage},
-		{"port in use", []string{"-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", exitInUse},
+		{"unknown flag", []string{"-nonsense"}, "flag provided but not defined: -nonsense", program.ExitUsage},
+		{"argument", []string{"x"}, `argument "x"; must be only flags`, program.ExitUsage},
+		{"addresses, all at once", []string{"-listen", "a", "-xds", "b"}, `-listen: "a"; must be ip:port; -xds: "b"; must be ip:port`, program.ExitUsage},
+		{"traces", []string{"-check", "-traces", "x"}, `traces: "x"; must be otlp://host:port`, program.ExitUsage},
+		{"port in use", []string{"-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", program.ExitInUse},
 		{"check", []string{"-check"}, "", 0},
-		{"fleet or xds", []string{"-fleet", "testdata/fleet.yaml", "-xds", "127.0.0.1:1"}, "-fleet and -xds; must be one of them", exitUsage},
+		{"fleet or xds", []string{"-fleet", "testdata/fleet.yaml", "-xds", "127.0.0.1:1"}, "-fleet and -xds; must be one of them", program.ExitUsage},
 		{"check of a fleet", []string{"-check", "-fleet", "testdata/fleet.yaml"}, "", 0},
 		{"check of a bad fleet", []string{"-check", "-fleet", "testdata/bad.yaml"}, "testdata/bad.yaml:1: endpoints[0].adress: unknown field; did you mean address?\n" +
-			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port, as Envoy's cluster has it", exitConfig},
-		{"run of a bad fleet", []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-fleet", "testdata/none.yaml"}, "open testdata/none.yaml: no such file or directory", exitConfig},
-		{"a certificate without a key", []string{"-tls-cert", "c"}, "-tls-cert and -tls-key; must be given both, or neither", exitUsage},
-		{"two certificates", []string{"-tls-cert", "c", "-tls-key", "k", "-secure-serving"}, "-secure-serving with -tls-cert; must be one of them: it signs its own certificate", exitUsage},
-		{"clients without TLS", []string{"-tls-client-ca", "c"}, "-tls-client-ca; goes with -tls-cert and -tls-key, or with -secure-serving", exitUsage},
-		{"no certificate", []string{"-tls-cert", "none", "-tls-key", "k"}, "-tls-cert none, -tls-key k: open none: no such file or directory", exitUsage},
-		{"no authorities", []string{"-secure-serving", "-tls-client-ca", "main.go"}, "-tls-client-ca main.go: no certificate in it; must be PEM", exitUsage},
+			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port, as Envoy's cluster has it", program.ExitConfig},
+		{"run of a bad fleet", []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-fleet", "testdata/none.yaml"}, "open testdata/none.yaml: no such file or directory", program.ExitConfig},
+		{"a certificate without a key", []string{"-tls-cert", "c"}, "-tls-cert and -tls-key; must be given both, or neither", program.ExitUsage},
+		{"two certificates", []string{"-tls-cert", "c", "-tls-key", "k", "-secure-serving"}, "-secure-serving with -tls-cert; must be one of them: it signs its own certificate", program.ExitUsage},
+		{"clients without TLS", []string{"-tls-client-ca", "c"}, "-tls-client-ca; goes with -tls-cert and -tls-key, or with -secure-serving", program.ExitUsage},
+		{"no certificate", []string{"-tls-cert", "none", "-tls-key", "k"}, "-tls-cert none, -tls-key k: open none: no such file or directory", program.ExitUsage},
+		{"no authorities", []string{"-secure-serving", "-tls-client-ca", "main.go"}, "-tls-client-ca main.go: no certificate in it; must be PEM", program.ExitUsage},
 		{"version", []string{"-version"}, "", 0},
-		{"help", []string{"-help"}, flag.ErrHelp.Error(), exitRuntime},
+		{"help", []string{"-help"}, flag.ErrHelp.Error(), program.ExitRuntime},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -474,8 +475,8 @@ func TestFlags(t *testing.T) {
 				}
 				return
 			}
-			if err == nil || err.Error() != tt.want || exitCode(err) != tt.code {
-				t.Errorf("run(%q) = %v with code %d, want %s with %d", tt.args, err, exitCode(err), tt.want, tt.code)
+			if err == nil || err.Error() != tt.want || program.ExitCode(err) != tt.code {
+				t.Errorf("run(%q) = %v with code %d, want %s with %d", tt.args, err, program.ExitCode(err), tt.want, tt.code)
 			}
 		})
 	}

@@ -38,7 +38,7 @@ func writePair(t *testing.T, cert, key string) tls.Certificate {
 }
 
 // ping asks the program whether it lives.
-func (p *program) ping(t *testing.T, c credentials.TransportCredentials) error {
+func (p *extproc) ping(t *testing.T, c credentials.TransportCredentials) error {
 	t.Helper()
 	conn, err := grpc.NewClient(p.grpc, grpc.WithTransportCredentials(c))
 	if err != nil {

@@ -8,14 +8,13 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/obs"
-	"millrace.dev/millrace/nodeagent/internal/report"
 )
 
-// check says what would be read here.
-func check(w io.Writer, node string, sensors *report.Sensors) error {
-	g := sensors.GPU.Read(time.Now())
-	t := sensors.Telemetry(time.Now())
-	fmt.Fprintf(w, "node %s: readings come from %s\n", node, t.GetSource())
+// check prints what would be read here.
+func (o *options) check(w io.Writer) error {
+	g := o.sensors.GPU.Read(time.Now())
+	t := o.sensors.Telemetry(time.Now())
+	fmt.Fprintf(w, "node %s: readings come from %s\n", o.report.Node, t.GetSource())
 	fmt.Fprintf(w, "host: %d CPUs, %d of %d MiB of memory used\n", t.GetCpus(), t.GetMemoryUsedBytes()>>20, t.GetMemoryTotalBytes()>>20)
 	switch {
 	case g.Present:

@@ -20,6 +20,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -174,12 +175,12 @@ func TestReadyzNamesWhatIsAway(t *testing.T) {
 
 func TestBadFlagsAllAtOnce(t *testing.T) {
 	err := run(t.Context(), []string{"-node", "A_b", "-engine", "x", "-metrics", "127.0.0.1:99999", "-capacity", "-1", "-interval", "1ms", "-timeout", "1ms",
-		"-zone", strings.Repeat("z", 64), "extra"}, io.Discard)
-	if err == nil || exitCode(err) != exitUsage {
-		t.Fatalf("run() = %v, exit status %d", err, exitCode(err))
+		"-zone", strings.Repeat("z", 64)}, io.Discard)
+	if err == nil || program.ExitCode(err) != program.ExitUsage {
+		t.Fatalf("run() = %v, exit status %d", err, program.ExitCode(err))
 	}
 	for _, want := range []string{
-		`["extra"]; no arguments are expected`, `-node: "A_b"; must be 1 to 63 lower-case letters, digits or "-"`,
+		`-node: "A_b"; must be 1 to 63 lower-case letters, digits or "-"`,
 		`-engine: "x"; must be ip:port`, `-metrics: "127.0.0.1:99999"; must be ip:port`, `-xds: ""; must be ip:port`, "-capacity: -1; must be ≥ 0", "-interval: 1ms; must be ≥ 50ms",
 		"-timeout: 1ms; must be ≥ 200ms", "-zone: 64 bytes; must be ≤ 63",
 	} {
@@ -193,8 +194,10 @@ func TestBadFlagsAllAtOnce(t *testing.T) {
 }
 
 func TestUnknownFlagIsUsage(t *testing.T) {
-	if err := run(t.Context(), []string{"-frob"}, io.Discard); exitCode(err) != exitUsage {
-		t.Errorf("run() = %v, exit status %d", err, exitCode(err))
+	for _, args := range [][]string{{"-frob"}, {"word"}} {
+		if err := run(t.Context(), args, io.Discard); program.ExitCode(err) != program.ExitUsage {
+			t.Errorf("run(%q) = %v, exit status %d", args, err, program.ExitCode(err))
+		}
 	}
 	if err := run(t.Context(), []string{"-help"}, io.Discard); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("run(-help) = %v", err)
@@ -209,15 +212,15 @@ func TestPortInUse(t *testing.T) {
 	defer ln.Close()
 	err = run(t.Context(), []string{"-node", "node-a", "-engine", "127.0.0.1:1", "-xds", "127.0.0.1:1", "-metrics", ln.Addr().String()}, io.Discard)
 	var hint *obs.Hint
-	if exitCode(err) != exitInUse || !errors.As(err, &hint) {
-		t.Errorf("run() = %v, exit status %d; want a hint and %d", err, exitCode(err), exitInUse)
+	if program.ExitCode(err) != program.ExitInUse || !errors.As(err, &hint) {
+		t.Errorf("run() = %v, exit status %d; want a hint and %d", err, program.ExitCode(err), program.ExitInUse)
 	}
 }
 
 func TestCheckSaysWhatIsRead(t *testing.T) {
 	var b strings.Builder
 	err := run(t.Context(), []string{"-check", "-node", "node-a", "-nvml", "/nowhere/libnvidia-ml.so.1"}, &b)
-	if err == nil || exitCode(err) != exitRuntime || !strings.Contains(err.Error(), "nvml: no NVML library") {
+	if err == nil || program.ExitCode(err) != program.ExitRuntime || !strings.Contains(err.Error(), "nvml: no NVML library") {
 		t.Errorf("run() = %v; want that the named library is not there", err)
 	}
 	for _, want := range []string{"node node-a: readings come from HOST", "host: ", "driver: none"} {

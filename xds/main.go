@@ -5,22 +5,12 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"os"
-	"os/signal"
-	"runtime/debug"
 	"strings"
-	"syscall"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -29,106 +19,63 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/ads"
 	"millrace.dev/millrace/xds/internal/fleet"
 	"millrace.dev/millrace/xds/internal/translate"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := run(ctx, os.Args[1:], os.Stderr)
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		obs.PrintError(os.Stderr, "xds", err)
-		stop()
-		os.Exit(exitCode(err))
-	}
-}
+func main() { os.Exit(program.Main("xds", run)) }
 
 // options is what the flags say.
 type options struct {
-	listen, metrics, config string
-	settle                  time.Duration
-	check, version          bool
-	settings                translate.Settings
+	listen, config, extproc, traces string
+	settle                          time.Duration
+	settings                        translate.Settings
+	static                          translate.Resources
 }
 
-// run serves until ctx ends.
+// run obeys the command line.
 func run(ctx context.Context, args []string, stderr io.Writer) error {
-	o, err := parse(args, stderr)
-	if err != nil {
-		return err
-	}
-	if o.version {
-		fmt.Fprintln(stderr, "xds", version())
-		return nil
-	}
-	if err := o.load(); err != nil {
-		return err
-	}
-	static, err := resources(o.settings)
-	if err != nil {
-		return err
-	}
-	if o.check {
-		fmt.Fprintln(stderr, "xds: the configuration is good")
-		return nil
-	}
-	return serve(ctx, o, static, obs.Logger(stderr, "xds"))
+	o := &options{}
+	return program.Program{
+		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
+	}.Run(ctx, args, stderr)
 }
 
-func parse(args []string, stderr io.Writer) (*options, error) {
-	o := &options{}
-	var extproc, traces string
-	fs := flag.NewFlagSet("xds", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	fs.StringVar(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
-	fs.StringVar(&o.metrics, "metrics", "127.0.0.1:7101", "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/")
-	fs.StringVar(&o.config, "config", "", "`file` with Model and Policy objects; none: the defaults")
-	fs.StringVar(&o.settings.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
-	fs.StringVar(&extproc, "extproc", "", "`ip:port,…` of every extproc; none: Envoy routes by weight alone")
-	fs.StringVar(&o.settings.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
-	fs.StringVar(&traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
-	fs.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed")
-	fs.BoolVar(&o.check, "check", false, "check the configuration and end")
-	fs.BoolVar(&o.version, "version", false, "print the version and end")
-	if err := fs.Parse(args); err != nil {
-		return nil, &usageError{err}
+func (o *options) flags(f *program.Flags) {
+	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
+	f.StringVar(&o.config, "config", "", "`file` with Model and Policy objects; none: the defaults")
+	f.StringVar(&o.settings.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
+	f.StringVar(&o.extproc, "extproc", "", "`ip:port,…` of every extproc; none: Envoy routes by weight alone")
+	f.StringVar(&o.settings.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
+	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
+	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed")
+}
+
+func (o *options) validate() (err error) {
+	if o.extproc != "" {
+		o.settings.ExtProc = strings.Split(o.extproc, ",")
 	}
-	if fs.NArg() > 0 {
-		return nil, &usageError{fmt.Errorf("argument %q; there must be only flags", fs.Arg(0))}
+	if o.traces != "" {
+		o.settings.Traces, err = obs.ParseTarget(o.traces)
 	}
-	for _, f := range []struct{ name, addr string }{{"listen", o.listen}, {"metrics", o.metrics}} {
-		if _, err := net.ResolveTCPAddr("tcp", f.addr); err != nil || f.addr == "" {
-			return nil, &usageError{fmt.Errorf("-%s: %q; must be ip:port", f.name, f.addr)}
-		}
-	}
-	if extproc != "" {
-		o.settings.ExtProc = strings.Split(extproc, ",")
-	}
-	if traces != "" {
-		addr, err := obs.ParseTarget(traces)
-		if err != nil {
-			return nil, &usageError{err}
-		}
-		o.settings.Traces = addr
-	}
-	return o, nil
+	return err
 }
 
 // load reads what the flags name.
 func (o *options) load() error {
 	file, err := config.Load(o.config)
 	if err != nil {
-		return &configError{err}
+		return program.Config(err)
 	}
 	o.settings.Config = file
-	o.settings.CookieKeys, err = cookieKeys(file.Policy.Spec.Sessions.Cookie)
-	if err != nil {
-		return &configError{err}
+	if o.settings.CookieKeys, err = cookieKeys(file.Policy.Spec.Sessions.Cookie); err != nil {
+		return program.Config(err)
 	}
-	return nil
+	o.static, err = resources(o.settings)
+	return err
 }
 
 // resources returns the resources that don't depend on the fleet, once they have
@@ -136,32 +83,25 @@ func (o *options) load() error {
 func resources(s translate.Settings) (translate.Resources, error) {
 	static, err := translate.Static(s)
 	if err != nil {
-		return nil, &usageError{err}
+		return nil, program.Usage(err)
 	}
 	if err := translate.Validate(static); err != nil {
-		return nil, &configError{err}
+		return nil, program.Config(err)
 	}
 	return static, nil
 }
 
 // serve builds the parts in order and runs them until ctx ends.
-func serve(ctx context.Context, o *options, static translate.Resources, log *slog.Logger) error {
-	ln, err := listen("listen", o.listen)
+func (o *options) serve(ctx context.Context, env *program.Env) error {
+	ln, err := env.Listen("listen", o.listen)
 	if err != nil {
 		return err
 	}
 	defer ln.Close()
-	admin, err := listen("metrics", o.metrics)
-	if err != nil {
-		return err
-	}
-	defer admin.Close()
-
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	log, reg := env.Log, env.Metrics
 	g, ctx := errgroup.WithContext(ctx)
 	resources := ads.New(ctx, log, reg)
-	if err := resources.Publish(static); err != nil {
+	if err := resources.Publish(o.static); err != nil {
 		return err
 	}
 	nodes := fleet.NewService(log, reg, func() (int, []obs.Condition) { return resources.Clients(), resources.Conditions() })
@@ -172,13 +112,13 @@ func serve(ctx context.Context, o *options, static translate.Resources, log *slo
 	g.Go(func() error { return pushCaches(ctx, nodes, resources, caches) })
 	g.Go(func() error { return push(ctx, nodes, resources, o.settings, caches) })
 	g.Go(func() error { return server.Serve(ln) })
-	g.Go(func() error { return obs.Serve(ctx, admin, obs.Admin(reg, conditions(nodes, resources))) })
+	g.Go(func() error { return env.Admin(ctx, conditions(nodes, resources)) })
 	g.Go(func() error {
 		<-ctx.Done()
 		server.Stop() // streams never end by themselves, and their clients come back
 		return nil
 	})
-	log.Info("ready", "grpc", ln.Addr().String(), "metrics", admin.Addr().String())
+	log.Info("ready", "grpc", ln.Addr().String(), "metrics", env.AdminAddress())
 	return g.Wait()
 }
 
@@ -215,22 +155,4 @@ func conditions(nodes *fleet.Service, resources *ads.Server) func() []obs.Condit
 		}
 		return all
 	}
-}
-
-func listen(name, addr string) (net.Listener, error) {
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, &obs.Hint{
-			Err:  fmt.Errorf("%s: %w", name, err),
-			Next: fmt.Sprintf("set -%s to a free ip:port; port 0 takes any", name),
-		}
-	}
-	return ln, nil
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }

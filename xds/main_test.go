@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -68,8 +69,8 @@ func TestFaultsHaveAnExitCode(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			err := run(t.Context(), tt.args, io.Discard)
-			if err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != tt.code {
-				t.Errorf("run() = %v, exit code %d; want …%s…, %d", err, exitCode(err), tt.want, tt.code)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || program.ExitCode(err) != tt.code {
+				t.Errorf("run() = %v, exit code %d; want …%s…, %d", err, program.ExitCode(err), tt.want, tt.code)
 			}
 		})
 	}

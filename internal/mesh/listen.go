@@ -32,7 +32,7 @@ func checkListen(addr string) (string, error) {
 		return ap.String(), ln.Close()
 	}
 	if errors.Is(err, syscall.EADDRINUSE) {
-		err = &Exit{Code: ExitInUse, Err: &obs.Hint{Err: err, Next: "choose another address with -listen, or 127.0.0.1:0 for any free port"}}
+		err = &obs.Hint{Err: err, Next: "choose another address with -listen, or 127.0.0.1:0 for any free port"}
 	}
 	return "", err
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
 )
 
@@ -69,7 +70,7 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, absolute(path))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return o, &Exit{Code: ExitUsage, Err: err}
+		return o, program.Usage(err)
 	}
 	return o, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/state"
 )
 
@@ -166,8 +167,8 @@ func TestLoadFindsWhatIsWrongBeforeTheStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := Check(Options{Listen: "127.0.0.1:0", Nodes: tt.nodes, ExtProcs: 1, Config: path})
-			if err == nil || !strings.Contains(err.Error(), tt.want) || ExitCode(err) != ExitConfig {
-				t.Errorf("Check() = %v (exit %d), want %q (exit %d)", err, ExitCode(err), tt.want, ExitConfig)
+			if err == nil || !strings.Contains(err.Error(), tt.want) || program.ExitCode(err) != program.ExitConfig {
+				t.Errorf("Check() = %v (exit %d), want %q (exit %d)", err, program.ExitCode(err), tt.want, program.ExitConfig)
 			}
 		})
 	}
@@ -175,7 +176,7 @@ func TestLoadFindsWhatIsWrongBeforeTheStart(t *testing.T) {
 
 func TestBadFlagsAreToldAllAtOnce(t *testing.T) {
 	err := Check(Options{Listen: "here", Nodes: 0, Traces: "http://x", Capacity: map[string]float64{"node-q": 1}})
-	if ExitCode(err) != ExitUsage {
+	if program.ExitCode(err) != program.ExitUsage {
 		t.Fatalf("Check() = %v, want a usage error", err)
 	}
 	for _, want := range []string{`-listen "here"`, "-nodes 0", `traces: "http://x"`, "-capacity node-q"} {
@@ -215,8 +216,8 @@ func TestListenInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	if _, err := checkListen(ln.Addr().String()); ExitCode(err) != ExitInUse {
-		t.Errorf("checkListen() = %v, want exit code %d", err, ExitInUse)
+	if _, err := checkListen(ln.Addr().String()); program.ExitCode(err) != program.ExitInUse {
+		t.Errorf("checkListen() = %v, want exit code %d", err, program.ExitInUse)
 	}
 	got, err := checkListen("127.0.0.1:0")
 	if err != nil || strings.HasSuffix(got, ":0") {

@@ -15,6 +15,7 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/weights"
@@ -52,7 +53,7 @@ func Up(ctx context.Context, o Options) error {
 		return nil
 	}
 	if err != nil {
-		return &Exit{Code: ExitSetup, Err: err}
+		return program.Setup(err)
 	}
 	return start(ctx, o, file, paths, store, show)
 }
@@ -112,7 +113,7 @@ func takeDir(dir string) (*os.File, error) {
 func load(o Options) (config.File, error) {
 	file, err := loadFor(o.Config, o.Nodes)
 	if err != nil {
-		return config.File{}, &Exit{Code: ExitConfig, Err: err}
+		return config.File{}, program.Config(err)
 	}
 	return file, nil
 }
@@ -172,10 +173,10 @@ func programs(dir string) (string, error) {
 	}
 	for _, name := range []string{"xds", "extproc", "nodeagent", "engine"} {
 		if st, err := os.Stat(filepath.Join(dir, name)); err != nil || st.IsDir() {
-			return "", &Exit{Code: ExitSetup, Err: &obs.Hint{
+			return "", program.Setup(&obs.Hint{
 				Err:  fmt.Errorf("no program %s in %s", name, dir),
 				Next: "build all programs with `make build` and run bin/millrace",
-			}}
+			})
 		}
 	}
 	return filepath.Abs(dir)

@@ -1,8 +1,11 @@
-package mesh
+package program
 
-import "errors"
+import (
+	"errors"
+	"syscall"
+)
 
-// The exit codes of the millrace command; README.md lists them.
+// The exit codes of every program; README.md lists them.
 const (
 	ExitRuntime = 1 // something broke on the way
 	ExitUsage   = 2 // bad flags
@@ -25,7 +28,17 @@ func (e *Exit) Error() string { return e.Err.Error() }
 // Unwrap returns the error itself.
 func (e *Exit) Unwrap() error { return e.Err }
 
-// ExitCode returns the exit code for err: 0 for nil, 1 where none is known.
+// Usage is an error of the command line.
+func Usage(err error) error { return &Exit{Code: ExitUsage, Err: err} }
+
+// Config is an error of what is configured.
+func Config(err error) error { return &Exit{Code: ExitConfig, Err: err} }
+
+// Setup is an error of something that is needed and can't be had.
+func Setup(err error) error { return &Exit{Code: ExitSetup, Err: err} }
+
+// ExitCode returns the code by which scripts tell errors apart: 0 for nil, 1 where
+// no other is known.
 func ExitCode(err error) int {
 	var e *Exit
 	switch {
@@ -33,6 +46,8 @@ func ExitCode(err error) int {
 		return 0
 	case errors.As(err, &e):
 		return e.Code
+	case errors.Is(err, syscall.EADDRINUSE):
+		return ExitInUse
 	default:
 		return ExitRuntime
 	}

@@ -1,0 +1,119 @@
+// Package program is what the programs of Millrace do in the same way: signals and
+// exit codes, the flags that all have, the version, listeners, the admin page.
+//
+// Called by each main. Its one rule: a program says what differs about it in one
+// value, a Program, and nothing in here is global, so that tests run several of
+// them in one process.
+package program
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"millrace.dev/millrace/internal/obs"
+)
+
+// Program is one program: what is its own.
+type Program struct {
+	// Name is how it calls itself.
+	Name string
+	// Metrics is the default address of its admin page.
+	Metrics string
+	// Flags adds its flags to those that every program has.
+	Flags func(*Flags)
+	// Validate returns all that is wrong with the flags' values, each error with the
+	// name of its flag; nil: nothing can be.
+	Validate func() error
+	// Load reads what the flags name, before Check and Serve; nil: nothing.
+	Load func() error
+	// Check is -check: it shows what there is to show, and returns what is wrong;
+	// nil: what Validate and Load find is all.
+	Check func(stderr io.Writer) error
+	// Serve builds the parts in order and runs them until ctx ends.
+	Serve func(ctx context.Context, env *Env) error
+}
+
+// Main runs a program until it ends by itself or a signal ends it, and returns the
+// exit code. A second signal ends it at once.
+func Main(name string, run func(ctx context.Context, args []string, stderr io.Writer) error) (code int) {
+	ctx, stop := signal.NotifyContext(context.Background(), endSignals()...)
+	context.AfterFunc(ctx, stop)
+	err := run(ctx, os.Args[1:], os.Stderr)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	obs.PrintError(os.Stderr, name, err)
+	return ExitCode(err)
+}
+
+// endSignals are those that end a program in order: also that of a terminal that
+// goes away, unless the user said by nohup that it must not matter.
+func endSignals() []os.Signal {
+	if signal.Ignored(syscall.SIGHUP) {
+		return []os.Signal{os.Interrupt, syscall.SIGTERM}
+	}
+	return []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
+}
+
+// Run obeys the command line: it shows the version, checks, or serves until ctx ends.
+func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error {
+	f := NewFlags(p.Name, stderr)
+	f.Listen(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/")
+	f.BoolVar(&f.check, "check", false, "check the flags and what they name, and end")
+	f.BoolVar(&f.version, "version", false, "print the version and end")
+	p.Flags(f)
+	if err := f.Read(args); err != nil {
+		return err
+	}
+	if f.version {
+		fmt.Fprintln(stderr, p.Name, Version())
+		return nil
+	}
+	if err := f.validate(p.Validate); err != nil {
+		return err
+	}
+	if p.Load != nil {
+		if err := p.Load(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case f.check && p.Check != nil:
+		return p.Check(stderr)
+	case f.check:
+		fmt.Fprintf(stderr, "%s: flags and configuration are in order\n", p.Name)
+		return nil
+	}
+	return p.serve(ctx, f, obs.Logger(stderr, p.Name))
+}
+
+func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger) error {
+	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), name: p.Name}
+	e.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	if e.admin, err = e.Listen("metrics", f.metrics); err != nil {
+		return err
+	}
+	defer e.admin.Close()
+	return p.Serve(ctx, e)
+}
+
+// Version returns the version of the build and of Go.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version + " " + info.GoVersion
+}

@@ -1,0 +1,140 @@
+package program
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+
+	"millrace.dev/millrace/internal/obs"
+)
+
+// try returns a program that serves its admin page and one port.
+func try(load error) Program {
+	var listen, peer, word string
+	return Program{
+		Name: "try", Metrics: "127.0.0.1:0",
+		Flags: func(f *Flags) {
+			f.Listen(&listen, "listen", "127.0.0.1:0", "`ip:port` of it")
+			f.Dial(&peer, "peer", "", "`ip:port` of another program")
+			f.StringVar(&word, "word", "good", "a word")
+		},
+		Validate: func() error {
+			if word != "good" {
+				return errors.Join(errors.New("-word: bad"), errors.New("-word: bad again"))
+			}
+			return nil
+		},
+		Load: func() error { return load },
+		Serve: func(ctx context.Context, env *Env) error {
+			ln, err := env.Listen("listen", listen)
+			if err != nil {
+				return err
+			}
+			defer ln.Close()
+			env.Log.Info("ready", "metrics", env.AdminAddress())
+			return env.Admin(ctx, func() []obs.Condition { return []obs.Condition{{Code: "tried"}} })
+		},
+	}
+}
+
+func TestFaultsHaveTheirExitCode(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	tests := []struct {
+		name string
+		args []string
+		load error
+		want string
+		code int
+	}{
+		{name: "unknown flag", args: []string{"-nope"}, want: "flag provided but not defined: -nope", code: ExitUsage},
+		{name: "an argument", args: []string{"word"}, want: `argument "word"; must be only flags`, code: ExitUsage},
+		{
+			name: "all wrong values at once, in one line", args: []string{"-metrics", "x", "-listen", "127.0.0.1:99999", "-word", "worse"},
+			want: `^-metrics: "x"; must be ip:port; -listen: "127.0.0.1:99999"; must be ip:port; -peer: ""; must be ip:port; -word: bad; -word: bad again$`, code: ExitUsage,
+		},
+		{name: "bad file", args: []string{"-peer", "xds:7100"}, load: Config(errors.New("file: bad")), want: "file: bad", code: ExitConfig},
+		{name: "missing part, found by -check too", args: []string{"-check"}, load: Setup(errors.New("no part")), want: "no part", code: ExitSetup},
+		{name: "port in use", args: []string{"-peer", "xds:7100", "-listen", busy.Addr().String()}, want: "listen: .*address already in use", code: ExitInUse},
+		{name: "admin port in use", args: []string{"-peer", "xds:7100", "-metrics", busy.Addr().String()}, want: "metrics: ", code: ExitInUse},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := try(tt.load)
+			var out bytes.Buffer
+			err := p.Run(t.Context(), tt.args, &out)
+			if err == nil || !regexp.MustCompile(tt.want).MatchString(err.Error()) || ExitCode(err) != tt.code {
+				t.Errorf("Run() = %v, exit code %d; want %s, %d", err, ExitCode(err), tt.want, tt.code)
+			}
+			if out.Len() > 0 {
+				t.Errorf("printed %q; Main prints the error", out.String())
+			}
+		})
+	}
+}
+
+func TestVersionCheckAndHelpStartNothing(t *testing.T) {
+	for flag, want := range map[string]string{"-version": "try ", "-check": "try: flags and configuration are in order\n"} {
+		var out bytes.Buffer
+		p := try(nil)
+		if err := p.Run(t.Context(), []string{flag}, &out); err != nil || !strings.HasPrefix(out.String(), want) {
+			t.Errorf("%s: %v, printed %q", flag, err, out.String())
+		}
+	}
+	var out bytes.Buffer
+	p := try(nil)
+	if err := p.Run(t.Context(), []string{"-h"}, &out); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("-h: %v", err)
+	}
+	for _, want := range []string{"usage: try [flags]", "-word", "-metrics ip:port", "-check"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("help lacks %q:\n%s", want, out.String())
+		}
+	}
+}
+
+func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		p := try(nil)
+		done <- p.Run(ctx, []string{"-peer", "xds:7100"}, w)
+		w.Close()
+	}()
+	b := make([]byte, 1000)
+	n, err := r.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`program=try metrics=(\S+)`).FindSubmatch(b[:n])
+	if m == nil {
+		t.Fatalf("first line %s", b[:n])
+	}
+	for path, want := range map[string]string{"/readyz": `"tried"`, "/metrics": "process_cpu_seconds_total"} {
+		resp, err := http.Get("http://" + string(m[1]) + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if !strings.Contains(string(body), want) {
+			t.Errorf("%s lacks %s", path, want)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run() = %v after its context ended", err)
+	}
+}
