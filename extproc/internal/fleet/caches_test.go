@@ -158,10 +158,10 @@ func TestLogsOfBlocks(t *testing.T) {
 // TestAnotherPolicyForgetsNoCache changes how many sessions are remembered.
 func TestAnotherPolicyForgetsNoCache(t *testing.T) {
 	s := newState(true)
-	apply(t, s, say(wire.PolicyType, resource("default", "1", policy)), say(wire.ModelType), say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
+	apply(t, s, say(wire.PolicyType, resource("default", "1", somePolicy)), say(wire.ModelType), say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
 		say(wire.CacheType, cached(1, 2, 5, 6)))
-	other := proto.CloneOf(policy)
-	other.MaxSessions = 7 + policy.GetMaxSessions()
+	other := proto.CloneOf(somePolicy)
+	other.MaxSessions = 7 + somePolicy.GetMaxSessions()
 	apply(t, s, say(wire.PolicyType, resource("default", "2", other)))
 	for _, key := range []session.Key{5, 6} {
 		if p, ok := s.policy.Prefixes.Get(key, time.Now()); !ok || p.Tokens != 10 {
@@ -200,7 +200,7 @@ func TestOlderXDS(t *testing.T) {
 	for range types {
 		<-fake.heard
 	}
-	fake.say <- say(wire.PolicyType, resource("default", "1", policy))
+	fake.say <- say(wire.PolicyType, resource("default", "1", somePolicy))
 	fake.say <- say(wire.ModelType)
 	fake.say <- say(wire.EndpointType)
 	<-tables

@@ -8,7 +8,6 @@
 package fleet
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,6 +22,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/blocks"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -251,24 +251,20 @@ func (s *state) remove(typ, name string) {
 	}
 }
 
-// setPolicy takes a policy in; what it leaves open gets a default.
+// setPolicy takes a policy in; what it leaves unset is by default.
 func (s *state) setPolicy(m *fleetpb.PolicyState) {
-	idle := m.GetSessionIdle().AsDuration()
-	if idle <= 0 {
-		idle = 30 * time.Minute
-	}
-	most := int(cmp.Or(m.GetMaxSessions(), 100000))
-	candidates := int(cmp.Or(m.GetCandidates(), 4))
+	m = policy.Complete(m)
+	idle, most := m.GetSessionIdle().AsDuration(), int(m.GetMaxSessions())
 	p := &pick.Policy{
-		SessionHeader:  strings.ToLower(cmp.Or(m.GetSessionHeader(), wire.SessionHeader)),
+		SessionHeader:  strings.ToLower(m.GetSessionHeader()),
 		Cookies:        session.NewCookies(m.GetSessionCookie(), m.GetCookieKeys(), idle),
-		Candidates:     candidates,
-		Critical:       int(cmp.Or(m.GetCandidatesCritical(), uint32(candidates))),
-		Sheddable:      int(cmp.Or(m.GetCandidatesSheddable(), uint32(min(2, candidates)))),
-		PriorityHeader: strings.ToLower(cmp.Or(m.GetPriorityHeader(), wire.PriorityHeader)),
-		Priority:       cmp.Or(m.GetDefaultPriority(), wire.Standard),
+		Candidates:     int(m.GetCandidates()),
+		Critical:       int(m.GetCandidatesCritical()),
+		Sheddable:      int(m.GetCandidatesSheddable()),
+		PriorityHeader: strings.ToLower(m.GetPriorityHeader()),
+		Priority:       m.GetDefaultPriority(),
 		Ours:           s.ours,
-		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
+		MaxBody:        int64(min(m.GetMaxBodyBytes(), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
 		Explain:        m.GetExplain(),
