@@ -124,8 +124,8 @@ func (f *fleet) write(t *testing.T, name, text string) {
 // startEngine starts a plain llama.cpp server.
 func (f *fleet) startEngine(t *testing.T, i int) {
 	t.Helper()
-	cmd := exec.Command("python3", filepath.Join("testdata", "server.py"),
-		cache(t, "llamacpp-*"), cache(t, "models/SmolLM2-*.gguf"), strconv.Itoa(f.ports.engines[i]))
+	cmd := exec.Command("python3", filepath.Join("..", "rig", "testdata", "llama_server.py"),
+		cache(t, "llamacpp-*"), cache(t, "models/SmolLM2-*.gguf"), address(f.ports.engines[i]))
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package e2e
+package rig
 
 import (
 	"bytes"
@@ -11,23 +11,20 @@ import (
 	"testing"
 )
 
-// logTail bounds what is printed of each log of a failed test, in bytes.
-const logTail = 3000
-
-// watchLogs prints what the mesh logged during the test, if it fails.
-func (m *mesh) watchLogs(t *testing.T) {
+// ShowLogs logs what the mesh's programs wrote during the test, if it fails.
+func (m *Mesh) ShowLogs(t testing.TB) {
 	sizes := map[string]int64{} // by path
 	for _, path := range m.logs() {
 		if st, err := os.Stat(path); err == nil {
 			sizes[path] = st.Size()
 		}
 	}
-	said := len(m.out.String())
+	before := len(m.Out.String())
 	t.Cleanup(func() {
 		if !t.Failed() {
 			return
 		}
-		t.Logf("--- millrace up\n%s", tail(m.out.String()[said:]))
+		t.Logf("--- millrace up\n%s", tail(m.Out.String()[before:]))
 		for _, path := range m.logs() {
 			if text := since(path, sizes[path]); text != "" {
 				t.Logf("--- %s\n%s", filepath.Base(path), tail(text))
@@ -36,8 +33,8 @@ func (m *mesh) watchLogs(t *testing.T) {
 	})
 }
 
-func (m *mesh) logs() []string {
-	paths, _ := filepath.Glob(filepath.Join(m.dir, "logs", "*.log"))
+func (m *Mesh) logs() []string {
+	paths, _ := filepath.Glob(m.File("logs", "*.log"))
 	return paths
 }
 
@@ -55,15 +52,8 @@ func since(path string, offset int64) string {
 	return string(b)
 }
 
-func tail(s string) string {
-	if len(s) <= logTail {
-		return s
-	}
-	return "…" + s[len(s)-logTail:]
-}
-
-// access is one line of Envoy's access log.
-type access struct {
+// Access is one line of Envoy's access log.
+type Access struct {
 	Method       string `json:"method"`
 	Path         string `json:"path"`
 	Status       int    `json:"status"`
@@ -75,31 +65,36 @@ type access struct {
 	Session      string `json:"session"`
 	Decision     string `json:"decision"`
 	PromptTokens any    `json:"prompt_tokens"`
+	CachedTokens any    `json:"cached_tokens"`
 }
 
-// accessLog reads Envoy's access log from where it was opened.
-type accessLog struct {
+// AccessLog reads Envoy's access log from where it was opened.
+type AccessLog struct {
 	path   string
 	offset int64
 }
 
-// access begins to read the access log at its present end.
-func (m *mesh) access() *accessLog {
-	l := &accessLog{path: filepath.Join(m.dir, "logs", "access.log")}
-	if st, err := os.Stat(l.path); err == nil {
+// OpenAccessLog begins to read an access log at its present end.
+func OpenAccessLog(path string) *AccessLog {
+	l := &AccessLog{path: path}
+	if st, err := os.Stat(path); err == nil {
 		l.offset = st.Size()
 	}
 	return l
 }
 
-// lines returns the lines written since the log was opened.
-func (l *accessLog) lines() ([]access, error) {
-	var all []access
+// AccessLog begins to read the mesh's access log at its present end.
+func (m *Mesh) AccessLog() *AccessLog { return OpenAccessLog(m.File("logs", "access.log")) }
+
+// Lines returns the lines written since the log was opened. Envoy writes them up to
+// 200 ms late.
+func (l *AccessLog) Lines() ([]Access, error) {
+	var all []Access
 	for line := range strings.Lines(since(l.path, l.offset)) {
 		if !strings.HasSuffix(line, "\n") {
 			break // still being written
 		}
-		var a access
+		var a Access
 		if err := json.NewDecoder(bytes.NewBufferString(line)).Decode(&a); err != nil {
 			return nil, err
 		}
@@ -108,12 +103,12 @@ func (l *accessLog) lines() ([]access, error) {
 	return all, nil
 }
 
-// find waits for the line that matches. Envoy flushes every 200 ms.
-func (l *accessLog) find(t *testing.T, match func(access) bool) access {
+// Find waits for the line that matches.
+func (l *AccessLog) Find(t testing.TB, match func(Access) bool) Access {
 	t.Helper()
-	var found access
-	waitFor(t, backLimit, "access log", func() error {
-		all, err := l.lines()
+	var found Access
+	Wait(t, BackLimit, "access log", func() error {
+		all, err := l.Lines()
 		if err != nil {
 			return err
 		}
