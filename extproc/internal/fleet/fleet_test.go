@@ -45,7 +45,7 @@ func endpointState(address string, edit ...func(*fleetpb.EndpointState)) *fleetp
 	return m
 }
 
-var policy = &fleetpb.PolicyState{
+var somePolicy = &fleetpb.PolicyState{
 	SessionHeader: "X-Session-Id", Candidates: 3, CandidatesCritical: 5, DefaultPriority: "standard", MaxBodyBytes: 1000,
 	SessionCookie: "c", CookieKeys: [][]byte{[]byte("a key of 16 bytes")},
 }
@@ -70,7 +70,7 @@ func full(t *testing.T) *state {
 	apply(t, s,
 		say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1"))),
 		say(wire.ModelType, resource("m", "1", &fleetpb.ModelState{Name: "m", Tokenizer: "t.gguf", Default: true})),
-		say(wire.PolicyType, resource("default", "1", policy)))
+		say(wire.PolicyType, resource("default", "1", somePolicy)))
 	return s
 }
 
@@ -231,7 +231,7 @@ func TestClient(t *testing.T) {
 	if got := c.Conditions(); len(got) != 1 || got[0].Code != "no-fleet" {
 		t.Errorf("Conditions() = %v", got)
 	}
-	fake.say <- say(wire.PolicyType, resource("default", "1", policy))
+	fake.say <- say(wire.PolicyType, resource("default", "1", somePolicy))
 	fake.say <- say(wire.ModelType, resource("m", "1", &fleetpb.ModelState{Name: "m", Tokenizer: "t.gguf"}))
 	fake.say <- say(wire.EndpointType, resource("127.0.0.1:1", "5", endpointState("127.0.0.1:1")))
 	if got := <-loads; got != "t.gguf" {

@@ -8,6 +8,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -26,7 +27,7 @@ policy:
 		t.Fatal(err)
 	}
 	s := newState(false)
-	s.setPolicy(policyOf(f.Policy, nil))
+	s.setPolicy(policy.State(f.Policy, nil, 1))
 	want := &flow.Policy{
 		Queue: 7, Allowance: 1, Reserve: float64(float32(0.1)), Gateway: 9 * time.Second, GatewayTimeout: 10 * time.Second, DegradeAt: 0.5,
 		MaxWait: [3]time.Duration{3 * time.Second, 20 * time.Second, 5 * time.Second},

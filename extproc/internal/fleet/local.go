@@ -14,12 +14,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/kvevents"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -287,7 +287,7 @@ func (l *Local) loadLocked(now time.Time) error {
 		return err
 	}
 	l.keys = rotate(l.keys, key)
-	l.state.setPolicy(policyOf(f.Policy, l.keys))
+	l.state.setPolicy(policy.State(f.Policy, l.keys, 1))
 	names := f.ModelNames()
 	maps.DeleteFunc(l.state.models, func(name string, _ *model) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
@@ -342,18 +342,6 @@ func (p *plain) inherit(old *plain) {
 	}
 	if slices.Contains(p.spec.Models, old.said.GetModel()) {
 		p.said.Model = old.said.GetModel() // it is the same engine still
-	}
-}
-
-// policyOf returns the policy as xds would say it.
-func policyOf(p config.PolicySpec, keys [][]byte) *fleetpb.PolicyState {
-	return &fleetpb.PolicyState{
-		SessionHeader: p.Sessions.Header, SessionCookie: p.Sessions.Cookie.Name, CookieKeys: keys,
-		SessionIdle: durationpb.New(p.Sessions.Idle.Duration), MaxSessions: uint32(p.Sessions.Max),
-		Candidates: uint32(p.Retries.Standard), CandidatesCritical: uint32(p.Retries.Critical),
-		CandidatesSheddable: uint32(p.Retries.Sheddable),
-		PriorityHeader:      p.Priorities.Header, DefaultPriority: p.Priorities.Default,
-		MaxBodyBytes: uint64(p.Limits.MaxBodyBytes), Rewrites: rewritesOf(p.Rewrites), Flow: flowOf(p.Flow), Explain: p.Explain,
 	}
 }
 

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -20,16 +19,4 @@ func rewrites(said []*fleetpb.Rewrite) map[string]*pick.Rewrite {
 		all[one.Model] = one
 	}
 	return all
-}
-
-// rewritesOf are a fleet file's, as xds would say them.
-func rewritesOf(all []config.Rewrite) (out []*fleetpb.Rewrite) {
-	for _, w := range all {
-		one := &fleetpb.Rewrite{Model: w.Model}
-		for _, t := range w.To {
-			one.To = append(one.To, &fleetpb.Rewrite_Target{Model: t.Model, Weight: uint32(t.Weight)})
-		}
-		out = append(out, one)
-	}
-	return out
 }

@@ -9,6 +9,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -17,7 +18,7 @@ func TestRewritesFromXds(t *testing.T) {
 	s := full(t)
 	said := &fleetpb.PolicyState{
 		SessionHeader: "x", Candidates: 1, CandidatesCritical: 1, DefaultPriority: "standard",
-		Rewrites: rewritesOf([]config.Rewrite{{Model: "chat", To: []config.RewriteTarget{{Model: "m", Weight: 9}, {Model: "n", Weight: 1}}}}),
+		Rewrites: policy.Rewrites([]config.Rewrite{{Model: "chat", To: []config.RewriteTarget{{Model: "m", Weight: 9}, {Model: "n", Weight: 1}}}}),
 	}
 	apply(t, s, say(wire.PolicyType, resource("default", "2", said)))
 	want := map[string]*pick.Rewrite{"chat": {Model: "chat", To: []pick.Target{{Model: "m", Weight: 9}, {Model: "n", Weight: 1}}}}

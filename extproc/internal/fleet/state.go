@@ -8,7 +8,6 @@
 package fleet
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,6 +22,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/blocks"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -51,9 +51,9 @@ type state struct {
 	versions map[string]map[string]string
 	// answered tells which types xds has answered at least once.
 	answered map[string]bool
-	told     told   // by engines, of their caches
-	into     Caches // nil: nobody wants to know what they told
-	caches   uint32 // the last number given to an engine's cache
+	reports  reports // of engines, about their caches
+	stale    bool    // whether table has changed by reports about caches
+	caches   uint32  // the last number given to an engine's cache
 	prefixes struct {
 		most int
 		idle time.Duration
@@ -69,6 +69,8 @@ type endpoint struct {
 	also []string
 	// blocks is what its engine says that its cache holds; nil: it does not.
 	blocks *blocks.Set
+	// log keeps blocks true to what xds hands down; nil: nothing of the kind has come.
+	log *blocks.Reader
 	// base is the first model that it serves, adapters which others are loaded; nil:
 	// there are no others.
 	base     string
@@ -90,7 +92,7 @@ func newState(ours bool) *state {
 		models:    map[string]*model{},
 		versions:  map[string]map[string]string{},
 		answered:  map[string]bool{},
-		told:      told{},
+		reports:   reports{},
 	}
 	for _, t := range types {
 		s.versions[t] = map[string]string{}
@@ -182,11 +184,14 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	case e.said.GetEpoch() != m.GetEpoch() || e.said.GetModel() != m.GetModel():
 		e.kv = s.newCache(m)
 		e.live.Restarted()
+		if e.log != nil {
+			e.log.Forget()
+		}
 	case e.said.GetState() != m.GetState():
 		e.live.Reinstate()
 	}
 	e.said = m
-	s.hand(m.GetAddress(), now)
+	s.applyCache(m.GetAddress(), now)
 	e.kv.Resize(capacity(m))
 	if l := m.GetLoad(); l != nil {
 		e.live.ReportFromFleet(pick.Report{
@@ -246,24 +251,20 @@ func (s *state) remove(typ, name string) {
 	}
 }
 
-// setPolicy takes a policy in; what it leaves open gets a default.
+// setPolicy takes a policy in; what it leaves unset is by default.
 func (s *state) setPolicy(m *fleetpb.PolicyState) {
-	idle := m.GetSessionIdle().AsDuration()
-	if idle <= 0 {
-		idle = 30 * time.Minute
-	}
-	most := int(cmp.Or(m.GetMaxSessions(), 100000))
-	candidates := int(cmp.Or(m.GetCandidates(), 4))
+	m = policy.Complete(m)
+	idle, most := m.GetSessionIdle().AsDuration(), int(m.GetMaxSessions())
 	p := &pick.Policy{
-		SessionHeader:  strings.ToLower(cmp.Or(m.GetSessionHeader(), wire.SessionHeader)),
+		SessionHeader:  strings.ToLower(m.GetSessionHeader()),
 		Cookies:        session.NewCookies(m.GetSessionCookie(), m.GetCookieKeys(), idle),
-		Candidates:     candidates,
-		Critical:       int(cmp.Or(m.GetCandidatesCritical(), uint32(candidates))),
-		Sheddable:      int(cmp.Or(m.GetCandidatesSheddable(), uint32(min(2, candidates)))),
-		PriorityHeader: strings.ToLower(cmp.Or(m.GetPriorityHeader(), wire.PriorityHeader)),
-		Priority:       cmp.Or(m.GetDefaultPriority(), wire.Standard),
+		Candidates:     int(m.GetCandidates()),
+		Critical:       int(m.GetCandidatesCritical()),
+		Sheddable:      int(m.GetCandidatesSheddable()),
+		PriorityHeader: strings.ToLower(m.GetPriorityHeader()),
+		Priority:       m.GetDefaultPriority(),
 		Ours:           s.ours,
-		MaxBody:        int64(min(cmp.Or(m.GetMaxBodyBytes(), 16<<20), 1<<40)),
+		MaxBody:        int64(min(m.GetMaxBodyBytes(), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
 		Explain:        m.GetExplain(),

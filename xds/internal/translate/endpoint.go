@@ -4,10 +4,10 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/fleet"
@@ -80,44 +80,7 @@ func models(f config.File) map[string]proto.Message {
 	all := make(map[string]proto.Message, len(f.Models))
 	fallback := f.DefaultModel().Metadata.Name
 	for _, m := range f.Models {
-		all[m.Metadata.Name] = &fleetpb.ModelState{
-			Name:          m.Metadata.Name,
-			Tokenizer:     m.Spec.TokenizerFile(),
-			ContextTokens: uint32(m.Spec.Backend.ContextTokens),
-			Default:       m.Metadata.Name == fallback,
-		}
+		all[m.Metadata.Name] = policy.Model(m, m.Metadata.Name == fallback)
 	}
 	return all
-}
-
-func policy(s Settings) *fleetpb.PolicyState {
-	p := s.Config.Policy.Spec
-	return &fleetpb.PolicyState{
-		SessionHeader:       p.Sessions.Header,
-		SessionCookie:       p.Sessions.Cookie.Name,
-		CookieKeys:          s.CookieKeys,
-		SessionIdle:         durationpb.New(p.Sessions.Idle.Duration),
-		MaxSessions:         uint32(p.Sessions.Max),
-		Candidates:          uint32(p.Retries.Standard),
-		CandidatesCritical:  uint32(p.Retries.Critical),
-		CandidatesSheddable: uint32(p.Retries.Sheddable),
-		PriorityHeader:      p.Priorities.Header,
-		DefaultPriority:     p.Priorities.Default,
-		MaxBodyBytes:        uint64(p.Limits.MaxBodyBytes),
-		Rewrites:            rewrites(p.Rewrites),
-		Flow:                flow(p.Flow, len(s.ExtProc)),
-		Explain:             p.Explain,
-	}
-}
-
-// rewrites are the policy's, as extproc gets them.
-func rewrites(all []config.Rewrite) (out []*fleetpb.Rewrite) {
-	for _, w := range all {
-		one := &fleetpb.Rewrite{Model: w.Model}
-		for _, t := range w.To {
-			one.To = append(one.To, &fleetpb.Rewrite_Target{Model: t.Model, Weight: uint32(t.Weight)})
-		}
-		out = append(out, one)
-	}
-	return out
 }

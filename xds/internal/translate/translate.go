@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -73,7 +74,7 @@ func Static(s Settings) (Resources, error) {
 		RouteType:       {gatewayName: routes(s.Config)},
 		ClusterType:     clusters,
 		wire.ModelType:  models(s.Config),
-		wire.PolicyType: {"default": policy(s)},
+		wire.PolicyType: {"default": policy.State(s.Config.Policy.Spec, s.CookieKeys, len(s.ExtProc))},
 	}, nil
 }
 
