@@ -106,6 +106,7 @@ func up(ctx context.Context, args []string, std files) error {
 		o.Capacity, err = mesh.ParseCapacity(text)
 		return err
 	})
+	fs.StringVar(&o.VLLM, "vllm", "", "`path` of a vLLM of your own, a command or a Python environment, for backends of kind vllm")
 	setupFlags(fs, &o)
 	only := fs.Bool("check", false, "check flags and configuration, and stop there")
 	if err := fs.Read(args); err != nil {

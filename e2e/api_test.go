@@ -9,44 +9,46 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // called is what the openai client brought back from one call.
 type called struct {
-	Text    string   `json:"text"`
-	Usage   usage    `json:"usage"`
-	Object  string   `json:"object"`
-	Model   string   `json:"model"`
-	Chunks  int      `json:"chunks"`
-	Lengths []int    `json:"lengths"`
-	IDs     []string `json:"ids"`
-	One     string   `json:"one"`
-	Code    string   `json:"code"`
+	Text    string    `json:"text"`
+	Usage   rig.Usage `json:"usage"`
+	Object  string    `json:"object"`
+	Model   string    `json:"model"`
+	Chunks  int       `json:"chunks"`
+	Lengths []int     `json:"lengths"`
+	IDs     []string  `json:"ids"`
+	One     string    `json:"one"`
+	Code    string    `json:"code"`
 }
 
 // openai runs the client's script against the mesh.
 func openai(t *testing.T, m *mesh) map[string]called {
 	t.Helper()
-	python := filepath.Join(cache(), "client", "bin", "python")
+	python := filepath.Join(rig.Cache(), "client", "bin", "python")
 	if _, err := os.Stat(python); err != nil {
 		t.Fatalf("%v; run `make client` first", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), rig.StartLimit)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, python, "testdata/client.py", m.url(t, "/v1"), model)
+	cmd := exec.CommandContext(ctx, python, "testdata/client.py", m.URL(t, "/v1"), model)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("client.py: %v\n%s", err, stderr.String())
 	}
-	return decode[map[string]called](t, stdout.Bytes())
+	return rig.Decode[map[string]called](t, stdout.Bytes())
 }
 
 // TestAPIWithTheOpenAIClient calls every endpoint through Envoy.
 func TestAPIWithTheOpenAIClient(t *testing.T) {
 	m := shared(t)
 	got := openai(t, m)
-	question := []message{{"user", "What is the capital of France?"}}
+	question := []rig.Message{rig.User("What is the capital of France?")}
 	prompt := "The capital of France is"
 	t.Run("chat", func(t *testing.T) {
 		checkText(t, got["chat"], "chat.completion", m.counted(t, "messages", question), 8)
@@ -100,7 +102,7 @@ func checkText(t *testing.T, c called, object string, promptTokens, completionTo
 	sameUsage(t, c.Usage, promptTokens, completionTokens)
 }
 
-func sameUsage(t *testing.T, u usage, promptTokens, atMost int) {
+func sameUsage(t *testing.T, u rig.Usage, promptTokens, atMost int) {
 	t.Helper()
 	if u.Prompt != promptTokens {
 		t.Errorf("prompt tokens = %d, the backend counts %d", u.Prompt, promptTokens)
@@ -120,31 +122,31 @@ func checkSame(t *testing.T, whole, streamed called) {
 // backend returns the base address of the backend behind the whole replica.
 func (m *mesh) backend(t *testing.T) string {
 	t.Helper()
-	return "http://" + m.addr(t, "backend@"+m.replicas(t).whole, "http")
+	return "http://" + m.Addr(t, "backend@"+m.Replicas(t).Whole, "http")
 }
 
 // counted returns how many prompt tokens the backend itself counts.
 func (m *mesh) counted(t *testing.T, field string, value any) int {
 	t.Helper()
-	a := mustPost(t, m.backend(t)+"/v1/chat/completions/input_tokens", map[string]any{"model": model, field: value})
-	return decode[struct {
+	a := rig.MustPost(t, m.backend(t)+"/v1/chat/completions/input_tokens", map[string]any{"model": model, field: value})
+	return rig.Decode[struct {
 		Input int `json:"input_tokens"`
-	}](t, a.body).Input
+	}](t, a.Body).Input
 }
 
 // tokens returns how many tokens the backend itself counts in a text.
 func (m *mesh) tokens(t *testing.T, text string) int {
 	t.Helper()
-	a := mustPost(t, m.backend(t)+"/tokenize", map[string]any{"content": text, "add_special": true})
-	return len(decode[struct {
+	a := rig.MustPost(t, m.backend(t)+"/tokenize", map[string]any{"content": text, "add_special": true})
+	return len(rig.Decode[struct {
 		Tokens []int `json:"tokens"`
-	}](t, a.body).Tokens)
+	}](t, a.Body).Tokens)
 }
 
 // curl runs curl as the README shows it.
 func curl(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), backLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), rig.BackLimit)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "curl", append([]string{"-sS", "--fail-with-body"}, args...)...).CombinedOutput()
 	if err != nil {
@@ -157,7 +159,7 @@ func curl(t *testing.T, args ...string) string {
 func TestAPIWithCurl(t *testing.T) {
 	m := shared(t)
 	json := func(path, body string) string {
-		return curl(t, m.url(t, path), "-H", "content-type: application/json", "-d", body)
+		return curl(t, m.URL(t, path), "-H", "content-type: application/json", "-d", body)
 	}
 	tests := []struct {
 		name string
@@ -179,8 +181,8 @@ func TestAPIWithCurl(t *testing.T) {
 		{"responses", func() string {
 			return json("/v1/responses", `{"model":"smollm2","max_output_tokens":4,"input":"hi"}`)
 		}, `"object":"response"`},
-		{"models", func() string { return curl(t, m.url(t, "/v1/models")) }, `"id":"smollm2"`},
-		{"one model", func() string { return curl(t, m.url(t, "/v1/models/smollm2")) }, `"id":"smollm2"`},
+		{"models", func() string { return curl(t, m.URL(t, "/v1/models")) }, `"id":"smollm2"`},
+		{"one model", func() string { return curl(t, m.URL(t, "/v1/models/smollm2")) }, `"id":"smollm2"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -197,22 +199,22 @@ func TestAPIWithCurl(t *testing.T) {
 func TestUsageEqualsTheBackends(t *testing.T) {
 	m := shared(t)
 	for _, text := range []string{"hi", "Name three colours, please.", "Füße, 漢字 and 🙂"} {
-		req := ask(8, text)
-		a := mustPost(t, m.url(t, "/v1/chat/completions"), req)
-		got := decode[completion](t, a.body)
+		req := rig.Ask(8, text)
+		a := rig.MustPost(t, m.URL(t, "/v1/chat/completions"), req)
+		got := rig.Decode[rig.Completion](t, a.Body)
 		if n := got.Timings.Cached + got.Timings.Prompt; n != got.Usage.Prompt || got.Timings.Predicted != got.Usage.Completion {
 			t.Errorf("%q: usage %+v, the backend's timings %+v", text, got.Usage, got.Timings)
 		}
-		bare := decode[completion](t, mustPost(t, m.backend(t)+"/v1/chat/completions", req).body)
+		bare := rig.Decode[rig.Completion](t, rig.MustPost(t, m.backend(t)+"/v1/chat/completions", req).Body)
 		if bare.Usage.Prompt != got.Usage.Prompt || bare.Usage.Completion != got.Usage.Completion {
 			t.Errorf("%q: usage %+v, the bare backend's %+v", text, got.Usage, bare.Usage)
 		}
-		if h := a.header.Get("x-millrace-usage"); !strings.Contains(h, usageHeader(got.Usage)) {
+		if h := a.Header.Get("x-millrace-usage"); !strings.Contains(h, usageHeader(got.Usage)) {
 			t.Errorf("%q: x-millrace-usage: %q, want %q in it", text, h, usageHeader(got.Usage))
 		}
 	}
 }
 
-func usageHeader(u usage) string {
+func usageHeader(u rig.Usage) string {
 	return fmt.Sprintf("prompt=%d,cached=%d,completion=%d", u.Prompt, u.Details.Cached, u.Completion)
 }

@@ -4,24 +4,26 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // TestStatusShowsTheFleet reads the table and its JSON form.
 func TestStatusShowsTheFleet(t *testing.T) {
 	m := shared(t)
-	table := m.statusTable(t)
+	table := m.StatusTable(t)
 	t.Logf("\n%s", table)
 	for _, want := range []string{"node-a", "node-b", "node-c", "smollm2", "smollm2-0", "smollm2-1", "READY", "1000"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("the table has no %q", want)
 		}
 	}
-	got := millrace(t, "", "status", "-dir", m.dir, "-json")
-	if got.code != 0 || !json.Valid([]byte(got.stdout)) {
-		t.Fatalf("status -json: exit code %d, %s%s", got.code, got.stdout, got.stderr)
+	got := rig.Millrace(t, "", "status", "-dir", m.Dir, "-json")
+	if got.Code != 0 || !json.Valid([]byte(got.Stdout)) {
+		t.Fatalf("status -json: exit code %d, %s%s", got.Code, got.Stdout, got.Stderr)
 	}
 	for _, want := range []string{`"node-a"`, `"smollm2-1"`, `"weight"`} {
-		if !strings.Contains(got.stdout, want) {
+		if !strings.Contains(got.Stdout, want) {
 			t.Errorf("status -json has no %s", want)
 		}
 	}
@@ -29,21 +31,21 @@ func TestStatusShowsTheFleet(t *testing.T) {
 
 // TestStatusWithoutAMesh says so, and how to start one.
 func TestStatusWithoutAMesh(t *testing.T) {
-	got := millrace(t, "", "status", "-dir", t.TempDir())
-	if got.code != 1 || !strings.Contains(got.stderr, "hint: ") {
-		t.Errorf("exit code %d, %s; want 1 and a hint", got.code, got.stderr)
+	got := rig.Millrace(t, "", "status", "-dir", t.TempDir())
+	if got.Code != 1 || !strings.Contains(got.Stderr, "hint: ") {
+		t.Errorf("exit code %d, %s; want 1 and a hint", got.Code, got.Stderr)
 	}
 }
 
 // TestChatFromAScript talks to the mesh over standard input.
 func TestChatFromAScript(t *testing.T) {
 	m := shared(t)
-	got := millrace(t, "Say hi.\nAnd again.\n", "chat", "-url", "http://"+m.state(t).Listen)
-	t.Logf("\n%s%s", got.stdout, got.stderr)
-	if got.code != 0 {
-		t.Errorf("exit code %d", got.code)
+	got := rig.Millrace(t, "Say hi.\nAnd again.\n", "chat", "-url", "http://"+m.State(t).Listen)
+	t.Logf("\n%s%s", got.Stdout, got.Stderr)
+	if got.Code != 0 {
+		t.Errorf("exit code %d", got.Code)
 	}
-	both := strings.ToLower(got.stdout + got.stderr)
+	both := strings.ToLower(got.Stdout + got.Stderr)
 	for _, want := range []string{"node-", "cached", "ttft", "tok"} {
 		if !strings.Contains(both, want) {
 			t.Errorf("the chat shows no %q", want)
@@ -53,13 +55,13 @@ func TestChatFromAScript(t *testing.T) {
 
 // TestCheckFindsAllInOrder runs the doctor on a machine that can run meshes.
 func TestCheckFindsAllInOrder(t *testing.T) {
-	got := millrace(t, "", "check", "-cache", cache())
-	t.Logf("\n%s%s", got.stdout, got.stderr)
-	if got.code != 0 {
-		t.Errorf("exit code %d", got.code)
+	got := rig.Millrace(t, "", "check", "-cache", rig.Cache())
+	t.Logf("\n%s%s", got.Stdout, got.Stderr)
+	if got.Code != 0 {
+		t.Errorf("exit code %d", got.Code)
 	}
 	for _, want := range []string{"envoy", "python", "model"} {
-		if !strings.Contains(strings.ToLower(got.stdout), want) {
+		if !strings.Contains(strings.ToLower(got.Stdout), want) {
 			t.Errorf("the doctor says nothing of %q", want)
 		}
 	}
@@ -67,9 +69,9 @@ func TestCheckFindsAllInOrder(t *testing.T) {
 
 // TestCheckFindsWhatIsMissing runs the doctor without python.
 func TestCheckFindsWhatIsMissing(t *testing.T) {
-	got := runWith(t, []string{"PATH=" + t.TempDir()}, "", "check", "-cache", cache())
-	t.Logf("\n%s%s", got.stdout, got.stderr)
-	if both := got.stdout + got.stderr; got.code != exitSetup || !strings.Contains(both, "python3") {
-		t.Errorf("exit code %d, want %d and a word about python3", got.code, exitSetup)
+	got := rig.MillraceEnv(t, []string{"PATH=" + t.TempDir()}, "", "check", "-cache", rig.Cache())
+	t.Logf("\n%s%s", got.Stdout, got.Stderr)
+	if both := got.Stdout + got.Stderr; got.Code != exitSetup || !strings.Contains(both, "python3") {
+		t.Errorf("exit code %d, want %d and a word about python3", got.Code, exitSetup)
 	}
 }

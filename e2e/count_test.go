@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"strings"
-	"sync"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // countPrompts is how many prompts are counted, and countClients by how many
@@ -21,23 +21,10 @@ const (
 // access log) with the engine's usage on 200 prompts of all sorts.
 func TestPromptTokensOfExtprocEqualTheEngines(t *testing.T) {
 	m := shared(t)
-	log := m.access()
+	log := m.AccessLog()
 	reqs := prompts(countPrompts)
 	engine := make([]int, len(reqs)) // prompt tokens by prompt
-	work := make(chan int)
-	var wg sync.WaitGroup
-	for range countClients {
-		wg.Go(func() {
-			for i := range work {
-				engine[i] = m.promptTokens(t, i, reqs[i])
-			}
-		})
-	}
-	for i := range reqs {
-		work <- i
-	}
-	close(work)
-	wg.Wait()
+	rig.Each(len(reqs), countClients, func(i int) { engine[i] = m.promptTokens(t, i, reqs[i]) })
 	extproc := loggedTokens(t, log, len(reqs))
 	wrong, sum := 0, 0
 	for i, want := range engine {
@@ -54,20 +41,20 @@ func countSession(i int) string { return fmt.Sprintf("count-%03d", i) }
 
 // promptTokens sends one prompt and returns the engine's count of it.
 func (m *mesh) promptTokens(t *testing.T, i int, req map[string]any) int {
-	a, err := post(t.Context(), m.url(t, "/v1/chat/completions"), req, "x-session-id", countSession(i))
-	if err != nil || a.status != http.StatusOK {
-		t.Errorf("prompt %d: status %d %v: %.300s", i, a.status, err, a.body)
+	c, _, err := rig.Complete(t.Context(), m.URL(t, chatPath), req, "x-session-id", countSession(i))
+	if err != nil {
+		t.Errorf("prompt %d: %v", i, err)
 		return -1
 	}
-	return decode[completion](t, a.body).Usage.Prompt
+	return c.Usage.Prompt
 }
 
 // loggedTokens waits for n lines and returns extproc's counts by session.
-func loggedTokens(t *testing.T, log *accessLog, n int) map[string]int {
+func loggedTokens(t *testing.T, log *rig.AccessLog, n int) map[string]int {
 	t.Helper()
 	counts := map[string]int{}
-	waitFor(t, backLimit, "access log", func() error {
-		lines, err := log.lines()
+	rig.Wait(t, rig.BackLimit, "access log", func() error {
+		lines, err := log.Lines()
 		if err != nil {
 			return err
 		}

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -47,15 +47,15 @@ func outNode(name string) func(*mesh, *story) error {
 // the part must be back by itself.
 func TestKill(t *testing.T) {
 	m := shared(t)
-	r := m.replicas(t)
+	r := m.Replicas(t)
 	faults := []fault{
-		{"engine@" + r.whole, r.whole, 1, outNode(r.whole)},
-		{"engine@" + r.tail, r.head, 1, outNode(r.head)},
-		{"backend@" + r.head, r.head, 1, outNode(r.head)},
-		{"backend@" + r.whole, r.whole, 1, outNode(r.whole)},
-		{"shard@" + r.tail, r.head, 1, outNode(r.head)},
-		{"shard@" + r.head, r.head, 1, outNode(r.head)},
-		{"nodeagent@" + r.whole, r.whole, 4, silentNode(r.whole)},
+		{"engine@" + r.Whole, r.Whole, 1, outNode(r.Whole)},
+		{"engine@" + r.Tail, r.Head, 1, outNode(r.Head)},
+		{"backend@" + r.Head, r.Head, 1, outNode(r.Head)},
+		{"backend@" + r.Whole, r.Whole, 1, outNode(r.Whole)},
+		{"shard@" + r.Tail, r.Head, 1, outNode(r.Head)},
+		{"shard@" + r.Head, r.Head, 1, outNode(r.Head)},
+		{"nodeagent@" + r.Whole, r.Whole, 4, silentNode(r.Whole)},
 		{"xds", "", 4, silentControl},
 		{"extproc", "", 4, silentPicker},
 	}
@@ -101,25 +101,23 @@ func silentPicker(_ *mesh, st *story) error {
 }
 
 func kill(t *testing.T, m *mesh, f fault) {
-	m.watchLogs(t)
-	m.whole(t)
-	l := m.startLoad(t, loadClients)
-	l.more(t, 2*loadClients)
+	m.ShowLogs(t)
+	m.AwaitWhole(t)
+	l := m.StartLoad(t, loadClients)
+	l.More(t, 2*loadClients)
 	st := m.record(t)
 	st.look(t, m)
 	m.busy(t, f.busy)
 	struck := time.Now()
 	for range f.times {
-		before := m.process(t, f.victim)
-		if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
-			t.Fatalf("kill %s (pid %d): %v", f.victim, before.PID, err)
-		}
-		waitFor(t, backLimit, "the part is started again", func() error { return restarted(m, before) })
+		before := m.Process(t, f.victim)
+		rig.Kill(t, before.PID)
+		rig.Wait(t, rig.BackLimit, "the part is started again", func() error { return m.Restarted(before) })
 	}
-	waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
+	rig.Wait(t, rig.BackLimit, "the mesh is whole", func() error { return m.Whole(t.Context()) })
 	back := time.Since(struck)
-	l.more(t, 2*loadClients)
-	l.unfailed(t)
+	l.More(t, 2*loadClients)
+	l.MustAllSucceed(t)
 	if f.out != nil {
 		if err := f.out(m, st); err != nil {
 			t.Error(err)
@@ -134,10 +132,10 @@ func (m *mesh) busy(t *testing.T, node string) {
 	if node == "" {
 		return
 	}
-	addr := m.addr(t, "engine@"+node, "http")
-	waitFor(t, backLimit, node+" is in use", func() error {
-		hosts, err := m.hosts("engines/")
-		if err == nil && hosts[addr].active == 0 {
+	addr := m.Addr(t, "engine@"+node, "http")
+	rig.Wait(t, rig.BackLimit, node+" is in use", func() error {
+		hosts, err := m.Hosts("engines/")
+		if err == nil && hosts[addr].Active == 0 {
 			err = errors.New("no request is there")
 		}
 		return err
@@ -145,12 +143,12 @@ func (m *mesh) busy(t *testing.T, node string) {
 }
 
 // restarted says whether a process runs anew and was counted.
-func restarted(m *mesh, before process) error {
-	s, err := m.read()
+func restarted(m *mesh, before rig.MeshProcess) error {
+	s, err := m.ReadState()
 	if err != nil {
 		return err
 	}
-	now := s.find(before.Name)
+	now := s.Find(before.Name)
 	switch {
 	case now.PID == before.PID:
 		return fmt.Errorf("state.json still shows pid %d", before.PID)
@@ -166,13 +164,13 @@ func restarted(m *mesh, before process) error {
 // its sockets stay open. It must be taken out in time and come back by itself.
 func TestStop(t *testing.T) {
 	m := shared(t)
-	r := m.replicas(t)
+	r := m.Replicas(t)
 	faults := []fault{
-		{"engine@" + r.whole, r.whole, 1, unused(r.whole)},
-		{"engine@" + r.head, r.head, 1, unused(r.head)},
-		{"backend@" + r.whole, r.whole, 1, unused(r.whole)},
-		{"backend@" + r.head, r.head, 1, unused(r.head)},
-		{"shard@" + r.tail, r.head, 1, unused(r.head)},
+		{"engine@" + r.Whole, r.Whole, 1, unused(r.Whole)},
+		{"engine@" + r.Head, r.Head, 1, unused(r.Head)},
+		{"backend@" + r.Whole, r.Whole, 1, unused(r.Whole)},
+		{"backend@" + r.Head, r.Head, 1, unused(r.Head)},
+		{"shard@" + r.Tail, r.Head, 1, unused(r.Head)},
 		{"extproc", "", 1, outPicker},
 	}
 	for _, f := range faults {
@@ -187,15 +185,15 @@ func unused(name string) func(*mesh, *story) error {
 		if !st.saw(func(s sight) bool { return s.node == name && s.state != fleetpb.EndpointState_READY && s.reason != "" }) {
 			return fmt.Errorf("xds has %s in use", name)
 		}
-		s, err := m.read()
+		s, err := m.ReadState()
 		if err != nil {
 			return err
 		}
-		engines, err := m.hosts("engines/")
+		engines, err := m.Hosts("engines/")
 		if err != nil {
 			return err
 		}
-		if h := engines[s.find("engine@" + name).Addrs["http"]]; h.healthy {
+		if h := engines[s.Find("engine@" + name).Addrs["http"]]; h.Healthy {
 			return fmt.Errorf("Envoy has %s in use", name)
 		}
 		return nil
@@ -204,47 +202,27 @@ func unused(name string) func(*mesh, *story) error {
 
 // outPicker expects that Envoy has given up extproc for now.
 func outPicker(m *mesh, _ *story) error {
-	hs, err := m.hosts("extproc")
-	if err != nil {
-		return err
-	}
-	for addr, h := range hs {
-		if h.healthy {
-			return fmt.Errorf("Envoy still asks extproc at %s", addr)
-		}
-	}
-	return nil
+	return m.Unpicked()
 }
 
 func stop(t *testing.T, m *mesh, f fault) {
-	m.watchLogs(t)
-	m.whole(t)
-	l := m.startLoad(t, loadClients)
-	l.more(t, 2*loadClients)
+	m.ShowLogs(t)
+	m.AwaitWhole(t)
+	l := m.StartLoad(t, loadClients)
+	l.More(t, 2*loadClients)
 	st := m.record(t)
-	p := m.process(t, f.victim)
+	p := m.Process(t, f.victim)
 	m.busy(t, f.busy)
-	if err := syscall.Kill(p.PID, syscall.SIGSTOP); err != nil {
-		t.Fatalf("stop %s (pid %d): %v", f.victim, p.PID, err)
-	}
-	awake := func() { _ = syscall.Kill(p.PID, syscall.SIGCONT) }
-	t.Cleanup(awake)
-	out := waitFor(t, outLimit, f.victim+" is out", func() error { return f.out(m, st) })
-	status := m.statusTable(t)
+	resume := rig.Suspend(t, p.PID)
+	out := rig.Wait(t, outLimit, f.victim+" is out", func() error { return f.out(m, st) })
+	status := m.StatusTable(t)
 	if role, _, _ := strings.Cut(f.victim, "@"); role != "extproc" && !strings.Contains(status, "NOT_READY") {
 		t.Errorf("`millrace status` shows nothing of it:\n%s", status)
 	}
-	l.more(t, 4*loadClients)
-	awake()
-	back := waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
-	l.more(t, 2*loadClients)
-	l.unfailed(t)
+	l.More(t, 4*loadClients)
+	resume()
+	back := rig.Wait(t, rig.BackLimit, "the mesh is whole", func() error { return m.Whole(t.Context()) })
+	l.More(t, 2*loadClients)
+	l.MustAllSucceed(t)
 	t.Logf("out after %.1f s, back %.1f s after SIGCONT; %v", out.Seconds(), back.Seconds(), l)
-}
-
-// statusTable is what `millrace status` shows to a person.
-func (m *mesh) statusTable(t *testing.T) string {
-	t.Helper()
-	got := millrace(t, "", "status", "-dir", m.dir)
-	return got.stdout + got.stderr
 }

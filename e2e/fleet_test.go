@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -11,96 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/xds/fleetpb"
 )
-
-// follow hands each view of the fleet to fn until ctx or the stream ends.
-func (m *mesh) follow(ctx context.Context, fn func(*fleetpb.FleetView) error) error {
-	s, err := m.read()
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient(s.find("xds").Addrs["grpc"], grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := fleetpb.NewFleetClient(conn).Watch(ctx, &fleetpb.WatchRequest{})
-	if err != nil {
-		return err
-	}
-	for {
-		v, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		if err := fn(v); err != nil {
-			return err
-		}
-	}
-}
-
-// errEnough ends follow.
-var errEnough = errors.New("enough")
-
-// fleet returns the fleet as xds sees it now.
-func (m *mesh) fleet(ctx context.Context) (*fleetpb.FleetView, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	var view *fleetpb.FleetView
-	err := m.follow(ctx, func(v *fleetpb.FleetView) error {
-		view = v
-		return errEnough
-	})
-	if errors.Is(err, errEnough) {
-		err = nil
-	}
-	return view, err
-}
-
-// unready says which nodes of a view aren't READY.
-func unready(v *fleetpb.FleetView) error {
-	var errs []error
-	for _, n := range v.GetNodes() {
-		if n.GetState() != fleetpb.EndpointState_READY {
-			errs = append(errs, fmt.Errorf("%s is %v: %s", n.GetNode(), n.GetState(), n.GetReason()))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// isWhole says what is missing until every part runs and takes requests.
-func (m *mesh) isWhole(ctx context.Context) error {
-	s, err := m.read()
-	if err != nil {
-		return err
-	}
-	if err := s.running(); err != nil {
-		return err
-	}
-	if !s.Ready {
-		return errors.New("state.json: ready is false")
-	}
-	v, err := m.fleet(ctx)
-	if err != nil {
-		return fmt.Errorf("xds: %w", err)
-	}
-	if err := unready(v); err != nil {
-		return err
-	}
-	return m.serving(2)
-}
-
-// whole waits until every part runs and takes requests.
-func (m *mesh) whole(t *testing.T) {
-	t.Helper()
-	waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
-}
 
 // sight is what was seen of one node at one moment.
 type sight struct {
@@ -140,7 +51,7 @@ type status struct {
 		Reason string  `json:"reason"`
 		Weight *uint32 `json:"weight"`
 	} `json:"nodes"`
-	Processes []process `json:"processes"`
+	Processes []rig.MeshProcess `json:"processes"`
 }
 
 // lookEvery is how often look asks: each time a process is started.
@@ -169,15 +80,11 @@ func (st *story) look(t *testing.T, m *mesh) {
 }
 
 func (st *story) lookOnce(ctx context.Context, m *mesh) error {
-	got, err := command(ctx, nil, "", "status", "-json", "-dir", m.dir)
-	if err != nil {
+	var s status
+	if err := m.Status(ctx, &s); err != nil {
 		return err
 	}
-	var s status
-	if err := json.Unmarshal([]byte(got.stdout), &s); err != nil {
-		return fmt.Errorf("status -json: exit code %d, %w: %s%s", got.code, err, got.stdout, got.stderr)
-	}
-	engines, err := m.hosts("engines/")
+	engines, err := m.Hosts("engines/")
 	if err != nil {
 		return err
 	}
@@ -206,13 +113,16 @@ func (m *mesh) record(t *testing.T) *story {
 		defer close(done)
 		once := sync.OnceFunc(func() { close(first) })
 		for ctx.Err() == nil {
-			_ = m.follow(ctx, func(v *fleetpb.FleetView) error {
+			_ = m.Watch(ctx, func(v *fleetpb.FleetView) error {
 				st.note(v)
 				once()
 				return nil
 			})
 			st.broke()
-			_ = poll(100*time.Millisecond, func() error { return errEnough })
+			select { // xds is away: not all the time
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
 		}
 		once()
 	}()

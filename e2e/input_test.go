@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // badInput is one request that must be refused.
@@ -26,8 +28,6 @@ type badInput struct {
 	status  int
 	code    string // of the error; "" for any
 }
-
-const chatPath = "/v1/chat/completions"
 
 func badInputs() []badInput {
 	valid := []byte(`{"model":"smollm2","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}`)
@@ -76,19 +76,19 @@ func (m *mesh) refused(t *testing.T, tt badInput) {
 	if tt.unsized {
 		body = io.MultiReader(body)
 	}
-	a, err := send(t.Context(), m.url(t, tt.path), body, header...)
+	a, err := rig.Send(t.Context(), m.URL(t, tt.path), body, header...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.status != tt.status {
-		t.Errorf("status = %d, want %d: %.300s", a.status, tt.status, a.body)
+	if a.Status != tt.status {
+		t.Errorf("status = %d, want %d: %.300s", a.Status, tt.status, a.Body)
 	}
-	if ct := a.header.Get("content-type"); !strings.HasPrefix(ct, "application/json") {
+	if ct := a.Header.Get("content-type"); !strings.HasPrefix(ct, "application/json") {
 		t.Errorf("content-type = %q", ct)
 	}
-	e := decode[apiError](t, a.body).Error
+	e := rig.Decode[rig.APIError](t, a.Body).Error
 	if e.Message == nil || *e.Message == "" || e.Type == nil || *e.Type == "" {
-		t.Errorf("not the API's form of an error: %s", a.body)
+		t.Errorf("not the API's form of an error: %s", a.Body)
 	}
 	if tt.code != "" && e.Code != tt.code {
 		t.Errorf("code = %v, want %q", e.Code, tt.code)
@@ -119,12 +119,12 @@ func TestForgedHeadersChooseNoHost(t *testing.T) {
 		"cookie", "millrace-session=forged.AAAA",
 		"cookie", "millrace-session=" + strings.Repeat("%ff", 1000),
 	}
-	a := mustPost(t, m.url(t, chatPath), ask(2, "hi"), forged...)
+	a := rig.MustPost(t, m.URL(t, chatPath), rig.Ask(2, "hi"), forged...)
 	if calls.Load() != 0 {
 		t.Errorf("the sender's host was called %d times", calls.Load())
 	}
-	if a.header.Get("x-millrace-replica") == "" {
-		t.Errorf("no engine answered: %v", a.header)
+	if a.Header.Get("x-millrace-replica") == "" {
+		t.Errorf("no engine answered: %v", a.Header)
 	}
 }
 
@@ -132,13 +132,13 @@ func TestForgedHeadersChooseNoHost(t *testing.T) {
 // client that names the other.
 func TestForgedHeadersPreferNoReplica(t *testing.T) {
 	m := shared(t)
-	for _, name := range []string{m.replicas(t).head, m.replicas(t).whole} {
-		engine := m.addr(t, "engine@"+name, "http")
+	for _, name := range []string{m.Replicas(t).Head, m.Replicas(t).Whole} {
+		engine := m.Addr(t, "engine@"+name, "http")
 		session := "forged-" + name
-		first := mustPost(t, m.url(t, chatPath), ask(1, "where am I?"), "x-session-id", session).header.Get("x-millrace-replica")
+		first := rig.MustPost(t, m.URL(t, chatPath), rig.Ask(1, "where am I?"), "x-session-id", session).Header.Get("x-millrace-replica")
 		for _, header := range []string{"x-gateway-destination-endpoint", "X-Gateway-Destination-Endpoint-Served"} {
-			a := mustPost(t, m.url(t, chatPath), ask(1, "where am I?"), "x-session-id", session, header, engine)
-			if got := a.header.Get("x-millrace-replica"); got != first {
+			a := rig.MustPost(t, m.URL(t, chatPath), rig.Ask(1, "where am I?"), "x-session-id", session, header, engine)
+			if got := a.Header.Get("x-millrace-replica"); got != first {
 				t.Errorf("%s moved a session from %s to %s", header, first, got)
 			}
 		}
@@ -154,7 +154,7 @@ type footprint struct {
 
 // footprints returns what each process of the mesh holds, by name.
 func (m *mesh) footprints() (map[string]footprint, error) {
-	s, err := m.read()
+	s, err := m.ReadState()
 	if err != nil {
 		return nil, err
 	}
@@ -166,28 +166,15 @@ func (m *mesh) footprints() (map[string]footprint, error) {
 		}
 		f := footprint{pid: p.PID, fds: len(fds)}
 		if addr := p.Addrs["metrics"]; addr != "" {
-			page, err := get("http://" + addr + "/metrics")
+			series, err := rig.Metrics(addr)
 			if err != nil {
 				return nil, err
 			}
-			f.goroutines = metric(page, "go_goroutines")
+			f.goroutines = int(series["go_goroutines"])
 		}
 		all[p.Name] = f
 	}
 	return all, nil
-}
-
-// metric returns the value of a metric without labels; 0 if there is none.
-func metric(page []byte, name string) int {
-	for line := range strings.Lines(string(page)) {
-		var v float64
-		if rest, ok := strings.CutPrefix(line, name+" "); ok {
-			if _, err := fmt.Sscan(rest, &v); err == nil {
-				return int(v)
-			}
-		}
-	}
-	return 0
 }
 
 // leakSlack is how many fds or goroutines more a process may hold after many
@@ -200,32 +187,32 @@ const leakSlack = 12
 func TestBadInputLeaksNothing(t *testing.T) {
 	m := shared(t)
 	m.torment(t, 2)
-	client.CloseIdleConnections()
+	rig.Client.CloseIdleConnections()
 	before, err := m.footprints()
 	if err != nil {
 		t.Fatal(err)
 	}
-	processes := len(marked(m.dir))
+	processes := len(rig.Marked(m.Dir))
 	m.torment(t, 20)
-	client.CloseIdleConnections()
-	waitFor(t, backLimit, "the mesh is as it was", func() error {
+	rig.Client.CloseIdleConnections()
+	rig.Wait(t, rig.BackLimit, "the mesh is as it was", func() error {
 		after, err := m.footprints()
 		if err != nil {
 			return err
 		}
-		if n := len(marked(m.dir)); n != processes {
+		if n := len(rig.Marked(m.Dir)); n != processes {
 			return fmt.Errorf("%d processes, were %d", n, processes)
 		}
 		return grown(before, after)
 	})
-	mustPost(t, m.url(t, chatPath), ask(1, "still there?"))
+	rig.MustPost(t, m.URL(t, chatPath), rig.Ask(1, "still there?"))
 }
 
 func grown(before, after map[string]footprint) error {
 	for name := range maps.Keys(before) {
 		b, a := before[name], after[name]
 		if a.pid != b.pid {
-			return fatal{fmt.Errorf("%s was restarted", name)}
+			return rig.Final(fmt.Errorf("%s was restarted", name))
 		}
 		if a.fds > b.fds+leakSlack || a.goroutines > b.goroutines+leakSlack {
 			return fmt.Errorf("%s: %+v, was %+v", name, a, b)
@@ -242,7 +229,7 @@ func (m *mesh) torment(t *testing.T, n int) {
 			if tt.status == http.StatusRequestEntityTooLarge {
 				continue // 20 MiB each: once was enough
 			}
-			if _, err := send(t.Context(), m.url(t, tt.path), bytes.NewReader(tt.body), append([]string{"content-type", "application/json"}, tt.header...)...); err != nil {
+			if _, err := rig.Send(t.Context(), m.URL(t, tt.path), bytes.NewReader(tt.body), append([]string{"content-type", "application/json"}, tt.header...)...); err != nil {
 				t.Fatalf("%s: %v", tt.name, err)
 			}
 		}
@@ -260,7 +247,7 @@ func (m *mesh) breakOff(t *testing.T) {
 		fmt.Sprintf("%scontent-length: %d\r\n\r\n%s", head, len(body), body[:20]),
 		head,
 	} {
-		conn, err := net.Dial("tcp", m.state(t).Listen)
+		conn, err := net.Dial("tcp", m.State(t).Listen)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -278,12 +265,12 @@ func TestCancelledRequestStopsGenerating(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	body := `{"model":"smollm2","stream":true,"max_tokens":2000,"ignore_eos":true,"messages":[{"role":"user","content":"Count to 1000."}]}`
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.url(t, chatPath), strings.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, m.URL(t, chatPath), strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("content-type", "application/json")
-	resp, err := client.Do(req)
+	resp, err := rig.Client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,14 +278,14 @@ func TestCancelledRequestStopsGenerating(t *testing.T) {
 	if _, err := resp.Body.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, 5*time.Second, "an engine is seen running", func() error {
+	rig.Wait(t, 5*time.Second, "an engine is seen running", func() error {
 		if n, err := m.inFlight(ctx); n != 1 {
 			return fmt.Errorf("%d requests in flight, want 1: %v", n, err)
 		}
 		return nil
 	})
 	cancel()
-	took := waitFor(t, 5*time.Second, "all engines are idle", func() error {
+	took := rig.Wait(t, 5*time.Second, "all engines are idle", func() error {
 		if n, err := m.inFlight(t.Context()); n != 0 || err != nil {
 			return fmt.Errorf("%d requests in flight: %v", n, err)
 		}
@@ -309,7 +296,7 @@ func TestCancelledRequestStopsGenerating(t *testing.T) {
 
 // inFlight returns how many requests the engines have.
 func (m *mesh) inFlight(ctx context.Context) (uint32, error) {
-	v, err := m.fleet(ctx)
+	v, err := m.Fleet(ctx)
 	var n uint32
 	for _, node := range v.GetNodes() {
 		l := node.GetReport().GetEngine().GetLoad()

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // messagesUsage is the account in Anthropic's API, whose input leaves out what was
@@ -40,26 +42,26 @@ func anthropicBodies() []map[string]any {
 // the engine's own count are the same, streamed or not.
 func TestMessages(t *testing.T) {
 	m := shared(t)
-	log := m.access()
+	log := m.AccessLog()
 	bodies := anthropicBodies()
 	want := make([]int, len(bodies))
 	for i, body := range bodies {
 		body["model"], body["max_tokens"] = model, 4
-		counted := decode[struct {
+		counted := rig.Decode[struct {
 			Input int `json:"input_tokens"`
-		}](t, mustPost(t, m.url(t, "/v1/messages/count_tokens"), body).body).Input
-		a := mustPost(t, m.url(t, "/v1/messages"), body, "x-session-id", countSession(i))
-		got := decode[messagesUsage](t, a.body)
+		}](t, rig.MustPost(t, m.URL(t, "/v1/messages/count_tokens"), body).Body).Input
+		a := rig.MustPost(t, m.URL(t, "/v1/messages"), body, "x-session-id", countSession(i))
+		got := rig.Decode[messagesUsage](t, a.Body)
 		want[i] = got.Usage.Input + got.Usage.Cached
 		if got.Type != "message" || want[i] != counted || counted == 0 {
-			t.Errorf("request %d: %s, counted as %d", i, a.body, counted)
+			t.Errorf("request %d: %s, counted as %d", i, a.Body, counted)
 		}
 		header := fmt.Sprintf("prompt=%d,cached=%d,completion=%d", want[i], got.Usage.Cached, got.Usage.Output)
-		if h := a.header.Get("x-millrace-usage"); !strings.HasPrefix(h, header) {
+		if h := a.Header.Get("x-millrace-usage"); !strings.HasPrefix(h, header) {
 			t.Errorf("request %d: x-millrace-usage: %q, want %q in it", i, h, header)
 		}
 		body["stream"] = true
-		if s := string(mustPost(t, m.url(t, "/messages"), body).body); !strings.Contains(s, "event: message_stop") {
+		if s := string(rig.MustPost(t, m.URL(t, "/messages"), body).Body); !strings.Contains(s, "event: message_stop") {
 			t.Errorf("request %d: a stream without its end: %.300s", i, s)
 		}
 	}
@@ -85,16 +87,16 @@ func TestMessagesErrors(t *testing.T) {
 		"too large":        {`{"model":"` + model + `","messages":"` + strings.Repeat("x", 17<<20) + `"}`, 413, "request_too_large"},
 	} {
 		for _, path := range []string{"/v1/messages", "/messages"} {
-			a, err := send(t.Context(), m.url(t, path), strings.NewReader(tt.body), "content-type", "application/json")
+			a, err := rig.Send(t.Context(), m.URL(t, path), strings.NewReader(tt.body), "content-type", "application/json")
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			got := decode[struct {
+			got := rig.Decode[struct {
 				Type  string
 				Error struct{ Type, Message string }
-			}](t, a.body)
-			if a.status != tt.status || got.Type != "error" || got.Error.Type != tt.kind || got.Error.Message == "" {
-				t.Errorf("%s: status %d: %.300s; want %d and %s", name, a.status, a.body, tt.status, tt.kind)
+			}](t, a.Body)
+			if a.Status != tt.status || got.Type != "error" || got.Error.Type != tt.kind || got.Error.Message == "" {
+				t.Errorf("%s: status %d: %.300s; want %d and %s", name, a.Status, a.Body, tt.status, tt.kind)
 			}
 		}
 	}

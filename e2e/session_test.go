@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -28,7 +29,7 @@ func TestTenTurnsStayOnOneReplica(t *testing.T) {
 		header func(turn int, last http.Header) []string
 	}{
 		{"by header", func(int, http.Header) []string { return []string{"x-session-id", "ten-turns"} }},
-		{"by cookie", func(_ int, last http.Header) []string { return []string{"cookie", cookie(last)} }},
+		{"by cookie", func(_ int, last http.Header) []string { return []string{"cookie", rig.SessionCookie(last)} }},
 		{"by its beginning", func(int, http.Header) []string { return nil }},
 	}
 	for _, tt := range tests {
@@ -47,26 +48,26 @@ func cookie(h http.Header) string {
 }
 
 func (m *mesh) tenTurns(t *testing.T, about string, header func(int, http.Header) []string) {
-	req := ask(6, "We speak about what is known "+about+". Say something.")
+	req := rig.Ask(6, "We speak about what is known "+about+". Say something.")
 	var first, last http.Header
 	var cached []int
 	for turn := range 10 {
-		a := mustPost(t, m.url(t, "/v1/chat/completions"), req, header(turn, last)...)
+		a := rig.MustPost(t, m.URL(t, "/v1/chat/completions"), req, header(turn, last)...)
 		if first == nil {
-			first = a.header
+			first = a.Header
 		}
-		if cookie(a.header) != "" || last == nil {
-			last = a.header
+		if rig.SessionCookie(a.Header) != "" || last == nil {
+			last = a.Header
 		}
-		if got, want := a.header.Get("x-millrace-replica"), first.Get("x-millrace-replica"); got != want || got == "" {
+		if got, want := a.Header.Get("x-millrace-replica"), first.Get("x-millrace-replica"); got != want || got == "" {
 			t.Errorf("turn %d went to %q, the first to %q", turn+1, got, want)
 		}
-		body := decode[completion](t, a.body)
+		body := rig.Decode[rig.Completion](t, a.Body)
 		cached = append(cached, body.Usage.Details.Cached)
 		if turn > 0 && body.Usage.Details.Cached == 0 {
 			t.Errorf("turn %d: no cached tokens of %d", turn+1, body.Usage.Prompt)
 		}
-		req.Messages = append(req.Messages, message{"assistant", body.Choices[0].Message.Content}, message{"user", fmt.Sprintf("Go on, part %d.", turn)})
+		req.Messages = append(req.Messages, rig.Assistant(body.Choices[0].Message.Content), rig.User(fmt.Sprintf("Go on, part %d.", turn)))
 	}
 	t.Logf("replica %s, cached tokens by turn %v", first.Get("x-millrace-replica"), cached)
 }
@@ -96,8 +97,8 @@ func TestConversationsSpreadBySpeed(t *testing.T) {
 		}
 	})
 	t.Run("one slowed down", func(t *testing.T) {
-		r := m.replicas(t)
-		m.slowDown(t, "backend@"+r.whole, "backend@"+r.head, "shard@"+r.head, "shard@"+r.tail)
+		r := m.Replicas(t)
+		m.slowDown(t, "backend@"+r.Whole, "backend@"+r.Head, "shard@"+r.Head, "shard@"+r.Tail)
 		m.converseAll(t, 1000, 24) // the engine learns how slow it is
 		shares := m.spread(t, 2000, 100)
 		if slow, fast := shares["smollm2-1"], shares["smollm2-0"]; slow >= fast {
@@ -126,26 +127,14 @@ func (m *mesh) spread(t *testing.T, from, n int) map[string]float64 {
 // replica got.
 func (m *mesh) converseAll(t *testing.T, from, n int) map[string]int {
 	t.Helper()
-	const clients = 8
-	work := make(chan int)
 	var mu sync.Mutex
 	served := map[string]int{}
-	var wg sync.WaitGroup
-	for range clients {
-		wg.Go(func() {
-			for i := range work {
-				replica := m.converse(t, i)
-				mu.Lock()
-				served[replica]++
-				mu.Unlock()
-			}
-		})
-	}
-	for i := range n {
-		work <- from + i
-	}
-	close(work)
-	wg.Wait()
+	rig.Each(n, 8, func(i int) {
+		replica := m.converse(t, from+i)
+		mu.Lock()
+		defer mu.Unlock()
+		served[replica]++
+	})
 	return served
 }
 
@@ -156,7 +145,7 @@ const hogs = 2
 // the rest of the CPUs, until the test ends.
 func (m *mesh) slowDown(t *testing.T, slow string, others ...string) {
 	t.Helper()
-	pid := m.process(t, slow).PID
+	pid := m.Process(t, slow).PID
 	var one, rest, all unix.CPUSet
 	if err := unix.SchedGetaffinity(pid, &all); err != nil {
 		t.Fatal(err)
@@ -184,13 +173,13 @@ func (m *mesh) slowDown(t *testing.T, slow string, others ...string) {
 	}
 	pin(t, pid, &one)
 	for _, name := range others {
-		pin(t, m.process(t, name).PID, &rest)
+		pin(t, m.Process(t, name).PID, &rest)
 	}
 	t.Cleanup(func() {
 		stop.Store(true)
 		wg.Wait()
 		for _, name := range append(others, slow) {
-			pin(t, m.process(t, name).PID, &all)
+			pin(t, m.Process(t, name).PID, &all)
 		}
 	})
 }
@@ -216,11 +205,11 @@ func pin(t *testing.T, pid int, set *unix.CPUSet) {
 // converse begins one conversation and returns the replica that got it.
 func (m *mesh) converse(t *testing.T, i int) string {
 	topic := strings.Repeat(fmt.Sprintf("topic %d ", i), 3)
-	a, err := post(t.Context(), m.url(t, "/v1/chat/completions"), ask(spreadAnswer, topic), "x-session-id", fmt.Sprintf("spread-%03d", i))
-	if err != nil || a.status != http.StatusOK {
-		t.Errorf("conversation %d: status %d %v: %.300s", i, a.status, err, a.body)
+	a, err := rig.Post(t.Context(), m.URL(t, "/v1/chat/completions"), rig.Ask(spreadAnswer, topic), "x-session-id", fmt.Sprintf("spread-%03d", i))
+	if err != nil || a.Status != http.StatusOK {
+		t.Errorf("conversation %d: status %d %v: %.300s", i, a.Status, err, a.Body)
 	}
-	return a.header.Get("x-millrace-replica")
+	return a.Header.Get("x-millrace-replica")
 }
 
 // measureSpeeds follows what the engines measure of themselves. The function that
@@ -233,7 +222,7 @@ func (m *mesh) measureSpeeds(t *testing.T) func() (by map[string]float64, sum fl
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = m.follow(ctx, func(v *fleetpb.FleetView) error {
+		_ = m.Watch(ctx, func(v *fleetpb.FleetView) error {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, n := range v.GetNodes() {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // Exit codes, as documented.
@@ -26,8 +28,8 @@ func TestBadSetUp(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = ln.Close() })
 	tmp := t.TempDir()
-	file := write(t, filepath.Join(tmp, "file"), "not a folder")
-	bad := write(t, filepath.Join(tmp, "bad.yaml"), `apiVersion: millrace.dev/v1alpha1
+	file := rig.Write(t, filepath.Join(tmp, "file"), "not a folder")
+	bad := rig.Write(t, filepath.Join(tmp, "bad.yaml"), `apiVersion: millrace.dev/v1alpha1
 kind: Model
 metadata: {name: smollm2}
 spec:
@@ -45,7 +47,7 @@ spec:
 		{"cache is not writable", []string{"-cache", filepath.Join(file, "cache")}, nil, exitSetup, []string{file, "-cache"}},
 		{"missing model", []string{"-model", filepath.Join(tmp, "none.gguf")}, nil, exitSetup, []string{"none.gguf"}},
 		{"model that was cut", []string{"-model", cutModel(t)}, nil, exitSetup, []string{"cut.gguf", "the file is cut off", "-model"}},
-		{"weights that were cut", []string{"-config", write(t, filepath.Join(tmp, "cut.yaml"), strings.Replace(modelOf, "PATH", cutModel(t), 1))},
+		{"weights that were cut", []string{"-config", rig.Write(t, filepath.Join(tmp, "cut.yaml"), strings.Replace(modelOf, "PATH", cutModel(t), 1))},
 			nil, exitConfig, []string{"model smollm2: weights: ", "the file is cut off", "spec.weights"}},
 		{"Envoy that is none", []string{"-envoy", "/bin/true"}, nil, exitSetup, []string{"/bin/true: not an Envoy", "-envoy"}},
 		{"hash mismatch", []string{"-cache", alteredCache(t)}, nil, exitSetup, []string{".gguf", "sha256", "remove"}},
@@ -57,36 +59,36 @@ spec:
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			args := append([]string{"up", "-listen", "127.0.0.1:0", "-dir", t.TempDir(), "-cache", cache()}, tt.args...)
-			got := runWith(t, tt.env, "", args...)
-			if got.code != tt.code {
-				t.Errorf("exit code = %d, want %d", got.code, tt.code)
+			args := append([]string{"up", "-listen", "127.0.0.1:0", "-dir", t.TempDir(), "-cache", rig.Cache()}, tt.args...)
+			got := rig.MillraceEnv(t, tt.env, "", args...)
+			if got.Code != tt.code {
+				t.Errorf("exit code = %d, want %d", got.Code, tt.code)
 			}
 			for _, want := range tt.want {
-				if !strings.Contains(strings.ToLower(got.stderr), strings.ToLower(want)) {
+				if !strings.Contains(strings.ToLower(got.Stderr), strings.ToLower(want)) {
 					t.Errorf("stderr has no %q", want)
 				}
 			}
 			checkClear(t, tt.code, got)
 		})
 	}
-	if left := marked("command"); len(left) > 0 {
-		t.Errorf("processes are left: %v", describe(left))
+	if left := rig.Marked("command"); len(left) > 0 {
+		t.Errorf("processes are left: %v", rig.Describe(left))
 	}
 }
 
 // checkClear wants an error and the way out, each on lines of its own, and no
 // stack of a panic.
-func checkClear(t *testing.T, code int, got result) {
+func checkClear(t *testing.T, code int, got rig.Result) {
 	t.Helper()
-	t.Logf("%s", got.stderr)
-	if !strings.Contains(got.stderr, "millrace: ") {
+	t.Logf("%s", got.Stderr)
+	if !strings.Contains(got.Stderr, "millrace: ") {
 		t.Error("no line `millrace: what: cause`")
 	}
-	if code != exitUsage && !strings.Contains(got.stderr, "millrace: hint: ") {
+	if code != exitUsage && !strings.Contains(got.Stderr, "millrace: hint: ") {
 		t.Error("no line `millrace: hint: way out`")
 	}
-	if strings.Contains(got.stderr, "goroutine ") {
+	if strings.Contains(got.Stderr, "goroutine ") {
 		t.Error("it panicked")
 	}
 }
@@ -111,23 +113,23 @@ spec: {weights: PATH}
 // cutModel returns a copy of the model that lacks its last byte.
 func cutModel(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(cache(), "models", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+	b, err := os.ReadFile(filepath.Join(rig.Cache(), "models", "SmolLM2-135M-Instruct.Q4_1.gguf"))
 	if err != nil {
 		t.Fatalf("%v; run `make setup` first", err)
 	}
-	return write(t, filepath.Join(t.TempDir(), "cut.gguf"), string(b[:len(b)-1]))
+	return rig.Write(t, filepath.Join(t.TempDir(), "cut.gguf"), string(b[:len(b)-1]))
 }
 
 // alteredCache returns a cache like the real one, but for one byte of the model.
 func alteredCache(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	entries, err := os.ReadDir(cache())
+	entries, err := os.ReadDir(rig.Cache())
 	if err != nil {
 		t.Fatalf("%v; run `make setup` first", err)
 	}
 	for _, e := range entries {
-		from, to := filepath.Join(cache(), e.Name()), filepath.Join(dir, e.Name())
+		from, to := filepath.Join(rig.Cache(), e.Name()), filepath.Join(dir, e.Name())
 		switch {
 		case e.Name() == "models":
 			err = copyTree(from, to)

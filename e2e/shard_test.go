@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"testing"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/internal/proc"
 )
 
@@ -14,7 +15,7 @@ import (
 // model split over two nodes must say the very same as the whole one.
 func TestShardedAnswersEqualTheWholeOnes(t *testing.T) {
 	m := shared(t)
-	r := m.replicas(t)
+	r := m.Replicas(t)
 	for _, text := range []string{
 		"What is the capital of France?",
 		"Count from one to ten.",
@@ -23,7 +24,7 @@ func TestShardedAnswersEqualTheWholeOnes(t *testing.T) {
 		"Übersetze: good morning",
 	} {
 		t.Run(text, func(t *testing.T) {
-			whole, sharded := m.direct(t, r.whole, text), m.direct(t, r.head, text)
+			whole, sharded := m.direct(t, r.Whole, text), m.direct(t, r.Head, text)
 			if whole != sharded {
 				t.Errorf("sharded %q, whole %q", sharded, whole)
 			}
@@ -37,11 +38,11 @@ func TestShardedAnswersEqualTheWholeOnes(t *testing.T) {
 // direct asks the engine of one node, past Envoy.
 func (m *mesh) direct(t *testing.T, node, text string) string {
 	t.Helper()
-	a := mustPost(t, "http://"+m.addr(t, "engine@"+node, "http")+"/v1/chat/completions", ask(16, text))
-	if got := a.header.Get("x-millrace-node"); got != node {
+	a := rig.MustPost(t, "http://"+m.Addr(t, "engine@"+node, "http")+"/v1/chat/completions", rig.Ask(16, text))
+	if got := a.Header.Get("x-millrace-node"); got != node {
 		t.Errorf("x-millrace-node = %q, want %q", got, node)
 	}
-	return decode[completion](t, a.body).Choices[0].Message.Content
+	return rig.Decode[rig.Completion](t, a.Body).Choices[0].Message.Content
 }
 
 // layersOnRPC matches the backend's log of a buffer that lies on a shard.
@@ -51,10 +52,10 @@ var layersOnRPC = regexp.MustCompile(`RPC\d+\[([0-9.:]+)\] model buffer size = +
 // weights in its memory, and the backend says which.
 func TestBothShardsHoldAPart(t *testing.T) {
 	m := shared(t)
-	r := m.replicas(t)
+	r := m.Replicas(t)
 	const leastRSS = 60 << 20 // a shard without layers has 40 MiB
-	for _, n := range []string{r.head, r.tail} {
-		p := m.process(t, "shard@"+n)
+	for _, n := range []string{r.Head, r.Tail} {
+		p := m.Process(t, "shard@"+n)
 		st, err := proc.State(p.PID)
 		if err != nil {
 			t.Fatal(err)
@@ -64,7 +65,7 @@ func TestBothShardsHoldAPart(t *testing.T) {
 			t.Errorf("%s: %d MiB resident, want at least %d: it holds no part of the model", p.Name, st.RSS>>20, leastRSS>>20)
 		}
 	}
-	b, err := os.ReadFile(filepath.Join(m.dir, "logs", "backend@"+r.head+".log"))
+	b, err := os.ReadFile(filepath.Join(m.Dir, "logs", "backend@"+r.Head+".log"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,8 +75,8 @@ func TestBothShardsHoldAPart(t *testing.T) {
 		parts[f[1]] = f[2]
 	}
 	t.Logf("the backend's log: %s", fmt.Sprint(parts))
-	for _, n := range []string{r.head, r.tail} {
-		if addr := m.addr(t, "shard@"+n, "rpc"); parts[addr] == "" {
+	for _, n := range []string{r.Head, r.Tail} {
+		if addr := m.Addr(t, "shard@"+n, "rpc"); parts[addr] == "" {
 			t.Errorf("the backend's log names no part on %s (%s)", n, addr)
 		}
 	}

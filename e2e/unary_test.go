@@ -10,14 +10,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // TestUnaryAnswersEqualTheBackends asks engine and the backend behind it the same:
 // whether the engine has put the answer together itself can't be told from it.
 func TestUnaryAnswersEqualTheBackends(t *testing.T) {
 	m := shared(t)
-	node := m.replicas(t).whole
-	engine, backend := "http://"+m.addr(t, "engine@"+node, "http"), "http://"+m.addr(t, "backend@"+node, "http")
+	node := m.Replicas(t).Whole
+	engine, backend := "http://"+m.Addr(t, "engine@"+node, "http"), "http://"+m.Addr(t, "backend@"+node, "http")
 	const (
 		chat  = `"model":"smollm2","temperature":0,"messages":[{"role":"user","content":"Say <hi> & \"bye\" to me, é and 🌟."}]`
 		plain = `"model":"smollm2","temperature":0,"prompt":"One two three four"`
@@ -62,10 +64,10 @@ func TestUnaryAnswersEqualTheBackends(t *testing.T) {
 		`{"model":"smollm2","messages":[{"role":"user","content":"` + strings.Repeat("long ", 9000) + `"}]}`,
 		`{"model":"smollm2","messages":[{"role":"user","content":"hi"}],"response_format":{"type":"nonsense"}}`,
 	} {
-		direct, err1 := send(t.Context(), backend+chatPath, strings.NewReader(body), "content-type", "application/json")
-		through, err2 := send(t.Context(), engine+chatPath, strings.NewReader(body), "content-type", "application/json")
-		if err1 != nil || err2 != nil || direct.status != 400 || through.status != 400 {
-			t.Errorf("refused with %d %v by the backend, with %d %v by engine; want 400", direct.status, err1, through.status, err2)
+		direct, err1 := rig.Send(t.Context(), backend+chatPath, strings.NewReader(body), "content-type", "application/json")
+		through, err2 := rig.Send(t.Context(), engine+chatPath, strings.NewReader(body), "content-type", "application/json")
+		if err1 != nil || err2 != nil || direct.Status != 400 || through.Status != 400 {
+			t.Errorf("refused with %d %v by the backend, with %d %v by engine; want 400", direct.Status, err1, through.Status, err2)
 		}
 	}
 }
@@ -77,13 +79,13 @@ var wholeCharacters = cmp.Transformer("whole", func(s string) string { return st
 // answered returns an answer, what differs from time to time taken out.
 func answered(t *testing.T, url, body string) (map[string]any, http.Header) {
 	t.Helper()
-	a, err := send(t.Context(), url, strings.NewReader(body), "content-type", "application/json")
-	if err != nil || a.status != http.StatusOK {
-		t.Fatalf("%s: %d %v %s", url, a.status, err, a.body)
+	a, err := rig.Send(t.Context(), url, strings.NewReader(body), "content-type", "application/json")
+	if err != nil || a.Status != http.StatusOK {
+		t.Fatalf("%s: %d %v %s", url, a.Status, err, a.Body)
 	}
-	v := decode[map[string]any](t, a.body)
+	v := rig.Decode[map[string]any](t, a.Body)
 	scrub(v)
-	return v, a.header
+	return v, a.Header
 }
 
 // scrub keeps that a field is there, of those that never are the same twice.
@@ -110,21 +112,21 @@ func scrub(v any) {
 // beside a stream that goes on: the backend must be busy with the stream alone.
 func TestCancelledUnaryRequestStopsGenerating(t *testing.T) {
 	m := shared(t)
-	node := m.replicas(t).whole
-	engine, backend := "http://"+m.addr(t, "engine@"+node, "http"), "http://"+m.addr(t, "backend@"+node, "http")
+	node := m.Replicas(t).Whole
+	engine, backend := "http://"+m.Addr(t, "engine@"+node, "http"), "http://"+m.Addr(t, "backend@"+node, "http")
 	begin := func(more string) context.CancelFunc {
 		ctx, cancel := context.WithCancel(t.Context())
 		body := `{"model":"smollm2","max_tokens":1500,"ignore_eos":true,` + more + `"messages":[{"role":"user","content":"Count to 1000."}]}`
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_, _ = send(ctx, engine+chatPath, strings.NewReader(body), "content-type", "application/json")
+			_, _ = rig.Send(ctx, engine+chatPath, strings.NewReader(body), "content-type", "application/json")
 		}()
 		return func() { cancel(); <-done }
 	}
 	busy := func(want int) func() error {
 		return func() error {
-			b, err := get(backend + "/slots")
+			b, err := rig.Get(backend + "/slots")
 			if err != nil {
 				return err
 			}
@@ -146,15 +148,15 @@ func TestCancelledUnaryRequestStopsGenerating(t *testing.T) {
 			return nil
 		}
 	}
-	waitFor(t, 5*time.Second, "the backend is idle", busy(0))
+	rig.Wait(t, 5*time.Second, "the backend is idle", busy(0))
 	leaveStream := begin(`"stream":true,`)
 	defer leaveStream()
 	leave := begin("")
 	defer leave()
-	waitFor(t, 10*time.Second, "both requests are generating", busy(2))
+	rig.Wait(t, 10*time.Second, "both requests are generating", busy(2))
 	leave()
-	took := waitFor(t, 2*time.Second, "the unary one has stopped", busy(1))
+	took := rig.Wait(t, 2*time.Second, "the unary one has stopped", busy(1))
 	t.Logf("it stopped %.2f s after its client had left", took.Seconds())
 	leaveStream()
-	waitFor(t, 2*time.Second, "the stream has stopped", busy(0))
+	rig.Wait(t, 2*time.Second, "the stream has stopped", busy(0))
 }

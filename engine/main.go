@@ -25,8 +25,8 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
 	"millrace.dev/millrace/engine/internal/api"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
-	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/status"
 	"millrace.dev/millrace/engine/internal/supervise"
@@ -39,7 +39,9 @@ func main() { os.Exit(program.Main("engine", run)) }
 // options are the flags.
 type options struct {
 	node, http, grpc, logs, traces string
-	programs                       llamacpp.Programs
+	// shard and backend are where this node's processes listen.
+	shard, backend string
+	kinds          kinds
 }
 
 // run obeys the command line.
@@ -54,19 +56,17 @@ func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.node, "node", "", "name of this node")
 	f.Listen(&o.http, "http", "127.0.0.1:0", "`ip:port` of the OpenAI API")
 	f.Listen(&o.grpc, "grpc", "127.0.0.1:0", "`ip:port` of the Engine service")
-	f.Listen(&o.programs.ShardAddress, "shard", "", "`ip:port` where this node's shard listens")
-	f.Listen(&o.programs.BackendAddress, "backend", "", "`ip:port` where the backend listens")
-	f.StringVar(&o.programs.Runtime, "runtime", "", "`folder` with llama.cpp's binding and RPC plugin")
+	f.Listen(&o.shard, "shard", "", "`ip:port` where this node's shard listens")
+	f.Listen(&o.backend, "backend", "", "`ip:port` where the backend listens")
 	f.StringVar(&o.logs, "logs", ".", "`folder` for the logs of backend and shard")
-	f.StringVar(&o.programs.LlamaServer, "llama-server", "", "native llama-server to use instead of the runtime")
-	f.StringVar(&o.programs.RPCServer, "rpc-server", "", "native ggml-rpc-server to use instead of the runtime")
 	f.StringVar(&o.traces, "traces", "", "where spans go: otlp://host:port")
+	o.kinds.flags(f.FlagSet)
 }
 
 // load checks this node's parts.
 func (o *options) load() error {
-	if err := o.programs.Check(); err != nil {
-		return program.Setup(&obs.Hint{Err: fmt.Errorf("set-up: %w", err), Next: "run `millrace up`, which fetches llama.cpp, and set -runtime to its folder, or name native programs with -llama-server and -rpc-server"})
+	if err := o.kinds.check(); err != nil {
+		return program.Setup(fmt.Errorf("set-up: %w", err))
 	}
 	return nil
 }
@@ -107,21 +107,21 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	o.http, o.grpc = web.Addr().String(), rpc.Addr().String()
 
 	// The parts, from the backend up.
-	transport := llamacpp.Transport()
+	transport := backend.Transport()
 	defer transport.CloseIdleConnections()
-	runner := llamacpp.NewRunner(o.programs, transport)
+	kinds := o.kinds.open(o.shard, o.backend, transport)
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
-		Node: o.node, Logs: o.logs, Launcher: launcher{runner, meter}, Log: log,
+		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log,
 		Running: func() int { return gate.Load().Running }, Served: meter.Served,
 	})
 	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Snapshot: supervisor.Snapshot})
 	handler := api.New(api.Config{
-		Node: o.node, Backend: o.programs.BackendAddress, Transport: transport, Serving: supervisor.Serving,
+		Node: o.node, Kinds: kinds, Transport: transport, Serving: supervisor.Serving,
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
 	})
 	server := status.New(status.Config{
-		Node: o.node, HTTP: o.http, GRPC: o.grpc, Backend: o.programs.BackendAddress, Shard: o.programs.ShardAddress,
+		Node: o.node, HTTP: o.http, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
 		Supervisor: supervisor, Gate: gate, Meter: meter, Cache: cache, Ends: ctx.Done(),
 	})
 
@@ -134,7 +134,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return supervisor.Run(ctx)
 	})
 	g.Go(func() error {
-		follow(serving, supervisor, runner, gate, &room{Meter: meter, cache: cache, log: log})
+		follow(serving, supervisor, gate, &room{Kinds: kinds, Meter: meter, cache: cache, log: log})
 		return nil
 	})
 	g.Go(func() error { return obs.Serve(serving, web, handler) })
@@ -162,30 +162,35 @@ func serveGRPC(ctx context.Context, ln net.Listener, s *status.Server) error {
 	return nil
 }
 
-// launcher is the Runner as supervise wants it; its probes measure the speed.
+// launcher starts what an assignment asks for; its probes measure the speed.
 type launcher struct {
-	*llamacpp.Runner
+	backend.Kinds
 	meter *meter.Meter
+}
+
+// Process returns a process of the replica, not yet started.
+func (l launcher) Process(r backend.Role, a *enginepb.Assignment) (backend.Process, error) {
+	return l.Of(a).Process(r, a)
 }
 
 // probeTokens is enough to measure and little to wait for.
 const probeTokens = 8
 
 // Prove has the replica generate a few tokens.
-func (l launcher) Prove(ctx context.Context) error {
-	speed, err := l.Probe(ctx, probeTokens)
+func (l launcher) Prove(ctx context.Context, a *enginepb.Assignment) error {
+	speed, err := l.Of(a).Probe(ctx, a, probeTokens)
 	if err == nil {
 		l.meter.Calibrate(speed)
 	}
 	return err
 }
 
-// kvEvery is how often the backend of a busy replica is asked for its KV cache.
-const kvEvery = time.Second
+// loadEvery is how often the backend of a busy replica is asked for its load.
+const loadEvery = time.Second
 
-// follow keeps the gate at the size of the assignment, and knows the KV cache.
-func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, gate *admit.Gate, m *room) {
-	tick := time.NewTicker(kvEvery)
+// follow keeps the gate at the size of the assignment, and knows the backend's load.
+func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *room) {
+	tick := time.NewTicker(loadEvery)
 	defer tick.Stop()
 	var epoch uint64
 	var asked time.Time
@@ -204,9 +209,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, ga
 		}
 		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && m.Served().After(asked) {
 			asked = time.Now()
-			if used, err := r.KVUsed(ctx); err == nil {
-				m.use(used)
-			}
+			m.ask(ctx, snap.Assignment)
 		}
 		select {
 		case <-changed:
@@ -219,31 +222,49 @@ func follow(ctx context.Context, s *supervise.Supervisor, r *llamacpp.Runner, ga
 
 // room is what is known of the backend's KV cache.
 type room struct {
+	backend.Kinds
 	*meter.Meter
 	cache *cachelog.Log
 	log   *slog.Logger
-	// host is how many tokens the backend keeps beside its slots.
-	host uint64
+	kv    backend.KV
 }
 
 // empty says that a backend was started.
 func (m *room) empty(snap *supervise.Snapshot) {
 	m.cache.Reset(snap.Epoch)
-	if b := snap.Assignment.GetBackend(); b != nil && snap.Assignment.GetStage() == 0 {
+	m.kv = backend.KV{}
+	if snap.Assignment != nil && snap.Assignment.GetStage() == 0 {
 		var err error
-		if m.host, err = llamacpp.HostTokens(b); err != nil {
+		if m.kv, err = m.Of(snap.Assignment).Room(snap.Assignment); err != nil {
 			m.log.Warn("size of the backend's cache unknown", "err", err)
-			m.host = llamacpp.ContextOf(b)
 		}
 	}
-	m.use(0)
+	m.use(backend.Load{})
 }
 
-// use says that the backend's slots hold so many tokens. What they let go is in its
-// cache in host memory for a while.
-func (m *room) use(slots uint64) {
-	m.SetKV(slots)
-	m.cache.Resize(int64(m.host + slots))
+// ask asks the backend for its load.
+func (m *room) ask(ctx context.Context, a *enginepb.Assignment) {
+	load, err := m.Of(a).Load(ctx, a)
+	if err != nil {
+		return // the supervisor finds out what is wrong
+	}
+	m.Measure(load.Speed)
+	m.use(load)
+}
+
+// use takes the backend's load. What running sequences leave behind is in its cache
+// in host memory for a while, or where it has none, in the room itself.
+func (m *room) use(l backend.Load) {
+	if l.Total > 0 {
+		m.kv.Total = l.Total
+	}
+	m.SetKV(l.Used, m.kv.Total)
+	m.SetBackend(l.Running, l.Waiting)
+	if m.kv.Host > 0 {
+		m.cache.Resize(int64(m.kv.Host + l.Used))
+	} else {
+		m.cache.Resize(int64(m.kv.Total))
+	}
 }
 
 // conditions is what is wrong, for /readyz.

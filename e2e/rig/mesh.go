@@ -242,7 +242,13 @@ func Command(ctx context.Context, env []string, stdin string, args ...string) (R
 // Millrace is Command for tests.
 func Millrace(t testing.TB, stdin string, args ...string) Result {
 	t.Helper()
-	got, err := Command(t.Context(), nil, stdin, args...)
+	return MillraceEnv(t, nil, stdin, args...)
+}
+
+// MillraceEnv is Millrace with changed environment variables.
+func MillraceEnv(t testing.TB, env []string, stdin string, args ...string) Result {
+	t.Helper()
+	got, err := Command(t.Context(), env, stdin, args...)
 	if err != nil {
 		t.Fatal(err)
 	}

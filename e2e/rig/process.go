@@ -57,10 +57,11 @@ func (p *Process) KillAndWait() {
 	<-p.Done()
 }
 
-// ExitCode returns the exit code of a process that has ended; -1 if a signal ended it.
-func (p *Process) ExitCode() int {
+// ExitCode returns the exit code in the error with which a process ended; -1 if a
+// signal ended it.
+func ExitCode(err error) int {
 	var exit interface{ ExitCode() int }
-	if errors.As(p.Err(), &exit) {
+	if errors.As(err, &exit) {
 		return exit.ExitCode()
 	}
 	return 0

@@ -53,6 +53,24 @@ func Wait(t testing.TB, limit time.Duration, what string, cond func() error) tim
 	return time.Since(begin)
 }
 
+// Each calls f with 0 to n-1, by so many clients at once, and waits for all.
+func Each(n, clients int, f func(i int)) {
+	work := make(chan int)
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for i := range work {
+				f(i)
+			}
+		})
+	}
+	for i := range n {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+}
+
 // Buffer collects what processes write while tests read it. The zero value is empty.
 type Buffer struct {
 	mu sync.Mutex

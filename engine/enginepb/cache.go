@@ -13,8 +13,10 @@ import (
 
 // The bounds of a log, as the contract has them.
 const (
-	// MaxSegments is how many segments a log has at most.
-	MaxSegments = 64
+	// MaxSegments is how many segments a log of prompts has at most, MaxBlockSegments
+	// how many one of blocks has.
+	MaxSegments      = 64
+	MaxBlockSegments = 1024
 	// MaxEntries is how many entries a segment has at most.
 	MaxEntries = 256
 )
@@ -23,6 +25,10 @@ const (
 type Cache struct {
 	// Epoch is the start of the backend whose cache it is.
 	Epoch uint64
+	// BlockTokens is how many tokens a block has; 0: the log is one of prompts.
+	BlockTokens uint32
+	// Complete is whether a log of blocks names all that is cached.
+	Complete bool
 	// Oldest is the smallest id that is not dropped.
 	Oldest uint64
 	// Segments are whole, by growing id.
@@ -31,6 +37,9 @@ type Cache struct {
 
 // Check returns which rule r breaks that the protobuf definition can't say.
 func (r *CacheReport) Check() error {
+	if n, most := len(r.GetSegments()), maxSegments(r.GetBlockTokens()); n > most {
+		return fmt.Errorf("segments: %d; must be %d at most", n, most)
+	}
 	var last uint64
 	for i, s := range r.GetSegments() {
 		switch n := len(s.GetKeys()); {
@@ -48,29 +57,42 @@ func (r *CacheReport) Check() error {
 	return nil
 }
 
+// maxSegments is how many segments a log has at most whose blocks have so many tokens.
+func maxSegments(blockTokens uint32) int {
+	if blockTokens > 0 {
+		return MaxBlockSegments
+	}
+	return MaxSegments
+}
+
+// continues reports whether a log of an epoch and of blocks of a size is c's.
+func (c *Cache) continues(epoch uint64, blockTokens uint32) bool {
+	return c != nil && c.Epoch == epoch && c.BlockTokens == blockTokens
+}
+
 // Add returns what is known after a report that keeps the rules. It may have been
 // added before, or have all from the beginning on. c may be nil, and so may r.
 func (c *Cache) Add(r *CacheReport) *Cache {
 	if r == nil {
 		return c
 	}
-	next := &Cache{Epoch: r.GetEpoch(), Oldest: r.GetOldest()}
-	if c != nil && c.Epoch == next.Epoch {
+	next := &Cache{Epoch: r.GetEpoch(), Oldest: r.GetOldest(), BlockTokens: r.GetBlockTokens(), Complete: r.GetComplete()}
+	if c.continues(next.Epoch, next.BlockTokens) {
 		next.Oldest = max(next.Oldest, c.Oldest)
 		next.Segments = slices.DeleteFunc(slices.Clone(c.Segments), func(s *CacheSegment) bool { return s.GetId() < next.Oldest })
 	}
 	for _, s := range r.GetSegments() {
 		next.append(s)
 	}
-	if n := len(next.Segments) - MaxSegments; n > 0 {
-		next.Segments = next.Segments[n:]
+	if n := len(next.Segments) - maxSegments(next.BlockTokens); n > 0 {
+		next.Segments, next.Complete = next.Segments[n:], false
 		next.Oldest = next.Segments[0].GetId()
 	}
 	return next
 }
 
 // append takes in what s has more. What does not join on is left out: there are
-// entries between that nobody knows.
+// entries between that nobody knows, so the log is not complete.
 func (c *Cache) append(s *CacheSegment) {
 	i, found := slices.BinarySearchFunc(c.Segments, s.GetId(), func(s *CacheSegment, id uint64) int {
 		return int(min(1, max(-1, int64(s.GetId()-id))))
@@ -78,11 +100,17 @@ func (c *Cache) append(s *CacheSegment) {
 	if !found {
 		if s.GetFrom() == 0 && s.GetId() >= c.Oldest {
 			c.Segments = slices.Insert(c.Segments, i, s)
+		} else {
+			c.Complete = c.Complete && s.GetId() < c.Oldest
 		}
 		return
 	}
 	have, from := c.Segments[i], int(s.GetFrom())
-	if from > len(have.GetKeys()) || from+len(s.GetKeys()) <= len(have.GetKeys()) {
+	if from > len(have.GetKeys()) {
+		c.Complete = false
+		return
+	}
+	if from+len(s.GetKeys()) <= len(have.GetKeys()) {
 		return
 	}
 	c.Segments[i] = &CacheSegment{
@@ -98,8 +126,8 @@ func (c *Cache) Since(before *Cache) *CacheReport {
 	if c == nil || c == before {
 		return nil
 	}
-	r := &CacheReport{Epoch: c.Epoch, Oldest: c.Oldest}
-	if before == nil || before.Epoch != c.Epoch {
+	r := &CacheReport{Epoch: c.Epoch, Oldest: c.Oldest, BlockTokens: c.BlockTokens, Complete: c.Complete}
+	if !before.continues(c.Epoch, c.BlockTokens) {
 		r.Segments = c.Segments
 		return r
 	}
@@ -116,7 +144,7 @@ func (c *Cache) Since(before *Cache) *CacheReport {
 			r.Segments = append(r.Segments, &CacheSegment{Id: s.GetId(), From: uint32(n), Keys: s.GetKeys()[n:], Tokens: s.GetTokens()[n:]})
 		}
 	}
-	if len(r.Segments) == 0 && c.Oldest == before.Oldest {
+	if len(r.Segments) == 0 && c.Oldest == before.Oldest && c.Complete == before.Complete {
 		return nil
 	}
 	return r

@@ -1238,9 +1238,12 @@ func (x *Totals) GetGeneratedTokens() uint64 {
 // CacheReport is what came to the log of a backend's KV cache since the report
 // before it, in a stream of reports of which the first has everything.
 //
-// The log names what is cached by the keys that extproc gives to the beginnings of
-// prompts. What is used again is logged again; when what newer segments name fills
-// the cache, the oldest is dropped. A segment that is not the newest one is full.
+// There are two kinds. A log of prompts names what is cached by the keys that extproc
+// gives to the beginnings of prompts. What is used again is logged again; when what newer
+// segments name fills the cache, the oldest is dropped. A log of blocks has an entry for
+// each block that is stored, and one of 0 tokens for each that is evicted; before a
+// segment is dropped, what is still cached of it is logged again. A segment that is not
+// the newest one gets no more entries.
 type CacheReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Start of the backend whose cache it is. Another one than before: all that was
@@ -1248,8 +1251,14 @@ type CacheReport struct {
 	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Segments with smaller ids are dropped.
 	Oldest uint64 `protobuf:"varint,2,opt,name=oldest,proto3" json:"oldest,omitempty"`
-	// What was appended, in order.
-	Segments      []*CacheSegment `protobuf:"bytes,3,rep,name=segments,proto3" json:"segments,omitempty"`
+	// What was appended, in order. A log has 64 segments at most, one of blocks 1024.
+	Segments []*CacheSegment `protobuf:"bytes,3,rep,name=segments,proto3" json:"segments,omitempty"`
+	// How many tokens a block has; 0: it is a log of prompts. Another one than before: all
+	// that was said before is void.
+	BlockTokens uint32 `protobuf:"varint,20,opt,name=block_tokens,json=blockTokens,proto3" json:"block_tokens,omitempty"`
+	// Whether a log of blocks names all that is cached. The first segment that is written
+	// after a change of it is a new one.
+	Complete      bool `protobuf:"varint,21,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1305,6 +1314,20 @@ func (x *CacheReport) GetSegments() []*CacheSegment {
 	return nil
 }
 
+func (x *CacheReport) GetBlockTokens() uint32 {
+	if x != nil {
+		return x.BlockTokens
+	}
+	return 0
+}
+
+func (x *CacheReport) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
 // CacheSegment is a piece of the log: what was used in some span of time.
 type CacheSegment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1312,7 +1335,8 @@ type CacheSegment struct {
 	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// How many entries of the segment came before these.
 	From uint32 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
-	// Hashes of beginnings of prompts. Of several entries for a key the last counts.
+	// Hashes of beginnings of prompts, up to the end of a block in a log of blocks. Of
+	// several entries for a key the last counts.
 	Keys []uint64 `protobuf:"fixed64,3,rep,packed,name=keys,proto3" json:"keys,omitempty"`
 	// How many tokens each beginning has, with the answer behind it if that is
 	// cached, too; 0: it is not cached any more. As many as keys.
@@ -1497,11 +1521,13 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brequests\x18\x01 \x01(\x04R\brequests\x12#\n" +
 	"\rprompt_tokens\x18\x02 \x01(\x04R\fpromptTokens\x12#\n" +
 	"\rcached_tokens\x18\x03 \x01(\x04R\fcachedTokens\x12)\n" +
-	"\x10generated_tokens\x18\x04 \x01(\x04R\x0fgeneratedTokens\"\x89\x01\n" +
+	"\x10generated_tokens\x18\x04 \x01(\x04R\x0fgeneratedTokens\"\xd4\x01\n" +
 	"\vCacheReport\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06oldest\x18\x02 \x01(\x04R\x06oldest\x12L\n" +
-	"\bsegments\x18\x03 \x03(\v2&.millrace.engine.v1alpha1.CacheSegmentB\b\xfaB\x05\x92\x01\x02\x10@R\bsegments\"\x87\x01\n" +
+	"\x06oldest\x18\x02 \x01(\x04R\x06oldest\x12M\n" +
+	"\bsegments\x18\x03 \x03(\v2&.millrace.engine.v1alpha1.CacheSegmentB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\bsegments\x12,\n" +
+	"\fblock_tokens\x18\x14 \x01(\rB\t\xfaB\x06*\x04\x18\x80\x80\x04R\vblockTokens\x12\x1a\n" +
+	"\bcomplete\x18\x15 \x01(\bR\bcomplete\"\x87\x01\n" +
 	"\fCacheSegment\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\x04B\a\xfaB\x042\x02 \x00R\x02id\x12\x1c\n" +
 	"\x04from\x18\x02 \x01(\rB\b\xfaB\x05*\x03\x18\x80\x02R\x04from\x12\x1d\n" +

@@ -2057,10 +2057,10 @@ func (m *CacheReport) validate(all bool) error {
 
 	// no validation rules for Oldest
 
-	if len(m.GetSegments()) > 64 {
+	if len(m.GetSegments()) > 1024 {
 		err := CacheReportValidationError{
 			field:  "Segments",
-			reason: "value must contain no more than 64 item(s)",
+			reason: "value must contain no more than 1024 item(s)",
 		}
 		if !all {
 			return err
@@ -2101,6 +2101,19 @@ func (m *CacheReport) validate(all bool) error {
 		}
 
 	}
+
+	if m.GetBlockTokens() > 65536 {
+		err := CacheReportValidationError{
+			field:  "BlockTokens",
+			reason: "value must be less than or equal to 65536",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Complete
 
 	if len(errors) > 0 {
 		return CacheReportMultiError(errors)

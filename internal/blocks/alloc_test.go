@@ -6,7 +6,7 @@ import "testing"
 
 func TestLookingUpAllocatesNothing(t *testing.T) {
 	var b Set
-	b.Store(stored(1, 1, 2))
+	NewNames(&b).Store(stored(1, 1, 2))
 	tokens := []uint32{1, 2, 3, 4, 5}
 	memory := Append(nil, Root(""), tokens, 2)
 	if n := testing.AllocsPerRun(100, func() {

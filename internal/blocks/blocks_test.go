@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// shelf is the twin of Set: whole prompts as text, by the engine's names.
+// shelf is the twin of Names and Set: whole prompts as text, by the engine's names.
 type shelf struct {
 	held map[ID][]string
 }
@@ -42,13 +42,14 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 	const size = 4
 	rng := rand.New(rand.NewPCG(5, 6))
 	var b Set
+	names := NewNames(&b)
 	twin := shelf{held: map[ID][]string{}}
-	names := map[string]uint64{}
+	hashes := map[string]uint64{}
 	name := func(prompt string) uint64 {
-		if names[prompt] == 0 {
-			names[prompt] = rng.Uint64()
+		if hashes[prompt] == 0 {
+			hashes[prompt] = rng.Uint64()
 		}
-		return names[prompt]
+		return hashes[prompt]
 	}
 	prompt := func() (string, []uint32) {
 		tokens := make([]uint32, rng.IntN(40))
@@ -62,7 +63,7 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 		rank := rng.IntN(2)
 		switch blocks := len(tokens) / size; {
 		case rng.IntN(200) == 0:
-			b.Clear(rank)
+			names.Clear(rank)
 			for id := range twin.held {
 				if id.Rank == rank {
 					delete(twin.held, id)
@@ -76,12 +77,12 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 				s.Hashes = append(s.Hashes, h)
 				twin.held[ID{rank, h}] = append(twin.held[ID{rank, h}], whole)
 			}
-			if blocks > 0 && !b.Store(&s) {
+			if blocks > 0 && !names.Store(&s) {
 				t.Fatal("not stored")
 			}
 		case blocks > 0:
 			id := ID{rank, name(text(adapter, tokens[:blocks*size])) + uint64(rank)}
-			b.Remove(id)
+			names.Remove(id)
 			if n := len(twin.held[id]); n > 1 {
 				twin.held[id] = twin.held[id][1:]
 			} else {
@@ -113,8 +114,9 @@ func TestBlocksThatCannotBeStored(t *testing.T) {
 	}
 	for _, tt := range tests {
 		var b Set
-		b.Store(stored(1, 1, 2))
-		if b.Store(&tt.s) || b.Len() != 1 {
+		names := NewNames(&b)
+		names.Store(stored(1, 1, 2))
+		if names.Store(&tt.s) || b.Len() != 1 {
 			t.Errorf("%s: stored, %d blocks in all", tt.name, b.Len())
 		}
 	}
@@ -124,25 +126,26 @@ func TestBlocksThatCannotBeStored(t *testing.T) {
 // nothing but these.
 func TestBlocksOfOtherContent(t *testing.T) {
 	var b Set
+	names := NewNames(&b)
 	s := stored(1, 1, 2)
 	s.Extra = []uint64{77}
-	b.Store(s)
+	names.Store(s)
 	prompt := Append(nil, Root(""), []uint32{1, 2, 3}, 2)
 	if b.Len() != 1 || b.Count(prompt) != 0 {
 		t.Errorf("%d blocks, %d of a prompt without the image", b.Len(), b.Count(prompt))
 	}
-	b.Store(stored(2, 1, 2))
+	names.Store(stored(2, 1, 2))
 	if b.Count(prompt) != 1 {
 		t.Error("the block without an image is not found")
 	}
 	if n := len(Append(nil, Root(""), []uint32{1, 2, 3, 4}, 2)); n != 1 {
 		t.Errorf("%d blocks of two may be found: the last token is always worked on", n)
 	}
-	b.Store(stored(2, 5, 6)) // the name is given to something else
+	names.Store(stored(2, 5, 6)) // the name is given to something else
 	if b.Count(prompt) != 0 || b.Len() != 2 {
 		t.Errorf("%d blocks, and what the name was given to before is still found", b.Len())
 	}
-	b.Forget()
+	names.Forget()
 	if k, size := b.Knowledge(); k != Nothing || size != 0 || b.Len() != 0 {
 		t.Errorf("knowledge %d, size %d, %d blocks after all is forgotten", k, size, b.Len())
 	}
@@ -151,7 +154,8 @@ func TestBlocksOfOtherContent(t *testing.T) {
 // TestBlocksWhileReadersLook stores many while others look up one that stays.
 func TestBlocksWhileReadersLook(t *testing.T) {
 	var b Set
-	b.Store(stored(1, 1, 2))
+	names := NewNames(&b)
+	names.Store(stored(1, 1, 2))
 	prompt := Append(nil, Root(""), []uint32{1, 2, 3}, 2)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -171,9 +175,9 @@ func TestBlocksWhileReadersLook(t *testing.T) {
 		})
 	}
 	for i := range uint32(50000) {
-		b.Store(stored(uint64(i)+2, i, 7))
+		names.Store(stored(uint64(i)+2, i, 7))
 		if i >= 20000 {
-			b.Remove(ID{Hash: uint64(i) - 20000 + 2})
+			names.Remove(ID{Hash: uint64(i) - 20000 + 2})
 		}
 	}
 	close(stop)
@@ -195,8 +199,8 @@ func BenchmarkBlocks(b *testing.B) {
 	for i := range len(tokens) / 16 {
 		s.Hashes = append(s.Hashes, uint64(i)+1)
 	}
-	full.Store(&s)
-	empty.Store(stored(1, make([]uint32, 16)...))
+	NewNames(&full).Store(&s)
+	NewNames(&empty).Store(stored(1, make([]uint32, 16)...))
 	chain := Append(nil, Root(""), tokens, 16)
 	b.Run("keys", func(b *testing.B) {
 		var memory []Key

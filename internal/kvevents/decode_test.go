@@ -208,7 +208,7 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("events with used memory differ:\n%s", diff)
 			}
 		}
-		var b blocks.Set
+		b := blocks.NewNames(new(blocks.Set))
 		for i := range fresh.Events {
 			if e := &fresh.Events[i]; err == nil && e.Kind == Stored {
 				b.Store(&e.Stored)
@@ -222,7 +222,7 @@ func FuzzDecode(f *testing.F) {
 func BenchmarkBatch(b *testing.B) {
 	in := payload(b, "removed")
 	var batch Batch
-	var blocks blocks.Set
+	names := blocks.NewNames(new(blocks.Set))
 	b.ReportAllocs()
 	b.SetBytes(int64(len(in)))
 	for b.Loop() {
@@ -231,7 +231,7 @@ func BenchmarkBatch(b *testing.B) {
 		}
 		for i := range batch.Events {
 			if e := &batch.Events[i]; e.Kind == Stored {
-				blocks.Store(&e.Stored)
+				names.Store(&e.Stored)
 			}
 		}
 	}

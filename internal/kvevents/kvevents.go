@@ -39,11 +39,11 @@ type Source struct {
 	Topic string
 }
 
-// Follower keeps Blocks true to what the publishers of one endpoint say.
+// Follower keeps a Target true to what the publishers of one endpoint say.
 type Follower struct {
 	// Constant after New.
 	source  Source
-	blocks  *blocks.Set
+	blocks  *blocks.Names
 	changed func(Change)
 	metrics *Metrics
 	log     *slog.Logger
@@ -66,9 +66,10 @@ const (
 	Restarted
 )
 
-// New returns a Follower that keeps blocks and calls changed, which must not call back.
-func New(s Source, blocks *blocks.Set, changed func(Change), m *Metrics, log *slog.Logger) *Follower {
-	return &Follower{source: s, blocks: blocks, changed: changed, metrics: m, log: log, lines: map[*line]bool{}}
+// New returns a Follower that keeps target true and calls changed, which must not call
+// back.
+func New(s Source, target blocks.Target, changed func(Change), m *Metrics, log *slog.Logger) *Follower {
+	return &Follower{source: s, blocks: blocks.NewNames(target), changed: changed, metrics: m, log: log, lines: map[*line]bool{}}
 }
 
 // Source returns where the events come from.
@@ -325,18 +326,18 @@ func (l *line) setWhole(whole bool) {
 
 // apply takes one event in.
 func (l *line) apply(e *Event) {
-	set := l.follower.blocks
+	names := l.follower.blocks
 	switch e.Kind {
 	case Stored:
-		if !set.Store(&e.Stored) {
+		if !names.Store(&e.Stored) {
 			l.setWhole(false)
 		}
 	case Removed:
 		for _, h := range e.Hashes {
-			set.Remove(blocks.ID{Rank: e.Rank, Hash: h})
+			names.Remove(blocks.ID{Rank: e.Rank, Hash: h})
 		}
 	case Cleared:
-		set.Clear(e.Rank)
+		names.Clear(e.Rank)
 		l.setWhole(true)
 	}
 }

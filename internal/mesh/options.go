@@ -39,6 +39,9 @@ type Options struct {
 	Traces string
 	// Cache, Envoy, LlamaServer, RPCServer and Model are as in setup.Options.
 	Cache, Envoy, LlamaServer, RPCServer, Model string
+	// VLLM is the user's own vLLM, for backends of that kind: its command, or a folder
+	// with a Python environment; empty: none.
+	VLLM string
 	// Capacity is the operator's figure for a node in tokens per second, by node.
 	Capacity map[string]float64
 	// Programs is the folder with xds, extproc, nodeagent and engine.
@@ -66,7 +69,7 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, err)
 	}
 	errs = append(errs, o.checkCapacity())
-	for _, path := range []*string{&o.Dir, &o.Config, &o.LlamaServer, &o.RPCServer} {
+	for _, path := range []*string{&o.Dir, &o.Config, &o.LlamaServer, &o.RPCServer, &o.VLLM} {
 		errs = append(errs, absolute(path))
 	}
 	if err := errors.Join(errs...); err != nil {

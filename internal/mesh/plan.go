@@ -68,6 +68,8 @@ type Input struct {
 	// Runtime is set-up's folder with llama.cpp; LlamaServer and RPCServer are
 	// the user's own programs. One or the other is empty.
 	Runtime, LlamaServer, RPCServer string
+	// VLLM is the user's own vLLM; empty: none.
+	VLLM string
 	// Traces is "otlp://host:port" or empty.
 	Traces string
 	// Capacity is by node, in tokens per second.
@@ -176,7 +178,7 @@ func (b *planner) node(node string) {
 	b.plan.Engines[node] = grpc
 	b.add(Spec{Role: "engine", Node: node, Phase: phaseNodes, Addrs: map[string]string{"http": http, "grpc": grpc, "metrics": metrics}},
 		"-node", node, "-http", http, "-grpc", grpc, "-metrics", metrics, "-shard", shard, "-backend", backend,
-		"-logs", b.plan.Logs, "-runtime", b.in.Runtime, "-llama-server", b.in.LlamaServer, "-rpc-server", b.in.RPCServer,
+		"-logs", b.plan.Logs, "-runtime", b.in.Runtime, "-llama-server", b.in.LlamaServer, "-rpc-server", b.in.RPCServer, "-vllm", b.in.VLLM,
 		"-traces", b.in.Traces)
 	agent, capacity := b.addr(), ""
 	if v := b.in.Capacity[node]; v > 0 {

@@ -70,7 +70,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	}
 	plan := NewPlan(Input{
 		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
-		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer,
+		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
 		Traces: spans.target, Capacity: o.Capacity,
 	})
 	if err := writeFiles(plan, withPaths(file, paths.Model, filepath.Join(o.Dir, "cookie.key"))); err != nil {

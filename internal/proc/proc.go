@@ -38,25 +38,36 @@ var spawn = sync.OnceValue(func() chan<- func() {
 	return work
 })
 
-// Start starts cmd in a process group of its own, which is killed when this
-// process ends for whatever reason. The caller must not call cmd.Wait.
+// Start starts cmd in a process group of its own, which is killed when its leader
+// ends; the leader is killed, or gets the signal that cmd names, when this process ends
+// for whatever reason. The caller must not call cmd.Wait.
 func Start(cmd *exec.Cmd) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Setpgid = true
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if cmd.SysProcAttr.Pdeathsig == 0 {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	started := make(chan error)
 	spawn() <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	p := &Process{cmd: cmd, done: make(chan struct{})}
-	go func() {
-		p.err = cmd.Wait()
-		close(p.done)
-	}()
+	go p.wait()
 	return p, nil
+}
+
+// wait waits for the process's end, and ends what is left of its group: until the
+// leader is reaped nobody else's group can have its id.
+func (p *Process) wait() {
+	var info unix.Siginfo
+	for unix.Waitid(unix.P_PID, p.PID(), &info, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	_ = unix.Kill(-p.PID(), syscall.SIGKILL)
+	p.err = p.cmd.Wait()
+	close(p.done)
 }
 
 // PID returns the process id, also after its end.

@@ -13,6 +13,8 @@ const tick = time.Second / 100
 
 // Stat is what the kernel says of a process.
 type Stat struct {
+	// Group is the id of its process group.
+	Group int
 	// State is R, S, D, T (stopped), t (traced), Z (ended, not reaped) …; proc(5).
 	State byte
 	// Parent is the parent's process id.
@@ -42,7 +44,7 @@ func parseStat(b []byte) (Stat, error) {
 		return Stat{}, fmt.Errorf("stat %.40q: too short", b)
 	}
 	var n [22]int64
-	for _, k := range []int{1, 11, 12, 21} {
+	for _, k := range []int{1, 2, 11, 12, 21} {
 		v, err := strconv.ParseInt(string(fields[k]), 10, 64)
 		if err != nil {
 			return Stat{}, fmt.Errorf("stat field %d: %w", k+3, err)
@@ -52,6 +54,7 @@ func parseStat(b []byte) (Stat, error) {
 	return Stat{
 		State:  fields[0][0],
 		Parent: int(n[1]),
+		Group:  int(n[2]),
 		CPU:    time.Duration(n[11]+n[12]) * tick,
 		RSS:    uint64(n[21]) * uint64(os.Getpagesize()),
 	}, nil
@@ -62,4 +65,44 @@ func parseStat(b []byte) (Stat, error) {
 func Alive(pid int) bool {
 	s, err := State(pid)
 	return err == nil && s.State != 'Z' && s.State != 'X'
+}
+
+// Group returns the ids of the processes of a group, its leader's among them.
+func Group(id int) ([]int, error) {
+	names, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for _, name := range names {
+		pid, err := strconv.Atoi(name.Name())
+		if err != nil {
+			continue
+		}
+		if s, err := State(pid); err == nil && s.Group == id {
+			all = append(all, pid)
+		}
+	}
+	return all, nil
+}
+
+// Marked returns the ids of the processes that have an environment variable, written
+// as "NAME=value": whoever inherits it is found, however it came to run.
+func Marked(variable string) ([]int, error) {
+	names, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for _, name := range names {
+		pid, err := strconv.Atoi(name.Name())
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + name.Name() + "/environ")
+		if err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+variable+"\x00")) {
+			all = append(all, pid)
+		}
+	}
+	return all, nil
 }

@@ -59,6 +59,10 @@ type Node struct {
 	// Decode and Prefill are tokens per second of one sequence, as measured.
 	Decode  float64 `json:"decode_tokens_per_second"`
 	Prefill float64 `json:"prefill_tokens_per_second"`
+	// Capabilities are what its backend can do, nil unknown; Args are the arguments
+	// that the configuration adds to its command.
+	Capabilities *Capabilities `json:"capabilities,omitempty"`
+	Args         []string      `json:"args,omitempty"`
 	// InCache are the tokens that are known to be in the engine's caches now.
 	InCache uint64 `json:"in_cache_tokens"`
 	// Generated and Cached count tokens since the engine started.
@@ -72,6 +76,41 @@ type Node struct {
 	MemoryTotal uint64 `json:"memory_total_bytes"`
 	// LastReport is when xds heard of the node; zero if xds was not asked.
 	LastReport time.Time `json:"last_report"`
+}
+
+// Capabilities are what a backend can do as it is run.
+type Capabilities struct {
+	// Kind is "llamacpp", "vllm" or "openai".
+	Kind string `json:"kind"`
+	// ContextTokens is the longest sequence; 0 unknown.
+	ContextTokens uint32 `json:"context_tokens"`
+	// Unknown is whether nobody can tell what the server answers.
+	Unknown    bool `json:"unknown,omitempty"`
+	Embeddings bool `json:"embeddings"`
+	Tools      bool `json:"tools"`
+	LoRA       bool `json:"lora"`
+	// TensorParallel, PipelineParallel and DataParallel are among how many ranks a
+	// layer and the layers are split, and the model is copied.
+	TensorParallel   uint32 `json:"tensor_parallel"`
+	PipelineParallel uint32 `json:"pipeline_parallel"`
+	DataParallel     uint32 `json:"data_parallel"`
+	// KVSave is whether a conversation's KV cache can be saved, KVEvents whether the
+	// backend publishes what is in it.
+	KVSave   bool `json:"kv_save"`
+	KVEvents bool `json:"kv_events"`
+}
+
+func capabilities(e *enginepb.Status) *Capabilities {
+	c := e.GetCapabilities()
+	if c == nil {
+		return nil
+	}
+	return &Capabilities{
+		Kind: strings.ToLower(e.GetAssignment().GetBackend().GetKind().String()), ContextTokens: c.GetContextTokens(),
+		Unknown: c.GetUnknown(), Embeddings: c.GetEmbeddings(), Tools: c.GetTools(), LoRA: c.GetLora(),
+		TensorParallel: c.GetTensorParallel(), PipelineParallel: c.GetPipelineParallel(), DataParallel: c.GetDataParallel(),
+		KVSave: c.GetKvSave(), KVEvents: c.GetKvEvents(),
+	}
 }
 
 // The values of Report.Source.
@@ -125,6 +164,7 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 		Decode: e.GetSpeed().GetDecode(), Prefill: e.GetSpeed().GetPrefill(), InCache: e.GetLoad().GetCachedTokens(),
 		Generated: e.GetTotals().GetGeneratedTokens(), Cached: e.GetTotals().GetCachedTokens(),
 	}
+	n.Capabilities, n.Args = capabilities(e), a.GetBackend().GetArgs()
 	if n.Stages > 0 {
 		n.Stage = int(a.GetStage()) + 1
 	}

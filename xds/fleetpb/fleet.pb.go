@@ -1421,7 +1421,12 @@ type CacheState struct {
 	// epoch than EndpointState's.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// The segment, whole: `from` is 0.
-	Segment       *enginepb.CacheSegment `protobuf:"bytes,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	Segment *enginepb.CacheSegment `protobuf:"bytes,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	// How many tokens a block has; 0: the log is one of prompts.
+	BlockTokens uint32 `protobuf:"varint,20,opt,name=block_tokens,json=blockTokens,proto3" json:"block_tokens,omitempty"`
+	// Whether a log of blocks named all that was cached when the segment was written: that
+	// of the newest segment counts.
+	Complete      bool `protobuf:"varint,21,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1475,6 +1480,20 @@ func (x *CacheState) GetSegment() *enginepb.CacheSegment {
 		return x.Segment
 	}
 	return nil
+}
+
+func (x *CacheState) GetBlockTokens() uint32 {
+	if x != nil {
+		return x.BlockTokens
+	}
+	return 0
+}
+
+func (x *CacheState) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
 }
 
 type Rewrite_Target struct {
@@ -1737,13 +1756,15 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\xfaB\a*\x05\x18\x80\xad\xe2\x04R\atenants\x1aE\n" +
 	"\aDegrade\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12\x19\n" +
-	"\x02to\x18\x02 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x02to\"\x94\x01\n" +
+	"\x02to\x18\x02 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x02to\"\xde\x01\n" +
 	"\n" +
 	"CacheState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12J\n" +
-	"\asegment\x18\x03 \x01(\v2&.millrace.engine.v1alpha1.CacheSegmentB\b\xfaB\x05\x8a\x01\x02\x10\x01R\asegment2\xb4\x01\n" +
+	"\asegment\x18\x03 \x01(\v2&.millrace.engine.v1alpha1.CacheSegmentB\b\xfaB\x05\x8a\x01\x02\x10\x01R\asegment\x12,\n" +
+	"\fblock_tokens\x18\x14 \x01(\rB\t\xfaB\x06*\x04\x18\x80\x80\x04R\vblockTokens\x12\x1a\n" +
+	"\bcomplete\x18\x15 \x01(\bR\bcomplete2\xb4\x01\n" +
 	"\x05Fleet\x12U\n" +
 	"\x06Report\x12#.millrace.fleet.v1alpha1.NodeReport\x1a\".millrace.fleet.v1alpha1.Directive(\x010\x01\x12T\n" +
 	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"

@@ -2727,6 +2727,19 @@ func (m *CacheState) validate(all bool) error {
 		}
 	}
 
+	if m.GetBlockTokens() > 65536 {
+		err := CacheStateValidationError{
+			field:  "BlockTokens",
+			reason: "value must be less than or equal to 65536",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Complete
+
 	if len(errors) > 0 {
 		return CacheStateMultiError(errors)
 	}

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
@@ -23,8 +24,8 @@ import (
 type Config struct {
 	// Node is this engine's node, for the answer's header.
 	Node string
-	// Backend is "ip:port" of the inference engine, Transport the way to it.
-	Backend   string
+	// Kinds are what may be behind us, Transport the way to it.
+	Kinds     backend.Kinds
 	Transport http.RoundTripper
 	// Serving returns the replica that is ready, or nil and why there is none.
 	Serving func() (*supervise.Serving, string)

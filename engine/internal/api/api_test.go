@@ -22,9 +22,13 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
+	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
+	"millrace.dev/millrace/engine/internal/openai"
 	"millrace.dev/millrace/engine/internal/supervise"
+	"millrace.dev/millrace/engine/internal/vllm"
 )
 
 // rig is a Server between a client and a fake backend.
@@ -47,14 +51,29 @@ const (
 	why     = "backend stopped"
 )
 
-func newRig(t *testing.T, backend http.HandlerFunc) *rig {
+// newRig is in front of the kind of backend that is asked in the least simple way.
+func newRig(t *testing.T, server http.HandlerFunc) *rig {
 	t.Helper()
-	b := httptest.NewServer(backend)
+	return newRigOf(t, enginepb.Backend_LLAMACPP, server)
+}
+
+// kinds are those that a test needs, all at one address.
+func kinds(address string) backend.Kinds {
+	return backend.Kinds{
+		enginepb.Backend_LLAMACPP: llamacpp.New(llamacpp.Programs{BackendAddress: address}, nil),
+		enginepb.Backend_VLLM:     vllm.New(vllm.Program{Address: address}, nil),
+		enginepb.Backend_OPENAI:   openai.New(nil),
+	}
+}
+
+func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc) *rig {
+	t.Helper()
+	b := httptest.NewServer(server)
 	t.Cleanup(b.Close)
 	g := &rig{gate: &admit.Gate{}, meter: &meter.Meter{}, cache: &cachelog.Log{}, spans: tracetest.NewSpanRecorder(), metrics: prometheus.NewRegistry()}
 	g.gate.Resize(1, 1)
 	v := &supervise.Serving{Assignment: &enginepb.Assignment{
-		Model: "smollm2", Replica: "smollm2-0", Backend: &enginepb.Backend{MaxBodyBytes: maxBody, Slots: 1, ContextTokens: 1000},
+		Model: "smollm2", Replica: "smollm2-0", Backend: &enginepb.Backend{Kind: kind, MaxBodyBytes: maxBody, Slots: 1, ContextTokens: 1000, Url: b.URL},
 	}}
 	v.Open, g.closeDoor = context.WithCancelCause(t.Context())
 	v.Alive, g.lose = context.WithCancelCause(t.Context())
@@ -63,7 +82,7 @@ func newRig(t *testing.T, backend http.HandlerFunc) *rig {
 		return &supervise.Snapshot{State: enginepb.State_READY, Assignment: v.Assignment}, nil
 	}
 	s := New(Config{
-		Node: "node-a", Backend: b.Listener.Addr().String(), Transport: http.DefaultTransport.(*http.Transport).Clone(), Gate: g.gate, Meter: g.meter, Cache: g.cache,
+		Node: "node-a", Kinds: kinds(b.Listener.Addr().String()), Transport: http.DefaultTransport.(*http.Transport).Clone(), Gate: g.gate, Meter: g.meter, Cache: g.cache,
 		Metrics: NewMetrics(g.metrics, Sources{Gate: g.gate, Meter: g.meter, Cache: g.cache, Snapshot: snapshot}),
 		Tracer:  sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(g.spans)).Tracer("test"),
 		Serving: func() (*supervise.Serving, string) {
@@ -531,7 +550,7 @@ func exposition(t *testing.T, g *rig) string {
 
 func TestMetrics(t *testing.T) {
 	g := newRig(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{"+timings+"}") })
-	g.meter.SetKV(100)
+	g.meter.SetKV(100, 1000)
 	g.post(t, "/v1/chat/completions", chat)
 	problems, err := testutil.GatherAndLint(g.metrics)
 	if err != nil {

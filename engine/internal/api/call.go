@@ -16,8 +16,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
-	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/internal/obs"
 )
@@ -33,11 +33,14 @@ type call struct {
 
 	req     request
 	serving *supervise.Serving // once it was let in
+	backend backend.Kind       // what serves it
+	way     backend.Way        // how it goes there and back
 	ticket  *admit.Ticket
 	prompt  int64 // tokens, counted or estimated
 
+	sent   time.Time // when it went to the backend
 	begun  time.Time // when the backend's first byte came
-	usage  llamacpp.Usage
+	usage  backend.Usage
 	use    *cachelog.Use // nil: nobody has told the keys of the prompt
 	cached bool          // whether the backend has the prompt in its cache
 	status int           // for the metrics; 499: the client went away
@@ -85,7 +88,7 @@ func (c *call) serve(ctx context.Context) *apiError {
 	if c.req.model != v.Assignment.GetModel() {
 		return unknownModel(c.req.model)
 	}
-	c.serving, c.prompt = v, promptTokens(c.r, len(body))
+	c.serving, c.backend, c.prompt = v, c.cfg.Kinds.Of(v.Assignment), promptTokens(c.r, len(body))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errGone)
 	if failed := c.enter(ctx, cancel); failed != nil {
@@ -149,10 +152,11 @@ func (c *call) ended(ctx context.Context, err error) *apiError {
 func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiError {
 	ctx, span := c.cfg.Tracer.Start(ctx, "backend", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
-	if c.req.whole {
-		body = llamacpp.AsStream(body)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+c.cfg.Backend+"/v1"+c.op.path, bytes.NewReader(body))
+	c.way = c.backend.Prepare(c.serving.Assignment, backend.Request{
+		Body: body, Fields: c.req.fields, Stream: c.req.stream, Completion: c.op.whole, Limit: c.req.limit,
+	})
+	url := c.backend.URL(c.serving.Assignment) + "/v1" + c.op.path
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(c.way.Body))
 	if err != nil {
 		return backendLost(err.Error())
 	}
@@ -160,9 +164,9 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 	// Not sent; it lets the transport try again on a new connection where the
 	// backend closed an idle one at that moment.
 	req.Header["Idempotency-Key"] = []string{}
-	// It closes the connection after a stream, whatever it says in the headers.
-	req.Close = c.req.stream || c.req.whole
+	req.Close = c.way.Close
 	obs.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
+	c.sent = time.Now()
 	resp, err := c.cfg.Transport.RoundTrip(req)
 	if err != nil {
 		span.SetStatus(codes.Error, err.Error())
@@ -173,12 +177,10 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 	switch events := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"); {
 	case resp.StatusCode != http.StatusOK:
 		return c.refused(ctx, resp)
-	case events && c.req.whole:
+	case events && c.way.Answer == backend.Assemble:
 		return c.assemble(ctx, resp.Body)
 	case events:
-		lost()
-		c.stream(resp.Body)
-		return nil
+		return c.stream(ctx, resp.Body, lost)
 	}
 	return c.unary(ctx, resp)
 }
@@ -192,7 +194,7 @@ func (c *call) refused(ctx context.Context, resp *http.Response) *apiError {
 	if err != nil {
 		return c.ended(ctx, err)
 	}
-	return fromBackend(resp.StatusCode, body)
+	return c.fromBackend(resp.StatusCode, body)
 }
 
 // unary reads the answer whole.
@@ -207,14 +209,14 @@ func (c *call) unary(ctx context.Context, resp *http.Response) *apiError {
 
 // reply sends a whole answer: its usage goes into a header.
 func (c *call) reply(kind string, body []byte) {
-	c.usage, _ = llamacpp.ParseUsage(body)
+	c.usage, _ = c.backend.Usage(body)
 	c.ticket.Release()
 	c.account(time.Now())
 	h := c.w.Header()
 	h.Set("Content-Type", kind)
 	h[headerUsage] = []string{formatUsage(c.usage)}
 	h[headerLoad] = []string{c.load()}
-	if id := llamacpp.ResponseID(body); c.op.responses && id != "" {
+	if id := backend.ResponseID(body); c.op.responses && id != "" {
 		h[headerResponse] = []string{id}
 	}
 	_, _ = c.w.Write(body)
@@ -229,7 +231,7 @@ func (c *call) account(now time.Time) {
 }
 
 func (c *call) load() string {
-	return formatLoad(c.cfg.Gate.Load(), KVUse(c.cfg.Meter, c.serving.Assignment.GetBackend()), c.cfg.Meter.Rate(time.Now()))
+	return formatLoad(c.cfg.Gate.Load(), c.cfg.Meter.KVUse(), c.cfg.Meter.Rate(time.Now()))
 }
 
 // finish ends the span and counts the outcome, also of a stream that was cut.

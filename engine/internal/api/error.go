@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-
-	"millrace.dev/millrace/engine/internal/llamacpp"
 )
 
 // apiError is an error in the API's own form.
@@ -111,8 +109,8 @@ func full(err error) *apiError {
 }
 
 // fromBackend is the backend's own refusal.
-func fromBackend(status int, body []byte) *apiError {
-	b := llamacpp.ParseError(status, body)
+func (c *call) fromBackend(status int, body []byte) *apiError {
+	b := c.backend.Error(status, body)
 	e := &apiError{status: b.Status, Message: b.Message, Type: b.Type}
 	if b.Code != "" {
 		e.Code = &b.Code

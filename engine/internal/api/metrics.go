@@ -8,8 +8,8 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
-	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
 )
@@ -17,7 +17,7 @@ import (
 // outcomes are the ways in which a request may end.
 var outcomes = []string{"ok", "refused", "full", "gone", "not_ready", "failed"}
 
-// Metrics are the engine's own and, under vLLM's names, what dashboards expect of
+// Metrics are the engine's own and, under the names that dashboards know, those of
 // an inference engine.
 type Metrics struct {
 	requests *prometheus.CounterVec // by path and outcome
@@ -28,7 +28,7 @@ type Metrics struct {
 	whole    *prometheus.HistogramVec
 }
 
-// seconds are the buckets of both histograms, vLLM's own rounded.
+// seconds are the buckets of both histograms, as dashboards know them, rounded.
 var seconds = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640}
 
 // Sources are what the gauges read.
@@ -67,7 +67,7 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 }
 
 // answered counts a request that was answered to its end.
-func (m *Metrics) answered(model string, u llamacpp.Usage, first, whole time.Duration) {
+func (m *Metrics) answered(model string, u backend.Usage, first, whole time.Duration) {
 	m.prompt.WithLabelValues(model).Add(float64(u.Prompt))
 	m.cached.WithLabelValues(model).Add(float64(u.Cached))
 	m.output.WithLabelValues(model).Add(float64(u.Completion))
@@ -94,15 +94,6 @@ func outcome(status int) string {
 		return "not_ready"
 	}
 	return "failed"
-}
-
-// KVUse returns the used part of the KV cache, from 0 to 1.
-func KVUse(m *meter.Meter, b *enginepb.Backend) float64 {
-	room := llamacpp.ContextOf(b)
-	if room == 0 {
-		return 0
-	}
-	return min(1, float64(m.KV())/float64(room))
 }
 
 // gauges reads the present load and state when it is scraped.
@@ -159,7 +150,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(descState, present, enginepb.State_name[i])
 	}
-	restarts := map[supervise.Role]uint32{supervise.Shard: 0, supervise.Backend: 0}
+	restarts := map[backend.Role]uint32{backend.Shard: 0, backend.Head: 0}
 	for _, p := range snap.Processes {
 		restarts[p.Role] = p.Restarts
 	}
@@ -172,6 +163,6 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descRunning, float64(load.Running), model)
 	gauge(descWaiting, float64(load.Waiting), model)
-	gauge(descKV, KVUse(g.Meter, snap.Assignment.GetBackend()), model)
+	gauge(descKV, g.Meter.KVUse(), model)
 	count(descQueries, float64(g.Meter.Totals().Prompt), model)
 }

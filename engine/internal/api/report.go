@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/internal/admit"
-	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -20,7 +20,7 @@ var (
 )
 
 // formatUsage writes what a request cost, in the form of the header.
-func formatUsage(u llamacpp.Usage) string {
+func formatUsage(u backend.Usage) string {
 	b := make([]byte, 0, 96)
 	b = strconv.AppendUint(append(b, wire.UsagePrompt+"="...), u.Prompt, 10)
 	b = strconv.AppendUint(append(b, ","+wire.UsageCached+"="...), u.Cached, 10)

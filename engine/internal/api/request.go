@@ -11,7 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -27,9 +27,8 @@ type request struct {
 	stream bool
 	// limit is the largest number of tokens to generate; 0: not said.
 	limit int64
-	// whole is whether the backend is to stream an answer that the client gets
-	// whole.
-	whole bool
+	// fields are those of the body.
+	fields map[string]json.RawMessage
 }
 
 // readBody reads a JSON body of at most limit bytes.
@@ -64,7 +63,7 @@ func readAll(r io.Reader, size int64) ([]byte, error) {
 	if size < 0 {
 		return io.ReadAll(r)
 	}
-	b := make([]byte, size, size+int64(llamacpp.StreamRoom))
+	b := make([]byte, size, size+backend.Room)
 	_, err := io.ReadFull(r, b)
 	return b, err
 }
@@ -72,11 +71,6 @@ func readAll(r io.Reader, size int64) ([]byte, error) {
 func tooLarge(limit int64) *apiError {
 	return coded(http.StatusRequestEntityTooLarge, invalidRequest, "request_too_large", fmt.Sprintf("the body is larger than %d bytes", limit))
 }
-
-// shortAnswer is up to how many tokens an answer may have for a client that leaves
-// to save nothing: it ends before the backend would notice. To put it together from
-// a stream costs more than the rest of the engine's work.
-const shortAnswer = 16
 
 // parse checks what must be right of a body whoever the backend is.
 func parse(op operation, body []byte) (request, *apiError) {
@@ -94,8 +88,7 @@ func parse(op operation, body []byte) (request, *apiError) {
 	if err := q.read(op, fields); err != nil {
 		return q, err
 	}
-	long := q.limit == 0 || q.limit > shortAnswer
-	q.whole = op.whole && !q.stream && long && llamacpp.Streamable(fields)
+	q.fields = fields
 	return q, checkContent(op, fields[op.content])
 }
 

@@ -2,12 +2,13 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net/http"
 	"sync"
 	"time"
 
-	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // writeFor bounds how long a client may leave a stream unread; it is looked at
@@ -26,9 +27,21 @@ var (
 // eventEnd ends an event of a stream; nearly every event is a token.
 var eventEnd = []byte("\n\n")
 
-// stream passes events on as they come and reports usage and load in trailers.
-func (c *call) stream(events io.Reader) {
-	c.cached = true // it has computed the prompt
+// stream forwards events as they come and reports usage and load in trailers. Until
+// the first of them has come nothing is sent: lost then stops the watch over the
+// backend's state.
+func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *apiError {
+	buf := buffers.Get().(*[16 << 10]byte)
+	defer buffers.Put(buf)
+	n, err := events.Read(buf[:])
+	if n == 0 && err != nil {
+		return c.ended(ctx, err)
+	}
+	if refused := backend.FirstError(buf[:n]); refused != nil {
+		return c.fromBackend(refused.Status(), refused.Body)
+	}
+	lost()
+	c.begun, c.cached = time.Now(), true // it has computed the prompt
 	h := c.w.Header()
 	h["Content-Type"] = []string{"text/event-stream"}
 	h["Cache-Control"] = []string{"no-cache"}
@@ -38,7 +51,7 @@ func (c *call) stream(events io.Reader) {
 	}
 	h[headerLoad] = []string{c.load()}
 	c.w.WriteHeader(http.StatusOK)
-	first, end, whole := c.copy(events)
+	first, end, last, whole := c.copy(events, buf, n, err)
 	if !whole {
 		if c.r.Context().Err() != nil {
 			c.status = statusGone
@@ -46,33 +59,39 @@ func (c *call) stream(events io.Reader) {
 		// The client must not take half an answer for a whole one.
 		panic(http.ErrAbortHandler)
 	}
-	c.usage, _ = llamacpp.ParseUsage(end)
+	c.usage, _ = c.backend.Usage(end)
 	c.usage.Begun(first)
+	if c.way.Timed {
+		c.usage.Time(c.begun.Sub(c.sent), last.Sub(c.begun))
+	}
 	c.ticket.Release()
 	c.account(time.Now())
 	h[headerUsage] = []string{formatUsage(c.usage)}
 	h[headerLoad] = []string{c.load()}
-	if id := llamacpp.ResponseID(first); c.op.responses && id != "" {
+	if id := backend.ResponseID(first); c.op.responses && id != "" {
 		h[headerResponse] = []string{id}
 	}
+	return nil
 }
 
 // firstKept is how much of the beginning of a stream is looked at, in bytes.
 const firstKept = 4 << 10
 
-// copy returns the beginning and the end of the stream, and whether it came and
-// went to its end. Only of operations that say something there the beginning is kept.
-func (c *call) copy(events io.Reader) (first, end []byte, whole bool) {
-	buf := buffers.Get().(*[16 << 10]byte)
-	defer buffers.Put(buf)
+// copy forwards a stream of which n bytes have been read. It returns the beginning and
+// the end, when that came, and whether it came and went to its end. Only of operations
+// that say something there the beginning is kept.
+func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (first, end []byte, at time.Time, whole bool) {
 	out := http.NewResponseController(c.w)
 	var last tail
 	var deadline time.Time
+	var filter *backend.Filter // nil: all of it goes on
+	if c.way.Answer == backend.DropUsage {
+		filter = new(backend.Filter)
+	}
 	c.ticket.Progress(c.prompt)
-	for {
-		n, err := events.Read(buf[:])
-		now := time.Now()
+	for now := c.begun; ; now = time.Now() {
 		if n > 0 {
+			at = now
 			if deadline.Sub(now) < writeFor*3/4 {
 				deadline = now.Add(writeFor)
 				_ = out.SetWriteDeadline(deadline)
@@ -83,21 +102,38 @@ func (c *call) copy(events io.Reader) (first, end []byte, whole bool) {
 			}
 			c.cfg.Meter.Serve(now)
 			c.ticket.Progress(int64(bytes.Count(buf[:n], eventEnd)))
-			if _, werr := c.w.Write(buf[:n]); werr != nil || out.Flush() != nil {
-				return nil, nil, false
+			part := buf[:n]
+			if filter != nil {
+				part = filter.Pass(part)
+			}
+			if !send(c.w, out, part) {
+				return nil, nil, at, false
 			}
 		}
 		if err != nil {
-			return first, last, err == io.EOF
+			if filter != nil && !send(c.w, out, filter.Rest()) {
+				return nil, nil, at, false
+			}
+			return first, last, at, err == io.EOF
 		}
+		n, err = events.Read(buf[:])
 	}
 }
 
-// tail holds the last bytes of a stream, llamacpp.UsageTail of them or more.
+// send writes a part of a stream at once, and reports whether the client takes it.
+func send(w io.Writer, out *http.ResponseController, part []byte) bool {
+	if len(part) == 0 {
+		return true
+	}
+	_, err := w.Write(part)
+	return err == nil && out.Flush() == nil
+}
+
+// tail holds the last bytes of a stream, backend.UsageTail of them or more.
 type tail []byte
 
 func (t *tail) keep(p []byte) {
-	const size = llamacpp.UsageTail
+	const size = backend.UsageTail
 	if len(p) > size {
 		p = p[len(p)-size:]
 	}

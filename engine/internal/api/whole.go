@@ -7,14 +7,14 @@ import (
 	"io"
 	"time"
 
-	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // assemble puts a stream together to the unary answer that the client wants.
 func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 	buf := buffers.Get().(*[16 << 10]byte)
 	defer buffers.Put(buf)
-	var whole llamacpp.Whole
+	var whole backend.Whole
 	c.ticket.Progress(c.prompt)
 	for first := true; ; first = false {
 		n, err := events.Read(buf[:])
@@ -33,10 +33,10 @@ func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 		}
 	}
 	body, err := whole.JSON()
-	var refused *llamacpp.StreamError
+	var refused *backend.StreamError
 	switch {
 	case errors.As(err, &refused):
-		return fromBackend(refused.Status(), refused.Body)
+		return c.fromBackend(refused.Status(), refused.Body)
 	case err != nil:
 		return c.ended(ctx, err)
 	}

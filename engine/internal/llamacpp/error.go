@@ -4,31 +4,20 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
-// Error is what the backend answers instead of a completion, in OpenAI's terms.
-type Error struct {
-	// Status is the HTTP status for the client.
-	Status int
-	// Message is for a person; Type and Code are for programs.
-	Message, Type, Code string
-}
-
-// ParseError reads the body of an answer whose status is not 2xx.
-func ParseError(status int, body []byte) Error {
+// parseError reads the body of an answer whose status is not 2xx. The server blames
+// itself for much that is the client's fault.
+func parseError(status int, body []byte) backend.Error {
 	var reply struct {
 		Error struct {
-			Message string `json:"message"`
-			Type    string `json:"type"`
+			Type string `json:"type"`
 		} `json:"error"`
 	}
-	e := Error{Status: status, Type: "invalid_request_error"}
-	if err := json.Unmarshal(body, &reply); err == nil {
-		e.Message = reply.Error.Message
-	}
-	if e.Message == "" {
-		e.Message = "the backend answered " + http.StatusText(status)
-	}
+	_ = json.Unmarshal(body, &reply)
+	e := backend.Error{Status: status, Type: "invalid_request_error", Message: backend.Message(status, body)}
 	switch kind := reply.Error.Type; {
 	case kind == "exceed_context_size_error":
 		e.Code = "context_length_exceeded"

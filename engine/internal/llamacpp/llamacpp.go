@@ -9,6 +9,7 @@ package llamacpp
 import (
 	_ "embed"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
 )
 
 // glue is run by the interpreter with llama.cpp's Python binding; it is fed to
@@ -50,26 +52,26 @@ type config struct {
 	ContextTokens uint32  `json:"context_tokens,omitempty"`
 	HTTPThreads   uint32  `json:"http_threads,omitempty"`
 	CacheMiB      int     `json:"cache_mib,omitempty"`
-	Shards        []shard `json:"shards"`
+	Shards        []stage `json:"shards"`
 }
 
-type shard struct {
+type stage struct {
 	Address string  `json:"address"`
 	Share   float32 `json:"share"`
 }
 
-// Shard returns the command of this node's RPC shard.
-func (p Programs) Shard(a *enginepb.Assignment) (*exec.Cmd, error) {
+// shard returns the command of this node's RPC shard.
+func (p Programs) shard(a *enginepb.Assignment) (*exec.Cmd, error) {
 	threads := a.GetBackend().GetThreads()
 	if p.RPCServer == "" {
-		return p.python("worker", config{Runtime: p.Runtime, Address: p.ShardAddress, Threads: threads, Shards: []shard{}})
+		return p.python("worker", config{Runtime: p.Runtime, Address: p.ShardAddress, Threads: threads, Shards: []stage{}})
 	}
 	host, port, _ := cutAddress(p.ShardAddress)
 	return native(p.RPCServer, "-H", host, "-p", port, "-t", strconv.Itoa(int(threads))), nil
 }
 
-// Backend returns the command of the server that answers for the whole replica.
-func (p Programs) Backend(a *enginepb.Assignment) (*exec.Cmd, error) {
+// head returns the command of the server that answers for the whole replica.
+func (p Programs) head(a *enginepb.Assignment) (*exec.Cmd, error) {
 	if _, err := os.Stat(a.GetBackend().GetWeights()); err != nil {
 		return nil, fmt.Errorf("weights: %w", err)
 	}
@@ -90,11 +92,11 @@ func (p Programs) config(a *enginepb.Assignment) config {
 		// A thread serves a connection for as long as it is kept alive. With fewer
 		// than connections (one a slot, probes and the looks at slots and metrics),
 		// a request can starve behind idle ones for many seconds.
-		HTTPThreads: b.GetSlots() + spareThreads, CacheMiB: cacheMiB, Shards: []shard{},
+		HTTPThreads: b.GetSlots() + spareThreads, CacheMiB: cacheMiB, Shards: []stage{},
 	}
 	if len(a.GetStages()) > 1 {
 		for _, s := range a.GetStages() {
-			c.Shards = append(c.Shards, shard{Address: s.GetShardAddress(), Share: s.GetShare()})
+			c.Shards = append(c.Shards, stage{Address: s.GetShardAddress(), Share: s.GetShare()})
 		}
 	}
 	return c
@@ -140,8 +142,26 @@ func arguments(c config) []string {
 	return append(args, "--rpc", strings.Join(addrs, ","), "-ngl", "99", "-ts", strings.Join(split, ","))
 }
 
-// Check says what keeps this node from running llama.cpp; nil is nothing.
+// Flags adds the flags that say with what llama.cpp is run.
+func (p *Programs) Flags(fs *flag.FlagSet) {
+	fs.StringVar(&p.Runtime, "runtime", "", "`folder` with llama.cpp's binding and RPC plugin")
+	fs.StringVar(&p.LlamaServer, "llama-server", "", "native llama-server to use instead of the runtime")
+	fs.StringVar(&p.RPCServer, "rpc-server", "", "native ggml-rpc-server to use instead of the runtime")
+}
+
+// Given reports whether any flag says with what llama.cpp is run.
+func (p Programs) Given() bool { return p.Runtime != "" || p.LlamaServer != "" || p.RPCServer != "" }
+
+// Check says what keeps this node from running llama.cpp, if it is to; nil is nothing.
 func (p Programs) Check() error {
+	err := p.check()
+	if !p.Given() || err == nil {
+		return nil
+	}
+	return &obs.Hint{Err: err, Next: "run `millrace up`, which fetches llama.cpp, and set -runtime to its folder, or name native programs with -llama-server and -rpc-server"}
+}
+
+func (p Programs) check() error {
 	if p.LlamaServer != "" && p.RPCServer != "" {
 		return nil
 	}

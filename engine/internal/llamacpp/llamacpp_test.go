@@ -17,30 +17,31 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 func TestParseUsage(t *testing.T) {
 	const timings = `"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":96.5,"predicted_n":48,"predicted_ms":670.25}`
-	timed := Usage{Prompt: 39, Cached: 24, Completion: 48, Prefill: 96500 * time.Microsecond, Decode: 670250 * time.Microsecond, prefilled: 15, decoded: 48}
+	timed := backend.Usage{Prompt: 39, Cached: 24, Completion: 48, Prefill: 96500 * time.Microsecond, Decode: 670250 * time.Microsecond, Prefilled: 15, Decoded: 48}
 	tests := []struct {
 		name, text string
-		want       Usage
+		want       backend.Usage
 		ok         bool
 	}{
 		{name: "chat completion", text: `{"choices":[],"usage":{"prompt_tokens":39,"completion_tokens":48,"prompt_tokens_details":{"cached_tokens":24}},` + timings + `}`, want: timed, ok: true},
 		{
 			name: "two choices, of which the timings know one",
 			text: `{"usage":{"prompt_tokens":39,"completion_tokens":96,"prompt_tokens_details":{"cached_tokens":24}},` + timings + `}`,
-			want: Usage{Prompt: 39, Cached: 24, Completion: 96, Prefill: timed.Prefill, Decode: timed.Decode, prefilled: 15, decoded: 48}, ok: true,
+			want: backend.Usage{Prompt: 39, Cached: 24, Completion: 96, Prefill: timed.Prefill, Decode: timed.Decode, Prefilled: 15, Decoded: 48}, ok: true,
 		},
 		{name: "stream", text: "data: {\"delta\":{}," + timings + "}\n\ndata: [DONE]\n\n", want: timed, ok: true},
 		{
 			name: "responses without timings",
 			text: `{"usage":{"input_tokens":31,"output_tokens":4,"total_tokens":35,"input_tokens_details":{"cached_tokens":30}}}`,
-			want: Usage{Prompt: 31, Cached: 30, Completion: 4}, ok: true,
+			want: backend.Usage{Prompt: 31, Cached: 30, Completion: 4}, ok: true,
 		},
-		{name: "messages", text: `{"usage":{"cache_read_input_tokens":30,"input_tokens":1,"output_tokens":2}}`, want: Usage{Prompt: 31, Cached: 30, Completion: 2}, ok: true},
-		{name: "embeddings", text: `{"usage":{"prompt_tokens":7,"total_tokens":7},"data":[]}`, want: Usage{Prompt: 7}, ok: true},
+		{name: "messages", text: `{"usage":{"cache_read_input_tokens":30,"input_tokens":1,"output_tokens":2}}`, want: backend.Usage{Prompt: 31, Cached: 30, Completion: 2}, ok: true},
+		{name: "embeddings", text: `{"usage":{"prompt_tokens":7,"total_tokens":7},"data":[]}`, want: backend.Usage{Prompt: 7}, ok: true},
 		{name: "text that looks like it", text: `{"content":"\"timings\":{\"cache_n\":9}"}`},
 		{name: "nothing", text: ``},
 		{name: "cut off", text: `{"timings":{"cache_n":2`},
@@ -48,7 +49,7 @@ func TestParseUsage(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, ok := ParseUsage([]byte(tt.text))
+			got, ok := parseUsage([]byte(tt.text))
 			if ok != tt.ok || got != tt.want {
 				t.Errorf("ParseUsage() = %+v, %v; want %+v, %v", got, ok, tt.want, tt.ok)
 			}
@@ -59,52 +60,11 @@ func TestParseUsage(t *testing.T) {
 	}
 }
 
-func TestUsageOfMessages(t *testing.T) {
-	const stream = "event: message_start\ndata: {\"message\":{\"usage\":{\"cache_read_input_tokens\":24,\"input_tokens\":7,\"output_tokens\":0}}}\n\n" +
-		"event: message_delta\ndata: {\"usage\":{\"output_tokens\":3}}\n\n"
-	u, _ := ParseUsage([]byte(stream))
-	u.Begun([]byte(stream))
-	if want := (Usage{Prompt: 31, Cached: 24, Completion: 3}); u != want {
-		t.Errorf("%+v, want %+v", u, want)
-	}
-	u = Usage{Prompt: 5}
-	if u.Begun([]byte(stream)); u.Prompt != 5 {
-		t.Errorf("%+v, want what was known", u)
-	}
-}
-
-func TestResponseID(t *testing.T) {
-	for first, want := range map[string]string{
-		`{"created_at":1,"id":"resp_a1","output":[]}`:                             "resp_a1",
-		"event: response.created\ndata: {\"response\":{\"id\":\"resp_Z-9\"}}\n\n": "resp_Z-9",
-		`{"output":"\"id\":\"resp_no\""}`:                                         "",
-		`{"id":"resp_a`:                                                           "",
-		`{"id":"resp_a\n"}`:                                                       "",
-		`{"id":"resp_` + strings.Repeat("a", 200) + `"}`:                          "",
-		``: "",
-	} {
-		if got := ResponseID([]byte(first)); got != want {
-			t.Errorf("ResponseID(%.60s) = %q, want %q", first, got, want)
-		}
-	}
-}
-
-func FuzzResponseID(f *testing.F) {
-	f.Add([]byte(`{"id":"resp_a1"}`), []byte(`{"usage":{"input_tokens":7}}`))
-	f.Fuzz(func(t *testing.T, first, start []byte) {
-		if id := ResponseID(first); len(id) > longestID || strings.ContainsAny(id, "\r\n\x00") {
-			t.Errorf("ResponseID(%q) = %q", first, id)
-		}
-		var u Usage
-		u.Begun(start)
-	})
-}
-
 func FuzzParseUsage(f *testing.F) {
 	f.Add([]byte(`"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":1e300}`))
 	f.Add([]byte(`"usage":{"prompt_tokens":7}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if u, ok := ParseUsage(b); ok && (u.Prefill < 0 || u.Decode < 0 || u.Speed().Decode < 0) {
+		if u, ok := parseUsage(b); ok && (u.Prefill < 0 || u.Decode < 0 || u.Speed().Decode < 0) {
 			t.Errorf("%+v", u)
 		}
 	})
@@ -115,37 +75,37 @@ func TestParseError(t *testing.T) {
 		name   string
 		status int
 		body   string
-		want   Error
+		want   backend.Error
 	}{
 		{
 			name: "prompt over the context", status: 400,
 			body: `{"error":{"code":400,"message":"request (9000 tokens) exceeds","type":"exceed_context_size_error","n_ctx":4096}}`,
-			want: Error{400, "request (9000 tokens) exceeds", "invalid_request_error", "context_length_exceeded"},
+			want: backend.Error{Status: 400, Message: "request (9000 tokens) exceeds", Type: "invalid_request_error", Code: "context_length_exceeded"},
 		},
 		{
 			name: "input of embeddings over the batch is not the server's fault", status: 500,
 			body: `{"error":{"code":500,"message":"input (1401 tokens) is too large to process. increase …","type":"server_error"}}`,
-			want: Error{400, "input (1401 tokens) is too large to process. increase …", "invalid_request_error", "context_length_exceeded"},
+			want: backend.Error{Status: 400, Message: "input (1401 tokens) is too large to process. increase …", Type: "invalid_request_error", Code: "context_length_exceeded"},
 		},
 		{
 			name: "what the model can't do is not the server's fault", status: 500,
 			body: `{"error":{"code":500,"message":"image input is not supported - hint: …","type":"server_error"}}`,
-			want: Error{400, "image input is not supported - hint: …", "invalid_request_error", "not_supported"},
+			want: backend.Error{Status: 400, Message: "image input is not supported - hint: …", Type: "invalid_request_error", Code: "not_supported"},
 		},
 		{
 			name: "messages that can't be read are the client's fault", status: 500,
 			body: `{"error":{"code":500,"message":"Failed to parse messages: Missing 'role' in message","type":"server_error"}}`,
-			want: Error{400, "Failed to parse messages: Missing 'role' in message", "invalid_request_error", "invalid_value"},
+			want: backend.Error{Status: 400, Message: "Failed to parse messages: Missing 'role' in message", Type: "invalid_request_error", Code: "invalid_value"},
 		},
 		{
 			name: "bad parameter", status: 400, body: `{"error":{"message":"no","type":"invalid_request_error"}}`,
-			want: Error{400, "no", "invalid_request_error", ""},
+			want: backend.Error{Status: 400, Message: "no", Type: "invalid_request_error", Code: ""},
 		},
-		{name: "not JSON", status: 502, body: `<html>`, want: Error{502, "the backend answered Bad Gateway", "server_error", "backend_error"}},
+		{name: "not JSON", status: 502, body: `<html>`, want: backend.Error{Status: 502, Message: "the backend answered Bad Gateway", Type: "server_error", Code: "backend_error"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, ParseError(tt.status, []byte(tt.body))); diff != "" {
+			if diff := cmp.Diff(tt.want, parseError(tt.status, []byte(tt.body))); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -204,7 +164,7 @@ func replica(stages int) *enginepb.Assignment {
 
 func TestNativeArguments(t *testing.T) {
 	p := Programs{LlamaServer: "llama-server", RPCServer: "rpc-server", BackendAddress: "127.0.0.1:9", ShardAddress: "127.0.0.1:1"}
-	cmd, err := p.Backend(replica(2))
+	cmd, err := p.head(replica(2))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,17 +176,17 @@ func TestNativeArguments(t *testing.T) {
 	}
 	missing := replica(1)
 	missing.Backend.Weights = "/nowhere/w.gguf"
-	if _, err := p.Backend(missing); err == nil || !strings.Contains(err.Error(), "/nowhere/w.gguf") {
+	if _, err := p.head(missing); err == nil || !strings.Contains(err.Error(), "/nowhere/w.gguf") {
 		t.Errorf("missing weights: %v", err)
 	}
-	if cmd, _ = p.Shard(replica(2)); strings.Join(cmd.Args, " ") != "rpc-server -H 127.0.0.1 -p 1 -t 1" {
+	if cmd, _ = p.shard(replica(2)); strings.Join(cmd.Args, " ") != "rpc-server -H 127.0.0.1 -p 1 -t 1" {
 		t.Error(cmd.Args)
 	}
 }
 
 func TestGlueIsToldAll(t *testing.T) {
 	p := Programs{Runtime: "/run", BackendAddress: "127.0.0.1:9", ShardAddress: "127.0.0.1:1"}
-	cmd, err := p.Backend(replica(2))
+	cmd, err := p.head(replica(2))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +196,7 @@ func TestGlueIsToldAll(t *testing.T) {
 	}
 	want := config{
 		Runtime: "/run", Address: "127.0.0.1:9", Threads: 1, Weights: "/dev/null", Model: "smollm2", Slots: 4, ContextTokens: 4096,
-		HTTPThreads: 16, CacheMiB: 256, Shards: []shard{{"127.0.0.1:1", 1}, {"127.0.0.1:2", 2}},
+		HTTPThreads: 16, CacheMiB: 256, Shards: []stage{{"127.0.0.1:1", 1}, {"127.0.0.1:2", 2}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -244,41 +204,41 @@ func TestGlueIsToldAll(t *testing.T) {
 	if b, _ := io.ReadAll(cmd.Stdin); string(b) != glue {
 		t.Error("the interpreter is not fed the glue")
 	}
-	if cmd, _ = p.Shard(replica(2)); cmd.Args[2] != "worker" {
+	if cmd, _ = p.shard(replica(2)); cmd.Args[2] != "worker" {
 		t.Error(cmd.Args)
 	}
-	if cmd, _ = p.Backend(replica(1)); strings.Contains(cmd.Args[3], "127.0.0.1:1\"") {
+	if cmd, _ = p.head(replica(1)); strings.Contains(cmd.Args[3], "127.0.0.1:1\"") {
 		t.Error("a whole replica has shards:", cmd.Args[3])
 	}
 }
 
-func TestRunnerAsksTheBackend(t *testing.T) {
+func TestKindAsksTheServer(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /slots", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `[{"id":0},{"id":1,"n_prompt_tokens":30},{"id":2,"n_prompt_tokens":12}]`)
+		_, _ = io.WriteString(w, `[{"id":0},{"id":1,"n_prompt_tokens":30,"is_processing":true},{"id":2,"n_prompt_tokens":12}]`)
 	})
 	reply := `{"content":"a","timings":{"prompt_n":10,"prompt_ms":100,"predicted_n":8,"predicted_ms":50}}`
 	mux.HandleFunc("POST /completion", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, reply) })
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
-	r := NewRunner(Programs{BackendAddress: srv.Listener.Addr().String()}, srv.Client().Transport)
+	r := New(Programs{BackendAddress: srv.Listener.Addr().String()}, srv.Client().Transport)
 	ctx := context.Background()
-	if !r.Healthy(ctx) {
+	if r.healthy(ctx) != nil {
 		t.Error("not healthy")
 	}
-	if n, err := r.KVUsed(ctx); n != 42 || err != nil {
-		t.Errorf("KVUsed() = %d, %v", n, err)
+	if l, err := r.Load(ctx, nil); l != (backend.Load{Used: 42, Running: 1}) || err != nil {
+		t.Errorf("Load() = %v, %v", l, err)
 	}
-	if s, err := r.Probe(ctx, 4); s != (Speed{Prefill: 100, Decode: 160}) || err != nil {
+	if s, err := r.Probe(ctx, nil, 4); s != (backend.Speed{Prefill: 100, Decode: 160}) || err != nil {
 		t.Errorf("Probe() = %v, %v", s, err)
 	}
 	reply = `{"content":"","timings":{}}`
-	if _, err := r.Probe(ctx, 4); err != errNoToken {
+	if _, err := r.Probe(ctx, nil, 4); err != backend.ErrNoToken {
 		t.Errorf("a probe without a token: %v", err)
 	}
 	srv.Close()
-	if r.Healthy(ctx) {
+	if r.healthy(ctx) == nil {
 		t.Error("healthy after its end")
 	}
 }
@@ -305,5 +265,8 @@ func TestCheckNamesWhatIsMissing(t *testing.T) {
 	}
 	if err := (Programs{LlamaServer: "a", RPCServer: "b"}).Check(); err != nil {
 		t.Errorf("native programs need no runtime: %v", err)
+	}
+	if err := (Programs{}).Check(); err != nil {
+		t.Errorf("a node without llama.cpp: %v", err)
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 )
 
-// HostTokens returns how many tokens the backend's cache of idle prompts in host
+// hostTokens returns how many tokens the backend's cache of idle prompts in host
 // memory holds, by what the model's weights say of the size of a token.
-func HostTokens(b *enginepb.Backend) (uint64, error) {
+func hostTokens(b *enginepb.Backend) (uint64, error) {
 	f, err := os.Open(b.GetWeights())
 	if err != nil {
 		return 0, err

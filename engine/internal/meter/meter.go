@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // Totals count since the engine started.
@@ -20,11 +20,14 @@ type Meter struct {
 	// Atomic.
 	served atomic.Int64  // when a token last came, ns since the epoch; 0: never
 	kv     atomic.Uint64 // tokens in the backend's KV cache
+	room   atomic.Uint64 // tokens that fit in there; 0: not known
+	// backend holds what the backend says of its requests: running, then waiting.
+	backend atomic.Uint64
 
 	// mu guards the fields below.
 	mu     sync.Mutex
 	totals Totals
-	speed  llamacpp.Speed
+	speed  backend.Speed
 	length float64 // tokens of a usual completion
 	recent rate
 }
@@ -42,14 +45,39 @@ func (m *Meter) Serve(now time.Time) { m.served.Store(now.UnixNano()) }
 // Served returns when the backend last gave a token.
 func (m *Meter) Served() time.Time { return time.Unix(0, m.served.Load()) }
 
-// SetKV sets the number of tokens in the backend's KV cache.
-func (m *Meter) SetKV(tokens uint64) { m.kv.Store(tokens) }
+// SetKV sets the number of tokens in the backend's KV cache, and of those that fit in
+// there; 0: not known.
+func (m *Meter) SetKV(used, room uint64) {
+	m.kv.Store(used)
+	m.room.Store(room)
+}
 
-// KV returns the number of tokens in the backend's KV cache.
-func (m *Meter) KV() uint64 { return m.kv.Load() }
+// KV returns what SetKV has set.
+func (m *Meter) KV() (used, room uint64) { return m.kv.Load(), m.room.Load() }
+
+// KVUse returns the used part of the KV cache, from 0 to 1; 0: not known.
+func (m *Meter) KVUse() float64 {
+	used, room := m.KV()
+	if room == 0 {
+		return 0
+	}
+	return min(1, float64(used)/float64(room))
+}
+
+// SetBackend sets the requests in the backend, and those that it lets wait, by its
+// own account.
+func (m *Meter) SetBackend(running, waiting uint32) {
+	m.backend.Store(uint64(running)<<32 | uint64(waiting))
+}
+
+// Backend returns what SetBackend has set.
+func (m *Meter) Backend() (running, waiting uint32) {
+	v := m.backend.Load()
+	return uint32(v >> 32), uint32(v)
+}
 
 // Add counts a finished request.
-func (m *Meter) Add(u llamacpp.Usage, now time.Time) {
+func (m *Meter) Add(u backend.Usage, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.totals.Requests++
@@ -57,16 +85,26 @@ func (m *Meter) Add(u llamacpp.Usage, now time.Time) {
 	m.totals.Cached += u.Cached
 	m.totals.Generated += u.Completion
 	m.recent.add(now)
-	s := u.Speed()
-	m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
-	m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
+	m.measureLocked(u.Speed())
 	if u.Completion > 0 {
 		m.length = blend(m.length, float64(u.Completion), lengthWeight)
 	}
 }
 
+// Measure takes a speed that the backend has measured itself.
+func (m *Meter) Measure(s backend.Speed) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.measureLocked(s)
+}
+
+func (m *Meter) measureLocked(s backend.Speed) {
+	m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
+	m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
+}
+
 // Calibrate takes the speed of a probe, where requests have not told one yet.
-func (m *Meter) Calibrate(s llamacpp.Speed) {
+func (m *Meter) Calibrate(s backend.Speed) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.speed.Prefill == 0 {
@@ -81,7 +119,7 @@ func (m *Meter) Calibrate(s llamacpp.Speed) {
 func (m *Meter) Forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.speed = llamacpp.Speed{}
+	m.speed = backend.Speed{}
 }
 
 // Totals returns the counts.
@@ -92,7 +130,7 @@ func (m *Meter) Totals() Totals {
 }
 
 // Speed returns what one sequence gets; 0 until measured.
-func (m *Meter) Speed() llamacpp.Speed {
+func (m *Meter) Speed() backend.Speed {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.speed

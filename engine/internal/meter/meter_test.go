@@ -4,42 +4,40 @@ import (
 	"testing"
 	"time"
 
-	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
-func usage(t *testing.T, text string) llamacpp.Usage {
-	t.Helper()
-	u, ok := llamacpp.ParseUsage([]byte(text))
-	if !ok {
-		t.Fatal(text)
+// usage is what a request cost, of whose prompt ten tokens were cached.
+func usage(prefilled, decoded uint64, took time.Duration) backend.Usage {
+	return backend.Usage{
+		Prompt: prefilled + 10, Cached: 10, Completion: decoded, Prefill: took, Decode: took, Prefilled: prefilled, Decoded: decoded,
 	}
-	return u
 }
 
 func TestMeter(t *testing.T) {
 	var m Meter
 	now := time.Unix(1000, 0)
-	if m.Length() != firstLength || m.Speed() != (llamacpp.Speed{}) {
+	if m.Length() != firstLength || m.Speed() != (backend.Speed{}) {
 		t.Error("something is known before anything was seen")
 	}
-	m.Calibrate(llamacpp.Speed{Prefill: 50, Decode: 20})
-	m.Add(usage(t, `"timings":{"cache_n":10,"prompt_n":100,"prompt_ms":1000,"predicted_n":10,"predicted_ms":1000}`), now)
+	m.Calibrate(backend.Speed{Prefill: 50, Decode: 20})
+	m.Add(usage(100, 10, time.Second), now)
 	if s := m.Speed(); s.Prefill != 60 || s.Decode != 18 {
 		t.Errorf("speed %+v, want 60 and 18", s)
 	}
-	m.Add(usage(t, `"timings":{"cache_n":10,"prompt_n":1,"prompt_ms":1000000,"predicted_n":1,"predicted_ms":1000000}`), now)
+	m.Add(usage(1, 1, 1000*time.Second), now)
 	if s := m.Speed(); s.Prefill != 60 || s.Decode != 18 {
 		t.Errorf("speed %+v after a request too small to measure", s)
 	}
 	if got := m.Totals(); got != (Totals{Requests: 2, Prompt: 121, Cached: 20, Generated: 11}) {
 		t.Errorf("totals %+v", got)
 	}
-	m.Calibrate(llamacpp.Speed{Prefill: 1, Decode: 1})
+	m.Calibrate(backend.Speed{Prefill: 1, Decode: 1})
 	if m.Speed().Decode != 18 {
 		t.Error("a probe overrides what requests have shown")
 	}
 	m.Forget()
-	if m.Speed() != (llamacpp.Speed{}) {
+	if m.Speed() != (backend.Speed{}) {
 		t.Error("not forgotten")
 	}
 }

@@ -18,8 +18,8 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
-	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
 )
@@ -37,10 +37,12 @@ type Config struct {
 	Node string
 	// HTTP, GRPC, Backend and Shard are "ip:port".
 	HTTP, GRPC, Backend, Shard string
-	Supervisor                 *supervise.Supervisor
-	Gate                       *admit.Gate
-	Meter                      *meter.Meter
-	Cache                      *cachelog.Log
+	// Kinds are what this engine can run.
+	Kinds      backend.Kinds
+	Supervisor *supervise.Supervisor
+	Gate       *admit.Gate
+	Meter      *meter.Meter
+	Cache      *cachelog.Log
 	// Ends is closed when the engine ends, which ends the streams.
 	Ends <-chan struct{}
 }
@@ -132,15 +134,15 @@ func (s *Server) check(a *enginepb.Assignment) error {
 	if a.Releases() {
 		return nil
 	}
-	if kind := a.GetBackend().GetKind(); kind != enginepb.Backend_LLAMACPP {
-		return fmt.Errorf("backend.kind: %s; this engine runs %s", kind, enginepb.Backend_LLAMACPP)
-	}
 	if int(a.GetStage()) >= len(a.GetStages()) {
 		return fmt.Errorf("stage: %d; must be < %d, the number of stages", a.GetStage(), len(a.GetStages()))
 	}
 	own := a.GetStages()[a.GetStage()]
 	if own.GetNode() != s.cfg.Node {
 		return fmt.Errorf("stages[%d].node: %q; must be this engine's, %q", a.GetStage(), own.GetNode(), s.cfg.Node)
+	}
+	if err := s.cfg.Kinds.Check(a); err != nil {
+		return err
 	}
 	if len(a.GetStages()) == 1 {
 		return nil
@@ -165,12 +167,16 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 		Load: &enginepb.Load{
 			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
 			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cfg.Cache.Tokens(),
-			KvUsedTokens: s.cfg.Meter.KV(), KvTotalTokens: llamacpp.ContextOf(snap.Assignment.GetBackend()),
 		},
 		Speed: &enginepb.Speed{Prefill: speed.Prefill, Decode: speed.Decode},
 		Totals: &enginepb.Totals{
 			Requests: totals.Requests, PromptTokens: totals.Prompt, CachedTokens: totals.Cached, GeneratedTokens: totals.Generated,
 		},
+	}
+	v.Load.KvUsedTokens, v.Load.KvTotalTokens = s.cfg.Meter.KV()
+	v.Load.BackendRunning, v.Load.BackendWaiting = s.cfg.Meter.Backend()
+	if kind := s.cfg.Kinds.Of(snap.Assignment); kind != nil {
+		v.Capabilities = kind.Capabilities(snap.Assignment)
 	}
 	for _, p := range snap.Processes {
 		v.Processes = append(v.Processes, s.process(p))
@@ -180,7 +186,7 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 
 func (s *Server) process(p supervise.Process) *enginepb.Process {
 	address := s.cfg.Backend
-	if p.Role == supervise.Shard {
+	if p.Role == backend.Shard {
 		address = s.cfg.Shard
 	}
 	return &enginepb.Process{

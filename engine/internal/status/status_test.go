@@ -2,6 +2,7 @@ package status
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os/exec"
@@ -17,24 +18,32 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/admit"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/llamacpp"
 	"millrace.dev/millrace/engine/internal/meter"
+	"millrace.dev/millrace/engine/internal/openai"
 	"millrace.dev/millrace/engine/internal/supervise"
+	"millrace.dev/millrace/engine/internal/vllm"
 )
 
 // sleeper launches processes that never become ready.
 type sleeper struct{}
 
-func (sleeper) Backend(*enginepb.Assignment) (*exec.Cmd, error) {
-	return exec.Command("sleep", "60"), nil
+func (sleeper) Process(backend.Role, *enginepb.Assignment) (backend.Process, error) {
+	return backend.Process{Cmd: exec.Command("sleep", "60"), Ready: func(context.Context) error { return errors.New("asleep") }}, nil
 }
-func (sleeper) Shard(*enginepb.Assignment) (*exec.Cmd, error) {
-	return exec.Command("sleep", "60"), nil
+
+func (sleeper) Prove(context.Context, *enginepb.Assignment) error { return nil }
+
+// kinds are those of a node that has llama.cpp and no vLLM.
+func kinds() backend.Kinds {
+	return backend.Kinds{
+		enginepb.Backend_LLAMACPP: llamacpp.New(llamacpp.Programs{Runtime: "/r"}, nil),
+		enginepb.Backend_VLLM:     vllm.New(vllm.Program{}, nil),
+		enginepb.Backend_OPENAI:   openai.New(nil),
+	}
 }
-func (sleeper) ShardListens() bool           { return false }
-func (sleeper) Healthy(context.Context) bool { return false }
-func (sleeper) Prove(context.Context) error  { return nil }
 
 func start(t *testing.T) enginepb.EngineClient {
 	t.Helper()
@@ -46,9 +55,9 @@ func startWith(t *testing.T, cache *cachelog.Log) enginepb.EngineClient {
 	gate, m := &admit.Gate{}, &meter.Meter{}
 	cache.Finish(cache.Begin([]cachelog.Link{{Key: 7, Tokens: 40}}), 40, 0, 2)
 	gate.Resize(4, 4)
-	m.SetKV(7)
-	m.Add(llamacpp.Usage{Prompt: 20, Cached: 5, Completion: 10}, time.Now())
-	m.Calibrate(llamacpp.Speed{Decode: 10})
+	m.SetKV(7, 256)
+	m.Add(backend.Usage{Prompt: 20, Cached: 5, Completion: 10}, time.Now())
+	m.Calibrate(backend.Speed{Decode: 10})
 	s := supervise.New(supervise.Config{
 		Node: "node-a", Logs: t.TempDir(), Launcher: sleeper{}, Log: slog.New(slog.DiscardHandler),
 		Running: func() int { return 0 }, Served: m.Served,
@@ -60,7 +69,7 @@ func startWith(t *testing.T, cache *cachelog.Log) enginepb.EngineClient {
 	ctx, cancel := context.WithCancel(t.Context())
 	srv := grpc.NewServer()
 	enginepb.RegisterEngineServer(srv, New(Config{
-		Node: "node-a", HTTP: "127.0.0.1:1", GRPC: ln.Addr().String(), Backend: "127.0.0.1:3", Shard: "127.0.0.1:4",
+		Node: "node-a", HTTP: "127.0.0.1:1", GRPC: ln.Addr().String(), Backend: "127.0.0.1:3", Shard: "127.0.0.1:4", Kinds: kinds(),
 		Supervisor: s, Gate: gate, Meter: m, Cache: cache, Ends: ctx.Done(),
 	}))
 	done := make(chan error, 2)
@@ -106,6 +115,16 @@ func TestAssignRefuses(t *testing.T) {
 		{"a stage too many", func(a *enginepb.Assignment) { a.Stage = 2 }, "stage: 2; must be < 2"},
 		{"another node's stage", func(a *enginepb.Assignment) { a.Stage = 1 }, `stages[1].node: "node-b"; must be this engine's, "node-a"`},
 		{"a shard elsewhere", func(a *enginepb.Assignment) { a.Stages[0].ShardAddress = "127.0.0.1:44" }, "stages[0].shard_address"},
+		{"vLLM on two nodes", func(a *enginepb.Assignment) { a.Backend.Kind = enginepb.Backend_VLLM }, "stages: 2; must be 1"},
+		{"arguments that engine sets", func(a *enginepb.Assignment) {
+			a.Backend.Kind, a.Stages, a.Backend.Args = enginepb.Backend_VLLM, a.Stages[:1], []string{"--dtype", "auto", "--port=1"}
+		}, `backend.args[2]: "--port=1"; must be left out`},
+		{"no vLLM here", func(a *enginepb.Assignment) { a.Backend.Kind, a.Stages = enginepb.Backend_VLLM, a.Stages[:1] }, "backend.kind: VLLM: no vLLM is on this node"},
+		{"ranks of llama.cpp", func(a *enginepb.Assignment) { a.Backend.TensorParallel = 2 }, "backend.tensor_parallel: 2; must be 1"},
+		{"a server nowhere", func(a *enginepb.Assignment) {
+			a.Backend = &enginepb.Backend{Kind: enginepb.Backend_OPENAI, Slots: 1, Threads: 1, MaxBodyBytes: 1024}
+		}, "backend.url: missing"},
+		{"no weights", func(a *enginepb.Assignment) { a.Backend.Weights = "" }, "backend.weights: missing"},
 		{"a peer without a shard", func(a *enginepb.Assignment) { a.Stages[1].ShardAddress = "" }, "stages[1].shard_address"},
 	}
 	for _, tt := range tests {
@@ -132,7 +151,7 @@ func TestWatchTellsOfAnAssignment(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := w.Recv()
-	if err != nil || s.GetState() != enginepb.State_IDLE || s.GetLoad().GetKvUsedTokens() != 7 || s.GetTotals().GetPromptTokens() != 20 || s.GetSpeed().GetDecode() != 10 {
+	if err != nil || s.GetState() != enginepb.State_IDLE || s.GetLoad().GetKvUsedTokens() != 7 || s.GetLoad().GetKvTotalTokens() != 256 || s.GetCapabilities() != nil || s.GetTotals().GetPromptTokens() != 20 || s.GetSpeed().GetDecode() != 10 {
 		t.Fatalf("first status %v, %v", s, err)
 	}
 	if reply, err := client.Assign(t.Context(), valid()); err != nil || reply.GetGeneration() != 5 {
@@ -149,6 +168,9 @@ func TestWatchTellsOfAnAssignment(t *testing.T) {
 	p := s.GetProcesses()[0]
 	if s.GetGeneration() != 5 || s.GetState() != enginepb.State_STARTING || p.GetRole() != "shard" || p.GetPid() == 0 || p.GetAddress() != "127.0.0.1:4" {
 		t.Errorf("status %v", s)
+	}
+	if c := s.GetCapabilities(); c.GetPipelineParallel() != 2 || c.GetContextTokens() != 128 || !c.GetEmbeddings() {
+		t.Errorf("capabilities %v", c)
 	}
 	if reply, err := client.Assign(t.Context(), &enginepb.Assignment{Generation: 6}); err != nil || reply.GetGeneration() != 6 {
 		t.Fatalf("release = %v, %v", reply, err)

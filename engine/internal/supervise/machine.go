@@ -8,26 +8,19 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/proc"
 )
 
-// Role is what a process does for a replica.
-type Role int
+// Role is what a process does for a replica; Backend is the head's.
+type Role = backend.Role
 
 // The processes that an engine keeps, at most one of each.
 const (
-	Shard Role = iota
-	Backend
-	roles
+	Shard   = backend.Shard
+	Backend = backend.Head
+	roles   = backend.Roles
 )
-
-// String returns the role's name in the contract.
-func (r Role) String() string {
-	if r == Shard {
-		return "shard"
-	}
-	return "backend"
-}
 
 // Part is what is true of one process at one moment.
 type Part struct {
@@ -44,6 +37,10 @@ type Part struct {
 	Idle time.Duration
 	// Exit says how the last run ended, for a person.
 	Exit string
+	// Opaque is whether Idle does not show whether it makes progress.
+	Opaque bool
+	// Missing says what a server that somebody else runs lacks to serve.
+	Missing string
 }
 
 // Peer is what is known of another engine of the replica.
@@ -82,7 +79,7 @@ const (
 )
 
 // Command is what a Machine wants done now. Start and Kill concern Role; Probe
-// is number Probe.
+// is number Probe. Assignment is what to start or to probe.
 type Command struct {
 	Do         Verb
 	Role       Role
@@ -100,6 +97,9 @@ const (
 	// of whose processes has used the CPU for stallIdle.
 	stallAfter = 10 * time.Second
 	stallIdle  = 2 * time.Second
+	// stallOpaque is the same for a backend whose use of the CPU shows nothing: a
+	// prompt may take that long.
+	stallOpaque = time.Minute
 	// drainFor bounds how long running requests keep a drained backend alive, where
 	// the assignment in force does not say it, and when the engine ends.
 	drainFor = 10 * time.Second
@@ -348,6 +348,8 @@ func (m *Machine) part(r Role, w World) (enginepb.State, string) {
 	case !now.Serving && now.Idle >= killLoading:
 		m.kill(r, fmt.Sprintf("did nothing for %v while starting", killLoading))
 		return enginepb.State_BROKEN, p.fault
+	case !now.Serving && now.Missing != "":
+		return enginepb.State_STARTING, r.String() + " is awaited: " + now.Missing
 	case !now.Serving:
 		return enginepb.State_STARTING, r.String() + " is starting"
 	}
@@ -457,6 +459,9 @@ func (m *Machine) token(w World) (enginepb.State, string) {
 // prompt keeps one of its shards busy, on a loaded machine for minutes.
 func (m *Machine) stalled(w World) bool {
 	quiet := min(w.Now.Sub(w.Served), w.Now.Sub(m.busy), w.Now.Sub(m.doubt))
+	if w.Parts[Backend].Opaque {
+		return w.Running > 0 && quiet >= stallOpaque
+	}
 	idle := w.Parts[Backend].Idle
 	if sharded(m.have) {
 		idle = min(idle, w.Parts[Shard].Idle)
@@ -481,6 +486,6 @@ func (m *Machine) ask(w World) {
 	if !m.open {
 		m.open = true
 		m.probe++
-		m.out = append(m.out, Command{Do: Probe, Probe: m.probe})
+		m.out = append(m.out, Command{Do: Probe, Probe: m.probe, Assignment: m.have})
 	}
 }

@@ -33,12 +33,12 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 		next.Assignment = m.have
 	}
 	for r, c := range s.children {
-		if c == nil {
+		if c == nil || c.remote {
 			continue
 		}
 		p := Process{Role: Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
 		if c.up() {
-			p.PID, p.RSS, p.CPU = c.proc.PID(), c.rss, c.cpu
+			p.PID, p.RSS, p.CPU = c.pid(), c.rss, c.cpu
 		}
 		if p.PID != 0 || key(p.Role, m.have) != "" {
 			next.Processes = append(next.Processes, p)

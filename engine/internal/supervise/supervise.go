@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -18,18 +17,15 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // Launcher starts and asks the inference engine that is supervised.
 type Launcher interface {
-	// Shard and Backend return the command of a process, not yet started.
-	Shard(*enginepb.Assignment) (*exec.Cmd, error)
-	Backend(*enginepb.Assignment) (*exec.Cmd, error)
-	// ShardListens and Healthy report whether it can be used.
-	ShardListens() bool
-	Healthy(context.Context) bool
+	// Process returns a process of the replica, not yet started.
+	Process(backend.Role, *enginepb.Assignment) (backend.Process, error)
 	// Prove has the whole replica generate a few tokens.
-	Prove(context.Context) error
+	Prove(context.Context, *enginepb.Assignment) error
 }
 
 // Config is what a Supervisor needs.
@@ -61,7 +57,7 @@ type Serving struct {
 
 // Process is one process, for the status.
 type Process struct {
-	Role     Role
+	Role     backend.Role
 	PID      int // 0: down
 	Restarts uint32
 	Since    time.Time
@@ -100,9 +96,9 @@ type Supervisor struct {
 	changed chan struct{} // closed and replaced when the snapshot changes
 
 	// Of the loop only.
-	children    [roles]*child
-	starts      [roles]uint32
-	born        [roles]time.Time
+	children    [backend.Roles]*child
+	starts      [backend.Roles]uint32
+	born        [backend.Roles]time.Time
 	firstRun    uint64
 	peers       []*peer
 	peersOf     *enginepb.Assignment
@@ -256,57 +252,73 @@ func (s *Supervisor) do(ctx context.Context, c Command) {
 		s.start(ctx, c.Role, c.Assignment)
 	case Kill:
 		if child := s.children[c.Role]; child.up() {
-			s.cfg.Log.Info("process killed", "role", c.Role.String(), "pid", child.proc.PID())
-			child.proc.Kill()
+			s.cfg.Log.Info("process killed", "role", c.Role.String(), "pid", child.pid())
+			child.kill()
 		}
 	case Probe:
-		s.probe(ctx, c.Probe)
+		s.probe(ctx, c.Probe, c.Assignment)
 	}
 }
 
-func (s *Supervisor) start(ctx context.Context, r Role, a *enginepb.Assignment) {
-	command := s.cfg.Launcher.Backend
-	ready := s.cfg.Launcher.Healthy
-	if r == Shard {
-		command = s.cfg.Launcher.Shard
-		ready = func(context.Context) bool { return s.cfg.Launcher.ShardListens() }
-	}
+func (s *Supervisor) start(ctx context.Context, r backend.Role, a *enginepb.Assignment) {
 	run := s.firstRun + uint64(s.starts[r]) + 1
 	s.starts[r]++
 	s.born[r] = time.Now()
-	cmd, err := command(a)
+	p, err := s.cfg.Launcher.Process(r, a)
 	if err != nil {
 		s.children[r] = &child{run: run, exit: "does not start: " + err.Error()}
 		return
 	}
-	c, beats := spawn(run, cmd, s.logPath(r), s.born[r])
-	s.children[r] = c
+	if p.Cmd == nil {
+		s.follow(ctx, r, attach(run, p, s.born[r]))
+		return
+	}
+	c, beats := spawn(run, p, s.logPath(r), s.born[r])
 	if c.proc == nil {
+		s.children[r] = c
 		s.cfg.Log.Warn("process not started", "role", r.String(), "err", c.exit)
 		s.Wake()
 		return
 	}
-	s.cfg.Log.Info("process started", "role", r.String(), "pid", c.proc.PID())
+	s.cfg.Log.Info("process started", "role", r.String(), "pid", c.pid())
 	s.tasks.Go(func() { c.readBeats(beats) })
+	s.follow(ctx, r, c)
+}
+
+// follow does what goes on beside a process until it has ended.
+func (s *Supervisor) follow(ctx context.Context, r backend.Role, c *child) {
+	s.children[r] = c
+	ctx, cancel := context.WithCancel(ctx)
 	s.tasks.Go(func() {
-		c.await(ctx, ready)
-		s.Wake()
+		if c.await(ctx) {
+			s.Wake()
+		}
+		if c.remote {
+			c.watch(ctx)
+		}
 	})
+	if c.spec.Beside != nil {
+		s.tasks.Go(func() { c.spec.Beside(ctx) })
+	}
 	s.tasks.Go(func() {
-		<-c.proc.Done()
-		s.Wake()
+		defer cancel()
+		select {
+		case <-c.done:
+			s.Wake()
+		case <-ctx.Done():
+		}
 	})
 }
 
 // probeFor bounds one probe: a loaded machine may need long for a few tokens.
 const probeFor = 20 * time.Second
 
-func (s *Supervisor) probe(ctx context.Context, number uint64) {
+func (s *Supervisor) probe(ctx context.Context, number uint64, a *enginepb.Assignment) {
 	s.tasks.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, probeFor)
 		defer cancel()
 		p := &probed{number: number}
-		if err := s.cfg.Launcher.Prove(ctx); err != nil {
+		if err := s.cfg.Launcher.Prove(ctx, a); err != nil {
 			p.err = err.Error()
 		} else {
 			s.proved.Store(time.Now().UnixNano())
@@ -343,6 +355,6 @@ func (s *Supervisor) watchPeers(ctx context.Context, a *enginepb.Assignment) {
 	}
 }
 
-func (s *Supervisor) logPath(r Role) string {
+func (s *Supervisor) logPath(r backend.Role) string {
 	return filepath.Join(s.cfg.Logs, r.String()+"@"+s.cfg.Node+".log")
 }

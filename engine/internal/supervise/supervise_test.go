@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/proc"
 )
 
@@ -56,7 +57,10 @@ func playProcess(address string) {
 }
 
 // fake launches this test binary.
-type fake struct{ backend, shard string }
+type fake struct {
+	backend, shard string
+	remote         bool // whether somebody else runs the backend
+}
 
 func (f fake) command(address string) (*exec.Cmd, error) {
 	exe, err := os.Executable()
@@ -65,8 +69,19 @@ func (f fake) command(address string) (*exec.Cmd, error) {
 	return cmd, err
 }
 
-func (f fake) Backend(*enginepb.Assignment) (*exec.Cmd, error) { return f.command(f.backend) }
-func (f fake) Shard(*enginepb.Assignment) (*exec.Cmd, error)   { return f.command(f.shard) }
+func (f fake) Process(r backend.Role, _ *enginepb.Assignment) (backend.Process, error) {
+	address := f.backend
+	if r == backend.Shard {
+		address = f.shard
+	}
+	p := backend.Process{Ready: func(ctx context.Context) error { return token(ctx, address) }}
+	if f.remote {
+		return p, nil
+	}
+	var err error
+	p.Cmd, err = f.command(address)
+	return p, err
+}
 
 func token(ctx context.Context, address string) error {
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -78,9 +93,7 @@ func token(ctx context.Context, address string) error {
 	return err
 }
 
-func (f fake) ShardListens() bool               { return token(context.Background(), f.shard) == nil }
-func (f fake) Healthy(ctx context.Context) bool { return token(ctx, f.backend) == nil }
-func (f fake) Prove(ctx context.Context) error  { return token(ctx, f.backend) }
+func (f fake) Prove(ctx context.Context, _ *enginepb.Assignment) error { return token(ctx, f.backend) }
 
 // start runs a supervisor over fake processes until the test ends, and checks
 // that nothing is left.

@@ -4,6 +4,8 @@ import (
 	"io"
 	"os"
 	"time"
+
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // maxLog bounds a log file, in bytes: the older half is dropped, the newer kept
@@ -20,7 +22,7 @@ func (s *Supervisor) trim(now time.Time) {
 	}
 	s.trimmed = now
 	for r := range s.children {
-		if err := trimFile(s.logPath(Role(r)), maxLog); err != nil {
+		if err := trimFile(s.logPath(backend.Role(r)), maxLog); err != nil {
 			s.cfg.Log.Warn("log not trimmed", "err", err)
 		}
 	}

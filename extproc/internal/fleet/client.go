@@ -67,9 +67,6 @@ func New(target string, publish func(*pick.Table), load func(path string) (pick.
 	}
 }
 
-// Tell lets to know what engines say that they have cached. To be called before Run.
-func (c *Client) Tell(to Caches) { c.state.into = to }
-
 // Run follows xds until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
 	conn, err := grpc.NewClient(c.target,
@@ -172,9 +169,10 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.log.Warn("xds response refused", "type", r.GetTypeUrl(), "error", err)
 		ack.ErrorDetail = &spb.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
 	}
-	if r.GetTypeUrl() == wire.CacheType {
+	if r.GetTypeUrl() == wire.CacheType && !c.state.stale {
 		return ack
 	}
+	c.state.stale = false
 	if t := c.state.table(); t != nil {
 		c.publish(t)
 		c.complete.Store(true)

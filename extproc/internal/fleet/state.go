@@ -51,9 +51,9 @@ type state struct {
 	versions map[string]map[string]string
 	// answered tells which types xds has answered at least once.
 	answered map[string]bool
-	told     told   // by engines, of their caches
-	into     Caches // nil: nobody wants to know what they told
-	caches   uint32 // the last number given to an engine's cache
+	reports  reports // of engines, about their caches
+	stale    bool    // whether table has changed by reports about caches
+	caches   uint32  // the last number given to an engine's cache
 	prefixes struct {
 		most int
 		idle time.Duration
@@ -69,6 +69,8 @@ type endpoint struct {
 	also []string
 	// blocks is what its engine says that its cache holds; nil: it does not.
 	blocks *blocks.Set
+	// log keeps blocks true to what xds hands down; nil: nothing of the kind has come.
+	log *blocks.Reader
 	// base is the first model that it serves, adapters which others are loaded; nil:
 	// there are no others.
 	base     string
@@ -90,7 +92,7 @@ func newState(ours bool) *state {
 		models:    map[string]*model{},
 		versions:  map[string]map[string]string{},
 		answered:  map[string]bool{},
-		told:      told{},
+		reports:   reports{},
 	}
 	for _, t := range types {
 		s.versions[t] = map[string]string{}
@@ -182,11 +184,14 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	case e.said.GetEpoch() != m.GetEpoch() || e.said.GetModel() != m.GetModel():
 		e.kv = s.newCache(m)
 		e.live.Restarted()
+		if e.log != nil {
+			e.log.Forget()
+		}
 	case e.said.GetState() != m.GetState():
 		e.live.Reinstate()
 	}
 	e.said = m
-	s.hand(m.GetAddress(), now)
+	s.applyCache(m.GetAddress(), now)
 	e.kv.Resize(capacity(m))
 	if l := m.GetLoad(); l != nil {
 		e.live.ReportFromFleet(pick.Report{

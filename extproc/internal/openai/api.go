@@ -87,3 +87,7 @@ func (a API) anthropic() bool { return a == Messages || a == CountTokens }
 
 // Generates reports whether an answer holds tokens that are generated.
 func (a API) Generates() bool { return a != Embeddings && a != CountTokens }
+
+// Caches reports whether a request leaves something in the engine's cache that a later
+// one can use.
+func (a API) Caches() bool { return a != Embeddings && a != CountTokens }

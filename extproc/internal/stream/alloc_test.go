@@ -47,7 +47,7 @@ func TestExchangeAllocatesLittle(t *testing.T) {
 	n := testing.AllocsPerRun(200, func() {
 		x := f.core.Begin()
 		defer f.core.Finish(x)
-		x.in.exchange = x
+		x.in.names = f.core.names()
 		for _, b := range messages {
 			decisions += exchange(t, x, b)
 		}

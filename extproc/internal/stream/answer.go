@@ -5,62 +5,111 @@ import (
 	"strings"
 	"time"
 
+	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/wire"
 )
 
-func (x *Exchange) responseHeaders(ev *Event, out []Reply) []Reply {
-	reply := Reply{Kind: ResponseHeaders, Explanation: x.why}
-	x.why = nil
-	if x.model == nil || x.good || x.served != nil || ev.Answer.Status == 0 {
-		return append(out, reply)
-	}
-	a := &ev.Answer
-	x.good = a.Status >= 200 && a.Status < 300
-	x.served = x.core.picker.Judge(x.model, x.choice.List, a.Answer, x.sent, ev.At)
-	x.held.Begun()
-	if x.served != nil {
-		x.held.Move(x.served.Live)
-	}
-	if first := x.choice.List[0].Endpoint; x.good && x.served != nil && x.served.KV != first.KV {
-		x.remember(x.served, ev.At)
-	}
-	x.report(a, ev.At)
-	x.flow.count(a.Usage)
-	x.noteResponse(a.Response, ev.At)
-	if x.cookie != 0 && a.Status < 500 {
-		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.cookie, ev.At)
-		x.cookie = 0
-	}
-	return append(out, reply)
+// answer is what came of a request that was sent.
+type answer struct {
+	explanation []byte         // for a client that asked why; nil: it didn't, or has it
+	begun       bool           // whether its headers came
+	good        bool           // whether the status is 2xx
+	served      *pick.Endpoint // who answered; nil: not known
+	usage       pick.Usage     // what the engine says that it needed
+	learned     bool           // whether usage is there, and was learned from
+	identified  bool           // whether the id of the response was looked for
 }
 
-// report takes in what the engine says of its load and of this request.
-func (x *Exchange) report(a *AnswerHead, now time.Time) {
-	if x.served == nil {
-		return
+// tokens is how many tokens the request has needed; below 0: nothing is known, and it
+// was answered.
+func (a *answer) tokens() int {
+	switch n := a.usage.Prompt + a.usage.Completion; {
+	case !a.good:
+		return 0
+	case n > 0:
+		return n
+	default:
+		return -1
 	}
-	if load, ok := parseLoad(a.Load); ok {
-		x.served.ReportFromAnswer(load, now)
-	}
-	usage, ok := parseUsage(a.Usage)
-	if !ok || !x.good || x.taught {
-		return
-	}
-	x.taught = true
-	usage.Shape = x.shape
-	x.core.picker.Learn(x.model, x.served, x.predicted(), usage, x.sent, now)
-	x.answered(usage, now)
 }
 
-// predicted is what was expected of who answered.
-func (x *Exchange) predicted() *pick.Candidate {
-	for i := range x.choice.List {
-		if x.choice.List[i].Live == x.served.Live {
-			return &x.choice.List[i]
+func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
+	a := &x.answer
+	reply := Reply{Kind: ResponseHeaders, Explanation: a.explanation}
+	a.explanation = nil
+	a.begun = true
+	if x.decision.Choice == nil || a.good || a.served != nil || head.Status == 0 {
+		return reply
+	}
+	a.good = head.Status >= 200 && head.Status < 300
+	a.served = x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.sent, now)
+	x.reservation.Begun()
+	if a.served != nil {
+		x.reservation.Move(a.served.Live)
+	}
+	if first := x.choice.List[0].Endpoint; a.good && a.served != nil && a.served.KV != first.KV {
+		record(x.table.Policy.Prefixes, &x.located, x.counted.prompt, a.served, now)
+	}
+	x.learn(head, now)
+	if x.located.cookie != 0 && head.Status < 500 {
+		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.located.cookie, now)
+		x.located.cookie = 0
+	}
+	return reply
+}
+
+// responseBody looks for the response's id at the beginning of an answer's body.
+func (x *Exchange) responseBody(body []byte, now time.Time) {
+	if x.answer.identified || x.api != openai.Responses || len(body) == 0 {
+		return
+	}
+	x.answer.identified = true
+	x.identify(string(responseID(body)), now)
+}
+
+// identify takes in the id of the response.
+func (x *Exchange) identify(id string, now time.Time) {
+	a := &x.answer
+	if id == "" || len(id) > longestID || a.served == nil || !a.good || x.api != openai.Responses {
+		return
+	}
+	a.identified = true
+	recordResponse(x.table.Policy.Prefixes, x.understood.model, id, x.counted.prompt+x.counted.output, a.served, now)
+}
+
+// learn takes in what the engine says of its load, of this request and of its response,
+// in headers or trailers.
+func (x *Exchange) learn(head *AnswerHead, now time.Time) {
+	a := &x.answer
+	usage, ok := parseUsage(head.Usage)
+	if ok {
+		a.usage = usage
+	}
+	if a.served == nil {
+		return
+	}
+	if load, ok := parseLoad(head.Load); ok {
+		a.served.ReportFromAnswer(load, now)
+	}
+	x.identify(head.Response, now)
+	if !ok || !a.good || a.learned {
+		return
+	}
+	a.learned = true
+	usage.Shape = x.counted.shape
+	x.core.picker.Learn(x.understood.model, a.served, predicted(x.choice.List, a.served), usage, x.sent, now)
+	recordAnswer(x.table.Policy.Prefixes, &x.located, &usage, a.served, now)
+}
+
+// predicted is what was predicted of who answered.
+func predicted(list []pick.Candidate, served *pick.Endpoint) *pick.Candidate {
+	for i := range list {
+		if list[i].Live == served.Live {
+			return &list[i]
 		}
 	}
-	return &x.choice.List[0]
+	return &list[0]
 }
 
 // parseUsage reads "prompt=12,cached=0,completion=5,prefill_ms=3.2,decode_ms=40.1".

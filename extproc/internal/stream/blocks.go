@@ -3,12 +3,14 @@ package stream
 import (
 	"sync"
 
+	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/internal/blocks"
 )
 
-// lookup is the memory of one look at what engines hold. It is handed on at once: a
-// stream that kept it until its end would hold four bytes for each token.
+// lookup is the memory of one look-up of a prompt's blocks. It is handed on at once: a
+// stream that kept it until its end would keep four bytes for each token.
 type lookup struct {
 	tokens []uint32
 	blocks []blocks.Key
@@ -25,50 +27,49 @@ func (l *lookup) done() {
 	}
 }
 
-// hear looks up the prompt's blocks at the endpoints whose engines say what they hold.
-// Where that is all that they hold, and it is certain what the prompt's blocks are, it
-// counts in place of what we believe; else beside it.
-func (x *Exchange) hear() {
+// report adds to found what engines report of the prompt's blocks. Where an engine
+// reports all that it has cached, and it is certain what the prompt's blocks are, its
+// report counts in place of what was estimated of its cache; else beside it.
+func report(m *pick.Model, r *openai.Request, found *prefix.Found) {
 	l := lookups.Get().(*lookup)
 	defer l.done()
-	exact := x.identify(l)
+	exact := l.identify(m, r)
 	if len(l.tokens) == 0 {
 		return
 	}
 	adapter, size := "", 0
 	l.blocks = l.blocks[:0]
-	for _, e := range x.model.WithBlocks {
+	for _, e := range m.WithBlocks {
 		known, n := e.Blocks.Knowledge()
 		if known == blocks.Nothing {
 			continue
 		}
-		a, unclear := e.Adapter(x.model), e.Unclear(x.model)
+		a, unclear := e.Adapter(m), e.Unclear(m)
 		if unclear {
-			a = x.model.Name // then what the base made is not taken for its own
+			a = m.Name // then what the base made is not taken for its own
 		}
 		if n != size || a != adapter {
 			size, adapter = n, a
 			l.blocks = blocks.Append(l.blocks[:0], blocks.Root(adapter), l.tokens, size)
 		}
-		x.found.Report(e.KV.Match(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == blocks.Whole)
+		found.Report(e.KV.Match(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == blocks.Whole)
 	}
 }
 
 // identify finds the prompt's tokens; none: they are not known, or are no use.
-func (x *Exchange) identify(l *lookup) (exact bool) {
+func (l *lookup) identify(m *pick.Model, r *openai.Request) (exact bool) {
 	l.tokens = l.tokens[:0]
-	r := &x.request
-	c, ok := x.model.Counter().(pick.Identifier)
-	if !ok || len(r.Media) > 0 || len(r.Prompts) > 1 || r.Salted || !x.anyTells() {
+	c, ok := m.Counter().(pick.Identifier)
+	if !ok || len(r.Media) > 0 || len(r.Prompts) > 1 || r.Salted || !anyReports(m) {
 		return false
 	}
 	l.tokens, exact = c.IDs(l.tokens, r)
 	return exact
 }
 
-// anyTells reports whether any engine says now what it holds.
-func (x *Exchange) anyTells() bool {
-	for _, e := range x.model.WithBlocks {
+// anyReports reports whether any engine of the model reports its blocks now.
+func anyReports(m *pick.Model) bool {
+	for _, e := range m.WithBlocks {
 		if known, _ := e.Blocks.Knowledge(); known != blocks.Nothing {
 			return true
 		}

@@ -26,7 +26,8 @@ const blockSize = 16
 
 // hold makes an engine say that it holds a text, made with an adapter.
 func hold(b *blocks.Set, known blocks.Knowledge, text, adapter string) {
-	b.SetKnown(known)
+	names := blocks.NewNames(b)
+	names.SetKnown(known)
 	s := blocks.Stored{Root: true, Size: blockSize, Adapter: adapter}
 	for i := range len(text) / blockSize {
 		s.Hashes = append(s.Hashes, uint64(i)+1)
@@ -34,7 +35,7 @@ func hold(b *blocks.Set, known blocks.Knowledge, text, adapter string) {
 			s.Tokens = append(s.Tokens, uint32(c))
 		}
 	}
-	b.Store(&s)
+	names.Store(&s)
 }
 
 // TestTokensAreNotKeptWithTheStream has many streams wait for their answers at the same

@@ -32,7 +32,7 @@ func checkRead(t *testing.T, f *fleet, b []byte) {
 	x := f.core.Begin()
 	defer f.core.Finish(x)
 	in := &x.in
-	in.exchange = x
+	in.names = f.core.names()
 	in.reset()
 	err := messages.Unmarshal(split(b), in)
 	var m extproc.ProcessingRequest
@@ -43,7 +43,7 @@ func checkRead(t *testing.T, f *fleet, b []byte) {
 		t.Fatalf("%.200x: %v; protobuf reads it", b, err)
 	}
 	want := Event{}
-	if known := readEvent(&m, x.policy(), &want); known != in.known {
+	if known := readEvent(&m, f.table.Policy, &want); known != in.known {
 		t.Fatalf("%.200x: known = %v, want %v", b, in.known, known)
 	}
 	if p := f.table.Policy.Flow; p != nil {

@@ -1,8 +1,11 @@
 package stream
 
 import (
+	"bytes"
+	"hash/maphash"
 	"strconv"
 	"strings"
+	"time"
 
 	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	"google.golang.org/grpc/mem"
@@ -11,22 +14,32 @@ import (
 	"millrace.dev/millrace/internal/wire"
 )
 
+// names is what the decoder must know of a policy. The zero names know no header.
+type names struct {
+	// session, priority and tenant are names of headers, in lower case; empty: no header
+	// has it, but then the API key names the tenant.
+	session, priority, tenant string
+	// flow is whether there is flow control; seed is what tenants are hashed with.
+	flow bool
+	seed maphash.Seed
+}
+
 // inbound is a message from Envoy, a ProcessingRequest. It is read from its
-// bytes straight into an Event: what we don't look at, which is most of it, is
-// passed over.
+// bytes straight into an Event: what we don't use, which is most of it, is
+// skipped.
 type inbound struct {
 	Event
 	// known is whether the message brings an event; observed, whether nobody
 	// reads replies.
 	known, observed bool
 
-	exchange *Exchange // whose policy names the headers of session and priority
-	recent   RequestHead
-	modes    [2]Mode // of the request's and the answer's body
-	said     bool    // whether Envoy said modes; one too old to say is taken to buffer
-	served   string
-	subset   subset
-	hold     mem.Buffer // what Body lies in; nil: Body is empty
+	names  names
+	recent RequestHead
+	modes  [2]Mode // of the request's and the answer's body
+	said   bool    // whether Envoy said modes; one too old to say is taken to buffer
+	served string
+	subset subset
+	hold   mem.Buffer // what Body lies in; nil: Body is empty
 }
 
 // reset makes in ready for the next message and lets go of the last one's body.
@@ -194,17 +207,37 @@ func (in *inbound) requestHeader(key, value []byte) {
 
 // otherHeader takes in a header whose name is a matter of policy, or of trust.
 func (in *inbound) otherHeader(key, value []byte) {
-	head, policy := &in.Request, in.exchange.policy()
+	head, names := &in.Request, &in.names
 	switch {
-	case policy != nil && policy.Flow != nil && in.flowHeader(policy.Flow, key, value):
-	case policy != nil && string(key) == policy.SessionHeader:
+	case names.flow && in.flowHeader(key, value):
+	case string(key) == names.session:
 		head.Session = string(value)
-	case policy != nil && string(key) == policy.PriorityHeader:
+	case string(key) == names.priority:
 		head.Priority = same(&in.recent.Priority, value)
 	case forbidden(key):
 		head.Debug = head.Debug || string(key) == wire.DebugHeader && string(value) == "1"
 		head.Forbidden = append(head.Forbidden, string(key))
 	}
+}
+
+// flowHeader takes in a header that matters to flow control; false: it doesn't.
+func (in *inbound) flowHeader(key, value []byte) bool {
+	head, tenant := &in.Request, in.names.tenant
+	switch name := string(key); { // does not escape
+	case name == wire.TimeoutHeader || name == wire.EnvoyTimeoutHeader:
+		if ms, err := strconv.ParseInt(string(value), 10, 32); err == nil && ms > 0 {
+			wait := time.Duration(ms) * time.Millisecond
+			if head.Patience == 0 || wait < head.Patience {
+				head.Patience = wait
+			}
+		}
+	case tenant != "" && name == tenant,
+		tenant == "" && (name == "authorization" || name == "x-api-key"):
+		head.Tenant = maphash.Bytes(in.names.seed, value[bytes.LastIndexByte(value, ' ')+1:]) | 1
+	default:
+		return false
+	}
+	return true
 }
 
 // forbidden reports whether a client may not send a header of this name: it would
@@ -285,7 +318,7 @@ func mode(m filter.ProcessingMode_BodySendMode) Mode {
 	}
 }
 
-// metadata looks in Envoy's dynamic metadata for the endpoints that may be named,
+// metadata decodes Envoy's dynamic metadata: the endpoints that may be named,
 // and for the host that override_host says it chose.
 func (in *inbound) metadata(b []byte) error {
 	err := eachEntry(b, wire.SubsetNamespace, func(first bool, hint []byte) error {

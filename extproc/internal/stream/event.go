@@ -1,9 +1,18 @@
 // Package stream answers Envoy's external processing protocol.
 //
 // Exchange is the state machine of one stream, that is, of one HTTP request and
-// its answer; Server is the gRPC service around it. Envoy's messages are read
-// from their bytes in envoy.go and written in reply.go, and go no further. Its
-// one rule: whatever order events come in, each gets the reply that Envoy waits
+// its answer; Server is the gRPC service around it. Envoy's messages are decoded
+// in envoy.go and encoded in reply.go, and go no further. A decision is made in
+// stages, each of which is a function of what the ones before it returned:
+//
+//	understand  what does the request ask for?       understood
+//	count       how many tokens is it?               counted
+//	(admit)     is there room for it now?            admission
+//	locate      where are prefixes of it cached?     located
+//	choose      which endpoints finish it first?     pick.Choice
+//	record      what will be cached there?
+//
+// Its one rule: whatever order events come in, each gets the reply that Envoy waits
 // for, and what an exchange has reserved is given back when it ends.
 package stream
 
@@ -43,7 +52,7 @@ const (
 	Streamed
 	// Buffered bodies come in one message and hold up the headers.
 	Buffered
-	// Duplex bodies come in chunks and hold up the headers; what is to go on
+	// Duplex bodies come in chunks and hold up the headers; what is to be forwarded
 	// must be sent back.
 	Duplex
 )
@@ -84,7 +93,7 @@ type RequestHead struct {
 	Tenant uint64
 	// Patience is how long the client waits; 0: not said.
 	Patience time.Duration
-	// Forbidden names the routing headers that the client sent: they must not go on.
+	// Forbidden names the routing headers that the client sent: they must not be forwarded.
 	Forbidden []string
 	// Only is the endpoints that the gateway allows.
 	Only pick.Subset
@@ -100,14 +109,14 @@ type AnswerHead struct {
 	Load, Usage, Response string
 }
 
-// Reply is one message to Envoy. Without more than a Kind it says: go on.
+// Reply is one message to Envoy. Without more than a Kind it changes nothing.
 type Reply struct {
 	Kind Kind
-	// Remove names headers that must not go on.
+	// Remove names headers that must not be forwarded.
 	Remove []string
 	// Decision says where the request goes; nil: says nothing.
 	Decision *Decision
-	// Duplex is whether Chunk goes on in place of what Envoy sent; Replace is the
+	// Duplex is whether Chunk is forwarded in place of what Envoy sent; Replace is the
 	// same for a buffered body.
 	Duplex, Replace bool
 	Chunk           []byte
@@ -117,9 +126,9 @@ type Reply struct {
 	End bool
 	// Cookie is a Set-Cookie header for the client; empty: none.
 	Cookie string
-	// Explanation is the header that tells the client why; empty: it did not ask.
+	// Explanation is the header that says why; empty: it did not ask.
 	Explanation []byte
-	// Error is what an Immediate reply tells the client.
+	// Error is what an Immediate reply answers the client.
 	Error *openai.Error
 	// Wait is how long an Extend reply asks for.
 	Wait time.Duration
@@ -142,7 +151,7 @@ type Decision struct {
 	Exact        bool
 	// OutputTokens is the expected length of the answer.
 	OutputTokens int
-	// Chain is the keys of the prompt's beginnings, for the engine; nil: it is not told.
+	// Chain is the keys of the prompt's prefixes, for the engine; nil: it does not get them.
 	Chain []prefix.Link
 	// Retries is how often Envoy may try again.
 	Retries int

@@ -1,12 +1,13 @@
 package stream
 
 import (
+	"slices"
 	"time"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
-	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/extproc/internal/unpack"
 )
 
@@ -24,8 +25,10 @@ const (
 	suspended // waits in the queue; the decision comes later
 )
 
-// Exchange is the state of one stream. It does no I/O and reads no clock, but to
-// measure itself. It is used by one goroutine; the zero Exchange is not usable: see Core.Begin.
+// Exchange is the state of one stream: how far Envoy's protocol is, what the stages of
+// the decision found, which the answer is compared with, and what must be given back.
+// It does no I/O and reads no clock, but to measure itself. It is used by one
+// goroutine; the zero Exchange is not usable: see Core.Begin.
 type Exchange struct {
 	core  *Core
 	phase phase
@@ -33,32 +36,30 @@ type Exchange struct {
 	head  RequestHead
 	api   openai.API
 
-	// Set by the decision.
-	decision Decision
-	model    *pick.Model // nil: no decision
-	sent     time.Time
-	named    session.Key // of the client's name for the session; 0: none
-	first    session.Key // of its first messages: names it to people
-	cookie   uint64      // session to give the client; 0: none
-	shape    pick.Shape
-	asked    string       // the model's name at the client, if we changed it
-	forward  []byte       // what goes on in place of the body; nil: the body as it came
-	plain    bool         // whether a content encoding was undone
-	before   prefix.Match // where the response is that the request continues
-	why      []byte       // for a client that asked; nil: it didn't
-	held     pick.Reservation
-	flow     held
-	passed   int64 // bytes of the body that came since
-	laps     laps
+	// Results of the stages. No stage reads them: they are its arguments.
+	understood understood
+	counted    counted
+	located    located
+	decision   Decision // of no hosts: none was made
 
-	// Set by the answer.
-	begun  bool           // whether its headers came
-	served *pick.Endpoint // who answered; nil: not known
-	good   bool           // whether the status is 2xx
-	taught bool           // whether its usage was taken in
-	looked bool           // whether the answer's body was looked at for its id
+	// What must be given back.
+	admission   admission
+	reservation pick.Reservation
+
+	wait   wait  // of a suspended exchange
+	passed int64 // bytes of the body that came after the decision
+	sent   time.Time
+	answer answer
+	laps   laps
 
 	*memory
+}
+
+// wait is what a wait holds up: the reply of a kind, and then a Duplex body, and behind
+// that what with says: the body's end, or trailers.
+type wait struct {
+	kind, with Kind
+	body       []byte
 }
 
 // memory is what exchanges hand on to each other, so that it is allocated
@@ -66,11 +67,10 @@ type Exchange struct {
 type memory struct {
 	request openai.Request
 	choice  pick.Choice
-	chain   []prefix.Link // beginnings of the prompt, the shortest first
+	chain   []prefix.Link
 	found   prefix.Found
 	body    []byte // of a request in several messages
-	bare    []byte // the same without its content encoding
-	renamed []byte // the same with another model
+	bodies  bodies
 	in      inbound
 	out     outbound
 	turn    uint32 // decisions made with this memory
@@ -98,26 +98,23 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 	case RequestTrailers:
 		return x.requestTrailers(ev, out)
 	case ResponseHeaders:
-		x.begun = true
-		return x.responseHeaders(ev, out)
+		return append(out, x.responseHeaders(&ev.Answer, ev.At))
 	case ResponseBody:
-		x.lookForResponse(ev.Body, ev.At)
+		x.responseBody(ev.Body, ev.At)
 		return unchanged(ev, x.head.AnswerMode, out)
 	case ResponseTrailers:
-		x.report(&ev.Answer, ev.At)
-		x.flow.count(ev.Answer.Usage)
-		x.noteResponse(ev.Answer.Response, ev.At)
+		x.learn(&ev.Answer, ev.At)
 		return append(out, Reply{Kind: ResponseTrailers})
 	default:
 		return out
 	}
 }
 
-// End gives back what the exchange holds. It is called once, whatever the
+// End gives back what the exchange has taken. It is called once, whatever the
 // reason that the stream ended for.
 func (x *Exchange) End(now time.Time) {
-	x.settle(now)
-	x.held.Release()
+	x.admission.settle(x.answer.tokens(), now)
+	x.reservation.Release()
 	x.phase = over
 }
 
@@ -147,13 +144,13 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	case ev.End:
 		// A gateway that doesn't send bodies may say End though one follows.
 		hidden := x.head.Mode == Unseen && x.head.Length > 0
-		return x.conclude(RequestHeaders, nil, !hidden, ev.At, out)
+		return x.decide(RequestHeaders, nil, !hidden, ev.At, out)
 	case x.head.Mode == Buffered:
 		return append(out, Reply{Kind: RequestHeaders, Remove: x.head.Forbidden})
 	case x.head.Mode == Duplex && x.table != nil:
 		return out // the headers wait for the body
 	default:
-		return x.conclude(RequestHeaders, nil, false, ev.At, out)
+		return x.decide(RequestHeaders, nil, false, ev.At, out)
 	}
 }
 
@@ -162,10 +159,14 @@ func (x *Exchange) refuse() *openai.Error {
 	if limit := x.limit(); limit > 0 && x.head.Length > limit {
 		return openai.TooLarge(limit)
 	}
-	if x.api != openai.Other && !isJSON(x.head.ContentType) {
+	if x.api == openai.Other {
+		return nil
+	}
+	if !isJSON(x.head.ContentType) {
 		return openai.WrongContentType(x.head.ContentType)
 	}
-	if x.table != nil && x.reads() && unpack.Of(x.head.ContentEncoding) == unpack.Unknown {
+	seen := x.head.Mode == Buffered || x.head.Mode == Duplex
+	if x.table != nil && seen && unpack.Of(x.head.ContentEncoding) == unpack.Unknown {
 		return openai.WrongEncoding(x.head.ContentEncoding)
 	}
 	return nil
@@ -189,7 +190,7 @@ func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
 	if x.head.Mode != Duplex {
 		// One message holds the body. Without End trailers follow, or Envoy sent
 		// only what it could buffer.
-		return x.conclude(RequestBody, ev.Body, ev.End, ev.At, out)
+		return x.decide(RequestBody, ev.Body, ev.End, ev.At, out)
 	}
 	body := ev.Body
 	if !ev.End || len(x.body) > 0 {
@@ -199,14 +200,14 @@ func (x *Exchange) requestBody(ev *Event, out []Reply) []Reply {
 	if !ev.End {
 		return out
 	}
-	out = x.conclude(RequestHeaders, body, true, ev.At, out)
-	return x.passOn(body, RequestBody, out)
+	out = x.decide(RequestHeaders, body, true, ev.At, out)
+	return x.release(body, RequestBody, out)
 }
 
 // late takes in what comes of a body after the decision.
 func (x *Exchange) late(ev *Event, out []Reply) []Reply {
 	x.passed += int64(len(ev.Body))
-	if limit := x.limit(); limit > 0 && x.passed > limit && x.head.Mode == Streamed && !x.begun {
+	if limit := x.limit(); limit > 0 && x.passed > limit && x.head.Mode == Streamed && !x.answer.begun {
 		return x.fail(openai.TooLarge(limit), out)
 	}
 	return unchanged(ev, x.head.Mode, out)
@@ -214,8 +215,8 @@ func (x *Exchange) late(ev *Event, out []Reply) []Reply {
 
 func (x *Exchange) requestTrailers(ev *Event, out []Reply) []Reply {
 	if x.phase == reading && x.head.Mode == Duplex {
-		out = x.conclude(RequestHeaders, x.body, true, ev.At, out)
-		return x.passOn(x.body, RequestTrailers, out)
+		out = x.decide(RequestHeaders, x.body, true, ev.At, out)
+		return x.release(x.body, RequestTrailers, out)
 	}
 	return append(out, Reply{Kind: RequestTrailers})
 }
@@ -232,28 +233,98 @@ func echo(k Kind, b []byte, end bool, out []Reply) []Reply {
 	return append(out, Reply{Kind: k, Duplex: true, Chunk: b, End: end})
 }
 
-// conclude decides and answers the event of the kind. whole reports whether body
-// is all there is.
-func (x *Exchange) conclude(k Kind, body []byte, whole bool, now time.Time, out []Reply) []Reply {
+// decide decides where the request goes and answers the event of the kind, or makes it
+// wait. whole is whether body is all there is.
+func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []Reply) []Reply {
 	x.phase = decided
-	d, err := x.decide(body, whole, now)
-	if err == nil && x.flow.ticket != nil {
-		return x.suspend(k, now, out)
+	if x.table == nil {
+		return x.open(k, out)
 	}
-	return x.conclusion(k, d, err, out)
-}
-
-// conclusion answers the event of the kind with what was decided.
-func (x *Exchange) conclusion(k Kind, d *Decision, err *openai.Error, out []Reply) []Reply {
+	x.laps.begin(x.core.metrics, &x.turn)
+	in := input{table: x.table, head: &x.head, api: x.api, body: body, whole: whole, now: now}
+	u, err := understand(&in, &x.request, &x.bodies)
+	if u.unseen {
+		x.core.metrics.unseen.Inc()
+	}
 	if err != nil {
 		return x.fail(err, out)
 	}
-	reply := Reply{Kind: k, Decision: d}
-	if k == RequestHeaders {
-		reply.Remove = x.head.Forbidden
+	x.understood = u
+	if u.model == nil {
+		return x.open(k, out)
 	}
-	x.replace(&reply)
-	return append(out, reply)
+	x.laps.end(lapRead)
+	n := count(&in, &u, &x.request)
+	x.laps.end(lapCount)
+	a, err := admit(x.core.flow, &in, &u, &n, &x.request, &x.bodies)
+	x.admission, x.understood, x.counted = a, u, n
+	switch {
+	case err != nil:
+		return x.fail(err, out)
+	case a.ticket != nil:
+		return x.suspend(k, now, out)
+	}
+	return x.send(&in, k, out)
+}
+
+// open answers the event of the kind without a decision: Envoy's own policy chooses,
+// unless a gateway allows only some endpoints.
+func (x *Exchange) open(k Kind, out []Reply) []Reply {
+	if x.head.Only != nil {
+		return x.fail(nobody("", x.head.Only), out)
+	}
+	x.core.metrics.open.Inc()
+	return x.reply(k, nil, out)
+}
+
+// send sends an admitted request to an endpoint, and answers the event of the kind.
+func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
+	u, n, policy := &x.understood, &x.counted, in.table.Policy
+	l := locate(in, u, n, &x.request, x.chain, &x.found)
+	x.located, x.chain = l, l.chain
+	x.laps.end(lapLocate)
+	q, err := choose(x.core.picker, in, u, n, &x.found, &x.choice)
+	if err != nil {
+		return x.fail(err, out)
+	}
+	d := &x.decision
+	*d = Decision{
+		Model: u.model.Name, Asked: u.asked, Session: l.session, Priority: u.priority, API: in.api,
+		PromptTokens: n.prompt, Exact: n.exact, OutputTokens: n.output, Retries: q.Most - 1, Choice: &x.choice,
+	}
+	if x.head.Debug && policy.Explain {
+		x.answer.explanation = d.explain(&q)
+	}
+	first := &x.choice.List[0]
+	x.reservation = first.Reserve(&q)
+	x.admission.pass.Reserved()
+	x.sent = in.now
+	x.laps.end(lapChoose)
+	if policy.Ours {
+		d.Chain = l.chain
+	}
+	record(policy.Prefixes, &l, n.prompt, first.Endpoint, in.now)
+	x.laps.end(lapRecord)
+	return x.reply(k, d, out)
+}
+
+// reply answers the event of the kind with a decision; nil: none was made.
+func (x *Exchange) reply(k Kind, d *Decision, out []Reply) []Reply {
+	r := Reply{Kind: k, Decision: d}
+	if k == RequestHeaders {
+		r.Remove = x.head.Forbidden
+	}
+	if f := &x.understood.forward; f.body != nil {
+		x.core.metrics.forwarded(&x.understood)
+		r.Length = len(f.body)
+		if f.bare {
+			r.Remove = append(slices.Clip(r.Remove), "content-encoding")
+		}
+		if k == RequestBody {
+			r.Replace, r.Chunk = true, f.body
+		}
+	}
+	return append(out, r)
 }
 
 // fail answers the client with an error.
@@ -262,4 +333,82 @@ func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
 	err.Anthropic = openai.IsAnthropic(x.head.Path)
 	x.core.metrics.refused(err.Status)
 	return append(out, Reply{Kind: Immediate, Error: err})
+}
+
+// suspend makes the exchange wait: the reply of the kind comes later. Envoy is asked
+// to wait, too, if it might not wait so long.
+func (x *Exchange) suspend(k Kind, now time.Time, out []Reply) []Reply {
+	x.phase, x.wait = suspended, wait{kind: k}
+	x.laps.stop()
+	p := x.table.Policy.Flow
+	if p.GatewayTimeout <= flow.EveryGateway || x.admission.ticket.Until().Sub(now) <= 0 {
+		return out
+	}
+	return append(out, Reply{Kind: Extend, Wait: p.GatewayTimeout})
+}
+
+// Waits is the ticket of an exchange that waits; nil: it doesn't.
+func (x *Exchange) Waits() *flow.Ticket { return x.admission.ticket }
+
+// tickEvery is how often one that waits is checked for room: there may be some
+// though nobody has left, for example when an endpoint has come.
+const tickEvery = 100 * time.Millisecond
+
+// Tick ends the wait of the exchange if there is room.
+func (x *Exchange) Tick(now time.Time) {
+	if t := x.current(); t.Policy.Flow != nil {
+		x.refresh(t)
+	}
+	x.admission.ticket.Tick(x.table.Policy.Flow, x.understood.model, now)
+}
+
+// refresh takes a newer table for the rest of the exchange, unless that has no such
+// model any more.
+func (x *Exchange) refresh(t *pick.Table) {
+	if m := t.Models[x.understood.model.Name]; m != nil {
+		x.table, x.understood.model = t, m
+	}
+}
+
+// Resume makes the decision after the wait.
+func (x *Exchange) Resume(o flow.Outcome, now time.Time, out []Reply) []Reply {
+	x.phase = decided
+	x.admission.ticket, x.admission.pass = nil, o.Pass
+	x.refresh(x.current())
+	in := input{table: x.table, head: &x.head, api: x.api, now: now}
+	if o.Refusal.Reason != flow.None {
+		pass, err := refused(x.core.flow, &in, &x.understood, &x.counted, &x.request, &x.bodies, o.Refusal)
+		if err != nil {
+			return x.fail(err, out)
+		}
+		x.admission.pass = pass
+	}
+	out = x.send(&in, x.wait.kind, out)
+	return x.release(x.wait.body, x.wait.with, out)
+}
+
+// hurry ends the wait at once: the client has given up, or Envoy does not wait.
+func (x *Exchange) hurry(now time.Time, out []Reply) []Reply {
+	x.admission.ticket.Drop(now)
+	return x.Resume(flow.Outcome{}, now, out)
+}
+
+// release sends what a Duplex decision has held up: the body, and its end or trailers.
+// A suspended exchange does so later.
+func (x *Exchange) release(body []byte, with Kind, out []Reply) []Reply {
+	if x.phase == suspended {
+		x.wait.body, x.wait.with = body, with
+		return out
+	}
+	if with == RequestHeaders || x.phase == over {
+		return out // nothing
+	}
+	if x.understood.forward.body != nil {
+		body = x.understood.forward.body
+	}
+	out = echo(RequestBody, body, with == RequestBody, out)
+	if with == RequestTrailers {
+		out = append(out, Reply{Kind: RequestTrailers})
+	}
+	return out
 }

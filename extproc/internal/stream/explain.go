@@ -23,7 +23,7 @@ type explanation struct {
 	ExpectedTokens int    `json:"expected_output_tokens"`
 	// Shared is how many tokens of the prompt several conversations begin with.
 	Shared int `json:"shared_tokens,omitempty"`
-	// Named is what Envoy was told, in its order.
+	// Named is the endpoints that Envoy got, in its order.
 	Named []string `json:"named"`
 	// Candidates are the cheapest first, then those that may not be named; Others is
 	// how many more there are.
@@ -51,7 +51,7 @@ type considered struct {
 	Out     string  `json:"out,omitempty"`
 }
 
-// explain tells a decision to whoever asked, before the request has taken its place.
+// explain explains a decision to a client that asked, before the request is reserved.
 func (d *Decision) explain(q *pick.Query) []byte {
 	e := explanation{
 		Reason: d.Choice.Reason.String(), Session: d.Session, Model: d.Model, Priority: d.Priority,

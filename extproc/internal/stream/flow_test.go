@@ -240,7 +240,7 @@ func TestBudget(t *testing.T) {
 	}
 	want := []string{"x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
 		"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"}
-	if diff := cmp.Diff(want, names(e.Headers)); diff != "" {
+	if diff := cmp.Diff(want, hosts(e.Headers)); diff != "" {
 		t.Errorf("headers (-want +got):\n%s", diff)
 	}
 	f.core.Finish(x)
@@ -256,7 +256,7 @@ func TestBudget(t *testing.T) {
 	}
 }
 
-func names(hs []openai.Header) (all []string) {
+func hosts(hs []openai.Header) (all []string) {
 	for _, h := range hs {
 		all = append(all, h.Name)
 	}
@@ -268,7 +268,7 @@ func TestHeadersOfFlowControl(t *testing.T) {
 	read := func(hs ...string) RequestHead {
 		x := f.core.Begin()
 		defer f.core.Finish(x)
-		x.in.exchange = x
+		x.in.names = f.core.names()
 		x.in.reset()
 		b, err := proto.Marshal(headers(hs...))
 		if err != nil {

@@ -12,8 +12,8 @@ type lap uint8
 const (
 	lapRead   lap = iota // unpack and parse the body
 	lapCount             // its tokens, and the answer's
-	lapLocate            // where its beginnings are cached
-	lapChoose            // price the endpoints, take a place
+	lapLocate            // where its prefixes are cached
+	lapChoose            // price the endpoints, reserve
 	lapRecord            // what will be cached there
 	lapSend              // write the answer
 	lapsKinds

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"fmt"
-	"time"
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -10,111 +9,130 @@ import (
 	"millrace.dev/millrace/extproc/internal/session"
 )
 
-// locate finds where parts of a prompt of so many tokens are cached, and returns
-// the session's name for people.
-func (x *Exchange) locate(tokens int, blind bool, now time.Time) string {
-	if x.api == openai.Embeddings {
-		return "" // these leave nothing behind that a later one could use
-	}
-	if !blind {
-		x.link(tokens)
-	}
-	x.table.Policy.Prefixes.Find(x.chain, now, &x.found)
-	name := x.recall(tokens, now)
-	if !blind && len(x.model.WithBlocks) > 0 {
-		x.hear()
-	}
-	if name == "" && len(x.chain) > 0 {
-		name = fmt.Sprintf("prefix:%016x", uint64(x.first))
-	}
-	return name
+// located is where prefixes of a prompt are cached, and the keys by which its
+// conversation is known.
+type located struct {
+	// session names the conversation, for people; empty: nothing does.
+	session string
+	// chain is the prefixes of the prompt, the shortest first; empty: they are not known.
+	chain []prefix.Link
+	// named is the key of the client's name for the session; 0: it has none.
+	named session.Key
+	// cookie is the session that the client is to get a cookie of; 0: none.
+	cookie uint64
 }
 
-// link makes the keys of the prompt's beginnings. Tools come first, as they do in
+// locate finds the caches that have prefixes of the prompt, and puts them into found.
+// It is the third stage. The chain is made in memory, which it overwrites.
+func locate(in *input, u *understood, n *counted, r *openai.Request, memory []prefix.Link, found *prefix.Found) located {
+	index := in.table.Policy.Prefixes
+	if !in.api.Caches() {
+		index.Find(nil, in.now, found)
+		return located{chain: memory[:0]}
+	}
+	l := located{chain: memory[:0]}
+	// A prompt that continues a response does not begin with what is in the body.
+	known := !u.blind && r.Previous == nil
+	opening := session.Key(0)
+	if known {
+		l.chain, opening = chainOf(u.model.Seed, r, n.prompt, memory)
+	}
+	index.Find(l.chain, in.now, found)
+	l.recall(in, u.model, n.prompt, found)
+	if known && len(u.model.WithBlocks) > 0 {
+		report(u.model, r, found)
+	}
+	if l.session == "" && len(l.chain) > 0 {
+		l.session = fmt.Sprintf("prefix:%016x", uint64(opening))
+	}
+	if n.before.Cache != 0 {
+		found.Add(n.before)
+		if in.head.Session == "" {
+			l.session = printable(string(r.Previous))
+		}
+	}
+	return l
+}
+
+// chainOf makes the prefixes of a prompt of so many tokens, in memory, and the key of
+// its opening, which stays the same from turn to turn. Tools come first, as they do in
 // the templates.
-func (x *Exchange) link(tokens int) {
-	r := &x.request
-	m := prefix.NewMaker(x.model.Seed, x.chain)
+func chainOf(seed session.Key, r *openai.Request, tokens int, memory []prefix.Link) (chain []prefix.Link, opening session.Key) {
+	m := prefix.NewMaker(seed, memory)
 	if r.Tools != nil {
 		m.Add(r.Tools)
 	}
 	for i := range r.Messages {
 		m.Add(r.Messages[i].Raw)
 		if i <= 1 {
-			x.first = m.Key() // a system message alone would name many
+			opening = m.Key() // a system message alone would name many
 		}
 	}
 	if len(r.Prompts) == 1 {
 		m.Add(r.Prompts[0].Text)
-		x.first = m.Key()
+		opening = m.Key()
 	}
-	x.chain = m.Links(tokens)
-	if len(r.Prompts) == 1 && len(x.chain) > 0 {
-		x.first = x.chain[0].Key
+	chain = m.Links(tokens)
+	if len(r.Prompts) == 1 && len(chain) > 0 {
+		opening = chain[0].Key
 	}
+	return chain, opening
 }
 
-// recall looks up the session that the client named by header or cookie, and
-// returns its name. A client without either is to get a cookie.
-func (x *Exchange) recall(tokens int, now time.Time) string {
-	if x.head.Session != "" {
-		x.named = session.Named(x.model.Seed, x.head.Session)
-		// Such a client says that it goes on, though it may have edited its history:
-		// half of it may be as it was.
-		x.goOnAt(x.named, 0.5, tokens, now)
-		return printable(x.head.Session)
+// editedShare is how much of a session may be as it was if its client, which says that
+// it goes on with it, has edited its history.
+const editedShare = 0.5
+
+// recall finds where the session was last that the client named by header or cookie.
+// A client without either is to get a cookie.
+func (l *located) recall(in *input, m *pick.Model, tokens int, found *prefix.Found) {
+	if in.head.Session != "" {
+		l.named = session.Named(m.Seed, in.head.Session)
+		l.session = printable(in.head.Session)
+		l.add(in, editedShare, tokens, found)
+		return
 	}
-	cookies := x.table.Policy.Cookies
-	id, renew, ok := cookies.Read(x.head.Cookie, now)
+	cookies := in.table.Policy.Cookies
+	id, renew, ok := cookies.Read(in.head.Cookie, in.now)
 	switch {
 	case ok && renew:
-		x.cookie = id
+		l.cookie = id
 	case !ok && cookies != nil:
-		x.cookie = cookies.New()
+		l.cookie = cookies.New()
 	}
 	if cookies != nil {
-		x.named = session.Key(max(id, x.cookie)) ^ x.model.Seed
+		l.named = session.Key(max(id, l.cookie)) ^ m.Seed
 	}
-	if !ok {
-		return ""
+	if ok {
+		// A client library keeps one cookie for all its conversations: it counts only
+		// where there is nothing else to tell them apart.
+		l.session = fmt.Sprintf("cookie:%016x", id)
+		l.add(in, 0, tokens, found)
 	}
-	// A client library keeps one cookie for all its conversations: it counts only
-	// where there is nothing else to tell them apart.
-	x.goOnAt(x.named, 0, tokens, now)
-	return fmt.Sprintf("cookie:%016x", id)
 }
 
-// goOnAt takes in where a session was last: all of it if the request cannot be
-// read, else a share where that is more than what was found of its beginning.
-func (x *Exchange) goOnAt(k session.Key, share float64, tokens int, now time.Time) {
-	p, ok := x.table.Policy.Prefixes.Get(k, now)
+// add adds where the named session was last: all of it if the prompt's prefixes are not
+// known, else a share where that is more than what was found of them.
+func (l *located) add(in *input, share float64, tokens int, found *prefix.Found) {
+	m, ok := in.table.Policy.Prefixes.Get(l.named, in.now)
 	if !ok {
 		return
 	}
-	if len(x.chain) > 0 {
-		p.Tokens = uint32(share * float64(min(int(p.Tokens), tokens)))
+	if len(l.chain) > 0 {
+		m.Tokens = uint32(share * float64(min(int(m.Tokens), tokens)))
 	}
-	if p.Tokens > 0 {
-		x.found.Add(p)
-	}
-}
-
-// remember records that the prompt is worked on at e.
-func (x *Exchange) remember(e *pick.Endpoint, now time.Time) {
-	at := x.table.Policy.Prefixes
-	at.Use(x.chain, e.KV, now)
-	if x.named != 0 {
-		at.Name(x.named, e.KV, uint32(x.decision.PromptTokens), now)
+	if m.Tokens > 0 {
+		found.Add(m)
 	}
 }
 
-// answered records what is cached behind the prompt now that its answer is whole.
-func (x *Exchange) answered(u pick.Usage, now time.Time) {
-	at, all := x.table.Policy.Prefixes, uint32(max(0, u.Prompt+u.Completion))
-	if n := len(x.chain); n > 0 {
-		at.Answered(x.chain[n-1].Key, x.served.KV, all, uint32(max(0, u.Completion)), now)
+// printable bounds a client's name for a log.
+func printable(s string) string {
+	s = s[:min(len(s), 64)]
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return fmt.Sprintf("header:%016x", uint64(session.Named(0, s)))
+		}
 	}
-	if x.named != 0 {
-		at.Name(x.named, x.served.KV, all, now)
-	}
+	return s
 }

@@ -14,7 +14,7 @@ type metrics struct {
 	started   prometheus.Counter
 	open      prometheus.Counter
 	errors    map[int]prometheus.Counter // by status
-	// Bodies that went on otherwise than they came, and those that could not be seen
+	// Bodies that were forwarded otherwise than they came, and those that could not be seen
 	// though they might have had to.
 	unpacked, renamed, unseen prometheus.Counter
 }
@@ -61,7 +61,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	bodies := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_changed_bodies_total",
-		Help: "Request bodies that went on otherwise than they came, by what was changed: the content encoding undone, the model rewritten.",
+		Help: "Request bodies that were forwarded otherwise than they came, by what was changed: the content encoding undone, the model rewritten.",
 	}, []string{"what"})
 	m.unpacked, m.renamed = bodies.WithLabelValues("encoding"), bodies.WithLabelValues("model")
 	for _, s := range statuses {
@@ -69,6 +69,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, parts, bodies, errors)
 	return m
+}
+
+// forwarded counts a body that is forwarded otherwise than it came.
+func (m *metrics) forwarded(u *understood) {
+	if u.forward.bare {
+		m.unpacked.Inc()
+	}
+	if u.asked != "" {
+		m.renamed.Inc()
+	}
 }
 
 // refused counts an error that the client got from us.

@@ -34,7 +34,7 @@ func (r *receiver) next() (*inbound, error) {
 	return r.in, err
 }
 
-// wait waits until the exchange may go on; false: Envoy has ended the stream.
+// wait waits until the wait of the exchange ends; false: Envoy has ended the stream.
 func (r *receiver) wait(x *Exchange) (flow.Outcome, bool) {
 	ticket := x.Waits()
 	select {
@@ -43,7 +43,7 @@ func (r *receiver) wait(x *Exchange) (flow.Outcome, bool) {
 	default:
 	}
 	if r.ahead == nil {
-		r.readAhead(x.core)
+		r.readAhead()
 	}
 	ahead := r.ahead
 	timer := time.NewTimer(0)
@@ -67,8 +67,8 @@ func (r *receiver) wait(x *Exchange) (flow.Outcome, bool) {
 
 // readAhead begins to read the next message. It ends when there is one, or when the
 // stream ends, which it does at the latest when Process has returned.
-func (r *receiver) readAhead(c *Core) {
-	spare, ahead := &inbound{exchange: &Exchange{core: c}}, make(chan error, 1)
+func (r *receiver) readAhead() {
+	spare, ahead := new(inbound), make(chan error, 1)
 	r.spare, r.ahead = spare, ahead
 	go func() { ahead <- r.st.RecvMsg(spare) }()
 }

@@ -33,8 +33,8 @@ var responseFields = [...]protowire.Number{
 	RequestHeaders: 1, ResponseHeaders: 2, RequestBody: 3, ResponseBody: 4, RequestTrailers: 5, ResponseTrailers: 6,
 }
 
-// goOn are the replies that say nothing but: go on. Shared, never changed.
-var goOn = func() (all [len(responseFields)]mem.BufferSlice) {
+// continues are the replies that change nothing: Envoy continues. Shared, never changed.
+var continues = func() (all [len(responseFields)]mem.BufferSlice) {
 	for k, num := range responseFields {
 		all[k] = mem.BufferSlice{mem.SliceBuffer{byte(protowire.EncodeTag(num, protowire.BytesType)), 0}}
 	}
@@ -60,7 +60,7 @@ func (o *outbound) bytes() mem.BufferSlice {
 		return o.extend(r.Wait)
 	}
 	if !r.changesHeaders() && !r.Duplex && !r.Replace {
-		return goOn[r.Kind]
+		return continues[r.Kind]
 	}
 	w := &o.w
 	w.reset(len(r.Chunk))
@@ -220,20 +220,20 @@ func (o *outbound) metadata(d *Decision) {
 	w.message(fieldDynamicMetadata, mark)
 }
 
-// place is where an entry of a structpb.Struct ends.
-type place int
+// mapEntry is the mark at which an entry of a structpb.Struct ends.
+type mapEntry int
 
-func entry(w *writer) place { return place(w.mark()) }
+func entry(w *writer) mapEntry { return mapEntry(w.mark()) }
 
 // end writes the head of an entry whose value was written.
-func (p place) end(w *writer, key string) {
+func (p mapEntry) end(w *writer, key string) {
 	w.message(2, int(p)) // the structpb.Value
 	text(w, 1, key)
 	w.message(1, int(p))
 }
 
 // structure ends an entry whose value is a Struct.
-func (p place) structure(w *writer, key string) {
+func (p mapEntry) structure(w *writer, key string) {
 	w.message(5, int(p))
 	p.end(w, key)
 }

@@ -48,14 +48,27 @@ func (c *Core) Begin() *Exchange {
 	return x
 }
 
+// names is what the decoder must know of the policy in force.
+func (c *Core) names() names {
+	t := c.picker.Table()
+	if t == nil {
+		return names{}
+	}
+	n := names{session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, seed: c.seed}
+	if p := t.Policy.Flow; p != nil {
+		n.flow, n.tenant = true, p.TenantHeader
+	}
+	return n
+}
+
 // Finish ends an exchange, which must not be used any more.
 func (c *Core) Finish(x *Exchange) {
 	x.End(time.Now())
 	m := x.memory
 	m.in.reset()
-	m.in.exchange, m.out.reply, m.out.hold = nil, nil, nil
+	m.out.reply, m.out.hold = nil, nil
 	m.request.Forget()
-	m.body, m.bare, m.renamed = kept(m.body), kept(m.bare), kept(m.renamed)
+	m.body, m.bodies.bare, m.bodies.renamed = kept(m.body), kept(m.bodies.bare), kept(m.bodies.renamed)
 	if cap(m.chain) > keepChain {
 		m.chain = nil
 	}
@@ -91,7 +104,7 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 	defer m.streams.Dec()
 	x := s.core.Begin()
 	defer s.core.Finish(x)
-	x.in.exchange = x
+	x.in.names = s.core.names()
 	r := &receiver{st: st, in: &x.in}
 	defer r.close()
 	var (
@@ -152,16 +165,4 @@ func (x *Exchange) current() *pick.Table {
 		return t
 	}
 	return x.table
-}
-
-// policy is the one in force; nil before anything is known.
-func (x *Exchange) policy() *pick.Policy {
-	t := x.table
-	if t == nil {
-		t = x.core.picker.Table()
-	}
-	if t == nil {
-		return nil
-	}
-	return t.Policy
 }

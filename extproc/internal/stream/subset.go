@@ -6,9 +6,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/internal/wire"
 )
 
 // subset is the endpoints that a gateway's metadata allows, while it is read. The
@@ -88,14 +86,4 @@ func (s *subset) only() pick.Subset {
 	}
 	slices.Sort(only)
 	return slices.Compact(only)
-}
-
-// nobody answers a request for a model, none of whose endpoints may be named.
-func (x *Exchange) nobody(model string) *openai.Error {
-	err := openai.NotReady(model)
-	if x.head.Only != nil {
-		err.Code = "no_replica_in_subset"
-		err.Message = "none of the endpoints that the gateway allows for this request is ready (" + wire.SubsetNamespace + "): try again shortly"
-	}
-	return err
 }

@@ -17,7 +17,7 @@ func (d *Decision) appendHosts(b []byte) []byte {
 	return b
 }
 
-// appendChain appends the beginnings of the prompt for the engine: "KEY.TOKENS,…",
+// appendChain appends the prefixes of the prompt for the engine: "KEY.TOKENS,…",
 // the shortest first, the key as 16 hexadecimal digits.
 func (d *Decision) appendChain(b []byte) []byte {
 	const digits = "0123456789abcdef"
@@ -33,7 +33,7 @@ func (d *Decision) appendChain(b []byte) []byte {
 	return b
 }
 
-// appendText tells the decision to a person: "sticky 10.0.0.3:8000 412ms (wait 0
+// appendText appends the decision for a person: "sticky 10.0.0.3:8000 412ms (wait 0
 // prefill 80 decode 332), 10.0.0.7:8000 890ms".
 func (d *Decision) appendText(b []byte) []byte {
 	b = append(append(b, d.Choice.Reason.String()...), ' ')

@@ -60,7 +60,7 @@ func (s *Server) note(ctx context.Context, r *Reply, began, ready time.Time) {
 	span.SetAttributes(attributes(r.Decision)...)
 }
 
-// attributes tells a decision to a trace.
+// attributes are a decision as a trace shows it.
 func attributes(d *Decision) []attribute.KeyValue {
 	candidates := make([]string, len(d.Choice.List))
 	for i := range d.Choice.List {

@@ -151,7 +151,7 @@ func allowed(m *core.Metadata) pick.Subset {
 }
 
 // Replies that say nothing but: go on. Shared, never changed.
-var goOnReplies = [...]*extproc.ProcessingResponse{
+var unchangedReplies = [...]*extproc.ProcessingResponse{
 	RequestHeaders:   {Response: &extproc.ProcessingResponse_RequestHeaders{RequestHeaders: &extproc.HeadersResponse{}}},
 	RequestBody:      {Response: &extproc.ProcessingResponse_RequestBody{RequestBody: &extproc.BodyResponse{}}},
 	RequestTrailers:  {Response: &extproc.ProcessingResponse_RequestTrailers{RequestTrailers: &extproc.TrailersResponse{}}},
@@ -169,7 +169,7 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 		return &extproc.ProcessingResponse{OverrideMessageTimeout: durationpb.New(r.Wait)}
 	}
 	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil {
-		return goOnReplies[r.Kind]
+		return unchangedReplies[r.Kind]
 	}
 	common := &extproc.CommonResponse{}
 	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil {

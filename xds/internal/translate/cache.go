@@ -43,7 +43,7 @@ func Caches(before, now *fleet.Snapshot) (changed map[string]proto.Message, remo
 // names of what it has no more.
 func cacheChanges(address string, old, now *enginepb.Cache, changed map[string]proto.Message) (removed []string) {
 	left := make(map[uint64]*enginepb.CacheSegment) // by id
-	same := old != nil && now != nil && old.Epoch == now.Epoch
+	same := old != nil && now != nil && old.Epoch == now.Epoch && old.BlockTokens == now.BlockTokens
 	if old != nil {
 		for _, s := range old.Segments {
 			left[s.GetId()] = s
@@ -51,8 +51,10 @@ func cacheChanges(address string, old, now *enginepb.Cache, changed map[string]p
 	}
 	if now != nil {
 		for _, s := range now.Segments {
-			if !same || len(left[s.GetId()].GetKeys()) != len(s.GetKeys()) {
-				changed[segmentName(address, s.GetId())] = &fleetpb.CacheState{Address: address, Epoch: now.Epoch, Segment: s}
+			if had := left[s.GetId()]; !same || had == nil || len(had.GetKeys()) != len(s.GetKeys()) {
+				changed[segmentName(address, s.GetId())] = &fleetpb.CacheState{
+					Address: address, Epoch: now.Epoch, Segment: s, BlockTokens: now.BlockTokens, Complete: now.Complete,
+				}
 			}
 			delete(left, s.GetId())
 		}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // span is one span of a trace, as the file of `millrace up -traces` has it.
@@ -67,7 +69,7 @@ func spansOf(path, trace string) ([]span, error) {
 		}
 		var r resourceSpans
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			return nil, fatal{fmt.Errorf("%w in %.200s", err, line)}
+			return nil, rig.Final(fmt.Errorf("%w in %.200s", err, line))
 		}
 		service := ""
 		for _, a := range r.Resource.Attributes {
@@ -150,10 +152,10 @@ func TestOneTraceOfOneRequest(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "traces.jsonl")
 	m := own(t, "-traces", file)
 	const trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-	log := m.access()
-	a := mustPost(t, m.url(t, chatPath), ask(4, "hi"), "traceparent", "00-"+trace+"-"+caller+"-01")
+	log := m.AccessLog()
+	a := rig.MustPost(t, m.URL(t, chatPath), rig.Ask(4, "hi"), "traceparent", "00-"+trace+"-"+caller+"-01")
 	var tr tree
-	waitFor(t, backLimit, "the trace is complete", func() error {
+	rig.Wait(t, rig.BackLimit, "the trace is complete", func() error {
 		spans, err := spansOf(file, trace)
 		if errors.Is(err, os.ErrNotExist) {
 			return err
@@ -167,11 +169,11 @@ func TestOneTraceOfOneRequest(t *testing.T) {
 	checkParents(t, tr, caller)
 	checkOrder(t, tr)
 	// Envoy may still be writing the lines of the start, so look for the trace.
-	line := log.find(t, func(l access) bool { return l.Trace == trace })
+	line := log.Find(t, func(l rig.Access) bool { return l.Trace == trace })
 	if line.Path != chatPath {
 		t.Errorf("the access log has the trace at path %q, want %q", line.Path, chatPath)
 	}
-	if a.header.Get("x-millrace-node") == "" {
+	if a.Header.Get("x-millrace-node") == "" {
 		t.Error("the answer names no node")
 	}
 }

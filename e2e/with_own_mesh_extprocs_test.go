@@ -1,14 +1,13 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
-	"net/http"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // What TestExtProcsAgree sends: conversations that nothing but their own beginning
@@ -30,7 +29,7 @@ func TestExtProcsAgree(t *testing.T) {
 	shares := map[int]float64{}
 	for _, n := range []int{1, 2, 4} {
 		m := own(t, "-extprocs", fmt.Sprint(n))
-		m.whole(t)
+		m.AwaitWhole(t)
 		before := m.asked(t)
 		talks := m.talk(t, newTalks(agreeTalks), agreeTurns)
 		var cached, prompt, moved int
@@ -51,7 +50,7 @@ func TestExtProcsAgree(t *testing.T) {
 		if n == 2 {
 			t.Run("killed", m.comeBack)
 		}
-		if err := m.end(syscall.SIGTERM); err != nil {
+		if err := m.End(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -67,17 +66,15 @@ func TestExtProcsAgree(t *testing.T) {
 // cached, though they have never seen it.
 func (m *mesh) comeBack(t *testing.T) {
 	talks := m.talk(t, newTalks(8), 2)
-	l := m.startLoad(t, 2)
+	l := m.StartLoad(t, 2)
 	for _, name := range []string{"extproc@1", "extproc@2"} {
-		l.more(t, 4)
-		before := m.process(t, name)
-		if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		waitFor(t, backLimit, name+" is started again", func() error { return restarted(m, before) })
-		waitFor(t, backLimit, "the mesh is whole", func() error { return m.isWhole(t.Context()) })
+		l.More(t, 4)
+		before := m.Process(t, name)
+		rig.Kill(t, before.PID)
+		rig.Wait(t, rig.BackLimit, name+" is started again", func() error { return m.Restarted(before) })
+		rig.Wait(t, rig.BackLimit, "the mesh is whole", func() error { return m.Whole(t.Context()) })
 	}
-	l.unfailed(t)
+	l.MustAllSucceed(t)
 	for _, k := range m.talk(t, talks, 1) {
 		if k.last == 0 {
 			t.Errorf("conversation %q: nothing was cached on %s; it was held on %s", k.name, k.replica, k.before)
@@ -89,7 +86,7 @@ func (m *mesh) comeBack(t *testing.T) {
 // talk is one conversation and what became of it.
 type talk struct {
 	name            string
-	req             chat
+	req             rig.Chat
 	replica, before string // that of the last turn, and of the one before
 	// prompt and cached are sums over all turns, last what was cached in the last one;
 	// tokens. moved counts the turns that went elsewhere than the one before.
@@ -102,8 +99,8 @@ func newTalks(n int) []*talk {
 	var talks []*talk
 	for i := range n {
 		name := fmt.Sprintf("%c%d story", 'A'+i, i)
-		req := ask(2, "Begin with "+name+".")
-		req.Messages = append([]message{{"system", strings.Repeat(name+" it is. ", 4)}}, req.Messages...)
+		req := rig.Ask(2, "Begin with "+name+".")
+		req.Messages = append([]rig.Message{rig.System(strings.Repeat(name+" it is. ", 4))}, req.Messages...)
 		talks = append(talks, &talk{name: name, req: req})
 	}
 	return talks
@@ -113,73 +110,49 @@ func newTalks(n int) []*talk {
 // was counted before is forgotten.
 func (m *mesh) talk(t *testing.T, talks []*talk, turns int) []*talk {
 	t.Helper()
-	url := m.url(t, "/v1/chat/completions")
-	work := make(chan *talk)
-	var wg sync.WaitGroup
-	for range agreeUsers {
-		wg.Go(func() {
-			for k := range work {
-				k.prompt, k.cached, k.moved = 0, 0, 0
-				for range turns {
-					k.turn(t, url)
-				}
-			}
-		})
-	}
-	for _, k := range talks {
-		work <- k
-	}
-	close(work)
-	wg.Wait()
+	url := m.URL(t, "/v1/chat/completions")
+	rig.Each(len(talks), agreeUsers, func(i int) {
+		k := talks[i]
+		k.prompt, k.cached, k.moved = 0, 0, 0
+		for range turns {
+			k.turn(t, url)
+		}
+	})
 	return talks
 }
 
 // turn asks once and appends the answer and the next question.
 func (k *talk) turn(t *testing.T, url string) {
-	a, err := post(t.Context(), url, k.req)
-	if err != nil || a.status != http.StatusOK {
-		t.Errorf("%s: status %d %v: %.300s", k.name, a.status, err, a.body)
-		return
-	}
-	var body completion // not by decode: that ends the test's own goroutine only
-	if err := json.Unmarshal(a.body, &body); err != nil || len(body.Choices) == 0 {
-		t.Errorf("%s: %v, or no choices in %.300s", k.name, err, a.body)
+	body, a, err := rig.Complete(t.Context(), url, k.req)
+	if err != nil {
+		t.Errorf("%s: %v", k.name, err)
 		return
 	}
 	k.prompt += body.Usage.Prompt
 	k.cached += body.Usage.Details.Cached
 	k.last = body.Usage.Details.Cached
-	k.before, k.replica = k.replica, a.header.Get("x-millrace-replica")
+	k.before, k.replica = k.replica, a.Header.Get("x-millrace-replica")
 	if k.before != "" && k.before != k.replica {
 		k.moved++
 	}
 	n := len(k.req.Messages)
-	k.req.Messages = append(k.req.Messages, message{"assistant", body.Choices[0].Message.Content},
-		message{"user", fmt.Sprintf("Go on with part %d of %s.", n, k.name)})
+	k.req.Messages = append(k.req.Messages, rig.Assistant(body.Choices[0].Message.Content),
+		rig.User(fmt.Sprintf("Go on with part %d of %s.", n, k.name)))
 }
 
 // asked returns how many decisions each extproc has made.
 func (m *mesh) asked(t *testing.T) map[string]float64 {
 	t.Helper()
 	n := map[string]float64{}
-	for _, p := range m.state(t).Processes {
+	for _, p := range m.State(t).Processes {
 		if p.Role != "extproc" {
 			continue
 		}
-		page, err := get("http://" + p.Addrs["metrics"] + "/metrics")
+		picks, err := rig.SumMetric(p.Addrs["metrics"], "millrace_extproc_picks_total")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(page)) {
-			var v float64
-			if rest, ok := strings.CutPrefix(line, "millrace_extproc_picks_total{"); ok {
-				_, value, _ := strings.Cut(rest, "} ")
-				if _, err := fmt.Sscan(value, &v); err != nil {
-					t.Fatalf("%s: %v", line, err)
-				}
-				n[p.Name] += v
-			}
-		}
+		n[p.Name] = picks
 	}
 	return n
 }

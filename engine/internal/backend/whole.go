@@ -1,52 +1,11 @@
-package llamacpp
+package backend
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 )
-
-// The server looks at a unary request's connection only after a second without a
-// result for anybody: beside a running stream it never finds out that the client
-// has left. It finds out at the next token of a stream. So we ask for a stream and
-// make the unary answer of it.
-
-// asStream follows the fields of a unary request. The server takes the last of
-// two fields of one name.
-const asStream = `,"stream":true,"stream_options":{"include_usage":true}}`
-
-// StreamRoom is what AsStream may add to a body, in bytes.
-const StreamRoom = len(asStream)
-
-// unaryOnly are the fields with which a stream does not hold what the unary answer
-// does (of a stop word that began and did not end, the beginning), or nobody has
-// compared the two. One difference is left: of a character that max_tokens cuts,
-// the unary answer holds U+FFFD, a stream nothing.
-var unaryOnly = []string{
-	"stop", "n_indent", "n", "n_cmpl", "best_of", "echo", "logprobs", "top_logprobs", "n_probs", "tools", "functions",
-	"stream_options", "timings_per_token", "return_progress", "return_tokens", "response_fields", "verbose",
-}
-
-// Streamable reports whether Whole gives the server's own answer to a unary
-// request for a completion, chat or not, with these fields.
-func Streamable(fields map[string]json.RawMessage) bool {
-	if p := fields["prompt"]; len(p) > 0 && p[0] != '"' {
-		return false // several prompts
-	}
-	return !slices.ContainsFunc(unaryOnly, func(name string) bool {
-		v := string(fields[name])
-		return v != "" && v != "null" && v != "false" && (name != "n" || v != "1")
-	})
-}
-
-// AsStream turns the body of a unary request, a JSON object with a field or more,
-// into that of a stream. It may change what lies behind body.
-func AsStream(body []byte) []byte {
-	body = bytes.TrimRight(body, " \t\r\n")
-	return append(body[:len(body)-1], asStream...)
-}
 
 // Whole puts the events of a stream together to one unary answer, of one choice.
 type Whole struct {
@@ -148,8 +107,23 @@ func appendString(s, more []byte) []byte {
 // StreamError is the server's own error in the middle of a stream.
 type StreamError struct{ Body []byte }
 
+// FirstError returns the error with which a stream begins, given its first bytes; nil:
+// it begins with something else.
+func FirstError(first []byte) *StreamError {
+	data, ok := bytes.CutPrefix(first, []byte("data: "))
+	if !ok {
+		return nil
+	}
+	data, _, _ = bytes.Cut(data, []byte("\n"))
+	var e event
+	if !bytes.HasPrefix(data, []byte(`{"error"`)) || json.Unmarshal(data, &e) != nil || e.Error == nil {
+		return nil
+	}
+	return &StreamError{Body: bytes.Clone(data)}
+}
+
 // Error returns the server's message.
-func (e *StreamError) Error() string { return ParseError(e.Status(), e.Body).Message }
+func (e *StreamError) Error() string { return Message(e.Status(), e.Body) }
 
 // Status is the status that the server would have answered.
 func (e *StreamError) Status() int {

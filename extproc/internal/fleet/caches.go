@@ -13,30 +13,21 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// Caches learns what engines say that they have cached. It is called by one
-// goroutine, for each cache in the order in which its engine's log was written.
-type Caches interface {
-	// Segment says what was last used in a segment of the log of a cache, which
-	// pick.Endpoint.KV names: as many tokens as keys, 0 for a key that is not cached
-	// any more. More of the same segment may follow. The slices must not be changed.
-	Segment(cache uint32, id uint64, keys []uint64, tokens []uint32)
-	// Dropped says that nothing is cached any more that was last used in the segment.
-	Dropped(cache uint32, id uint64)
-}
-
-// told is what engines have said of their caches, by address and id of the segment.
-type told map[string]map[uint64]*segment
+// reports is what engines report of their caches, by address and id of the segment.
+type reports map[string]map[uint64]*segment
 
 // segment is one that xds has.
 type segment struct {
 	epoch uint64
-	// state is what was not handed on yet; nil: all was.
+	// state is what was not applied yet; nil: all was.
 	state *fleetpb.CacheState
-	// handed is how many entries were.
-	handed int
+	// applied is how many entries were. blocks is whether they are of a log of blocks.
+	applied int
+	blocks  bool
 }
 
 // setCaches takes in a response about caches. Those of an epoch that the endpoint is
@@ -56,11 +47,11 @@ func (s *state) setCaches(r *discovery.DeltaDiscoveryResponse, versions map[stri
 			continue
 		}
 		versions[res.GetName()] = res.GetVersion()
-		s.told.set(m)
+		s.reports.set(m)
 		changed[m.GetAddress()] = true
 	}
 	for address := range changed {
-		s.hand(address, now)
+		s.applyCache(address, now)
 	}
 	for _, name := range r.GetRemovedResources() {
 		delete(versions, name)
@@ -69,11 +60,11 @@ func (s *state) setCaches(r *discovery.DeltaDiscoveryResponse, versions map[stri
 	return errors.Join(errs...)
 }
 
-func (t told) set(m *fleetpb.CacheState) {
-	at := t[m.GetAddress()]
+func (r reports) set(m *fleetpb.CacheState) {
+	at := r[m.GetAddress()]
 	if at == nil {
 		at = map[uint64]*segment{}
-		t[m.GetAddress()] = at
+		r[m.GetAddress()] = at
 	}
 	id := m.GetSegment().GetId()
 	if old := at[id]; old == nil || old.epoch != m.GetEpoch() {
@@ -82,9 +73,9 @@ func (t told) set(m *fleetpb.CacheState) {
 	at[id].state = m
 }
 
-// hand hands on what is new of the present epoch's cache of an endpoint.
-func (s *state) hand(address string, now time.Time) {
-	e, at := s.endpoints[address], s.told[address]
+// applyCache applies what is new of the present epoch's cache of an endpoint.
+func (s *state) applyCache(address string, now time.Time) {
+	e, at := s.endpoints[address], s.reports[address]
 	if e == nil {
 		return
 	}
@@ -93,25 +84,38 @@ func (s *state) hand(address string, now time.Time) {
 		if g.state == nil || g.epoch != e.said.GetEpoch() {
 			continue
 		}
-		keys, tokens := g.state.GetSegment().GetKeys(), g.state.GetSegment().GetTokens()
-		if g.handed < len(keys) {
-			s.segment(e, id, keys[g.handed:], tokens[g.handed:], now)
+		m := g.state.GetSegment()
+		if size := g.state.GetBlockTokens(); size > 0 {
+			s.follow(e).Put(m, int(size), g.state.GetComplete())
+			g.blocks = true
+		} else if g.applied < len(m.GetKeys()) {
+			s.applySegment(e, id, m.GetKeys()[g.applied:], m.GetTokens()[g.applied:], now)
 		}
-		g.handed, g.state = len(keys), nil
+		g.applied, g.state = len(m.GetKeys()), nil
+	}
+	if e.log != nil {
+		e.log.Read()
 	}
 }
 
-// segment records what an engine says in one segment of its log: its number is the
-// generation in which the beginnings were last used.
-func (s *state) segment(e *endpoint, id uint64, keys []uint64, tokens []uint32, now time.Time) {
+// follow returns the reader of an endpoint's log of blocks.
+func (s *state) follow(e *endpoint) *blocks.Reader {
+	if e.log == nil {
+		e.blocks = new(blocks.Set)
+		e.log = blocks.NewReader(e.blocks)
+		s.stale = true
+	}
+	return e.log
+}
+
+// applySegment records what an engine reports in one segment of its log of prompts: its
+// number is the generation in which the prefixes were last used.
+func (s *state) applySegment(e *endpoint, id uint64, keys []uint64, tokens []uint32, now time.Time) {
 	links := make([]prefix.Link, len(keys))
 	for i, k := range keys {
 		links[i] = prefix.Link{Key: session.Key(k), Tokens: tokens[i]}
 	}
 	s.policy.Prefixes.Report(e.kv, uint32(id), links, now)
-	if s.into != nil {
-		s.into.Segment(e.kv.ID(), id, keys, tokens)
-	}
 }
 
 // dropSegment takes in that xds has a segment no more.
@@ -122,20 +126,20 @@ func (s *state) dropSegment(name string) {
 	}
 	address := name[:i]
 	id, err := strconv.ParseUint(name[i+1:], 10, 64)
-	g := s.told[address][id]
+	g := s.reports[address][id]
 	if err != nil || g == nil {
 		return
 	}
-	delete(s.told[address], id)
-	if len(s.told[address]) == 0 {
-		delete(s.told, address)
+	delete(s.reports[address], id)
+	if len(s.reports[address]) == 0 {
+		delete(s.reports, address)
 	}
 	e := s.endpoints[address]
-	if e == nil || g.epoch != e.said.GetEpoch() || g.handed == 0 {
-		return
-	}
-	e.kv.Dropped(uint32(id))
-	if s.into != nil {
-		s.into.Dropped(e.kv.ID(), id)
+	switch {
+	case e == nil || g.epoch != e.said.GetEpoch():
+	case g.blocks:
+		e.log.Drop(id)
+	case g.applied > 0:
+		e.kv.Dropped(uint32(id))
 	}
 }

@@ -17,20 +17,10 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
-
-// recorder notes what it is told.
-type recorder []string
-
-func (r *recorder) Segment(cache uint32, id uint64, keys []uint64, tokens []uint32) {
-	*r = append(*r, fmt.Sprint("cache ", cache, " segment ", id, ": ", keys, " ", tokens))
-}
-
-func (r *recorder) Dropped(cache uint32, id uint64) {
-	*r = append(*r, fmt.Sprint("cache ", cache, " dropped ", id))
-}
 
 // cached is the resource of a segment whose keys have ten tokens each.
 func cached(epoch, id uint64, keys ...uint64) *discovery.Resource {
@@ -45,34 +35,46 @@ func dropped(names ...string) *discovery.DeltaDiscoveryResponse {
 	return &discovery.DeltaDiscoveryResponse{TypeUrl: wire.CacheType, RemovedResources: names}
 }
 
-func TestCachesThatEnginesTell(t *testing.T) {
+// cachedBlocks is the resource of a segment of a log of blocks; a key below 0 is evicted.
+func cachedBlocks(epoch, id uint64, complete bool, keys ...int64) *discovery.Resource {
+	s := &enginepb.CacheSegment{Id: id}
+	for _, k := range keys {
+		s.Keys, s.Tokens = append(s.Keys, uint64(max(k, -k))), append(s.Tokens, uint32(16*min(1, max(0, k))))
+	}
+	return resource(fmt.Sprint("127.0.0.1:1/", id), fmt.Sprint(id, keys), &fleetpb.CacheState{
+		Address: "127.0.0.1:1", Epoch: epoch, Segment: s, BlockTokens: 16, Complete: complete,
+	})
+}
+
+func TestCachesThatEnginesReport(t *testing.T) {
 	endpoint := func(epoch uint64) *discovery.DeltaDiscoveryResponse {
 		return say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.Epoch = epoch })))
 	}
 	tests := []struct {
 		name string
 		said []*discovery.DeltaDiscoveryResponse
-		want recorder
+		// want are the keys of what is cached.
+		want []int
 	}{
 		{
 			name: "in the order of the log, whatever that of the response",
 			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 3, 7), cached(1, 2, 5, 6))},
-			want: recorder{"cache 1 segment 2: [5 6] [10 10]", "cache 1 segment 3: [7] [10]"},
+			want: []int{5, 6, 7},
 		},
 		{
 			name: "before the endpoint is known",
 			said: []*discovery.DeltaDiscoveryResponse{say(wire.CacheType, cached(1, 2, 5)), endpoint(1)},
-			want: recorder{"cache 1 segment 2: [5] [10]"},
+			want: []int{5},
 		},
 		{
 			name: "more of a segment",
 			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 2, 5)), say(wire.CacheType, cached(1, 2, 5, 6)), endpoint(1)},
-			want: recorder{"cache 1 segment 2: [5] [10]", "cache 1 segment 2: [6] [10]"},
+			want: []int{5, 6},
 		},
 		{
 			name: "a segment that is dropped",
 			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 2, 5)), dropped("127.0.0.1:1/2", "127.0.0.1:1/2", "127.0.0.1:9/1", "x")},
-			want: recorder{"cache 1 segment 2: [5] [10]", "cache 1 dropped 2"},
+			want: nil,
 		},
 		{
 			name: "the next epoch's segments wait for the endpoint, and the last one's drop nothing of it",
@@ -80,24 +82,76 @@ func TestCachesThatEnginesTell(t *testing.T) {
 				endpoint(1), say(wire.CacheType, cached(1, 2, 5), cached(1, 3, 6)),
 				say(wire.CacheType, cached(2, 1, 8)), endpoint(2), dropped("127.0.0.1:1/2", "127.0.0.1:1/3"),
 			},
-			want: recorder{"cache 1 segment 2: [5] [10]", "cache 1 segment 3: [6] [10]", "cache 2 segment 1: [8] [10]"},
+			want: []int{8},
 		},
 		{
 			name: "an id that comes again in the next epoch",
 			said: []*discovery.DeltaDiscoveryResponse{endpoint(1), say(wire.CacheType, cached(1, 2, 5, 6)), endpoint(2), say(wire.CacheType, cached(2, 2, 8))},
-			want: recorder{"cache 1 segment 2: [5 6] [10 10]", "cache 2 segment 2: [8] [10]"},
+			want: []int{8},
+		},
+		{
+			name: "a log of blocks, in whatever order",
+			said: []*discovery.DeltaDiscoveryResponse{
+				say(wire.CacheType, cachedBlocks(1, 9, true, -6, 8)), endpoint(1), say(wire.CacheType, cachedBlocks(1, 7, true, 5, 6, 7), cachedBlocks(1, 8, true, -5)),
+			},
+			want: []int{7, 8},
+		},
+		{
+			name: "a segment of a log of blocks that is dropped",
+			said: []*discovery.DeltaDiscoveryResponse{
+				endpoint(1), say(wire.CacheType, cachedBlocks(1, 7, true, 5, 6, 7), cachedBlocks(1, 8, true, 6)), dropped("127.0.0.1:1/7", "127.0.0.1:1/7"),
+			},
+			want: []int{6},
+		},
+		{
+			name: "a log of blocks of another epoch",
+			said: []*discovery.DeltaDiscoveryResponse{
+				endpoint(1), say(wire.CacheType, cachedBlocks(1, 7, true, 5, 6, 7)), say(wire.CacheType, cachedBlocks(2, 7, true, 4, 6)), endpoint(2),
+			},
+			want: []int{4, 6},
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var got recorder
 			s := newState(true)
-			s.into = &got
 			apply(t, s, tt.said...)
+			e := s.endpoints["127.0.0.1:1"]
+			var got []int
+			for k := range 10 {
+				m, ok := s.policy.Prefixes.Get(session.Key(k), time.Now())
+				if ok && e.kv.Has(m) || e.blocks != nil && k > 0 && e.blocks.Count([]blocks.Key{blocks.Key(k)}) > 0 {
+					got = append(got, k)
+				}
+			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestLogsOfBlocks says by the newest segment how much is known, and lets a table say that
+// there is one as soon as it comes.
+func TestLogsOfBlocks(t *testing.T) {
+	s := full(t)
+	if s.stale || s.table().Models["m"].Endpoints[0].Blocks != nil {
+		t.Fatal("there are blocks, though nothing was reported")
+	}
+	apply(t, s, say(wire.CacheType, cachedBlocks(1, 7, false, 5)))
+	e := s.table().Models["m"].Endpoints[0]
+	if !s.stale || e.Blocks == nil || len(s.table().Models["m"].WithBlocks) != 1 {
+		t.Fatalf("stale %v, endpoint %+v", s.stale, e)
+	}
+	if k, size := e.Blocks.Knowledge(); k != blocks.Parts || size != 16 {
+		t.Errorf("knowledge %d, blocks of %d tokens", k, size)
+	}
+	apply(t, s, say(wire.CacheType, cachedBlocks(1, 8, true)))
+	if k, _ := e.Blocks.Knowledge(); k != blocks.Whole {
+		t.Errorf("knowledge %d, though the newest segment says that this is all", k)
+	}
+	apply(t, s, dropped("127.0.0.1:1/7", "127.0.0.1:1/8"))
+	if k, _ := e.Blocks.Knowledge(); k != blocks.Nothing || e.Blocks.Len() != 0 {
+		t.Errorf("knowledge %d of %d blocks after all is dropped", k, e.Blocks.Len())
 	}
 }
 

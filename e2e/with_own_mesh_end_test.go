@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"syscall"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // TestNothingIsLeft ends a mesh in each way that a mesh can end.
@@ -21,14 +23,14 @@ func TestNothingIsLeft(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			m := own(t)
-			n := len(marked(m.dir))
-			if want := 1 + len(m.state(t).Processes); n < want {
+			n := len(rig.Marked(m.Dir))
+			if want := 1 + len(m.State(t).Processes); n < want {
 				t.Fatalf("%d processes run, want at least %d", n, want)
 			}
-			if err := m.end(tt.sig); err != nil {
+			if err := m.End(tt.sig); err != nil {
 				t.Fatal(err)
 			}
-			if got := exitCode(m.proc.Err()); got != tt.code {
+			if got := rig.ExitCode(m.Proc.Err()); got != tt.code {
 				t.Errorf("exit code %d, want %d", got, tt.code)
 			}
 			if tt.code == 0 {
@@ -38,18 +40,10 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 }
 
-func exitCode(err error) int {
-	var exit interface{ ExitCode() int }
-	if errors.As(err, &exit) {
-		return exit.ExitCode()
-	}
-	return 0
-}
-
 // checkDown wants that the file of a mesh that ended in order claims nothing.
 func checkDown(t *testing.T, m *mesh) {
 	t.Helper()
-	s := m.state(t)
+	s := m.State(t)
 	if s.Ready {
 		t.Error("state.json: ready is true")
 	}
@@ -62,22 +56,22 @@ func checkDown(t *testing.T, m *mesh) {
 
 // TestNothingIsLeftWhileStarting ends a mesh before it is ready.
 func TestNothingIsLeftWhileStarting(t *testing.T) {
-	pause(t)
-	m, err := start(t.TempDir())
+	rig.PauseShared(t)
+	m, err := rig.StartMesh(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(m.abandon)
-	waitFor(t, startLimit, "something is started", func() error {
-		if len(marked(m.dir)) < 4 {
+	t.Cleanup(m.Abandon)
+	rig.Wait(t, rig.StartLimit, "something is started", func() error {
+		if len(rig.Marked(m.Dir)) < 4 {
 			return errors.New("not yet")
 		}
 		return nil
 	})
-	if err := m.end(syscall.SIGINT); err != nil {
+	if err := m.End(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	if got := exitCode(m.proc.Err()); got != 0 {
-		t.Errorf("exit code %d, want 0\n%s", got, m.out)
+	if got := rig.ExitCode(m.Proc.Err()); got != 0 {
+		t.Errorf("exit code %d, want 0\n%s", got, m.Out)
 	}
 }

@@ -1,0 +1,157 @@
+package vllm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/internal/backends"
+	"millrace.dev/millrace/internal/scrape"
+)
+
+// Kind is vLLM on this node.
+type Kind struct {
+	Program
+	client *backend.Client
+
+	// mu guards the fields below.
+	mu   sync.Mutex
+	last scrape.Sample // what the metrics said last
+}
+
+// New returns vLLM as program has it, which is reached through t.
+func New(program Program, t http.RoundTripper) *Kind {
+	return &Kind{Program: program, client: backend.NewClient(t)}
+}
+
+// Check returns what vLLM can't be asked for, or what this node lacks to run it.
+func (k *Kind) Check(a *enginepb.Assignment) error { return k.check(a) }
+
+// Capabilities are those of vLLM with the arguments that the user has given.
+func (k *Kind) Capabilities(a *enginepb.Assignment) *enginepb.Capabilities {
+	b := a.GetBackend()
+	has := func(name string) bool { return backends.HasArg(b.GetArgs(), name) }
+	return &enginepb.Capabilities{
+		ContextTokens: b.GetContextTokens(),
+		// A model that is pooled generates nothing, and could not be probed.
+		Embeddings: false, Tools: has("--tool-call-parser"), Lora: has("--enable-lora"), KvSave: has("--kv-transfer-config"),
+		TensorParallel: backend.Degree(b.GetTensorParallel()), PipelineParallel: backend.Degree(b.GetPipelineParallel()),
+		DataParallel: backend.Degree(b.GetDataParallel()),
+	}
+}
+
+// Process returns the head; there are no shards.
+func (k *Kind) Process(r backend.Role, a *enginepb.Assignment) (backend.Process, error) {
+	if r != backend.Head {
+		return backend.Process{}, backend.ErrStages
+	}
+	k.mu.Lock()
+	k.last = scrape.Sample{}
+	k.mu.Unlock()
+	cmd, err := k.head(a, "")
+	return backend.Process{Cmd: cmd, Ready: k.healthy, Group: true, Opaque: true}, err
+}
+
+// healthy returns nil once the server has loaded the model and answers.
+func (k *Kind) healthy(ctx context.Context) error {
+	_, err := k.client.Do(ctx, http.MethodGet, k.URL(nil)+"/health", nil)
+	return err
+}
+
+// Probe has all ranks generate. What it asks for is cached after the first time: the
+// speed of the prompt is not what a probe measures.
+func (k *Kind) Probe(ctx context.Context, a *enginepb.Assignment, tokens int) (backend.Speed, error) {
+	body := fmt.Appendf(nil, `{"model":%q,"prompt":"One two three four five six seven eight nine ten","max_tokens":%d,`+
+		`"temperature":0,"ignore_eos":true,"stream":true,"stream_options":{"include_usage":true}}`, a.GetModel(), tokens)
+	u, err := k.client.Stream(ctx, k.URL(a)+"/v1/completions", body)
+	return u.Speed(), err
+}
+
+// Room is known once it runs.
+func (k *Kind) Room(*enginepb.Assignment) (backend.KV, error) { return backend.KV{}, nil }
+
+// errMetrics is returned for a page that holds none of the series.
+var errMetrics = errors.New("metrics: none of vLLM's series")
+
+// Load reads the metrics. The speed is that of the requests that have ended since it
+// was last asked.
+func (k *Kind) Load(ctx context.Context, a *enginepb.Assignment) (backend.Load, error) {
+	page, err := k.client.Do(ctx, http.MethodGet, k.URL(a)+"/metrics", nil)
+	if err != nil {
+		return backend.Load{}, fmt.Errorf("metrics: %w", err)
+	}
+	s := scrape.VLLM.Scan(page)
+	if s.Has == 0 {
+		return backend.Load{}, errMetrics
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := backend.Load{
+		Running: uint32(s.Running), Waiting: uint32(s.Waiting), Used: uint64(s.KV * s.KVTokens), Total: uint64(s.KVTokens),
+	}
+	if since, restarted := scrape.VLLM.Since(&s, &k.last); !restarted && k.last.Has != 0 {
+		l.Speed = speed(since)
+	}
+	k.last = s
+	return l, nil
+}
+
+// minTokens is how many tokens a speed must be measured on.
+const minTokens = 8
+
+func speed(d scrape.Since) backend.Speed {
+	var s backend.Speed
+	if n := d.Prompt - d.Cached; n >= minTokens && d.PrefillMs > 0 {
+		s.Prefill = 1000 * n / d.PrefillMs
+	}
+	if n := d.Output - d.Requests; n >= minTokens && d.DecodeMs > 0 { // an answer's first token is the prompt's
+		s.Decode = 1000 * n / d.DecodeMs
+	}
+	return s
+}
+
+// URL is that of the server.
+func (k *Kind) URL(*enginepb.Assignment) string { return "http://" + k.Address }
+
+// passed are the paths that vLLM answers and engine knows nothing of. The rest of
+// what it answers is for its operator.
+var passed = []string{
+	"/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
+	"/v1/audio/transcriptions", "/v1/audio/translations",
+}
+
+// Passes reports whether a request for path is forwarded as it is.
+func (k *Kind) Passes(path string) bool { return slices.Contains(passed, path) }
+
+// Prepare asks streams for their account.
+func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
+	w := backend.Way{Body: r.Body}
+	if !r.Completion || !r.Stream {
+		return w
+	}
+	w.Timed = true
+	var added bool
+	if w.Body, added = backend.AskUsage(r); added {
+		w.Answer = backend.DropUsage
+	}
+	return w
+}
+
+// Usage reads the account at the end of an answer.
+func (k *Kind) Usage(end []byte) (backend.Usage, bool) { return backend.ParseUsage(end) }
+
+// Error reads the server's own error. Where what computes has died, the server has
+// not yet: another replica can answer.
+func (k *Kind) Error(status int, body []byte) backend.Error {
+	e := backend.ParseError(status, body)
+	if status == http.StatusInternalServerError && strings.Contains(e.Message, "EngineCore") {
+		e.Status, e.Code, e.Message = http.StatusServiceUnavailable, "backend_lost", "the backend was lost: "+e.Message
+	}
+	return e
+}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"net/http"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/engine/internal/llamacpp"
+	"millrace.dev/millrace/engine/internal/openai"
+	"millrace.dev/millrace/engine/internal/vllm"
+)
+
+// kinds are the backends that this engine can run: the one place that lists them.
+type kinds struct {
+	llamacpp llamacpp.Programs
+	vllm     vllm.Program
+}
+
+func (k *kinds) flags(fs *flag.FlagSet) {
+	k.llamacpp.Flags(fs)
+	k.vllm.Flags(fs)
+}
+
+// check says what keeps this node from running what its flags name.
+func (k *kinds) check() error { return errors.Join(k.llamacpp.Check(), k.vllm.Check()) }
+
+// open returns the kinds, whose processes listen at these addresses and are reached
+// through t.
+func (k *kinds) open(shard, head string, t http.RoundTripper) backend.Kinds {
+	k.llamacpp.ShardAddress, k.llamacpp.BackendAddress = shard, head
+	k.vllm.Address = head
+	return backend.Kinds{
+		enginepb.Backend_LLAMACPP: llamacpp.New(k.llamacpp, t),
+		enginepb.Backend_VLLM:     vllm.New(k.vllm, t),
+		enginepb.Backend_OPENAI:   openai.New(t),
+	}
+}

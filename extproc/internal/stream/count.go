@@ -1,0 +1,83 @@
+package stream
+
+import (
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
+)
+
+// counted is how long a request is.
+type counted struct {
+	// prompt is the tokens of the prompt, at least 1; exact is whether the model's
+	// tokenizer has counted them all.
+	prompt int
+	exact  bool
+	// output is the tokens that all answers together are expected to have.
+	output int
+	// before is the match of the response that the request continues, whose tokens are
+	// a part of the prompt; the zero Match: it continues none that is known.
+	before prefix.Match
+	// shape is what the answer's length is learned by.
+	shape pick.Shape
+}
+
+// upload is the most tokens that a body which is not JSON is taken for: a sound or
+// a picture has fewer than a text of its size.
+const upload = 2048
+
+// count counts the tokens of a request that has a model. It is the second stage.
+func count(in *input, u *understood, r *openai.Request) counted {
+	n := counted{shape: shapeOf(in, u, r)}
+	s := &n.shape
+	switch c := u.model.Counter(); {
+	case u.blind:
+		n.prompt = u.model.Guessed(s)
+	case c != nil:
+		n.prompt, n.exact = c.Count(r)
+	default:
+		s.Guess = r.Estimate()
+		n.prompt = u.model.Guessed(s)
+	}
+	if !u.blind && r.Previous != nil {
+		n.before, _ = in.table.Policy.Prefixes.Get(responseKey(u.model, r.Previous), in.now)
+		n.prompt += int(n.before.Tokens)
+	}
+	n.prompt = max(1, n.prompt)
+	s.Prompt = n.prompt
+	n.output = outputOf(in, u, r, s)
+	return n
+}
+
+// shapeOf returns the shape of a request, but for its prompt's tokens.
+func shapeOf(in *input, u *understood, r *openai.Request) pick.Shape {
+	s := pick.Shape{API: in.api, Blind: u.blind, Limit: -1, Choices: 1}
+	if !u.blind {
+		s.Tools, s.Stream = r.Tools != nil, r.Stream
+		s.Limit, s.Choices = r.MaxTokens, max(1, r.Choices)
+		return s
+	}
+	s.Guess = int(max(in.head.Length, int64(u.size), 0) / 4)
+	if !isJSON(in.head.ContentType) {
+		s.Guess = min(s.Guess, upload)
+	}
+	return s
+}
+
+// outputOf returns the expected tokens of all answers to a request of a shape.
+func outputOf(in *input, u *understood, r *openai.Request, s *pick.Shape) int {
+	if !in.api.Generates() || in.head.Method != "POST" {
+		return 0
+	}
+	n := u.model.Output(s)
+	if u.blind {
+		return n
+	}
+	if r.MaxTokens >= 0 && r.IgnoreEOS && !r.Stops {
+		n = r.MaxTokens // nothing else ends it
+	}
+	n = max(n, r.MinTokens)
+	if r.MaxTokens >= 0 {
+		n = min(n, r.MaxTokens)
+	}
+	return n * s.Choices
+}

@@ -1,0 +1,88 @@
+package stream
+
+import (
+	"testing"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/wire"
+)
+
+// inputOf is what a chat with a body is decided by.
+func (f *fleet) inputOf(body string, edit ...func(*RequestHead)) *input {
+	ev := post(edit...)
+	in := &input{table: f.table, head: &ev.Request, api: openai.APIOf(ev.Request.Method, ev.Request.Path), whole: true, now: epoch}
+	if body != "" {
+		in.body = []byte(body)
+	}
+	return in
+}
+
+// twoModels adds a model "n", and has "n" serve requests for "auto".
+func twoModels(t *pick.Table) {
+	t.Models["n"] = &pick.Model{Name: "n", Seed: session.Seed("n"), Endpoints: t.Default.Endpoints, Learned: new(pick.Learned)}
+	t.Policy.Rewrites = map[string]*pick.Rewrite{"auto": {Model: "auto", To: []pick.Target{{Model: "n", Weight: 1}}}}
+}
+
+func TestUnderstand(t *testing.T) {
+	chat := func(model string) string {
+		return `{"model":"` + model + `","messages":[{"role":"user","content":"hi"}]}`
+	}
+	part := func(in *input) { in.whole = false }
+	tests := []struct {
+		name string
+		body string
+		head func(*RequestHead)
+		edit func(*input)
+		// What is expected.
+		model, asked, priority string
+		blind, unseen          bool
+		forward                string // empty: the body as it came
+		err                    string // its code
+	}{
+		{name: "a chat", body: chat("m"), model: "m"},
+		{name: "it names a priority", body: chat("m"), head: func(h *RequestHead) { h.Priority = wire.Critical }, model: "m", priority: wire.Critical},
+		{name: "it names one that does not exist", body: chat("m"), head: func(h *RequestHead) { h.Priority = "urgent" }, model: "m"},
+		{name: "a model that is served by another", body: chat("auto"), model: "n", asked: "auto", forward: chat("n")},
+		{name: "no such model", body: chat("x"), err: "model_not_found"},
+		{name: "no model", body: `{"messages":[]}`, err: "missing_required_parameter"},
+		{name: "not JSON", body: `{`, err: "invalid_json"},
+		{name: "cut off behind its model", body: `{"model":"n","messages":[{"role":"user","con`, edit: part, model: "n", blind: true},
+		{name: "cut off before its model", body: `{"messages":[{"role":"user","con`, edit: part, model: "m", blind: true},
+		{name: "nobody knows the body", edit: part, model: "m", blind: true, unseen: true},
+		{name: "an operation that is not known", body: `{"model":"n"}`, head: func(h *RequestHead) { h.Path = "/v1/x" }, model: "n", blind: true},
+		{name: "one without a model", body: `[1]`, head: func(h *RequestHead) { h.Path = "/v1/x" }, model: "m", blind: true},
+		{name: "encoded, but it is not", body: chat("m"), head: func(h *RequestHead) { h.ContentEncoding = "gzip" }, err: "invalid_content_encoding"},
+		{name: "a part of what is encoded", body: "\x1f\x8b\x08", head: func(h *RequestHead) { h.ContentEncoding = "gzip" }, edit: part, model: "m", blind: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(1, twoModels)
+			if tt.head == nil {
+				tt.head = func(*RequestHead) {}
+			}
+			in := f.inputOf(tt.body, tt.head)
+			if tt.edit != nil {
+				tt.edit(in)
+			}
+			u, err := understand(in, new(openai.Request), new(bodies))
+			if err != nil || tt.err != "" {
+				if err == nil || err.Code != tt.err {
+					t.Fatalf("error = %v, want %q", err, tt.err)
+				}
+				return
+			}
+			if tt.priority == "" {
+				tt.priority = wire.Standard
+			}
+			got := understood{model: f.table.Models[tt.model], asked: tt.asked, priority: tt.priority, blind: tt.blind, unseen: tt.unseen, size: len(tt.body), forward: u.forward}
+			if u.model != got.model || u.asked != got.asked || u.priority != got.priority || u.blind != got.blind || u.unseen != got.unseen || u.size != got.size {
+				t.Errorf("understand() = %+v, want %+v", u, got)
+			}
+			if string(u.forward.body) != tt.forward {
+				t.Errorf("forwards %s, want %s", u.forward.body, tt.forward)
+			}
+		})
+	}
+}
