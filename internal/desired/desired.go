@@ -20,6 +20,8 @@ type State struct {
 	Version uint64
 	// Models in the order of the source; one of them is the default.
 	Models []Object[config.ModelSpec]
+	// Endpoints are engines that are run by somebody else, in the order of the source.
+	Endpoints []Object[config.EndpointsSpec]
 	// Policy for all requests.
 	Policy Object[config.PolicySpec]
 	// CookieKey is what the policy's key file holds; nil: it names none.
@@ -39,11 +41,15 @@ type Object[S any] struct {
 
 // Model returns a model by its name.
 func (s *State) Model(name string) (Object[config.ModelSpec], bool) {
-	i := slices.IndexFunc(s.Models, func(m Object[config.ModelSpec]) bool { return m.Name == name })
+	return find(s.Models, name)
+}
+
+func find[S any](all []Object[S], name string) (Object[S], bool) {
+	i := slices.IndexFunc(all, func(o Object[S]) bool { return o.Name == name })
 	if i < 0 {
-		return Object[config.ModelSpec]{}, false
+		return Object[S]{}, false
 	}
-	return s.Models[i], true
+	return all[i], true
 }
 
 // Default returns the name of the model for requests that name none.
@@ -73,6 +79,10 @@ func Next(before *State, f config.File, key []byte) *State {
 		had, _ := before.Model(m.Metadata.Name)
 		next.Models = append(next.Models, follow(had, config.KindModel, m.Metadata.Name, m.Spec))
 	}
+	for _, e := range f.Endpoints {
+		had, _ := find(before.Endpoints, e.Metadata.Name)
+		next.Endpoints = append(next.Endpoints, follow(had, config.KindEndpoints, e.Metadata.Name, e.Spec))
+	}
 	next.Policy = follow(before.Policy, config.KindPolicy, f.Policy.Metadata.Name, f.Policy.Spec)
 	if before.Version > 0 && !slices.Equal(before.CookieKey, key) && next.Policy.Generation == before.Policy.Generation {
 		next.Policy.Generation++
@@ -93,9 +103,11 @@ func follow[S any](had Object[S], kind, name string, spec S) Object[S] {
 
 // same reports whether both say the same, in the same order.
 func (s *State) same(o *State) bool {
-	return slices.EqualFunc(s.Models, o.Models, func(a, b Object[config.ModelSpec]) bool {
-		return a.Name == b.Name && a.Generation == b.Generation
-	}) && s.Policy.Generation == o.Policy.Generation
+	return equal(s.Models, o.Models) && equal(s.Endpoints, o.Endpoints) && s.Policy.Generation == o.Policy.Generation
+}
+
+func equal[S any](a, b []Object[S]) bool {
+	return slices.EqualFunc(a, b, func(a, b Object[S]) bool { return a.Name == b.Name && a.Generation == b.Generation })
 }
 
 // Published is what a source has at one moment.
