@@ -49,8 +49,8 @@ type Source struct {
 // Empty reports whether the text has no object.
 func (s Source) Empty() bool { return len(s.at) == 0 }
 
-// Says reports whether the text sets the field of the object.
-func (s Source) Says(kind, name, path string) bool {
+// Sets reports whether the text sets the field of the object.
+func (s Source) Sets(kind, name, path string) bool {
 	d := s.at[kind+"/"+name]
 	return d != nil && d.lines[path] > 0
 }

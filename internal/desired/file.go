@@ -13,7 +13,7 @@ import (
 	"millrace.dev/millrace/internal/config"
 )
 
-// poll is how often the files are looked at. One stat costs less than a thread that
+// poll is how often the files are checked. One stat costs less than a thread that
 // waits for the kernel's word, and sees what editors do (a new file under the old
 // name), links that are bent, and folders of the network.
 const poll = 250 * time.Millisecond
@@ -186,7 +186,7 @@ func cookieKey(c config.Cookie) ([]byte, error) {
 	return c.Key()
 }
 
-// stamp tells one state of a file from another.
+// stamp identifies one state of a file.
 type stamp struct {
 	name string
 	info os.FileInfo // nil: it isn't there

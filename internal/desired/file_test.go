@@ -209,7 +209,7 @@ func TestWhatIsNotAdmittedIsAFaultByLine(t *testing.T) {
 			return nil
 		}
 		derive := func(f config.File, at config.Source) (config.File, []config.Fault) {
-			if !at.Says("Model", "a", "spec.replicas") {
+			if !at.Sets("Model", "a", "spec.replicas") {
 				f.Models[0].Spec.Replicas = 7
 			}
 			return f, nil
