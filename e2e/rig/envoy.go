@@ -152,7 +152,7 @@ func (m *Mesh) Unpicked() error {
 	}
 	for addr, h := range hs {
 		if h.Healthy {
-			return fmt.Errorf("Envoy still asks extproc at %s", addr)
+			return fmt.Errorf("extproc at %s is still asked", addr)
 		}
 	}
 	return nil
