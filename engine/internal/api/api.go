@@ -56,7 +56,12 @@ type operation struct {
 	// anthropic is whether errors take the form of Anthropic's API, responses whether
 	// answers have ids that later requests go on from.
 	anthropic, responses bool
+	// passes is whether the request is forwarded as it is, whatever it asks for.
+	passes bool
 }
+
+// other is what engine knows nothing of and the backend may.
+var other = operation{path: "other", passes: true}
 
 var operations = []operation{
 	{path: "/chat/completions", content: "messages", limits: []string{"max_completion_tokens", "max_tokens"}, whole: true},
@@ -80,10 +85,18 @@ func New(cfg Config) *Server {
 		s.mux.HandleFunc(prefix+"/models", wrongMethod)
 	}
 	s.mux.HandleFunc("GET /health", s.health)
-	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
-	})
+	s.mux.HandleFunc("/", s.other)
 	return s
+}
+
+// other answers what is no operation of engine's: it is forwarded where the backend
+// has it.
+func (s *Server) other(w http.ResponseWriter, r *http.Request) {
+	if v, _ := s.cfg.Serving(); v != nil && s.cfg.Kinds.Of(v.Assignment).Passes(r.URL.Path) {
+		s.complete(other, w, r)
+		return
+	}
+	notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
 }
 
 // ServeHTTP answers one request.

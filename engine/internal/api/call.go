@@ -55,7 +55,7 @@ var errGone = errors.New("the client went away")
 // complete answers one request of op.
 func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) {
 	ctx := obs.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx, span := s.cfg.Tracer.Start(ctx, "POST /v1"+op.path, trace.WithSpanKind(trace.SpanKindServer))
+	ctx, span := s.cfg.Tracer.Start(ctx, r.Method+" /v1"+op.path, trace.WithSpanKind(trace.SpanKindServer))
 	c := &call{Server: s, op: op, w: w, r: r, started: time.Now(), span: span, status: http.StatusOK}
 	w.Header().Set(headerNode, s.cfg.Node)
 	defer c.finish()
@@ -78,11 +78,13 @@ func (c *call) serve(ctx context.Context) *apiError {
 		return notReady(why)
 	}
 	c.w.Header().Set(headerReplica, v.Assignment.GetReplica())
-	body, failed := readBody(c.w, c.r, int64(v.Assignment.GetBackend().GetMaxBodyBytes()))
+	body, failed := readBody(c.w, c.r, c.op, int64(v.Assignment.GetBackend().GetMaxBodyBytes()))
 	if failed != nil {
 		return failed
 	}
-	if c.req, failed = parse(c.op, body); failed != nil {
+	if c.op.passes {
+		c.req = glance(body, v.Assignment.GetModel())
+	} else if c.req, failed = parse(c.op, body); failed != nil {
 		return failed
 	}
 	if c.req.model != v.Assignment.GetModel() {
@@ -155,12 +157,15 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 	c.way = c.backend.Prepare(c.serving.Assignment, backend.Request{
 		Body: body, Fields: c.req.fields, Stream: c.req.stream, Completion: c.op.whole, Limit: c.req.limit,
 	})
-	url := c.backend.URL(c.serving.Assignment) + "/v1" + c.op.path
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(c.way.Body))
+	url, kind := c.backend.URL(c.serving.Assignment)+"/v1"+c.op.path, "application/json"
+	if c.op.passes {
+		url, kind = c.backend.URL(c.serving.Assignment)+c.r.URL.RequestURI(), c.r.Header.Get("Content-Type")
+	}
+	req, err := http.NewRequestWithContext(ctx, c.r.Method, url, bytes.NewReader(c.way.Body))
 	if err != nil {
 		return backendLost(err.Error())
 	}
-	req.Header.Set("Content-Type", "application/json")
+	req.Header["Content-Type"] = []string{kind}
 	// Not sent; it lets the transport try again on a new connection where the
 	// backend closed an idle one at that moment.
 	req.Header["Idempotency-Key"] = []string{}
@@ -242,7 +247,7 @@ func (c *call) finish() {
 	}
 	c.cfg.Metrics.finished(c.op.path, c.status)
 	c.span.SetAttributes(
-		attribute.String("http.request.method", http.MethodPost),
+		attribute.String("http.request.method", c.r.Method),
 		attribute.String("http.route", "/v1"+c.op.path),
 		attribute.Int("http.response.status_code", c.status),
 		attribute.String("gen_ai.request.model", c.req.model),

@@ -31,9 +31,9 @@ type request struct {
 	fields map[string]json.RawMessage
 }
 
-// readBody reads a JSON body of at most limit bytes.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, *apiError) {
-	if kind := r.Header.Get("Content-Type"); kind != "" {
+// readBody reads a body of at most limit bytes, JSON if op is known.
+func readBody(w http.ResponseWriter, r *http.Request, op operation, limit int64) ([]byte, *apiError) {
+	if kind := r.Header.Get("Content-Type"); kind != "" && !op.passes {
 		if t, _, err := mime.ParseMediaType(kind); err != nil || t != "application/json" {
 			return nil, &apiError{
 				status: http.StatusUnsupportedMediaType, Type: invalidRequest,
@@ -90,6 +90,20 @@ func parse(op operation, body []byte) (request, *apiError) {
 	}
 	q.fields = fields
 	return q, checkContent(op, fields[op.content])
+}
+
+// glance takes what it can of a body that is forwarded whatever it holds. One that
+// names no model is for the one that is served.
+func glance(body []byte, model string) request {
+	q := request{model: model}
+	var named struct {
+		Model  string `json:"model"`
+		Stream bool   `json:"stream"`
+	}
+	if json.Unmarshal(body, &q.fields) == nil && json.Unmarshal(body, &named) == nil && named.Model != "" {
+		q.model, q.stream = named.Model, named.Stream
+	}
+	return q
 }
 
 func (q *request) read(op operation, fields map[string]json.RawMessage) *apiError {
