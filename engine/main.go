@@ -207,7 +207,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 			epoch = snap.Epoch
 			m.empty(snap)
 		}
-		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && m.Served().After(asked) {
+		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && (m.Served().After(asked) || m.busy) {
 			asked = time.Now()
 			m.ask(ctx, snap.Assignment)
 		}
@@ -227,6 +227,7 @@ type room struct {
 	cache *cachelog.Log
 	log   *slog.Logger
 	kv    backend.KV
+	busy  bool // whether the backend had requests when it was last asked
 }
 
 // empty says that a backend was started.
@@ -260,6 +261,7 @@ func (m *room) use(l backend.Load) {
 	}
 	m.SetKV(l.Used, m.kv.Total)
 	m.SetBackend(l.Running, l.Waiting)
+	m.busy = l.Running > 0
 	if m.kv.Host > 0 {
 		m.cache.Resize(int64(m.kv.Host + l.Used))
 	} else {

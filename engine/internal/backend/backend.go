@@ -76,7 +76,7 @@ type Dialect interface {
 
 // Process is one process of a replica, as it is to be started.
 type Process struct {
-	// Cmd starts it; nil: somebody else runs it.
+	// Cmd starts it; nil: it runs elsewhere.
 	Cmd *exec.Cmd
 	// Ready returns nil once it can be used, else what is missing.
 	Ready func(context.Context) error

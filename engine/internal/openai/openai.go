@@ -25,7 +25,7 @@ type Kind struct{ client *backend.Client }
 // New returns servers that are reached through t.
 func New(t http.RoundTripper) *Kind { return &Kind{client: backend.NewClient(t)} }
 
-// Check returns what nobody can ask of somebody else's server.
+// Check returns what nobody can ask of an external server.
 func (k *Kind) Check(a *enginepb.Assignment) error { return backend.CheckSettings(backends.OpenAI, a) }
 
 // Capabilities are not known.

@@ -21,15 +21,15 @@ import (
 // after which it counts as hung. A stopped process counts at once.
 const beatLate = 1500 * time.Millisecond
 
-// child is one start of a process, or one attachment to a server that somebody else
-// runs.
+// child is one start of a process, or one attachment to a server that runs
+// elsewhere.
 type child struct {
 	run    uint64
 	spec   backend.Process
-	proc   *proc.Process // nil: it could not be started, or somebody else runs it
+	proc   *proc.Process // nil: it could not be started, or it runs elsewhere
 	log    string        // its log file
 	exit   string        // how it ended, once somebody asked
-	remote bool          // whether somebody else runs it
+	remote bool          // whether it runs elsewhere
 	// done is closed when it has ended; nil: it never began. lose closes that of a
 	// remote one, with the reason.
 	done <-chan struct{}

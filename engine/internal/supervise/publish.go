@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // publish makes the machine's state everybody's.
@@ -36,7 +37,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 		if c == nil || c.remote {
 			continue
 		}
-		p := Process{Role: Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
+		p := Process{Role: backend.Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
 		if c.up() {
 			p.PID, p.RSS, p.CPU = c.pid(), c.rss, c.cpu
 		}
@@ -44,9 +45,9 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 			next.Processes = append(next.Processes, p)
 		}
 	}
-	leader := Backend
+	leader := backend.Head
 	if m.have.GetStage() > 0 {
-		leader = Shard
+		leader = backend.Shard
 	}
 	if c := s.children[leader]; c != nil && next.Assignment != nil {
 		next.Epoch = c.run

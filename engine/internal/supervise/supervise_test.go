@@ -59,7 +59,7 @@ func playProcess(address string) {
 // fake launches this test binary.
 type fake struct {
 	backend, shard string
-	remote         bool // whether somebody else runs the backend
+	remote         bool // whether the backend runs elsewhere
 }
 
 func (f fake) command(address string) (*exec.Cmd, error) {
