@@ -109,7 +109,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	// The parts, from the backend up.
 	transport := backend.Transport()
 	defer transport.CloseIdleConnections()
-	kinds := o.kinds.open(o.shard, o.backend, transport)
+	kinds := o.kinds.open(o.shard, o.backend, transport, reg, log)
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
 		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log,
@@ -235,6 +235,9 @@ func (m *room) empty(snap *supervise.Snapshot) {
 	m.cache.Reset(snap.Epoch)
 	m.kv = backend.KV{}
 	if snap.Assignment != nil && snap.Assignment.GetStage() == 0 {
+		if log := m.Of(snap.Assignment).Blocks(snap.Assignment); log != nil {
+			log.SetEpoch(snap.Epoch)
+		}
 		var err error
 		if m.kv, err = m.Of(snap.Assignment).Room(snap.Assignment); err != nil {
 			m.log.Warn("size of the backend's cache unknown", "err", err)

@@ -3,7 +3,6 @@
 package kinds
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -66,7 +65,7 @@ func TestVLLM(t *testing.T) {
 				if err != nil {
 					return 0, err
 				}
-				running, err := rig.SumMetric(state.Find("backend@"+node).Addrs["http"], "vllm:num_requests_running")
+				running, err := rig.SumMetric(state.Find("backend@" + node).Addrs["http"], "vllm:num_requests_running")
 				if err != nil {
 					return 0, err
 				}
@@ -130,17 +129,19 @@ func (s *subject) passes(t *testing.T) {
 // events shows one server a prompt past everything, and asks for it through Envoy: it
 // goes there, as the server has published that it has it.
 func (s *subject) events(t *testing.T) {
+	const cached = "millrace_extproc_engines_cached_tokens"
+	extproc := s.Addr(t, "extproc", "metrics")
 	for n, node := range []string{"node-b", "node-a", "node-b"} {
 		text := fmt.Sprintf("Story %d of the mill: %s", n, strings.Repeat(fmt.Sprintf("wheel %d turns and turns again. ", n), 40))
+		before := rig.MustMetric(t, extproc, cached)
 		direct, _, err := rig.Complete(t.Context(), "http://"+s.Addr(t, "backend@"+node, "http")+rig.ChatPath, s.ask(2, text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Until xds and extproc know of it, another may be asked, and has it too then: so
-		// each try has a beginning of its own.
-		took := rig.Wait(t, 10*time.Second, "the mesh knows what "+node+" has", func() error {
-			if !s.knows(t, direct.Usage.Prompt, node) {
-				return errors.New("not logged yet")
+		// Asked before extproc knows, another replica would have it, too.
+		took := rig.Wait(t, 10*time.Second, "extproc knows what "+node+" has", func() error {
+			if now, err := rig.Metric(extproc, cached); err != nil || now < before+float64(direct.Usage.Prompt)/2 {
+				return fmt.Errorf("%v tokens cached, %v before: %v", now, before, err)
 			}
 			return nil
 		})

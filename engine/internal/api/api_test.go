@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -61,7 +62,7 @@ func newRig(t *testing.T, server http.HandlerFunc) *rig {
 func kinds(address string) backend.Kinds {
 	return backend.Kinds{
 		enginepb.Backend_LLAMACPP: llamacpp.New(llamacpp.Programs{BackendAddress: address}, nil),
-		enginepb.Backend_VLLM:     vllm.New(vllm.Program{Address: address}, nil),
+		enginepb.Backend_VLLM:     vllm.New(vllm.Program{Address: address}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)),
 		enginepb.Backend_OPENAI:   openai.New(nil),
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/backends"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // Kind is any server of the API.
@@ -115,6 +116,9 @@ func (k *Kind) Room(*enginepb.Assignment) (backend.KV, error) { return backend.K
 func (k *Kind) Load(context.Context, *enginepb.Assignment) (backend.Load, error) {
 	return backend.Load{}, nil
 }
+
+// Blocks is none: nothing is taken for granted.
+func (k *Kind) Blocks(*enginepb.Assignment) *blocks.Log { return nil }
 
 // URL is that of the server.
 func (k *Kind) URL(a *enginepb.Assignment) string {

@@ -69,14 +69,15 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 	defer tick.Stop()
 	var told *enginepb.Cache
 	for {
+		snap, changed := s.cfg.Supervisor.Snapshot()
+		log := s.cacheLog(snap.Assignment)
 		var logged <-chan struct{} // a nil one waits for ever
 		if req.GetCache() {
-			logged = s.cfg.Cache.Changed()
+			logged = log.Changed()
 		}
-		snap, changed := s.cfg.Supervisor.Snapshot()
 		now := s.status(snap)
 		if req.GetCache() {
-			cache := s.cfg.Cache.Cache()
+			cache := log.Cache()
 			now.Cache, told = cache.Since(told), cache
 		}
 		if err := stream.Send(now); err != nil {
@@ -86,6 +87,23 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 			return err
 		}
 	}
+}
+
+// cacheLog is what is logged of a KV cache.
+type cacheLog interface {
+	Cache() *enginepb.Cache
+	Changed() <-chan struct{}
+	Tokens() uint64
+}
+
+// cacheLog is the backend's own log, or where it has none, what was logged of prompts.
+func (s *Server) cacheLog(a *enginepb.Assignment) cacheLog {
+	if kind := s.cfg.Kinds.Of(a); kind != nil {
+		if log := kind.Blocks(a); log != nil {
+			return log
+		}
+	}
+	return s.cfg.Cache
 }
 
 // wait waits until there is a status to send.
@@ -166,7 +184,7 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 		HttpAddress: s.cfg.HTTP, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
 		Load: &enginepb.Load{
 			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
-			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cfg.Cache.Tokens(),
+			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cacheLog(snap.Assignment).Tokens(),
 		},
 		Speed: &enginepb.Speed{Prefill: speed.Prefill, Decode: speed.Decode},
 		Totals: &enginepb.Totals{

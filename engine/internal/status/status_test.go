@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -40,7 +41,7 @@ func (sleeper) Prove(context.Context, *enginepb.Assignment) error { return nil }
 func kinds() backend.Kinds {
 	return backend.Kinds{
 		enginepb.Backend_LLAMACPP: llamacpp.New(llamacpp.Programs{Runtime: "/r"}, nil),
-		enginepb.Backend_VLLM:     vllm.New(vllm.Program{}, nil),
+		enginepb.Backend_VLLM:     vllm.New(vllm.Program{}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)),
 		enginepb.Backend_OPENAI:   openai.New(nil),
 	}
 }

@@ -2,6 +2,7 @@ package vllm
 
 import (
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
@@ -69,7 +71,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%q: %v, want %q", path, err, want)
 		}
 	}
-	k := New(Program{}, nil)
+	k := New(Program{}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err := k.Check(assignment("/m")); err != errNone {
 		t.Errorf("no vLLM: %v", err)
 	}
@@ -78,8 +80,8 @@ func TestCheck(t *testing.T) {
 func TestCapabilities(t *testing.T) {
 	a := assignment("/m")
 	a.Backend.Args, a.Backend.PipelineParallel = []string{"--enable_lora", "--tool-call-parser=hermes"}, 2
-	want := &enginepb.Capabilities{ContextTokens: 4096, Lora: true, Tools: true, TensorParallel: 1, PipelineParallel: 2, DataParallel: 1}
-	if got := New(Program{}, nil).Capabilities(a); got.String() != want.String() {
+	want := &enginepb.Capabilities{ContextTokens: 4096, Lora: true, Tools: true, TensorParallel: 1, PipelineParallel: 2, DataParallel: 1, KvEvents: true}
+	if got := New(Program{}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)).Capabilities(a); got.String() != want.String() {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
@@ -97,12 +99,12 @@ func TestKindAsksTheServer(t *testing.T) {
 	mux.HandleFunc("POST /v1/completions", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, reply) })
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
-	k := New(Program{Address: srv.Listener.Addr().String()}, srv.Client().Transport)
+	k := New(Program{Address: srv.Listener.Addr().String()}, srv.Client().Transport, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	ctx, a := t.Context(), assignment("/m")
 	if err := k.healthy(ctx); err != nil {
 		t.Error(err)
 	}
-	s := scrape.VLLM.Scan(page)
+	s := series.Scan(page)
 	l, err := k.Load(ctx, a)
 	if err != nil || l.Total != uint64(s.KVTokens) || l.Total == 0 || l.Speed != (backend.Speed{}) {
 		t.Errorf("Load() = %+v, %v", l, err)
@@ -148,7 +150,7 @@ func TestErrors(t *testing.T) {
 			backend.Error{Status: 503, Message: "the backend was lost: EngineCore encountered an issue.", Type: "server_error", Code: "backend_lost"}},
 		{404, `{"detail":"Not Found"}`, backend.Error{Status: 404, Message: "Not Found", Type: "invalid_request_error"}},
 	}
-	k := New(Program{}, nil)
+	k := New(Program{}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	for _, tt := range tests {
 		if diff := cmp.Diff(tt.want, k.Error(tt.status, []byte(tt.body))); diff != "" {
 			t.Error(diff)
