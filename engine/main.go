@@ -1,7 +1,7 @@
 // Command engine keeps one inference engine alive on its node and serves the
 // OpenAI API in front of it.
 //
-// It is started by `millrace up` or by the node's service manager, told what to
+// It is started by `millrace up` or by the node's service manager, assigned what to
 // serve by its nodeagent, and asked by Envoy.
 package main
 

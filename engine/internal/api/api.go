@@ -54,7 +54,7 @@ type operation struct {
 	// whole is whether a unary answer can be put together from a stream.
 	whole bool
 	// anthropic is whether errors take the form of Anthropic's API, responses whether
-	// answers have ids that later requests go on from.
+	// answers have ids that later requests continue from.
 	anthropic, responses bool
 	// passes is whether the request is forwarded as it is, whatever it asks for.
 	passes bool

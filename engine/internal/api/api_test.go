@@ -337,7 +337,7 @@ func TestHealthAndModels(t *testing.T) {
 	}
 }
 
-// until waits for what nobody tells us of.
+// until waits for what nobody reports.
 func until(t *testing.T, holds func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)

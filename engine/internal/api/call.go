@@ -41,7 +41,7 @@ type call struct {
 	sent   time.Time // when it went to the backend
 	begun  time.Time // when the backend's first byte came
 	usage  backend.Usage
-	use    *cachelog.Use // nil: nobody has told the keys of the prompt
+	use    *cachelog.Use // nil: the request names no keys of its prompt
 	cached bool          // whether the backend has the prompt in its cache
 	status int           // for the metrics; 499: the client went away
 }
@@ -134,7 +134,7 @@ func (c *call) tokens() int64 {
 	return c.prompt + out
 }
 
-// ended tells a client that left from a backend that was lost.
+// ended distinguishes a client that left from a backend that was lost.
 func (c *call) ended(ctx context.Context, err error) *apiError {
 	if c.r.Context().Err() != nil {
 		return &apiError{status: statusGone, Message: errGone.Error()}

@@ -159,7 +159,7 @@ func checkContent(op operation, raw json.RawMessage) *apiError {
 	return badRequest(name, "%s must be a string or a list", name)
 }
 
-// emptyList looks at a valid JSON array.
+// emptyList reports whether a valid JSON array is empty.
 func emptyList(raw json.RawMessage) bool {
 	for _, c := range raw[1:] {
 		switch c {

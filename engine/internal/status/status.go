@@ -1,5 +1,5 @@
-// Package status serves the Engine contract: what the engine is told to serve, and
-// what is true of it.
+// Package status serves the Engine contract: the engine's desired state and
+// its observed state.
 //
 // Called by nodeagent, by the engines that share a replica, and by `millrace up`.
 // Its one rule: nothing that breaks the contract's rules goes in or out.
@@ -31,7 +31,7 @@ const defaultInterval = 250 * time.Millisecond
 // cacheEvery bounds how often a status is sent because of the cache alone.
 const cacheEvery = 50 * time.Millisecond
 
-// Config is what a Server tells of.
+// Config is what a Server reports.
 type Config struct {
 	// Node is this engine's node.
 	Node string
@@ -67,7 +67,7 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	var told *enginepb.Cache
+	var sent *enginepb.Cache
 	for {
 		snap, changed := s.cfg.Supervisor.Snapshot()
 		log := s.cacheLog(snap.Assignment)
@@ -78,7 +78,7 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 		now := s.status(snap)
 		if req.GetCache() {
 			cache := log.Cache()
-			now.Cache, told = cache.Since(told), cache
+			now.Cache, sent = cache.Since(sent), cache
 		}
 		if err := stream.Send(now); err != nil {
 			return err
@@ -129,7 +129,7 @@ func (s *Server) wait(ctx context.Context, tick *time.Ticker, changed, logged <-
 	}
 }
 
-// Assign tells the engine what to serve from now on.
+// Assign sets what the engine serves from now on.
 func (s *Server) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.AssignReply, error) {
 	if err := a.ValidateAll(); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())

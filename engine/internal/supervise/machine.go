@@ -183,7 +183,7 @@ func (m *Machine) Idle() bool {
 	return m.quit && m.have == nil && gone(m.parts[backend.Shard]) && gone(m.parts[backend.Head])
 }
 
-// Step looks at the world, moves the state and returns what is to be done.
+// Step takes in the world, moves the state and returns what is to be done.
 func (m *Machine) Step(w World) []Command {
 	m.out = nil
 	for r := range m.parts {
@@ -276,7 +276,7 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	return enginepb.State_DRAINING, why, m.quit
 }
 
-// patience is how long running requests may go on. That of the assignment in force
+// patience is how long running requests may last. That of the assignment in force
 // counts: the requests were sent under its rules.
 func (m *Machine) patience() time.Duration {
 	if d := m.have.GetBackend().GetDrain(); d != nil && !m.quit {

@@ -131,9 +131,9 @@ func ready(t *testing.T, a *enginepb.Assignment) *sim {
 
 func TestHeadWaitsForItsShards(t *testing.T) {
 	s := newSim(t, assignment(1, 0, 2))
-	s.w.Peers = []Peer{{Why: "not heard of yet"}}
+	s.w.Peers = []Peer{{Why: "has not reported yet"}}
 	s.after(0).want(enginepb.State_STARTING, "shard is starting")
-	s.serve(backend.Shard).after(0).want(enginepb.State_STARTING, "waits for node-1: not heard of yet")
+	s.serve(backend.Shard).after(0).want(enginepb.State_STARTING, "waits for node-1: has not reported yet")
 	if s.starts[backend.Head] != 0 {
 		t.Fatal("the head was started before its shards")
 	}
@@ -311,7 +311,7 @@ func TestDrainLastsAsLongAsTheAssignmentInForceSays(t *testing.T) {
 		s.assign(next)
 		for range 59 {
 			s.after(time.Second - time.Millisecond)
-			s.w.Served = s.w.Now // the requests go on
+			s.w.Served = s.w.Now // the requests continue
 		}
 		s.after(0).want(enginepb.State_DRAINING, "new assignment")
 		s.after(4 * time.Second)

@@ -55,7 +55,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 	return next
 }
 
-// same reports whether nobody needs to hear of b at once who knows a.
+// same reports whether b need not be sent at once to those who have a.
 func same(a, b *Snapshot) bool {
 	return a.State == b.State && a.Reason == b.Reason && a.Generation == b.Generation && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
 		slices.EqualFunc(a.Processes, b.Processes, func(p, q Process) bool { return p.Role == q.Role && p.PID == q.PID })
@@ -96,7 +96,7 @@ func (s *Supervisor) reopenLocked(ctx context.Context, old *Serving, next *Snaps
 }
 
 // serveNewLocked opens the door. An assignment that changed nothing but its
-// generation goes on with the contexts of the one before.
+// generation keeps the contexts of the one before.
 func (s *Supervisor) serveNewLocked(ctx context.Context, old *Serving, next *Snapshot) {
 	v := &Serving{Assignment: next.Assignment}
 	if old != nil {

@@ -22,7 +22,7 @@ const (
 // attach returns a child for an external server.
 func attach(run uint64, p backend.Process, now time.Time) *child {
 	done := make(chan struct{})
-	c := &child{run: run, remote: true, done: done, active: now, looked: now}
+	c := &child{run: run, remote: true, done: done, active: now, checked: now}
 	ready := p.Ready
 	p.Ready = func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, remotePatience)
