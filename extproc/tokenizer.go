@@ -6,6 +6,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/token"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // tokenizer counts the tokens of requests with a model's own tokenizer.
@@ -27,9 +28,9 @@ func loadTokenizer(path string) (pick.Counter, error) {
 // Media are estimated.
 func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 	switch r.API {
-	case openai.Chat, openai.Messages, openai.CountTokens:
+	case apis.Chat, apis.Messages, apis.CountTokens:
 		n, exact = t.chat(r)
-	case openai.Responses:
+	case apis.Responses:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return r.Estimate(), false // the engine will refuse it
@@ -49,14 +50,14 @@ func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 // there are media, or several prompts, or ids in place of a text.
 func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
 	switch r.API {
-	case openai.Chat, openai.Messages:
+	case apis.Chat, apis.Messages:
 		c := t.chats.Get().(*token.Chat)
 		defer t.chats.Put(c)
 		known := fill(c, r)
 		ids, exact = t.model.AppendChat(dst, c)
 		empty(c)
 		return ids, exact && known
-	case openai.Responses:
+	case apis.Responses:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return dst, false
@@ -93,7 +94,7 @@ func (t *tokenizer) chat(r *openai.Request) (int, bool) {
 // fill makes a chat of a request. It returns false if that can't be done for all of it.
 func fill(c *token.Chat, r *openai.Request) bool {
 	*c = token.Chat{Messages: c.Messages[:0], Tools: r.Tools, Raw: r.Raw}
-	if r.API != openai.Chat {
+	if r.API != apis.Chat {
 		return anthropic(c, r)
 	}
 	for i := range r.Messages {

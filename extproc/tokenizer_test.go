@@ -10,6 +10,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // smolPath is where set-up puts the model of the tests.
@@ -35,7 +36,7 @@ func TestCountsEqualTheServers(t *testing.T) {
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
-	counted, told := map[openai.API]int{}, map[openai.API]int{}
+	counted, told := map[apis.API]int{}, map[apis.API]int{}
 	var r openai.Request
 	for lines.Scan() {
 		var s struct {
@@ -46,8 +47,8 @@ func TestCountsEqualTheServers(t *testing.T) {
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
 			t.Fatal(err)
 		}
-		api := openai.APIOf("POST", s.Path)
-		if api == openai.Other {
+		api := apis.Of("POST", s.Path)
+		if api == apis.Other {
 			continue
 		}
 		if err := r.Parse(api, s.Body); err != nil {
@@ -64,7 +65,7 @@ func TestCountsEqualTheServers(t *testing.T) {
 		}
 		counted[api]++
 	}
-	if counted[openai.Messages] < 100 || counted[openai.Chat] < 150 || counted[openai.Responses] < 10 || told[openai.Messages] < 100 || told[openai.Chat] < 150 || told[openai.Completions] == 0 {
+	if counted[apis.Messages] < 100 || counted[apis.Chat] < 150 || counted[apis.Responses] < 10 || told[apis.Messages] < 100 || told[apis.Chat] < 150 || told[apis.Completions] == 0 {
 		t.Errorf("%v requests, tokens told of %v; something is lost", counted, told)
 	}
 }
@@ -75,16 +76,16 @@ func TestMediaAreEstimated(t *testing.T) {
 		t.Fatal(err)
 	}
 	image := "data:image/png;base64," + strings.Repeat("A", 1<<16)
-	for api, body := range map[openai.API]string{
-		openai.Chat:      `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"` + image + `"}}]}]}`,
-		openai.Responses: `{"input":[{"role":"user","content":[{"type":"input_text","text":"What is this?"},{"type":"input_image","image_url":"` + image + `"}]}]}`,
-		openai.Messages:  `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image","source":{"type":"base64","data":"` + image + `"}}]}]}`,
+	for api, body := range map[apis.API]string{
+		apis.Chat:      `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"` + image + `"}}]}]}`,
+		apis.Responses: `{"input":[{"role":"user","content":[{"type":"input_text","text":"What is this?"},{"type":"input_image","image_url":"` + image + `"}]}]}`,
+		apis.Messages:  `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image","source":{"type":"base64","data":"` + image + `"}}]}]}`,
 	} {
 		var r openai.Request
 		if err := r.Parse(api, []byte(body)); err != nil {
 			t.Fatal(err)
 		}
-		plain := openai.Request{API: openai.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
+		plain := openai.Request{API: apis.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
 		text, _ := c.Count(&plain)
 		image := openai.Media{Kind: openai.Image}
 		if n, exact := c.Count(&r); exact || n != text+image.Tokens() {
@@ -99,7 +100,7 @@ func TestGoingOnIsEstimated(t *testing.T) {
 		t.Fatal(err)
 	}
 	var r openai.Request
-	if err := r.Parse(openai.Responses, []byte(`{"input":"Hi","previous_response_id":"resp_1"}`)); err != nil {
+	if err := r.Parse(apis.Responses, []byte(`{"input":"Hi","previous_response_id":"resp_1"}`)); err != nil {
 		t.Fatal(err)
 	}
 	if _, exact := c.Count(&r); exact {
