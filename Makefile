@@ -48,8 +48,8 @@ test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a m
 	go test $(UNIT) ./e2e/house
 
 test-vllm: build setup ## run extproc in front of two real vLLM on CPUs: 6 GB to fetch, 8 GB of memory, 10 min
-	@python3 e2e/alone/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
-	go test -tags vllm -count=1 -timeout 30m -v -run TestVLLM ./e2e/alone
+	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+	go test -tags vllm -count=1 -timeout 30m -v -run TestVLLM ./e2e/noxds
 
 bench: build setup ## measure; prints JSON lines, then a table. ARGS="-h" shows how to choose
 	go run ./e2e/bench $(ARGS)
@@ -61,7 +61,7 @@ replay: | need-go ## run real traces through the policies, against simulated eng
 lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is up to date
 	@echo gofmt -l; bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted: $$bad" >&2; exit 1; fi
 	go vet ./...
-	go vet -tags vllm ./e2e/alone
+	go vet -tags vllm ./e2e/...
 	cd e2e/tools && go vet ./...
 	bin/tools/staticcheck -checks inherit,-ST1012 ./...
 	@was=$$(cat $(PROTOS:%.proto=%*.go) | sha256sum); $(MAKE) --no-print-directory generate; \

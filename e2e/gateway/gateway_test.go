@@ -6,6 +6,7 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,20 +16,26 @@ import (
 	"testing"
 	"time"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/engine/enginepb"
 )
 
 // nobody is an address on which extproc would be, if it were there.
 const nobody = "127.0.0.1:9"
 
-func (g *gateway) must(t *testing.T, code int, header ...string) answer {
+// send posts a body as it is; header holds pairs of name and value.
+func send(ctx context.Context, url, body string, header ...string) (rig.Answer, error) {
+	return rig.Send(ctx, url, strings.NewReader(body), header...)
+}
+
+func (g *gateway) must(t *testing.T, code int, header ...string) rig.Answer {
 	t.Helper()
-	a, err := send(t.Context(), g.url(chatPath), `{"model":"smollm2"}`, header...)
+	a, err := send(t.Context(), g.url(rig.ChatPath), `{"model":"smollm2"}`, header...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.status != code {
-		t.Fatalf("status %d, want %d: %s", a.status, code, a.body)
+	if a.Status != code {
+		t.Fatalf("status %d, want %d: %s", a.Status, code, a.Body)
 	}
 	return a
 }
@@ -74,8 +81,8 @@ func (g *gateway) testReplies(t *testing.T) {
 		{name: "unknown path", method: "GET", path: "/nothing", want: 404, code: "not_found"},
 		{name: "unknown model to read", method: "GET", path: "/v1/models/nobody", want: 404, code: "not_found"},
 		{name: "model to write", method: "DELETE", path: "/v1/models/smollm2", want: 405, code: "method_not_allowed"},
-		{name: "20 MiB", method: "POST", path: chatPath, body: huge, want: 413, code: "request_too_large"},
-		{name: "header bomb", method: "POST", path: chatPath, header: http.Header{"X-Bomb": {strings.Repeat("x", 70<<10)}}, want: 431, code: "headers_too_large"},
+		{name: "20 MiB", method: "POST", path: rig.ChatPath, body: huge, want: 413, code: "request_too_large"},
+		{name: "header bomb", method: "POST", path: rig.ChatPath, header: http.Header{"X-Bomb": {strings.Repeat("x", 70<<10)}}, want: 431, code: "headers_too_large"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -86,7 +93,7 @@ func (g *gateway) testReplies(t *testing.T) {
 			for k, v := range tt.header {
 				req.Header[k] = v
 			}
-			a, err := do(req)
+			a, err := rig.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -95,33 +102,33 @@ func (g *gateway) testReplies(t *testing.T) {
 	}
 }
 
-func checkReply(t *testing.T, a answer, code int, errorCode string) {
+func checkReply(t *testing.T, a rig.Answer, code int, errorCode string) {
 	t.Helper()
-	if a.status != code {
-		t.Fatalf("status %d, want %d: %s", a.status, code, a.body)
+	if a.Status != code {
+		t.Fatalf("status %d, want %d: %s", a.Status, code, a.Body)
 	}
 	if errorCode == "" {
 		return
 	}
-	var e apiError
-	if err := json.Unmarshal(a.body, &e); err != nil {
-		t.Fatalf("%v: %s", err, a.body)
+	var e rig.APIError
+	if err := json.Unmarshal(a.Body, &e); err != nil {
+		t.Fatalf("%v: %s", err, a.Body)
 	}
 	if e.Error.Code != errorCode || e.Error.Message == nil || *e.Error.Message == "" || e.Error.Type == nil {
-		t.Errorf("error %s, want code %s", a.body, errorCode)
+		t.Errorf("error %s, want code %s", a.Body, errorCode)
 	}
-	if ct := a.header.Get("content-type"); ct != "application/json" {
+	if ct := a.Header.Get("content-type"); ct != "application/json" {
 		t.Errorf("content-type %q", ct)
 	}
 }
 
 func (g *gateway) testModels(t *testing.T) {
 	counts := g.served(func() {
-		b, err := get(g.url("/v1/models"))
+		b, err := rig.Get(g.url("/v1/models"))
 		if want := `"id":"smollm2","object":"model"`; err != nil || !strings.Contains(string(b), want) || !strings.Contains(string(b), `"object":"list"`) {
 			t.Errorf("/v1/models: %v %s", err, b)
 		}
-		if b, err := get(g.url("/v1/models/other")); err != nil || !strings.HasPrefix(string(b), `{"id":"other"`) {
+		if b, err := rig.Get(g.url("/v1/models/other")); err != nil || !strings.HasPrefix(string(b), `{"id":"other"`) {
 			t.Errorf("/v1/models/other: %v %s", err, b)
 		}
 	})
@@ -145,9 +152,9 @@ func (g *gateway) testOtherModel(t *testing.T) {
 		{`{}`, "", 200},
 	}
 	for _, tt := range tests {
-		a, err := send(t.Context(), g.url(chatPath), tt.body, "content-type", tt.kind)
-		if err != nil || a.status != tt.want {
-			t.Errorf("%s %q: %d %v, want %d", tt.body, tt.kind, a.status, err, tt.want)
+		a, err := send(t.Context(), g.url(rig.ChatPath), tt.body, "content-type", tt.kind)
+		if err != nil || a.Status != tt.want {
+			t.Errorf("%s %q: %d %v, want %d", tt.body, tt.kind, a.Status, err, tt.want)
 		}
 	}
 }
@@ -155,9 +162,9 @@ func (g *gateway) testOtherModel(t *testing.T) {
 func (g *gateway) testUntrusted(t *testing.T) {
 	a := g.must(t, 200, "x-gateway-destination-endpoint", nobody, "x-millrace-model", "other",
 		"x-envoy-max-retries", "9", "x-millrace-priority", "critical", "x-session-id", "s1", "x-millrace-prompt-tokens", "7")
-	n := g.nodes[a.header.Get("x-millrace-node")]
+	n := g.nodes[a.Header.Get("x-millrace-node")]
 	if n == nil {
-		t.Fatalf("no engine answered: %s", a.body)
+		t.Fatalf("no engine answered: %s", a.Body)
 	}
 	seen := *n.seen.Load()
 	for _, name := range []string{"x-gateway-destination-endpoint", "x-millrace-model", "x-envoy-max-retries", "x-millrace-prompt-tokens"} {
@@ -168,17 +175,17 @@ func (g *gateway) testUntrusted(t *testing.T) {
 	if seen.Get("x-millrace-priority") != "critical" || seen.Get("x-session-id") != "s1" {
 		t.Errorf("the engine didn't get priority and session: %v", seen)
 	}
-	if v := a.header.Get("endpoint-load-metrics"); v != "" {
+	if v := a.Header.Get("endpoint-load-metrics"); v != "" {
 		t.Errorf("the client got the load report %q", v)
 	}
-	if a.header.Get("x-request-id") == "" || a.header.Get("x-envoy-attempt-count") != "1" {
-		t.Errorf("header %v; want a request id and one attempt", a.header)
+	if a.Header.Get("x-request-id") == "" || a.Header.Get("x-envoy-attempt-count") != "1" {
+		t.Errorf("header %v; want a request id and one attempt", a.Header)
 	}
 	b, err := send(t.Context(), g.url("/chat/completions"), `{}`)
-	if err != nil || b.status != 200 {
-		t.Fatalf("alias: %d %v", b.status, err)
+	if err != nil || b.Status != 200 {
+		t.Fatalf("alias: %d %v", b.Status, err)
 	}
-	if p := g.nodes[b.header.Get("x-millrace-node")].seen.Load().Get(":path"); p != chatPath {
+	if p := g.nodes[b.Header.Get("x-millrace-node")].seen.Load().Get(":path"); p != rig.ChatPath {
 		t.Errorf("the alias came as %s", p)
 	}
 }
@@ -199,43 +206,27 @@ func (g *gateway) testRetries(t *testing.T) {
 	checkReply(t, g.must(t, 503), 503, "")
 	g.nodes["node-a"].code.Store(200)
 	g.nodes["node-c"].code.Store(200)
-	if err := poll(15*time.Second, func() error { return g.has(2) }); err != nil {
+	if err := rig.Poll(15*time.Second, func() error { return g.has(2) }); err != nil {
 		t.Fatal(err) // an ejected host comes back by itself
 	}
 }
 
-// steady sends requests until stop is called, which returns how many failed.
-func (g *gateway) steady(t *testing.T) (stop func() (sent int, failed []string)) {
-	end := make(chan struct{})
-	var wg sync.WaitGroup
-	var sent int
-	var failed []string
-	wg.Go(func() {
-		for {
-			select {
-			case <-end:
-				return
-			default:
-			}
-			a, err := send(t.Context(), g.url(chatPath), `{}`)
-			sent++
-			if err != nil || a.status != 200 {
-				failed = append(failed, fmt.Sprintf("%d %v %s", a.status, err, a.body))
-			}
+// steady sends requests until the load is stopped, one at a time.
+func (g *gateway) steady(t *testing.T) *rig.Load {
+	return rig.StartLoadOf(t, 1, func(ctx context.Context, _, _ int) (rig.Outcome, error) {
+		a, err := send(ctx, g.url(rig.ChatPath), `{}`)
+		if err == nil && a.Status != 200 {
+			err = fmt.Errorf("status %d: %s", a.Status, a.Body)
 		}
+		return rig.Outcome{Replica: a.Header.Get("x-millrace-node")}, err
 	})
-	return func() (int, []string) {
-		close(end)
-		wg.Wait()
-		return sent, failed
-	}
 }
 
 func (g *gateway) testLeave(t *testing.T) {
-	stop := g.steady(t)
+	load := g.steady(t)
 	began := time.Now()
 	g.nodes["node-b"].set(func(s *enginepb.Status) { s.State, s.Reason = enginepb.State_BROKEN, "shard died" })
-	if err := poll(5*time.Second, func() error { return g.has(1) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.has(1) }); err != nil {
 		t.Error(err)
 	}
 	t.Logf("out of Envoy after %v", time.Since(began))
@@ -243,12 +234,10 @@ func (g *gateway) testLeave(t *testing.T) {
 		t.Errorf("the replica without its shard still serves: %v", counts)
 	}
 	g.nodes["node-b"].set(func(s *enginepb.Status) { s.State, s.Reason = enginepb.State_READY, "" })
-	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.has(2) }); err != nil {
 		t.Error(err)
 	}
-	if sent, failed := stop(); len(failed) > 0 {
-		t.Errorf("%d of %d requests failed: %s", len(failed), sent, failed[0])
-	}
+	load.MustAllSucceed(t)
 }
 
 // testHang stops an engine: its agent says so, Envoy finds out and resets what is
@@ -263,25 +252,25 @@ func (g *gateway) testHang(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 6 { // round robin: some of them get stuck
 		wg.Go(func() {
-			a, err := send(t.Context(), g.url(chatPath), `{}`)
-			if err != nil || a.status != 200 {
-				t.Errorf("a stuck request ended with %d %v", a.status, err)
+			a, err := send(t.Context(), g.url(rig.ChatPath), `{}`)
+			if err != nil || a.Status != 200 {
+				t.Errorf("a stuck request ended with %d %v", a.Status, err)
 			}
 		})
 	}
-	if err := poll(2*time.Second, func() error { return g.says(c.ln.Addr().String()+"::rq_active::0", false) }); err != nil {
+	if err := rig.Poll(2*time.Second, func() error { return g.says(c.ln.Addr().String()+"::rq_active::0", false) }); err != nil {
 		t.Error(err) // nothing got stuck there
 	}
 	c.mu.Lock()
 	c.mute = "silent: nothing heard for 1s"
 	c.mu.Unlock()
 	c.wake()
-	if err := poll(2*time.Second, func() error { return g.says("failed_eds_health", true) }); err != nil {
+	if err := rig.Poll(2*time.Second, func() error { return g.says("failed_eds_health", true) }); err != nil {
 		t.Error(err)
 	}
 	wg.Wait()
 	freed := time.Since(began)
-	gone := poll(6*time.Second, func() error { return g.says(c.ln.Addr().String(), false) })
+	gone := rig.Poll(6*time.Second, func() error { return g.says(c.ln.Addr().String(), false) })
 	left := time.Since(began)
 	t.Logf("stuck requests were answered elsewhere after %v, the host left after %v", freed, left)
 	if gone != nil || freed < 500*time.Millisecond || freed > 4*time.Second || left < 2900*time.Millisecond || left > 5*time.Second {
@@ -292,14 +281,14 @@ func (g *gateway) testHang(t *testing.T) {
 	c.hung, c.mute = nil, ""
 	c.mu.Unlock()
 	c.wake()
-	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.has(2) }); err != nil {
 		t.Error(err)
 	}
 }
 
 // says tells whether Envoy's list of the model's hosts has the text or not.
 func (g *gateway) says(text string, want bool) error {
-	b, err := get("http://" + g.admin + "/clusters?filter=engines/smollm2")
+	b, err := rig.Get("http://" + g.admin + "/clusters?filter=engines/smollm2")
 	if err == nil && strings.Contains(string(b), text) != want {
 		err = fmt.Errorf("the hosts have %q: %v\n%s", text, !want, b)
 	}
@@ -312,7 +301,7 @@ func (g *gateway) testStall(t *testing.T) {
 	for _, n := range g.nodes {
 		n.sick.Store(true)
 	}
-	if err := poll(5*time.Second, func() error { return g.has(0) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.has(0) }); err != nil {
 		t.Error(err)
 	}
 	counts := g.served(func() {
@@ -326,7 +315,7 @@ func (g *gateway) testStall(t *testing.T) {
 	for _, n := range g.nodes {
 		n.sick.Store(false)
 	}
-	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.has(2) }); err != nil {
 		t.Error(err)
 	}
 }
@@ -338,16 +327,16 @@ func (g *gateway) testNobody(t *testing.T) {
 		}
 	}
 	all(enginepb.State_BROKEN)
-	if err := poll(5*time.Second, func() error { return g.has(0) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.has(0) }); err != nil {
 		t.Error(err)
 	}
 	a := g.must(t, 503)
 	checkReply(t, a, 503, "unavailable")
-	if a.header.Get("retry-after") == "" {
-		t.Errorf("503 without Retry-After: %v", a.header)
+	if a.Header.Get("retry-after") == "" {
+		t.Errorf("503 without Retry-After: %v", a.Header)
 	}
 	all(enginepb.State_READY)
-	if err := poll(5*time.Second, func() error { return g.has(2) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.has(2) }); err != nil {
 		t.Error(err)
 	}
 }
@@ -355,43 +344,39 @@ func (g *gateway) testNobody(t *testing.T) {
 func (g *gateway) testRestart(t *testing.T) {
 	a := g.nodes["node-a"].report(1).GetEngine().GetAssignment()
 	updates := g.stat(t, "cluster.engines/smollm2.membership_change")
-	stop := g.steady(t)
-	g.xds.Kill()
-	<-g.xds.Done()
+	load := g.steady(t)
+	g.xds.KillAndWait()
 	if err := g.has(2); err != nil {
 		t.Errorf("without xds: %v", err)
 	}
 	g.startXDS(t)
 	connected := func() error {
-		if s := g.stat(t, "control_plane.connected_state"); s != "1" {
-			return fmt.Errorf("connected_state %s", s)
+		if s := g.stat(t, "control_plane.connected_state"); s != 1 {
+			return fmt.Errorf("connected_state %v", s)
 		}
-		b, err := get("http://" + g.metrics + "/metrics")
+		b, err := rig.Get("http://" + g.metrics + "/metrics")
 		if err == nil && strings.Contains(string(b), `millrace_xds_acks_total{type="cluster"} 0`) {
 			err = errors.New("Envoy has not taken anything from the new xds")
 		}
 		return err
 	}
-	if err := poll(10*time.Second, connected); err != nil {
+	if err := rig.Poll(10*time.Second, connected); err != nil {
 		t.Error(err)
 	}
 	for range 100 {
 		g.must(t, 200)
 	}
-	if sent, failed := stop(); len(failed) > 0 {
-		t.Errorf("%d of %d requests failed: %s", len(failed), sent, failed[0])
-	} else {
-		t.Logf("%d requests, none failed", sent)
-	}
+	load.MustAllSucceed(t)
+	t.Log(load)
 	if b := g.nodes["node-a"].report(1).GetEngine().GetAssignment(); a.GetGeneration() != b.GetGeneration() {
 		t.Errorf("the running replica was assigned anew: %d, was %d", b.GetGeneration(), a.GetGeneration())
 	}
 	if now := g.stat(t, "cluster.engines/smollm2.membership_change"); now != updates {
-		t.Errorf("hosts came or went: membership_change %s, was %s", now, updates)
+		t.Errorf("hosts came or went: membership_change %v, was %v", now, updates)
 	}
 	for _, name := range []string{"listener_manager.listener_modified", "cluster_manager.cluster_modified", "cluster_manager.cluster_removed"} {
-		if v := g.stat(t, name); v != "0" {
-			t.Errorf("%s is %s after the restart; nothing had changed", name, v)
+		if v := g.stat(t, name); v != 0 {
+			t.Errorf("%s is %v after the restart; nothing had changed", name, v)
 		}
 	}
 }

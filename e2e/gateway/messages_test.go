@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // testMessagesReplies shows that Envoy's own answers take the form of Anthropic's
@@ -22,7 +24,7 @@ func (g *gateway) testMessagesReplies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := do(req)
+		a, err := rig.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -30,12 +32,12 @@ func (g *gateway) testMessagesReplies(t *testing.T) {
 			Type  string
 			Error struct{ Type, Message string }
 		}
-		if err := json.Unmarshal(a.body, &got); err != nil {
-			t.Fatalf("%s: %v: %s", tt.name, err, a.body)
+		if err := json.Unmarshal(a.Body, &got); err != nil {
+			t.Fatalf("%s: %v: %s", tt.name, err, a.Body)
 		}
 		anthropic := got.Type == "error" && got.Error.Type == tt.kind && got.Error.Message != ""
-		if a.status != tt.want || anthropic != (tt.kind != "") {
-			t.Errorf("%s: status %d, %s; want %d of type %q", tt.name, a.status, a.body, tt.want, tt.kind)
+		if a.Status != tt.want || anthropic != (tt.kind != "") {
+			t.Errorf("%s: status %d, %s; want %d of type %q", tt.name, a.Status, a.Body, tt.want, tt.kind)
 		}
 	}
 }

@@ -6,10 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,10 +18,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/envoy"
 	"millrace.dev/millrace/internal/obs"
-	"millrace.dev/millrace/internal/proc"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -201,8 +198,7 @@ type gateway struct {
 	listen, admin, xdsAddr, metrics string
 	dir                             string
 	xdsArgs                         []string
-	out                             *buffer
-	xds                             *proc.Process
+	xds                             *rig.Process
 	nodes                           map[string]*fakeNode
 }
 
@@ -210,16 +206,9 @@ type gateway struct {
 // worth 100 tokens/s, node-c has one worth 50. more are further flags of xds.
 func newGateway(t *testing.T, extproc string, more ...string) *gateway {
 	t.Helper()
-	ports, err := proc.FreePorts(4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := func(i int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[i])) }
-	g := &gateway{listen: at(0), admin: at(1), xdsAddr: at(2), metrics: at(3), dir: t.TempDir(), out: &buffer{}, nodes: map[string]*fakeNode{}}
-	config := filepath.Join(g.dir, "config.yaml")
-	if err := os.WriteFile(config, []byte(gatewayConfig), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	at := rig.MustAddresses(t, 4)
+	g := &gateway{listen: at[0], admin: at[1], xdsAddr: at[2], metrics: at[3], dir: t.TempDir(), nodes: map[string]*fakeNode{}}
+	config := rig.Write(t, filepath.Join(g.dir, "config.yaml"), gatewayConfig)
 	g.xdsArgs = append([]string{"-listen", g.xdsAddr, "-metrics", g.metrics, "-gateway", g.listen, "-config", config,
 		"-access-log", filepath.Join(g.dir, "access.log"), "-extproc", extproc}, more...)
 	g.startXDS(t)
@@ -231,20 +220,13 @@ func newGateway(t *testing.T, extproc string, more ...string) *gateway {
 		wg.Go(func() { _ = g.nodes[name].run(ctx, g.xdsAddr) })
 		t.Cleanup(func() { cancel(); wg.Wait() })
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("--- xds and Envoy\n%s", g.out)
-		}
-	})
 	ready := func() error {
-		if _, err := get(g.url("/v1/models")); err != nil {
+		if _, err := rig.Get(g.url("/v1/models")); err != nil {
 			return err
 		}
 		return g.has(2)
 	}
-	if err := poll(20*time.Second, ready); err != nil {
-		t.Fatalf("Envoy does not serve both replicas: %v", err)
-	}
+	rig.Wait(t, 20*time.Second, "Envoy serves both replicas", ready)
 	return g
 }
 
@@ -265,47 +247,21 @@ spec:
 
 func (g *gateway) startXDS(t *testing.T) {
 	t.Helper()
-	path, err := program("xds")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.xds = g.start(t, exec.Command(path, g.xdsArgs...))
+	g.xds = rig.StartProgram(t, "xds", g.xdsArgs...)
 }
 
 func (g *gateway) startEnvoy(t *testing.T) {
 	t.Helper()
-	path, err := envoy.Find(filepath.Join(cache(), "envoy-1.40.0", "envoy"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	b, err := envoy.Bootstrap(envoy.Options{Admin: g.admin, XDS: g.xdsAddr})
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(g.dir, "envoy.json")
-	if err := os.WriteFile(file, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(path, envoy.ValidateArgs(file)...).CombinedOutput(); err != nil {
-		t.Fatalf("envoy --mode validate: %v\n%s", err, out)
-	}
-	g.start(t, exec.Command(path, envoy.Args(file, 1)...))
-}
-
-func (g *gateway) start(t *testing.T, cmd *exec.Cmd) *proc.Process {
-	t.Helper()
-	cmd.Stdout, cmd.Stderr = g.out, g.out
-	p, err := proc.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Stop(5 * time.Second) })
-	return p
+	rig.StartEnvoy(t, rig.Write(t, filepath.Join(g.dir, "envoy.json"), string(b)), 1)
 }
 
 // has says why Envoy doesn't have n healthy hosts for the model.
 func (g *gateway) has(n int) error {
-	b, err := get("http://" + g.admin + "/clusters?filter=" + "engines/smollm2")
+	b, err := rig.Get("http://" + g.admin + "/clusters?filter=" + "engines/smollm2")
 	if err != nil {
 		return err
 	}
@@ -316,13 +272,12 @@ func (g *gateway) has(n int) error {
 }
 
 // stat returns one of Envoy's counters.
-func (g *gateway) stat(t *testing.T, name string) string {
+func (g *gateway) stat(t *testing.T, name string) float64 {
 	t.Helper()
-	b, err := get("http://" + g.admin + "/stats?filter=^" + strings.ReplaceAll(name, ".", `\.`) + "$")
+	v, err := rig.EnvoyStat(g.admin, name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, v, _ := strings.Cut(strings.TrimSpace(string(b)), ": ")
 	return v
 }
 

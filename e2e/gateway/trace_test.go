@@ -13,6 +13,8 @@ import (
 	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // collector receives spans.
@@ -70,7 +72,7 @@ func TestGatewayTraces(t *testing.T) {
 	p, picker := startPicker(t)
 	p.order("")
 	g := newGateway(t, picker, "-traces", "otlp://"+addr)
-	if err := poll(5*time.Second, func() error { return g.picked(p) }); err != nil {
+	if err := rig.Poll(5*time.Second, func() error { return g.picked(p) }); err != nil {
 		t.Fatal(err)
 	}
 	a, c := g.nodes["node-a"], g.nodes["node-c"]
@@ -80,7 +82,7 @@ func TestGatewayTraces(t *testing.T) {
 	var chains []string
 	for _, n := range []*fakeNode{c, a} {
 		id := parent(n.seen.Load().Get("traceparent"))
-		err := poll(8*time.Second, func() error { // Envoy sends spans every 5 s
+		err := rig.Poll(8*time.Second, func() error { // Envoy sends spans every 5 s
 			if names, root := spans.up(id); len(names) < 2 || len(root.GetParentSpanId()) > 0 {
 				return fmt.Errorf("span %s leads to %v", id, names)
 			}

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/http"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // TestNothingIsLeftBehind breaks requests off in every way in which they can come,
@@ -27,9 +29,9 @@ func TestNothingIsLeftBehind(t *testing.T) {
 				}
 			}
 		})
-		m.await(m.idle)
+		m.await("extproc is idle", m.idle)
 	}
-	started, err := m.metric("millrace_extproc_streams_total")
+	started, err := rig.Metric(address(m.metrics), "millrace_extproc_streams_total")
 	if err != nil || started < float64(len(m.doors)) {
 		t.Errorf("extproc saw %v streams, %v", started, err)
 	}
@@ -75,12 +77,12 @@ func (m *mesh) breakAnswer(t *testing.T, d *door, v version) {
 		done <- err
 	}()
 	// Where Envoy buffers answers, no byte of this one comes: the engine knows better.
-	m.await(func() error { return m.hanging(1) })
+	m.await("one answer hangs", func() error { return m.hanging(1) })
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("%s: the broken answer ends with %v", v.name, err)
 	}
-	m.await(func() error { return m.hanging(0) })
+	m.await("no answer hangs", func() error { return m.hanging(0) })
 }
 
 // hanging says whether not so many answers hang in the engines.
@@ -122,7 +124,7 @@ func TestErrors(t *testing.T) {
 			}
 		})
 	}
-	m.await(m.idle)
+	m.await("extproc is idle", m.idle)
 }
 
 // refused sends a request and expects an error in the API's form.
@@ -164,7 +166,7 @@ func TestSessionsByHeadersAlone(t *testing.T) {
 				req.Header.Set("x-session-id", session)
 				req.Header.Set("x-gateway-destination-endpoint", "10.0.0.1:1")
 				req.Header.Set("x-gateway-destination-endpoint-subset", "10.0.0.1:1")
-				m.await(m.idle) // one that is busy with the last turn may be left
+				m.await("extproc is idle", m.idle) // one that is busy with the last turn may be left
 				_, b, err := versions()[0].send(req)
 				var a account
 				if err == nil {
@@ -183,5 +185,5 @@ func TestSessionsByHeadersAlone(t *testing.T) {
 			}
 		}
 	}
-	m.await(m.idle)
+	m.await("extproc is idle", m.idle)
 }

@@ -8,26 +8,16 @@
 package protocol
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
-	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"text/template"
 	"time"
 
-	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/e2e/rig"
 )
-
-// root is the repository, seen from this package's folder.
-var root = filepath.Join("..", "..")
 
 // bufferLimit is what Envoy buffers of a body, in bytes, and what the policy of
 // extproc takes.
@@ -111,10 +101,7 @@ func newMesh(t *testing.T, doors func(engines []int) []*door, flags ...string) *
 		engines = append(engines, e.port)
 	}
 	m.doors = doors(engines)
-	free, err := proc.FreePorts(3 + len(m.doors))
-	if err != nil {
-		t.Fatal(err)
-	}
+	free := rig.MustPorts(t, 3+len(m.doors))
 	admin, extproc := free[0], free[1]
 	m.metrics, free = free[2], free[3:]
 	for i, d := range m.doors {
@@ -123,14 +110,13 @@ func newMesh(t *testing.T, doors func(engines []int) []*door, flags ...string) *
 			d.Limit = bufferLimit
 		}
 	}
-	m.start("extproc", filepath.Join(root, "bin", "extproc"),
-		append([]string{"-fleet", m.fleet(), "-listen", address(extproc), "-metrics", address(m.metrics)}, flags...)...)
-	m.start("envoy", cache(t, "envoy-*/envoy"), "-c", m.config(map[string]any{
+	rig.StartProgram(t, "extproc", append([]string{"-fleet", m.fleet(), "-listen", address(extproc), "-metrics", address(m.metrics)}, flags...)...)
+	rig.StartEnvoy(t, m.config(map[string]any{
 		"Admin": admin, "Extproc": extproc, "Engines": engines, "Doors": m.doors, "Log": filepath.Join(m.dir, "access.log"),
 		"TLS": slices.Contains(flags, "-secure-serving"),
-	}), "--concurrency", "2", "--disable-hot-restart", "--file-flush-interval-msec", "200", "--log-level", "error")
-	m.await(func() error { return answers(address(m.metrics), "/healthz") })
-	m.await(func() error { return answers(address(admin), "/ready") })
+	}), 2)
+	m.await("extproc serves", func() error { return answers("http://" + address(m.metrics) + "/healthz") })
+	m.await("Envoy serves", func() error { return answers("http://" + address(admin) + "/ready") })
 	return m
 }
 
@@ -157,99 +143,26 @@ func (m *mesh) config(values map[string]any) string {
 }
 
 func (m *mesh) write(name, text string) string {
-	path := filepath.Join(m.dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		m.t.Fatal(err)
-	}
-	return path
+	return rig.Write(m.t, filepath.Join(m.dir, name), text)
 }
 
-// start starts a program that ends with the test.
-func (m *mesh) start(name, path string, args ...string) *proc.Process {
+func answers(url string) error {
+	_, err := rig.Get(url)
+	return err
+}
+
+func address(port int) string { return rig.Address(port) }
+
+// await waits until cond returns nil.
+func (m *mesh) await(what string, cond func() error) {
 	m.t.Helper()
-	if _, err := os.Stat(path); err != nil {
-		m.t.Fatalf("%v; run `make build setup` first", err)
-	}
-	out := new(buffer)
-	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = out, out
-	p, err := proc.Start(cmd)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.t.Cleanup(func() {
-		_ = p.Stop(5 * time.Second)
-		if m.t.Failed() {
-			m.t.Logf("%s said:\n%s", name, out.tail())
-		}
-	})
-	return p
-}
-
-// cache is set-up's folder, filled by `make setup`.
-func cache(t *testing.T, pattern string) string {
-	t.Helper()
-	dir := os.Getenv("MILLRACE_CACHE")
-	if dir == "" {
-		dir = filepath.Join(root, ".cache")
-	}
-	found, err := filepath.Glob(filepath.Join(dir, pattern))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("%s in %s: %v, %v; run `make setup` first", pattern, dir, found, err)
-	}
-	return found[0]
-}
-
-func address(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
-
-// await asks cond until it returns nil.
-func (m *mesh) await(cond func() error) {
-	m.t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(20 * time.Second); ; <-tick.C {
-		err := cond()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			m.t.Fatalf("not within 20 s: %v", err)
-		}
-	}
-}
-
-func answers(addr, path string) error {
-	resp, err := http.Get("http://" + addr + path)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d", resp.StatusCode)
-	}
-	return nil
-}
-
-// metric returns the value of one of extproc's series.
-func (m *mesh) metric(series string) (float64, error) {
-	resp, err := http.Get("http://" + address(m.metrics) + "/metrics")
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), series+" "); ok {
-			return strconv.ParseFloat(value, 64)
-		}
-	}
-	return 0, fmt.Errorf("%s: no such series", series)
+	rig.Wait(m.t, 20*time.Second, what, cond)
 }
 
 // idle says what extproc still holds though no request is on its way.
 func (m *mesh) idle() error {
 	for _, series := range []string{"millrace_extproc_streams", "millrace_extproc_requests_in_flight", "millrace_extproc_tokens_in_flight"} {
-		v, err := m.metric(series)
+		v, err := rig.Metric(address(m.metrics), series)
 		if err != nil {
 			return err
 		}
@@ -258,25 +171,4 @@ func (m *mesh) idle() error {
 		}
 	}
 	return nil
-}
-
-// buffer collects what a process says.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write appends p.
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-// tail is the end of it.
-func (b *buffer) tail() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	s := b.b.String()
-	return s[max(0, len(s)-4000):]
 }

@@ -111,7 +111,7 @@ func TestModes(t *testing.T) {
 				m.testTooLarge(t, d, v)
 			}
 		})
-		m.await(m.idle)
+		m.await("extproc is idle", m.idle)
 	}
 }
 
@@ -143,10 +143,10 @@ func TestTLS(t *testing.T) {
 	}, "-secure-serving")
 	for _, d := range m.doors {
 		for _, v := range versions() {
-			m.await(func() error { return m.check(t, d, v, &ways[0], "/v1/chat/completions", chat(100<<10)) })
+			m.await("a request over TLS succeeds", func() error { return m.check(t, d, v, &ways[0], "/v1/chat/completions", chat(100<<10)) })
 		}
 	}
-	m.await(m.idle)
+	m.await("extproc is idle", m.idle)
 }
 
 // check says what is wrong about how one request went.

@@ -2,21 +2,16 @@ package rig
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 )
 
-// Load is a steady bounded load: a few clients, each with one request at a time. A
-// request fails when its answer is not 200 with one choice.
+// Load is a steady bounded load: a few clients, each with one request at a time.
 type Load struct {
-	url    string
-	ask    func(client, n int) any
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -26,24 +21,46 @@ type Load struct {
 	// mu guards the fields below.
 	mu     sync.Mutex
 	failed []string
-	served map[string]int // by replica, as the answers name it
+	served map[string]int // by replica
 }
 
-// StartLoad begins the load; it ends with the test at the latest. ask returns the
-// body of a client's n-th request, which must not ask for a stream.
-func StartLoad(t testing.TB, url string, clients int, ask func(client, n int) any) *Load {
+// Outcome is how a request went, beside its error.
+type Outcome struct {
+	Replica string // who answered
+	Retried bool   // whether Envoy tried more than once
+}
+
+// StartLoadOf begins a load of requests of any kind; it ends with the test at the
+// latest. send sends a client's n-th request; its context is not cancelled
+// when the load is stopped: requests in flight are answered.
+func StartLoadOf(t testing.TB, clients int, send func(ctx context.Context, client, n int) (Outcome, error)) *Load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &Load{url: url, ask: ask, cancel: cancel, served: map[string]int{}}
+	l := &Load{cancel: cancel, served: map[string]int{}}
+	requests := context.WithoutCancel(t.Context()) // cleanups run after its end
 	for c := range clients {
 		l.wg.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				l.one(ask(c, n))
+				l.count(send(requests, c, n))
 			}
 		})
 	}
 	t.Cleanup(l.Stop)
 	return l
+}
+
+// StartLoad begins a load of requests that are not streamed. ask returns the body of
+// a client's n-th request. A request fails when its answer is not 200 with a choice.
+func StartLoad(t testing.TB, url string, clients int, ask func(client, n int) any) *Load {
+	t.Helper()
+	return StartLoadOf(t, clients, func(ctx context.Context, client, n int) (Outcome, error) {
+		_, a, err := Complete(ctx, url, ask(client, n))
+		if err != nil {
+			err = fmt.Errorf("after %v from %q: %w", a.Took, a.Header.Get("x-millrace-replica"), err)
+		}
+		attempts := a.Header.Get("x-envoy-attempt-count")
+		return Outcome{a.Header.Get("x-millrace-replica"), attempts != "" && attempts != "1"}, err
+	})
 }
 
 // ShortQuestions asks for four tokens; no two prompts are the same.
@@ -65,23 +82,17 @@ func (m *Mesh) StartLoad(t testing.TB, clients int) *Load {
 	return StartLoad(t, m.URL(t, ChatPath), clients, ShortQuestions)
 }
 
-// one sends one request and counts how it went.
-func (l *Load) one(v any) {
-	a, err := Post(context.Background(), l.url, v)
-	replica := a.Header.Get("x-millrace-replica")
-	var body Completion
-	if err == nil && a.Status == http.StatusOK {
-		err = json.Unmarshal(a.Body, &body)
-	}
+// count counts how one request went.
+func (l *Load) count(o Outcome, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil || a.Status != http.StatusOK || len(body.Choices) != 1 {
-		l.failed = append(l.failed, fmt.Sprintf("status %d after %v from %q: %v %.300s", a.Status, a.Took, replica, err, a.Body))
+	if err != nil {
+		l.failed = append(l.failed, err.Error())
 	}
-	if n := a.Header.Get("x-envoy-attempt-count"); n != "" && n != "1" {
+	if o.Retried {
 		l.retried.Add(1)
 	}
-	l.served[replica]++
+	l.served[o.Replica]++
 	l.done.Add(1)
 }
 

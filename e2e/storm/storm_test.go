@@ -11,21 +11,18 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/internal/proc"
 )
 
@@ -119,25 +116,10 @@ func start(t *testing.T) *picker {
 		fmt.Fprintf(&fleet, "- {address: %q, models: [m], type: openai}\n", ln.Addr())
 	}
 	file := filepath.Join(t.TempDir(), "fleet.yaml")
-	if err := os.WriteFile(file, []byte(fleet.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	free, err := proc.FreePorts(2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &picker{grpc: fmt.Sprintf("127.0.0.1:%d", free[0]), admin: fmt.Sprintf("127.0.0.1:%d", free[1])}
-	bin := filepath.Join("..", "..", "bin", "extproc")
-	if _, err := os.Stat(bin); err != nil {
-		t.Fatalf("%v; run `make build` first", err)
-	}
-	cmd := exec.Command(bin, "-fleet", file, "-listen", p.grpc, "-metrics", p.admin)
-	run, err := proc.Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = run.Stop(10 * time.Second) })
-	p.pid = run.PID()
+	rig.Write(t, file, fleet.String())
+	at := rig.MustAddresses(t, 2)
+	p := &picker{grpc: at[0], admin: at[1]}
+	p.pid = rig.StartProgram(t, "extproc", "-fleet", file, "-listen", p.grpc, "-metrics", p.admin).PID()
 	for range conns {
 		conn, err := grpc.NewClient(p.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
@@ -146,9 +128,9 @@ func start(t *testing.T) *picker {
 		t.Cleanup(func() { _ = conn.Close() })
 		p.clients = append(p.clients, extprocv3.NewExternalProcessorClient(conn))
 	}
-	poll(t, func() error {
-		page, err := p.page("/readyz")
-		if err == nil && strings.TrimSpace(page) != "[]" {
+	rig.Wait(t, limit, "extproc has no condition", func() error {
+		page, err := rig.Get("http://" + p.admin + "/readyz")
+		if err == nil && strings.TrimSpace(string(page)) != "[]" {
 			err = fmt.Errorf("not ready: %s", page)
 		}
 		return err
@@ -166,20 +148,7 @@ type stream struct {
 func (p *picker) open(t *testing.T, n int) []*stream {
 	t.Helper()
 	all, failed := make([]*stream, n), make([]error, n)
-	work := make(chan int)
-	var wg sync.WaitGroup
-	for range openers {
-		wg.Go(func() {
-			for i := range work {
-				all[i], failed[i] = p.one(t.Context(), i)
-			}
-		})
-	}
-	for i := range n {
-		work <- i
-	}
-	close(work)
-	wg.Wait()
+	rig.Each(n, openers, func(i int) { all[i], failed[i] = p.one(t.Context(), i) })
 	if err := errors.Join(failed...); err != nil {
 		t.Fatalf("%.1000v", err)
 	}
@@ -198,7 +167,7 @@ func (p *picker) one(ctx context.Context, i int) (*stream, error) {
 	body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"question %d %s"}]}`, i, strings.Repeat("and so on ", bodySize/10))
 	messages := []*extprocv3.ProcessingRequest{
 		{
-			Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: headers(
+			Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: rig.HeaderMap(
 				":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json", "content-length", strconv.Itoa(len(body)),
 			)}},
 			ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: filterv3.ProcessingMode_BUFFERED},
@@ -230,7 +199,7 @@ func finish(t *testing.T, all []*stream) {
 	lost := 0
 	for _, s := range all {
 		answer, err := s.ask(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{
-			ResponseHeaders: &extprocv3.HttpHeaders{Headers: headers(":status", "200", "content-type", "application/json")},
+			ResponseHeaders: &extprocv3.HttpHeaders{Headers: rig.HeaderMap(":status", "200", "content-type", "application/json")},
 		}})
 		if err == nil && answer.GetResponseHeaders() == nil {
 			err = fmt.Errorf("answered with %v", answer)
@@ -251,13 +220,13 @@ func finish(t *testing.T, all []*stream) {
 	}
 }
 
-// await waits until extproc says that so many streams are open, each with a place.
+// await waits until extproc says that so many streams are open, each with a request in flight.
 func (p *picker) await(t *testing.T, n int) {
 	t.Helper()
-	poll(t, func() error {
-		open, held := p.metric(t, "millrace_extproc_streams"), p.metric(t, "millrace_extproc_requests_in_flight")
-		if open != float64(n) || held != float64(n) {
-			return fmt.Errorf("%.0f streams are open and %.0f places taken, want %d", open, held, n)
+	rig.Wait(t, limit, "the streams are open", func() error {
+		open, inFlight := p.metric(t, "millrace_extproc_streams"), p.metric(t, "millrace_extproc_requests_in_flight")
+		if open != float64(n) || inFlight != float64(n) {
+			return fmt.Errorf("%.0f streams are open and %.0f requests in flight, want %d", open, inFlight, n)
 		}
 		return nil
 	})
@@ -267,7 +236,7 @@ func (p *picker) await(t *testing.T, n int) {
 func (p *picker) live(t *testing.T) float64 {
 	t.Helper()
 	for range 2 { // what pools keep goes with the second collection
-		if _, err := p.page("/debug/pprof/heap?gc=1"); err != nil {
+		if _, err := rig.Get("http://" + p.admin + "/debug/pprof/heap?gc=1"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -285,53 +254,5 @@ func (p *picker) resident(t *testing.T) uint64 {
 
 func (p *picker) metric(t *testing.T, name string) float64 {
 	t.Helper()
-	page, err := p.page("/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(page) {
-		if rest, ok := strings.CutPrefix(line, name+" "); ok {
-			v, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
-			if err != nil {
-				t.Fatalf("%s: %v", line, err)
-			}
-			return v
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
-}
-
-func (p *picker) page(path string) (string, error) {
-	resp, err := http.Get("http://" + p.admin + path)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return string(b), err
-}
-
-// poll asks cond until it returns nil.
-func poll(t *testing.T, cond func() error) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(limit); ; <-tick.C {
-		err := cond()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %v", limit, err)
-		}
-	}
-}
-
-func headers(pairs ...string) *corev3.HeaderMap {
-	m := &corev3.HeaderMap{}
-	for i := 0; i+1 < len(pairs); i += 2 {
-		m.Headers = append(m.Headers, &corev3.HeaderValue{Key: pairs[i], RawValue: []byte(pairs[i+1])})
-	}
-	return m
+	return rig.MustMetric(t, p.admin, name)
 }

@@ -210,6 +210,10 @@ func (x *WatchRequest) GetCache() bool {
 
 // Assignment is one engine's part in one replica of one model. The zero
 // generation is never sent; an engine without an assignment is IDLE.
+//
+// One of which only the generation is set is a release: the engine serves nothing
+// from then on, once running requests are done. All of the other fields are set, or
+// none.
 type Assignment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Version of the assignment: microseconds since the epoch when xds made it,
@@ -407,7 +411,10 @@ type Backend struct {
 	// path; a last /v1 may be there or not.
 	Url string `protobuf:"bytes,34,opt,name=url,proto3" json:"url,omitempty"`
 	// The model's id at that server; empty: the same.
-	ServedModel   string `protobuf:"bytes,35,opt,name=served_model,json=servedModel,proto3" json:"served_model,omitempty"`
+	ServedModel string `protobuf:"bytes,35,opt,name=served_model,json=servedModel,proto3" json:"served_model,omitempty"`
+	// How long running requests may go on when the engine is to serve something else;
+	// unset: 10 s.
+	Drain         *durationpb.Duration `protobuf:"bytes,40,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -533,6 +540,13 @@ func (x *Backend) GetServedModel() string {
 	return ""
 }
 
+func (x *Backend) GetDrain() *durationpb.Duration {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
 type AssignReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Generation now in force.
@@ -582,7 +596,7 @@ func (x *AssignReply) GetGeneration() uint64 {
 type Status struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// Generation of the assignment in force; 0 with none.
+	// Generation of the assignment in force, also of a release; 0 with none.
 	Generation uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	State      State  `protobuf:"varint,3,opt,name=state,proto3,enum=millrace.engine.v1alpha1.State" json:"state,omitempty"`
 	// Why the state is not READY, for a person; empty when READY.
@@ -595,7 +609,7 @@ type Status struct {
 	GrpcAddress string `protobuf:"bytes,7,opt,name=grpc_address,json=grpcAddress,proto3" json:"grpc_address,omitempty"`
 	// "ip:port" where a shard of this node listens, or would.
 	ShardAddress string `protobuf:"bytes,8,opt,name=shard_address,json=shardAddress,proto3" json:"shard_address,omitempty"`
-	// The assignment in force; unset when IDLE.
+	// The assignment in force; unset with none and after a release.
 	Assignment *Assignment `protobuf:"bytes,9,opt,name=assignment,proto3" json:"assignment,omitempty"`
 	// Counts the starts of the backend (stage 0) or shard (other stages). A head
 	// that sees a peer's epoch change restarts its backend: the shards of a
@@ -1396,17 +1410,17 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x1cengine/enginepb/engine.proto\x12\x18millrace.engine.v1alpha1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"n\n" +
 	"\fWatchRequest\x12H\n" +
 	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x02\b<2\x05\x10\x80\xe1\xeb\x17R\binterval\x12\x14\n" +
-	"\x05cache\x18\x02 \x01(\bR\x05cache\"\xfc\x02\n" +
+	"\x05cache\x18\x02 \x01(\bR\x05cache\"\xf6\x02\n" +
 	"\n" +
 	"Assignment\x12'\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04B\a\xfaB\x042\x02 \x00R\n" +
-	"generation\x12N\n" +
-	"\x05model\x18\x02 \x01(\tB8\xfaB5r321^[A-Za-z0-9]([A-Za-z0-9._/:-]{0,94}[A-Za-z0-9])?$R\x05model\x12H\n" +
-	"\areplica\x18\x03 \x01(\tB.\xfaB+r)2'^[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?$R\areplica\x12\x1e\n" +
-	"\x05stage\x18\x04 \x01(\rB\b\xfaB\x05*\x03\x10\x80\x02R\x05stage\x12D\n" +
-	"\x06stages\x18\x05 \x03(\v2\x1f.millrace.engine.v1alpha1.StageB\v\xfaB\b\x92\x01\x05\b\x01\x10\x80\x02R\x06stages\x12E\n" +
-	"\abackend\x18\x06 \x01(\v2!.millrace.engine.v1alpha1.BackendB\b\xfaB\x05\x8a\x01\x02\x10\x01R\abackend\"\xd1\x01\n" +
+	"generation\x12Q\n" +
+	"\x05model\x18\x02 \x01(\tB;\xfaB8r621^[A-Za-z0-9]([A-Za-z0-9._/:-]{0,94}[A-Za-z0-9])?$\xd0\x01\x01R\x05model\x12K\n" +
+	"\areplica\x18\x03 \x01(\tB1\xfaB.r,2'^[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?$\xd0\x01\x01R\areplica\x12\x1e\n" +
+	"\x05stage\x18\x04 \x01(\rB\b\xfaB\x05*\x03\x10\x80\x02R\x05stage\x12B\n" +
+	"\x06stages\x18\x05 \x03(\v2\x1f.millrace.engine.v1alpha1.StageB\t\xfaB\x06\x92\x01\x03\x10\x80\x02R\x06stages\x12;\n" +
+	"\abackend\x18\x06 \x01(\v2!.millrace.engine.v1alpha1.BackendR\abackend\"\xd1\x01\n" +
 	"\x05Stage\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12-\n" +
 	"\rshard_address\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x84\x02R\fshardAddress\x121\n" +
@@ -1414,7 +1428,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\rengineAddress\x12%\n" +
 	"\x05share\x18\x04 \x01(\x02B\x0f\xfaB\f\n" +
 	"\n" +
-	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\x96\x05\n" +
+	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xd7\x05\n" +
 	"\aBackend\x12F\n" +
 	"\x04kind\x18\x01 \x01(\x0e2&.millrace.engine.v1alpha1.Backend.KindB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n" +
@@ -1433,7 +1447,8 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x04args\x18! \x03(\tB\x10\xfaB\r\x92\x01\n" +
 	"\x10\x80\x02\"\x05r\x03(\x80 R\x04args\x12\x1a\n" +
 	"\x03url\x18\" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x10R\x03url\x12+\n" +
-	"\fserved_model\x18# \x01(\tB\b\xfaB\x05r\x03\x18\x80\x04R\vservedModel\"@\n" +
+	"\fserved_model\x18# \x01(\tB\b\xfaB\x05r\x03\x18\x80\x04R\vservedModel\x12?\n" +
+	"\x05drain\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05drain\"@\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bLLAMACPP\x10\x01\x12\b\n" +
@@ -1569,27 +1584,28 @@ var file_engine_enginepb_engine_proto_depIdxs = []int32{
 	4,  // 1: millrace.engine.v1alpha1.Assignment.stages:type_name -> millrace.engine.v1alpha1.Stage
 	5,  // 2: millrace.engine.v1alpha1.Assignment.backend:type_name -> millrace.engine.v1alpha1.Backend
 	1,  // 3: millrace.engine.v1alpha1.Backend.kind:type_name -> millrace.engine.v1alpha1.Backend.Kind
-	0,  // 4: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
-	16, // 5: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
-	3,  // 6: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	9,  // 7: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
-	10, // 8: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
-	11, // 9: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
-	12, // 10: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
-	13, // 11: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
-	8,  // 12: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
-	16, // 13: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
-	15, // 14: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
-	14, // 15: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 16: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
-	3,  // 17: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
-	7,  // 18: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
-	6,  // 19: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
-	18, // [18:20] is the sub-list for method output_type
-	16, // [16:18] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	15, // 4: millrace.engine.v1alpha1.Backend.drain:type_name -> google.protobuf.Duration
+	0,  // 5: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
+	16, // 6: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
+	3,  // 7: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	9,  // 8: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
+	10, // 9: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
+	11, // 10: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
+	12, // 11: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
+	13, // 12: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
+	8,  // 13: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
+	16, // 14: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
+	15, // 15: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
+	14, // 16: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 17: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
+	3,  // 18: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
+	7,  // 19: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
+	6,  // 20: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
+	19, // [19:21] is the sub-list for method output_type
+	17, // [17:19] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_engine_enginepb_engine_proto_init() }

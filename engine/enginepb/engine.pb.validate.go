@@ -200,26 +200,34 @@ func (m *Assignment) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
-	if !_Assignment_Model_Pattern.MatchString(m.GetModel()) {
-		err := AssignmentValidationError{
-			field:  "Model",
-			reason: "value does not match regex pattern \"^[A-Za-z0-9]([A-Za-z0-9._/:-]{0,94}[A-Za-z0-9])?$\"",
+	if m.GetModel() != "" {
+
+		if !_Assignment_Model_Pattern.MatchString(m.GetModel()) {
+			err := AssignmentValidationError{
+				field:  "Model",
+				reason: "value does not match regex pattern \"^[A-Za-z0-9]([A-Za-z0-9._/:-]{0,94}[A-Za-z0-9])?$\"",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
 		}
-		if !all {
-			return err
-		}
-		errors = append(errors, err)
+
 	}
 
-	if !_Assignment_Replica_Pattern.MatchString(m.GetReplica()) {
-		err := AssignmentValidationError{
-			field:  "Replica",
-			reason: "value does not match regex pattern \"^[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?$\"",
+	if m.GetReplica() != "" {
+
+		if !_Assignment_Replica_Pattern.MatchString(m.GetReplica()) {
+			err := AssignmentValidationError{
+				field:  "Replica",
+				reason: "value does not match regex pattern \"^[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?$\"",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
 		}
-		if !all {
-			return err
-		}
-		errors = append(errors, err)
+
 	}
 
 	if m.GetStage() >= 256 {
@@ -233,10 +241,10 @@ func (m *Assignment) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
-	if l := len(m.GetStages()); l < 1 || l > 256 {
+	if len(m.GetStages()) > 256 {
 		err := AssignmentValidationError{
 			field:  "Stages",
-			reason: "value must contain between 1 and 256 items, inclusive",
+			reason: "value must contain no more than 256 item(s)",
 		}
 		if !all {
 			return err
@@ -276,17 +284,6 @@ func (m *Assignment) validate(all bool) error {
 			}
 		}
 
-	}
-
-	if m.GetBackend() == nil {
-		err := AssignmentValidationError{
-			field:  "Backend",
-			reason: "value is required",
-		}
-		if !all {
-			return err
-		}
-		errors = append(errors, err)
 	}
 
 	if all {
@@ -736,6 +733,37 @@ func (m *Backend) validate(all bool) error {
 			return err
 		}
 		errors = append(errors, err)
+	}
+
+	if d := m.GetDrain(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = BackendValidationError{
+				field:  "Drain",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(86400*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := BackendValidationError{
+					field:  "Drain",
+					reason: "value must be inside range [0s, 24h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
 	}
 
 	if len(errors) > 0 {

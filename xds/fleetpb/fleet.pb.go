@@ -80,7 +80,7 @@ func (x Telemetry_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Telemetry_Source.Descriptor instead.
 func (Telemetry_Source) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{1, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2, 0}
 }
 
 type EndpointState_State int32
@@ -135,7 +135,7 @@ func (x EndpointState_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_State.Descriptor instead.
 func (EndpointState_State) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11, 0}
 }
 
 // NodeReport is one heartbeat, sent every 500 ms and at once when the engine's
@@ -162,6 +162,9 @@ type NodeReport struct {
 	Same          uint64 `protobuf:"varint,9,opt,name=same,proto3" json:"same,omitempty"`
 	SameTelemetry uint64 `protobuf:"varint,10,opt,name=same_telemetry,json=sameTelemetry,proto3" json:"same_telemetry,omitempty"`
 	SameEngine    uint64 `protobuf:"varint,11,opt,name=same_engine,json=sameEngine,proto3" json:"same_engine,omitempty"`
+	// The last directive, if the engine has refused it for good. It will not be asked
+	// again before another generation comes.
+	Refused       *Refusal `protobuf:"bytes,40,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -273,6 +276,67 @@ func (x *NodeReport) GetSameEngine() uint64 {
 	return 0
 }
 
+func (x *NodeReport) GetRefused() *Refusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+// Refusal is an assignment that an engine does not take, however often it is asked.
+type Refusal struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Why, for a person: the field, ": ", and what is wrong with it.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Refusal) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Refusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Telemetry is what the node measured of itself.
 type Telemetry struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -293,7 +357,7 @@ type Telemetry struct {
 
 func (x *Telemetry) Reset() {
 	*x = Telemetry{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -305,7 +369,7 @@ func (x *Telemetry) String() string {
 func (*Telemetry) ProtoMessage() {}
 
 func (x *Telemetry) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -318,7 +382,7 @@ func (x *Telemetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
 func (*Telemetry) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Telemetry) GetSource() Telemetry_Source {
@@ -403,7 +467,7 @@ type Gpu struct {
 
 func (x *Gpu) Reset() {
 	*x = Gpu{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +479,7 @@ func (x *Gpu) String() string {
 func (*Gpu) ProtoMessage() {}
 
 func (x *Gpu) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +492,7 @@ func (x *Gpu) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gpu.ProtoReflect.Descriptor instead.
 func (*Gpu) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Gpu) GetUuid() string {
@@ -518,7 +582,7 @@ func (x *Gpu) GetMissing() []string {
 // Directive tells a node what to do. More kinds (preload, drain) will join.
 type Directive struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the node's engine is to serve; unset: leave it as it is.
+	// What the node's engine is to serve, or a release; unset: leave it as it is.
 	Assignment    *enginepb.Assignment `protobuf:"bytes,1,opt,name=assignment,proto3" json:"assignment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -526,7 +590,7 @@ type Directive struct {
 
 func (x *Directive) Reset() {
 	*x = Directive{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +602,7 @@ func (x *Directive) String() string {
 func (*Directive) ProtoMessage() {}
 
 func (x *Directive) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +615,7 @@ func (x *Directive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Directive.ProtoReflect.Descriptor instead.
 func (*Directive) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{3}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Directive) GetAssignment() *enginepb.Assignment {
@@ -569,7 +633,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +645,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +658,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{4}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 // FleetView is the fleet as xds sees it, for `millrace status`.
@@ -605,14 +669,19 @@ type FleetView struct {
 	// The control plane's own conditions, for a person; empty: all well.
 	Conditions []*Condition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// Clients of ADS now connected.
-	AdsClients    uint32 `protobuf:"varint,4,opt,name=ads_clients,json=adsClients,proto3" json:"ads_clients,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	AdsClients uint32 `protobuf:"varint,4,opt,name=ads_clients,json=adsClients,proto3" json:"ads_clients,omitempty"`
+	// The objects of the desired state and what became of them, in the order of their
+	// source. Those that were refused and never in force are there, too.
+	Objects []*ObjectView `protobuf:"bytes,10,rep,name=objects,proto3" json:"objects,omitempty"`
+	// Version of the desired state in force; 0: none yet. It grows while xds runs.
+	DesiredVersion uint64 `protobuf:"varint,11,opt,name=desired_version,json=desiredVersion,proto3" json:"desired_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *FleetView) Reset() {
 	*x = FleetView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +693,7 @@ func (x *FleetView) String() string {
 func (*FleetView) ProtoMessage() {}
 
 func (x *FleetView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +706,7 @@ func (x *FleetView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetView.ProtoReflect.Descriptor instead.
 func (*FleetView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FleetView) GetAt() *timestamppb.Timestamp {
@@ -668,6 +737,212 @@ func (x *FleetView) GetAdsClients() uint32 {
 	return 0
 }
 
+func (x *FleetView) GetObjects() []*ObjectView {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+func (x *FleetView) GetDesiredVersion() uint64 {
+	if x != nil {
+		return x.DesiredVersion
+	}
+	return 0
+}
+
+// ObjectView is one object of the desired state.
+type ObjectView struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind and name of the object, for example "Model" and "smollm2".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Version of the content in force; 0: none is. It begins at 1 when xds starts, so
+	// that nobody may compare it over a restart.
+	Generation int64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// In the order Accepted, Ready, Progressing.
+	Conditions []*ObjectCondition `protobuf:"bytes,4,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// Of a model: the names of its replicas that are wanted, and how many of them take
+	// requests.
+	Replicas      []string `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	ReadyReplicas uint32   `protobuf:"varint,6,opt,name=ready_replicas,json=readyReplicas,proto3" json:"ready_replicas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectView) Reset() {
+	*x = ObjectView{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectView) ProtoMessage() {}
+
+func (x *ObjectView) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectView.ProtoReflect.Descriptor instead.
+func (*ObjectView) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ObjectView) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ObjectView) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ObjectView) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ObjectView) GetConditions() []*ObjectCondition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+func (x *ObjectView) GetReplicas() []string {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *ObjectView) GetReadyReplicas() uint32 {
+	if x != nil {
+		return x.ReadyReplicas
+	}
+	return 0
+}
+
+// ObjectCondition is one statement about an object, in Kubernetes' sense.
+type ObjectCondition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "Accepted": its content passes all rules and is in force. "Ready": it does what it
+	// is for. "Progressing": what runs is being brought to what is wanted.
+	Type   string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	Status bool   `protobuf:"varint,2,opt,name=status,proto3" json:"status,omitempty"`
+	// One word for programs, for example "Refused", "RollingOut".
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For a person.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// Path of the field that is wrong, for example "spec.backend.slots"; empty: none.
+	Field string `protobuf:"bytes,5,opt,name=field,proto3" json:"field,omitempty"`
+	// Version of the content that the statement is about: of one that was refused, the
+	// one after the one in force.
+	ObservedGeneration int64 `protobuf:"varint,6,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
+	// When the status was last entered.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectCondition) Reset() {
+	*x = ObjectCondition{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectCondition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectCondition) ProtoMessage() {}
+
+func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectCondition.ProtoReflect.Descriptor instead.
+func (*ObjectCondition) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ObjectCondition) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ObjectCondition) GetStatus() bool {
+	if x != nil {
+		return x.Status
+	}
+	return false
+}
+
+func (x *ObjectCondition) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ObjectCondition) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ObjectCondition) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *ObjectCondition) GetObservedGeneration() int64 {
+	if x != nil {
+		return x.ObservedGeneration
+	}
+	return 0
+}
+
+func (x *ObjectCondition) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // Condition is something that is wrong, and the way out.
 type Condition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -680,7 +955,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +967,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +980,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{6}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Condition) GetCode() string {
@@ -747,7 +1022,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +1034,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +1047,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeView) GetNode() string {
@@ -851,7 +1126,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1138,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1151,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EndpointState) GetAddress() string {
@@ -986,7 +1261,7 @@ type ModelState struct {
 
 func (x *ModelState) Reset() {
 	*x = ModelState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1273,7 @@ func (x *ModelState) String() string {
 func (*ModelState) ProtoMessage() {}
 
 func (x *ModelState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1286,7 @@ func (x *ModelState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelState.ProtoReflect.Descriptor instead.
 func (*ModelState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ModelState) GetName() string {
@@ -1079,7 +1354,7 @@ type PolicyState struct {
 
 func (x *PolicyState) Reset() {
 	*x = PolicyState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1366,7 @@ func (x *PolicyState) String() string {
 func (*PolicyState) ProtoMessage() {}
 
 func (x *PolicyState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1379,7 @@ func (x *PolicyState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyState.ProtoReflect.Descriptor instead.
 func (*PolicyState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PolicyState) GetSessionHeader() string {
@@ -1217,7 +1492,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1504,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1517,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Rewrite) GetModel() string {
@@ -1291,7 +1566,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1578,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1591,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Flow) GetQueue() uint32 {
@@ -1433,7 +1708,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1720,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1733,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CacheState) GetAddress() string {
@@ -1506,7 +1781,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1793,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1806,7 @@ func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite_Target.ProtoReflect.Descriptor instead.
 func (*Rewrite_Target) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14, 0}
 }
 
 func (x *Rewrite_Target) GetModel() string {
@@ -1559,7 +1834,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1846,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1859,7 @@ func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow_Degrade.ProtoReflect.Descriptor instead.
 func (*Flow_Degrade) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *Flow_Degrade) GetModel() string {
@@ -1605,7 +1880,7 @@ var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\x97\x04\n" +
+	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xd3\x04\n" +
 	"\n" +
 	"NodeReport\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x19\n" +
@@ -1620,7 +1895,13 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x0esame_telemetry\x18\n" +
 	" \x01(\x04R\rsameTelemetry\x12\x1f\n" +
 	"\vsame_engine\x18\v \x01(\x04R\n" +
-	"sameEngine\"\xde\x03\n" +
+	"sameEngine\x12:\n" +
+	"\arefused\x18( \x01(\v2 .millrace.fleet.v1alpha1.RefusalR\arefused\"T\n" +
+	"\aRefusal\x12'\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04B\a\xfaB\x042\x02 \x00R\n" +
+	"generation\x12 \n" +
+	"\x06reason\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\x06reason\"\xde\x03\n" +
 	"\tTelemetry\x12M\n" +
 	"\x06source\x18\x01 \x01(\x0e2).millrace.fleet.v1alpha1.Telemetry.SourceB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x06source\x123\n" +
@@ -1655,7 +1936,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
 	"assignment\x18\x01 \x01(\v2$.millrace.engine.v1alpha1.AssignmentR\n" +
 	"assignment\"\x0e\n" +
-	"\fWatchRequest\"\xd5\x01\n" +
+	"\fWatchRequest\"\xbd\x02\n" +
 	"\tFleetView\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
 	"\x05nodes\x18\x02 \x03(\v2!.millrace.fleet.v1alpha1.NodeViewR\x05nodes\x12B\n" +
@@ -1663,7 +1944,30 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"conditions\x18\x03 \x03(\v2\".millrace.fleet.v1alpha1.ConditionR\n" +
 	"conditions\x12\x1f\n" +
 	"\vads_clients\x18\x04 \x01(\rR\n" +
-	"adsClients\"G\n" +
+	"adsClients\x12=\n" +
+	"\aobjects\x18\n" +
+	" \x03(\v2#.millrace.fleet.v1alpha1.ObjectViewR\aobjects\x12'\n" +
+	"\x0fdesired_version\x18\v \x01(\x04R\x0edesiredVersion\"\xe1\x01\n" +
+	"\n" +
+	"ObjectView\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x03R\n" +
+	"generation\x12H\n" +
+	"\n" +
+	"conditions\x18\x04 \x03(\v2(.millrace.fleet.v1alpha1.ObjectConditionR\n" +
+	"conditions\x12\x1a\n" +
+	"\breplicas\x18\x05 \x03(\tR\breplicas\x12%\n" +
+	"\x0eready_replicas\x18\x06 \x01(\rR\rreadyReplicas\"\xe8\x01\n" +
+	"\x0fObjectCondition\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\bR\x06status\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x14\n" +
+	"\x05field\x18\x05 \x01(\tR\x05field\x12/\n" +
+	"\x13observed_generation\x18\x06 \x01(\x03R\x12observedGeneration\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"G\n" +
 	"\tCondition\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x12\n" +
@@ -1782,71 +2086,78 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),         // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),      // 1: millrace.fleet.v1alpha1.EndpointState.State
 	(*NodeReport)(nil),            // 2: millrace.fleet.v1alpha1.NodeReport
-	(*Telemetry)(nil),             // 3: millrace.fleet.v1alpha1.Telemetry
-	(*Gpu)(nil),                   // 4: millrace.fleet.v1alpha1.Gpu
-	(*Directive)(nil),             // 5: millrace.fleet.v1alpha1.Directive
-	(*WatchRequest)(nil),          // 6: millrace.fleet.v1alpha1.WatchRequest
-	(*FleetView)(nil),             // 7: millrace.fleet.v1alpha1.FleetView
-	(*Condition)(nil),             // 8: millrace.fleet.v1alpha1.Condition
-	(*NodeView)(nil),              // 9: millrace.fleet.v1alpha1.NodeView
-	(*EndpointState)(nil),         // 10: millrace.fleet.v1alpha1.EndpointState
-	(*ModelState)(nil),            // 11: millrace.fleet.v1alpha1.ModelState
-	(*PolicyState)(nil),           // 12: millrace.fleet.v1alpha1.PolicyState
-	(*Rewrite)(nil),               // 13: millrace.fleet.v1alpha1.Rewrite
-	(*Flow)(nil),                  // 14: millrace.fleet.v1alpha1.Flow
-	(*CacheState)(nil),            // 15: millrace.fleet.v1alpha1.CacheState
-	(*Rewrite_Target)(nil),        // 16: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),          // 17: millrace.fleet.v1alpha1.Flow.Degrade
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*enginepb.Status)(nil),       // 20: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),   // 21: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),         // 22: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),        // 23: millrace.engine.v1alpha1.Speed
-	(*enginepb.CacheSegment)(nil), // 24: millrace.engine.v1alpha1.CacheSegment
+	(*Refusal)(nil),               // 3: millrace.fleet.v1alpha1.Refusal
+	(*Telemetry)(nil),             // 4: millrace.fleet.v1alpha1.Telemetry
+	(*Gpu)(nil),                   // 5: millrace.fleet.v1alpha1.Gpu
+	(*Directive)(nil),             // 6: millrace.fleet.v1alpha1.Directive
+	(*WatchRequest)(nil),          // 7: millrace.fleet.v1alpha1.WatchRequest
+	(*FleetView)(nil),             // 8: millrace.fleet.v1alpha1.FleetView
+	(*ObjectView)(nil),            // 9: millrace.fleet.v1alpha1.ObjectView
+	(*ObjectCondition)(nil),       // 10: millrace.fleet.v1alpha1.ObjectCondition
+	(*Condition)(nil),             // 11: millrace.fleet.v1alpha1.Condition
+	(*NodeView)(nil),              // 12: millrace.fleet.v1alpha1.NodeView
+	(*EndpointState)(nil),         // 13: millrace.fleet.v1alpha1.EndpointState
+	(*ModelState)(nil),            // 14: millrace.fleet.v1alpha1.ModelState
+	(*PolicyState)(nil),           // 15: millrace.fleet.v1alpha1.PolicyState
+	(*Rewrite)(nil),               // 16: millrace.fleet.v1alpha1.Rewrite
+	(*Flow)(nil),                  // 17: millrace.fleet.v1alpha1.Flow
+	(*CacheState)(nil),            // 18: millrace.fleet.v1alpha1.CacheState
+	(*Rewrite_Target)(nil),        // 19: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),          // 20: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*enginepb.Status)(nil),       // 23: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),   // 24: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),         // 25: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),        // 26: millrace.engine.v1alpha1.Speed
+	(*enginepb.CacheSegment)(nil), // 27: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	18, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	19, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
-	3,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	20, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
-	0,  // 4: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
-	4,  // 5: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	21, // 6: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	18, // 7: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
-	9,  // 8: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
-	8,  // 9: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
-	1,  // 10: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	18, // 11: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	18, // 12: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
-	2,  // 13: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
-	1,  // 14: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	22, // 15: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	23, // 16: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	19, // 17: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	14, // 18: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	13, // 19: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	16, // 20: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	19, // 21: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	19, // 22: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	19, // 23: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	19, // 24: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	17, // 25: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	24, // 26: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 27: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	6,  // 28: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	5,  // 29: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	7,  // 30: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	29, // [29:31] is the sub-list for method output_type
-	27, // [27:29] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	21, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	22, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	4,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
+	23, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	3,  // 4: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
+	0,  // 5: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
+	5,  // 6: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
+	24, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	21, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	12, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
+	11, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
+	9,  // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
+	10, // 12: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
+	21, // 13: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	1,  // 14: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	21, // 15: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	21, // 16: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	2,  // 17: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
+	1,  // 18: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	25, // 19: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	26, // 20: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	22, // 21: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	17, // 22: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	16, // 23: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	19, // 24: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	22, // 25: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	22, // 26: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	22, // 27: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	22, // 28: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	20, // 29: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	27, // 30: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 31: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	7,  // 32: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 33: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	8,  // 34: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	33, // [33:35] is the sub-list for method output_type
+	31, // [31:33] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -1860,7 +2171,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

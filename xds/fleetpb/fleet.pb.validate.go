@@ -218,6 +218,35 @@ func (m *NodeReport) validate(all bool) error {
 
 	// no validation rules for SameEngine
 
+	if all {
+		switch v := interface{}(m.GetRefused()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, NodeReportValidationError{
+					field:  "Refused",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, NodeReportValidationError{
+					field:  "Refused",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetRefused()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return NodeReportValidationError{
+				field:  "Refused",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(errors) > 0 {
 		return NodeReportMultiError(errors)
 	}
@@ -296,6 +325,126 @@ var _ interface {
 } = NodeReportValidationError{}
 
 var _NodeReport_Node_Pattern = regexp.MustCompile("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+
+// Validate checks the field values on Refusal with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Refusal) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Refusal with the rules defined in the
+// proto definition for this message. If any rules are violated, the result is
+// a list of violation errors wrapped in RefusalMultiError, or nil if none found.
+func (m *Refusal) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Refusal) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if m.GetGeneration() <= 0 {
+		err := RefusalValidationError{
+			field:  "Generation",
+			reason: "value must be greater than 0",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetReason()) > 1024 {
+		err := RefusalValidationError{
+			field:  "Reason",
+			reason: "value length must be at most 1024 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(errors) > 0 {
+		return RefusalMultiError(errors)
+	}
+
+	return nil
+}
+
+// RefusalMultiError is an error wrapping multiple validation errors returned
+// by Refusal.ValidateAll() if the designated constraints aren't met.
+type RefusalMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m RefusalMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m RefusalMultiError) AllErrors() []error { return m }
+
+// RefusalValidationError is the validation error returned by Refusal.Validate
+// if the designated constraints aren't met.
+type RefusalValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e RefusalValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e RefusalValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e RefusalValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e RefusalValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e RefusalValidationError) ErrorName() string { return "RefusalValidationError" }
+
+// Error satisfies the builtin error interface
+func (e RefusalValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sRefusal.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = RefusalValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = RefusalValidationError{}
 
 // Validate checks the field values on Telemetry with the rules defined in the
 // proto definition for this message. If any rules are violated, the first
@@ -1048,6 +1197,42 @@ func (m *FleetView) validate(all bool) error {
 
 	// no validation rules for AdsClients
 
+	for idx, item := range m.GetObjects() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, FleetViewValidationError{
+						field:  fmt.Sprintf("Objects[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, FleetViewValidationError{
+						field:  fmt.Sprintf("Objects[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return FleetViewValidationError{
+					field:  fmt.Sprintf("Objects[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	// no validation rules for DesiredVersion
+
 	if len(errors) > 0 {
 		return FleetViewMultiError(errors)
 	}
@@ -1124,6 +1309,288 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = FleetViewValidationError{}
+
+// Validate checks the field values on ObjectView with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *ObjectView) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on ObjectView with the rules defined in
+// the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in ObjectViewMultiError, or
+// nil if none found.
+func (m *ObjectView) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *ObjectView) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Kind
+
+	// no validation rules for Name
+
+	// no validation rules for Generation
+
+	for idx, item := range m.GetConditions() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, ObjectViewValidationError{
+						field:  fmt.Sprintf("Conditions[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, ObjectViewValidationError{
+						field:  fmt.Sprintf("Conditions[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return ObjectViewValidationError{
+					field:  fmt.Sprintf("Conditions[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	// no validation rules for ReadyReplicas
+
+	if len(errors) > 0 {
+		return ObjectViewMultiError(errors)
+	}
+
+	return nil
+}
+
+// ObjectViewMultiError is an error wrapping multiple validation errors
+// returned by ObjectView.ValidateAll() if the designated constraints aren't met.
+type ObjectViewMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m ObjectViewMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m ObjectViewMultiError) AllErrors() []error { return m }
+
+// ObjectViewValidationError is the validation error returned by
+// ObjectView.Validate if the designated constraints aren't met.
+type ObjectViewValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e ObjectViewValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e ObjectViewValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e ObjectViewValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e ObjectViewValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e ObjectViewValidationError) ErrorName() string { return "ObjectViewValidationError" }
+
+// Error satisfies the builtin error interface
+func (e ObjectViewValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sObjectView.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = ObjectViewValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = ObjectViewValidationError{}
+
+// Validate checks the field values on ObjectCondition with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// first error encountered is returned, or nil if there are no violations.
+func (m *ObjectCondition) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on ObjectCondition with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the result is a list of violation errors wrapped in
+// ObjectConditionMultiError, or nil if none found.
+func (m *ObjectCondition) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *ObjectCondition) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Type
+
+	// no validation rules for Status
+
+	// no validation rules for Reason
+
+	// no validation rules for Message
+
+	// no validation rules for Field
+
+	// no validation rules for ObservedGeneration
+
+	if all {
+		switch v := interface{}(m.GetSince()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, ObjectConditionValidationError{
+					field:  "Since",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, ObjectConditionValidationError{
+					field:  "Since",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetSince()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return ObjectConditionValidationError{
+				field:  "Since",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	if len(errors) > 0 {
+		return ObjectConditionMultiError(errors)
+	}
+
+	return nil
+}
+
+// ObjectConditionMultiError is an error wrapping multiple validation errors
+// returned by ObjectCondition.ValidateAll() if the designated constraints
+// aren't met.
+type ObjectConditionMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m ObjectConditionMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m ObjectConditionMultiError) AllErrors() []error { return m }
+
+// ObjectConditionValidationError is the validation error returned by
+// ObjectCondition.Validate if the designated constraints aren't met.
+type ObjectConditionValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e ObjectConditionValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e ObjectConditionValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e ObjectConditionValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e ObjectConditionValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e ObjectConditionValidationError) ErrorName() string { return "ObjectConditionValidationError" }
+
+// Error satisfies the builtin error interface
+func (e ObjectConditionValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sObjectCondition.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = ObjectConditionValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = ObjectConditionValidationError{}
 
 // Validate checks the field values on Condition with the rules defined in the
 // proto definition for this message. If any rules are violated, the first

@@ -116,6 +116,9 @@ func (s *Server) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.As
 	if err := a.ValidateAll(); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	if err := a.Check(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	if err := s.check(a); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -128,6 +131,9 @@ func (s *Server) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.As
 
 // check holds the rules that span several fields.
 func (s *Server) check(a *enginepb.Assignment) error {
+	if a.Releases() {
+		return nil
+	}
 	if int(a.GetStage()) >= len(a.GetStages()) {
 		return fmt.Errorf("stage: %d; must be < %d, the number of stages", a.GetStage(), len(a.GetStages()))
 	}
@@ -155,7 +161,7 @@ func (s *Server) check(a *enginepb.Assignment) error {
 func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 	load, speed, totals := s.cfg.Gate.Load(), s.cfg.Meter.Speed(), s.cfg.Meter.Totals()
 	v := &enginepb.Status{
-		Node: s.cfg.Node, Generation: snap.Assignment.GetGeneration(), Assignment: snap.Assignment, Epoch: snap.Epoch,
+		Node: s.cfg.Node, Generation: snap.Generation, Assignment: snap.Assignment, Epoch: snap.Epoch,
 		State: snap.State, Reason: short(snap.Reason), Since: timestamppb.New(snap.Since),
 		HttpAddress: s.cfg.HTTP, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
 		Load: &enginepb.Load{

@@ -111,7 +111,7 @@ func TestAssignRefuses(t *testing.T) {
 	}{
 		{"no generation", func(a *enginepb.Assignment) { a.Generation = 0 }, "Generation"},
 		{"no slots", func(a *enginepb.Assignment) { a.Backend.Slots = 0 }, "Slots"},
-		{"no backend", func(a *enginepb.Assignment) { a.Backend = nil }, "Backend"},
+		{"half a release", func(a *enginepb.Assignment) { a.Backend = nil }, "backend: missing"},
 		{"a stage too many", func(a *enginepb.Assignment) { a.Stage = 2 }, "stage: 2; must be < 2"},
 		{"another node's stage", func(a *enginepb.Assignment) { a.Stage = 1 }, `stages[1].node: "node-b"; must be this engine's, "node-a"`},
 		{"a shard elsewhere", func(a *enginepb.Assignment) { a.Stages[0].ShardAddress = "127.0.0.1:44" }, "stages[0].shard_address"},
@@ -172,8 +172,18 @@ func TestWatchTellsOfAnAssignment(t *testing.T) {
 	if c := s.GetCapabilities(); c.GetPipelineParallel() != 2 || c.GetContextTokens() != 128 || !c.GetEmbeddings() {
 		t.Errorf("capabilities %v", c)
 	}
+	if reply, err := client.Assign(t.Context(), &enginepb.Assignment{Generation: 6}); err != nil || reply.GetGeneration() != 6 {
+		t.Fatalf("release = %v, %v", reply, err)
+	}
+	for s.GetState() != enginepb.State_IDLE {
+		if s, err = w.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.GetGeneration() != 6 || s.GetAssignment() != nil || len(s.GetProcesses()) > 1 {
+		t.Errorf("status after a release %v", s)
+	}
 	old := valid()
-	old.Generation = 4
 	if _, err := client.Assign(t.Context(), old); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("an older generation: %v", err)
 	}

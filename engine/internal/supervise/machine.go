@@ -100,7 +100,8 @@ const (
 	// stallOpaque is the same for a backend whose use of the CPU shows nothing: a
 	// prompt may take that long.
 	stallOpaque = time.Minute
-	// drainFor bounds how long running requests keep a drained backend alive.
+	// drainFor bounds how long running requests keep a drained backend alive, where
+	// the assignment in force does not say it, and when the engine ends.
 	drainFor = 10 * time.Second
 	// healthyAfter is how long a process must have run for its next death to count
 	// as the first one.
@@ -112,7 +113,7 @@ const (
 // Machine decides what an engine does next. It does no I/O: Step takes the world
 // and returns commands.
 type Machine struct {
-	have *enginepb.Assignment // in force; nil: none
+	have *enginepb.Assignment // in force, perhaps a release; nil: none
 	next *enginepb.Assignment // waits for the drain
 	quit bool
 
@@ -182,7 +183,9 @@ func (m *Machine) Assign(a *enginepb.Assignment) error {
 }
 
 // Quit makes the machine drain and never start anything again.
-func (m *Machine) Quit() { m.quit = true }
+func (m *Machine) Quit() {
+	m.quit, m.drain = true, time.Time{} // the end has a patience of its own
+}
 
 // Idle reports whether nothing runs and nothing is wanted: after Quit, the end.
 func (m *Machine) Idle() bool {
@@ -238,7 +241,7 @@ func (m *Machine) judge(w World) (enginepb.State, string) {
 	if state, reason, draining := m.drained(w); draining {
 		return state, reason
 	}
-	if m.have == nil {
+	if m.have.Releases() {
 		return enginepb.State_IDLE, idle
 	}
 	if sharded(m.have) {
@@ -271,7 +274,7 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	if m.drain.IsZero() {
 		m.drain = w.Now
 	}
-	if w.Parts[Backend].Up && w.Running > 0 && w.Now.Sub(m.drain) < drainFor {
+	if w.Parts[Backend].Up && w.Running > 0 && w.Now.Sub(m.drain) < m.patience() && !m.wedged(w) {
 		return enginepb.State_DRAINING, why + " for running requests", true
 	}
 	m.have, m.next, m.drain = m.next, nil, time.Time{}
@@ -281,6 +284,24 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	}
 	m.release(w)
 	return enginepb.State_DRAINING, why, m.quit
+}
+
+// patience is how long running requests may go on. That of the assignment in force
+// counts: the requests were sent under its rules.
+func (m *Machine) patience() time.Duration {
+	if d := m.have.GetBackend().GetDrain(); d != nil && !m.quit {
+		return d.AsDuration()
+	}
+	return drainFor
+}
+
+// wedged reports whether the running requests will get no answer from this backend,
+// so that waiting for them is of no use.
+func (m *Machine) wedged(w World) bool {
+	hung := w.Parts[Backend].Hung && w.Now.Sub(m.parts[Backend].hung) >= killHung
+	shard := sharded(m.have) && !w.Parts[Shard].Up
+	group := append([]uint64{w.Parts[Shard].Run}, epochs(w.Peers)...)
+	return hung || shard || !slices.Equal(group, m.group) || m.stalled(w)
 }
 
 // keeps reports whether the running backend serves a as it is.
@@ -301,19 +322,12 @@ func (m *Machine) release(w World) {
 func key(r Role, a *enginepb.Assignment) string {
 	b := a.GetBackend()
 	switch {
-	case a == nil, r == Shard && !sharded(a), r == Backend && a.GetStage() > 0:
+	case r == Shard && !sharded(a), r == Backend && a.GetStage() > 0:
 		return ""
 	case r == Shard:
 		return fmt.Sprint(b.GetKind(), b.GetThreads())
 	}
-	own := proto.CloneOf(b)
-	own.Queue, own.MaxBodyBytes = 0, 0                                // are engine's own
-	text, _ := proto.MarshalOptions{Deterministic: true}.Marshal(own) // of texts that are UTF-8 it never fails
-	s := a.GetModel() + " " + string(text)
-	for _, stage := range a.GetStages() {
-		s += fmt.Sprint(" ", stage.GetShardAddress(), stage.GetShare())
-	}
-	return s
+	return a.ProcessKey()
 }
 
 func sharded(a *enginepb.Assignment) bool { return len(a.GetStages()) > 1 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
 )
@@ -290,6 +291,112 @@ func TestNewAssignmentDrains(t *testing.T) {
 	s.after(time.Second).want(enginepb.State_STARTING, "")
 	if s.starts[Backend] != 2 || s.kills[Backend] != 1 {
 		t.Errorf("%d starts, %d kills; want 2, 1", s.starts[Backend], s.kills[Backend])
+	}
+}
+
+// other is an assignment for which the backend of assignment must be started anew.
+func other(generation uint64) *enginepb.Assignment {
+	a := assignment(generation, 0, 1)
+	a.Backend.Weights = "other"
+	return a
+}
+
+func TestDrainLastsAsLongAsTheAssignmentInForceSays(t *testing.T) {
+	for _, next := range []*enginepb.Assignment{other(2), {Generation: 2}} {
+		a := assignment(1, 0, 1)
+		a.Backend.Drain = durationpb.New(time.Minute)
+		s := ready(t, a)
+		s.w.Running = 3
+		s.assign(next)
+		for range 59 {
+			s.after(time.Second - time.Millisecond)
+			s.w.Served = s.w.Now // the requests go on
+		}
+		s.after(0).want(enginepb.State_DRAINING, "new assignment")
+		s.after(4 * time.Second)
+		if s.kills[Backend] != 1 {
+			t.Errorf("%d kills after the patience; want 1", s.kills[Backend])
+		}
+	}
+}
+
+func TestWedgedBackendEndsItsDrain(t *testing.T) {
+	tests := []struct {
+		name    string
+		stages  int
+		wedge   func(*sim)
+		patient time.Duration
+	}{
+		{"hung", 1, func(s *sim) { s.w.Parts[Backend].Hung = true }, killHung},
+		{"no token, nothing computes", 1, func(s *sim) { s.w.Parts[Backend].Idle = stallIdle }, stallAfter},
+		{"its shard was restarted", 2, func(s *sim) { s.w.Parts[Shard].Run++ }, 0},
+		{"its shard died", 2, func(s *sim) { s.die(Shard, "died") }, 0},
+		{"a peer's shard was restarted", 2, func(s *sim) { s.w.Peers[0].Epoch++ }, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a := assignment(1, 0, tt.stages)
+			a.Backend.Drain = durationpb.New(time.Hour)
+			s := ready(t, a)
+			s.w.Running = 1
+			s.assign(&enginepb.Assignment{Generation: 2})
+			s.after(time.Second).want(enginepb.State_DRAINING, "")
+			tt.wedge(s)
+			s.after(time.Millisecond)
+			s.after(tt.patient)
+			s.after(time.Millisecond).want(enginepb.State_IDLE, idle)
+			if s.kills[Backend] != 1 {
+				t.Errorf("%d kills, want 1", s.kills[Backend])
+			}
+		})
+	}
+}
+
+func TestReleaseEndsAllAndKeepsItsGeneration(t *testing.T) {
+	s := ready(t, assignment(5, 0, 2))
+	s.assign(&enginepb.Assignment{Generation: 6})
+	s.after(time.Millisecond).want(enginepb.State_IDLE, idle)
+	if s.w.Parts[Backend].Up || s.w.Parts[Shard].Up {
+		t.Error("processes are left")
+	}
+	if s.m.Assign(assignment(5, 0, 2)) == nil {
+		t.Error("an assignment older than the release is taken")
+	}
+	s.w.Peers = nil
+	s.assign(assignment(7, 0, 1))
+	s.after(0).want(enginepb.State_STARTING, "backend is starting")
+}
+
+func TestReleaseTakenBackChangesNothing(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.w.Running = 1
+	for g := uint64(2); g < 8; g += 2 {
+		s.assign(&enginepb.Assignment{Generation: g})
+		s.after(time.Second).want(enginepb.State_DRAINING, "")
+		s.assign(assignment(g+1, 0, 1))
+		s.after(time.Second).want(enginepb.State_READY, "")
+	}
+	if s.starts[Backend] != 1 || s.kills[Backend] != 0 {
+		t.Errorf("%d starts, %d kills; want 1, 0", s.starts[Backend], s.kills[Backend])
+	}
+}
+
+func TestEndDuringADrainHasItsOwnPatience(t *testing.T) {
+	a := assignment(1, 0, 1)
+	a.Backend.Drain = durationpb.New(time.Hour)
+	s := ready(t, a)
+	s.w.Running = 1
+	s.assign(other(2))
+	for range 10 {
+		s.after(time.Minute)
+		s.w.Served = s.w.Now
+	}
+	s.m.Quit()
+	s.after(time.Second).want(enginepb.State_DRAINING, "the engine ends")
+	s.after(drainFor)
+	s.after(time.Millisecond)
+	if !s.m.Idle() {
+		t.Error("the engine does not end")
 	}
 }
 

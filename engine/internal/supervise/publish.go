@@ -28,7 +28,10 @@ func (s *Supervisor) publish(ctx context.Context) {
 
 func (s *Supervisor) snapshotLocked() *Snapshot {
 	m := s.machine
-	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Assignment: m.have}
+	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Generation: m.have.GetGeneration()}
+	if !m.have.Releases() {
+		next.Assignment = m.have
+	}
 	for r, c := range s.children {
 		if c == nil || c.remote {
 			continue
@@ -45,7 +48,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 	if m.have.GetStage() > 0 {
 		leader = Shard
 	}
-	if c := s.children[leader]; c != nil && m.have != nil {
+	if c := s.children[leader]; c != nil && next.Assignment != nil {
 		next.Epoch = c.run
 	}
 	return next
@@ -53,7 +56,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 
 // same reports whether nobody needs to hear of b at once who knows a.
 func same(a, b *Snapshot) bool {
-	return a.State == b.State && a.Reason == b.Reason && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
+	return a.State == b.State && a.Reason == b.Reason && a.Generation == b.Generation && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
 		slices.EqualFunc(a.Processes, b.Processes, func(p, q Process) bool { return p.Role == q.Role && p.PID == q.PID })
 }
 
@@ -70,13 +73,25 @@ func (s *Supervisor) serveLocked(ctx context.Context, next *Snapshot) {
 		v.close(ErrEnds)
 		v.kill(ErrEnds)
 	}
-	if next.State != enginepb.State_DRAINING && s.draining != nil {
-		s.draining.kill(ErrEnds)
+	if old := s.draining; next.State != enginepb.State_DRAINING && old != nil {
 		s.draining = nil
+		if next.State == enginepb.State_READY && next.Epoch == s.servedEpoch {
+			s.reopenLocked(ctx, old, next) // what was to come was taken back
+		} else {
+			old.kill(ErrEnds)
+		}
 	}
 	if v = s.serving.Load(); next.State == enginepb.State_READY && next.Assignment.GetStage() == 0 && (v == nil || v.Assignment != next.Assignment) {
 		s.serveNewLocked(ctx, v, next)
 	}
+}
+
+// reopenLocked opens the door again that a drain had closed. The requests that went on
+// through the drain are still alive, and stay so with those that come.
+func (s *Supervisor) reopenLocked(ctx context.Context, old *Serving, next *Snapshot) {
+	v := &Serving{Assignment: next.Assignment, Alive: old.Alive, kill: old.kill}
+	v.Open, v.close = context.WithCancelCause(ctx)
+	s.serving.Store(v)
 }
 
 // serveNewLocked opens the door. An assignment that changed nothing but its

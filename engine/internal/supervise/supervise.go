@@ -67,10 +67,12 @@ type Process struct {
 
 // Snapshot is the truth of one moment. It is never changed once published.
 type Snapshot struct {
-	State      enginepb.State
-	Reason     string
-	Since      time.Time
-	Assignment *enginepb.Assignment // nil: none
+	State  enginepb.State
+	Reason string
+	Since  time.Time
+	// Generation is that of the assignment in force, also of a release; 0: none.
+	Generation uint64
+	Assignment *enginepb.Assignment // nil: none, or released
 	Epoch      uint64
 	Processes  []Process
 }
@@ -152,7 +154,7 @@ func (s *Supervisor) Assign(a *enginepb.Assignment) (uint64, error) {
 	err := s.machine.Assign(proto.CloneOf(a))
 	s.Wake()
 	if err != nil {
-		return s.snapshot.Load().Assignment.GetGeneration(), err
+		return s.snapshot.Load().Generation, err
 	}
 	return a.GetGeneration(), nil
 }

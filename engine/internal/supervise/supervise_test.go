@@ -99,6 +99,12 @@ func (f fake) Prove(ctx context.Context, _ *enginepb.Assignment) error { return 
 // that nothing is left.
 func start(t *testing.T) *Supervisor {
 	t.Helper()
+	return startRunning(t, func() int { return 0 })
+}
+
+// startRunning is start for a backend in which so many requests run.
+func startRunning(t *testing.T, running func() int) *Supervisor {
+	t.Helper()
 	ports, err := proc.FreePorts(2)
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +112,7 @@ func start(t *testing.T) *Supervisor {
 	s := New(Config{
 		Node: "node-0", Logs: t.TempDir(), Log: slog.New(slog.DiscardHandler),
 		Launcher: fake{backend: fmt.Sprint("127.0.0.1:", ports[0]), shard: fmt.Sprint("127.0.0.1:", ports[1])},
-		Running:  func() int { return 0 }, Served: func() time.Time { return time.Time{} },
+		Running:  running, Served: func() time.Time { return time.Time{} },
 	})
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -178,6 +184,27 @@ func TestKilledBackendIsBack(t *testing.T) {
 	}
 	if now, _ := s.Serving(); now == nil || now.Alive.Err() != nil || v.Open.Err() == nil {
 		t.Error("the door was not closed and opened")
+	}
+}
+
+func TestUndoDuringADrainKeepsItsRequests(t *testing.T) {
+	s := startRunning(t, func() int { return 1 })
+	assign(t, s, assignment(1, 0, 1))
+	pid := await(t, s, enginepb.State_READY, "").Processes[0].PID
+	before, _ := s.Serving()
+	assign(t, s, other(2))
+	await(t, s, enginepb.State_DRAINING, "")
+	if v, _ := s.Serving(); v != nil || before.Open.Err() == nil || before.Alive.Err() != nil {
+		t.Fatal("a drain must close the door, and let those go on who are inside")
+	}
+	assign(t, s, assignment(3, 0, 1))
+	snap := await(t, s, enginepb.State_READY, "")
+	now, _ := s.Serving()
+	if snap.Processes[0].PID != pid || snap.Generation != 3 || before.Alive.Err() != nil {
+		t.Errorf("the undo has ended what runs: %+v, %v", snap, before.Alive.Err())
+	}
+	if now == nil || now.Open.Err() != nil || now.Alive != before.Alive {
+		t.Error("the door was not opened again to the same backend")
 	}
 }
 

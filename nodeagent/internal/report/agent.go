@@ -107,6 +107,7 @@ type Agent struct {
 
 	// Of directives.
 	want    *enginepb.Assignment // nil: nothing
+	refused *fleetpb.Refusal     // the last directive, if it is refused for good; nil: it is not
 	asking  bool                 // whether an Assign is on its way
 	askFrom time.Time            // earliest next Assign
 
@@ -120,6 +121,7 @@ type truth struct {
 	generation uint64
 	epoch      uint64
 	wrong      string // prefix of engine_error; empty: a status is had
+	refused    uint64 // generation of the directive that is refused; 0: none
 }
 
 // NewAgent returns an agent that knows nothing yet.
@@ -202,9 +204,17 @@ func (a *Agent) direct(d *fleetpb.Directive, fx *Effects) {
 	if d.GetAssignment() == nil {
 		return
 	}
-	if err := d.ValidateAll(); err != nil {
+	err := d.ValidateAll()
+	if err == nil {
+		err = d.GetAssignment().Check()
+	}
+	if err != nil {
+		a.refuse(d.GetAssignment().GetGeneration(), err)
 		fx.log("directive refused", true, "err", err)
 		return
+	}
+	if a.refused.GetGeneration() != d.GetAssignment().GetGeneration() {
+		a.refused = nil
 	}
 	if !proto.Equal(a.want, d.GetAssignment()) {
 		fx.log("directive", false, "generation", d.GetAssignment().GetGeneration(), "model", d.GetAssignment().GetModel(),
@@ -224,8 +234,18 @@ func (a *Agent) assigned(now time.Time, ev Assigned, fx *Effects) {
 	}
 	fx.log("assignment not taken", true, "generation", ev.Generation, "err", cause(ev.Err))
 	switch status.Code(ev.Err) {
-	case codes.FailedPrecondition, codes.InvalidArgument:
-		a.want = nil // the engine will never take it; xds sees what it has instead
+	case codes.InvalidArgument:
+		a.refuse(ev.Generation, ev.Err)
+		a.want = nil // the engine will never take it
+	case codes.FailedPrecondition:
+		a.want = nil // it is too old: xds sees what the engine has instead
+	}
+}
+
+// refuse notes that a directive will never be followed, for xds to know.
+func (a *Agent) refuse(generation uint64, err error) {
+	if generation > 0 {
+		a.refused = &fleetpb.Refusal{Generation: generation, Reason: clip(cause(err))}
 	}
 }
 
@@ -274,11 +294,12 @@ func (a *Agent) truth(now time.Time) truth {
 	if wrong == wire.EngineStarting {
 		return truth{}
 	}
+	refused := a.refused.GetGeneration()
 	if wrong != "" {
 		prefix, _, _ := strings.Cut(wrong, " ")
-		return truth{known: true, wrong: prefix}
+		return truth{known: true, wrong: prefix, refused: refused}
 	}
-	return truth{known: true, state: a.status.GetState(), generation: a.status.GetGeneration(), epoch: a.status.GetEpoch()}
+	return truth{known: true, refused: refused, state: a.status.GetState(), generation: a.status.GetGeneration(), epoch: a.status.GetEpoch()}
 }
 
 // wrong returns why there is no status to report; empty if there is one.
@@ -341,6 +362,7 @@ func (a *Agent) Report(now time.Time, t *fleetpb.Telemetry) (*fleetpb.NodeReport
 		Zone:      a.zone,
 		Timeout:   durationpb.New(a.timeout),
 		Telemetry: t,
+		Refused:   a.refused,
 	}
 	if r.EngineError = a.wrong(now); r.EngineError == "" {
 		r.Engine = a.status

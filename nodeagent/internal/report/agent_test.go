@@ -203,17 +203,43 @@ func TestRefusedAssignmentIsDropped(t *testing.T) {
 		if got := a.Step(start.Add(time.Hour), engineIs(enginepb.State_READY, 1, 1)).Assign; got != nil {
 			t.Errorf("%s: asked again", code)
 		}
+		r, err := a.Report(start, telemetry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := r.GetRefused().GetGeneration(), map[codes.Code]uint64{codes.InvalidArgument: 5}[code]; got != want {
+			t.Errorf("%s: refused generation %d, want %d", code, got, want)
+		}
+		a.Step(start, directed(6))
+		if r, _ := a.Report(start, telemetry()); r.GetRefused() != nil {
+			t.Errorf("%s: a new directive is refused: %v", code, r.GetRefused())
+		}
 	}
 }
 
 func TestInvalidDirectiveIsRefused(t *testing.T) {
 	a := ready(t)
-	fx := a.Step(start, Directed{&fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9}}})
+	fx := a.Step(start, Directed{&fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9, Model: "m"}}})
+	if r, err := a.Report(start, telemetry()); err != nil || r.GetRefused().GetGeneration() != 9 || r.GetRefused().GetReason() != "replica: missing" {
+		t.Errorf("report %v, %v; want the refusal", r, err)
+	}
 	if fx.Assign != nil || len(fx.Log) != 1 || fx.Log[0].Text != "directive refused" {
 		t.Errorf("effects %+v", fx)
 	}
 	if fx := a.Step(start, Directed{&fleetpb.Directive{}}); fx.Assign != nil || len(fx.Log) != 0 {
 		t.Errorf("an empty directive has effects %+v", fx)
+	}
+}
+
+func TestReleaseIsHandedOn(t *testing.T) {
+	a := ready(t)
+	fx := a.Step(start, Directed{&fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9}}})
+	if !fx.Assign.Releases() || fx.Assign.GetGeneration() != 9 {
+		t.Errorf("assign %v, want the release", fx.Assign)
+	}
+	a.Step(start, Assigned{9, nil})
+	if fx := a.Step(start.Add(time.Hour), engineIs(enginepb.State_IDLE, 9, 1)); fx.Assign != nil {
+		t.Errorf("asked again: %v", fx.Assign)
 	}
 }
 

@@ -1,5 +1,5 @@
 """Writes ids.jsonl: requests of counts.jsonl and the tokens that a real vLLM makes of
-them. Run it again after a change of requests, with a server as e2e/alone starts it:
+them. Run it again after a change of requests, with a server as e2e/noxds starts it:
 
     python3 extproc/internal/token/testdata/ids.py http://127.0.0.1:8000
 

@@ -1,9 +1,10 @@
 //go:build vllm
 
-package alone
+package noxds
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // adapters are the LoRA adapters that the engines may load, two at a time.
@@ -36,16 +37,12 @@ type pair struct {
 // newPair starts everything. The engines take minutes to start.
 func newPair(t *testing.T) *pair {
 	t.Helper()
-	free, err := proc.FreePorts(8)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &pair{fleet: &fleet{t: t, dir: t.TempDir(), log: new(buffer)}, events: free[6:]}
+	free := rig.MustPorts(t, 8)
+	p := &pair{fleet: &fleet{t: t, dir: t.TempDir(), engines: make([]*rig.Process, 2)}, events: free[6:]}
 	p.ports.engines = [3]int{free[0], free[1]}
 	p.ports.gateway, p.ports.admin, p.ports.extproc, p.ports.metric = free[2], free[3], free[4], free[5]
-	p.engines = make([]*engine, 2)
 	p.write(t, "fleet.yaml", p.file(t, 0, 1))
-	p.startExtproc(t)
+	p.startExtproc()
 	for i := range p.engines {
 		p.startVLLM(t, i)
 	}
@@ -56,13 +53,12 @@ func newPair(t *testing.T) *pair {
 		}
 	}
 	p.write(t, "envoy.yaml", strings.Join(hosts, ""))
-	p.start(t, new(buffer), cache(t, "envoy-*/envoy"), "-c", filepath.Join(p.dir, "envoy.yaml"), "--concurrency", "2",
-		"--disable-hot-restart", "--file-flush-interval-msec", "200", "--log-level", "warning")
+	rig.StartEnvoy(t, filepath.Join(p.dir, "envoy.yaml"), 2)
 	for i := range p.engines {
 		p.awaitStart(t, i)
 	}
-	p.await(t, func() error { return p.hosts(2) })
-	p.await(t, p.ready)
+	p.await(t, "Envoy has both", func() error { return p.hosts(2) })
+	p.await(t, "extproc has no condition", p.ready)
 	return p
 }
 
@@ -72,11 +68,11 @@ func (p *pair) file(t *testing.T, engines ...int) string {
 	b.WriteString("endpoints:\n")
 	for _, i := range engines {
 		fmt.Fprintf(&b, "  - {address: %q, models: [smollm2, %s], type: vllm, kvEvents: {listen: %q}}\n",
-			address(p.ports.engines[i]), strings.Join(adapters, ", "), address(p.events[i]))
+			rig.Address(p.ports.engines[i]), strings.Join(adapters, ", "), rig.Address(p.events[i]))
 	}
 	b.WriteString("models:\n")
 	for _, name := range append([]string{"smollm2"}, adapters...) {
-		fmt.Fprintf(&b, "  - {name: %s, tokenizer: %q}\n", name, cache(t, "vllm/model/tokenizer.json"))
+		fmt.Fprintf(&b, "  - {name: %s, tokenizer: %q}\n", name, rig.MustCached(t, "vllm/model/tokenizer.json"))
 	}
 	return b.String() + "policy: {flow: {gatewayTimeout: 60s}}\n"
 }
@@ -84,40 +80,35 @@ func (p *pair) file(t *testing.T, engines ...int) string {
 // startVLLM starts an engine.
 func (p *pair) startVLLM(t *testing.T, i int) {
 	t.Helper()
-	model := cache(t, "vllm/model")
+	model := rig.MustCached(t, "vllm/model")
 	args := []string{
 		"serve", model, "--host", "127.0.0.1", "--port", strconv.Itoa(p.ports.engines[i]), "--served-model-name", "smollm2",
 		"--dtype", "float32", "--enforce-eager", "--block-size", "32", "--num-gpu-blocks-override", strconv.Itoa(kvBlocks),
 		"--max-model-len", "4096", "--enable-prompt-tokens-details",
-		"--kv-events-config", fmt.Sprintf(`{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://%s"}`, address(p.events[i])),
+		"--kv-events-config", fmt.Sprintf(`{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://%s"}`, rig.Address(p.events[i])),
 		"--enable-lora", "--max-loras", "2", "--max-cpu-loras", "2", "--max-lora-rank", "8", "--lora-modules",
 	}
 	for _, name := range adapters {
 		args = append(args, name+"="+filepath.Join(model, "adapters", name))
 	}
-	cmd := exec.Command(cache(t, "vllm/venv/bin/vllm"), args...)
+	cmd := exec.Command(rig.MustCached(t, "vllm/venv/bin/vllm"), args...)
 	cmd.Env = append(os.Environ(), "VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1", "VLLM_HOST_IP=127.0.0.1",
 		"GLOO_SOCKET_IFNAME=lo", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_SERVER_DEV_MODE=1")
-	p.engines[i] = &engine{Process: p.run(t, new(buffer), cmd)}
+	p.engines[i] = rig.Start(p.t, fmt.Sprintf("vllm %d", i), cmd)
 }
 
 // awaitStart waits until an engine serves: minutes, where others want the CPU, too.
 func (p *pair) awaitStart(t *testing.T, i int) {
 	t.Helper()
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	began := time.Now()
-	for healthy(p.ports.engines[i]) != nil {
+	took := rig.Wait(t, 10*time.Minute, fmt.Sprintf("engine %d serves", i), func() error {
 		select {
 		case <-p.engines[i].Done():
-			t.Fatalf("engine %d has ended", i)
-		case <-tick.C:
+			return rig.Final(fmt.Errorf("it ended: %v", p.engines[i].Err()))
+		default:
 		}
-		if time.Since(began) > 10*time.Minute {
-			t.Fatalf("engine %d does not serve after 10 minutes", i)
-		}
-	}
-	t.Logf("engine %d serves after %.0f s", i, time.Since(began).Seconds())
+		return rig.Healthy(rig.Address(p.ports.engines[i]))
+	})
+	t.Logf("engine %d serves after %.0f s", i, took.Seconds())
 }
 
 // usage is what an engine says of a prompt.
@@ -128,25 +119,18 @@ type usage struct {
 
 // post sends a request to a port.
 func post(port int, path string, body map[string]any) (usage, error) {
-	b, err := json.Marshal(body)
+	a, err := rig.Post(context.Background(), "http://"+rig.Address(port)+path, body)
+	if err == nil && a.Status != http.StatusOK {
+		err = fmt.Errorf("status %d: %.300s", a.Status, a.Body)
+	}
 	if err != nil {
 		return usage{}, err
 	}
-	resp, err := client.Post("http://"+address(port)+path, "application/json", bytes.NewReader(b))
-	if err != nil {
-		return usage{}, err
-	}
-	defer resp.Body.Close()
 	var c struct {
-		completion
+		rig.Completion
 		Count int `json:"count"`
 	}
-	if resp.StatusCode != http.StatusOK {
-		var text bytes.Buffer
-		_, _ = text.ReadFrom(resp.Body)
-		return usage{}, fmt.Errorf("status %d: %.300s", resp.StatusCode, text.String())
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&c); err != nil {
+	if err := json.Unmarshal(a.Body, &c); err != nil {
 		return usage{}, err
 	}
 	u := usage{prompt: c.Usage.Prompt + c.Count, cached: c.Usage.Details.Cached}
@@ -157,7 +141,7 @@ func post(port int, path string, body map[string]any) (usage, error) {
 }
 
 // chat is the body of a request for a short answer.
-func chat(model string, messages ...message) map[string]any {
+func chat(model string, messages ...rig.Message) map[string]any {
 	return map[string]any{"model": model, "messages": messages, "max_tokens": 4, "temperature": 0}
 }
 
@@ -166,11 +150,11 @@ func chat(model string, messages ...message) map[string]any {
 func (p *pair) direct(t *testing.T, i int, model, text string) usage {
 	t.Helper()
 	before := p.metric(t, "millrace_extproc_kv_batches_total")
-	u, err := post(p.ports.engines[i], "/v1/chat/completions", chat(model, message{"user", text}))
+	u, err := post(p.ports.engines[i], "/v1/chat/completions", chat(model, rig.User(text)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.await(t, func() error {
+	p.await(t, "extproc applies its events", func() error {
 		if p.metric(t, "millrace_extproc_kv_batches_total") == before {
 			return errors.New("extproc has not heard of it")
 		}
@@ -182,21 +166,7 @@ func (p *pair) direct(t *testing.T, i int, model, text string) usage {
 // metric is a number of extproc's metrics.
 func (p *pair) metric(t *testing.T, name string) float64 {
 	t.Helper()
-	_, b, err := get("http://" + address(p.ports.metric) + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, name+" "); ok {
-			v, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return v
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
+	return rig.MustMetric(t, p.admin(), name)
 }
 
 // predicted is what extproc said of a request.
@@ -215,7 +185,7 @@ var (
 // last returns what extproc said of the last so many requests.
 func (p *pair) last(t *testing.T, n int) (all []predicted) {
 	t.Helper()
-	p.await(t, func() error {
+	p.await(t, "the access log has all requests", func() error {
 		b, err := os.ReadFile(filepath.Join(p.dir, "access.log"))
 		if lines := bytes.Count(b, []byte("\n")); err != nil || lines < p.asked {
 			return fmt.Errorf("%d lines in the access log, want %d: %v", lines, p.asked, err)
@@ -249,7 +219,7 @@ func (p *pair) through(t *testing.T, path string, body map[string]any) usage {
 
 // ask asks through Envoy and returns the engine that extproc chose, and what it and
 // the engine say.
-func (p *pair) ask(t *testing.T, model string, messages ...message) (i int, d predicted, u usage) {
+func (p *pair) ask(t *testing.T, model string, messages ...rig.Message) (i int, d predicted, u usage) {
 	t.Helper()
 	u = p.through(t, "/v1/chat/completions", chat(model, messages...))
 	d = p.last(t, 1)[0]
@@ -285,7 +255,7 @@ func TestVLLM(t *testing.T) {
 
 // testCounts sends prompts of all shapes, which the unit tests know, too.
 func (p *pair) testCounts(t *testing.T) {
-	b, err := os.ReadFile(filepath.Join(root, "extproc", "internal", "token", "testdata", "ids.jsonl"))
+	b, err := os.ReadFile(filepath.Join(rig.Root(), "extproc", "internal", "token", "testdata", "ids.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,11 +296,11 @@ func (p *pair) testCounts(t *testing.T) {
 }
 
 func (p *pair) testTurns(t *testing.T) {
-	messages := []message{{"user", long("turns", 40)}}
+	messages := []rig.Message{rig.User(long("turns", 40))}
 	home, _, u := p.ask(t, "smollm2", messages...)
 	var cached []string
 	for turn := range 4 {
-		messages = append(messages, message{"assistant", u.answer}, message{"user", fmt.Sprintf("Go on, part %d.", turn)})
+		messages = append(messages, rig.Assistant(u.answer), rig.User(fmt.Sprintf("Go on, part %d.", turn)))
 		var i int
 		var d predicted
 		if i, d, u = p.ask(t, "smollm2", messages...); i != home || d.cached == 0 {
@@ -346,7 +316,7 @@ func (p *pair) testPast(t *testing.T) {
 	for _, i := range []int{1, 0, 1} {
 		text := long(fmt.Sprintf("engine %d, %d", i, p.asked), 50)
 		p.direct(t, i, "smollm2", text)
-		got, d, u := p.ask(t, "smollm2", message{"user", text})
+		got, d, u := p.ask(t, "smollm2", rig.User(text))
 		if got != i || d.cached < 400 {
 			t.Errorf("went to engine %d with %d tokens cached, want engine %d (%s)", got, d.cached, i, d.text)
 		}
@@ -358,7 +328,7 @@ func (p *pair) testPast(t *testing.T) {
 func (p *pair) testReset(t *testing.T) {
 	text := long("a reset", 40)
 	p.direct(t, 1, "smollm2", text)
-	if i, d, _ := p.ask(t, "smollm2", message{"user", text}); i != 1 || d.cached == 0 {
+	if i, d, _ := p.ask(t, "smollm2", rig.User(text)); i != 1 || d.cached == 0 {
 		t.Fatalf("went to engine %d with %d tokens cached", i, d.cached)
 	}
 	before := p.metric(t, "millrace_extproc_kv_blocks")
@@ -368,13 +338,13 @@ func (p *pair) testReset(t *testing.T) {
 		}
 		p.direct(t, i, "smollm2", long("after the reset", 6))
 	}
-	p.await(t, func() error {
+	p.await(t, "the blocks are forgotten", func() error {
 		if n := p.metric(t, "millrace_extproc_kv_blocks"); n > 10 {
 			return fmt.Errorf("%v blocks are known, %v before", n, before)
 		}
 		return nil
 	})
-	_, d, _ := p.ask(t, "smollm2", message{"user", text})
+	_, d, _ := p.ask(t, "smollm2", rig.User(text))
 	if d.cached >= 64 {
 		t.Errorf("%d tokens believed to be cached after a reset", d.cached)
 	}
@@ -385,12 +355,12 @@ func (p *pair) testReset(t *testing.T) {
 func (p *pair) testEviction(t *testing.T) {
 	text := long("eviction", 40)
 	p.direct(t, 0, "smollm2", text)
-	_, d, _ := p.ask(t, "smollm2", message{"user", text})
+	_, d, _ := p.ask(t, "smollm2", rig.User(text))
 	was := d.cached
 	for n := range 6 {
 		p.direct(t, 0, "smollm2", long(fmt.Sprintf("what fills the cache, volume %d", n), 150))
 	}
-	_, d, u := p.ask(t, "smollm2", message{"user", text})
+	_, d, u := p.ask(t, "smollm2", rig.User(text))
 	if was < 300 || d.cached >= was {
 		t.Errorf("%d tokens cached, %d after others have filled the cache", was, d.cached)
 	}
@@ -400,12 +370,12 @@ func (p *pair) testEviction(t *testing.T) {
 // testAdapters asks for adapters: base blocks are none of theirs.
 func (p *pair) testAdapters(t *testing.T) {
 	text := long("adapters", 40)
-	base, _, _ := p.ask(t, "smollm2", message{"user", text})
-	_, d, _ := p.ask(t, "poet", message{"user", text})
+	base, _, _ := p.ask(t, "smollm2", rig.User(text))
+	_, d, _ := p.ask(t, "poet", rig.User(text))
 	if d.cached != 0 {
 		t.Errorf("%d tokens believed cached of an adapter that nobody has asked", d.cached)
 	}
-	i, d, u := p.ask(t, "poet", message{"user", text})
+	i, d, u := p.ask(t, "poet", rig.User(text))
 	if d.cached == 0 {
 		t.Errorf("none of %d tokens cached", u.prompt)
 	}
@@ -414,8 +384,8 @@ func (p *pair) testAdapters(t *testing.T) {
 	p.direct(t, 1, "judge", long("what judges do", 5))
 	p.awaitLoaded(t)
 	for n := range 3 {
-		c, d, _ := p.ask(t, "clerk", message{"user", long(fmt.Sprintf("clerk %d", n), 3)})
-		j, e, _ := p.ask(t, "judge", message{"user", long(fmt.Sprintf("judge %d", n), 3)})
+		c, d, _ := p.ask(t, "clerk", rig.User(long(fmt.Sprintf("clerk %d", n), 3)))
+		j, e, _ := p.ask(t, "judge", rig.User(long(fmt.Sprintf("judge %d", n), 3)))
 		if c != 0 || j != 1 {
 			t.Errorf("clerk is loaded at engine 0, judge at 1; asked for at %d and %d (%s; %s)", c, j, d.text, e.text)
 		}
@@ -429,7 +399,7 @@ func (p *pair) awaitLoaded(t *testing.T) {
 	t.Helper()
 	const looks = `millrace_extproc_looks_total{found="metrics"}`
 	want := p.metric(t, looks) + 6
-	p.await(t, func() error {
+	p.await(t, "extproc has scraped the engines again", func() error {
 		if n := p.metric(t, looks); n < want {
 			return fmt.Errorf("%v looks, want %v", n, want)
 		}
@@ -440,8 +410,8 @@ func (p *pair) awaitLoaded(t *testing.T) {
 // awaitLog waits until extproc has logged a text.
 func (p *pair) awaitLog(t *testing.T, text string) {
 	t.Helper()
-	p.await(t, func() error {
-		if !strings.Contains(p.log.String(), text) {
+	p.await(t, "extproc logs it", func() error {
+		if !strings.Contains(p.extproc.Out.String(), text) {
 			return fmt.Errorf("extproc has not logged %q", text)
 		}
 		return nil
@@ -453,14 +423,14 @@ func (p *pair) testRestart(t *testing.T) {
 	text, other := long("a restart", 50), long("another restart", 50)
 	p.direct(t, 1, "smollm2", text)
 	p.direct(t, 1, "smollm2", other)
-	if i, d, _ := p.ask(t, "smollm2", message{"user", text}); i != 1 || d.cached < 400 {
+	if i, d, _ := p.ask(t, "smollm2", rig.User(text)); i != 1 || d.cached < 400 {
 		t.Fatalf("went to engine %d with %d tokens cached", i, d.cached)
 	}
 	before := p.metric(t, "millrace_extproc_kv_blocks")
 	began := time.Now()
 	p.engines[1].Kill()
 	<-p.engines[1].Done()
-	p.await(t, func() error {
+	p.await(t, "the dead engine's blocks are forgotten", func() error {
 		if n := p.metric(t, "millrace_extproc_kv_endpoints"); n != 1 {
 			return fmt.Errorf("the blocks of %v engines are known", n)
 		}
@@ -469,18 +439,18 @@ func (p *pair) testRestart(t *testing.T) {
 	took := time.Since(began)
 	// Who is named first in the moments until it is known to be dead does not matter:
 	// Envoy goes on to the next.
-	served := p.through(t, "/v1/chat/completions", chat("smollm2", message{"user", text}))
+	served := p.through(t, "/v1/chat/completions", chat("smollm2", rig.User(text)))
 	if d := p.last(t, 1)[0]; d.cached >= 64 || served.prompt == 0 {
 		t.Errorf("engine 1 is dead, and %d tokens are believed to be cached (%s)", d.cached, d.text)
 	}
 	t.Logf("figure: %.0f blocks known; %d ms after kill -9 those of the dead engine are forgotten, %.0f are left", before, took.Milliseconds(), p.metric(t, "millrace_extproc_kv_blocks"))
 	p.startVLLM(t, 1)
 	p.awaitStart(t, 1)
-	p.await(t, func() error { return p.hosts(2) })
-	p.await(t, p.ready)
+	p.await(t, "Envoy has both", func() error { return p.hosts(2) })
+	p.await(t, "extproc has no condition", p.ready)
 	p.write(t, "fleet.yaml", p.file(t, 1)) // so that it is asked
 	p.awaitLog(t, " endpoints=1 ")
-	i, d, u := p.ask(t, "smollm2", message{"user", other})
+	i, d, u := p.ask(t, "smollm2", rig.User(other))
 	if i != 1 || d.cached != 0 {
 		t.Errorf("engine %d: %d tokens of a prompt believed cached that only the engine before had", i, d.cached)
 	}
@@ -488,7 +458,7 @@ func (p *pair) testRestart(t *testing.T) {
 	p.write(t, "fleet.yaml", p.file(t, 0, 1))
 	p.awaitLog(t, " endpoints=2 ")
 	p.direct(t, 1, "smollm2", long("a new life", 50))
-	if i, d, _ := p.ask(t, "smollm2", message{"user", long("a new life", 50)}); i != 1 || d.cached < 400 {
+	if i, d, _ := p.ask(t, "smollm2", rig.User(long("a new life", 50))); i != 1 || d.cached < 400 {
 		t.Errorf("went to engine %d with %d tokens cached, want the one that is back", i, d.cached)
 	}
 }

@@ -1,9 +1,10 @@
-package alone
+package noxds
 
 import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // testBodies sends what the engines alone would refuse: compressed bodies, and a
@@ -21,7 +24,7 @@ func (f *fleet) testBodies(t *testing.T) {
 	const policy = "\npolicy:\n"
 	f.write(t, "fleet.yaml", strings.Replace(whole, policy, policy+"  explain: true\n  rewrites: [{model: chat, to: [{model: smollm2}]}]\n", 1))
 	const chat = `{"model":"chat","max_tokens":2,"messages":[{"role":"user","content":"Hi"}]}`
-	f.await(t, func() error {
+	f.await(t, "the name is given to a model", func() error {
 		status, b, err := f.post("/v1/chat/completions", []byte(chat))
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("status %d: %.300s", status, b)
@@ -41,7 +44,7 @@ func (f *fleet) testBodies(t *testing.T) {
 	f.testAnthropic(t)
 	f.testWhy(t)
 	f.write(t, "fleet.yaml", whole)
-	f.await(t, func() error {
+	f.await(t, "the name is unknown again", func() error {
 		if status, b, err := f.post("/v1/chat/completions", []byte(chat)); err != nil || status != http.StatusNotFound {
 			return fmt.Errorf("status %d, %v: %.300s; want the name to be unknown again", status, err, b)
 		}
@@ -51,9 +54,9 @@ func (f *fleet) testBodies(t *testing.T) {
 
 // testWhy asks why a request went where it went.
 func (f *fleet) testWhy(t *testing.T) {
-	question := []message{{"user", "Why did this go there?"}}
+	question := []rig.Message{rig.User("Why did this go there?")}
 	if _, h, err := f.ask(question, 2); err != nil || h.Get("x-millrace-decision") != "" {
-		t.Errorf("who did not ask was told %q, %v", h.Get("x-millrace-decision"), err)
+		t.Errorf("a request that did not ask for it has the decision %q, %v", h.Get("x-millrace-decision"), err)
 	}
 	_, h, err := f.ask(question, 2, "x-millrace-debug", "1")
 	if err != nil {
@@ -116,19 +119,6 @@ func packed(t *testing.T, text string) map[string][]byte {
 
 // post sends a body; header holds pairs of name and value.
 func (f *fleet) post(path string, body []byte, header ...string) (int, []byte, error) {
-	req, err := http.NewRequest(http.MethodPost, "http://"+address(f.ports.gateway)+path, bytes.NewReader(body))
-	if err != nil {
-		return 0, nil, err
-	}
-	req.Header.Set("content-type", "application/json")
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, b, err
+	a, err := rig.Send(context.Background(), f.url(path), bytes.NewReader(body), append([]string{"content-type", "application/json"}, header...)...)
+	return a.Status, a.Body, err
 }

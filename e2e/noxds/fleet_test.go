@@ -1,4 +1,4 @@
-package alone
+package noxds
 
 import (
 	"errors"
@@ -7,18 +7,19 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
-// TestPlainServers runs the parts in order on one fleet.
-func TestPlainServers(t *testing.T) {
+// TestFleetFile runs the parts in order on one fleet.
+func TestFleetFile(t *testing.T) {
 	f := newFleet(t)
 	t.Run("ten turns stay, by header", func(t *testing.T) {
 		f.tenTurns(t, "by header", func(http.Header) []string { return []string{"x-session-id", "ten"} })
 	})
 	t.Run("ten turns stay, by cookie", func(t *testing.T) {
-		f.tenTurns(t, "by cookie", func(last http.Header) []string { return []string{"cookie", cookie(last)} })
+		f.tenTurns(t, "by cookie", func(last http.Header) []string { return []string{"cookie", rig.SessionCookie(last)} })
 	})
 	t.Run("ten turns stay, by their beginning", func(t *testing.T) {
 		f.tenTurns(t, "by its beginning", func(http.Header) []string { return nil })
@@ -31,21 +32,11 @@ func TestPlainServers(t *testing.T) {
 	t.Run("extproc dies", f.testWithoutExtproc)
 }
 
-// cookie returns the session cookie that an answer set, as a request sends it.
-func cookie(h http.Header) string {
-	for _, c := range (&http.Response{Header: h}).Cookies() {
-		if c.Name == "millrace-session" {
-			return c.Name + "=" + c.Value
-		}
-	}
-	return ""
-}
-
 // tenTurns holds a conversation; header returns what a request carries, given the
 // header of the last answer with a cookie.
 func (f *fleet) tenTurns(t *testing.T, about string, header func(last http.Header) []string) {
 	before := f.served(t)
-	messages := []message{{"user", "We speak about what is known " + about + ". Say something."}}
+	messages := []rig.Message{rig.User("We speak about what is known " + about + ". Say something.")}
 	last := http.Header{}
 	var cached []int
 	for turn := range 10 {
@@ -53,14 +44,14 @@ func (f *fleet) tenTurns(t *testing.T, about string, header func(last http.Heade
 		if err != nil {
 			t.Fatalf("turn %d: %v", turn+1, err)
 		}
-		if cookie(h) != "" {
+		if rig.SessionCookie(h) != "" {
 			last = h
 		}
 		cached = append(cached, c.Usage.Details.Cached)
 		if turn > 0 && c.Usage.Details.Cached == 0 {
 			t.Errorf("turn %d: %d cached tokens of %d", turn+1, c.Usage.Details.Cached, c.Usage.Prompt)
 		}
-		messages = append(messages, c.Choices[0].Message, message{"user", fmt.Sprintf("Go on, part %d.", turn)})
+		messages = append(messages, c.Choices[0].Message, rig.User(fmt.Sprintf("Go on, part %d.", turn)))
 	}
 	after, hosts := f.served(t), 0
 	for i := range after {
@@ -93,23 +84,12 @@ func (f *fleet) testSpread(t *testing.T) {
 // engine got.
 func (f *fleet) begin(t *testing.T, about string, conversations int) (got [3]int) {
 	before := f.served(t)
-	work := make(chan int)
-	var wg sync.WaitGroup
-	for range 6 {
-		wg.Go(func() {
-			for i := range work {
-				text := strings.Repeat(fmt.Sprintf("%s %d ", about, i), 3)
-				if _, _, err := f.ask([]message{{"user", text}}, 4, "x-session-id", fmt.Sprintf("%s-%d", about, i)); err != nil {
-					t.Errorf("conversation %d about %s: %v", i, about, err)
-				}
-			}
-		})
-	}
-	for i := range conversations {
-		work <- i
-	}
-	close(work)
-	wg.Wait()
+	rig.Each(conversations, 6, func(i int) {
+		text := strings.Repeat(fmt.Sprintf("%s %d ", about, i), 3)
+		if _, _, err := f.ask([]rig.Message{rig.User(text)}, 4, "x-session-id", fmt.Sprintf("%s-%d", about, i)); err != nil {
+			t.Errorf("conversation %d about %s: %v", i, about, err)
+		}
+	})
 	got = f.served(t)
 	for i := range got {
 		got[i] -= before[i]
@@ -120,15 +100,15 @@ func (f *fleet) begin(t *testing.T, about string, conversations int) (got [3]int
 // testLearned shows that extproc has counted cached tokens, which only the engines'
 // metrics tell, and has looked at nothing in vain.
 func (f *fleet) testLearned(t *testing.T) {
-	f.await(t, func() error {
-		_, b, err := get("http://" + address(f.ports.metric) + "/metrics")
-		switch text := string(b); {
+	f.await(t, "extproc has learned", func() error {
+		m, err := rig.Metrics(f.admin())
+		switch {
 		case err != nil:
 			return err
-		case !strings.Contains(text, `millrace_extproc_endpoints{state="ready"} 3`):
+		case m[`millrace_extproc_endpoints{state="ready"}`] != 3:
 			return errors.New("not 3 ready endpoints")
-		case strings.Contains(text, "millrace_extproc_cached_tokens_total 0\n"):
-			return errors.New("no cached tokens seen")
+		case m["millrace_extproc_cached_tokens_total"] == 0:
+			return errors.New("no cached tokens counted")
 		}
 		return nil
 	})
@@ -145,7 +125,7 @@ func (f *fleet) testLearned(t *testing.T) {
 // again.
 func (f *fleet) testReload(t *testing.T) {
 	whole := f.adapt(t, "fleet.yaml")
-	gone := address(f.ports.engines[1])
+	gone := rig.Address(f.ports.engines[1])
 	var rest []string
 	for line := range strings.Lines(whole) {
 		if !strings.Contains(line, gone) {
@@ -153,15 +133,15 @@ func (f *fleet) testReload(t *testing.T) {
 		}
 	}
 	f.write(t, "fleet.yaml", strings.Join(rest, ""))
-	f.await(t, func() error {
-		if !strings.Contains(f.log.String(), " endpoints=2 ") {
+	f.await(t, "extproc has read the file", func() error {
+		if !strings.Contains(f.extproc.Out.String(), " endpoints=2 ") {
 			return errors.New("extproc has not read the file with two endpoints")
 		}
 		return nil
 	})
 	before := f.served(t)
 	for i := range 12 {
-		if _, _, err := f.ask([]message{{"user", fmt.Sprintf("reload %d", i)}}, 2); err != nil {
+		if _, _, err := f.ask([]rig.Message{rig.User(fmt.Sprintf("reload %d", i))}, 2); err != nil {
 			t.Error(err)
 		}
 	}
@@ -169,27 +149,26 @@ func (f *fleet) testReload(t *testing.T) {
 		t.Errorf("%s is not in the file and got %d requests", gone, after[1]-before[1])
 	}
 	f.write(t, "fleet.yaml", whole+"\nendpoint: []\n")
-	f.await(t, func() error { return f.troubled("fleet-file") })
-	if _, _, err := f.ask([]message{{"user", "with a bad file"}}, 2); err != nil {
+	f.await(t, "extproc complains of the file", func() error { return rig.HasCondition(f.admin(), "fleet-file") })
+	if _, _, err := f.ask([]rig.Message{rig.User("with a bad file")}, 2); err != nil {
 		t.Error(err)
 	}
 	f.write(t, "fleet.yaml", whole)
-	f.await(t, f.ready)
+	f.await(t, "extproc has no condition", f.ready)
 }
 
 // testDeath kills an engine under requests: none may fail, and it is said who is
 // missing.
 func (f *fleet) testDeath(t *testing.T) {
-	f.engines[2].Kill()
-	<-f.engines[2].Done()
+	f.engines[2].KillAndWait()
 	for i := range 12 {
-		if _, _, err := f.ask([]message{{"user", fmt.Sprintf("death %d", i)}}, 2); err != nil {
+		if _, _, err := f.ask([]rig.Message{rig.User(fmt.Sprintf("death %d", i))}, 2); err != nil {
 			t.Error(err)
 		}
 	}
-	f.await(t, func() error { return f.troubled("endpoints-down") })
-	f.startEngine(t, 2)
-	f.await(t, f.ready)
+	f.await(t, "extproc complains of an engine", func() error { return rig.HasCondition(f.admin(), "endpoints-down") })
+	f.startEngine(2)
+	f.await(t, "extproc has no condition", f.ready)
 	if got := f.begin(t, "return", 18); got[2] == 0 {
 		t.Errorf("the engine that is back gets nothing: %v\n%s", got, f.decisions(18))
 	}
@@ -197,16 +176,15 @@ func (f *fleet) testDeath(t *testing.T) {
 
 // testWithoutExtproc kills extproc under requests: Envoy goes on without it.
 func (f *fleet) testWithoutExtproc(t *testing.T) {
-	f.extproc.Kill()
-	<-f.extproc.Done()
+	f.extproc.KillAndWait()
 	for i := range 9 {
-		if _, _, err := f.ask([]message{{"user", fmt.Sprintf("alone %d", i)}}, 2); err != nil {
+		if _, _, err := f.ask([]rig.Message{rig.User(fmt.Sprintf("alone %d", i))}, 2); err != nil {
 			t.Error(err)
 		}
 	}
-	f.startExtproc(t)
-	f.await(t, func() error { return f.hosts(3) })
-	f.await(t, f.ready)
+	f.startExtproc()
+	f.await(t, "Envoy has all", func() error { return f.hosts(3) })
+	f.await(t, "extproc has no condition", f.ready)
 	f.tenTurns(t, "after a restart", func(http.Header) []string { return []string{"x-session-id", "again"} })
 }
 

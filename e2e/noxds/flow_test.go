@@ -1,4 +1,4 @@
-package alone
+package noxds
 
 import (
 	"fmt"
@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // TestFloodOfSheddableRequests shows that critical requests are served as if a flood
@@ -40,11 +42,11 @@ func TestFloodOfSheddableRequests(t *testing.T) {
 func (f *fleet) reload(t *testing.T, flow string) {
 	t.Helper()
 	const read = `msg="fleet read"`
-	before := strings.Count(f.log.String(), read)
+	before := strings.Count(f.extproc.Out.String(), read)
 	text := strings.ReplaceAll(f.adapt(t, "fleet.yaml"), "type: llamacpp}", "type: llamacpp, slots: 1}")
 	f.write(t, "fleet.yaml", strings.Replace(text, "flow: {gatewayTimeout: 60s}", "flow: "+flow, 1))
-	f.await(t, func() error {
-		if strings.Count(f.log.String(), read) == before {
+	f.await(t, "extproc has read the file again", func() error {
+		if strings.Count(f.extproc.Out.String(), read) == before {
 			return fmt.Errorf("extproc has not read the file again")
 		}
 		return nil
@@ -58,7 +60,7 @@ func (f *fleet) criticals(t *testing.T, about string) time.Duration {
 	var took []time.Duration
 	for i := range 11 {
 		began := time.Now()
-		if _, _, err := f.ask([]message{{"user", fmt.Sprintf("Important %s, number %d: what is the matter?", about, i)}}, 1, "x-millrace-priority", "critical"); err != nil {
+		if _, _, err := f.ask([]rig.Message{rig.User(fmt.Sprintf("Important %s, number %d: what is the matter?", about, i))}, 1, "x-millrace-priority", "critical"); err != nil {
 			t.Fatalf("a critical request, %s: %v", about, err)
 		}
 		took = append(took, time.Since(began))
@@ -90,7 +92,7 @@ func (f *fleet) flood(t *testing.T, about string) flooded {
 					return
 				case <-pause.C:
 				}
-				_, h, err := f.ask([]message{{"user", fmt.Sprintf("Tell me tale %d of %d, %s.", i, worker, about)}}, 24, "x-millrace-priority", "sheddable")
+				_, h, err := f.ask([]rig.Message{rig.User(fmt.Sprintf("Tell me tale %d of %d, %s.", i, worker, about))}, 24, "x-millrace-priority", "sheddable")
 				switch {
 				case err == nil:
 					served.Add(1)
@@ -102,7 +104,7 @@ func (f *fleet) flood(t *testing.T, about string) flooded {
 			}
 		})
 	}
-	f.await(t, func() error { // the flood is there
+	f.await(t, "the flood is there", func() error {
 		if served.Load() < 4 {
 			return fmt.Errorf("%d sheddable requests served", served.Load())
 		}

@@ -1,7 +1,7 @@
 """Sets up what `make test-vllm` needs into a folder: vLLM for a CPU in a virtual
 environment, and a small model for it. Pinned; what is there already stays.
 
-    python3 e2e/alone/testdata/vllm.py .cache/vllm .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+    python3 e2e/noxds/testdata/vllm.py .cache/vllm .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 
 6 GB on disk. The model is a Llama of two layers with random weights: what it says is
 nonsense, but it has the tokenizer and the chat template of the GGUF file, and runs on
