@@ -182,6 +182,16 @@ var byPath = func() map[string]API {
 // Row returns the operation's row, which must not be changed.
 func (a API) Row() *Row { return &table[a%Len] }
 
+// Outside returns the operation's paths that do not begin with a prefix.
+func (r *Row) Outside(prefix string) (paths []string) {
+	for _, p := range append([]string{r.Path}, r.Aliases...) {
+		if !strings.HasPrefix(p, prefix) {
+			paths = append(paths, p)
+		}
+	}
+	return paths
+}
+
 // String returns the operation's name.
 func (a API) String() string { return a.Row().Name }
 

@@ -146,6 +146,7 @@ func parse(in *input, r *openai.Request, body []byte) *openai.Error {
 // guess finds the model of a request that was not decoded: the one that it names all
 // the same, else the default.
 func (u *understood) guess(in *input, r *openai.Request, body []byte) {
+	u.model, u.asked = nil, ""
 	switch {
 	case len(body) > 0 && parse(in, r, body) == nil && complete(in):
 		u.model, u.asked = modelOf(in, r)
