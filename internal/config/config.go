@@ -1,5 +1,5 @@
 // Package config reads what a person says about the fleet: YAML objects of
-// apiVersion millrace.dev/v1alpha1 (Model and Policy), the very schema that the
+// apiVersion millrace.dev/v1alpha1 (Model, Policy and Endpoints), the very schema that the
 // CRDs carry. It is for every program with a -config flag. Fleet is the file of
 // `extproc -fleet`, in the same spirit.
 //
@@ -21,8 +21,9 @@ const APIVersion = "millrace.dev/v1alpha1"
 
 // Kinds of objects.
 const (
-	KindModel  = "Model"
-	KindPolicy = "Policy"
+	KindModel     = "Model"
+	KindPolicy    = "Policy"
+	KindEndpoints = "Endpoints"
 )
 
 // DefaultModel is the id of the model that set-up fetches; the only one that
@@ -39,8 +40,10 @@ const (
 // File is all that a configuration says. A File from this package is complete:
 // at least one model, exactly one of them the default, every default filled in.
 type File struct {
-	// Models in the order of the file.
+	// Models in the order of the file, and behind them those that only Endpoints name.
 	Models []Model
+	// Endpoints are engines that are run by somebody else, in the order of the file.
+	Endpoints []Endpoints
 	// Policy for all requests.
 	Policy Policy
 }
@@ -80,12 +83,14 @@ type ModelSpec struct {
 	Default bool `json:"default,omitempty"`
 	// Backend is how the inference engine is run.
 	Backend Backend `json:"backend"`
-	// Replicas is how many copies of the model run, 1 to 1024. Default: as many
-	// as Layout has entries.
+	// Replicas is how many copies of the model run, 0 to 1024; with 0 only Endpoints
+	// serve it. Default: as many as Layout has entries.
 	Replicas int `json:"replicas"`
 	// Layout is how each replica lies on the nodes: entry i is for replica i,
 	// the last one for all further replicas. Default: one stage.
 	Layout []Layout `json:"layout"`
+	// Implied is whether there is no object of it: Endpoints serve it.
+	Implied bool `json:"-"`
 }
 
 // Backend is how the inference engine of a model is run, on every node alike.

@@ -180,20 +180,27 @@ func shown(n *yaml.Node) string {
 	return s
 }
 
+// notRead is the json name of a field that no file sets.
+const notRead = "-"
+
 // fieldsOf returns the index of each field of a struct, by json name.
 func fieldsOf(t reflect.Type) map[string]int {
 	fields := make(map[string]int, t.NumField())
 	for i := range t.NumField() {
-		fields[jsonName(t.Field(i))] = i
+		if name := jsonName(t.Field(i)); name != notRead {
+			fields[name] = i
+		}
 	}
 	return fields
 }
 
 // fieldNames returns the json names of a struct's fields in their order.
 func fieldNames(t reflect.Type) []string {
-	names := make([]string, t.NumField())
-	for i := range names {
-		names[i] = jsonName(t.Field(i))
+	names := make([]string, 0, t.NumField())
+	for i := range t.NumField() {
+		if name := jsonName(t.Field(i)); name != notRead {
+			names = append(names, name)
+		}
 	}
 	return names
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,20 +15,6 @@ import (
 
 	"go.yaml.in/yaml/v4"
 )
-
-// Types of engines in a Fleet, by how they show their load.
-const (
-	// TypeVLLM is vLLM.
-	TypeVLLM = "vllm"
-	// TypeSGLang is SGLang.
-	TypeSGLang = "sglang"
-	// TypeLlamaCpp is llama.cpp's own server, run with --metrics.
-	TypeLlamaCpp = "llamacpp"
-	// TypeOpenAI is any server of the OpenAI API, of which nothing else is known.
-	TypeOpenAI = "openai"
-)
-
-var engineTypes = []string{TypeVLLM, TypeSGLang, TypeLlamaCpp, TypeOpenAI}
 
 // servedName is what engines accept as the id of a model: often that of a
 // repository, with a slash.
@@ -43,36 +27,12 @@ var zoneName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9]
 // YAML document.
 type Fleet struct {
 	// Endpoints are the engines, at most 16384.
-	Endpoints []FleetEndpoint `json:"endpoints"`
+	Endpoints []Endpoint `json:"endpoints"`
 	// Models says more about some of the models that the endpoints serve.
 	Models []FleetModel `json:"models,omitempty"`
 	// Policy is the rules for requests. What Envoy alone can keep (maxPerTry,
 	// requestTimeout) must be left out: it is set in Envoy's configuration.
 	Policy PolicySpec `json:"policy"`
-}
-
-// FleetEndpoint is one engine.
-type FleetEndpoint struct {
-	// Address is "ip:port" of its API, as Envoy's cluster has it.
-	Address string `json:"address"`
-	// Models are the ids that it serves, at least one.
-	Models []string `json:"models"`
-	// Type is "vllm", "sglang", "llamacpp" or "openai". Default "openai".
-	Type string `json:"type"`
-	// Metrics is the URL of its metrics. Default http://ADDRESS/metrics; an
-	// "openai" endpoint has none.
-	Metrics string `json:"metrics,omitempty"`
-	// Node is the machine that it runs on: what is on one node fails together.
-	// Default: the address without its port.
-	Node string `json:"node,omitempty"`
-	// Zone is its failure domain. Default: none, each node is its own.
-	Zone string `json:"zone,omitempty"`
-	// Slots is how many requests it works on at a time, 0 to 65536. Default 0:
-	// learned when some wait.
-	Slots int `json:"slots,omitempty"`
-	// KVEvents is where a "vllm" endpoint publishes what its KV cache holds. Default:
-	// nowhere; what is cached is guessed from what was sent.
-	KVEvents KVEvents `json:"kvEvents,omitzero"`
 }
 
 // FleetModel says more about a model.
@@ -155,12 +115,6 @@ func single(text []byte) (*yaml.Node, *Fault) {
 	return n.Content[0], nil
 }
 
-// maxEndpoints bounds a fleet.
-const maxEndpoints = 16384
-
-// setDefaults makes an entry that says nothing an unknown server.
-func (e *FleetEndpoint) setDefaults() { e.Type = TypeOpenAI }
-
 // validate returns the rules that the fleet breaks; d knows what was set.
 func (f Fleet) validate(d *decoder) []Fault {
 	var r rules
@@ -169,21 +123,14 @@ func (f Fleet) validate(d *decoder) []Fault {
 	} else {
 		r.between("endpoints", n, 1, maxEndpoints)
 	}
-	lines := map[string]int{} // of addresses
 	served := map[string]bool{}
+	addresses := map[string]string{}
 	for i, e := range f.Endpoints {
 		at := "endpoints[" + strconv.Itoa(i) + "]"
 		e.validate(at, &r)
-		if first, ok := lines[e.Address]; ok {
-			r.broken(at+".address", "%q; is already that of the endpoint in line %d", e.Address, first)
-		} else if e.Address != "" {
-			lines[e.Address] = d.line(at + ".address")
-		}
+		e.validateAlone(at, fmt.Sprintf("the endpoint in line %d", d.line(at+".address")), addresses, &r)
 		for _, m := range e.Models {
 			served[m] = true
-		}
-		if listen := e.KVEvents.Listen; listen != "" && slices.ContainsFunc(f.Endpoints[:i], func(o FleetEndpoint) bool { return o.KVEvents.Listen == listen }) {
-			r.broken(at+".kvEvents.listen", "%q; must be another for each endpoint: nothing else tells engines apart", listen)
 		}
 	}
 	validateModels(f.Models, served, &r)
@@ -215,45 +162,6 @@ func (f Fleet) validatePolicy(d *decoder) []Fault {
 	return r
 }
 
-func (e FleetEndpoint) validate(at string, r *rules) {
-	if a, err := netip.ParseAddrPort(e.Address); err != nil || a.Port() == 0 {
-		r.broken(at+".address", "%q; must be ip:port, as Envoy's cluster has it", e.Address)
-	}
-	if len(e.Models) == 0 {
-		r.broken(at+".models", "missing; must be a list of the model ids that it serves")
-	}
-	for i, m := range e.Models {
-		path := at + ".models[" + strconv.Itoa(i) + "]"
-		r.matches(path, m, servedName, "1 to 96 printable characters without spaces")
-		if slices.Contains(e.Models[:i], m) {
-			r.broken(path, "%q; must be in the list once", m)
-		}
-	}
-	if !slices.Contains(engineTypes, e.Type) {
-		r.broken(at+".type", "%q; must be vllm, sglang, llamacpp or openai", e.Type)
-	}
-	e.validateMetrics(at+".metrics", r)
-	for path, name := range map[string]string{at + ".node": e.Node, at + ".zone": e.Zone} {
-		if name != "" {
-			r.matches(path, name, zoneName, `1 to 63 letters, digits, ".", "_", "/" or "-"`)
-		}
-	}
-	r.between(at+".slots", e.Slots, 0, 65536)
-	e.KVEvents.validate(at+".kvEvents", e.Type, r)
-}
-
-func (e FleetEndpoint) validateMetrics(path string, r *rules) {
-	if e.Metrics == "" {
-		return
-	}
-	u, err := url.Parse(e.Metrics)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		r.broken(path, "%q; must be a URL such as http://10.0.0.3:8000/metrics", e.Metrics)
-	} else if e.Type == TypeOpenAI {
-		r.broken(path, "%q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
-	}
-}
-
 // validateModels checks what is said of models against those that are served.
 func validateModels(models []FleetModel, served map[string]bool, r *rules) {
 	byDefault := -1
@@ -282,13 +190,7 @@ func (f *Fleet) complete(dir string) {
 		f.Models[i].Tokenizer = under(dir, f.Models[i].Tokenizer)
 	}
 	for i := range f.Endpoints {
-		e := &f.Endpoints[i]
-		if e.Metrics == "" && e.Type != TypeOpenAI {
-			e.Metrics = "http://" + e.Address + "/metrics"
-		}
-		if e.Node == "" {
-			e.Node = netip.MustParseAddrPort(e.Address).Addr().String()
-		}
+		f.Endpoints[i].complete()
 	}
 }
 

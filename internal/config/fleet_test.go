@@ -44,7 +44,7 @@ policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}
 	policy.Sessions.Header = "x-chat"
 	policy.Rewrites = []Rewrite{{Model: "chat", To: []RewriteTarget{{"base", 1}, {"org/base", 3}}}}
 	want := Fleet{
-		Endpoints: []FleetEndpoint{
+		Endpoints: []Endpoint{
 			{
 				Address: "10.0.0.2:8000", Models: []string{"org/base", "lora"}, Type: TypeVLLM,
 				Metrics: "http://10.0.0.2:8000/metrics", Node: "10.0.0.2", Zone: "r1", Slots: 128,

@@ -1,6 +1,10 @@
 package config
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"millrace.dev/millrace/internal/scrape"
+)
 
 // KVEvents is where an engine's events about its KV cache come from: vLLM run with
 // --kv-events-config. One of Connect and Listen is set.
@@ -8,7 +12,7 @@ type KVEvents struct {
 	// Connect is the "ip:port" at which the engine's publisher listens: where its own
 	// configuration has a "*" in the endpoint.
 	Connect string `json:"connect,omitempty"`
-	// Listen is the "ip:port" at which extproc listens and to which the publisher
+	// Listen is the "ip:port" at which extproc, or xds for Endpoints, listens and to which the publisher
 	// connects: what stands in the endpoint of the engine's configuration otherwise.
 	// Anybody who reaches it is believed.
 	Listen string `json:"listen,omitempty"`
@@ -25,7 +29,7 @@ func (k KVEvents) validate(at, typ string, r *rules) {
 		return
 	}
 	switch {
-	case typ != TypeVLLM:
+	case !scrape.Named(typ).Events():
 		r.broken(at, "an endpoint of type %s has none that we know: set type: vllm, or leave this out", typ)
 	case k.Connect == "" && k.Listen == "":
 		r.broken(at, "neither connect nor listen; must be one of them: connect where the engine's endpoint has a *, else listen")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,7 +42,7 @@ func Parse(name string, text []byte) (File, error) {
 	if err != nil {
 		return File{}, Fault{File: name, Text: err.Error()}
 	}
-	r := reader{dir: filepath.Dir(full), lineOf: map[string]int{}}
+	r := reader{dir: filepath.Dir(full), lineOf: map[string]int{}, taken: map[string]string{}}
 	r.documents(text)
 	r.checkTargets()
 	for i := range r.faults {
@@ -61,6 +62,8 @@ type reader struct {
 	// lineOf holds the line of each object, by what only one may have: for example
 	// "Model/smollm2", "Policy", "default".
 	lineOf map[string]int
+	// taken has which of the Endpoints has an address.
+	taken map[string]string
 	// policyAt knows the lines of the policy; nil: there is none.
 	policyAt *decoder
 }
@@ -106,8 +109,10 @@ func (r *reader) document(n *yaml.Node) {
 		r.model(&d, n)
 	case KindPolicy:
 		r.policy(&d, n)
+	case KindEndpoints:
+		r.endpoints(&d, n)
 	default:
-		d.fault(n, "kind", "%q; must be %s or %s", kind, KindModel, KindPolicy)
+		d.fault(n, "kind", "%q; must be %s, %s or %s", kind, KindModel, KindPolicy, KindEndpoints)
 	}
 	if v := field(n, "apiVersion"); v != APIVersion {
 		d.faults = append(d.faults, Fault{Line: d.line("apiVersion"), Path: "apiVersion", Text: fmt.Sprintf("%q; must be %q", v, APIVersion)})
@@ -186,8 +191,17 @@ func (r *reader) complete() File {
 	if f.Policy.Kind == "" {
 		f.Policy = newPolicy()
 	}
+	f.Models = slices.Clone(f.Models)
+	for _, name := range f.implied() {
+		f.Models = append(f.Models, impliedModel(name))
+	}
 	if len(f.Models) == 0 {
 		f.Models = Default().Models
+	}
+	for i := range f.Endpoints {
+		for j := range f.Endpoints[i].Spec.Endpoints {
+			f.Endpoints[i].Spec.Endpoints[j].complete()
+		}
 	}
 	if _, ok := r.lineOf["default"]; !ok {
 		f.Models[0].Spec.Default = true
@@ -203,8 +217,16 @@ func Marshal(f File) ([]byte, error) {
 		return nil, err
 	}
 	for _, m := range f.Models {
+		if m.Spec.Implied {
+			continue
+		}
 		if err := dump(dumper, m); err != nil {
 			return nil, fmt.Errorf("model %s: %w", m.Metadata.Name, err)
+		}
+	}
+	for _, e := range f.Endpoints {
+		if err := dump(dumper, e); err != nil {
+			return nil, fmt.Errorf("endpoints %s: %w", e.Metadata.Name, err)
 		}
 	}
 	if err := dump(dumper, f.Policy); err != nil {

@@ -60,7 +60,7 @@ func (m Model) validate() []Fault {
 	s := m.Spec
 	r.matches("metadata.name", m.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
 	m.validateBackend(&r)
-	r.between("spec.replicas", s.Replicas, 1, 1024)
+	r.between("spec.replicas", s.Replicas, 0, 1024)
 	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
 		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
 	}
@@ -92,6 +92,8 @@ func (m Model) validateBackend(r *rules) {
 		switch {
 		case f.Field == backends.Weights && b.Kind == LlamaCpp && m.Metadata.Name == DefaultModel:
 			continue // set-up fetches them
+		case f.Field == backends.Weights && s.Replicas == 0:
+			continue // nobody loads them
 		case f.Field == backends.Weights && b.Kind == LlamaCpp:
 			text += " (only " + DefaultModel + " can do without)"
 		case f.Field == backends.Args && len(b.Args) > f.Index && b.Kind == VLLM:

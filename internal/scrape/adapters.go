@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Adapters is what a page of vLLM says of LoRA adapters.
+// Adapters is what a page says of LoRA adapters.
 type Adapters struct {
 	// Most is how many are loaded at a time; 0: the engine takes none.
 	Most int
@@ -20,20 +20,22 @@ const (
 	mostLoaded   = 1 << 16
 )
 
-var adaptersName = []byte("vllm:lora_requests_info{")
-
 // AdaptersOf reads a page. Its series has a line for each set of adapters that there
 // ever was, whose value is when that was last so: the latest counts.
-func AdaptersOf(page []byte) Adapters {
+func (t *Type) AdaptersOf(page []byte) Adapters {
 	var last Adapters
+	if !t.Adapters() {
+		return last
+	}
+	name := []byte(t.adapters)
 	latest := -1.0
 	for len(page) > 0 {
-		i := bytes.Index(page, adaptersName)
+		i := bytes.Index(page, name)
 		if i < 0 {
 			break
 		}
 		begins := i == 0 || page[i-1] == '\n'
-		page = page[i+len(adaptersName)-1:]
+		page = page[i+len(name)-1:]
 		line := page
 		if n := bytes.IndexByte(page, '\n'); n >= 0 {
 			line = page[:n]

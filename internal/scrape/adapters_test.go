@@ -29,7 +29,7 @@ func TestAdaptersOf(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, AdaptersOf([]byte(tt.page))); diff != "" {
+			if diff := cmp.Diff(tt.want, vllm.AdaptersOf([]byte(tt.page))); diff != "" {
 				t.Errorf("AdaptersOf() (-want +got):\n%s", diff)
 			}
 		})
@@ -40,7 +40,7 @@ func FuzzAdaptersOf(f *testing.F) {
 	f.Add(page(f, "vllm-0.32.txt"))
 	f.Add([]byte(`vllm:lora_requests_info{max_lora="4",running_lora_adapters="a,b",waiting_lora_adapters="c"} 1.7e9`))
 	f.Fuzz(func(t *testing.T, page []byte) {
-		if a := AdaptersOf(page); a.Most < 0 || a.Most > mostLoaded || len(a.Running) > mostAdapters {
+		if a := vllm.AdaptersOf(page); a.Most < 0 || a.Most > mostLoaded || len(a.Running) > mostAdapters {
 			t.Errorf("%+v", a)
 		}
 	})

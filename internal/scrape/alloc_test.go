@@ -9,7 +9,7 @@ import "testing"
 
 func TestScanAllocatesNothing(t *testing.T) {
 	b := page(t, "vllm.txt")
-	if n := testing.AllocsPerRun(100, func() { VLLM.Scan(b) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { vllm.Scan(b) }); n != 0 {
 		t.Errorf("%v allocations a page", n)
 	}
 }

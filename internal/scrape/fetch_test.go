@@ -160,7 +160,7 @@ func BenchmarkGet(b *testing.B) {
 		if buf, err = c.Get(b.Context(), r, buf); err != nil {
 			b.Fatal(err)
 		}
-		if s := VLLM.Scan(buf); s.Running != 7 {
+		if s := vllm.Scan(buf); s.Running != 7 {
 			b.Fatalf("%+v", s)
 		}
 	}

@@ -1,14 +1,16 @@
-// Package scrape reads what plain engines show of themselves: the few series of
-// their metrics pages that a cost needs, and whether they are alive.
+// Package scrape reads what engines show of themselves: the few series of their metrics
+// pages that a cost needs, and whether they are alive.
 //
-// fleet calls it for endpoints of a file. Its one rule: a page is walked over
-// once, byte by byte, and nothing is allocated for it: an engine shows hundreds of
+// probe calls it for endpoints that report nothing, config for the names of the types of
+// engines. types.go has all that is known of each type. Its one rule: a page is walked
+// over once, byte by byte, and nothing is allocated for it: an engine shows hundreds of
 // series, of which ten matter.
 package scrape
 
 import (
 	"bytes"
 	"math"
+	"math/bits"
 	"strconv"
 )
 
@@ -21,8 +23,13 @@ type Sample struct {
 	// Running and Waiting are requests.
 	Running, Waiting float64
 	// KV is the share of the cache that is in use, 0 to 1, and KVTokens its size in
-	// tokens.
-	KV, KVTokens float64
+	// tokens: KVBlocks of BlockTokens each, where an engine says these.
+	KV, KVTokens          float64
+	KVBlocks, BlockTokens float64
+	// Started is when its process was, in Unix seconds.
+	Started float64
+	// Queued is whether the wait in the queue is part of PrefillSeconds.
+	Queued bool
 
 	// The rest counts since the engine's start.
 
@@ -51,74 +58,19 @@ const (
 	Output
 	PrefillSeconds
 	DecodeSeconds
+	KVBlocks
+	BlockTokens
+	Started
+	fields = iota
 )
 
-// Type is a kind of engine, by how it names its series.
-type Type struct {
-	prefix string // of all names
-	series []series
-	// fresh is whether Prompt leaves out what is cached.
-	fresh bool
-	// queued is whether PrefillSeconds has the wait in it.
-	queued bool
-}
-
-// series is a name without the type's prefix, and what it means.
-type series struct {
-	name  string
-	field Field
-	// blocks is whether the value is in the labels: a block's size and their number.
-	blocks bool
-}
-
-// VLLM is vLLM, from 0.6 to 0.32. What finished requests took and had lies in
-// histograms, whose sums are written together.
-var VLLM = &Type{prefix: "vllm:", series: []series{
-	{name: "num_requests_running", field: Running},
-	{name: "num_requests_waiting", field: Waiting},
-	{name: "kv_cache_usage_perc", field: KV},
-	{name: "gpu_cache_usage_perc", field: KV}, // before 0.10
-	{name: "cache_config_info", field: KVTokens, blocks: true},
-	{name: "request_prompt_tokens_sum", field: Prompt},
-	{name: "request_prompt_tokens_count", field: Requests},
-	{name: "prefix_cache_hits_total", field: Cached},
-	{name: "request_generation_tokens_sum", field: Output},
-	{name: "request_prefill_time_seconds_sum", field: PrefillSeconds},
-	{name: "request_decode_time_seconds_sum", field: DecodeSeconds},
-}}
-
-// SGLang is SGLang, run with --enable-metrics. It says when the first token came,
-// wait included, and what passes between tokens.
-var SGLang = &Type{prefix: "sglang:", queued: true, series: []series{
-	{name: "num_running_reqs", field: Running},
-	{name: "num_queue_reqs", field: Waiting},
-	{name: "token_usage", field: KV},
-	{name: "max_total_num_tokens", field: KVTokens},
-	{name: "num_requests_total", field: Requests},
-	{name: "prompt_tokens_total", field: Prompt},
-	{name: "cached_tokens_total", field: Cached},
-	{name: "inter_token_latency_seconds_count", field: Output},
-	{name: "time_to_first_token_seconds_sum", field: PrefillSeconds},
-	{name: "inter_token_latency_seconds_sum", field: DecodeSeconds},
-}}
-
-// LlamaCpp is llama.cpp's server, run with --metrics. It counts no requests and
-// doesn't say how full its cache is.
-var LlamaCpp = &Type{prefix: "llamacpp:", fresh: true, series: []series{
-	{name: "requests_processing", field: Running},
-	{name: "requests_deferred", field: Waiting},
-	{name: "prompt_tokens_total", field: Prompt},
-	{name: "prompt_tokens_cached_total", field: Cached},
-	{name: "tokens_predicted_total", field: Output},
-	{name: "prompt_seconds_total", field: PrefillSeconds},
-	{name: "tokens_predicted_seconds_total", field: DecodeSeconds},
-}}
+// started is the series that every Prometheus client has, whatever its program.
+const started = "process_start_time_seconds"
 
 // Scan reads a page in Prometheus' text form. What is not understood is passed
 // over.
 func (t *Type) Scan(page []byte) Sample {
-	var s Sample
-	shares := 0.0
+	r := scan{typ: t}
 	prefix := t.prefix
 	for len(page) > 0 {
 		line := page
@@ -127,44 +79,78 @@ func (t *Type) Scan(page []byte) Sample {
 		} else {
 			page = nil
 		}
-		if len(line) <= len(prefix) || line[0] != prefix[0] || string(line[:len(prefix)]) != prefix {
-			continue
-		}
-		line = line[len(prefix):]
-		w := t.find(line)
-		if w == nil {
-			continue
-		}
-		v, ok := value(line[len(w.name):], w.blocks)
-		if !ok {
-			continue
-		}
-		s.Has |= w.field
-		*s.at(w.field) += v
-		if w.field == KV {
-			shares++
+		switch {
+		case len(line) > len(prefix) && line[0] == prefix[0] && string(line[:len(prefix)]) == prefix:
+			r.line(line[len(prefix):])
+		case len(line) > len(started) && line[0] == started[0] && ends(line[len(started)]) && string(line[:len(started)]) == started:
+			if v, ok := value(line[len(started):], &series{}); ok {
+				r.take(Started, 0, v)
+			}
 		}
 	}
-	if shares > 0 {
-		s.KV = min(1, s.KV/shares)
-	}
-	if t.fresh {
-		s.Prompt += s.Cached
-	}
-	return s
+	return r.sample()
 }
 
-// find returns the series of a line without its prefix, or nil. Where a name would
-// end tells most of them off at once.
-func (t *Type) find(line []byte) *series {
-	for i := range t.series {
-		w := &t.series[i]
+// scan is the state of one Scan.
+type scan struct {
+	typ *Type
+	s   Sample
+	// by is which of the type's series a field comes from, from 1: where there are several,
+	// they are names of different releases, and the first one counts. lines is how many
+	// lines were added up.
+	by    [fields]uint8
+	lines [fields]uint16
+}
+
+// line reads a line of the type's without its prefix. Where a name would end tells
+// most of them off at once. Series of the same name differ by a label.
+func (r *scan) line(line []byte) {
+	for i := range r.typ.series {
+		w := &r.typ.series[i]
 		n := len(w.name)
-		if len(line) > n && ends(line[n]) && string(line[:n]) == w.name {
-			return w
+		if len(line) <= n || !ends(line[n]) || string(line[:n]) != w.name {
+			continue
+		}
+		if v, ok := value(line[n:], w); ok {
+			r.take(w.field, i, v)
+			return
 		}
 	}
-	return nil
+}
+
+// take takes in a value of a field that the i-th series of the type has.
+func (r *scan) take(f Field, i int, v float64) {
+	at, by := bits.TrailingZeros16(uint16(f)), uint8(i+1)
+	switch {
+	case r.by[at] == 0 || by < r.by[at]:
+		r.by[at], r.lines[at] = by, 0
+		*r.s.at(f) = 0
+	case by > r.by[at]:
+		return
+	}
+	r.s.Has |= f
+	r.lines[at]++
+	*r.s.at(f) += v
+}
+
+// sample is what the page says as a whole.
+func (r *scan) sample() Sample {
+	s := &r.s
+	s.Queued = r.typ.queued
+	for _, f := range [...]Field{KV, BlockTokens, Started} {
+		if n := r.lines[bits.TrailingZeros16(uint16(f))]; n > 1 {
+			*s.at(f) /= float64(n)
+		}
+	}
+	s.KV = min(1, s.KV)
+	if both := KVBlocks | BlockTokens; s.Has&KVTokens == 0 && s.Has&both == both && s.KVBlocks*s.BlockTokens <= most {
+		s.Has |= KVTokens
+		s.KVTokens = s.KVBlocks * s.BlockTokens
+	}
+	if r.typ.fresh {
+		s.Prompt += s.Cached
+	}
+	return *s
 }
 
 // ends tells whether c ends a name.
@@ -190,14 +176,20 @@ func (s *Sample) at(f Field) *float64 {
 		return &s.Output
 	case PrefillSeconds:
 		return &s.PrefillSeconds
-	default:
+	case DecodeSeconds:
 		return &s.DecodeSeconds
+	case KVBlocks:
+		return &s.KVBlocks
+	case BlockTokens:
+		return &s.BlockTokens
+	default:
+		return &s.Started
 	}
 }
 
-// value reads what follows a name: labels or none, and a number that makes sense.
-// blocks: what two of the labels say together.
-func value(rest []byte, blocks bool) (float64, bool) {
+// value reads what follows a series' name: labels or none, and a number that makes
+// sense.
+func value(rest []byte, w *series) (float64, bool) {
 	labels := rest[:0]
 	if len(rest) > 0 && rest[0] == '{' {
 		end := labelsEnd(rest)
@@ -206,9 +198,14 @@ func value(rest []byte, blocks bool) (float64, bool) {
 		}
 		labels, rest = rest[:end], rest[end:]
 	}
-	if blocks {
-		size, ok := label(labels, `block_size="`)
-		n, ok2 := label(labels, `num_gpu_blocks="`)
+	if w.label != "" {
+		if text, ok := labelText(labels, w.label); !ok || string(text) != w.is {
+			return 0, false
+		}
+	}
+	if w.size != "" {
+		size, ok := label(labels, w.size)
+		n, ok2 := label(labels, w.count)
 		return size * n, ok && ok2 && size*n <= most
 	}
 	return number(rest)
@@ -288,7 +285,7 @@ type Since struct {
 
 // Since returns what happened after the sample old. Restarted is whether a counter
 // went back: what was cached then is gone.
-func (t *Type) Since(s, old *Sample) (d Since, restarted bool) {
+func (s *Sample) Since(old *Sample) (d Since, restarted bool) {
 	for f := Requests; f <= DecodeSeconds; f <<= 1 {
 		if old.Has&f != 0 && *s.at(f) < *old.at(f) {
 			return Since{}, true
@@ -299,7 +296,7 @@ func (t *Type) Since(s, old *Sample) (d Since, restarted bool) {
 		Prompt:   s.Prompt - old.Prompt, Cached: s.Cached - old.Cached, Output: s.Output - old.Output,
 		PrefillMs: 1000 * (s.PrefillSeconds - old.PrefillSeconds), DecodeMs: 1000 * (s.DecodeSeconds - old.DecodeSeconds),
 	}
-	if t.queued && (s.Waiting > 0 || old.Waiting > 0) {
+	if s.Queued && (s.Waiting > 0 || old.Waiting > 0) {
 		d.PrefillMs = 0
 	}
 	return d, false

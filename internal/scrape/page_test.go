@@ -15,6 +15,8 @@ import (
 	"github.com/prometheus/common/model"
 )
 
+var vllm = Named("vllm")
+
 func page(t testing.TB, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile("testdata/" + name)
@@ -26,31 +28,49 @@ func page(t testing.TB, name string) []byte {
 
 func TestScan(t *testing.T) {
 	const all = DecodeSeconds<<1 - 1
+	const trt = all | KVBlocks | BlockTokens
 	tests := []struct {
 		file string
-		typ  *Type
+		typ  string
 		want Sample
 	}{
-		{"vllm.txt", VLLM, Sample{
-			Has: all, Running: 7, Waiting: 2, KV: 0.4375, KVTokens: 16 * 27654,
+		{"vllm.txt", "vllm", Sample{
+			Has: all | Started, Started: 1.79548e9, Running: 7, Waiting: 2, KV: 0.4375, KVTokens: 16 * 27654,
 			Requests: 812, Prompt: 823000, Cached: 401234, Output: 98000, PrefillSeconds: 84.5, DecodeSeconds: 1960.5,
 		}},
-		{"vllm-0.32.txt", VLLM, Sample{
-			Has: all, KVTokens: 32 * 256,
+		{"vllm-0.32.txt", "vllm", Sample{
+			Has: all | Started, Started: 1.79569342251e9, KVTokens: 32 * 256,
 			Requests: 8, Prompt: 1592, Cached: 384, Output: 64, PrefillSeconds: 0.2635859350011742, DecodeSeconds: 0.5712539520009159,
 		}},
-		{"sglang.txt", SGLang, Sample{
-			Has: all, Running: 12, KV: 0.5, KVTokens: 400000,
+		{"sglang.txt", "sglang", Sample{
+			Has: all, Queued: true, Running: 12, KV: 0.5, KVTokens: 400000,
 			Requests: 1024, Prompt: 8128902, Cached: 5e6, Output: 100000, PrefillSeconds: 41.5, DecodeSeconds: 2000,
 		}},
-		{"llamacpp.txt", LlamaCpp, Sample{
+		{"llamacpp.txt", "llamacpp", Sample{
 			Has: all &^ (KV | KVTokens | Requests), Running: 3, Waiting: 1,
 			Prompt: 129, Cached: 59, Output: 56, PrefillSeconds: 0.473779, DecodeSeconds: 0.717337,
+		}},
+		{"vllm-0.9.txt", "vllm", Sample{
+			Has: all &^ (PrefillSeconds | DecodeSeconds | KVTokens), Running: 2, Waiting: 1, KV: 0.25,
+			Requests: 4, Prompt: 400, Cached: 128, Output: 80,
+		}},
+		{"sglang-0.5.9.txt", "sglang", Sample{
+			Has: Running | Waiting | KV | KVTokens | Started, Running: 3, Waiting: 1, KV: 0.125, KVTokens: 64 * 11147, Started: 1780000000.5, Queued: true,
+		}},
+		{"llamacpp-b4500.txt", "llamacpp", Sample{
+			Has: Running | Waiting | KV | Prompt | Output, Running: 1, KV: 0.5, Prompt: 70, Output: 12,
+		}},
+		{"tensorrtllm.txt", "tensorrtllm", Sample{
+			Has: trt | Started, Running: 5, Waiting: 2, KV: 0.25, KVTokens: 32 * 8000, KVBlocks: 8000, BlockTokens: 32, Started: 1790000000.25,
+			Requests: 14, Prompt: 42000, Cached: 16384, Output: 3600, PrefillSeconds: 1.75, DecodeSeconds: 36.5,
+		}},
+		{"triton.txt", "triton", Sample{
+			Has: Running | Waiting | KV | KVTokens | KVBlocks | BlockTokens, Running: 6, Waiting: 3, KV: 0.0625, KVTokens: 64 * 6239, KVBlocks: 6239, BlockTokens: 64,
 		}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.file, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, tt.typ.Scan(page(t, tt.file))); diff != "" {
+			if diff := cmp.Diff(tt.want, Named(tt.typ).Scan(page(t, tt.file))); diff != "" {
 				t.Errorf("Scan() (-want +got):\n%s", diff)
 			}
 		})
@@ -70,11 +90,12 @@ func TestScanOddLines(t *testing.T) {
 		{"longer names", "vllm:num_requests_waiting_by_reason 4\nvllm:num_requests_wait 4\nvllm: 1\nvllm:", Sample{}},
 		{"blocks unknown", `vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1`, Sample{}},
 		{"a label whose name ends like another's", `vllm:cache_config_info{mamba_block_size="64",block_size="16",num_gpu_blocks="9"} 1`, Sample{Has: KVTokens, KVTokens: 144}},
+		{"two names of a series: the first of the table counts", "vllm:gpu_cache_usage_perc 0.5\nvllm:kv_cache_usage_perc 0.25\nvllm:gpu_cache_usage_perc 0.5", Sample{Has: KV, KV: 0.25}},
 		{"labels without end", `vllm:num_requests_waiting{a="b" 4`, Sample{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, VLLM.Scan([]byte(tt.page))); diff != "" {
+			if diff := cmp.Diff(tt.want, vllm.Scan([]byte(tt.page))); diff != "" {
 				t.Errorf("Scan() (-want +got):\n%s", diff)
 			}
 		})
@@ -82,22 +103,23 @@ func TestScanOddLines(t *testing.T) {
 }
 
 func TestSince(t *testing.T) {
-	old := VLLM.Scan(page(t, "vllm.txt"))
+	old := vllm.Scan(page(t, "vllm.txt"))
 	s := old
 	s.Requests, s.Prompt, s.Cached, s.Output = s.Requests+2, s.Prompt+300, s.Cached+100, s.Output+50
 	s.PrefillSeconds, s.DecodeSeconds = s.PrefillSeconds+0.5, s.DecodeSeconds+2
-	d, restarted := VLLM.Since(&s, &old)
+	d, restarted := s.Since(&old)
 	want := Since{Requests: 2, Prompt: 300, Cached: 100, Output: 50, PrefillMs: 500, DecodeMs: 2000}
 	if diff := cmp.Diff(want, d); diff != "" || restarted {
 		t.Errorf("Since() restarted %v (-want +got):\n%s", restarted, diff)
 	}
-	if d, _ := SGLang.Since(&s, &old); d.PrefillMs != 0 {
+	s.Queued = true
+	if d, _ := s.Since(&old); d.PrefillMs != 0 {
 		t.Errorf("SGLang: %v ms of prefill, which has a wait in it", d.PrefillMs)
 	}
-	if _, restarted := VLLM.Since(&old, &s); !restarted {
+	if _, restarted := old.Since(&s); !restarted {
 		t.Error("counters went back, and it is not a restart")
 	}
-	if _, restarted := VLLM.Since(&Sample{Has: Running}, &old); !restarted {
+	if _, restarted := (&Sample{Has: Running}).Since(&old); !restarted {
 		t.Error("counters are gone, and it is not a restart")
 	}
 }
@@ -109,28 +131,44 @@ func naive(t *Type, page []byte) (s Sample, ok bool) {
 	if err != nil {
 		return Sample{}, false
 	}
-	shares := 0.0
-	for _, w := range t.series {
-		for _, m := range families[t.prefix+w.name].GetMetric() {
-			v := m.GetUntyped().GetValue()
-			if w.blocks {
-				labels := map[string]string{}
-				for _, l := range m.GetLabel() {
-					labels[l.GetName()] = l.GetValue()
-				}
-				v = blocks(labels)
-			}
-			if v >= 0 && v <= most {
-				s.Has |= w.field
-				*s.at(w.field) += v
-				if w.field == KV {
-					shares++
-				}
-			}
+	lines := map[Field]float64{}
+	add := func(f Field, v float64) {
+		if v >= 0 && v <= most {
+			s.Has |= f
+			*s.at(f) += v
+			lines[f]++
 		}
 	}
-	if shares > 0 {
-		s.KV = min(1, s.KV/shares)
+	seen := map[Field]bool{}
+	for _, w := range t.series {
+		if seen[w.field] {
+			continue // a name that it had in another release
+		}
+		for _, m := range families[t.prefix+w.name].GetMetric() {
+			labels := map[string]string{}
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()+`="`] = l.GetValue()
+			}
+			switch {
+			case w.label != "" && labels[w.label] != w.is:
+			case w.size != "":
+				add(w.field, blocks(labels, w.size, w.count))
+			default:
+				add(w.field, m.GetUntyped().GetValue())
+			}
+		}
+		seen[w.field] = s.Has&w.field != 0
+	}
+	for _, m := range families[started].GetMetric() {
+		add(Started, m.GetUntyped().GetValue())
+	}
+	for _, f := range []Field{KV, BlockTokens, Started} {
+		*s.at(f) /= max(1, lines[f])
+	}
+	s.KV, s.Queued = min(1, s.KV), t.queued
+	if v := s.KVBlocks * s.BlockTokens; lines[KVTokens] == 0 && lines[KVBlocks] > 0 && lines[BlockTokens] > 0 && v <= most {
+		s.KVTokens = v
+		s.Has |= KVTokens
 	}
 	if t.fresh {
 		s.Prompt += s.Cached
@@ -139,9 +177,9 @@ func naive(t *Type, page []byte) (s Sample, ok bool) {
 }
 
 // blocks is the size of a cache by its labels; below 0: they don't say.
-func blocks(labels map[string]string) float64 {
+func blocks(labels map[string]string, size, count string) float64 {
 	product := 1.0
-	for _, name := range []string{"block_size", "num_gpu_blocks"} {
+	for _, name := range []string{size, count} {
 		v, err := strconv.ParseFloat(labels[name], 64)
 		if err != nil || !(v >= 0 && v <= most) || len(labels[name]) > 40 {
 			return -1
@@ -155,7 +193,7 @@ func blocks(labels map[string]string) float64 {
 // engines write.
 func checkScan(t *testing.T, page []byte) (compared bool) {
 	t.Helper()
-	for _, typ := range []*Type{VLLM, SGLang, LlamaCpp} {
+	for _, typ := range types {
 		got := typ.Scan(page)
 		if !(got.KV >= 0 && got.KV <= 1) || got.Running < 0 {
 			t.Fatalf("%q gives %+v", page, got)
@@ -184,12 +222,19 @@ func TestScanAgainstItsTwin(t *testing.T) {
 	for range 3000 {
 		var b strings.Builder
 		for range r.IntN(12) {
-			typ := []*Type{VLLM, SGLang, LlamaCpp}[r.IntN(3)]
-			name := typ.series[r.IntN(len(typ.series))].name
+			typ := types[r.IntN(len(types))]
+			w := typ.series[r.IntN(len(typ.series))]
+			name := typ.prefix + w.name
+			if r.IntN(30) == 0 {
+				name = started
+			}
 			labels := one("", "", "{}", `{engine="0"}`, `{engine="1",}`, `{m="a}\"} 9",n="\\"}`, `{block_size="16",num_gpu_blocks="9"}`,
-				`{num_gpu_blocks="1e3",x="block_size=\"7\"",block_size="8"}`, `{x="1,block_size=",block_size="16",num_gpu_blocks="None"}`, `{cpu_block_size="7",block_size="8",num_gpu_blocks="4"}`)
+				`{num_gpu_blocks="1e3",x="block_size=\"7\"",block_size="8"}`, `{x="1,block_size=",block_size="16",num_gpu_blocks="None"}`, `{cpu_block_size="7",block_size="8",num_gpu_blocks="4"}`, `{page_size="4",num_pages="7"}`)
+			if w.label != "" {
+				labels = one(labels, "{"+w.label+one(w.is, w.is, "other")+`",model="m"}`)
+			}
 			value := one("0", "7", "0.25", "1e3", "12345.5", "-1", "1e400", "4 1700000000", "1", "99999999999999999999", "+5")
-			b.WriteString(typ.prefix + name + one("", "", "", "_x") + labels + " " + value + "\n")
+			b.WriteString(name + one("", "", "", "_x") + labels + " " + value + "\n")
 		}
 		if checkScan(t, []byte(b.String())) {
 			compared++
@@ -212,6 +257,6 @@ func BenchmarkScan(b *testing.B) {
 	text := page(b, "vllm.txt")
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
-		VLLM.Scan(text)
+		vllm.Scan(text)
 	}
 }

@@ -76,6 +76,9 @@ func (k *Kind) Probe(ctx context.Context, a *enginepb.Assignment, tokens int) (b
 // Room is known once it runs.
 func (k *Kind) Room(*enginepb.Assignment) (backend.KV, error) { return backend.KV{}, nil }
 
+// series are those of vLLM's metrics.
+var series = scrape.Named("vllm")
+
 // errMetrics is returned for a page that holds none of the series.
 var errMetrics = errors.New("metrics: none of vLLM's series")
 
@@ -86,7 +89,7 @@ func (k *Kind) Load(ctx context.Context, a *enginepb.Assignment) (backend.Load, 
 	if err != nil {
 		return backend.Load{}, fmt.Errorf("metrics: %w", err)
 	}
-	s := scrape.VLLM.Scan(page)
+	s := series.Scan(page)
 	if s.Has == 0 {
 		return backend.Load{}, errMetrics
 	}
@@ -95,7 +98,7 @@ func (k *Kind) Load(ctx context.Context, a *enginepb.Assignment) (backend.Load, 
 	l := backend.Load{
 		Running: uint32(s.Running), Waiting: uint32(s.Waiting), Used: uint64(s.KV * s.KVTokens), Total: uint64(s.KVTokens),
 	}
-	if since, restarted := scrape.VLLM.Since(&s, &k.last); !restarted && k.last.Has != 0 {
+	if since, restarted := s.Since(&k.last); !restarted && k.last.Has != 0 {
 		l.Speed = speed(since)
 	}
 	k.last = s

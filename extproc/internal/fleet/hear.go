@@ -28,7 +28,7 @@ type hearing struct {
 
 // newHearing returns what hears the events that a file says an endpoint has; nil:
 // none.
-func (l *Local) newHearing(spec config.FleetEndpoint) *hearing {
+func (l *Local) newHearing(spec config.Endpoint) *hearing {
 	k := spec.KVEvents
 	if k == (config.KVEvents{}) {
 		return nil

@@ -20,7 +20,7 @@ import (
 // plain is an endpoint of a file, which we look at ourselves.
 type plain struct {
 	// Constant after newPlain.
-	spec   config.FleetEndpoint
+	spec   config.Endpoint
 	typ    *scrape.Type  // nil: it has no metrics
 	page   *http.Request // nil like typ
 	health *http.Request
@@ -45,13 +45,9 @@ type plain struct {
 	later    time.Time     // when metrics that fail are asked for again
 }
 
-var scrapeTypes = map[string]*scrape.Type{
-	config.TypeVLLM: scrape.VLLM, config.TypeSGLang: scrape.SGLang, config.TypeLlamaCpp: scrape.LlamaCpp,
-}
-
 // newPlain returns the endpoint; until it is looked at, it is taken to be well.
-func newPlain(spec config.FleetEndpoint) (*plain, error) {
-	p := &plain{spec: spec, typ: scrapeTypes[spec.Type], vital: vital{state: pick.Ready}}
+func newPlain(spec config.Endpoint) (*plain, error) {
+	p := &plain{spec: spec, typ: scrape.Named(spec.Type), vital: vital{state: pick.Ready}}
 	var err error
 	if p.health, err = scrape.NewRequest("http://" + spec.Address + "/health"); err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
@@ -68,7 +64,7 @@ func newPlain(spec config.FleetEndpoint) (*plain, error) {
 		State: fleetpb.EndpointState_READY, Weight: 1, Health: 1, Epoch: 1,
 		Load: &enginepb.Load{Slots: uint32(spec.Slots)},
 	}
-	if len(spec.Models) > 1 && p.typ == scrape.VLLM {
+	if len(spec.Models) > 1 && p.typ.Adapters() {
 		p.adapters = new(pick.Adapters)
 	}
 	return p, nil
@@ -100,7 +96,7 @@ func (p *plain) look(ctx context.Context, get getter, page bool, buf []byte) (fi
 			} else {
 				f.sample = &s
 				if p.adapters != nil {
-					f.loads = scrape.AdaptersOf(b)
+					f.loads = p.typ.AdaptersOf(b)
 				}
 			}
 		}
@@ -136,7 +132,7 @@ func (p *plain) take(f *finding, now time.Time, n int) (changed bool, done *scra
 	}
 	if s := f.sample; s != nil {
 		if p.seen {
-			d, restarted := p.typ.Since(s, &p.last)
+			d, restarted := s.Since(&p.last)
 			switch {
 			case restarted:
 				p.restart()

@@ -1,0 +1,198 @@
+package config
+
+import (
+	"net/netip"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+
+	"millrace.dev/millrace/internal/scrape"
+)
+
+// Types of engines that are run by somebody else, by how they show their load. scrape
+// knows more of them.
+const (
+	// TypeVLLM is vLLM.
+	TypeVLLM = "vllm"
+	// TypeOpenAI is any server of the OpenAI API, of which nothing else is known.
+	TypeOpenAI = "openai"
+)
+
+// Endpoints are engines that are run by somebody else, in a configuration of Models.
+type Endpoints struct {
+	// APIVersion is "millrace.dev/v1alpha1".
+	APIVersion string `json:"apiVersion"`
+	// Kind is "Endpoints".
+	Kind string `json:"kind"`
+	// Metadata names the object: lower-case letters, digits, "-" and ".", at most 63.
+	Metadata Metadata `json:"metadata"`
+	// Spec is who they are.
+	Spec EndpointsSpec `json:"spec"`
+}
+
+// EndpointsSpec is engines that are run by somebody else.
+type EndpointsSpec struct {
+	// Endpoints are the engines; all objects together have at most 16384. A model that one
+	// serves needs no Model object: the tokens of its prompts are estimated then.
+	Endpoints []Endpoint `json:"endpoints"`
+}
+
+// Endpoint is one engine that is run by somebody else.
+type Endpoint struct {
+	// Address is "ip:port" of its API, as Envoy's cluster has it.
+	Address string `json:"address"`
+	// Models are the ids that it serves, at least one.
+	Models []string `json:"models"`
+	// Type is "vllm", "sglang", "llamacpp", "tensorrtllm", "triton" or "openai", which shows
+	// no metrics. Default "openai".
+	Type string `json:"type"`
+	// Metrics is the URL of its metrics. Default: where its type has them, mostly
+	// http://ADDRESS/metrics; an "openai" endpoint has none.
+	Metrics string `json:"metrics,omitempty"`
+	// Node is the machine that it runs on: what is on one node fails together.
+	// Default: the address without its port.
+	Node string `json:"node,omitempty"`
+	// Zone is its failure domain. Default: none, each node is its own.
+	Zone string `json:"zone,omitempty"`
+	// Slots is how many requests it works on at a time, 0 to 65536. Default 0:
+	// learned when some wait.
+	Slots int `json:"slots,omitempty"`
+	// KVEvents is where a "vllm" endpoint publishes what its KV cache holds. Default:
+	// nowhere; what is cached is guessed from what was sent.
+	KVEvents KVEvents `json:"kvEvents,omitzero"`
+}
+
+// maxEndpoints bounds the endpoints of a fleet.
+const maxEndpoints = 16384
+
+// setDefaults makes an entry that says nothing an unknown server.
+func (e *Endpoint) setDefaults() { e.Type = TypeOpenAI }
+
+// complete fills in what is left out of an entry that is valid.
+func (e *Endpoint) complete() {
+	if t := scrape.Named(e.Type); e.Metrics == "" && t != nil {
+		e.Metrics = t.URL(e.Address)
+	}
+	if e.Node == "" {
+		e.Node = netip.MustParseAddrPort(e.Address).Addr().String()
+	}
+}
+
+func (e Endpoint) validate(at string, r *rules) {
+	if a, err := netip.ParseAddrPort(e.Address); err != nil || a.Port() == 0 {
+		r.broken(at+".address", "%q; must be ip:port, as Envoy's cluster has it", e.Address)
+	}
+	if len(e.Models) == 0 {
+		r.broken(at+".models", "missing; must be a list of the model ids that it serves")
+	}
+	for i, m := range e.Models {
+		path := at + ".models[" + strconv.Itoa(i) + "]"
+		r.matches(path, m, servedName, "1 to 96 printable characters without spaces")
+		if slices.Contains(e.Models[:i], m) {
+			r.broken(path, "%q; must be in the list once", m)
+		}
+	}
+	if e.Type != TypeOpenAI && scrape.Named(e.Type) == nil {
+		r.broken(at+".type", "%q; must be %s or %s", e.Type, strings.Join(scrape.Names(), ", "), TypeOpenAI)
+	}
+	e.validateMetrics(at+".metrics", r)
+	for path, name := range map[string]string{at + ".node": e.Node, at + ".zone": e.Zone} {
+		if name != "" {
+			r.matches(path, name, zoneName, `1 to 63 letters, digits, ".", "_", "/" or "-"`)
+		}
+	}
+	r.between(at+".slots", e.Slots, 0, 65536)
+	e.KVEvents.validate(at+".kvEvents", e.Type, r)
+}
+
+func (e Endpoint) validateMetrics(path string, r *rules) {
+	if e.Metrics == "" {
+		return
+	}
+	u, err := url.Parse(e.Metrics)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		r.broken(path, "%q; must be a URL such as http://10.0.0.3:8000/metrics", e.Metrics)
+	} else if e.Type == TypeOpenAI {
+		r.broken(path, "%q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
+	}
+}
+
+// validateAlone checks that no endpoint before has what only one may have. which is how
+// the endpoint is called by those that come after it; taken has who has what.
+func (e Endpoint) validateAlone(at, which string, taken map[string]string, r *rules) {
+	if by, ok := taken[e.Address]; ok {
+		r.broken(at+".address", "%q; is already that of %s", e.Address, by)
+	} else if e.Address != "" {
+		taken[e.Address] = which
+	}
+	listen := "listen " + e.KVEvents.Listen
+	if _, ok := taken[listen]; ok {
+		r.broken(at+".kvEvents.listen", "%q; must be another for each endpoint: nothing else tells engines apart", e.KVEvents.Listen)
+	} else if e.KVEvents.Listen != "" {
+		taken[listen] = which
+	}
+}
+
+// endpoints reads an object of the kind.
+func (r *reader) endpoints(d *decoder, n *yaml.Node) {
+	e := Endpoints{APIVersion: APIVersion, Kind: KindEndpoints}
+	d.value("", n, reflect.ValueOf(&e).Elem())
+	d.check(r.validateEndpoints(e, d))
+	r.once(d, KindEndpoints+"/"+e.Metadata.Name, "metadata.name", strconv.Quote(e.Metadata.Name)+"; is already the name of the endpoints")
+	r.file.Endpoints = append(r.file.Endpoints, e)
+}
+
+// validateEndpoints returns the rules that the object breaks, by path.
+func (r *reader) validateEndpoints(e Endpoints, d *decoder) []Fault {
+	var broken rules
+	broken.matches("metadata.name", e.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
+	all := len(e.Spec.Endpoints)
+	for _, other := range r.file.Endpoints {
+		all += len(other.Spec.Endpoints)
+	}
+	switch {
+	case len(e.Spec.Endpoints) == 0:
+		broken.broken("spec.endpoints", "missing; must be a list with at least one entry")
+	case all > maxEndpoints:
+		broken.broken("spec.endpoints", "%d in all objects; must be ≤ %d", all, maxEndpoints)
+	}
+	for i, one := range e.Spec.Endpoints {
+		at := "spec.endpoints[" + strconv.Itoa(i) + "]"
+		one.validate(at, &broken)
+		one.validateAlone(at, "the endpoint in line "+strconv.Itoa(d.line(at+".address")), r.taken, &broken)
+	}
+	return broken
+}
+
+// implied returns the models that endpoints serve and that have no object of their own:
+// their names, in the order in which they are first named.
+func (f File) implied() (names []string) {
+	seen := map[string]bool{}
+	for _, m := range f.Models {
+		seen[m.Metadata.Name] = true
+	}
+	for _, e := range f.Endpoints {
+		for _, one := range e.Spec.Endpoints {
+			for _, name := range one.Models {
+				if !seen[name] {
+					seen[name] = true
+					names = append(names, name)
+				}
+			}
+		}
+	}
+	return names
+}
+
+// impliedModel is a model of which nothing is said but that endpoints serve it.
+func impliedModel(name string) Model {
+	m := newModel()
+	m.Metadata.Name = name
+	m.Spec.Implied = true
+	m.Spec.Layout = []Layout{{Stages: 1}}
+	return m
+}
