@@ -1,4 +1,4 @@
-package main
+package prompt
 
 import (
 	"bufio"
@@ -17,7 +17,7 @@ import (
 func smolPath() string {
 	cache := os.Getenv("MILLRACE_CACHE")
 	if cache == "" {
-		cache = filepath.Join("..", ".cache")
+		cache = filepath.Join("..", "..", "..", ".cache")
 	}
 	return filepath.Join(cache, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
 }
@@ -25,18 +25,18 @@ func smolPath() string {
 // TestCountsEqualTheServers reads the requests that a real server has counted as
 // they come from Envoy.
 func TestCountsEqualTheServers(t *testing.T) {
-	c, err := loadTokenizer(smolPath())
+	c, err := Load(smolPath())
 	if err != nil {
 		t.Fatalf("%v; run `make setup`, which fetches the model", err)
 	}
-	f, err := os.Open("internal/token/testdata/counts.jsonl")
+	f, err := os.Open("../token/testdata/counts.jsonl")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
-	counted, told := map[apis.API]int{}, map[apis.API]int{}
+	counted, identified := map[apis.API]int{}, map[apis.API]int{}
 	var r openai.Request
 	for lines.Scan() {
 		var s struct {
@@ -48,7 +48,7 @@ func TestCountsEqualTheServers(t *testing.T) {
 			t.Fatal(err)
 		}
 		api := apis.Of("POST", s.Path)
-		if api == apis.Other {
+		if how := api.Row().Counted; how != apis.Conversation && how != apis.Texts {
 			continue
 		}
 		if err := r.Parse(api, s.Body); err != nil {
@@ -61,17 +61,17 @@ func TestCountsEqualTheServers(t *testing.T) {
 		if ids, certain := c.(pick.Identifier).IDs(nil, &r); len(ids) > 0 && (!certain || len(ids) != n) {
 			t.Errorf("%s: %d ids, certain %v; %d tokens", s.Name, len(ids), certain, n)
 		} else if len(ids) > 0 {
-			told[api]++
+			identified[api]++
 		}
 		counted[api]++
 	}
-	if counted[apis.Messages] < 100 || counted[apis.Chat] < 150 || counted[apis.Responses] < 10 || told[apis.Messages] < 100 || told[apis.Chat] < 150 || told[apis.Completions] == 0 {
-		t.Errorf("%v requests, tokens told of %v; something is lost", counted, told)
+	if counted[apis.Messages] < 100 || counted[apis.Chat] < 150 || counted[apis.Responses] < 10 || identified[apis.Messages] < 100 || identified[apis.Chat] < 150 || identified[apis.Completions] == 0 {
+		t.Errorf("%v requests, tokens known of %v; something is lost", counted, identified)
 	}
 }
 
 func TestMediaAreEstimated(t *testing.T) {
-	c, err := loadTokenizer(smolPath())
+	c, err := Load(smolPath())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,8 +85,8 @@ func TestMediaAreEstimated(t *testing.T) {
 		if err := r.Parse(api, []byte(body)); err != nil {
 			t.Fatal(err)
 		}
-		plain := openai.Request{API: apis.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
-		text, _ := c.Count(&plain)
+		words := openai.Request{API: apis.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
+		text, _ := c.Count(&words)
 		image := openai.Media{Kind: openai.Image}
 		if n, exact := c.Count(&r); exact || n != text+image.Tokens() {
 			t.Errorf("%v: %d tokens, exact %v; want an estimate of %d", api, n, exact, text+image.Tokens())
@@ -94,8 +94,8 @@ func TestMediaAreEstimated(t *testing.T) {
 	}
 }
 
-func TestGoingOnIsEstimated(t *testing.T) {
-	c, err := loadTokenizer(smolPath())
+func TestContinuedResponseIsEstimated(t *testing.T) {
+	c, err := Load(smolPath())
 	if err != nil {
 		t.Fatal(err)
 	}
