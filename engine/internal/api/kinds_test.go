@@ -69,9 +69,8 @@ func TestEmptyStreamIsNoAnswer(t *testing.T) {
 	}
 }
 
-// TestSomebodyElsesServer gets the model's name as it has it, and what engine does not
-// know.
-func TestSomebodyElsesServer(t *testing.T) {
+// TestExternalServer gets the model's name as it has it, and what engine does not know.
+func TestExternalServer(t *testing.T) {
 	g := newRigOf(t, enginepb.Backend_OPENAI, func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		w.Header().Set("Content-Type", "application/json")
@@ -87,8 +86,8 @@ func TestSomebodyElsesServer(t *testing.T) {
 	tests := []struct{ name, path, kind, body, want string }{
 		{"a name that differs", "/v1/chat/completions", "application/json", `{"model": "smollm2", "messages":[1]}`,
 			`POST /v1/chat/completions application/json {"model": "org/Smol-2", "messages":[1]}`},
-		{"an operation of its own", "/v1/rerank?a=1", "application/json", `{"model":"smollm2","query":"q"}`,
-			`POST /v1/rerank?a=1 application/json {"model":"org/Smol-2","query":"q"}`},
+		{"an operation of its own", "/v1/moderations?a=1", "application/json", `{"model":"smollm2","query":"q"}`,
+			`POST /v1/moderations?a=1 application/json {"model":"org/Smol-2","query":"q"}`},
 		{"one without a model", "/tokenize", "application/json", `{"prompt":"q"}`, `POST /tokenize application/json {"prompt":"q"}`},
 		{"no JSON", "/v1/audio/transcriptions", "multipart/form-data; boundary=x", "--x--", "POST /v1/audio/transcriptions multipart/form-data; boundary=x --x--"},
 	}
@@ -106,7 +105,7 @@ func TestSomebodyElsesServer(t *testing.T) {
 			}
 		})
 	}
-	if resp, body := g.post(t, "/v1/rerank", `{"model":"gpt"}`); resp.StatusCode != http.StatusNotFound || !strings.Contains(body, "model_not_found") {
+	if resp, body := g.post(t, "/v1/moderations", `{"model":"gpt"}`); resp.StatusCode != http.StatusNotFound || !strings.Contains(body, "model_not_found") {
 		t.Errorf("another model: %d %s", resp.StatusCode, body)
 	}
 	if resp, body := g.post(t, "/v1/refused", `{}`); resp.StatusCode != http.StatusTooManyRequests || !strings.Contains(body, "slow down") || resp.Header.Get("Retry-After") == "" {

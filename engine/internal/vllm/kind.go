@@ -164,10 +164,7 @@ func (k *Kind) URL(*enginepb.Assignment) string { return "http://" + k.Address }
 
 // passed are the paths that vLLM answers and engine knows nothing of. The rest of
 // what it answers is for its operator.
-var passed = []string{
-	"/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
-	"/v1/audio/transcriptions", "/v1/audio/translations",
-}
+var passed = []string{"/pooling", "/classify"}
 
 // Passes reports whether a request for path is forwarded as it is.
 func (k *Kind) Passes(path string) bool { return slices.Contains(passed, path) }
