@@ -57,9 +57,9 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		first:  histogram("vllm:time_to_first_token_seconds", "Time to the backend's first byte."),
 		whole:  histogram("vllm:e2e_request_latency_seconds", "Time to the end of the answer."),
 	}
-	for _, op := range operations {
+	for _, op := range append(operations[:len(operations):len(operations)], other) {
 		for _, o := range outcomes {
-			m.requests.WithLabelValues(op.path, o)
+			m.requests.WithLabelValues(op.label(), o)
 		}
 	}
 	reg.MustRegister(m.requests, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // Role is what a process does for a replica.
@@ -52,6 +53,9 @@ type Kind interface {
 	Probe(ctx context.Context, a *enginepb.Assignment, tokens int) (Speed, error)
 	// Room says what the caches hold at most, as far as it is known before a start.
 	Room(*enginepb.Assignment) (KV, error)
+	// Blocks is the log of what the KV cache holds, where the backend that an
+	// assignment has run publishes it; nil: it does not.
+	Blocks(*enginepb.Assignment) *blocks.Log
 	// Load asks the head how busy and how full it is. What it does not say is 0.
 	Load(context.Context, *enginepb.Assignment) (Load, error)
 	// URL is where the head answers; the API's paths, "/v1/…", follow it.
@@ -76,7 +80,7 @@ type Dialect interface {
 
 // Process is one process of a replica, as it is to be started.
 type Process struct {
-	// Cmd starts it; nil: somebody else runs it.
+	// Cmd starts it; nil: it runs elsewhere.
 	Cmd *exec.Cmd
 	// Ready returns nil once it can be used, else what is missing.
 	Ready func(context.Context) error

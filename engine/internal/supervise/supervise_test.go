@@ -59,7 +59,7 @@ func playProcess(address string) {
 // fake launches this test binary.
 type fake struct {
 	backend, shard string
-	remote         bool // whether somebody else runs the backend
+	remote         bool // whether the backend runs elsewhere
 }
 
 func (f fake) command(address string) (*exec.Cmd, error) {
@@ -305,11 +305,11 @@ func TestHeadFollowsItsPeer(t *testing.T) {
 func TestSilentPeer(t *testing.T) {
 	p := &peer{stage: 1, replica: "m-0"}
 	now := time.Now()
-	if v := p.view(now); v.Why != "not heard of yet" {
+	if v := p.view(now); v.Why != "has not reported yet" {
 		t.Error(v)
 	}
 	s := &enginepb.Status{State: enginepb.State_READY, Epoch: 7, Assignment: assignment(1, 1, 2)}
-	p.hear(s, now)
+	p.receive(s, now)
 	if v := p.view(now.Add(peerSilent)); v.Why != "" || v.Epoch != 7 {
 		t.Error(v)
 	}
@@ -323,7 +323,7 @@ func TestSilentPeer(t *testing.T) {
 	if v := p.view(now.Add(time.Hour + 2*peerInterval)); v.Why != "silent" {
 		t.Errorf("%v later", v)
 	}
-	p.hear(&enginepb.Status{State: enginepb.State_READY, Epoch: 9, Assignment: assignment(1, 0, 1)}, now)
+	p.receive(&enginepb.Status{State: enginepb.State_READY, Epoch: 9, Assignment: assignment(1, 0, 1)}, now)
 	if v := p.view(now); v.Why != "serves something else" || v.Epoch != 7 {
 		t.Error(v)
 	}
