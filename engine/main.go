@@ -198,7 +198,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 	for {
 		snap, changed := s.Snapshot()
 		b := snap.Assignment.GetBackend()
-		if a := snap.Assignment; a.GetReplica() != measured.GetReplica() || len(a.GetStages()) != len(measured.GetStages()) {
+		if a := snap.Assignment; a.GetReplica() != measured.GetReplica() || !enginepb.SameProcess(a, measured) {
 			m.Forget()
 		}
 		measured = snap.Assignment
