@@ -115,7 +115,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log,
 		Running: func() int { return gate.Load().Running }, Served: meter.Served,
 	})
-	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Snapshot: supervisor.Snapshot})
+	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Kinds: kinds, Snapshot: supervisor.Snapshot})
 	handler := api.New(api.Config{
 		Node: o.node, Kinds: kinds, Transport: transport, Serving: supervisor.Serving,
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
@@ -198,7 +198,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 	for {
 		snap, changed := s.Snapshot()
 		b := snap.Assignment.GetBackend()
-		if a := snap.Assignment; a.GetReplica() != measured.GetReplica() || len(a.GetStages()) != len(measured.GetStages()) {
+		if a := snap.Assignment; a.GetReplica() != measured.GetReplica() || !enginepb.SameProcess(a, measured) {
 			m.Forget()
 		}
 		measured = snap.Assignment

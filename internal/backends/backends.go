@@ -132,16 +132,16 @@ func (f *faults) vllm(s Settings) {
 }
 
 func (f *faults) openai(s Settings) {
-	const theirs = "the server is external"
-	f.unset(Weights, s.Weights, theirs+", and so are its weights")
+	const external = "the server is external"
+	f.unset(Weights, s.Weights, external+", and so are its weights")
 	if s.ContextTokens != 0 {
 		f.context(s.ContextTokens)
 	}
-	f.one(TensorParallel, s.TensorParallel, theirs)
-	f.one(PipelineParallel, s.PipelineParallel, theirs)
-	f.one(DataParallel, s.DataParallel, theirs)
+	f.one(TensorParallel, s.TensorParallel, external)
+	f.one(PipelineParallel, s.PipelineParallel, external)
+	f.one(DataParallel, s.DataParallel, external)
 	if len(s.Args) > 0 {
-		f.add(Args, "%d arguments; must be left out: nothing is started, %s", len(s.Args), theirs)
+		f.add(Args, "%d arguments; must be left out: nothing is started, %s", len(s.Args), external)
 	}
 	if _, err := ParseURL(s.URL); err != nil {
 		f.add(URL, "%v", err)

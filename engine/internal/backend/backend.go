@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/blocks"
@@ -168,9 +167,6 @@ const Room = 64
 // Kinds are the kinds that this engine can run.
 type Kinds map[enginepb.Backend_Kind]Kind
 
-// errKind marks a kind that is not there.
-var errKind = errors.New("this engine can't run it")
-
 // Of returns the kind of an assignment's backend.
 func (k Kinds) Of(a *enginepb.Assignment) Kind { return k[a.GetBackend().GetKind()] }
 
@@ -178,18 +174,10 @@ func (k Kinds) Of(a *enginepb.Assignment) Kind { return k[a.GetBackend().GetKind
 func (k Kinds) Check(a *enginepb.Assignment) error {
 	kind := k.Of(a)
 	if kind == nil {
-		return fmt.Errorf("backend.kind: %s: %w", a.GetBackend().GetKind(), errKind)
+		return fmt.Errorf("backend.kind: %s: this engine can't run it", a.GetBackend().GetKind())
 	}
 	return kind.Check(a)
 }
 
 // ErrStages is returned for a replica on several nodes by kinds that have no shards.
 var ErrStages = errors.New("this kind has no shards")
-
-// JoinFields makes one error of faults, each "field: text".
-func JoinFields(faults []string) error {
-	if len(faults) == 0 {
-		return nil
-	}
-	return errors.New(strings.Join(faults, "; "))
-}

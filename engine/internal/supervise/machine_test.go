@@ -252,6 +252,26 @@ func TestStalledBackendIsProbed(t *testing.T) {
 	}
 }
 
+// TestOpaqueBackendMayTakeLong: that it does not use the CPU shows nothing.
+func TestOpaqueBackendMayTakeLong(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.after(time.Minute)
+	s.w.Running, s.w.Parts[backend.Head].Idle, s.w.Parts[backend.Head].Opaque = 1, time.Hour, true
+	s.after(time.Millisecond)
+	s.after(stallOpaque-time.Second).want(enginepb.State_READY, "")
+	s.mute = true
+	s.after(2*time.Second).want(enginepb.State_BROKEN, "no progress")
+}
+
+// TestExternalServerIsAwaited for the reason that it has.
+func TestExternalServerIsAwaited(t *testing.T) {
+	s := newSim(t, assignment(1, 0, 1))
+	s.after(0)
+	s.w.Parts[backend.Head].Missing = "connection refused"
+	s.after(time.Hour).want(enginepb.State_STARTING, "backend is awaited: connection refused")
+	s.serve(backend.Head).after(time.Second).after(time.Millisecond).want(enginepb.State_READY, "")
+}
+
 func TestLongPrefillIsNoStall(t *testing.T) {
 	busy := map[string]func(*sim){
 		"backend": func(s *sim) { s.w.Parts[backend.Head].Idle = 0 },
