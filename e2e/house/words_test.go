@@ -62,10 +62,6 @@ var phrases = []struct {
 // yours out when it is converted; both lists are to be empty.
 var (
 	namesToConvert = []string{
-		"e2e",
-		"e2e/bench",
-		"e2e/noxds",
-		"e2e/protocol",
 		"extproc",
 		"extproc/internal/fleet",
 		"extproc/internal/flow",
@@ -92,14 +88,6 @@ var (
 	}
 	textsToConvert = []string{
 		".",
-		"e2e",
-		"e2e/bench",
-		"e2e/bench/echo",
-		"e2e/gateway",
-		"e2e/noxds",
-		"e2e/protocol",
-		"e2e/rig",
-		"e2e/storm",
 		"envoy",
 		"extproc",
 		"extproc/internal/fleet",
