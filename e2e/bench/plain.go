@@ -191,7 +191,7 @@ func pagesRead(metrics string) (float64, error) {
 		return 0, err
 	}
 	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(line, `millrace_extproc_looks_total{found="metrics"} `); ok {
+		if v, ok := strings.CutPrefix(line, `millrace_extproc_probes_total{found="metrics"} `); ok {
 			return strconv.ParseFloat(strings.TrimSpace(v), 64)
 		}
 	}
