@@ -51,7 +51,7 @@ test-vllm: build setup ## run extproc in front of two real vLLM on CPUs: 6 GB to
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 	go test -tags vllm -count=1 -timeout 30m -v -run TestVLLM ./e2e/noxds
 
-bench: build setup ## measure; prints JSON lines, then a table. ARGS="-h" shows how to choose
+bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)
 
 replay: | need-go ## run real traces through the policies, against simulated engines; TRACES=folder, ARGS="-h"

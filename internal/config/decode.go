@@ -17,6 +17,8 @@ const maxNodes = 100_000
 // decoder fills a struct from a YAML node by the struct's json tags, and
 // collects what does not fit instead of stopping at it.
 type decoder struct {
+	// kind and name of the object, as the text has them.
+	kind, name string
 	// faults found, without the name of the file.
 	faults []Fault
 	// lines holds the line of each field that is set, by its path.

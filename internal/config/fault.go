@@ -18,6 +18,8 @@ type Fault struct {
 	File string
 	// Line in it, from 1; 0: of no line.
 	Line int
+	// Kind and Name are of the object that it is in; empty: of none, or not known.
+	Kind, Name string
 	// Path of the field, for example "spec.backend.slots"; empty: of no field.
 	Path string
 	// Text is what is wrong and what would be right.
@@ -27,17 +29,42 @@ type Fault struct {
 // Error returns "FILE:LINE: PATH: TEXT", leaving out what is not known.
 func (f Fault) Error() string {
 	var b strings.Builder
-	b.WriteString(f.File)
-	if f.Line > 0 {
-		fmt.Fprintf(&b, ":%d", f.Line)
+	if f.File != "" {
+		b.WriteString(f.File)
+		if f.Line > 0 {
+			fmt.Fprintf(&b, ":%d", f.Line)
+		}
+		b.WriteString(": ")
 	}
-	b.WriteString(": ")
 	if f.Path != "" {
 		b.WriteString(f.Path + ": ")
 	}
 	b.WriteString(f.Text)
 	return b.String()
 }
+
+// Faults returns the faults of which an error is made. Another error is one fault.
+func Faults(err error) []Fault {
+	var fault Fault
+	var several interface{ Unwrap() []error }
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &several):
+		var all []Fault
+		for _, e := range several.Unwrap() {
+			all = append(all, Faults(e)...)
+		}
+		return all
+	case errors.As(err, &fault):
+		return []Fault{fault}
+	}
+	return []Fault{{Text: err.Error()}}
+}
+
+// Join returns all faults as one error, one a line in the order of the file; nil
+// without any.
+func Join(faults []Fault) error { return join(slices.Clone(faults)) }
 
 // join returns all faults as one error, one a line in the order of the file;
 // nil without any.

@@ -35,23 +35,56 @@ func Load(path string) (File, error) {
 // Parse reads the text of the file of the given name: any number of YAML
 // documents, each an object. What it does not say is as in Default.
 func Parse(name string, text []byte) (File, error) {
+	f, _, err := Read(name, text)
+	return f, err
+}
+
+// Source knows where in a text the objects are, for faults that are found later.
+type Source struct {
+	name string
+	// at has the decoder of each object, by kind and name.
+	at map[string]*decoder
+}
+
+// Empty reports whether the text has no object.
+func (s Source) Empty() bool { return len(s.at) == 0 }
+
+// Sets reports whether the text sets the field of the object.
+func (s Source) Sets(kind, name, path string) bool {
+	d := s.at[kind+"/"+name]
+	return d != nil && d.lines[path] > 0
+}
+
+// Locate returns the fault with the file and the line of its object's field, or of
+// what holds the field.
+func (s Source) Locate(f Fault) Fault {
+	f.File = s.name
+	if d := s.at[f.Kind+"/"+f.Name]; d != nil {
+		f.Line = d.line(f.Path)
+	}
+	return f
+}
+
+// Read is Parse that also returns where the objects are.
+func Read(name string, text []byte) (File, Source, error) {
+	src := Source{name: name, at: map[string]*decoder{}}
 	if len(text) > maxFile {
-		return File{}, Fault{File: name, Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), maxFile)}
+		return File{}, src, Fault{File: name, Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), maxFile)}
 	}
 	full, err := filepath.Abs(name)
 	if err != nil {
-		return File{}, Fault{File: name, Text: err.Error()}
+		return File{}, src, Fault{File: name, Text: err.Error()}
 	}
-	r := reader{dir: filepath.Dir(full), lineOf: map[string]int{}, taken: map[string]string{}}
+	r := reader{dir: filepath.Dir(full), lineOf: map[string]int{}, taken: map[string]string{}, at: src.at}
 	r.documents(text)
 	r.checkTargets()
 	for i := range r.faults {
 		r.faults[i].File = name
 	}
 	if err := join(r.faults); err != nil {
-		return File{}, err
+		return File{}, src, err
 	}
-	return r.complete(), nil
+	return r.complete(), src, nil
 }
 
 // reader collects the objects of one file.
@@ -66,6 +99,8 @@ type reader struct {
 	taken map[string]string
 	// policyAt knows the lines of the policy; nil: there is none.
 	policyAt *decoder
+	// at has the decoder of each object, by kind and name.
+	at map[string]*decoder
 }
 
 func (r *reader) documents(text []byte) {
@@ -104,7 +139,15 @@ func (r *reader) document(n *yaml.Node) {
 		return
 	}
 	d := decoder{lines: map[string]int{"": n.Line}}
-	switch kind := field(n, "kind"); kind {
+	d.kind, d.name = field(n, "kind"), nameOf(n)
+	r.at[d.kind+"/"+d.name] = &d
+	defer func() {
+		for i := range d.faults {
+			d.faults[i].Kind, d.faults[i].Name = d.kind, d.name
+		}
+		r.faults = append(r.faults, d.faults...)
+	}()
+	switch kind := d.kind; kind {
 	case KindModel:
 		r.model(&d, n)
 	case KindPolicy:
@@ -117,7 +160,16 @@ func (r *reader) document(n *yaml.Node) {
 	if v := field(n, "apiVersion"); v != APIVersion {
 		d.faults = append(d.faults, Fault{Line: d.line("apiVersion"), Path: "apiVersion", Text: fmt.Sprintf("%q; must be %q", v, APIVersion)})
 	}
-	r.faults = append(r.faults, d.faults...)
+}
+
+// nameOf returns the name of an object; "" if it has none.
+func nameOf(n *yaml.Node) string {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == "metadata" && n.Content[i+1].Kind == yaml.MappingNode {
+			return field(n.Content[i+1], "name")
+		}
+	}
+	return ""
 }
 
 // field returns the text of one field of a mapping; "" if it is not there.
@@ -179,7 +231,7 @@ func (d *decoder) check(broken []Fault) {
 	}
 	for _, f := range broken {
 		if !unread[f.Path] {
-			f.Line = d.line(f.Path)
+			f.Line, f.Kind, f.Name = d.line(f.Path), d.kind, d.name
 			d.faults = append(d.faults, f)
 		}
 	}

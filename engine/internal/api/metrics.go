@@ -59,7 +59,7 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 	}
 	for _, op := range operations {
 		for _, o := range outcomes {
-			m.requests.WithLabelValues(op.path, o)
+			m.requests.WithLabelValues(op.label(), o)
 		}
 	}
 	reg.MustRegister(m.requests, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})

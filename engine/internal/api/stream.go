@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // writeFor bounds how long a client may leave a stream unread; it is looked at
@@ -97,7 +98,7 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 				_ = out.SetWriteDeadline(deadline)
 			}
 			last.keep(buf[:n])
-			if c.op.responses || c.op.anthropic {
+			if c.op.responses || c.op.Dialect == apis.Anthropic {
 				first = append(first, buf[:min(n, firstKept-len(first))]...)
 			}
 			c.cfg.Meter.Serve(now)

@@ -15,12 +15,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/wire"
 )
-
-// aliases are paths that some clients use without the /v1 in front.
-var aliases = []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/messages/count_tokens"}
 
 // routes returns the one route configuration.
 func routes(f config.File) *routev3.RouteConfiguration {
@@ -37,8 +35,10 @@ func routes(f config.File) *routev3.RouteConfiguration {
 	host.Routes = append(host.Routes, modelRoutes(f)...)
 	timeout := durationpb.New(spec.Limits.RequestTimeout.Duration)
 	host.Routes = append(host.Routes, apiRoutes(f, prefix("/v1/"), "", timeout)...)
-	for _, alias := range aliases {
-		host.Routes = append(host.Routes, apiRoutes(f, path(alias), "/v1"+alias, timeout)...)
+	for a := apis.Chat; a < apis.Len; a++ {
+		for _, p := range a.Row().Outside("/v1/") {
+			host.Routes = append(host.Routes, apiRoutes(f, path(p), a.Row().Path, timeout)...)
+		}
 	}
 	host.Routes = append(host.Routes, direct(prefix("/"), 404, "no such path; the API is under /v1/"))
 	return &routev3.RouteConfiguration{
