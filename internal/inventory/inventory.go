@@ -11,6 +11,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -24,16 +25,16 @@ type Entry struct {
 	Source string
 }
 
-// OfObjects returns the endpoints that the objects of a configuration name. An address
-// that several name is the first one's.
-func OfObjects(objects []config.Endpoints) []Entry {
+// OfObjects returns the endpoints that objects of a desired state name. An address that
+// several name is the first one's.
+func OfObjects(objects []desired.Object[config.EndpointsSpec]) []Entry {
 	var all []Entry
 	seen := map[string]bool{}
 	for _, o := range objects {
 		for _, e := range o.Spec.Endpoints {
 			if !seen[e.Address] {
 				seen[e.Address] = true
-				all = append(all, Entry{Endpoint: e, Source: config.KindEndpoints + "/" + o.Metadata.Name})
+				all = append(all, Entry{Endpoint: e, Source: o.Kind + "/" + o.Name})
 			}
 		}
 	}

@@ -55,6 +55,9 @@ type Observation struct {
 	Adapters *scrape.Adapters
 	// MetricsErr is why its metrics do not come; nil: they do, or it has none.
 	MetricsErr error
+	// EventsErr is why what its engine publishes does not come, or is refused; nil: it comes,
+	// it publishes nothing, or is not Ready.
+	EventsErr error
 	// Cache is what its engine publishes of its KV cache, as a log; nil: it publishes
 	// nothing, or the Prober keeps Sets.
 	Cache *enginepb.Cache

@@ -271,6 +271,9 @@ func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, f
 	}
 	if e := t.events; e != nil {
 		o.Blocks = e.set
+		if t.vital.state == Ready {
+			o.EventsErr = e.Fault()
+		}
 		if e.log != nil {
 			e.log.SetEpoch(t.epoch)
 			e.cache = e.log.Cache()
