@@ -47,9 +47,9 @@ test: build setup client ## run every test, those on the real processes too
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
 	go test $(UNIT) ./e2e/house
 
-test-vllm: build setup ## run extproc in front of two real vLLM on CPUs: 6 GB to fetch, 8 GB of memory, 10 min
+test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
-	go test -tags vllm -count=1 -timeout 30m -v -run TestVLLM ./e2e/noxds
+	go test -tags vllm -count=1 -p 1 -timeout 60m -v -run TestVLLM ./e2e/kinds ./e2e/noxds
 
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)
