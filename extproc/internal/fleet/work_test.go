@@ -39,7 +39,9 @@ func TestEndpointsOfOthers(t *testing.T) {
 		apply(t, s, say(wire.EndpointType, resource(address, string(rune('a'+version)), m)))
 	}
 	same := func(*fleetpb.EndpointState) {}
-	more := func(m *fleetpb.EndpointState) { m.Work.Requests, m.Work.PromptTokens, m.Work.PrefillSeconds = 3, 150, 2 }
+	more := func(m *fleetpb.EndpointState) {
+		m.Work.Requests, m.Work.PromptTokens, m.Work.PrefillSeconds = 3, 150, 2
+	}
 
 	s := full(t)
 	apply(t, s, say(wire.ModelType, resource("lora", "1", &fleetpb.ModelState{Name: "lora"})))
