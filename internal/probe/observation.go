@@ -61,6 +61,6 @@ type Observation struct {
 	// Cache is what its engine publishes of its KV cache, as a log; nil: it publishes
 	// nothing, or the Prober keeps Sets.
 	Cache *enginepb.Cache
-	// Blocks is the same as a Set, which goes on changing; nil like Cache.
+	// Blocks is the same as a Set, which continues to change; nil like Cache.
 	Blocks *blocks.Set
 }

@@ -88,8 +88,8 @@ func New(o Options, log *slog.Logger, reg prometheus.Registerer) *Prober {
 	return p
 }
 
-// Set says who exists, each address once. Of those that were there before what is known
-// goes on to be, if it is true of their entries still: see Same.
+// Set says who exists, each address once. What is known of those that were there
+// before stays, if it is true of their entries still: see Same.
 func (p *Prober) Set(endpoints []config.Endpoint) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -199,7 +199,7 @@ func (p *Prober) work(ctx context.Context) error {
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	page := t.wantsPage(began)
+	page := t.pageDue(began)
 	p.mu.Unlock()
 	f, buf := t.probe(ctx, p.get, page, buf)
 	if ctx.Err() != nil {

@@ -137,7 +137,7 @@ func TestObservations(t *testing.T) {
 	})
 }
 
-// TestEpochs tells starts of engines from one another, by what they show.
+// TestEpochs distinguishes starts of engines, by what they show.
 func TestEpochs(t *testing.T) {
 	page := func(started float64, prompt int) string {
 		s := fmt.Sprintf(vllmPage, 0, 0, prompt, 0, 0.0, 0.0)

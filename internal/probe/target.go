@@ -194,8 +194,8 @@ func (t *target) restarted(now time.Time) {
 	t.sample, t.adapters = nil, nil
 }
 
-// wantsPage reports whether metrics are to be asked for now.
-func (t *target) wantsPage(now time.Time) bool {
+// pageDue reports whether metrics are to be asked for now.
+func (t *target) pageDue(now time.Time) bool {
 	return t.typ != nil && (t.metrics == nil || !now.Before(t.later))
 }
 

@@ -17,6 +17,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/probe"
@@ -158,7 +159,7 @@ func (l *Local) observed(o *probe.Observation) {
 
 // setLocked makes what is known of an endpoint that of the next table.
 func (l *Local) setLocked(p *local, now time.Time) {
-	m := p.entry.State(p.last)
+	m := endpoints.State(p.entry, p.last)
 	if slices.Contains(p.entry.Models, p.model) {
 		m.Model = p.model // it is the same engine still
 	}

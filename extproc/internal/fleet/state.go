@@ -22,7 +22,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/blocks"
-	"millrace.dev/millrace/internal/inventory"
+	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/wire"
@@ -222,7 +222,7 @@ func (e *endpoint) restarted(m *fleetpb.EndpointState) bool {
 		e.work = nil
 		return true
 	}
-	if w, ok := inventory.Sample(m); ok && e.work != nil {
+	if w, ok := endpoints.Sample(m); ok && e.work != nil {
 		if _, less := w.Since(e.work); less {
 			e.work = nil
 			return true

@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/internal/inventory"
+	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/scrape"
 )
 
@@ -25,7 +25,7 @@ type work struct {
 
 // setWork finds out what an engine has done since it last reported.
 func (s *state) setWork(e *endpoint) {
-	now, ok := inventory.Sample(e.resource)
+	now, ok := endpoints.Sample(e.resource)
 	if !ok {
 		return
 	}
