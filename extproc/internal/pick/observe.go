@@ -2,6 +2,7 @@ package pick
 
 import (
 	"math"
+	"net/http"
 	"time"
 )
 
@@ -19,6 +20,9 @@ type Answer struct {
 // are left out for a while, the one that answered is trusted again. It returns
 // the endpoint that answered, or nil. sent is when the choice was made.
 func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time) *Endpoint {
+	if a.Status == http.StatusNotImplemented {
+		return m.Endpoint(a.Served) // what it can't do is no fault of it, nor of those tried before
+	}
 	failed, answered := verdict(len(list), indexOf(list, a.Served), a.Attempts, a.Status)
 	// What fails on every host accuses the request as much as the hosts.
 	grow := a.Status < 500 || failed < 2
