@@ -53,7 +53,12 @@ type operation struct {
 	whole bool
 	// responses is whether answers have ids that later requests continue.
 	responses bool
+	// passes is whether the request is forwarded as it is, whatever it asks for.
+	passes bool
 }
+
+// other is what engine knows nothing of and the backend may.
+var other = operation{Row: apis.Other.Row(), passes: true}
 
 var operations = func() (all []operation) {
 	for a := apis.Chat; a < apis.Len; a++ {
@@ -63,7 +68,12 @@ var operations = func() (all []operation) {
 }()
 
 // label names the operation in metrics.
-func (o operation) label() string { return strings.TrimPrefix(o.Path, "/v1") }
+func (o operation) label() string {
+	if o.passes {
+		return o.Name
+	}
+	return strings.TrimPrefix(o.Path, "/v1")
+}
 
 // New returns a server.
 func New(cfg Config) *Server {
@@ -80,10 +90,18 @@ func New(cfg Config) *Server {
 		s.mux.HandleFunc(prefix+"/models", wrongMethod)
 	}
 	s.mux.HandleFunc("GET /health", s.health)
-	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
-	})
+	s.mux.HandleFunc("/", s.other)
 	return s
+}
+
+// other answers what is no operation of engine's: it is forwarded where the backend
+// has it.
+func (s *Server) other(w http.ResponseWriter, r *http.Request) {
+	if v, _ := s.cfg.Serving(); v != nil && s.cfg.Kinds.Of(v.Assignment).Passes(r.URL.Path) {
+		s.complete(other, w, r)
+		return
+	}
+	notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
 }
 
 // ServeHTTP answers one request.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -62,7 +63,7 @@ func newRig(t *testing.T, server http.HandlerFunc) *rig {
 func kinds(address string) backend.Kinds {
 	return backend.Kinds{
 		enginepb.Backend_LLAMACPP: llamacpp.New(llamacpp.Programs{BackendAddress: address}, nil),
-		enginepb.Backend_VLLM:     vllm.New(vllm.Program{Address: address}, nil),
+		enginepb.Backend_VLLM:     vllm.New(vllm.Program{Address: address}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)),
 		enginepb.Backend_OPENAI:   openai.New(nil),
 	}
 }
@@ -337,7 +338,7 @@ func TestHealthAndModels(t *testing.T) {
 	}
 }
 
-// until waits for what nobody tells us of.
+// until waits for what nobody reports.
 func until(t *testing.T, holds func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)

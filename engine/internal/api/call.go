@@ -42,7 +42,7 @@ type call struct {
 	sent   time.Time // when it went to the backend
 	begun  time.Time // when the backend's first byte came
 	usage  backend.Usage
-	use    *cachelog.Use // nil: nobody has told the keys of the prompt
+	use    *cachelog.Use // nil: the request names no keys of its prompt
 	cached bool          // whether the backend has the prompt in its cache
 	status int           // for the metrics; 499: the client went away
 }
@@ -56,7 +56,7 @@ var errGone = errors.New("the client went away")
 // complete answers one request of op.
 func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) {
 	ctx := obs.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx, span := s.cfg.Tracer.Start(ctx, "POST "+op.Path, trace.WithSpanKind(trace.SpanKindServer))
+	ctx, span := s.cfg.Tracer.Start(ctx, r.Method+" "+op.Path, trace.WithSpanKind(trace.SpanKindServer))
 	c := &call{Server: s, op: op, w: w, r: r, started: time.Now(), span: span, status: http.StatusOK}
 	w.Header().Set(headerNode, s.cfg.Node)
 	defer c.finish()
@@ -83,7 +83,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	if failed != nil {
 		return failed
 	}
-	if c.req, failed = parse(c.op, body); failed != nil {
+	if c.op.passes {
+		c.req = glance(body, v.Assignment.GetModel())
+	} else if c.req, failed = parse(c.op, body); failed != nil {
 		return failed
 	}
 	if c.req.model == "" { // the operation need not name it, or it is in a form
@@ -136,7 +138,7 @@ func (c *call) tokens() int64 {
 	return c.prompt + out
 }
 
-// ended tells a client that left from a backend that was lost.
+// ended distinguishes a client that left from a backend that was lost.
 func (c *call) ended(ctx context.Context, err error) *apiError {
 	if c.r.Context().Err() != nil {
 		return &apiError{status: statusGone, Message: errGone.Error()}
@@ -160,11 +162,14 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 		Body: body, Fields: c.req.fields, Stream: c.req.stream, Completion: c.op.whole, Limit: c.req.limit,
 	})
 	url := c.backend.URL(c.serving.Assignment) + c.op.Path
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(c.way.Body))
+	if c.op.passes {
+		url = c.backend.URL(c.serving.Assignment) + c.r.URL.RequestURI()
+	}
+	req, err := http.NewRequestWithContext(ctx, c.r.Method, url, bytes.NewReader(c.way.Body))
 	if err != nil {
 		return backendLost(err.Error())
 	}
-	req.Header.Set("Content-Type", c.contentType())
+	req.Header["Content-Type"] = []string{c.contentType()}
 	// Not sent; it lets the transport try again on a new connection where the
 	// backend closed an idle one at that moment.
 	req.Header["Idempotency-Key"] = []string{}
@@ -192,7 +197,7 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 // contentType is the type of the body that the backend gets: a form has its boundary
 // there.
 func (c *call) contentType() string {
-	if c.op.Reader == apis.Form {
+	if c.op.passes || c.op.Reader == apis.Form {
 		return c.r.Header.Get("Content-Type")
 	}
 	return c.op.Reader.ContentType()
@@ -255,7 +260,7 @@ func (c *call) finish() {
 	}
 	c.cfg.Metrics.finished(c.op.label(), c.status)
 	c.span.SetAttributes(
-		attribute.String("http.request.method", http.MethodPost),
+		attribute.String("http.request.method", c.r.Method),
 		attribute.String("http.route", c.op.Path),
 		attribute.Int("http.response.status_code", c.status),
 		attribute.String("gen_ai.request.model", c.req.model),

@@ -22,7 +22,7 @@ const (
 	rateLimit      = "rate_limit_error"
 )
 
-// retryAfter is what a client is told to wait, in seconds, where another try may do.
+// retryAfter is how long a client should wait, in seconds, where another try may do.
 const retryAfter = "1"
 
 // Error returns the message.

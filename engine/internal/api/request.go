@@ -33,7 +33,7 @@ type request struct {
 
 // readBody reads a body of at most limit bytes, of the type that its operation takes.
 func readBody(op operation, w http.ResponseWriter, r *http.Request, limit int64) ([]byte, *apiError) {
-	if kind := r.Header.Get("Content-Type"); !op.Reader.Accepts(kind) {
+	if kind := r.Header.Get("Content-Type"); !op.passes && !op.Reader.Accepts(kind) {
 		return nil, &apiError{
 			status: http.StatusUnsupportedMediaType, Type: invalidRequest,
 			Message: fmt.Sprintf("content-type %.100q; must be %s", kind, op.Reader.ContentType()),
@@ -96,6 +96,20 @@ func parse(op operation, body []byte) (request, *apiError) {
 	return q, checkContent(op, fields[op.Input])
 }
 
+// glance takes what it can of a body that is forwarded whatever it holds. One that
+// names no model is for the one that is served.
+func glance(body []byte, model string) request {
+	q := request{model: model}
+	var named struct {
+		Model  string `json:"model"`
+		Stream bool   `json:"stream"`
+	}
+	if json.Unmarshal(body, &q.fields) == nil && json.Unmarshal(body, &named) == nil && named.Model != "" {
+		q.model, q.stream = named.Model, named.Stream
+	}
+	return q
+}
+
 func (q *request) read(op operation, fields map[string]json.RawMessage) *apiError {
 	if err := field(fields, "model", "a string", &q.model); err != nil {
 		return err
@@ -149,7 +163,7 @@ func checkContent(op operation, raw json.RawMessage) *apiError {
 	return badRequest(name, "%s must be a string or a list", name)
 }
 
-// emptyList looks at a valid JSON array.
+// emptyList reports whether a valid JSON array is empty.
 func emptyList(raw json.RawMessage) bool {
 	for _, c := range raw[1:] {
 		switch c {
