@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/token"
 	"maps"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -261,6 +262,25 @@ func TestWordsOfTheField(t *testing.T) {
 			}
 		}
 		t.Logf("%s: %d packages, %d faults", what, len(list.listed), sum)
+	}
+}
+
+// TestDocumentsUseTheWordsOfTheField holds what users read, and the scripts.
+func TestDocumentsUseTheWordsOfTheField(t *testing.T) {
+	for _, name := range tracked(t) {
+		document := slices.Contains([]string{".md", ".yaml", ".tmpl"}, path.Ext(name)) || name == "Makefile" || name == ".ci/run"
+		if !document || slices.Contains(strings.Split(name, "/"), "testdata") {
+			continue
+		}
+		n := 0
+		for line := range strings.Lines(read(t, name)) {
+			n++
+			for _, p := range phrases {
+				if found := p.not.FindString(line); found != "" {
+					t.Errorf("%s:%d: %q; say %s", name, n, found, p.say)
+				}
+			}
+		}
 	}
 }
 
