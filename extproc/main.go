@@ -144,7 +144,7 @@ type source interface {
 // source returns xds or the file.
 func (o *options) source(picker *pick.Picker, log *slog.Logger, reg prometheus.Registerer) (source, error) {
 	if o.fleet == "" {
-		return fleet.New(o.xds, picker.Publish, prompt.Load, log, reg), nil
+		return fleet.New(o.xds, picker, prompt.Load, log, reg), nil
 	}
 	l, err := fleet.NewLocal(o.fleet, picker, prompt.Load, log, reg)
 	if err != nil {

@@ -158,7 +158,7 @@ func probing(ctx context.Context, b *bench) error {
 // scrapes returns the cores that p uses and the pages that it takes in a second, as
 // medians of the rounds.
 func (b *bench) scrapes(ctx context.Context, p *program) (cores, pages float64, err error) {
-	const scraped = `millrace_extproc_looks_total{found="metrics"}`
+	const scraped = `millrace_extproc_probes_total{found="metrics"}`
 	var all, taken []float64
 	for range b.rounds {
 		before, err := p.metric(scraped)

@@ -111,6 +111,10 @@ func full(err error) *apiError {
 // fromBackend is the backend's own refusal.
 func (c *call) fromBackend(status int, body []byte) *apiError {
 	b := c.backend.Error(status, body)
+	if b.Status == http.StatusNotImplemented {
+		// Envoy would try it on all other replicas, which have the same model.
+		return coded(http.StatusBadRequest, invalidRequest, "unsupported_operation", b.Message)
+	}
 	e := &apiError{status: b.Status, Message: b.Message, Type: b.Type}
 	if b.Code != "" {
 		e.Code = &b.Code
