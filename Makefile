@@ -23,10 +23,10 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-short test-vllm bench replay lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm bench replay lint generate clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: build ## start a whole mesh on this machine; ARGS="-nodes 4" passes flags
 	@exec bin/millrace up $(ARGS)
@@ -38,20 +38,25 @@ build: | need-go need-g++ ## build the five programs into bin/
 	@mkdir -p bin
 	go build -o bin/ $(PROGRAMS)
 
-test: build setup client ## run every test, those on the real processes too
+test: test-unit test-e2e ## run every test, those on the real processes too
+
+test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with the race detector
 	go vet ./...
 	go test -race $(UNIT)
 	go test -run Allocates $(ALLOCATING)
+
+# One package at a time: they measure time, and each wants the whole machine.
+test-e2e: build setup client ## run the tests on real processes; e2e/README.md says what each proves
 	go test -count=1 -p 1 -timeout 25m ./e2e/...
 
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
 	go test $(UNIT) ./e2e/house
 
-test-vllm: build setup ## run extproc in front of two real vLLM on CPUs: 6 GB to fetch, 8 GB of memory, 10 min
+test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
-	go test -tags vllm -count=1 -timeout 30m -v -run TestVLLM ./e2e/noxds
+	go test -tags vllm -count=1 -p 1 -timeout 60m -v -run TestVLLM ./e2e/kinds ./e2e/noxds
 
-bench: build setup ## measure; prints JSON lines, then a table. ARGS="-h" shows how to choose
+bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)
 
 replay: | need-go ## run real traces through the policies, against simulated engines; TRACES=folder, ARGS="-h"

@@ -142,24 +142,6 @@ func (m *mesh) busy(t *testing.T, node string) {
 	})
 }
 
-// restarted says whether a process runs anew and was counted.
-func restarted(m *mesh, before rig.MeshProcess) error {
-	s, err := m.ReadState()
-	if err != nil {
-		return err
-	}
-	now := s.Find(before.Name)
-	switch {
-	case now.PID == before.PID:
-		return fmt.Errorf("state.json still shows pid %d", before.PID)
-	case now.PID == 0:
-		return errors.New("it is down")
-	case now.Restarts <= before.Restarts:
-		return fmt.Errorf("restarts = %d, were %d", now.Restarts, before.Restarts)
-	}
-	return nil
-}
-
 // TestStop stops one part after the other with SIGSTOP under load: it hangs, but
 // its sockets stay open. It must be taken out in time and come back by itself.
 func TestStop(t *testing.T) {

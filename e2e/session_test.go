@@ -37,16 +37,6 @@ func TestTenTurnsStayOnOneReplica(t *testing.T) {
 	}
 }
 
-// cookie returns the session cookie that an answer set, as a request sends it.
-func cookie(h http.Header) string {
-	for _, c := range (&http.Response{Header: h}).Cookies() {
-		if c.Name == "millrace-session" {
-			return c.Name + "=" + c.Value
-		}
-	}
-	return ""
-}
-
 func (m *mesh) tenTurns(t *testing.T, about string, header func(int, http.Header) []string) {
 	req := rig.Ask(6, "We speak about what is known "+about+". Say something.")
 	var first, last http.Header

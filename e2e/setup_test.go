@@ -93,17 +93,6 @@ func checkClear(t *testing.T, code int, got rig.Result) {
 	}
 }
 
-func write(t *testing.T, path, text string) string {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 const modelOf = `apiVersion: millrace.dev/v1alpha1
 kind: Model
 metadata: {name: smollm2}

@@ -3,7 +3,10 @@ package main
 import (
 	"errors"
 	"flag"
+	"log/slog"
 	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
@@ -28,12 +31,12 @@ func (k *kinds) check() error { return errors.Join(k.llamacpp.Check(), k.vllm.Ch
 
 // open returns the kinds, whose processes listen at these addresses and are reached
 // through t.
-func (k *kinds) open(shard, head string, t http.RoundTripper) backend.Kinds {
+func (k *kinds) open(shard, head string, t http.RoundTripper, reg prometheus.Registerer, log *slog.Logger) backend.Kinds {
 	k.llamacpp.ShardAddress, k.llamacpp.BackendAddress = shard, head
 	k.vllm.Address = head
 	return backend.Kinds{
 		enginepb.Backend_LLAMACPP: llamacpp.New(k.llamacpp, t),
-		enginepb.Backend_VLLM:     vllm.New(k.vllm, t),
+		enginepb.Backend_VLLM:     vllm.New(k.vllm, t, reg, log),
 		enginepb.Backend_OPENAI:   openai.New(t),
 	}
 }

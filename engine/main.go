@@ -1,7 +1,7 @@
 // Command engine keeps one inference engine alive on its node and serves the
 // OpenAI API in front of it.
 //
-// It is started by `millrace up` or by the node's service manager, told what to
+// It is started by `millrace up` or by the node's service manager, assigned what to
 // serve by its nodeagent, and asked by Envoy.
 package main
 
@@ -109,13 +109,13 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	// The parts, from the backend up.
 	transport := backend.Transport()
 	defer transport.CloseIdleConnections()
-	kinds := o.kinds.open(o.shard, o.backend, transport)
+	kinds := o.kinds.open(o.shard, o.backend, transport, reg, log)
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
 		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log,
 		Running: func() int { return gate.Load().Running }, Served: meter.Served,
 	})
-	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Snapshot: supervisor.Snapshot})
+	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Kinds: kinds, Snapshot: supervisor.Snapshot})
 	handler := api.New(api.Config{
 		Node: o.node, Kinds: kinds, Transport: transport, Serving: supervisor.Serving,
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
@@ -198,7 +198,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 	for {
 		snap, changed := s.Snapshot()
 		b := snap.Assignment.GetBackend()
-		if a := snap.Assignment; a.GetReplica() != measured.GetReplica() || len(a.GetStages()) != len(measured.GetStages()) {
+		if a := snap.Assignment; a.GetReplica() != measured.GetReplica() || !enginepb.SameProcess(a, measured) {
 			m.Forget()
 		}
 		measured = snap.Assignment
@@ -207,7 +207,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 			epoch = snap.Epoch
 			m.empty(snap)
 		}
-		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && m.Served().After(asked) {
+		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && (m.Served().After(asked) || m.busy) {
 			asked = time.Now()
 			m.ask(ctx, snap.Assignment)
 		}
@@ -227,6 +227,7 @@ type room struct {
 	cache *cachelog.Log
 	log   *slog.Logger
 	kv    backend.KV
+	busy  bool // whether the backend had requests when it was last asked
 }
 
 // empty says that a backend was started.
@@ -234,6 +235,9 @@ func (m *room) empty(snap *supervise.Snapshot) {
 	m.cache.Reset(snap.Epoch)
 	m.kv = backend.KV{}
 	if snap.Assignment != nil && snap.Assignment.GetStage() == 0 {
+		if log := m.Of(snap.Assignment).Blocks(snap.Assignment); log != nil {
+			log.SetEpoch(snap.Epoch)
+		}
 		var err error
 		if m.kv, err = m.Of(snap.Assignment).Room(snap.Assignment); err != nil {
 			m.log.Warn("size of the backend's cache unknown", "err", err)
@@ -260,6 +264,7 @@ func (m *room) use(l backend.Load) {
 	}
 	m.SetKV(l.Used, m.kv.Total)
 	m.SetBackend(l.Running, l.Waiting)
+	m.busy = l.Running > 0
 	if m.kv.Host > 0 {
 		m.cache.Resize(int64(m.kv.Host + l.Used))
 	} else {

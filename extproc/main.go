@@ -23,6 +23,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/fleet"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -85,7 +86,7 @@ func (o *options) validate() error {
 // check reads the file of the fleet, if there is one.
 func (o *options) check(stderr io.Writer) error {
 	if o.fleet != "" {
-		if err := fleet.CheckFile(o.fleet, loadTokenizer); err != nil {
+		if err := fleet.CheckFile(o.fleet, prompt.Load); err != nil {
 			return program.Config(err)
 		}
 	}
@@ -143,9 +144,9 @@ type source interface {
 // source returns xds or the file.
 func (o *options) source(picker *pick.Picker, log *slog.Logger, reg prometheus.Registerer) (source, error) {
 	if o.fleet == "" {
-		return fleet.New(o.xds, picker.Publish, loadTokenizer, log, reg), nil
+		return fleet.New(o.xds, picker, prompt.Load, log, reg), nil
 	}
-	l, err := fleet.NewLocal(o.fleet, picker, loadTokenizer, log, reg)
+	l, err := fleet.NewLocal(o.fleet, picker, prompt.Load, log, reg)
 	if err != nil {
 		return nil, program.Config(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/engine/enginepb"
 )
 
@@ -18,18 +19,18 @@ const (
 )
 
 // caches measures F2 as far as it is about caches: what xds and one extproc use of the
-// machine while a thousand engines tell what they have cached; floor: they tell
+// machine while a thousand engines report what they have cached; floor: they report
 // nothing. What an agent costs must not depend on how many there are.
 func caches(ctx context.Context, b *bench) error {
-	floor, err := b.telling(ctx, crowd, false)
+	floor, err := b.reporting(ctx, crowd, false)
 	if err != nil {
 		return err
 	}
-	few, err := b.telling(ctx, crowd/10, true)
+	few, err := b.reporting(ctx, crowd/10, true)
 	if err != nil {
 		return err
 	}
-	many, err := b.telling(ctx, crowd, true)
+	many, err := b.reporting(ctx, crowd, true)
 	if err != nil {
 		return err
 	}
@@ -43,9 +44,9 @@ func caches(ctx context.Context, b *bench) error {
 	} {
 		what := fmt.Sprintf("%s, %d agents, %d segments each, one of which changes each second", p.name, crowd, enginepb.MaxSegments)
 		for _, f := range []figure{
-			{What: what + "; floor: no segments", Unit: "cores", Value: p.many.cores, Floor: p.floor.cores, Goal: p.cores},
+			{What: what, Unit: "cores", Value: p.many.cores, Floor: p.floor.cores, Goal: p.cores},
 			{What: what + ", resident", Unit: "MiB", Value: p.many.memory, Floor: p.floor.memory, Goal: p.memory},
-			{What: p.name + ", an agent; floor: one of a tenth as many", Unit: "µs/s", Value: 1e6 * p.many.cores / crowd, Floor: 1e7 * p.few.cores / crowd},
+			{What: p.name + ", for each agent", FloorIs: "an agent of a tenth as many", Unit: "µs/s", Value: 1e6 * p.many.cores / crowd, Floor: 1e7 * p.few.cores / crowd},
 		} {
 			f.Row, f.Env = "F2", here(1)
 			if f.Floor > 0 {
@@ -64,13 +65,13 @@ type load struct {
 	cores, memory float64 // memory is in MiB
 }
 
-// loads are those of a control plane and the picker that it tells.
+// loads are those of a control plane and the picker behind it.
 type loads struct{ xds, extproc load }
 
-// telling returns what is used while n agents report; logs tells whether they report
+// reporting returns what is used while n agents report; logs is whether they report
 // caches.
-func (b *bench) telling(ctx context.Context, n int, logs bool) (l loads, err error) {
-	at, err := addresses(2)
+func (b *bench) reporting(ctx context.Context, n int, logs bool) (l loads, err error) {
+	at, err := rig.Addresses(2)
 	if err != nil {
 		return l, err
 	}
@@ -89,7 +90,7 @@ func (b *bench) telling(ctx context.Context, n int, logs bool) (l loads, err err
 		return l, err
 	}
 	defer p.stop()
-	if _, err := b.resting(ctx, p); err != nil { // meanwhile all is told
+	if _, err := b.resting(ctx, p); err != nil { // meanwhile all is reported
 		return l, err
 	}
 	if l.xds.cores, l.extproc.cores, err = b.using(ctx, c.xds, p); err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // control is a real xds with a fleet of fake nodes behind it.
@@ -23,7 +25,7 @@ func (b *bench) control(ctx context.Context, name, gateway, picker string, engin
 	if err := os.WriteFile(file, []byte(b.modelFile(len(engines))), 0o644); err != nil {
 		return nil, err
 	}
-	at, err := addresses(2)
+	at, err := rig.Addresses(2)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +44,7 @@ func (b *bench) control(ctx context.Context, name, gateway, picker string, engin
 	go func() { c.ended <- c.fleet.run(ctx) }()
 	if err := c.fleet.ready(ctx); err != nil {
 		c.stop()
-		return nil, fmt.Errorf("%w\n%s", err, c.xds.said())
+		return nil, fmt.Errorf("%w\n%s", err, c.xds.out.Tail())
 	}
 	return c, nil
 }

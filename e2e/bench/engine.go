@@ -1,21 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/internal/proc"
 )
 
@@ -24,59 +19,29 @@ const answerTokens = 32
 
 // mesh is a real `millrace up`.
 type mesh struct {
-	*program
-	dir   string
-	state meshState
-	took  time.Duration // from the start to `ready`
-}
-
-// meshState is what is needed of state.json.
-type meshState struct {
-	Listen    string `json:"listen"`
-	Ready     bool   `json:"ready"`
-	Processes []struct {
-		Name  string            `json:"name"`
-		Node  string            `json:"node"`
-		PID   int               `json:"pid"`
-		Addrs map[string]string `json:"addrs"`
-	} `json:"processes"`
+	*rig.Mesh
+	state rig.State
 }
 
 // up starts a mesh and waits until it is ready.
-func (b *bench) up(ctx context.Context, name string) (*mesh, error) {
-	m := &mesh{program: &program{log: filepath.Join(b.dir, name+".log")}, dir: filepath.Join(b.dir, name)}
-	f, err := os.Create(m.log)
+func (b *bench) up(name string) (*mesh, error) {
+	m, err := rig.StartMesh(filepath.Join(b.dir, name))
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	cmd := exec.Command(filepath.Join(b.bin, "millrace"), "up", "-listen", "127.0.0.1:0", "-dir", m.dir, "-cache", b.cache)
-	cmd.Stdout, cmd.Stderr = f, f
-	begin := time.Now()
-	if m.Process, err = proc.Start(cmd); err != nil {
+	if err := m.Ready(); err != nil {
+		m.Abandon()
 		return nil, err
 	}
-	if err := wait(ctx, 2*time.Minute, m.isReady); err != nil {
-		m.stop()
-		return nil, fmt.Errorf("%w\n%s", err, m.said())
+	state, err := m.ReadState()
+	if err != nil {
+		m.Abandon()
+		return nil, err
 	}
-	m.took = time.Since(begin)
-	return m, nil
+	return &mesh{m, state}, nil
 }
 
-func (m *mesh) isReady() error {
-	b, err := os.ReadFile(filepath.Join(m.dir, "state.json"))
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(b, &m.state); err != nil {
-		return err
-	}
-	if !m.state.Ready {
-		return errors.New("the mesh is not ready")
-	}
-	return nil
-}
+func (m *mesh) stop() { _ = m.Proc.Stop(5 * time.Second) }
 
 // pair is an engine and the bare backend behind it.
 type pair struct {
@@ -112,7 +77,7 @@ func (m *mesh) whole() (pair, error) {
 // engine measures E1: tokens per second through engine against the bare backend,
 // and what engine itself costs.
 func engine(ctx context.Context, b *bench) error {
-	m, err := b.up(ctx, "e1")
+	m, err := b.up("e1")
 	if err != nil {
 		return err
 	}
@@ -188,64 +153,25 @@ type work struct {
 
 // run sends the requests and returns how many tokens came, in which time.
 func (w work) run(ctx context.Context) (tokens int, took time.Duration, first error) {
-	queue := make(chan string, w.requests)
-	for range w.requests {
-		queue <- fmt.Sprintf("Tell me story number %d.", rand.Uint64()) // nobody has it cached
-	}
-	close(queue)
-	var (
-		mu sync.Mutex
-		wg sync.WaitGroup
-	)
+	var mu sync.Mutex
 	begin := time.Now()
-	for range w.clients {
-		wg.Go(func() {
-			for prompt := range queue {
-				n, err := generate(ctx, w.addr, prompt, w.tokens)
-				mu.Lock()
-				tokens += n
-				if first == nil {
-					first = err
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
+	rig.Each(w.requests, w.clients, func(int) {
+		prompt := fmt.Sprintf("Tell me story number %d.", rand.Uint64()) // nobody has it cached
+		n, err := generate(ctx, w.addr, prompt, w.tokens)
+		mu.Lock()
+		defer mu.Unlock()
+		tokens += n
+		if first == nil {
+			first = err
+		}
+	})
 	return tokens, time.Since(begin), first
 }
 
 // generate asks for one answer of so many tokens and returns how many came.
 func generate(ctx context.Context, addr, prompt string, tokens int) (int, error) {
-	body, err := json.Marshal(map[string]any{
-		"model": modelName, "max_tokens": tokens, "ignore_eos": true, "temperature": 0,
-		"messages": []map[string]string{{"role": "user", "content": prompt}},
+	c, _, err := rig.Complete(ctx, "http://"+addr+rig.ChatPath, map[string]any{
+		"model": modelName, "max_tokens": tokens, "ignore_eos": true, "temperature": 0, "messages": []rig.Message{rig.User(prompt)},
 	})
-	if err != nil {
-		return 0, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/v1/chat/completions", bytes.NewReader(body))
-	if err != nil {
-		return 0, err
-	}
-	req.Header.Set("content-type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, err
-	}
-	var answer struct {
-		Usage struct {
-			Completion int `json:"completion_tokens"`
-		} `json:"usage"`
-	}
-	if resp.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("status %d: %.200s", resp.StatusCode, b)
-	}
-	err = json.Unmarshal(b, &answer)
-	return answer.Usage.Completion, err
+	return c.Usage.Completion, err
 }

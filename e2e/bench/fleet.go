@@ -19,7 +19,7 @@ import (
 // modelName is the model of the benchmark's fleets.
 const modelName = "smollm2"
 
-// beat is how often a fake nodeagent reports if nothing else is said.
+// beat is how often a fake nodeagent reports if nothing changes.
 const beat = 500 * time.Millisecond
 
 // fakeFleet reports nodes with ready engines to a real xds, over the real stream.
@@ -29,7 +29,7 @@ type fakeFleet struct {
 	engines []string
 	// beat is how often each node reports.
 	beat time.Duration
-	// logs is whether engines tell what they have cached.
+	// logs is whether engines report what they have cached.
 	logs bool
 }
 
@@ -89,7 +89,7 @@ func (f fakeFleet) ready(ctx context.Context) error {
 	}
 }
 
-// fakeAgent is one node whose engine serves whatever it is told, at once.
+// fakeAgent is one node whose engine serves whatever it is assigned, at once.
 type fakeAgent struct {
 	node   string
 	http   string
@@ -98,7 +98,7 @@ type fakeAgent struct {
 
 	seq        uint64
 	assignment *enginepb.Assignment // nil: none yet
-	log        *fakeLog             // nil: it tells nothing of its cache
+	log        *fakeLog             // nil: it reports nothing of its cache
 	sent       *fleetpb.NodeReport  // nil: none yet
 }
 
@@ -150,7 +150,7 @@ func (a *fakeAgent) run(ctx context.Context) error {
 	}
 }
 
-// news is what a report says that the one before it has not.
+// news is a report without what the one before it has.
 func (a *fakeAgent) news() *fleetpb.NodeReport {
 	whole := a.report()
 	r := fleetpb.Thin(a.sent, whole)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/e2e/epdriver"
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/envoy"
 )
 
@@ -84,7 +85,7 @@ func (b *bench) compare(ctx context.Context, floor, ours *side) error {
 		what, goal string
 		s          series
 	}{
-		{"Envoy + extproc, 2 KiB, 8 endpoints", "≤ 1.25 × floor", both},
+		{"Envoy + extproc, 2 KiB, 8 endpoints", "≤ 1.05 × floor", both},
 		{"Envoy alone", "", envoys},
 		{"extproc alone", "", pickers},
 	} {
@@ -101,7 +102,7 @@ func (b *bench) compare(ctx context.Context, floor, ours *side) error {
 
 // side starts one Envoy with xds and a picker.
 func (b *bench) side(ctx context.Context, name string, engines []string, picker func(addr, xds string) (*program, error)) (*side, error) {
-	at, err := addresses(3)
+	at, err := rig.Addresses(3)
 	if err != nil {
 		return nil, err
 	}
@@ -129,16 +130,16 @@ func (b *bench) startEnvoy(ctx context.Context, s *side, name, admin string) err
 	if err := os.WriteFile(file, config, 0o644); err != nil {
 		return err
 	}
-	path := filepath.Join(b.cache, "envoy-1.40.0", "envoy")
+	path := b.envoy
 	if s.envoy, err = b.launch(ctx, name+"-envoy", s.listen, path, nil, envoy.Args(file, 2)...); err != nil {
 		return err
 	}
 	corpus := epdriver.NewCorpus(modelName, bodySize, 1, 1)
-	err = wait(ctx, 20*time.Second, func() error {
+	err = rig.PollContext(ctx, 20*time.Second, func() error {
 		return request(ctx, s.listen, "probe", corpus.Request(0, rand.New(rand.NewPCG(0, 0))))
 	})
 	if err != nil {
-		return fmt.Errorf("%s: %w\n%s", name, err, s.envoy.said())
+		return fmt.Errorf("%s: %w\n%s", name, err, s.envoy.out.Tail())
 	}
 	return nil
 }
@@ -215,7 +216,7 @@ func request(ctx context.Context, addr, session string, body []byte) error {
 	return err
 }
 
-// fakeAnswer is what every fake engine says.
+// fakeAnswer is what every fake engine answers.
 const fakeAnswer = `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"` + modelName + `","choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}],"usage":{"prompt_tokens":420,"completion_tokens":128,"total_tokens":548}}`
 
 // fakeEngines serves n engines' APIs from this process: they answer at once.

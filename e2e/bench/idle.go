@@ -44,10 +44,10 @@ func idle(ctx context.Context, b *bench) error {
 		return err
 	}
 	for _, f := range []figure{
-		{What: fmt.Sprintf("idle, %d endpoints", crowd), Unit: "cores", Value: cores, Goal: "≤ 0.02"},
-		{What: fmt.Sprintf("idle, %d endpoints, resident", crowd), Unit: "MiB", Value: memory / (1 << 20), Goal: "≤ 100"},
+		{What: fmt.Sprintf("idle, %d endpoints", crowd), Unit: "cores", Value: cores, Goal: "≤ 0.002"},
+		{What: fmt.Sprintf("idle, %d endpoints, resident", crowd), Unit: "MiB", Value: memory / (1 << 20), Goal: "≤ 64"},
 		{What: "an endpoint", Unit: "B", Value: (most - least) / (crowd - endpoints)},
-		{What: "a remembered session or prefix, resident", Unit: "B", Value: each, Goal: "≤ 512"},
+		{What: "a remembered session or prefix, resident", Unit: "B", Value: each, Goal: "≤ 128, and its prefix blocks"},
 	} {
 		f.Row, f.Env = "P7", here(1)
 		if err := b.out.add(f); err != nil {

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,15 +11,16 @@ import (
 	"strings"
 	"time"
 
+	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/internal/proc"
 )
 
 // program is one process under measurement.
 type program struct {
 	*proc.Process
-	log   string // path of what it says
-	addr  string // where it is driven
-	admin string // where its metrics are; empty: it has none
+	out   rig.Buffer // what it writes
+	addr  string     // where it is driven
+	admin string     // where its metrics are; empty: it has none
 }
 
 // memory returns the process's resident memory, in bytes.
@@ -61,58 +59,39 @@ func (p *program) ran() (time.Duration, error) {
 // collected first.
 func (p *program) live() (float64, error) {
 	for range 2 { // what pools keep goes with the second collection
-		resp, err := http.Get("http://" + p.admin + "/debug/pprof/heap?gc=1")
-		if err != nil {
+		if _, err := rig.Get("http://" + p.admin + "/debug/pprof/heap?gc=1"); err != nil {
 			return 0, err
 		}
-		resp.Body.Close()
 	}
 	return p.metric("go_memstats_heap_alloc_bytes")
 }
 
-// metric returns the value of a metric without labels.
-func (p *program) metric(name string) (float64, error) {
-	resp, err := http.Get("http://" + p.admin + "/metrics")
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		if v, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			return strconv.ParseFloat(v, 64)
-		}
-	}
-	return 0, fmt.Errorf("no metric %s: %v", name, lines.Err())
-}
+// metric returns the value of one series.
+func (p *program) metric(series string) (float64, error) { return rig.Metric(p.admin, series) }
 
 // launch starts a program and waits until it listens on addr.
 func (b *bench) launch(ctx context.Context, name, addr, path string, env []string, args ...string) (*program, error) {
-	p := &program{log: filepath.Join(b.dir, name+".log"), addr: addr}
-	f, err := os.Create(p.log)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+	p := &program{addr: addr}
 	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Dir = b.dir
-	cmd.Stdout, cmd.Stderr = f, f
+	cmd.Stdout, cmd.Stderr = &p.out, &p.out
+	var err error
 	if p.Process, err = proc.Start(cmd); err != nil {
 		return nil, err
 	}
 	if err := p.listens(ctx, addr); err != nil {
 		p.stop()
-		return nil, fmt.Errorf("%s: %w\n%s", name, err, p.said())
+		return nil, fmt.Errorf("%s: %w\n%s", name, err, p.out.Tail())
 	}
 	return p, nil
 }
 
 func (p *program) listens(ctx context.Context, addr string) error {
-	return wait(ctx, 30*time.Second, func() error {
+	return rig.PollContext(ctx, 30*time.Second, func() error {
 		select {
 		case <-p.Done():
-			return fmt.Errorf("it ended: %v", p.Err())
+			return rig.Final(fmt.Errorf("it ended: %v", p.Err()))
 		default:
 		}
 		conn, err := net.Dial("tcp", addr)
@@ -125,12 +104,6 @@ func (p *program) listens(ctx context.Context, addr string) error {
 
 func (p *program) stop() { _ = p.Stop(5 * time.Second) }
 
-// said returns the end of its log.
-func (p *program) said() string {
-	b, _ := os.ReadFile(p.log)
-	return string(b[max(0, len(b)-2000):])
-}
-
 // cpu returns the CPU time that the process has used.
 func (p *program) cpu() time.Duration {
 	st, err := proc.State(p.PID())
@@ -138,39 +111,6 @@ func (p *program) cpu() time.Duration {
 		return 0
 	}
 	return st.CPU
-}
-
-// wait asks cond until it returns nil, and returns its last answer when the
-// limit has passed.
-func wait(ctx context.Context, limit time.Duration, cond func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := cond()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("after %v: %w", limit, err), context.Cause(ctx))
-		case <-tick.C:
-		}
-	}
-}
-
-// addresses returns n free loopback addresses.
-func addresses(n int) ([]string, error) {
-	ports, err := proc.FreePorts(n)
-	if err != nil {
-		return nil, err
-	}
-	var all []string
-	for _, p := range ports {
-		all = append(all, net.JoinHostPort("127.0.0.1", strconv.Itoa(p)))
-	}
-	return all, nil
 }
 
 // bare is an echo picker's host if it is to name none.
@@ -182,7 +122,7 @@ func (b *bench) echoPicker(ctx context.Context, name, addr, dest string) (*progr
 	if err != nil {
 		return nil, err
 	}
-	at, err := addresses(1)
+	at, err := rig.Addresses(1)
 	if err != nil {
 		return nil, err
 	}

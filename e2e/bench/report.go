@@ -14,17 +14,20 @@ import (
 
 // figure is one line of the benchmark's output.
 type figure struct {
-	// Row is the row of the table of goals.
+	// Row is the name of the row, as -h lists it.
 	Row string `json:"row"`
-	// What was measured, for a person.
+	// What was measured, and How, for a person. How is that of the row.
 	What string `json:"what"`
+	How  string `json:"how"`
 	// Value and Floor are medians, in Unit.
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
 	Floor float64 `json:"floor,omitempty"`
+	// FloorIs is what the floor is: that of the row, unless the figure has another.
+	FloorIs string `json:"floor_is,omitempty"`
 	// Ratio is the median of the rounds' own ratios of value and floor.
 	Ratio float64 `json:"ratio,omitempty"`
-	// Goal is what the figure is to be.
+	// Goal is what the figure is to be; "x × floor" is about Ratio.
 	Goal string `json:"goal,omitempty"`
 	// Env is where it was measured.
 	Env environment `json:"env"`
@@ -68,25 +71,59 @@ type report struct {
 func newReport(w io.Writer) *report { return &report{w: w} }
 
 func (r *report) add(f figure) error {
+	of := explained(f.Row)
+	f.How = of.how
+	if f.Floor > 0 && f.FloorIs == "" {
+		f.FloorIs = of.floor
+	}
 	r.all = append(r.all, f)
 	return json.NewEncoder(r.w).Encode(f)
 }
 
-// table prints all figures for a person.
+// table prints all figures for a person, each row's below what explains it.
 func (r *report) table() {
 	w := tabwriter.NewWriter(r.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nrow\twhat\tvalue\tfloor\tratio\tgoal")
-	for _, f := range r.all {
-		fmt.Fprintf(w, "%s\t%s\t%s %s\t%s\t%s\t%s\n", f.Row, f.What, show(f.Value), f.Unit, show(f.Floor), show(f.Ratio), f.Goal)
+	for _, of := range rows() {
+		title := false
+		for _, f := range r.all {
+			if f.Row != of.name {
+				continue
+			}
+			if !title {
+				title = true
+				of.head(r.w)
+				fmt.Fprintln(w, "  figure\tvalue\tfloor\tratio\tgoal")
+			}
+			what := f.What
+			if f.FloorIs != of.floor && f.FloorIs != "" {
+				what += " (floor: " + f.FloorIs + ")"
+			}
+			fmt.Fprintf(w, "  %s\t%s %s\t%s\t%s\t%s\n", what, number(f.Value), f.Unit, show(f.Floor), show(f.Ratio), f.Goal)
+		}
+		_ = w.Flush() // columns are those of one row
 	}
-	_ = w.Flush()
+}
+
+// head prints what the figures of a row are.
+func (r row) head(w io.Writer) {
+	fmt.Fprintf(w, "\n%s: %s\n  how: %s\n", r.name, r.what, r.how)
+	if r.floor != "" {
+		fmt.Fprintf(w, "  floor: %s\n", r.floor)
+	}
 }
 
 // show leaves out what wasn't measured.
 func show(v float64) string {
+	if v == 0 {
+		return "-"
+	}
+	return number(v)
+}
+
+func number(v float64) string {
 	switch {
 	case v == 0:
-		return "-"
+		return "0"
 	case v < 0.01:
 		return fmt.Sprintf("%.5f", v)
 	case v < 10:

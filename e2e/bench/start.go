@@ -10,18 +10,18 @@ import (
 func start(ctx context.Context, b *bench) error {
 	var ready, answered []float64
 	for round := range b.rounds {
-		m, err := b.up(ctx, fmt.Sprintf("u1-%d", round))
+		m, err := b.up(fmt.Sprintf("u1-%d", round))
 		if err != nil {
 			return err
 		}
 		begin := time.Now()
 		_, err = generate(ctx, m.state.Listen, "What is the capital of France?", answerTokens)
-		took := m.took + time.Since(begin)
+		took := m.Took + time.Since(begin)
 		m.stop()
 		if err != nil {
 			return err
 		}
-		ready = append(ready, m.took.Seconds())
+		ready = append(ready, m.Took.Seconds())
 		answered = append(answered, took.Seconds())
 	}
 	for _, f := range []figure{

@@ -1,16 +1,14 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
-	"time"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // What L4 sends: conversations of ten turns, some at a time, whose prompts grow to
@@ -25,30 +23,30 @@ const (
 // token of turns 2 to 10, through `millrace up` and, in turns with it, through another
 // Envoy before the same engines that takes them round robin.
 func turns(ctx context.Context, b *bench) error {
-	m, err := b.up(ctx, "l4")
+	m, err := b.up("l4")
 	if err != nil {
 		return err
 	}
 	defer m.stop()
-	plain, err := b.roundRobin(ctx, m.replicas())
+	blind, err := b.roundRobin(ctx, m.replicas())
 	if err != nil {
 		return err
 	}
-	defer plain.stop()
+	defer blind.stop()
 	var middle, tail, cached series
 	for round := range b.rounds {
-		ways := []string{m.state.Listen, plain.listen}
+		ways := []string{m.state.Listen, blind.listen}
 		if round%2 == 1 {
 			slices.Reverse(ways)
 		}
-		seen := map[string]*talks{}
+		by := map[string]*talks{}
 		for _, addr := range ways {
-			seen[addr] = &talks{}
-			if err := seen[addr].hold(ctx, addr, round); err != nil {
+			by[addr] = &talks{}
+			if err := by[addr].hold(ctx, addr, round); err != nil {
 				return err
 			}
 		}
-		ours, other := seen[m.state.Listen], seen[plain.listen]
+		ours, other := by[m.state.Listen], by[blind.listen]
 		middle.add(median(ours.ttft), median(other.ttft))
 		tail.add(quantile(ours.ttft, 0.95), quantile(other.ttft, 0.95))
 		cached.add(100*ours.share(), 100*other.share())
@@ -57,7 +55,7 @@ func turns(ctx context.Context, b *bench) error {
 		what, unit string
 		s          *series
 	}{
-		{"time to the first token of turns 2 to 10, median; floor: round robin", "ms", &middle},
+		{"time to the first token of turns 2 to 10, median", "ms", &middle},
 		{"the same, 95th percentile", "ms", &tail},
 		{"prompt tokens of these turns that were cached", "%", &cached},
 	} {
@@ -88,10 +86,10 @@ func (m *mesh) replicas() (all []string) {
 	return all
 }
 
-// roundRobin starts an Envoy that nobody tells where to go: the engines have equal
-// weights.
+// roundRobin starts an Envoy that asks no picker: the engines have equal weights, it takes
+// them in turns.
 func (b *bench) roundRobin(ctx context.Context, engines []string) (*side, error) {
-	at, err := addresses(2)
+	at, err := rig.Addresses(2)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +104,7 @@ func (b *bench) roundRobin(ctx context.Context, engines []string) (*side, error)
 	return s, nil
 }
 
-// talks is what was seen of the turns behind the first.
+// talks is what was measured of the turns behind the first.
 type talks struct {
 	// mu guards the fields below.
 	mu             sync.Mutex
@@ -117,7 +115,7 @@ type talks struct {
 
 func (t *talks) share() float64 { return float64(t.cached) / float64(max(1, t.prompt)) }
 
-// hold holds conversations through a gateway, which nobody has seen before.
+// hold holds conversations through a gateway, that are new.
 func (t *talks) hold(ctx context.Context, addr string, round int) error {
 	var wg sync.WaitGroup
 	for i := range turnsTogether {
@@ -134,94 +132,30 @@ func (t *talks) hold(ctx context.Context, addr string, round int) error {
 }
 
 func (t *talks) one(ctx context.Context, addr, about string) error {
-	type message struct {
-		Role    string `json:"role"`
-		Content string `json:"content"`
-	}
-	var history []message
+	var history []rig.Message
 	for turn := range turnsEach {
-		history = append(history, message{"user", strings.Repeat(fmt.Sprintf("Note %d in story %s says that it goes on. ", turn, about), 5)})
-		body, err := json.Marshal(map[string]any{
+		history = append(history, rig.User(strings.Repeat(fmt.Sprintf("Note %d in story %s says that it goes on. ", turn, about), 5)))
+		a, err := rig.Stream(ctx, "http://"+addr+rig.ChatPath, map[string]any{
 			"model": modelName, "messages": history, "max_tokens": turnsAnswer, "temperature": 0, "ignore_eos": true,
 			"stream": true, "stream_options": map[string]any{"include_usage": true},
-		})
-		if err != nil {
-			return err
+		}, nil)
+		if err == nil && a.Text == "" {
+			err = errors.New("no text came")
 		}
-		a, err := stream(ctx, addr, body)
 		if err != nil {
 			return fmt.Errorf("turn %d: %w", turn+1, err)
 		}
-		history = append(history, message{"assistant", a.text})
+		history = append(history, rig.Assistant(a.Text))
 		if turn == 0 {
 			continue
 		}
 		t.mu.Lock()
-		t.ttft = append(t.ttft, a.first.Seconds()*1000)
-		t.prompt += a.prompt
-		t.cached += a.cached
+		t.ttft = append(t.ttft, a.First.Seconds()*1000)
+		t.prompt += a.Usage.Prompt
+		t.cached += a.Usage.Details.Cached
 		t.mu.Unlock()
 	}
 	return nil
-}
-
-// streamed is an answer that came in pieces.
-type streamed struct {
-	text           string
-	first          time.Duration // until its first token came
-	prompt, cached int           // tokens
-}
-
-// stream asks for one answer in pieces.
-func stream(ctx context.Context, addr string, body []byte) (a streamed, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/v1/chat/completions", bytes.NewReader(body))
-	if err != nil {
-		return a, err
-	}
-	req.Header.Set("content-type", "application/json")
-	begin := time.Now()
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return a, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return a, fmt.Errorf("status %d", resp.StatusCode)
-	}
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
-		if !ok || data == "[DONE]" {
-			continue
-		}
-		var piece struct {
-			Choices []struct {
-				Delta struct {
-					Content string `json:"content"`
-				} `json:"delta"`
-			} `json:"choices"`
-			Usage struct {
-				Prompt  int `json:"prompt_tokens"`
-				Details struct {
-					Cached int `json:"cached_tokens"`
-				} `json:"prompt_tokens_details"`
-			} `json:"usage"`
-		}
-		if err := json.Unmarshal([]byte(data), &piece); err != nil {
-			return a, fmt.Errorf("%.200s: %w", data, err)
-		}
-		if len(piece.Choices) > 0 && piece.Choices[0].Delta.Content != "" {
-			if a.text == "" {
-				a.first = time.Since(begin)
-			}
-			a.text += piece.Choices[0].Delta.Content
-		}
-		a.prompt, a.cached = max(a.prompt, piece.Usage.Prompt), max(a.cached, piece.Usage.Details.Cached)
-	}
-	if a.text == "" {
-		return a, fmt.Errorf("no text came: %w", lines.Err())
-	}
-	return a, lines.Err()
 }
 
 // quantile returns the value below which the share of all is.

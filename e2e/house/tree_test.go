@@ -156,6 +156,18 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// TestE2EReadmeNamesEveryFolder holds that who opens e2e finds what each folder is for.
+func TestE2EReadmeNamesEveryFolder(t *testing.T) {
+	text := read(t, "e2e/README.md")
+	for _, s := range sources(t) {
+		rest, ok := strings.CutPrefix(s.dir()+"/", "e2e/")
+		name, _, _ := strings.Cut(rest, "/")
+		if ok && name != "" && !strings.Contains(text, "`"+name+"`") {
+			t.Errorf("e2e/README.md says nothing of `%s`", name)
+		}
+	}
+}
+
 var target = regexp.MustCompile(`(?m)^([A-Za-z0-9+-]+):([^=\n].*)?$`)
 
 func TestEveryTargetIsInHelp(t *testing.T) {
@@ -167,7 +179,7 @@ func TestEveryTargetIsInHelp(t *testing.T) {
 			t.Errorf("make %s: has no `## what it does` for make help", name)
 		}
 	}
-	for _, name := range []string{"help", "run", "setup", "test", "test-short", "bench", "lint", "generate", "build", "clean"} {
+	for _, name := range []string{"help", "run", "setup", "test", "test-unit", "test-e2e", "test-short", "bench", "lint", "generate", "build", "clean"} {
 		if !found[name] {
 			t.Errorf("make %s: missing", name)
 		}
@@ -179,8 +191,8 @@ func TestCIDoesWhatTheReadmeSays(t *testing.T) {
 	if err != nil || st.Mode().Perm()&0o111 == 0 {
 		t.Fatalf(".ci/run: must be executable: %v", err)
 	}
-	for _, phase := range []string{"make setup", "make lint", "make test"} {
-		if !strings.Contains(read(t, ".ci/run"), "\nphase "+phase+"\n") {
+	for _, phase := range []string{"make setup", "make lint", "make test-unit", "make test-e2e"} {
+		if !strings.Contains(read(t, ".ci/run"), "\nphase "+phase) {
 			t.Errorf(".ci/run has no phase %q", phase)
 		}
 	}

@@ -34,17 +34,23 @@ type ports struct {
 	gateway, admin, extproc, metric int
 }
 
-// newFleet starts everything and waits until it serves.
+// newFleet starts everything, with llama.cpp's servers, and waits until it serves.
 func newFleet(t *testing.T) *fleet {
+	t.Helper()
+	return newFleetOf(t, (*fleet).startEngine, func(file string) string { return file })
+}
+
+// newFleetOf starts everything with other engines, and with an edited fleet file.
+func newFleetOf(t *testing.T, startEngine func(f *fleet, i int), edit func(file string) string) *fleet {
 	t.Helper()
 	f := &fleet{t: t, dir: t.TempDir(), engines: make([]*rig.Process, 3)}
 	free := rig.MustPorts(t, 7)
 	copy(f.ports.engines[:], free)
 	f.ports.gateway, f.ports.admin, f.ports.extproc, f.ports.metric = free[3], free[4], free[5], free[6]
 	for i := range f.engines {
-		f.startEngine(i)
+		startEngine(f, i)
 	}
-	f.write(t, "fleet.yaml", f.adapt(t, "fleet.yaml"))
+	f.write(t, "fleet.yaml", edit(f.adapt(t, "fleet.yaml")))
 	f.startExtproc()
 	f.write(t, "envoy.yaml", f.adapt(t, "standalone.yaml"))
 	rig.StartEnvoy(t, filepath.Join(f.dir, "envoy.yaml"), 2)

@@ -397,7 +397,7 @@ func (p *pair) testAdapters(t *testing.T) {
 // does so four times a second while something happens there, else every 10 s.
 func (p *pair) awaitLoaded(t *testing.T) {
 	t.Helper()
-	const looks = `millrace_extproc_looks_total{found="metrics"}`
+	const looks = `millrace_extproc_probes_total{found="metrics"}`
 	want := p.metric(t, looks) + 6
 	p.await(t, "extproc has scraped the engines again", func() error {
 		if n := p.metric(t, looks); n < want {

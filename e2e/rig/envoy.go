@@ -125,19 +125,19 @@ func (m *Mesh) Serving(n int) error {
 		return err
 	}
 	if len(engines) != n {
-		return fmt.Errorf("Envoy has %d engines, want %d", len(engines), n)
+		return fmt.Errorf("%d engines are known to Envoy, want %d", len(engines), n)
 	}
 	picker, err := m.Hosts("extproc")
 	if err != nil {
 		return err
 	}
 	if len(picker) == 0 {
-		return errors.New("Envoy has no extproc")
+		return errors.New("no extproc is known to Envoy")
 	}
 	for _, hs := range []map[string]Host{engines, picker} {
 		for addr, h := range hs {
 			if !h.Healthy {
-				return fmt.Errorf("Envoy: %s %s: %s", h.Cluster, addr, h.Health)
+				return fmt.Errorf("cluster %s, host %s: %s", h.Cluster, addr, h.Health)
 			}
 		}
 	}
@@ -152,7 +152,7 @@ func (m *Mesh) Unpicked() error {
 	}
 	for addr, h := range hs {
 		if h.Healthy {
-			return fmt.Errorf("Envoy still asks extproc at %s", addr)
+			return fmt.Errorf("extproc at %s is still asked", addr)
 		}
 	}
 	return nil

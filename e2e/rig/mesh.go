@@ -46,9 +46,12 @@ func StartMesh(dir string, flags ...string) (*Mesh, error) {
 }
 
 // Ready waits until the mesh says that it is ready, on its output and in its file.
-func (m *Mesh) Ready() error {
+func (m *Mesh) Ready() error { return m.ReadyWithin(StartLimit) }
+
+// ReadyWithin is Ready for backends that need longer than usual.
+func (m *Mesh) ReadyWithin(limit time.Duration) error {
 	begin := time.Now()
-	err := Poll(StartLimit, func() error {
+	err := Poll(limit, func() error {
 		select {
 		case <-m.Proc.Done():
 			return Final(fmt.Errorf("millrace up ended: %v", m.Proc.Err()))
@@ -110,6 +113,12 @@ func (m *Mesh) URL(t testing.TB, path string) string {
 // new one has the machine for itself. What the mesh logs is shown if the test fails.
 func OwnMesh(t testing.TB, flags ...string) *Mesh {
 	t.Helper()
+	return OwnMeshWithin(t, StartLimit, flags...)
+}
+
+// OwnMeshWithin is OwnMesh for backends that need longer than usual.
+func OwnMeshWithin(t testing.TB, limit time.Duration, flags ...string) *Mesh {
+	t.Helper()
 	PauseShared(t)
 	m, err := StartMesh(t.TempDir(), flags...)
 	if err != nil {
@@ -122,7 +131,7 @@ func OwnMesh(t testing.TB, flags ...string) *Mesh {
 		}
 	})
 	m.ShowLogs(t)
-	if err := m.Ready(); err != nil {
+	if err := m.ReadyWithin(limit); err != nil {
 		t.Fatal(err)
 	}
 	return m

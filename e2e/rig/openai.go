@@ -135,8 +135,7 @@ type Streamed struct {
 // Stream posts a streamed chat or completion request and reads it to its end. chunk,
 // if not nil, is called with the text of each event; an error of it ends the stream.
 // v must marshal to an object with "stream": true.
-func Stream(ctx context.Context, url string, v any, chunk func(text string) error, header ...string) (Streamed, error) {
-	var s Streamed
+func Stream(ctx context.Context, url string, v any, chunk func(text string) error, header ...string) (s Streamed, _ error) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return s, err

@@ -2,6 +2,7 @@ package rig
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -29,15 +30,27 @@ func Final(err error) error {
 // Poll asks cond every 50 ms until it returns nil or a Final error, and returns its
 // last answer when the limit has passed.
 func Poll(limit time.Duration, cond func() error) error {
+	return PollContext(context.Background(), limit, cond)
+}
+
+// PollContext is Poll that ends with ctx at the latest.
+func PollContext(ctx context.Context, limit time.Duration, cond func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	for deadline := time.Now().Add(limit); ; <-tick.C {
+	for {
 		err := cond()
 		if f := (final{}); err == nil || errors.As(err, &f) {
 			return err
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("not within %v: %w", limit, err)
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return fmt.Errorf("not within %v: %w", limit, err)
+			}
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-tick.C:
 		}
 	}
 }

@@ -120,7 +120,7 @@ func (c *Cache) append(s *CacheSegment) {
 	}
 }
 
-// Since returns the report that tells c to somebody who knows before; nil if that
+// Since returns the report by which whoever has before comes to have c; nil if that
 // is the same, or nothing is known.
 func (c *Cache) Since(before *Cache) *CacheReport {
 	if c == nil || c == before {

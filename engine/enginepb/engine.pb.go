@@ -107,7 +107,7 @@ const (
 	Backend_LLAMACPP Backend_Kind = 1
 	// vLLM, which the engine starts as one process group.
 	Backend_VLLM Backend_Kind = 2
-	// Any server of the OpenAI API that somebody else runs: nothing is started.
+	// Any server of the OpenAI API that runs elsewhere: nothing is started.
 	Backend_OPENAI Backend_Kind = 3
 )
 
@@ -386,10 +386,10 @@ type Backend struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  Backend_Kind           `protobuf:"varint,1,opt,name=kind,proto3,enum=millrace.engine.v1alpha1.Backend_Kind" json:"kind,omitempty"`
 	// Path of the weights on the node: a GGUF file, or a folder where the kind reads
-	// one; empty where somebody else runs the server.
+	// one; empty where the server is external.
 	Weights string `protobuf:"bytes,2,opt,name=weights,proto3" json:"weights,omitempty"`
-	// Context of one sequence, in tokens; 0: not known, where somebody else runs the
-	// server.
+	// Context of one sequence, in tokens; 0: not known, where the server is
+	// external.
 	ContextTokens uint32 `protobuf:"varint,3,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
 	// Sequences decoded at the same time.
 	Slots uint32 `protobuf:"varint,4,opt,name=slots,proto3" json:"slots,omitempty"`
@@ -407,7 +407,7 @@ type Backend struct {
 	DataParallel uint32 `protobuf:"varint,32,opt,name=data_parallel,json=dataParallel,proto3" json:"data_parallel,omitempty"`
 	// More arguments of the server's command, as they are.
 	Args []string `protobuf:"bytes,33,rep,name=args,proto3" json:"args,omitempty"`
-	// Where the server is that somebody else runs: http://host:port, perhaps with a
+	// Where the server is that runs elsewhere: http://host:port, perhaps with a
 	// path; a last /v1 may be there or not.
 	Url string `protobuf:"bytes,34,opt,name=url,proto3" json:"url,omitempty"`
 	// The model's id at that server; empty: the same.
@@ -777,7 +777,7 @@ type Capabilities struct {
 	// Longest sequence, in tokens; 0: not known.
 	ContextTokens uint32 `protobuf:"varint,1,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
 	// Whether it answers embeddings, tool calls, and requests for LoRA adapters.
-	// `unknown` says that nobody can tell: the server is somebody else's.
+	// `unknown` says that nobody can tell: the server is external.
 	Embeddings bool `protobuf:"varint,2,opt,name=embeddings,proto3" json:"embeddings,omitempty"`
 	Tools      bool `protobuf:"varint,3,opt,name=tools,proto3" json:"tools,omitempty"`
 	Lora       bool `protobuf:"varint,4,opt,name=lora,proto3" json:"lora,omitempty"`

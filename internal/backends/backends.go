@@ -19,7 +19,7 @@ const (
 	LlamaCpp = "llamacpp"
 	// VLLM is vLLM, one process group on one node.
 	VLLM = "vllm"
-	// OpenAI is a server of the OpenAI API that somebody else runs.
+	// OpenAI is a server of the OpenAI API that runs elsewhere.
 	OpenAI = "openai"
 )
 
@@ -55,7 +55,7 @@ type Settings struct {
 	TensorParallel, PipelineParallel, DataParallel int
 	// Args are more arguments of the server's command.
 	Args []string
-	// URL is where somebody else's server is, ServedModel the model's id there.
+	// URL is where an external server is, ServedModel the model's id there.
 	URL, ServedModel string
 	// Stages is how many nodes share the layers.
 	Stages int
@@ -132,16 +132,16 @@ func (f *faults) vllm(s Settings) {
 }
 
 func (f *faults) openai(s Settings) {
-	const theirs = "the server is somebody else's"
-	f.unset(Weights, s.Weights, theirs+", and so are its weights")
+	const external = "the server is external"
+	f.unset(Weights, s.Weights, external+", and so are its weights")
 	if s.ContextTokens != 0 {
 		f.context(s.ContextTokens)
 	}
-	f.one(TensorParallel, s.TensorParallel, theirs)
-	f.one(PipelineParallel, s.PipelineParallel, theirs)
-	f.one(DataParallel, s.DataParallel, theirs)
+	f.one(TensorParallel, s.TensorParallel, external)
+	f.one(PipelineParallel, s.PipelineParallel, external)
+	f.one(DataParallel, s.DataParallel, external)
 	if len(s.Args) > 0 {
-		f.add(Args, "%d arguments; must be left out: nothing is started, %s", len(s.Args), theirs)
+		f.add(Args, "%d arguments; must be left out: nothing is started, %s", len(s.Args), external)
 	}
 	if _, err := ParseURL(s.URL); err != nil {
 		f.add(URL, "%v", err)
@@ -150,7 +150,7 @@ func (f *faults) openai(s Settings) {
 		f.add(ServedModel, "%.80q; must be the model's id at the server, without control characters", s.ServedModel)
 	}
 	if s.Stages > 1 {
-		f.add(Stages, "%d; must be 1: nodes can't share a server that is somebody else's", s.Stages)
+		f.add(Stages, "%d; must be 1: nodes can't share an external server", s.Stages)
 	}
 }
 

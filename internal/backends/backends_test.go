@@ -34,7 +34,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{"llama.cpp on two nodes", Settings{Kind: LlamaCpp, Weights: "w", ContextTokens: 4096, Stages: 2}, nil},
 		{"vLLM on four ranks", Settings{Kind: VLLM, Weights: "w", ContextTokens: 4096, TensorParallel: 2, PipelineParallel: 2, Stages: 1}, nil},
-		{"somebody else's server", Settings{Kind: OpenAI, URL: "http://127.0.0.1:1/v1/", ServedModel: "org/m"}, nil},
+		{"an external server", Settings{Kind: OpenAI, URL: "http://127.0.0.1:1/v1/", ServedModel: "org/m"}, nil},
 		{"vLLM on two nodes", Settings{Kind: VLLM, Weights: "w", ContextTokens: 4096, Stages: 2}, []Field{Stages}},
 		{"llama.cpp with ranks and arguments", Settings{Kind: LlamaCpp, Weights: "w", ContextTokens: 4096, TensorParallel: 2, DataParallel: 2, Args: []string{"-x"}}, []Field{TensorParallel, DataParallel, Args}},
 		{"nothing said", Settings{Kind: VLLM}, []Field{Weights, ContextTokens}},

@@ -95,7 +95,7 @@ type ModelSpec struct {
 
 // Backend is how the inference engine of a model is run, on every node alike.
 type Backend struct {
-	// Kind is "llamacpp", "vllm" or "openai", a server that somebody else runs.
+	// Kind is "llamacpp", "vllm" or "openai", an external server.
 	// Default "llamacpp".
 	Kind string `json:"kind"`
 	// ContextTokens is the context of one sequence, 128 to 16777216 tokens.

@@ -193,6 +193,7 @@ func impliedModel(name string) Model {
 	m := newModel()
 	m.Metadata.Name = name
 	m.Spec.Implied = true
+	m.Spec.Backend.ContextTokens = 0 // not known
 	m.Spec.Layout = []Layout{{Stages: 1}}
 	return m
 }

@@ -23,7 +23,7 @@ var servedName = regexp.MustCompile(`^[!-~]{1,96}$`)
 // zoneName is a failure domain or a node, whatever its people call it.
 var zoneName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
 
-// Fleet is what `extproc -fleet` reads: engines that somebody else runs. It is one
+// Fleet is what `extproc -fleet` reads: engines that runs elsewhere. It is one
 // YAML document.
 type Fleet struct {
 	// Endpoints are the engines, at most 16384.

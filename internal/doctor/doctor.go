@@ -79,7 +79,7 @@ func Run(ctx context.Context, o Options, w io.Writer) error {
 func examine(ctx context.Context, o Options) []finding {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	paths, need, err := setup.Look(ctx, o.Setup)
+	paths, need, err := setup.Inspect(ctx, o.Setup)
 	p := parts{options: o.Setup, paths: paths, need: need}
 	all := []finding{cpu(), memory(), files(), loopback()}
 	all = append(all, p.tools(ctx)...)

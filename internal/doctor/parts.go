@@ -57,7 +57,7 @@ func (p parts) compiler(ctx context.Context, missing verdict) finding {
 	return finding{verdict: ok, what: "C++ compiler", found: cxx.Version}
 }
 
-// cache tells what is there. err is what setup.Look said.
+// cache tells what is there. err is what setup.Inspect found.
 func (p parts) cache(err error) finding {
 	f := finding{verdict: ok, what: "cache", found: p.options.Cache + ": complete"}
 	if err != nil {

@@ -46,7 +46,7 @@ func layoutGiven(text []byte) (map[string]bool, error) {
 // none: every node works, and from three nodes on the first replica is sharded.
 func layOut(f config.File, given map[string]bool, nodes int) config.File {
 	f.Models = slices.Clone(f.Models)
-	if len(f.Models) != 1 || given[f.Models[0].Metadata.Name] {
+	if len(f.Models) != 1 || f.Models[0].Spec.Implied || given[f.Models[0].Metadata.Name] {
 		return f
 	}
 	spec := &f.Models[0].Spec
@@ -81,7 +81,9 @@ func needsModel(f config.File) bool {
 }
 
 // takesModel reports whether a model's weights are those that set-up fetches.
-func takesModel(s config.ModelSpec) bool { return s.Weights == "" && s.Backend.Kind == config.LlamaCpp }
+func takesModel(s config.ModelSpec) bool {
+	return s.Weights == "" && s.Backend.Kind == config.LlamaCpp && s.Replicas > 0
+}
 
 // withPaths returns the file with the paths that the user left to us.
 func withPaths(f config.File, weights, cookieKey string) config.File {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -171,4 +172,43 @@ func FuzzParseStat(f *testing.F) {
 			t.Error("a stat without a state")
 		}
 	})
+}
+
+// TestGroupEndsWithItsLeader: what the leader has started does not outlive it.
+func TestGroupEndsWithItsLeader(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "sleep 60 & echo $!; wait")
+	cmd.Env = append(os.Environ(), "MILLRACE_PROC_MARK="+t.Name())
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, find := range map[string]func() ([]int, error){
+		"Group": func() ([]int, error) { return Group(p.PID()) }, "Marked": func() ([]int, error) { return Marked("MILLRACE_PROC_MARK=" + t.Name()) },
+	} {
+		if pids, err := find(); err != nil || len(pids) != 2 || !slices.Contains(pids, child) {
+			t.Errorf("%s: %v %v, want %d and %d", what, pids, err, p.PID(), child)
+		}
+	}
+	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	deadline := time.Now().Add(5 * time.Second)
+	for Alive(child) {
+		if time.Now().After(deadline) {
+			t.Fatal("the leader's child is alive")
+		}
+	}
 }

@@ -19,21 +19,21 @@ func (i installer) compile(ctx context.Context, p part, dir string) error {
 		"-o", filepath.Join(dir, "libggml-rpc.so"))
 	cmd.Dir = src
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
-	said, err := output(ctx, cmd)
+	printed, err := output(ctx, cmd)
 	if err != nil {
-		return hint(fmt.Errorf("compile the RPC plugin: %s: %w", compilerError(said), err),
+		return hint(fmt.Errorf("compile the RPC plugin: %s: %w", compilerError(printed), err),
 			"install a complete C++ compiler (Debian: apt-get install g++), or set CXX to another one")
 	}
 	i.show.end(t)
 	return os.RemoveAll(src)
 }
 
-// compilerError returns the first line that tells of an error, else the last.
-func compilerError(said string) string {
-	for line := range strings.Lines(said) {
+// compilerError returns the first line that has an error, else the last.
+func compilerError(printed string) string {
+	for line := range strings.Lines(printed) {
 		if strings.Contains(line, "error") {
 			return strings.TrimSpace(line)
 		}
 	}
-	return lastLine(said)
+	return lastLine(printed)
 }

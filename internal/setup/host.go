@@ -50,12 +50,12 @@ func FindPython(ctx context.Context) (Python, error) {
 			"install Python 3.10 or newer (Debian: apt-get install python3 python3-pip)")
 	}
 	p := Python{Path: path}
-	said, err := output(ctx, exec.Command(path, "-c", pythonProbe))
+	printed, err := output(ctx, exec.Command(path, "-c", pythonProbe))
 	if err == nil {
-		err = json.Unmarshal([]byte(said), &p)
+		err = json.Unmarshal([]byte(printed), &p)
 	}
 	if err != nil {
-		return p, hint(fmt.Errorf("%s doesn't run: %s: %w", path, lastLine(said), err), "repair it, or put another python3 first on PATH")
+		return p, hint(fmt.Errorf("%s doesn't run: %s: %w", path, lastLine(printed), err), "repair it, or put another python3 first on PATH")
 	}
 	if !atLeast(p.Version, 3, 10) {
 		return p, hint(fmt.Errorf("%s is Python %s; must be 3.10 or newer", path, p.Version), "put a newer python3 first on PATH")
@@ -65,14 +65,14 @@ func FindPython(ctx context.Context) (Python, error) {
 
 // FindPip returns the version of py's pip, which set-up downloads with.
 func FindPip(ctx context.Context, py Python) (string, error) {
-	said, err := output(ctx, exec.Command(py.Path, "-c", pipProbe))
+	printed, err := output(ctx, exec.Command(py.Path, "-c", pipProbe))
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}
 	if err != nil {
 		return "", hint(fmt.Errorf("%s has no pip", py.Path), "install pip (Debian: apt-get install python3-pip)")
 	}
-	return strings.TrimSpace(said), nil
+	return strings.TrimSpace(printed), nil
 }
 
 // atLeast compares a version "major.minor.…" with a required one.
@@ -96,11 +96,11 @@ func FindCompiler(ctx context.Context) (Compiler, error) {
 		if err != nil {
 			continue
 		}
-		said, err := output(ctx, exec.Command(path, "--version"))
+		printed, err := output(ctx, exec.Command(path, "--version"))
 		if err != nil {
 			continue
 		}
-		first, _, _ := strings.Cut(said, "\n")
+		first, _, _ := strings.Cut(printed, "\n")
 		return Compiler{Path: path, Version: first}, nil
 	}
 	return Compiler{}, hint(errors.New("no C++ compiler on PATH; llama.cpp's RPC plugin is compiled once"),

@@ -78,20 +78,20 @@ func (i installer) pip(ctx context.Context, a archive, tmp, out string) error {
 		"--no-cache-dir", "--no-input", "--progress-bar=off", "--disable-pip-version-check",
 		"--requirement", wanted, "--dest", out)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "PIP_REQUIRE_VIRTUALENV=0")
-	said, err := output(ctx, cmd)
+	printed, err := output(ctx, cmd)
 	if err != nil {
-		return pipFault(a, said, err)
+		return pipFault(a, printed, err)
 	}
 	return nil
 }
 
 // grown is how much of the archive is there, in bytes: pip's own progress is
-// for terminals only, so we look at the file that it writes.
+// for terminals only, so we read the file that it writes.
 func grown(tmp string, a archive) int64 {
-	prefix := plainName(a.Project)
+	prefix := underscored(a.Project)
 	var most int64
 	_ = filepath.WalkDir(tmp, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasPrefix(plainName(d.Name()), prefix) {
+		if err != nil || d.IsDir() || !strings.HasPrefix(underscored(d.Name()), prefix) {
 			return nil // files come and go meanwhile
 		}
 		if info, err := d.Info(); err == nil {
@@ -102,8 +102,8 @@ func grown(tmp string, a archive) int64 {
 	return min(most, a.Size)
 }
 
-// plainName is a project's or file's name in the spelling that wheels use.
-func plainName(s string) string { return strings.ReplaceAll(s, "-", "_") }
+// underscored is a project's or file's name in the spelling that wheels use.
+func underscored(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
 var (
 	pipWant = regexp.MustCompile(`Expected sha256 ([0-9a-f]{64})`)
@@ -117,22 +117,22 @@ var noNetwork = []string{
 	"Connection aborted", "No route to host",
 }
 
-// pipFault makes one clear error of what pip said.
-func pipFault(a archive, said string, err error) error {
-	want, got := pipWant.FindStringSubmatch(said), pipGot.FindStringSubmatch(said)
+// pipFault makes one clear error of what pip printed.
+func pipFault(a archive, printed string, err error) error {
+	want, got := pipWant.FindStringSubmatch(printed), pipGot.FindStringSubmatch(printed)
 	switch {
 	case want != nil && got != nil:
 		return hint(mismatch("the downloaded file", want[1], got[1]), untrustedHint)
-	case strings.Contains(said, "No space left on device"):
+	case strings.Contains(printed, "No space left on device"):
 		return fmt.Errorf("pip: %w", errFull)
-	case containsAny(said, noNetwork):
+	case containsAny(printed, noNetwork):
 		return hint(errors.New("pip can't reach its package index"),
 			"connect this machine to the network, or set pip's proxy or index (PIP_INDEX_URL, HTTPS_PROXY), and start again: what is complete is kept")
-	case strings.Contains(said, "No matching distribution found"):
+	case strings.Contains(printed, "No matching distribution found"):
 		return hint(errors.New("pip's package index doesn't have it for this Python"),
 			"see `python3 -m pip config list`: the index must carry this package; Python must be 3.10 or newer on x86-64 Linux with glibc")
 	}
-	return hint(fmt.Errorf("pip: %s: %w", lastLine(said), err), "see what `python3 -m pip download --no-deps "+a.Project+"` says by hand")
+	return hint(fmt.Errorf("pip: %s: %w", lastLine(printed), err), "see what `python3 -m pip download --no-deps "+a.Project+"` says by hand")
 }
 
 func containsAny(s string, subs []string) bool {

@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	quiet      = 2 * time.Second        // what takes less is not worth a line
-	redraw     = 250 * time.Millisecond // on a terminal
-	plainEvery = 10 * time.Second       // between lines of one task elsewhere
+	quiet     = 2 * time.Second        // what takes less is not worth a line
+	redraw    = 250 * time.Millisecond // on a terminal
+	lineEvery = 10 * time.Second       // between lines of one task elsewhere
 )
 
-// progress tells a person what takes long. On a terminal one line is redrawn;
+// progress shows a person what takes long. On a terminal one line is redrawn;
 // elsewhere a task gets a line now and then.
 type progress struct {
 	// Constant after newProgress.
@@ -33,11 +33,11 @@ type progress struct {
 
 // task is something that may take long.
 type task struct {
-	what  string
-	total int64        // bytes, 0 if not known
-	done  func() int64 // bytes so far, nil if not known
-	began time.Time
-	said  time.Time // of the last plain line, zero if none
+	what    string
+	total   int64        // bytes, 0 if not known
+	done    func() int64 // bytes so far, nil if not known
+	began   time.Time
+	printed time.Time // of the last line, zero if none
 }
 
 func newProgress(out io.Writer) *progress {
@@ -108,7 +108,7 @@ func (p *progress) end(t *task) {
 	fmt.Fprintf(p.out, "set-up: %s: done%s in %.1f s\n", t.what, size, took.Seconds())
 }
 
-// show tells of the tasks that take long.
+// show prints the tasks that take long.
 func (p *progress) show() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -119,7 +119,7 @@ func (p *progress) show() {
 			continue
 		}
 		if p.width == 0 {
-			p.plainLocked(t, now)
+			p.lineLocked(t, now)
 			continue
 		}
 		line = append(line, t.state(now))
@@ -129,11 +129,11 @@ func (p *progress) show() {
 	}
 }
 
-func (p *progress) plainLocked(t *task, now time.Time) {
-	if !t.said.IsZero() && now.Sub(t.said) < plainEvery {
+func (p *progress) lineLocked(t *task, now time.Time) {
+	if !t.printed.IsZero() && now.Sub(t.printed) < lineEvery {
 		return
 	}
-	t.said = now
+	t.printed = now
 	fmt.Fprintf(p.out, "set-up: %s\n", t.state(now))
 }
 

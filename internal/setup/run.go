@@ -17,8 +17,8 @@ import (
 // output runs cmd and returns what it wrote. The process group ends with ctx
 // and with this process.
 func output(ctx context.Context, cmd *exec.Cmd) (string, error) {
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
+	var printed bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &printed, &printed
 	cmd.WaitDelay = time.Second // a grandchild may hold the pipe
 	p, err := proc.Start(cmd)
 	if err != nil {
@@ -26,7 +26,7 @@ func output(ctx context.Context, cmd *exec.Cmd) (string, error) {
 	}
 	select {
 	case <-p.Done():
-		return said.String(), p.Err()
+		return printed.String(), p.Err()
 	case <-ctx.Done():
 		_ = p.Stop(2 * time.Second)
 		return "", ctx.Err()

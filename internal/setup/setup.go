@@ -52,7 +52,7 @@ type Paths struct {
 }
 
 // Ensure fetches and builds what is missing and returns where everything is.
-// With a complete cache it only looks at sizes and times of the files and asks
+// With a complete cache it only checks sizes and times of the files and asks
 // python3 for its version: no network, no compiler. Several may run at once, on one cache too.
 // Each error that a person can do something about is an obs.Hint.
 func Ensure(ctx context.Context, o Options) (Paths, error) {
@@ -79,9 +79,9 @@ type Need struct {
 	Compiler bool
 }
 
-// Look returns where everything is or will be, and what Ensure would have to do.
+// Inspect returns where everything is or will be, and what Ensure would have to do.
 // It changes nothing but the times that the cache remembers.
-func Look(ctx context.Context, o Options) (Paths, Need, error) {
+func Inspect(ctx context.Context, o Options) (Paths, Need, error) {
 	o, err := o.complete()
 	if err != nil {
 		return Paths{}, Need{}, err
@@ -159,7 +159,7 @@ func install(ctx context.Context, cache string, parts []part, show *progress) er
 	return g.Wait()
 }
 
-// complete returns o with absolute paths, after a look at the user's own files.
+// complete returns o with absolute paths, once the user's own files are checked.
 func (o Options) complete() (Options, error) {
 	if o.Out == nil {
 		o.Out = io.Discard
@@ -227,7 +227,7 @@ func executable(path string) error {
 // VersionMark stands before the version in what `envoy --version` prints.
 const VersionMark = "version: "
 
-// versionLimit bounds how long a program may take to tell its version.
+// versionLimit bounds how long a program may take to print its version.
 const versionLimit = 10 * time.Second
 
 // isEnvoy asks the user's own Envoy for its version, and says why it is none.
@@ -236,9 +236,9 @@ func isEnvoy(ctx context.Context, path string) error {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--version")
 	cmd.WaitDelay = time.Second
-	said, err := cmd.Output()
-	if err == nil && !bytes.Contains(said, []byte(VersionMark)) {
-		err = fmt.Errorf("says %.80q of its version", bytes.TrimSpace(said))
+	printed, err := cmd.Output()
+	if err == nil && !bytes.Contains(printed, []byte(VersionMark)) {
+		err = fmt.Errorf("says %.80q of its version", bytes.TrimSpace(printed))
 	}
 	if err != nil {
 		return hint(fmt.Errorf("-envoy: %s: not an Envoy: %w", path, err),

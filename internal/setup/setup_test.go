@@ -393,7 +393,7 @@ func TestDefaultCache(t *testing.T) {
 	}
 }
 
-// TestPinsAreWhole holds that each pinned part can be told from the others and
+// TestPinsAreWhole holds that each pinned part can be distinguished from the others and
 // names what to keep.
 func TestPinsAreWhole(t *testing.T) {
 	parts := Options{}.parts()

@@ -54,7 +54,7 @@ func Check(path string) error {
 	}
 	need, err := size(f)
 	if err == nil && uint64(st.Size()) < need {
-		err = fmt.Errorf("%d bytes, but its header tells of %d: the file is cut off", st.Size(), need)
+		err = fmt.Errorf("%d bytes, but its header needs %d: the file is cut off", st.Size(), need)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -167,14 +167,14 @@ func (h *header) name() string {
 	return string(h.bytes(int(n)))
 }
 
-// GGUF's types of values that are no plain numbers.
+// GGUF's types of values that are no fixed numbers.
 const (
 	typeUint32 = 4
 	typeString = 8
 	typeArray  = 9
 )
 
-// widths are those of the plain types, in bytes.
+// widths are those of the fixed types, in bytes.
 var widths = map[uint32]uint64{0: 1, 1: 1, 2: 2, 3: 2, typeUint32: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 // entry reads one entry of the metadata.
@@ -192,10 +192,10 @@ func (h *header) entry() {
 
 // value skips a value.
 func (h *header) value(kind uint32, depth int) {
-	width, plain := widths[kind]
+	width, fixed := widths[kind]
 	switch {
 	case h.err != nil:
-	case plain:
+	case fixed:
 		h.skip(width)
 	case kind == typeString:
 		h.skip(h.uint64())
@@ -212,7 +212,7 @@ func (h *header) array(depth int) {
 		h.fail(fmt.Errorf("%w: an array of %d elements", errBad, n))
 		return
 	}
-	if width, plain := widths[kind]; plain {
+	if width, fixed := widths[kind]; fixed {
 		h.skip(n * width)
 		return
 	}

@@ -135,7 +135,7 @@ func (x EndpointState_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_State.Descriptor instead.
 func (EndpointState_State) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
 }
 
 // NodeReport is one heartbeat, sent every 500 ms and at once when the engine's
@@ -675,8 +675,10 @@ type FleetView struct {
 	Objects []*ObjectView `protobuf:"bytes,10,rep,name=objects,proto3" json:"objects,omitempty"`
 	// Version of the desired state in force; 0: none yet. It grows while xds runs.
 	DesiredVersion uint64 `protobuf:"varint,11,opt,name=desired_version,json=desiredVersion,proto3" json:"desired_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Endpoints that are run by somebody else, in the order of the desired state.
+	Endpoints     []*EndpointView `protobuf:"bytes,20,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FleetView) Reset() {
@@ -751,6 +753,151 @@ func (x *FleetView) GetDesiredVersion() uint64 {
 	return 0
 }
 
+func (x *FleetView) GetEndpoints() []*EndpointView {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+// EndpointView is one endpoint that is run by somebody else, with what probes found.
+type EndpointView struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Models  []string               `protobuf:"bytes,2,rep,name=models,proto3" json:"models,omitempty"`
+	State   EndpointState_State    `protobuf:"varint,3,opt,name=state,proto3,enum=millrace.fleet.v1alpha1.EndpointState_State" json:"state,omitempty"`
+	Reason  string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Since   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// EDS weight pushed to Envoy, that of its first model; 0: not in EDS.
+	Weight uint32          `protobuf:"varint,6,opt,name=weight,proto3" json:"weight,omitempty"`
+	Load   *enginepb.Load  `protobuf:"bytes,7,opt,name=load,proto3" json:"load,omitempty"`
+	Speed  *enginepb.Speed `protobuf:"bytes,8,opt,name=speed,proto3" json:"speed,omitempty"`
+	// Kind and name of the object that names it, for example "Endpoints/pool".
+	Source string `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"`
+	// Kind of engine, as the object says.
+	Type string `protobuf:"bytes,10,opt,name=type,proto3" json:"type,omitempty"`
+	// Why its metrics do not come, or what it publishes of its KV cache; empty: they do, or
+	// it has none.
+	MetricsError  string `protobuf:"bytes,11,opt,name=metrics_error,json=metricsError,proto3" json:"metrics_error,omitempty"`
+	EventsError   string `protobuf:"bytes,12,opt,name=events_error,json=eventsError,proto3" json:"events_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointView) Reset() {
+	*x = EndpointView{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointView) ProtoMessage() {}
+
+func (x *EndpointView) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointView.ProtoReflect.Descriptor instead.
+func (*EndpointView) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *EndpointView) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EndpointView) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *EndpointView) GetState() EndpointState_State {
+	if x != nil {
+		return x.State
+	}
+	return EndpointState_STATE_UNSPECIFIED
+}
+
+func (x *EndpointView) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EndpointView) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *EndpointView) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *EndpointView) GetLoad() *enginepb.Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *EndpointView) GetSpeed() *enginepb.Speed {
+	if x != nil {
+		return x.Speed
+	}
+	return nil
+}
+
+func (x *EndpointView) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *EndpointView) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *EndpointView) GetMetricsError() string {
+	if x != nil {
+		return x.MetricsError
+	}
+	return ""
+}
+
+func (x *EndpointView) GetEventsError() string {
+	if x != nil {
+		return x.EventsError
+	}
+	return ""
+}
+
 // ObjectView is one object of the desired state.
 type ObjectView struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -772,7 +919,7 @@ type ObjectView struct {
 
 func (x *ObjectView) Reset() {
 	*x = ObjectView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +931,7 @@ func (x *ObjectView) String() string {
 func (*ObjectView) ProtoMessage() {}
 
 func (x *ObjectView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +944,7 @@ func (x *ObjectView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectView.ProtoReflect.Descriptor instead.
 func (*ObjectView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ObjectView) GetKind() string {
@@ -866,7 +1013,7 @@ type ObjectCondition struct {
 
 func (x *ObjectCondition) Reset() {
 	*x = ObjectCondition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1025,7 @@ func (x *ObjectCondition) String() string {
 func (*ObjectCondition) ProtoMessage() {}
 
 func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1038,7 @@ func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectCondition.ProtoReflect.Descriptor instead.
 func (*ObjectCondition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ObjectCondition) GetType() string {
@@ -955,7 +1102,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -967,7 +1114,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -980,7 +1127,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Condition) GetCode() string {
@@ -1022,7 +1169,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1181,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1194,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NodeView) GetNode() string {
@@ -1116,17 +1263,26 @@ type EndpointState struct {
 	Weight uint32              `protobuf:"varint,9,opt,name=weight,proto3" json:"weight,omitempty"`
 	Load   *enginepb.Load      `protobuf:"bytes,10,opt,name=load,proto3" json:"load,omitempty"`
 	Speed  *enginepb.Speed     `protobuf:"bytes,11,opt,name=speed,proto3" json:"speed,omitempty"`
-	// Start of the head's backend: when it changes, its caches are empty.
+	// Start of the head's backend: when it changes, its caches are empty. 0: not known;
+	// nothing has changed.
 	Epoch uint64 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Share of normal speed left by throttling and pressure, 0 to 1.
-	Health        float64 `protobuf:"fixed64,13,opt,name=health,proto3" json:"health,omitempty"`
+	Health float64 `protobuf:"fixed64,13,opt,name=health,proto3" json:"health,omitempty"`
+	// Kind and name of the object that names it, for example "Endpoints/pool".
+	Source string `protobuf:"bytes,20,opt,name=source,proto3" json:"source,omitempty"`
+	// All models that it serves, `model` first.
+	Models []string `protobuf:"bytes,21,rep,name=models,proto3" json:"models,omitempty"`
+	// What its engine has done since its start: it reports nothing with its answers.
+	Work *EndpointState_Work `protobuf:"bytes,22,opt,name=work,proto3" json:"work,omitempty"`
+	// Which LoRA adapters its engine has; unset: it shows none.
+	Adapters      *EndpointState_Adapters `protobuf:"bytes,23,opt,name=adapters,proto3" json:"adapters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1294,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1307,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EndpointState) GetAddress() string {
@@ -1245,6 +1401,34 @@ func (x *EndpointState) GetHealth() float64 {
 	return 0
 }
 
+func (x *EndpointState) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *EndpointState) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *EndpointState) GetWork() *EndpointState_Work {
+	if x != nil {
+		return x.Work
+	}
+	return nil
+}
+
+func (x *EndpointState) GetAdapters() *EndpointState_Adapters {
+	if x != nil {
+		return x.Adapters
+	}
+	return nil
+}
+
 // ModelState is the xDS resource by which extproc knows a model: type
 // type.googleapis.com/millrace.fleet.v1alpha1.ModelState, named by model id.
 type ModelState struct {
@@ -1261,7 +1445,7 @@ type ModelState struct {
 
 func (x *ModelState) Reset() {
 	*x = ModelState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1457,7 @@ func (x *ModelState) String() string {
 func (*ModelState) ProtoMessage() {}
 
 func (x *ModelState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1470,7 @@ func (x *ModelState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelState.ProtoReflect.Descriptor instead.
 func (*ModelState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ModelState) GetName() string {
@@ -1354,7 +1538,7 @@ type PolicyState struct {
 
 func (x *PolicyState) Reset() {
 	*x = PolicyState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1550,7 @@ func (x *PolicyState) String() string {
 func (*PolicyState) ProtoMessage() {}
 
 func (x *PolicyState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1563,7 @@ func (x *PolicyState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyState.ProtoReflect.Descriptor instead.
 func (*PolicyState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PolicyState) GetSessionHeader() string {
@@ -1492,7 +1676,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1688,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1701,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Rewrite) GetModel() string {
@@ -1566,7 +1750,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1762,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1775,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Flow) GetQueue() uint32 {
@@ -1708,7 +1892,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1904,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +1917,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CacheState) GetAddress() string {
@@ -1771,6 +1955,174 @@ func (x *CacheState) GetComplete() bool {
 	return false
 }
 
+// Work adds up what an engine has done; what is not known is 0.
+type EndpointState_Work struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Requests float64                `protobuf:"fixed64,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Prompt tokens, of which so many were cached.
+	PromptTokens float64 `protobuf:"fixed64,2,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	CachedTokens float64 `protobuf:"fixed64,3,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	OutputTokens float64 `protobuf:"fixed64,4,opt,name=output_tokens,json=outputTokens,proto3" json:"output_tokens,omitempty"`
+	// What these took, added up over requests.
+	PrefillSeconds float64 `protobuf:"fixed64,5,opt,name=prefill_seconds,json=prefillSeconds,proto3" json:"prefill_seconds,omitempty"`
+	DecodeSeconds  float64 `protobuf:"fixed64,6,opt,name=decode_seconds,json=decodeSeconds,proto3" json:"decode_seconds,omitempty"`
+	// Whether the wait in the queue is part of prefill_seconds.
+	Queued        bool `protobuf:"varint,7,opt,name=queued,proto3" json:"queued,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointState_Work) Reset() {
+	*x = EndpointState_Work{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointState_Work) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointState_Work) ProtoMessage() {}
+
+func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointState_Work.ProtoReflect.Descriptor instead.
+func (*EndpointState_Work) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
+}
+
+func (x *EndpointState_Work) GetRequests() float64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *EndpointState_Work) GetPromptTokens() float64 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
+func (x *EndpointState_Work) GetCachedTokens() float64 {
+	if x != nil {
+		return x.CachedTokens
+	}
+	return 0
+}
+
+func (x *EndpointState_Work) GetOutputTokens() float64 {
+	if x != nil {
+		return x.OutputTokens
+	}
+	return 0
+}
+
+func (x *EndpointState_Work) GetPrefillSeconds() float64 {
+	if x != nil {
+		return x.PrefillSeconds
+	}
+	return 0
+}
+
+func (x *EndpointState_Work) GetDecodeSeconds() float64 {
+	if x != nil {
+		return x.DecodeSeconds
+	}
+	return 0
+}
+
+func (x *EndpointState_Work) GetQueued() bool {
+	if x != nil {
+		return x.Queued
+	}
+	return false
+}
+
+// Adapters is what an engine shows of LoRA adapters.
+type EndpointState_Adapters struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it has shown anything since its start.
+	Known bool `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	// How many are loaded at a time; 0: it takes none.
+	Most uint32 `protobuf:"varint,2,opt,name=most,proto3" json:"most,omitempty"`
+	// Those at work, and those that requests wait for.
+	Running       []string `protobuf:"bytes,3,rep,name=running,proto3" json:"running,omitempty"`
+	Waiting       []string `protobuf:"bytes,4,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointState_Adapters) Reset() {
+	*x = EndpointState_Adapters{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointState_Adapters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointState_Adapters) ProtoMessage() {}
+
+func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointState_Adapters.ProtoReflect.Descriptor instead.
+func (*EndpointState_Adapters) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 1}
+}
+
+func (x *EndpointState_Adapters) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *EndpointState_Adapters) GetMost() uint32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *EndpointState_Adapters) GetRunning() []string {
+	if x != nil {
+		return x.Running
+	}
+	return nil
+}
+
+func (x *EndpointState_Adapters) GetWaiting() []string {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
 type Rewrite_Target struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
@@ -1781,7 +2133,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +2145,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +2158,7 @@ func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite_Target.ProtoReflect.Descriptor instead.
 func (*Rewrite_Target) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *Rewrite_Target) GetModel() string {
@@ -1834,7 +2186,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +2198,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +2211,7 @@ func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow_Degrade.ProtoReflect.Descriptor instead.
 func (*Flow_Degrade) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16, 0}
 }
 
 func (x *Flow_Degrade) GetModel() string {
@@ -1936,7 +2288,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
 	"assignment\x18\x01 \x01(\v2$.millrace.engine.v1alpha1.AssignmentR\n" +
 	"assignment\"\x0e\n" +
-	"\fWatchRequest\"\xbd\x02\n" +
+	"\fWatchRequest\"\x82\x03\n" +
 	"\tFleetView\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
 	"\x05nodes\x18\x02 \x03(\v2!.millrace.fleet.v1alpha1.NodeViewR\x05nodes\x12B\n" +
@@ -1947,7 +2299,22 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"adsClients\x12=\n" +
 	"\aobjects\x18\n" +
 	" \x03(\v2#.millrace.fleet.v1alpha1.ObjectViewR\aobjects\x12'\n" +
-	"\x0fdesired_version\x18\v \x01(\x04R\x0edesiredVersion\"\xe1\x01\n" +
+	"\x0fdesired_version\x18\v \x01(\x04R\x0edesiredVersion\x12C\n" +
+	"\tendpoints\x18\x14 \x03(\v2%.millrace.fleet.v1alpha1.EndpointViewR\tendpoints\"\xc5\x03\n" +
+	"\fEndpointView\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06models\x18\x02 \x03(\tR\x06models\x12B\n" +
+	"\x05state\x18\x03 \x01(\x0e2,.millrace.fleet.v1alpha1.EndpointState.StateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06weight\x18\x06 \x01(\rR\x06weight\x122\n" +
+	"\x04load\x18\a \x01(\v2\x1e.millrace.engine.v1alpha1.LoadR\x04load\x125\n" +
+	"\x05speed\x18\b \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x12\x16\n" +
+	"\x06source\x18\t \x01(\tR\x06source\x12\x12\n" +
+	"\x04type\x18\n" +
+	" \x01(\tR\x04type\x12#\n" +
+	"\rmetrics_error\x18\v \x01(\tR\fmetricsError\x12!\n" +
+	"\fevents_error\x18\f \x01(\tR\veventsError\"\xe1\x01\n" +
 	"\n" +
 	"ObjectView\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
@@ -1980,7 +2347,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xdc\x04\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xc9\n" +
+	"\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -1998,7 +2366,24 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	" \x01(\v2\x1e.millrace.engine.v1alpha1.LoadR\x04load\x125\n" +
 	"\x05speed\x18\v \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x12\x14\n" +
 	"\x05epoch\x18\f \x01(\x04R\x05epoch\x12/\n" +
-	"\x06health\x18\r \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06health\"E\n" +
+	"\x06health\x18\r \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06health\x12 \n" +
+	"\x06source\x18\x14 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06source\x12)\n" +
+	"\x06models\x18\x15 \x03(\tB\x11\xfaB\x0e\x92\x01\v\x10\x80\b\"\x06r\x04\x10\x01\x18`R\x06models\x12?\n" +
+	"\x04work\x18\x16 \x01(\v2+.millrace.fleet.v1alpha1.EndpointState.WorkR\x04work\x12K\n" +
+	"\badapters\x18\x17 \x01(\v2/.millrace.fleet.v1alpha1.EndpointState.AdaptersR\badapters\x1a\x8f\x03\n" +
+	"\x04Work\x123\n" +
+	"\brequests\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\brequests\x12<\n" +
+	"\rprompt_tokens\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\fpromptTokens\x12<\n" +
+	"\rcached_tokens\x18\x03 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\fcachedTokens\x12<\n" +
+	"\routput_tokens\x18\x04 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\foutputTokens\x12@\n" +
+	"\x0fprefill_seconds\x18\x05 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\x0eprefillSeconds\x12>\n" +
+	"\x0edecode_seconds\x18\x06 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\rdecodeSeconds\x12\x16\n" +
+	"\x06queued\x18\a \x01(\bR\x06queued\x1a~\n" +
+	"\bAdapters\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12\x12\n" +
+	"\x04most\x18\x02 \x01(\rR\x04most\x12#\n" +
+	"\arunning\x18\x03 \x03(\tB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\arunning\x12#\n" +
+	"\awaiting\x18\x04 \x03(\tB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\awaiting\"E\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05READY\x10\x01\x12\v\n" +
@@ -2086,78 +2471,88 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
-	(Telemetry_Source)(0),         // 0: millrace.fleet.v1alpha1.Telemetry.Source
-	(EndpointState_State)(0),      // 1: millrace.fleet.v1alpha1.EndpointState.State
-	(*NodeReport)(nil),            // 2: millrace.fleet.v1alpha1.NodeReport
-	(*Refusal)(nil),               // 3: millrace.fleet.v1alpha1.Refusal
-	(*Telemetry)(nil),             // 4: millrace.fleet.v1alpha1.Telemetry
-	(*Gpu)(nil),                   // 5: millrace.fleet.v1alpha1.Gpu
-	(*Directive)(nil),             // 6: millrace.fleet.v1alpha1.Directive
-	(*WatchRequest)(nil),          // 7: millrace.fleet.v1alpha1.WatchRequest
-	(*FleetView)(nil),             // 8: millrace.fleet.v1alpha1.FleetView
-	(*ObjectView)(nil),            // 9: millrace.fleet.v1alpha1.ObjectView
-	(*ObjectCondition)(nil),       // 10: millrace.fleet.v1alpha1.ObjectCondition
-	(*Condition)(nil),             // 11: millrace.fleet.v1alpha1.Condition
-	(*NodeView)(nil),              // 12: millrace.fleet.v1alpha1.NodeView
-	(*EndpointState)(nil),         // 13: millrace.fleet.v1alpha1.EndpointState
-	(*ModelState)(nil),            // 14: millrace.fleet.v1alpha1.ModelState
-	(*PolicyState)(nil),           // 15: millrace.fleet.v1alpha1.PolicyState
-	(*Rewrite)(nil),               // 16: millrace.fleet.v1alpha1.Rewrite
-	(*Flow)(nil),                  // 17: millrace.fleet.v1alpha1.Flow
-	(*CacheState)(nil),            // 18: millrace.fleet.v1alpha1.CacheState
-	(*Rewrite_Target)(nil),        // 19: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),          // 20: millrace.fleet.v1alpha1.Flow.Degrade
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*enginepb.Status)(nil),       // 23: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),   // 24: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),         // 25: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),        // 26: millrace.engine.v1alpha1.Speed
-	(*enginepb.CacheSegment)(nil), // 27: millrace.engine.v1alpha1.CacheSegment
+	(Telemetry_Source)(0),          // 0: millrace.fleet.v1alpha1.Telemetry.Source
+	(EndpointState_State)(0),       // 1: millrace.fleet.v1alpha1.EndpointState.State
+	(*NodeReport)(nil),             // 2: millrace.fleet.v1alpha1.NodeReport
+	(*Refusal)(nil),                // 3: millrace.fleet.v1alpha1.Refusal
+	(*Telemetry)(nil),              // 4: millrace.fleet.v1alpha1.Telemetry
+	(*Gpu)(nil),                    // 5: millrace.fleet.v1alpha1.Gpu
+	(*Directive)(nil),              // 6: millrace.fleet.v1alpha1.Directive
+	(*WatchRequest)(nil),           // 7: millrace.fleet.v1alpha1.WatchRequest
+	(*FleetView)(nil),              // 8: millrace.fleet.v1alpha1.FleetView
+	(*EndpointView)(nil),           // 9: millrace.fleet.v1alpha1.EndpointView
+	(*ObjectView)(nil),             // 10: millrace.fleet.v1alpha1.ObjectView
+	(*ObjectCondition)(nil),        // 11: millrace.fleet.v1alpha1.ObjectCondition
+	(*Condition)(nil),              // 12: millrace.fleet.v1alpha1.Condition
+	(*NodeView)(nil),               // 13: millrace.fleet.v1alpha1.NodeView
+	(*EndpointState)(nil),          // 14: millrace.fleet.v1alpha1.EndpointState
+	(*ModelState)(nil),             // 15: millrace.fleet.v1alpha1.ModelState
+	(*PolicyState)(nil),            // 16: millrace.fleet.v1alpha1.PolicyState
+	(*Rewrite)(nil),                // 17: millrace.fleet.v1alpha1.Rewrite
+	(*Flow)(nil),                   // 18: millrace.fleet.v1alpha1.Flow
+	(*CacheState)(nil),             // 19: millrace.fleet.v1alpha1.CacheState
+	(*EndpointState_Work)(nil),     // 20: millrace.fleet.v1alpha1.EndpointState.Work
+	(*EndpointState_Adapters)(nil), // 21: millrace.fleet.v1alpha1.EndpointState.Adapters
+	(*Rewrite_Target)(nil),         // 22: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),           // 23: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil),  // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 25: google.protobuf.Duration
+	(*enginepb.Status)(nil),        // 26: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),    // 27: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),          // 28: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),         // 29: millrace.engine.v1alpha1.Speed
+	(*enginepb.CacheSegment)(nil),  // 30: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	21, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	22, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	24, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	25, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
 	4,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	23, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	26, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
 	3,  // 4: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
 	0,  // 5: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
 	5,  // 6: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	24, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	21, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
-	12, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
-	11, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
-	9,  // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
-	10, // 12: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
-	21, // 13: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
-	1,  // 14: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	21, // 15: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	21, // 16: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
-	2,  // 17: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
-	1,  // 18: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	25, // 19: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	26, // 20: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	22, // 21: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	17, // 22: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	16, // 23: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	19, // 24: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	22, // 25: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	22, // 26: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	22, // 27: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	22, // 28: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	20, // 29: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	27, // 30: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 31: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	7,  // 32: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	6,  // 33: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	8,  // 34: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	33, // [33:35] is the sub-list for method output_type
-	31, // [31:33] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	27, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	24, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	13, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
+	12, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
+	10, // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
+	9,  // 12: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
+	1,  // 13: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	24, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
+	28, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
+	29, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
+	11, // 17: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
+	24, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	1,  // 19: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	24, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	24, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	2,  // 22: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
+	1,  // 23: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	28, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	29, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	20, // 26: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	21, // 27: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	25, // 28: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	18, // 29: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	17, // 30: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	22, // 31: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	25, // 32: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	25, // 33: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	25, // 34: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	25, // 35: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	23, // 36: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	30, // 37: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 38: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	7,  // 39: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 40: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	8,  // 41: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	40, // [40:42] is the sub-list for method output_type
+	38, // [38:40] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -2171,7 +2566,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1233,6 +1233,40 @@ func (m *FleetView) validate(all bool) error {
 
 	// no validation rules for DesiredVersion
 
+	for idx, item := range m.GetEndpoints() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, FleetViewValidationError{
+						field:  fmt.Sprintf("Endpoints[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, FleetViewValidationError{
+						field:  fmt.Sprintf("Endpoints[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return FleetViewValidationError{
+					field:  fmt.Sprintf("Endpoints[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
 	if len(errors) > 0 {
 		return FleetViewMultiError(errors)
 	}
@@ -1309,6 +1343,208 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = FleetViewValidationError{}
+
+// Validate checks the field values on EndpointView with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *EndpointView) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on EndpointView with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in EndpointViewMultiError, or
+// nil if none found.
+func (m *EndpointView) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *EndpointView) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Address
+
+	// no validation rules for State
+
+	// no validation rules for Reason
+
+	if all {
+		switch v := interface{}(m.GetSince()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, EndpointViewValidationError{
+					field:  "Since",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, EndpointViewValidationError{
+					field:  "Since",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetSince()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return EndpointViewValidationError{
+				field:  "Since",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	// no validation rules for Weight
+
+	if all {
+		switch v := interface{}(m.GetLoad()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, EndpointViewValidationError{
+					field:  "Load",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, EndpointViewValidationError{
+					field:  "Load",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetLoad()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return EndpointViewValidationError{
+				field:  "Load",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	if all {
+		switch v := interface{}(m.GetSpeed()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, EndpointViewValidationError{
+					field:  "Speed",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, EndpointViewValidationError{
+					field:  "Speed",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetSpeed()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return EndpointViewValidationError{
+				field:  "Speed",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	// no validation rules for Source
+
+	// no validation rules for Type
+
+	// no validation rules for MetricsError
+
+	// no validation rules for EventsError
+
+	if len(errors) > 0 {
+		return EndpointViewMultiError(errors)
+	}
+
+	return nil
+}
+
+// EndpointViewMultiError is an error wrapping multiple validation errors
+// returned by EndpointView.ValidateAll() if the designated constraints aren't met.
+type EndpointViewMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m EndpointViewMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m EndpointViewMultiError) AllErrors() []error { return m }
+
+// EndpointViewValidationError is the validation error returned by
+// EndpointView.Validate if the designated constraints aren't met.
+type EndpointViewValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e EndpointViewValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e EndpointViewValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e EndpointViewValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e EndpointViewValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e EndpointViewValidationError) ErrorName() string { return "EndpointViewValidationError" }
+
+// Error satisfies the builtin error interface
+func (e EndpointViewValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sEndpointView.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = EndpointViewValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = EndpointViewValidationError{}
 
 // Validate checks the field values on ObjectView with the rules defined in the
 // proto definition for this message. If any rules are violated, the first
@@ -2083,6 +2319,102 @@ func (m *EndpointState) validate(all bool) error {
 			return err
 		}
 		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetSource()) > 128 {
+		err := EndpointStateValidationError{
+			field:  "Source",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(m.GetModels()) > 1024 {
+		err := EndpointStateValidationError{
+			field:  "Models",
+			reason: "value must contain no more than 1024 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetModels() {
+		_, _ = idx, item
+
+		if l := utf8.RuneCountInString(item); l < 1 || l > 96 {
+			err := EndpointStateValidationError{
+				field:  fmt.Sprintf("Models[%v]", idx),
+				reason: "value length must be between 1 and 96 runes, inclusive",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		}
+
+	}
+
+	if all {
+		switch v := interface{}(m.GetWork()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, EndpointStateValidationError{
+					field:  "Work",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, EndpointStateValidationError{
+					field:  "Work",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetWork()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return EndpointStateValidationError{
+				field:  "Work",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	if all {
+		switch v := interface{}(m.GetAdapters()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, EndpointStateValidationError{
+					field:  "Adapters",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, EndpointStateValidationError{
+					field:  "Adapters",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetAdapters()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return EndpointStateValidationError{
+				field:  "Adapters",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
 	}
 
 	if len(errors) > 0 {
@@ -3283,6 +3615,304 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = CacheStateValidationError{}
+
+// Validate checks the field values on EndpointState_Work with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the first error encountered is returned, or nil if there are no violations.
+func (m *EndpointState_Work) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on EndpointState_Work with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the result is a list of violation errors wrapped in
+// EndpointState_WorkMultiError, or nil if none found.
+func (m *EndpointState_Work) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *EndpointState_Work) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if val := m.GetRequests(); val < 0 || val > 1e+15 {
+		err := EndpointState_WorkValidationError{
+			field:  "Requests",
+			reason: "value must be inside range [0, 1e+15]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetPromptTokens(); val < 0 || val > 1e+15 {
+		err := EndpointState_WorkValidationError{
+			field:  "PromptTokens",
+			reason: "value must be inside range [0, 1e+15]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetCachedTokens(); val < 0 || val > 1e+15 {
+		err := EndpointState_WorkValidationError{
+			field:  "CachedTokens",
+			reason: "value must be inside range [0, 1e+15]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetOutputTokens(); val < 0 || val > 1e+15 {
+		err := EndpointState_WorkValidationError{
+			field:  "OutputTokens",
+			reason: "value must be inside range [0, 1e+15]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetPrefillSeconds(); val < 0 || val > 1e+15 {
+		err := EndpointState_WorkValidationError{
+			field:  "PrefillSeconds",
+			reason: "value must be inside range [0, 1e+15]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetDecodeSeconds(); val < 0 || val > 1e+15 {
+		err := EndpointState_WorkValidationError{
+			field:  "DecodeSeconds",
+			reason: "value must be inside range [0, 1e+15]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Queued
+
+	if len(errors) > 0 {
+		return EndpointState_WorkMultiError(errors)
+	}
+
+	return nil
+}
+
+// EndpointState_WorkMultiError is an error wrapping multiple validation errors
+// returned by EndpointState_Work.ValidateAll() if the designated constraints
+// aren't met.
+type EndpointState_WorkMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m EndpointState_WorkMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m EndpointState_WorkMultiError) AllErrors() []error { return m }
+
+// EndpointState_WorkValidationError is the validation error returned by
+// EndpointState_Work.Validate if the designated constraints aren't met.
+type EndpointState_WorkValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e EndpointState_WorkValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e EndpointState_WorkValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e EndpointState_WorkValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e EndpointState_WorkValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e EndpointState_WorkValidationError) ErrorName() string {
+	return "EndpointState_WorkValidationError"
+}
+
+// Error satisfies the builtin error interface
+func (e EndpointState_WorkValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sEndpointState_Work.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = EndpointState_WorkValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = EndpointState_WorkValidationError{}
+
+// Validate checks the field values on EndpointState_Adapters with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the first error encountered is returned, or nil if there are no violations.
+func (m *EndpointState_Adapters) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on EndpointState_Adapters with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the result is a list of violation errors wrapped in
+// EndpointState_AdaptersMultiError, or nil if none found.
+func (m *EndpointState_Adapters) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *EndpointState_Adapters) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Known
+
+	// no validation rules for Most
+
+	if len(m.GetRunning()) > 1024 {
+		err := EndpointState_AdaptersValidationError{
+			field:  "Running",
+			reason: "value must contain no more than 1024 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(m.GetWaiting()) > 1024 {
+		err := EndpointState_AdaptersValidationError{
+			field:  "Waiting",
+			reason: "value must contain no more than 1024 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(errors) > 0 {
+		return EndpointState_AdaptersMultiError(errors)
+	}
+
+	return nil
+}
+
+// EndpointState_AdaptersMultiError is an error wrapping multiple validation
+// errors returned by EndpointState_Adapters.ValidateAll() if the designated
+// constraints aren't met.
+type EndpointState_AdaptersMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m EndpointState_AdaptersMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m EndpointState_AdaptersMultiError) AllErrors() []error { return m }
+
+// EndpointState_AdaptersValidationError is the validation error returned by
+// EndpointState_Adapters.Validate if the designated constraints aren't met.
+type EndpointState_AdaptersValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e EndpointState_AdaptersValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e EndpointState_AdaptersValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e EndpointState_AdaptersValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e EndpointState_AdaptersValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e EndpointState_AdaptersValidationError) ErrorName() string {
+	return "EndpointState_AdaptersValidationError"
+}
+
+// Error satisfies the builtin error interface
+func (e EndpointState_AdaptersValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sEndpointState_Adapters.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = EndpointState_AdaptersValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = EndpointState_AdaptersValidationError{}
 
 // Validate checks the field values on Rewrite_Target with the rules defined in
 // the proto definition for this message. If any rules are violated, the first

@@ -107,7 +107,11 @@ func generate(plugin string, req *pluginpb.CodeGeneratorRequest, root string) er
 		return fmt.Errorf("%s", *resp.Error)
 	}
 	for _, f := range resp.File {
-		if err := os.WriteFile(filepath.Join(root, f.GetName()), []byte(f.GetContent()), 0o644); err != nil {
+		path := filepath.Join(root, f.GetName())
+		if old, err := os.ReadFile(path); err == nil && string(old) == f.GetContent() {
+			continue // compilers that run meanwhile must not find half a file
+		}
+		if err := os.WriteFile(path, []byte(f.GetContent()), 0o644); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,7 @@ func take(t *testing.T, g *Gate) *Ticket {
 func TestFirstComeFirstServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := gate(1, 3)
-		held := take(t, g)
+		taken := take(t, g)
 		var order []int
 		var wg sync.WaitGroup
 		for i := range 3 {
@@ -45,8 +45,8 @@ func TestFirstComeFirstServed(t *testing.T) {
 		if _, err := g.Acquire(t.Context(), 1); !errors.Is(err, ErrFull) {
 			t.Errorf("a fourth one: %v, want ErrFull", err)
 		}
-		held.Release()
-		held.Release() // does nothing
+		taken.Release()
+		taken.Release() // does nothing
 		wg.Wait()
 		for i, got := range order {
 			if i != got {
@@ -62,7 +62,7 @@ func TestFirstComeFirstServed(t *testing.T) {
 func TestCancelGivesUpThePlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := gate(1, 2)
-		held := take(t, g)
+		taken := take(t, g)
 		why := errors.New("why")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		got := make(chan error)
@@ -78,7 +78,7 @@ func TestCancelGivesUpThePlace(t *testing.T) {
 		if l := g.Load(); l.Waiting != 0 || l.Tokens != 10 {
 			t.Errorf("load %+v", l)
 		}
-		held.Release()
+		taken.Release()
 		take(t, g).Release()
 	})
 }

@@ -9,6 +9,7 @@ package api
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -18,6 +19,7 @@ import (
 	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // Config is what a Server needs.
@@ -44,46 +46,62 @@ type Server struct {
 	mux     *http.ServeMux
 }
 
-// operation is one endpoint that the backend answers.
+// operation is one of the API's operations, which the backend answers.
 type operation struct {
-	path string // at the backend, and below /v1
-	// content is the field that must be there: the input.
-	content string
-	// limits are the fields that bound the output, the first one set counts.
-	limits []string
+	*apis.Row
 	// whole is whether a unary answer can be put together from a stream.
 	whole bool
-	// anthropic is whether errors take the form of Anthropic's API, responses whether
-	// answers have ids that later requests go on from.
-	anthropic, responses bool
+	// responses is whether answers have ids that later requests continue.
+	responses bool
+	// passes is whether the request is forwarded as it is, whatever it asks for.
+	passes bool
 }
 
-var operations = []operation{
-	{path: "/chat/completions", content: "messages", limits: []string{"max_completion_tokens", "max_tokens"}, whole: true},
-	{path: "/completions", content: "prompt", limits: []string{"max_tokens"}, whole: true},
-	{path: "/embeddings", content: "input"},
-	{path: "/responses", content: "input", limits: []string{"max_output_tokens"}, responses: true},
-	{path: "/messages", content: "messages", limits: []string{"max_tokens"}, anthropic: true},
-	{path: "/messages/count_tokens", content: "messages", anthropic: true},
+// other is what engine knows nothing of and the backend may.
+var other = operation{Row: apis.Other.Row(), passes: true}
+
+var operations = func() (all []operation) {
+	for a := apis.Chat; a < apis.Len; a++ {
+		all = append(all, operation{Row: a.Row(), whole: a == apis.Chat || a == apis.Completions, responses: a == apis.Responses})
+	}
+	return all
+}()
+
+// label names the operation in metrics.
+func (o operation) label() string {
+	if o.passes {
+		return o.Name
+	}
+	return strings.TrimPrefix(o.Path, "/v1")
 }
 
 // New returns a server.
 func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, started: time.Now(), mux: http.NewServeMux()}
-	for _, prefix := range []string{"", "/v1"} {
-		for _, op := range operations {
-			s.mux.HandleFunc("POST "+prefix+op.path, func(w http.ResponseWriter, r *http.Request) { s.complete(op, w, r) })
-			s.mux.HandleFunc(prefix+op.path, wrongMethod)
+	for _, op := range operations {
+		for _, path := range append([]string{op.Path}, op.Aliases...) {
+			s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.complete(op, w, r) })
+			s.mux.HandleFunc(path, wrongMethod)
 		}
+	}
+	for _, prefix := range []string{"", "/v1"} {
 		s.mux.HandleFunc("GET "+prefix+"/models", s.models)
 		s.mux.HandleFunc("GET "+prefix+"/models/{id...}", s.model)
 		s.mux.HandleFunc(prefix+"/models", wrongMethod)
 	}
 	s.mux.HandleFunc("GET /health", s.health)
-	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
-	})
+	s.mux.HandleFunc("/", s.other)
 	return s
+}
+
+// other answers what is no operation of engine's: it is forwarded where the backend
+// has it.
+func (s *Server) other(w http.ResponseWriter, r *http.Request) {
+	if v, _ := s.cfg.Serving(); v != nil && s.cfg.Kinds.Of(v.Assignment).Passes(r.URL.Path) {
+		s.complete(other, w, r)
+		return
+	}
+	notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
 }
 
 // ServeHTTP answers one request.

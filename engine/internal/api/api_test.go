@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -29,6 +30,7 @@ import (
 	"millrace.dev/millrace/engine/internal/openai"
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/engine/internal/vllm"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // rig is a Server between a client and a fake backend.
@@ -61,7 +63,7 @@ func newRig(t *testing.T, server http.HandlerFunc) *rig {
 func kinds(address string) backend.Kinds {
 	return backend.Kinds{
 		enginepb.Backend_LLAMACPP: llamacpp.New(llamacpp.Programs{BackendAddress: address}, nil),
-		enginepb.Backend_VLLM:     vllm.New(vllm.Program{Address: address}, nil),
+		enginepb.Backend_VLLM:     vllm.New(vllm.Program{Address: address}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)),
 		enginepb.Backend_OPENAI:   openai.New(nil),
 	}
 }
@@ -336,7 +338,7 @@ func TestHealthAndModels(t *testing.T) {
 	}
 }
 
-// until waits for what nobody tells us of.
+// until waits for what nobody reports.
 func until(t *testing.T, holds func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
@@ -596,12 +598,59 @@ func TestTailKeepsTheEnd(t *testing.T) {
 	}
 }
 
+// TestOperations sends what is no chat to the backend as it came, to the path that it
+// has there.
+func TestOperations(t *testing.T) {
+	const form = "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nsmollm2\r\n--b--\r\n"
+	tests := []struct {
+		path, kind, body string
+		status           int
+		at               string // the backend
+	}{
+		{"/tokenize", "application/json", `{"content":"hi"}`, 200, "/tokenize"},
+		{"/v1/tokenize", "application/json", `{"model":"smollm2","prompt":"hi"}`, 200, "/tokenize"},
+		{"/tokenize", "application/json", `{"model":"x"}`, 404, ""},
+		{"/detokenize", "application/json", `{"tokens":[1]}`, 200, "/detokenize"},
+		{"/v2/rerank", "application/json", `{"model":"smollm2","query":"hi","documents":["a"]}`, 200, "/v1/rerank"},
+		{"/v1/rerank", "application/json", `{"model":"smollm2","documents":["a"]}`, 400, ""},
+		{"/score", "application/json", `{"model":"smollm2","text_1":"a","text_2":"b"}`, 200, "/v1/score"},
+		{"/v1/audio/transcriptions", "multipart/form-data; boundary=b", form, 200, "/v1/audio/transcriptions"},
+		{"/audio/translations", "multipart/form-data; boundary=b", form, 200, "/v1/audio/translations"},
+		{"/v1/audio/transcriptions", "application/json", `{"model":"smollm2"}`, 415, ""},
+		{"/v1/rerank", "multipart/form-data; boundary=b", form, 415, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.path+" "+tt.kind, func(t *testing.T) {
+			at := ""
+			g := newRig(t, func(w http.ResponseWriter, r *http.Request) {
+				at = r.URL.Path
+				if b, _ := io.ReadAll(r.Body); string(b) != tt.body || r.Header.Get("Content-Type") != tt.kind {
+					t.Errorf("the backend got %q, %s", r.Header.Get("Content-Type"), b)
+				}
+				_, _ = io.WriteString(w, `{"tokens":[1,2]}`)
+			})
+			req := g.request(t.Context(), tt.path, tt.body)
+			req.Header.Set("Content-Type", tt.kind)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != tt.status || at != tt.at {
+				t.Errorf("status %d, at the backend %q; want %d, %q", resp.StatusCode, at, tt.status, tt.at)
+			}
+		})
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(chat))
 	f.Add([]byte(`{"model":"m","messages":[],"stream":1,"max_tokens":1e99}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		for _, op := range operations {
-			if q, err := parse(op, body); err == nil && (q.model == "" || q.limit < 0) {
+			q, err := parse(op, body)
+			named := q.model != "" || op.AnyModel || op.Reader == apis.Form
+			if err == nil && (!named || q.limit < 0) {
 				t.Errorf("accepted %+v", q)
 			}
 		}

@@ -4,6 +4,9 @@ import "millrace.dev/millrace/internal/wire"
 
 // logCache logs that the backend works on the prompt from now on.
 func (c *call) logCache() {
+	if c.published() {
+		return
+	}
 	if links := c.cfg.Cache.Links(c.r.Header.Get(wire.PrefixHeader)); len(links) > 0 {
 		c.use = c.cfg.Cache.Begin(links)
 	}
@@ -13,7 +16,7 @@ func (c *call) logCache() {
 func (c *call) answeredCache() {
 	c.cached = true
 	switch {
-	case c.usage.Prompt == 0: // the backend has not said
+	case c.usage.Prompt == 0, c.published(): // the backend has not said, or does so itself
 	case c.use == nil:
 		c.cfg.Cache.Other(c.usage.Prompt + c.usage.Completion)
 	default:
@@ -27,3 +30,6 @@ func (c *call) settleCache() {
 		c.cfg.Cache.Fail(c.use)
 	}
 }
+
+// published reports whether the backend itself publishes what it has cached.
+func (c *call) published() bool { return c.backend.Blocks(c.serving.Assignment) != nil }

@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/supervise"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -41,7 +42,7 @@ type call struct {
 	sent   time.Time // when it went to the backend
 	begun  time.Time // when the backend's first byte came
 	usage  backend.Usage
-	use    *cachelog.Use // nil: nobody has told the keys of the prompt
+	use    *cachelog.Use // nil: the request names no keys of its prompt
 	cached bool          // whether the backend has the prompt in its cache
 	status int           // for the metrics; 499: the client went away
 }
@@ -55,7 +56,7 @@ var errGone = errors.New("the client went away")
 // complete answers one request of op.
 func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) {
 	ctx := obs.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx, span := s.cfg.Tracer.Start(ctx, "POST /v1"+op.path, trace.WithSpanKind(trace.SpanKindServer))
+	ctx, span := s.cfg.Tracer.Start(ctx, r.Method+" "+op.Path, trace.WithSpanKind(trace.SpanKindServer))
 	c := &call{Server: s, op: op, w: w, r: r, started: time.Now(), span: span, status: http.StatusOK}
 	w.Header().Set(headerNode, s.cfg.Node)
 	defer c.finish()
@@ -63,7 +64,7 @@ func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) 
 		c.status = err.status
 		switch {
 		case err.status == statusGone:
-		case op.anthropic:
+		case op.Dialect == apis.Anthropic:
 			err.writeAnthropic(w)
 		default:
 			err.write(w)
@@ -78,12 +79,17 @@ func (c *call) serve(ctx context.Context) *apiError {
 		return notReady(why)
 	}
 	c.w.Header().Set(headerReplica, v.Assignment.GetReplica())
-	body, failed := readBody(c.w, c.r, int64(v.Assignment.GetBackend().GetMaxBodyBytes()))
+	body, failed := readBody(c.op, c.w, c.r, int64(v.Assignment.GetBackend().GetMaxBodyBytes()))
 	if failed != nil {
 		return failed
 	}
-	if c.req, failed = parse(c.op, body); failed != nil {
+	if c.op.passes {
+		c.req = glance(body, v.Assignment.GetModel())
+	} else if c.req, failed = parse(c.op, body); failed != nil {
 		return failed
+	}
+	if c.req.model == "" { // the operation need not name it, or it is in a form
+		c.req.model = v.Assignment.GetModel()
 	}
 	if c.req.model != v.Assignment.GetModel() {
 		return unknownModel(c.req.model)
@@ -122,7 +128,7 @@ func (c *call) enter(ctx context.Context, cancel context.CancelCauseFunc) *apiEr
 
 // tokens is what the request may need.
 func (c *call) tokens() int64 {
-	if c.op.limits == nil {
+	if c.op.Limits == nil {
 		return c.prompt
 	}
 	out := c.cfg.Meter.Length()
@@ -132,7 +138,7 @@ func (c *call) tokens() int64 {
 	return c.prompt + out
 }
 
-// ended tells a client that left from a backend that was lost.
+// ended distinguishes a client that left from a backend that was lost.
 func (c *call) ended(ctx context.Context, err error) *apiError {
 	if c.r.Context().Err() != nil {
 		return &apiError{status: statusGone, Message: errGone.Error()}
@@ -155,12 +161,15 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 	c.way = c.backend.Prepare(c.serving.Assignment, backend.Request{
 		Body: body, Fields: c.req.fields, Stream: c.req.stream, Completion: c.op.whole, Limit: c.req.limit,
 	})
-	url := c.backend.URL(c.serving.Assignment) + "/v1" + c.op.path
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(c.way.Body))
+	url := c.backend.URL(c.serving.Assignment) + c.op.Path
+	if c.op.passes {
+		url = c.backend.URL(c.serving.Assignment) + c.r.URL.RequestURI()
+	}
+	req, err := http.NewRequestWithContext(ctx, c.r.Method, url, bytes.NewReader(c.way.Body))
 	if err != nil {
 		return backendLost(err.Error())
 	}
-	req.Header.Set("Content-Type", "application/json")
+	req.Header["Content-Type"] = []string{c.contentType()}
 	// Not sent; it lets the transport try again on a new connection where the
 	// backend closed an idle one at that moment.
 	req.Header["Idempotency-Key"] = []string{}
@@ -183,6 +192,15 @@ func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiE
 		return c.stream(ctx, resp.Body, lost)
 	}
 	return c.unary(ctx, resp)
+}
+
+// contentType is the type of the body that the backend gets: a form has its boundary
+// there.
+func (c *call) contentType() string {
+	if c.op.passes || c.op.Reader == apis.Form {
+		return c.r.Header.Get("Content-Type")
+	}
+	return c.op.Reader.ContentType()
 }
 
 // maxErrorBody bounds what is read of an error, in bytes.
@@ -240,10 +258,10 @@ func (c *call) finish() {
 	if cut != nil && c.status == http.StatusOK {
 		c.status = http.StatusBadGateway
 	}
-	c.cfg.Metrics.finished(c.op.path, c.status)
+	c.cfg.Metrics.finished(c.op.label(), c.status)
 	c.span.SetAttributes(
-		attribute.String("http.request.method", http.MethodPost),
-		attribute.String("http.route", "/v1"+c.op.path),
+		attribute.String("http.request.method", c.r.Method),
+		attribute.String("http.route", c.op.Path),
 		attribute.Int("http.response.status_code", c.status),
 		attribute.String("gen_ai.request.model", c.req.model),
 		attribute.Int64("gen_ai.usage.input_tokens", int64(c.usage.Prompt)),

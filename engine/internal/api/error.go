@@ -22,7 +22,7 @@ const (
 	rateLimit      = "rate_limit_error"
 )
 
-// retryAfter is what a client is told to wait, in seconds, where another try may do.
+// retryAfter is how long a client should wait, in seconds, where another try may do.
 const retryAfter = "1"
 
 // Error returns the message.
@@ -111,6 +111,10 @@ func full(err error) *apiError {
 // fromBackend is the backend's own refusal.
 func (c *call) fromBackend(status int, body []byte) *apiError {
 	b := c.backend.Error(status, body)
+	if b.Status == http.StatusNotImplemented {
+		// Envoy would try it on all other replicas, which have the same model.
+		return coded(http.StatusBadRequest, invalidRequest, "unsupported_operation", b.Message)
+	}
 	e := &apiError{status: b.Status, Message: b.Message, Type: b.Type}
 	if b.Code != "" {
 		e.Code = &b.Code

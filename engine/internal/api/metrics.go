@@ -36,6 +36,7 @@ type Sources struct {
 	Gate     *admit.Gate
 	Meter    *meter.Meter
 	Cache    *cachelog.Log
+	Kinds    backend.Kinds
 	Snapshot func() (*supervise.Snapshot, <-chan struct{})
 }
 
@@ -57,9 +58,9 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		first:  histogram("vllm:time_to_first_token_seconds", "Time to the backend's first byte."),
 		whole:  histogram("vllm:e2e_request_latency_seconds", "Time to the end of the answer."),
 	}
-	for _, op := range operations {
+	for _, op := range append(operations[:len(operations):len(operations)], other) {
 		for _, o := range outcomes {
-			m.requests.WithLabelValues(op.path, o)
+			m.requests.WithLabelValues(op.label(), o)
 		}
 	}
 	reg.MustRegister(m.requests, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})
@@ -120,6 +121,16 @@ var (
 	descRestarts = describe("millrace_engine_restarts_total", "Starts of a process after its first one.", "role")
 )
 
+// cached is how many tokens the backend has in its caches, by its own log or by ours.
+func (s Sources) cached(a *enginepb.Assignment) uint64 {
+	if kind := s.Kinds.Of(a); kind != nil {
+		if log := kind.Blocks(a); log != nil {
+			return log.Tokens()
+		}
+	}
+	return s.Cache.Tokens()
+}
+
 // Describe sends what Collect may send.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descKV, descQueries, descTokens, descSpeed, descState, descCached, descMissed, descBad, descRestarts} {
@@ -138,7 +149,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	snap, _ := g.Snapshot()
 	load, speed := g.Gate.Load(), g.Meter.Speed()
 	gauge(descTokens, float64(load.Tokens))
-	gauge(descCached, float64(g.Cache.Tokens()))
+	gauge(descCached, float64(g.cached(snap.Assignment)))
 	count(descMissed, float64(g.Cache.Misses()))
 	count(descBad, float64(g.Cache.Malformed()))
 	gauge(descSpeed, speed.Prefill, "prefill")

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"strconv"
 	"time"
 	"unicode/utf8"
 
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -31,14 +31,12 @@ type request struct {
 	fields map[string]json.RawMessage
 }
 
-// readBody reads a JSON body of at most limit bytes.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, *apiError) {
-	if kind := r.Header.Get("Content-Type"); kind != "" {
-		if t, _, err := mime.ParseMediaType(kind); err != nil || t != "application/json" {
-			return nil, &apiError{
-				status: http.StatusUnsupportedMediaType, Type: invalidRequest,
-				Message: fmt.Sprintf("content-type %.100q; must be application/json", kind),
-			}
+// readBody reads a body of at most limit bytes, of the type that its operation takes.
+func readBody(op operation, w http.ResponseWriter, r *http.Request, limit int64) ([]byte, *apiError) {
+	if kind := r.Header.Get("Content-Type"); !op.passes && !op.Reader.Accepts(kind) {
+		return nil, &apiError{
+			status: http.StatusUnsupportedMediaType, Type: invalidRequest,
+			Message: fmt.Sprintf("content-type %.100q; must be %s", kind, op.Reader.ContentType()),
 		}
 	}
 	if r.ContentLength > limit {
@@ -75,6 +73,9 @@ func tooLarge(limit int64) *apiError {
 // parse checks what must be right of a body whoever the backend is.
 func parse(op operation, body []byte) (request, *apiError) {
 	var q request
+	if op.Reader == apis.Form {
+		return q, nil // the backend decodes it
+	}
 	if !utf8.Valid(body) {
 		return q, badRequest("", "the body is not UTF-8")
 	}
@@ -89,20 +90,37 @@ func parse(op operation, body []byte) (request, *apiError) {
 		return q, err
 	}
 	q.fields = fields
-	return q, checkContent(op, fields[op.content])
+	if op.Input == "" {
+		return q, nil
+	}
+	return q, checkContent(op, fields[op.Input])
+}
+
+// glance takes what it can of a body that is forwarded whatever it holds. One that
+// names no model is for the one that is served.
+func glance(body []byte, model string) request {
+	q := request{model: model}
+	var named struct {
+		Model  string `json:"model"`
+		Stream bool   `json:"stream"`
+	}
+	if json.Unmarshal(body, &q.fields) == nil && json.Unmarshal(body, &named) == nil && named.Model != "" {
+		q.model, q.stream = named.Model, named.Stream
+	}
+	return q
 }
 
 func (q *request) read(op operation, fields map[string]json.RawMessage) *apiError {
 	if err := field(fields, "model", "a string", &q.model); err != nil {
 		return err
 	}
-	if q.model == "" {
+	if q.model == "" && !op.AnyModel {
 		return badRequest("model", "model is missing")
 	}
 	if err := field(fields, "stream", "true or false", &q.stream); err != nil {
 		return err
 	}
-	for _, name := range op.limits {
+	for _, name := range op.Limits {
 		var n int64
 		if err := field(fields, name, "an integer", &n); err != nil {
 			return err
@@ -131,7 +149,7 @@ func field(fields map[string]json.RawMessage, name, want string, into any) *apiE
 
 // checkContent wants a string or a list that is not empty; messages are a list.
 func checkContent(op operation, raw json.RawMessage) *apiError {
-	name := op.content
+	name := op.Input
 	switch {
 	case len(raw) == 0 || string(raw) == "null":
 		return badRequest(name, "%s is missing", name)
@@ -145,7 +163,7 @@ func checkContent(op operation, raw json.RawMessage) *apiError {
 	return badRequest(name, "%s must be a string or a list", name)
 }
 
-// emptyList looks at a valid JSON array.
+// emptyList reports whether a valid JSON array is empty.
 func emptyList(raw json.RawMessage) bool {
 	for _, c := range raw[1:] {
 		switch c {

@@ -9,9 +9,10 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/internal/apis"
 )
 
-// writeFor bounds how long a client may leave a stream unread; it is looked at
+// writeFor bounds how long a client may leave a stream unread; it is checked
 // every writeFor/4.
 const writeFor = 2 * time.Minute
 
@@ -74,7 +75,7 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 	return nil
 }
 
-// firstKept is how much of the beginning of a stream is looked at, in bytes.
+// firstKept is how much of the beginning of a stream is searched, in bytes.
 const firstKept = 4 << 10
 
 // copy forwards a stream of which n bytes have been read. It returns the beginning and
@@ -84,7 +85,7 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 	out := http.NewResponseController(c.w)
 	var last tail
 	var deadline time.Time
-	var filter *backend.Filter // nil: all of it goes on
+	var filter *backend.Filter // nil: all of it passes through
 	if c.way.Answer == backend.DropUsage {
 		filter = new(backend.Filter)
 	}
@@ -97,7 +98,7 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 				_ = out.SetWriteDeadline(deadline)
 			}
 			last.keep(buf[:n])
-			if c.op.responses || c.op.anthropic {
+			if c.op.responses || c.op.Dialect == apis.Anthropic {
 				first = append(first, buf[:min(n, firstKept-len(first))]...)
 			}
 			c.cfg.Meter.Serve(now)

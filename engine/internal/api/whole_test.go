@@ -55,5 +55,5 @@ func TestUnaryFromAStreamWhoseClientLeaves(t *testing.T) {
 		resp.Body.Close()
 		t.Errorf("status %d", resp.StatusCode)
 	}
-	<-left // the backend was told
+	<-left // the backend has noticed
 }

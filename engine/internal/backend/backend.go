@@ -12,9 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // Role is what a process does for a replica.
@@ -52,6 +52,9 @@ type Kind interface {
 	Probe(ctx context.Context, a *enginepb.Assignment, tokens int) (Speed, error)
 	// Room says what the caches hold at most, as far as it is known before a start.
 	Room(*enginepb.Assignment) (KV, error)
+	// Blocks is the log of what the KV cache holds, where the backend that an
+	// assignment has run publishes it; nil: it does not.
+	Blocks(*enginepb.Assignment) *blocks.Log
 	// Load asks the head how busy and how full it is. What it does not say is 0.
 	Load(context.Context, *enginepb.Assignment) (Load, error)
 	// URL is where the head answers; the API's paths, "/v1/…", follow it.
@@ -76,7 +79,7 @@ type Dialect interface {
 
 // Process is one process of a replica, as it is to be started.
 type Process struct {
-	// Cmd starts it; nil: somebody else runs it.
+	// Cmd starts it; nil: it runs elsewhere.
 	Cmd *exec.Cmd
 	// Ready returns nil once it can be used, else what is missing.
 	Ready func(context.Context) error
@@ -164,9 +167,6 @@ const Room = 64
 // Kinds are the kinds that this engine can run.
 type Kinds map[enginepb.Backend_Kind]Kind
 
-// errKind marks a kind that is not there.
-var errKind = errors.New("this engine can't run it")
-
 // Of returns the kind of an assignment's backend.
 func (k Kinds) Of(a *enginepb.Assignment) Kind { return k[a.GetBackend().GetKind()] }
 
@@ -174,18 +174,10 @@ func (k Kinds) Of(a *enginepb.Assignment) Kind { return k[a.GetBackend().GetKind
 func (k Kinds) Check(a *enginepb.Assignment) error {
 	kind := k.Of(a)
 	if kind == nil {
-		return fmt.Errorf("backend.kind: %s: %w", a.GetBackend().GetKind(), errKind)
+		return fmt.Errorf("backend.kind: %s: this engine can't run it", a.GetBackend().GetKind())
 	}
 	return kind.Check(a)
 }
 
 // ErrStages is returned for a replica on several nodes by kinds that have no shards.
 var ErrStages = errors.New("this kind has no shards")
-
-// JoinFields makes one error of faults, each "field: text".
-func JoinFields(faults []string) error {
-	if len(faults) == 0 {
-		return nil
-	}
-	return errors.New(strings.Join(faults, "; "))
-}

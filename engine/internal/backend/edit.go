@@ -68,7 +68,8 @@ type Filter struct {
 	rest []byte // of an event that has not ended yet
 }
 
-// Pass returns what of the next bytes of the stream goes on; good until the next call.
+// Pass returns what of the next bytes of the stream is forwarded; good until the next
+// call.
 func (f *Filter) Pass(p []byte) []byte {
 	f.rest = append(f.rest, p...)
 	end := bytes.LastIndex(f.rest, eventEnd)

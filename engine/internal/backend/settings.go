@@ -1,7 +1,9 @@
 package backend
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/backends"
@@ -31,7 +33,10 @@ func CheckSettings(kind string, a *enginepb.Assignment) error {
 		}
 		faults = append(faults, name+": "+f.Text)
 	}
-	return JoinFields(faults)
+	if len(faults) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(faults, "; "))
 }
 
 // Degree returns a degree of parallelism, of which 0 is 1.

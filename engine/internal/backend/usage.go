@@ -24,7 +24,7 @@ type Usage struct {
 // more of overhead.
 const minTokens = 8
 
-// Speed returns the rates of one sequence, as far as they can be told from it.
+// Speed returns the rates of one sequence, as far as it shows them.
 func (u Usage) Speed() Speed {
 	var s Speed
 	if u.Prefill > 0 && u.Prefilled >= minTokens {
@@ -81,7 +81,7 @@ func (v *Usage) Time(first, rest time.Duration) {
 	v.Decode, v.Decoded = max(0, rest), v.Completion-1
 }
 
-// Begun fills in what only the beginning of a stream says: Anthropic's tells of the
+// Begun fills in what only the beginning of a stream says: Anthropic's counts the
 // prompt there, and at the end of the answer alone.
 func (v *Usage) Begun(first []byte) {
 	i := bytes.Index(first, usageKey)

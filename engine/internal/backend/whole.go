@@ -21,7 +21,7 @@ type Whole struct {
 // errCut is returned for a stream that ended before its end.
 var errCut = errors.New("the stream ended early")
 
-// Write takes the next bytes of the stream. It never fails; JSON tells of what was
+// Write takes the next bytes of the stream. It never fails; JSON returns what was
 // wrong.
 func (w *Whole) Write(p []byte) (int, error) {
 	n := len(p)

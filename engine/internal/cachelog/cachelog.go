@@ -1,14 +1,14 @@
 // Package cachelog keeps the log of what a backend's KV cache holds, by the keys
 // that extproc gives to the beginnings of prompts.
 //
-// Called by api for each request, told by main how large the cache is, read by
+// Called by api for each request and by main, which knows how large the cache is; read by
 // status. Its one rule: the log says what the backend did, and memory is bounded
 // whatever clients send.
 //
-// The log is an LRU list that can be told in increments: a beginning that is used
+// The log is an LRU list that can be reported in increments: a beginning that is used
 // again is logged again in the newest segment, and the oldest segment is dropped
-// when what the newer ones name fills the cache. So a reader never has to be told
-// of single evictions.
+// when what the newer ones name fills the cache. So single evictions need no
+// report.
 package cachelog
 
 import (
@@ -32,8 +32,8 @@ type Log struct {
 	segments []*segment       // oldest first, the last one is open
 	places   map[uint64]place // by key: where it was last logged
 	live     int64            // tokens, of all segments
-	next     uint64           // id of the next segment; they go on over restarts
-	said     *enginepb.Cache  // what Cache returned last; nil: it has changed
+	next     uint64           // id of the next segment; they grow over restarts
+	latest   *enginepb.Cache  // what Cache returned last; nil: it has changed
 	changed  chan struct{}    // closed when it changes; nil: nobody waits for that
 }
 
@@ -212,7 +212,7 @@ func (l *Log) Finish(u *Use, prompt, cached, completion uint64) {
 	l.learnLocked(u, int64(min(cached, maxTokens)))
 	last := uint32(0)
 	for _, k := range u.chain {
-		if _, ok := l.places[k.Key]; !ok { // somebody else's failure took it away, or it is dropped
+		if _, ok := l.places[k.Key]; !ok { // another request's failure took it away, or it is dropped
 			l.putLocked(k, 0, max(0, int64(k.Tokens)-int64(last)), false)
 		}
 		last = k.Tokens
@@ -251,7 +251,7 @@ func (l *Log) learnLocked(u *Use, cached int64) {
 	}
 }
 
-// Other says that so many tokens are cached of which nobody has told the keys.
+// Other says that so many tokens are cached whose keys nobody has named.
 func (l *Log) Other(tokens uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -337,8 +337,8 @@ func (l *Log) dropOldestLocked() {
 func (l *Log) Cache() *enginepb.Cache {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.said != nil {
-		return l.said
+	if l.latest != nil {
+		return l.latest
 	}
 	c := &enginepb.Cache{Epoch: l.epoch, Oldest: l.next + 1}
 	for _, s := range l.segments {
@@ -346,11 +346,11 @@ func (l *Log) Cache() *enginepb.Cache {
 		n := len(s.keys)
 		c.Segments = append(c.Segments, &enginepb.CacheSegment{Id: s.id, Keys: s.keys[:n:n], Tokens: s.tokens[:n:n]})
 	}
-	l.said = c
+	l.latest = c
 	return c
 }
 
-// Changed returns a channel that is closed when Cache has something new to tell.
+// Changed returns a channel that is closed when Cache has something new.
 func (l *Log) Changed() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -362,7 +362,7 @@ func (l *Log) Changed() <-chan struct{} {
 
 // touchLocked notes that there is something new.
 func (l *Log) touchLocked() {
-	l.said = nil
+	l.latest = nil
 	if l.changed != nil {
 		close(l.changed)
 		l.changed = nil

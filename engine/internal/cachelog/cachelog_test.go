@@ -14,8 +14,8 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 )
 
-// held is what a reader makes of a cache: the tokens of each key.
-func held(c *enginepb.Cache) map[uint64]uint32 {
+// cached is what a reader makes of a cache: the tokens of each key.
+func cached(c *enginepb.Cache) map[uint64]uint32 {
 	all := map[uint64]uint32{}
 	if c == nil {
 		return all
@@ -40,11 +40,11 @@ func TestConversationIsLoggedWithItsAnswer(t *testing.T) {
 	var l Log
 	l.Resize(10_000)
 	answer(&l, 120, 30, Link{1, 40}, Link{2, 120})
-	if diff := cmp.Diff(map[uint64]uint32{1: 40, 2: 150}, held(l.Cache())); diff != "" {
+	if diff := cmp.Diff(map[uint64]uint32{1: 40, 2: 150}, cached(l.Cache())); diff != "" {
 		t.Errorf("after turn 1 (-want +got):\n%s", diff)
 	}
 	answer(&l, 200, 10, Link{1, 40}, Link{2, 120}, Link{3, 200})
-	if diff := cmp.Diff(map[uint64]uint32{1: 40, 2: 150, 3: 210}, held(l.Cache())); diff != "" {
+	if diff := cmp.Diff(map[uint64]uint32{1: 40, 2: 150, 3: 210}, cached(l.Cache())); diff != "" {
 		t.Errorf("after turn 2 (-want +got):\n%s", diff)
 	}
 	if got := l.Tokens(); got != 210 {
@@ -59,7 +59,7 @@ func TestOldestIsDroppedWhenTheCacheIsFull(t *testing.T) {
 		answer(&l, 100, 0, Link{100 + i, 100})
 		answer(&l, 50, 0, Link{7, 50}) // used all the time
 	}
-	got := held(l.Cache())
+	got := cached(l.Cache())
 	if _, ok := got[100]; ok {
 		t.Error("the first of 40 prompts is there, the cache holds 16")
 	}
@@ -80,7 +80,7 @@ func TestUnnamedTokensEvict(t *testing.T) {
 	for range 20 {
 		l.Other(100)
 	}
-	if got := held(l.Cache()); len(got) != 0 {
+	if got := cached(l.Cache()); len(got) != 0 {
 		t.Errorf("%v is there after 2000 tokens of others in a cache of 1000", got)
 	}
 }
@@ -89,14 +89,14 @@ func TestFailureTakesBackWhatIsNew(t *testing.T) {
 	var l Log
 	answer(&l, 40, 0, Link{1, 40})
 	l.Fail(l.Begin([]Link{{1, 40}, {2, 90}}))
-	if diff := cmp.Diff(map[uint64]uint32{1: 40}, held(l.Cache())); diff != "" {
+	if diff := cmp.Diff(map[uint64]uint32{1: 40}, cached(l.Cache())); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	// Two at a time on one prompt: one fails, the other is answered.
 	a, b := l.Begin([]Link{{5, 50}}), l.Begin([]Link{{5, 50}})
 	l.Fail(a)
 	l.Finish(b, 50, 0, 10)
-	if diff := cmp.Diff(map[uint64]uint32{1: 40, 5: 60}, held(l.Cache())); diff != "" {
+	if diff := cmp.Diff(map[uint64]uint32{1: 40, 5: 60}, cached(l.Cache())); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -110,11 +110,11 @@ func TestRestartEmptiesTheLog(t *testing.T) {
 	l.Reset(2)
 	l.Finish(late, 30, 0, 10)
 	after := l.Cache()
-	if len(held(after)) != 0 || after.Epoch != 2 {
-		t.Errorf("after a restart: epoch %d, %v", after.Epoch, held(after))
+	if len(cached(after)) != 0 || after.Epoch != 2 {
+		t.Errorf("after a restart: epoch %d, %v", after.Epoch, cached(after))
 	}
 	if got := before.Add(after.Since(before)); len(got.Segments) != 0 || got.Epoch != 2 {
-		t.Errorf("a reader has %v of epoch %d", held(got), got.Epoch)
+		t.Errorf("a reader has %v of epoch %d", cached(got), got.Epoch)
 	}
 	answer(&l, 40, 0, Link{1, 40})
 	if id := l.Cache().Segments[0].GetId(); id <= before.Segments[0].GetId() {
@@ -122,7 +122,7 @@ func TestRestartEmptiesTheLog(t *testing.T) {
 	}
 }
 
-// TestMissShowsTheCacheSmaller: the backend holds 2000 tokens, and the log was told
+// TestMissShowsTheCacheSmaller: the backend holds 2000 tokens, and the log was set to
 // 12,000.
 func TestMissShowsTheCacheSmaller(t *testing.T) {
 	var l Log
@@ -135,7 +135,7 @@ func TestMissShowsTheCacheSmaller(t *testing.T) {
 	if l.Misses() != 1 {
 		t.Errorf("Misses() = %d, want 1", l.Misses())
 	}
-	got := held(l.Cache())
+	got := cached(l.Cache())
 	if _, ok := got[100]; ok {
 		t.Error("a prompt is there that is older than one that was found evicted")
 	}
@@ -197,7 +197,7 @@ func TestReaders(t *testing.T) {
 				if diff := cmp.Diff(now, reader, protocmp.Transform()); diff != "" {
 					t.Fatalf("(-log +reader):\n%s", diff)
 				}
-				got, sum, used := held(reader), int64(0), int64(0)
+				got, sum, used := cached(reader), int64(0), int64(0)
 				seen := map[uint64]bool{}
 				for _, k := range slices.Backward(naive) {
 					if !seen[k] {
@@ -358,7 +358,7 @@ func checkLog(t *testing.T, l *Log) {
 	}
 	for k, p := range l.places {
 		if q := last[k]; q.at != p.at || q.tokens != p.tokens {
-			t.Fatalf("key %d is held to be in a segment with %d tokens, which was last named with %d", k, p.tokens, q.tokens)
+			t.Fatalf("key %d is cached to be in a segment with %d tokens, which was last named with %d", k, p.tokens, q.tokens)
 		}
 	}
 	if len(l.places) != len(last) {

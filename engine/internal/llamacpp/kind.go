@@ -10,6 +10,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/backends"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // Kind is llama.cpp on this node.
@@ -118,6 +119,9 @@ func (k *Kind) Load(ctx context.Context, _ *enginepb.Assignment) (backend.Load, 
 	}
 	return l, nil
 }
+
+// Blocks is none: the server publishes nothing.
+func (k *Kind) Blocks(*enginepb.Assignment) *blocks.Log { return nil }
 
 // URL is that of the server.
 func (k *Kind) URL(*enginepb.Assignment) string { return "http://" + k.BackendAddress }

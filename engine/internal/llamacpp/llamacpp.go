@@ -41,7 +41,7 @@ type Programs struct {
 	BackendAddress, ShardAddress string
 }
 
-// config is what the glue is told, as JSON.
+// config is what the glue is given, as JSON.
 type config struct {
 	Runtime       string  `json:"runtime"`
 	Address       string  `json:"address"`
@@ -90,7 +90,7 @@ func (p Programs) config(a *enginepb.Assignment) config {
 		Runtime: p.Runtime, Address: p.BackendAddress, Threads: b.GetThreads(),
 		Weights: b.GetWeights(), Model: a.GetModel(), Slots: b.GetSlots(), ContextTokens: b.GetContextTokens(),
 		// A thread serves a connection for as long as it is kept alive. With fewer
-		// than connections (one a slot, probes and the looks at slots and metrics),
+		// than connections (one a slot, probes, and scrapes of slots and metrics),
 		// a request can starve behind idle ones for many seconds.
 		HTTPThreads: b.GetSlots() + spareThreads, CacheMiB: cacheMiB, Shards: []stage{},
 	}

@@ -184,7 +184,7 @@ func TestNativeArguments(t *testing.T) {
 	}
 }
 
-func TestGlueIsToldAll(t *testing.T) {
+func TestGlueIsGivenAll(t *testing.T) {
 	p := Programs{Runtime: "/run", BackendAddress: "127.0.0.1:9", ShardAddress: "127.0.0.1:1"}
 	cmd, err := p.head(replica(2))
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"millrace.dev/millrace/engine/internal/backend"
 )
 
-// The server looks at a unary request's connection only after a second without a
+// The server checks a unary request's connection only after a second without a
 // result for anybody: beside a running stream it never finds out that the client
 // has left. It finds out at the next token of a stream. So we ask for a stream and
 // make the unary answer of it.

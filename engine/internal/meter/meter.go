@@ -103,7 +103,7 @@ func (m *Meter) measureLocked(s backend.Speed) {
 	m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
 }
 
-// Calibrate takes the speed of a probe, where requests have not told one yet.
+// Calibrate takes the speed of a probe, where requests have not shown one yet.
 func (m *Meter) Calibrate(s backend.Speed) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

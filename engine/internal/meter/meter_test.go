@@ -42,7 +42,7 @@ func TestMeter(t *testing.T) {
 	}
 }
 
-func TestRateLooksBackEightSeconds(t *testing.T) {
+func TestRateIsOfEightSeconds(t *testing.T) {
 	var r rate
 	start := time.Unix(1000, 0)
 	for i := range 16 {

@@ -17,6 +17,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/backends"
+	"millrace.dev/millrace/internal/blocks"
 )
 
 // Kind is any server of the API.
@@ -25,7 +26,7 @@ type Kind struct{ client *backend.Client }
 // New returns servers that are reached through t.
 func New(t http.RoundTripper) *Kind { return &Kind{client: backend.NewClient(t)} }
 
-// Check returns what nobody can ask of somebody else's server.
+// Check returns what nobody can ask of an external server.
 func (k *Kind) Check(a *enginepb.Assignment) error { return backend.CheckSettings(backends.OpenAI, a) }
 
 // Capabilities are not known.
@@ -115,6 +116,9 @@ func (k *Kind) Room(*enginepb.Assignment) (backend.KV, error) { return backend.K
 func (k *Kind) Load(context.Context, *enginepb.Assignment) (backend.Load, error) {
 	return backend.Load{}, nil
 }
+
+// Blocks is none: nothing is taken for granted.
+func (k *Kind) Blocks(*enginepb.Assignment) *blocks.Log { return nil }
 
 // URL is that of the server.
 func (k *Kind) URL(a *enginepb.Assignment) string {

@@ -1,5 +1,5 @@
-// Package status serves the Engine contract: what the engine is told to serve, and
-// what is true of it.
+// Package status serves the Engine contract: the engine's desired state and
+// its observed state.
 //
 // Called by nodeagent, by the engines that share a replica, and by `millrace up`.
 // Its one rule: nothing that breaks the contract's rules goes in or out.
@@ -31,7 +31,7 @@ const defaultInterval = 250 * time.Millisecond
 // cacheEvery bounds how often a status is sent because of the cache alone.
 const cacheEvery = 50 * time.Millisecond
 
-// Config is what a Server tells of.
+// Config is what a Server reports.
 type Config struct {
 	// Node is this engine's node.
 	Node string
@@ -67,17 +67,18 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	var told *enginepb.Cache
+	var sent *enginepb.Cache
 	for {
+		snap, changed := s.cfg.Supervisor.Snapshot()
+		log := s.cacheLog(snap.Assignment)
 		var logged <-chan struct{} // a nil one waits for ever
 		if req.GetCache() {
-			logged = s.cfg.Cache.Changed()
+			logged = log.Changed()
 		}
-		snap, changed := s.cfg.Supervisor.Snapshot()
 		now := s.status(snap)
 		if req.GetCache() {
-			cache := s.cfg.Cache.Cache()
-			now.Cache, told = cache.Since(told), cache
+			cache := log.Cache()
+			now.Cache, sent = cache.Since(sent), cache
 		}
 		if err := stream.Send(now); err != nil {
 			return err
@@ -86,6 +87,23 @@ func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingSe
 			return err
 		}
 	}
+}
+
+// cacheLog is what is logged of a KV cache.
+type cacheLog interface {
+	Cache() *enginepb.Cache
+	Changed() <-chan struct{}
+	Tokens() uint64
+}
+
+// cacheLog is the backend's own log, or where it has none, what was logged of prompts.
+func (s *Server) cacheLog(a *enginepb.Assignment) cacheLog {
+	if kind := s.cfg.Kinds.Of(a); kind != nil {
+		if log := kind.Blocks(a); log != nil {
+			return log
+		}
+	}
+	return s.cfg.Cache
 }
 
 // wait waits until there is a status to send.
@@ -111,7 +129,7 @@ func (s *Server) wait(ctx context.Context, tick *time.Ticker, changed, logged <-
 	}
 }
 
-// Assign tells the engine what to serve from now on.
+// Assign sets what the engine serves from now on.
 func (s *Server) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.AssignReply, error) {
 	if err := a.ValidateAll(); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -166,7 +184,7 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 		HttpAddress: s.cfg.HTTP, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
 		Load: &enginepb.Load{
 			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
-			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cfg.Cache.Tokens(),
+			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cacheLog(snap.Assignment).Tokens(),
 		},
 		Speed: &enginepb.Speed{Prefill: speed.Prefill, Decode: speed.Decode},
 		Totals: &enginepb.Totals{

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -40,7 +41,7 @@ func (sleeper) Prove(context.Context, *enginepb.Assignment) error { return nil }
 func kinds() backend.Kinds {
 	return backend.Kinds{
 		enginepb.Backend_LLAMACPP: llamacpp.New(llamacpp.Programs{Runtime: "/r"}, nil),
-		enginepb.Backend_VLLM:     vllm.New(vllm.Program{}, nil),
+		enginepb.Backend_VLLM:     vllm.New(vllm.Program{}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler)),
 		enginepb.Backend_OPENAI:   openai.New(nil),
 	}
 }
@@ -139,7 +140,7 @@ func TestAssignRefuses(t *testing.T) {
 	}
 }
 
-func TestWatchTellsOfAnAssignment(t *testing.T) {
+func TestWatchReportsAnAssignment(t *testing.T) {
 	client := start(t)
 	if w, err := client.Watch(t.Context(), &enginepb.WatchRequest{Interval: durationpb.New(time.Millisecond)}); err == nil {
 		if _, err = w.Recv(); status.Code(err) != codes.InvalidArgument {
@@ -157,7 +158,7 @@ func TestWatchTellsOfAnAssignment(t *testing.T) {
 	if reply, err := client.Assign(t.Context(), valid()); err != nil || reply.GetGeneration() != 5 {
 		t.Fatalf("Assign() = %v, %v", reply, err)
 	}
-	for s.GetEpoch() == 0 && s.GetProcesses() == nil { // tells at once, not after a minute
+	for s.GetEpoch() == 0 && s.GetProcesses() == nil { // it comes at once, not after a minute
 		if s, err = w.Recv(); err != nil {
 			t.Fatal(err)
 		}
@@ -197,8 +198,8 @@ func TestLongReasonFitsTheContract(t *testing.T) {
 	}
 }
 
-// TestWatchTellsTheCacheOnce: all of it at first, and only to those who ask.
-func TestWatchTellsTheCacheOnce(t *testing.T) {
+// TestWatchSendsTheCacheOnce: all of it at first, and only to those who ask.
+func TestWatchSendsTheCacheOnce(t *testing.T) {
 	client := start(t)
 	for _, asked := range []bool{true, false} {
 		stream, err := client.Watch(t.Context(), &enginepb.WatchRequest{Interval: durationpb.New(50 * time.Millisecond), Cache: asked})
@@ -217,9 +218,9 @@ func TestWatchTellsTheCacheOnce(t *testing.T) {
 	}
 }
 
-// TestWatchTellsNewsOfTheCacheBeforeTheInterval has an interval that is longer than
+// TestWatchSendsNewsOfTheCacheBeforeTheInterval has an interval that is longer than
 // the test may take.
-func TestWatchTellsNewsOfTheCacheBeforeTheInterval(t *testing.T) {
+func TestWatchSendsNewsOfTheCacheBeforeTheInterval(t *testing.T) {
 	cache := &cachelog.Log{}
 	stream, err := startWith(t, cache).Watch(t.Context(), &enginepb.WatchRequest{Interval: durationpb.New(10 * time.Second), Cache: true})
 	if err != nil {

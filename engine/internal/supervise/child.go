@@ -21,15 +21,15 @@ import (
 // after which it counts as hung. A stopped process counts at once.
 const beatLate = 1500 * time.Millisecond
 
-// child is one start of a process, or one attachment to a server that somebody else
-// runs.
+// child is one start of a process, or one attachment to a server that runs
+// elsewhere.
 type child struct {
 	run    uint64
 	spec   backend.Process
-	proc   *proc.Process // nil: it could not be started, or somebody else runs it
+	proc   *proc.Process // nil: it could not be started, or it runs elsewhere
 	log    string        // its log file
 	exit   string        // how it ended, once somebody asked
-	remote bool          // whether somebody else runs it
+	remote bool          // whether it runs elsewhere
 	// done is closed when it has ended; nil: it never began. lose closes that of a
 	// remote one, with the reason.
 	done <-chan struct{}
@@ -41,7 +41,7 @@ type child struct {
 	missing atomic.Pointer[string] // what a remote one lacks to serve; nil: nothing
 
 	// Of the supervisor's loop only.
-	looked  time.Time     // when /proc was last read
+	checked time.Time     // when /proc was last read
 	cpu     time.Duration // used by then
 	active  time.Time     // when cpu last grew
 	rss     uint64        // bytes
@@ -53,7 +53,7 @@ type child struct {
 // spawn starts a process with its output appended to the log file and a pipe for its
 // beats as file descriptor 3.
 func spawn(run uint64, p backend.Process, logPath string, now time.Time) (*child, *os.File) {
-	c := &child{run: run, spec: p, log: logPath, active: now, looked: now}
+	c := &child{run: run, spec: p, log: logPath, active: now, checked: now}
 	beats, err := c.start(p.Cmd, logPath)
 	if err != nil {
 		c.exit = "does not start: " + err.Error()
@@ -181,11 +181,11 @@ func (c *child) up() bool {
 	}
 }
 
-// look reads /proc and judges whether the process hangs. After a pause of our own
+// check reads /proc and judges whether the process hangs. After a pause of our own
 // (we were stopped, or starved) silence proves nothing.
-func (c *child) look(now time.Time) {
-	paused := now.Sub(c.looked) > beatLate/2
-	c.looked = now
+func (c *child) check(now time.Time) {
+	paused := now.Sub(c.checked) > beatLate/2
+	c.checked = now
 	s, err := c.state(now)
 	if err != nil {
 		return
@@ -199,7 +199,7 @@ func (c *child) look(now time.Time) {
 	c.hung = s.State == 'T' || c.serving.Load() && late && s.State != 'R' && now.Sub(c.active) > beatLate
 }
 
-// groupEvery is how often the processes of a group are looked for: that reads all
+// groupEvery is how often the processes of a group are checked for: that reads all
 // of /proc.
 const groupEvery = 2 * time.Second
 
@@ -244,7 +244,7 @@ func (c *child) part(now time.Time) Part {
 		}
 		return p
 	}
-	c.look(now)
+	c.check(now)
 	p.Hung, p.Idle = c.hung, now.Sub(c.active)
 	return p
 }

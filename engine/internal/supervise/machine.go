@@ -12,16 +12,6 @@ import (
 	"millrace.dev/millrace/internal/proc"
 )
 
-// Role is what a process does for a replica; Backend is the head's.
-type Role = backend.Role
-
-// The processes that an engine keeps, at most one of each.
-const (
-	Shard   = backend.Shard
-	Backend = backend.Head
-	roles   = backend.Roles
-)
-
 // Part is what is true of one process at one moment.
 type Part struct {
 	// Run numbers its starts; larger than in any earlier life of this engine. 0:
@@ -39,7 +29,7 @@ type Part struct {
 	Exit string
 	// Opaque is whether Idle does not show whether it makes progress.
 	Opaque bool
-	// Missing says what a server that somebody else runs lacks to serve.
+	// Missing says what an external server lacks to serve.
 	Missing string
 }
 
@@ -56,7 +46,7 @@ type Peer struct {
 // World is everything outside that a decision depends on.
 type World struct {
 	Now   time.Time
-	Parts [roles]Part
+	Parts [backend.Roles]Part
 	// Peers are the stages of the assignment in force, without our own.
 	Peers []Peer
 	// Running counts the requests in the backend.
@@ -82,7 +72,7 @@ const (
 // is number Probe. Assignment is what to start or to probe.
 type Command struct {
 	Do         Verb
-	Role       Role
+	Role       backend.Role
 	Probe      uint64
 	Assignment *enginepb.Assignment
 }
@@ -123,7 +113,7 @@ type Machine struct {
 	drain  time.Time // when draining began; zero: not draining
 	busy   time.Time // since when requests run; zero: none does
 
-	parts [roles]part
+	parts [backend.Roles]part
 	// group is what the running backend was started upon: the run of our own
 	// shard and the epochs of the peers.
 	group []uint64
@@ -190,14 +180,14 @@ func (m *Machine) Quit() {
 // Idle reports whether nothing runs and nothing is wanted: after Quit, the end.
 func (m *Machine) Idle() bool {
 	gone := func(p part) bool { return !p.up && !p.asked }
-	return m.quit && m.have == nil && gone(m.parts[Shard]) && gone(m.parts[Backend])
+	return m.quit && m.have == nil && gone(m.parts[backend.Shard]) && gone(m.parts[backend.Head])
 }
 
-// Step looks at the world, moves the state and returns what is to be done.
+// Step takes in the world, moves the state and returns what is to be done.
 func (m *Machine) Step(w World) []Command {
 	m.out = nil
 	for r := range m.parts {
-		m.observe(Role(r), w)
+		m.observe(backend.Role(r), w)
 	}
 	switch {
 	case w.Running == 0:
@@ -214,7 +204,7 @@ func (m *Machine) Step(w World) []Command {
 }
 
 // observe remembers starts and deaths.
-func (m *Machine) observe(r Role, w World) {
+func (m *Machine) observe(r backend.Role, w World) {
 	p, now := &m.parts[r], w.Parts[r]
 	if now.Run != p.run {
 		p.run, p.asked, p.started, p.fault, p.wanted = now.Run, false, w.Now, "", false
@@ -245,7 +235,7 @@ func (m *Machine) judge(w World) (enginepb.State, string) {
 		return enginepb.State_IDLE, idle
 	}
 	if sharded(m.have) {
-		if state, reason := m.part(Shard, w); state != enginepb.State_READY {
+		if state, reason := m.part(backend.Shard, w); state != enginepb.State_READY {
 			m.doubted("", w)
 			return m.started(state, reason, w)
 		}
@@ -274,7 +264,7 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	if m.drain.IsZero() {
 		m.drain = w.Now
 	}
-	if w.Parts[Backend].Up && w.Running > 0 && w.Now.Sub(m.drain) < m.patience() && !m.wedged(w) {
+	if w.Parts[backend.Head].Up && w.Running > 0 && w.Now.Sub(m.drain) < m.patience() && !m.wedged(w) {
 		return enginepb.State_DRAINING, why + " for running requests", true
 	}
 	m.have, m.next, m.drain = m.next, nil, time.Time{}
@@ -286,7 +276,7 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	return enginepb.State_DRAINING, why, m.quit
 }
 
-// patience is how long running requests may go on. That of the assignment in force
+// patience is how long running requests may last. That of the assignment in force
 // counts: the requests were sent under its rules.
 func (m *Machine) patience() time.Duration {
 	if d := m.have.GetBackend().GetDrain(); d != nil && !m.quit {
@@ -298,33 +288,33 @@ func (m *Machine) patience() time.Duration {
 // wedged reports whether the running requests will get no answer from this backend,
 // so that waiting for them is of no use.
 func (m *Machine) wedged(w World) bool {
-	hung := w.Parts[Backend].Hung && w.Now.Sub(m.parts[Backend].hung) >= killHung
-	shard := sharded(m.have) && !w.Parts[Shard].Up
-	group := append([]uint64{w.Parts[Shard].Run}, epochs(w.Peers)...)
+	hung := w.Parts[backend.Head].Hung && w.Now.Sub(m.parts[backend.Head].hung) >= killHung
+	shard := sharded(m.have) && !w.Parts[backend.Shard].Up
+	group := append([]uint64{w.Parts[backend.Shard].Run}, epochs(w.Peers)...)
 	return hung || shard || !slices.Equal(group, m.group) || m.stalled(w)
 }
 
 // keeps reports whether the running backend serves a as it is.
 func (m *Machine) keeps(a *enginepb.Assignment) bool {
-	return !m.parts[Backend].up || key(Backend, a) == m.parts[Backend].key
+	return !m.parts[backend.Head].up || key(backend.Head, a) == m.parts[backend.Head].key
 }
 
 // release kills the processes that the assignment in force has no use for.
 func (m *Machine) release(w World) {
 	for r := range m.parts {
-		if p := &m.parts[r]; w.Parts[r].Up && key(Role(r), m.have) != p.key {
-			m.replace(Role(r), "serves something else")
+		if p := &m.parts[r]; w.Parts[r].Up && key(backend.Role(r), m.have) != p.key {
+			m.replace(backend.Role(r), "serves something else")
 		}
 	}
 }
 
 // key says with what a process of role r is started; empty: a has none.
-func key(r Role, a *enginepb.Assignment) string {
+func key(r backend.Role, a *enginepb.Assignment) string {
 	b := a.GetBackend()
 	switch {
-	case r == Shard && !sharded(a), r == Backend && a.GetStage() > 0:
+	case r == backend.Shard && !sharded(a), r == backend.Head && a.GetStage() > 0:
 		return ""
-	case r == Shard:
+	case r == backend.Shard:
 		return fmt.Sprint(b.GetKind(), b.GetThreads())
 	}
 	return a.ProcessKey()
@@ -333,7 +323,7 @@ func key(r Role, a *enginepb.Assignment) string {
 func sharded(a *enginepb.Assignment) bool { return len(a.GetStages()) > 1 }
 
 // part brings the process of role r up and reports READY when it serves.
-func (m *Machine) part(r Role, w World) (enginepb.State, string) {
+func (m *Machine) part(r backend.Role, w World) (enginepb.State, string) {
 	p, now := &m.parts[r], w.Parts[r]
 	switch {
 	case now.Up && p.key != key(r, m.have):
@@ -356,7 +346,7 @@ func (m *Machine) part(r Role, w World) (enginepb.State, string) {
 	return enginepb.State_READY, ""
 }
 
-func (m *Machine) start(r Role, w World) (enginepb.State, string) {
+func (m *Machine) start(r backend.Role, w World) (enginepb.State, string) {
 	p := &m.parts[r]
 	if w.Now.Before(p.retry) {
 		return enginepb.State_BROKEN, p.fault
@@ -369,13 +359,13 @@ func (m *Machine) start(r Role, w World) (enginepb.State, string) {
 }
 
 // replace kills a process that did nothing wrong: its next start does not wait.
-func (m *Machine) replace(r Role, why string) (enginepb.State, string) {
+func (m *Machine) replace(r backend.Role, why string) (enginepb.State, string) {
 	m.kill(r, why)
 	m.parts[r].wanted = true
 	return enginepb.State_STARTING, m.parts[r].fault
 }
 
-func (m *Machine) kill(r Role, fault string) {
+func (m *Machine) kill(r backend.Role, fault string) {
 	p := &m.parts[r]
 	p.fault, p.wanted = r.String()+" "+fault, false
 	if c := (Command{Do: Kill, Role: r}); !slices.Contains(m.out, c) {
@@ -385,10 +375,10 @@ func (m *Machine) kill(r Role, fault string) {
 
 // replica judges the head, whose own shard works.
 func (m *Machine) replica(w World) (enginepb.State, string) {
-	group := append([]uint64{w.Parts[Shard].Run}, epochs(w.Peers)...)
-	if w.Parts[Backend].Up && !slices.Equal(group, m.group) {
+	group := append([]uint64{w.Parts[backend.Shard].Run}, epochs(w.Peers)...)
+	if w.Parts[backend.Head].Up && !slices.Equal(group, m.group) {
 		m.doubted("", w)
-		return m.replace(Backend, "lost a shard, which was restarted")
+		return m.replace(backend.Head, "lost a shard, which was restarted")
 	}
 	for i, p := range w.Peers {
 		if p.Why != "" {
@@ -396,10 +386,10 @@ func (m *Machine) replica(w World) (enginepb.State, string) {
 			return m.started(enginepb.State_STARTING, "waits for "+m.node(i)+": "+p.Why, w)
 		}
 	}
-	if !w.Parts[Backend].Up {
+	if !w.Parts[backend.Head].Up {
 		m.group, m.blame = group, ""
 	}
-	if state, reason := m.part(Backend, w); state != enginepb.State_READY {
+	if state, reason := m.part(backend.Head, w); state != enginepb.State_READY {
 		m.doubted("", w)
 		return state, reason
 	}
@@ -409,7 +399,7 @@ func (m *Machine) replica(w World) (enginepb.State, string) {
 // started turns STARTING into BROKEN where the backend is up: a replica that
 // worked is not starting.
 func (m *Machine) started(state enginepb.State, reason string, w World) (enginepb.State, string) {
-	if state == enginepb.State_STARTING && m.have.GetStage() == 0 && w.Parts[Backend].Serving {
+	if state == enginepb.State_STARTING && m.have.GetStage() == 0 && w.Parts[backend.Head].Serving {
 		return enginepb.State_BROKEN, reason
 	}
 	return state, reason
@@ -438,7 +428,7 @@ func (m *Machine) doubted(blame string, w World) {
 
 // token reports READY while the backend, which answers, gives tokens.
 func (m *Machine) token(w World) (enginepb.State, string) {
-	run := w.Parts[Backend].Run
+	run := w.Parts[backend.Head].Run
 	if m.proven == run && m.stalled(w) {
 		m.doubted("the backend makes no progress", w)
 	}
@@ -459,12 +449,12 @@ func (m *Machine) token(w World) (enginepb.State, string) {
 // prompt keeps one of its shards busy, on a loaded machine for minutes.
 func (m *Machine) stalled(w World) bool {
 	quiet := min(w.Now.Sub(w.Served), w.Now.Sub(m.busy), w.Now.Sub(m.doubt))
-	if w.Parts[Backend].Opaque {
+	if w.Parts[backend.Head].Opaque {
 		return w.Running > 0 && quiet >= stallOpaque
 	}
-	idle := w.Parts[Backend].Idle
+	idle := w.Parts[backend.Head].Idle
 	if sharded(m.have) {
-		idle = min(idle, w.Parts[Shard].Idle)
+		idle = min(idle, w.Parts[backend.Shard].Idle)
 	}
 	for _, p := range w.Peers {
 		idle = min(idle, p.Idle)
@@ -480,7 +470,7 @@ func (m *Machine) ask(w World) {
 		m.blame = w.ProbeErr
 	}
 	if m.fails >= probeFails {
-		m.kill(Backend, "gives no token: "+m.blame)
+		m.kill(backend.Head, "gives no token: "+m.blame)
 		return
 	}
 	if !m.open {

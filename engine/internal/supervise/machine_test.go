@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // sim is a world that does what the machine says.
@@ -19,7 +20,7 @@ type sim struct {
 	m *Machine
 	w World
 	// starts and kills count the commands; probes answer by themselves.
-	starts, kills [roles]int
+	starts, kills [backend.Roles]int
 	mute          bool // whether probes are left unanswered
 }
 
@@ -71,11 +72,11 @@ func (s *sim) obey(c Command) {
 	}
 }
 
-func (s *sim) die(r Role, exit string) {
+func (s *sim) die(r backend.Role, exit string) {
 	s.w.Parts[r] = Part{Run: s.w.Parts[r].Run, Exit: exit}
 }
 
-func (s *sim) serve(roles ...Role) *sim {
+func (s *sim) serve(roles ...backend.Role) *sim {
 	for _, r := range roles {
 		s.w.Parts[r].Serving = true
 	}
@@ -107,10 +108,10 @@ func TestWholeReplicaBecomesReadyByAToken(t *testing.T) {
 	s.assign(assignment(1, 0, 1))
 	s.after(0).want(enginepb.State_STARTING, "backend is starting")
 	s.mute = true
-	s.serve(Backend).after(time.Second).want(enginepb.State_WARMING, "first token")
+	s.serve(backend.Head).after(time.Second).want(enginepb.State_WARMING, "first token")
 	s.w.Served = s.w.Now
 	s.after(time.Millisecond).want(enginepb.State_READY, "")
-	if s.starts[Shard] != 0 {
+	if s.starts[backend.Shard] != 0 {
 		t.Error("a whole replica has no shard")
 	}
 }
@@ -122,49 +123,49 @@ func ready(t *testing.T, a *enginepb.Assignment) *sim {
 		s.w.Peers = append(s.w.Peers, Peer{Epoch: uint64(10 + i)})
 	}
 	s.after(0)
-	s.serve(Shard).after(time.Millisecond)
-	s.serve(Backend).after(time.Millisecond).after(time.Millisecond)
+	s.serve(backend.Shard).after(time.Millisecond)
+	s.serve(backend.Head).after(time.Millisecond).after(time.Millisecond)
 	s.want(enginepb.State_READY, "")
 	return s
 }
 
 func TestHeadWaitsForItsShards(t *testing.T) {
 	s := newSim(t, assignment(1, 0, 2))
-	s.w.Peers = []Peer{{Why: "not heard of yet"}}
+	s.w.Peers = []Peer{{Why: "has not reported yet"}}
 	s.after(0).want(enginepb.State_STARTING, "shard is starting")
-	s.serve(Shard).after(0).want(enginepb.State_STARTING, "waits for node-1: not heard of yet")
-	if s.starts[Backend] != 0 {
+	s.serve(backend.Shard).after(0).want(enginepb.State_STARTING, "waits for node-1: has not reported yet")
+	if s.starts[backend.Head] != 0 {
 		t.Fatal("the head was started before its shards")
 	}
 	s.w.Peers[0] = Peer{Epoch: 5}
 	s.after(0).want(enginepb.State_STARTING, "backend is starting")
-	s.serve(Backend).after(0).after(time.Millisecond).want(enginepb.State_READY, "")
+	s.serve(backend.Head).after(0).after(time.Millisecond).want(enginepb.State_READY, "")
 }
 
 func TestFollowerIsReadyWithItsShard(t *testing.T) {
 	s := newSim(t, assignment(1, 1, 2))
 	s.after(0)
-	s.serve(Shard).after(0).want(enginepb.State_READY, "")
-	if s.starts[Backend] != 0 {
+	s.serve(backend.Shard).after(0).want(enginepb.State_READY, "")
+	if s.starts[backend.Head] != 0 {
 		t.Error("a follower has no backend")
 	}
-	s.die(Shard, "died: killed")
+	s.die(backend.Shard, "died: killed")
 	s.after(time.Millisecond).want(enginepb.State_BROKEN, "shard died: killed")
 	s.after(time.Second).want(enginepb.State_STARTING, "")
 }
 
 func TestDeadBackendIsStartedAgainWithBackOff(t *testing.T) {
 	s := ready(t, assignment(1, 0, 1))
-	s.die(Backend, "died: killed")
+	s.die(backend.Head, "died: killed")
 	s.after(time.Millisecond).want(enginepb.State_BROKEN, "backend died: killed")
 	s.after(50*time.Millisecond).want(enginepb.State_BROKEN, "backend died: killed")
 	s.after(100*time.Millisecond).want(enginepb.State_STARTING, "backend is starting")
 	for range 10 {
-		s.die(Backend, "does not start: no such file")
+		s.die(backend.Head, "does not start: no such file")
 		s.after(time.Millisecond).want(enginepb.State_BROKEN, "no such file")
 		s.after(5*time.Second).want(enginepb.State_STARTING, "")
 	}
-	s.die(Backend, "x")
+	s.die(backend.Head, "x")
 	s.after(time.Millisecond)
 	if s.after(4 * time.Second); s.m.state != enginepb.State_BROKEN {
 		t.Error("a backend that never starts is tried more often than every 5 s")
@@ -179,8 +180,8 @@ func TestShardsAreOneFailureUnit(t *testing.T) {
 	}{
 		{
 			name: "own shard dies",
-			fail: func(s *sim) { s.die(Shard, "died: killed") },
-			back: func(s *sim) { s.after(time.Second); s.serve(Shard) },
+			fail: func(s *sim) { s.die(backend.Shard, "died: killed") },
+			back: func(s *sim) { s.after(time.Second); s.serve(backend.Shard) },
 		},
 		{
 			name: "the peer's shard dies and is started again",
@@ -196,10 +197,10 @@ func TestShardsAreOneFailureUnit(t *testing.T) {
 			tt.back(s)
 			s.after(time.Millisecond).want(enginepb.State_STARTING, "")
 			s.after(time.Millisecond)
-			if s.kills[Backend] != 1 || s.starts[Backend] != 2 {
-				t.Fatalf("%d kills, %d starts of the backend; want 1, 2", s.kills[Backend], s.starts[Backend])
+			if s.kills[backend.Head] != 1 || s.starts[backend.Head] != 2 {
+				t.Fatalf("%d kills, %d starts of the backend; want 1, 2", s.kills[backend.Head], s.starts[backend.Head])
 			}
-			s.serve(Backend).after(time.Millisecond).after(time.Millisecond).want(enginepb.State_READY, "")
+			s.serve(backend.Head).after(time.Millisecond).after(time.Millisecond).want(enginepb.State_READY, "")
 		})
 	}
 }
@@ -213,32 +214,32 @@ func TestHungPeerNeedsNoRestart(t *testing.T) {
 	s.after(time.Second).want(enginepb.State_WARMING, "")
 	s.w.Served = s.w.Now
 	s.after(time.Millisecond).want(enginepb.State_READY, "")
-	if s.starts[Backend] != 1 {
+	if s.starts[backend.Head] != 1 {
 		t.Error("the backend was started again")
 	}
 }
 
 func TestHungBackendComesBackOrIsKilled(t *testing.T) {
 	s := ready(t, assignment(1, 0, 1))
-	s.w.Parts[Backend].Hung = true
+	s.w.Parts[backend.Head].Hung = true
 	s.after(time.Millisecond).want(enginepb.State_BROKEN, "backend stopped")
-	s.w.Parts[Backend].Hung = false
+	s.w.Parts[backend.Head].Hung = false
 	s.after(time.Second).after(time.Millisecond).want(enginepb.State_READY, "")
-	s.w.Parts[Backend].Hung = true
+	s.w.Parts[backend.Head].Hung = true
 	s.after(time.Millisecond)
-	if s.after(killHung - time.Second); s.kills[Backend] != 0 {
+	if s.after(killHung - time.Second); s.kills[backend.Head] != 0 {
 		t.Fatal("killed too early")
 	}
 	s.after(time.Second).after(time.Second).want(enginepb.State_STARTING, "")
-	if s.kills[Backend] != 1 {
-		t.Errorf("killed %d times", s.kills[Backend])
+	if s.kills[backend.Head] != 1 {
+		t.Errorf("killed %d times", s.kills[backend.Head])
 	}
 }
 
 func TestStalledBackendIsProbed(t *testing.T) {
 	s := ready(t, assignment(1, 0, 1))
 	s.after(time.Minute)
-	s.w.Running, s.w.Parts[Backend].Idle = 1, time.Minute
+	s.w.Running, s.w.Parts[backend.Head].Idle = 1, time.Minute
 	s.after(time.Second).want(enginepb.State_READY, "") // it has only just begun
 	s.mute = true
 	s.after(stallAfter).want(enginepb.State_BROKEN, "no progress")
@@ -246,22 +247,42 @@ func TestStalledBackendIsProbed(t *testing.T) {
 	s.after(time.Millisecond).want(enginepb.State_BROKEN, "timeout")
 	s.w.Probed = s.m.probe
 	s.after(time.Millisecond)
-	if s.kills[Backend] != 1 {
-		t.Errorf("killed %d times, want 1", s.kills[Backend])
+	if s.kills[backend.Head] != 1 {
+		t.Errorf("killed %d times, want 1", s.kills[backend.Head])
 	}
+}
+
+// TestOpaqueBackendMayTakeLong: that it does not use the CPU shows nothing.
+func TestOpaqueBackendMayTakeLong(t *testing.T) {
+	s := ready(t, assignment(1, 0, 1))
+	s.after(time.Minute)
+	s.w.Running, s.w.Parts[backend.Head].Idle, s.w.Parts[backend.Head].Opaque = 1, time.Hour, true
+	s.after(time.Millisecond)
+	s.after(stallOpaque-time.Second).want(enginepb.State_READY, "")
+	s.mute = true
+	s.after(2*time.Second).want(enginepb.State_BROKEN, "no progress")
+}
+
+// TestExternalServerIsAwaited for the reason that it has.
+func TestExternalServerIsAwaited(t *testing.T) {
+	s := newSim(t, assignment(1, 0, 1))
+	s.after(0)
+	s.w.Parts[backend.Head].Missing = "connection refused"
+	s.after(time.Hour).want(enginepb.State_STARTING, "backend is awaited: connection refused")
+	s.serve(backend.Head).after(time.Second).after(time.Millisecond).want(enginepb.State_READY, "")
 }
 
 func TestLongPrefillIsNoStall(t *testing.T) {
 	busy := map[string]func(*sim){
-		"backend": func(s *sim) { s.w.Parts[Backend].Idle = 0 },
-		"shard":   func(s *sim) { s.w.Parts[Shard].Idle = 0 },
+		"backend": func(s *sim) { s.w.Parts[backend.Head].Idle = 0 },
+		"shard":   func(s *sim) { s.w.Parts[backend.Shard].Idle = 0 },
 		"peer":    func(s *sim) { s.w.Peers[0].Idle = 0 },
 	}
 	for who, work := range busy {
 		t.Run("in the "+who, func(t *testing.T) {
 			s := ready(t, assignment(1, 0, 2))
 			s.w.Running = 1
-			s.w.Parts[Backend].Idle, s.w.Parts[Shard].Idle, s.w.Peers[0].Idle = time.Minute, time.Minute, time.Minute
+			s.w.Parts[backend.Head].Idle, s.w.Parts[backend.Shard].Idle, s.w.Peers[0].Idle = time.Minute, time.Minute, time.Minute
 			work(s)
 			s.after(time.Second)
 			s.after(time.Minute).want(enginepb.State_READY, "")
@@ -273,10 +294,10 @@ func TestBackendThatLoadsForEverIsKilled(t *testing.T) {
 	s := newSim(t, assignment(1, 0, 1))
 	s.after(0)
 	s.after(time.Hour).want(enginepb.State_STARTING, "") // it uses the CPU
-	s.w.Parts[Backend].Idle = killLoading
+	s.w.Parts[backend.Head].Idle = killLoading
 	s.after(0).want(enginepb.State_BROKEN, "while starting")
-	if s.kills[Backend] != 1 {
-		t.Errorf("killed %d times, want 1", s.kills[Backend])
+	if s.kills[backend.Head] != 1 {
+		t.Errorf("killed %d times, want 1", s.kills[backend.Head])
 	}
 }
 
@@ -289,8 +310,8 @@ func TestNewAssignmentDrains(t *testing.T) {
 	s.after(time.Second).want(enginepb.State_DRAINING, "new assignment")
 	s.w.Running = 0
 	s.after(time.Second).want(enginepb.State_STARTING, "")
-	if s.starts[Backend] != 2 || s.kills[Backend] != 1 {
-		t.Errorf("%d starts, %d kills; want 2, 1", s.starts[Backend], s.kills[Backend])
+	if s.starts[backend.Head] != 2 || s.kills[backend.Head] != 1 {
+		t.Errorf("%d starts, %d kills; want 2, 1", s.starts[backend.Head], s.kills[backend.Head])
 	}
 }
 
@@ -310,12 +331,12 @@ func TestDrainLastsAsLongAsTheAssignmentInForceSays(t *testing.T) {
 		s.assign(next)
 		for range 59 {
 			s.after(time.Second - time.Millisecond)
-			s.w.Served = s.w.Now // the requests go on
+			s.w.Served = s.w.Now // the requests continue
 		}
 		s.after(0).want(enginepb.State_DRAINING, "new assignment")
 		s.after(4 * time.Second)
-		if s.kills[Backend] != 1 {
-			t.Errorf("%d kills after the patience; want 1", s.kills[Backend])
+		if s.kills[backend.Head] != 1 {
+			t.Errorf("%d kills after the patience; want 1", s.kills[backend.Head])
 		}
 	}
 }
@@ -327,10 +348,10 @@ func TestWedgedBackendEndsItsDrain(t *testing.T) {
 		wedge   func(*sim)
 		patient time.Duration
 	}{
-		{"hung", 1, func(s *sim) { s.w.Parts[Backend].Hung = true }, killHung},
-		{"no token, nothing computes", 1, func(s *sim) { s.w.Parts[Backend].Idle = stallIdle }, stallAfter},
-		{"its shard was restarted", 2, func(s *sim) { s.w.Parts[Shard].Run++ }, 0},
-		{"its shard died", 2, func(s *sim) { s.die(Shard, "died") }, 0},
+		{"hung", 1, func(s *sim) { s.w.Parts[backend.Head].Hung = true }, killHung},
+		{"no token, nothing computes", 1, func(s *sim) { s.w.Parts[backend.Head].Idle = stallIdle }, stallAfter},
+		{"its shard was restarted", 2, func(s *sim) { s.w.Parts[backend.Shard].Run++ }, 0},
+		{"its shard died", 2, func(s *sim) { s.die(backend.Shard, "died") }, 0},
 		{"a peer's shard was restarted", 2, func(s *sim) { s.w.Peers[0].Epoch++ }, 0},
 	}
 	for _, tt := range tests {
@@ -345,8 +366,8 @@ func TestWedgedBackendEndsItsDrain(t *testing.T) {
 			s.after(time.Millisecond)
 			s.after(tt.patient)
 			s.after(time.Millisecond).want(enginepb.State_IDLE, idle)
-			if s.kills[Backend] != 1 {
-				t.Errorf("%d kills, want 1", s.kills[Backend])
+			if s.kills[backend.Head] != 1 {
+				t.Errorf("%d kills, want 1", s.kills[backend.Head])
 			}
 		})
 	}
@@ -356,7 +377,7 @@ func TestReleaseEndsAllAndKeepsItsGeneration(t *testing.T) {
 	s := ready(t, assignment(5, 0, 2))
 	s.assign(&enginepb.Assignment{Generation: 6})
 	s.after(time.Millisecond).want(enginepb.State_IDLE, idle)
-	if s.w.Parts[Backend].Up || s.w.Parts[Shard].Up {
+	if s.w.Parts[backend.Head].Up || s.w.Parts[backend.Shard].Up {
 		t.Error("processes are left")
 	}
 	if s.m.Assign(assignment(5, 0, 2)) == nil {
@@ -376,8 +397,8 @@ func TestReleaseTakenBackChangesNothing(t *testing.T) {
 		s.assign(assignment(g+1, 0, 1))
 		s.after(time.Second).want(enginepb.State_READY, "")
 	}
-	if s.starts[Backend] != 1 || s.kills[Backend] != 0 {
-		t.Errorf("%d starts, %d kills; want 1, 0", s.starts[Backend], s.kills[Backend])
+	if s.starts[backend.Head] != 1 || s.kills[backend.Head] != 0 {
+		t.Errorf("%d starts, %d kills; want 1, 0", s.starts[backend.Head], s.kills[backend.Head])
 	}
 }
 
@@ -407,7 +428,7 @@ func TestNewGenerationAloneChangesNothing(t *testing.T) {
 	b.Backend.Queue = 99
 	s.assign(b)
 	s.after(time.Second).want(enginepb.State_READY, "")
-	if s.m.have.GetGeneration() != 2 || s.starts[Backend] != 1 {
+	if s.m.have.GetGeneration() != 2 || s.starts[backend.Head] != 1 {
 		t.Error("not adopted, or restarted")
 	}
 }
@@ -417,13 +438,13 @@ func TestShardOutlivesANewLayout(t *testing.T) {
 	s.assign(assignment(2, 0, 3))
 	s.w.Peers = append(s.w.Peers, Peer{Epoch: 20})
 	s.after(time.Millisecond)
-	if s.starts[Shard] != 1 || s.starts[Backend] != 2 {
-		t.Errorf("%d, %d starts; want 1, 2", s.starts[Shard], s.starts[Backend])
+	if s.starts[backend.Shard] != 1 || s.starts[backend.Head] != 2 {
+		t.Errorf("%d, %d starts; want 1, 2", s.starts[backend.Shard], s.starts[backend.Head])
 	}
 	s.assign(assignment(3, 0, 1))
 	s.w.Peers = nil
 	s.after(time.Millisecond)
-	if s.w.Parts[Shard].Up {
+	if s.w.Parts[backend.Shard].Up {
 		t.Error("a whole replica keeps a shard")
 	}
 }
@@ -447,12 +468,12 @@ func TestQuitDrainsAndEnds(t *testing.T) {
 	s.w.Running = 1
 	s.m.Quit()
 	s.after(time.Second).want(enginepb.State_DRAINING, "the engine ends")
-	if s.m.Idle() || s.kills[Backend] != 0 {
+	if s.m.Idle() || s.kills[backend.Head] != 0 {
 		t.Fatal("ended with a request running")
 	}
 	s.after(drainFor)
 	s.after(time.Millisecond)
-	if !s.m.Idle() || s.w.Parts[Backend].Up || s.w.Parts[Shard].Up {
+	if !s.m.Idle() || s.w.Parts[backend.Head].Up || s.w.Parts[backend.Shard].Up {
 		t.Error("still running after the drain")
 	}
 }
@@ -476,7 +497,7 @@ func TestRandomWorlds(t *testing.T) {
 }
 
 func disturb(r *rand.Rand, s *sim) {
-	p := &s.w.Parts[r.IntN(int(roles))]
+	p := &s.w.Parts[r.IntN(int(backend.Roles))]
 	switch r.IntN(8) {
 	case 0:
 		p.Up, p.Serving, p.Hung = false, false, false
@@ -504,7 +525,7 @@ func holds(t *testing.T, s *sim) {
 	if s.m.state != enginepb.State_READY {
 		return
 	}
-	if b := s.w.Parts[Backend]; !b.Up || !b.Serving || b.Hung {
+	if b := s.w.Parts[backend.Head]; !b.Up || !b.Serving || b.Hung {
 		t.Fatalf("READY with the backend %+v", b)
 	}
 	for _, p := range s.w.Peers {

@@ -28,13 +28,13 @@ type peer struct {
 	done    chan struct{}
 
 	// mu guards the fields below.
-	mu     sync.Mutex
-	last   *enginepb.Status // the newest one; nil: none yet
-	heard  time.Time
-	epoch  uint64        // of the last status of this stage of this replica
-	fault  string        // why the last status was refused; empty: it was not
-	cpu    time.Duration // used by its processes
-	active time.Time     // when cpu last changed
+	mu       sync.Mutex
+	last     *enginepb.Status // the newest one; nil: none yet
+	received time.Time
+	epoch    uint64        // of the last status of this stage of this replica
+	fault    string        // why the last status was refused; empty: it was not
+	cpu      time.Duration // used by its processes
+	active   time.Time     // when cpu last changed
 }
 
 // watch keeps a Watch stream open until ctx ends, and calls changed after each
@@ -80,18 +80,18 @@ func (p *peer) stream(ctx context.Context, client enginepb.EngineClient, changed
 			return
 		}
 		silence.Reset(10 * peerSilent)
-		if p.hear(s, time.Now()) {
+		if p.receive(s, time.Now()) {
 			changed()
 		}
 	}
 }
 
-// hear stores a status and reports whether it changes what view says.
-func (p *peer) hear(s *enginepb.Status, now time.Time) bool {
+// receive stores a status and reports whether it changes what view says.
+func (p *peer) receive(s *enginepb.Status, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	news := p.last == nil || p.last.GetState() != s.GetState() || p.last.GetEpoch() != s.GetEpoch() || now.Sub(p.heard) > peerSilent
-	p.last, p.heard, p.fault = s, now, ""
+	news := p.last == nil || p.last.GetState() != s.GetState() || p.last.GetEpoch() != s.GetEpoch() || now.Sub(p.received) > peerSilent
+	p.last, p.received, p.fault = s, now, ""
 	var cpu time.Duration
 	for _, c := range s.GetProcesses() {
 		cpu += c.GetCpu().AsDuration()
@@ -122,8 +122,8 @@ func (p *peer) oursLocked() bool {
 func (p *peer) forgive(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if grace := now.Add(peerInterval - peerSilent); p.last != nil && p.heard.Before(grace) {
-		p.heard = grace
+	if grace := now.Add(peerInterval - peerSilent); p.last != nil && p.received.Before(grace) {
+		p.received = grace
 	}
 }
 
@@ -136,8 +136,8 @@ func (p *peer) view(now time.Time) Peer {
 	case p.fault != "":
 		v.Why = p.fault
 	case p.last == nil:
-		v.Why = "not heard of yet"
-	case now.Sub(p.heard) > peerSilent:
+		v.Why = "has not reported yet"
+	case now.Sub(p.received) > peerSilent:
 		v.Why = "silent"
 	case !p.oursLocked():
 		v.Why = "serves something else"

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // publish makes the machine's state everybody's.
@@ -36,7 +37,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 		if c == nil || c.remote {
 			continue
 		}
-		p := Process{Role: Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
+		p := Process{Role: backend.Role(r), Restarts: s.starts[r] - 1, Since: s.born[r]}
 		if c.up() {
 			p.PID, p.RSS, p.CPU = c.pid(), c.rss, c.cpu
 		}
@@ -44,9 +45,9 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 			next.Processes = append(next.Processes, p)
 		}
 	}
-	leader := Backend
+	leader := backend.Head
 	if m.have.GetStage() > 0 {
-		leader = Shard
+		leader = backend.Shard
 	}
 	if c := s.children[leader]; c != nil && next.Assignment != nil {
 		next.Epoch = c.run
@@ -54,7 +55,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 	return next
 }
 
-// same reports whether nobody needs to hear of b at once who knows a.
+// same reports whether b need not be sent at once to those who have a.
 func same(a, b *Snapshot) bool {
 	return a.State == b.State && a.Reason == b.Reason && a.Generation == b.Generation && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
 		slices.EqualFunc(a.Processes, b.Processes, func(p, q Process) bool { return p.Role == q.Role && p.PID == q.PID })
@@ -95,7 +96,7 @@ func (s *Supervisor) reopenLocked(ctx context.Context, old *Serving, next *Snaps
 }
 
 // serveNewLocked opens the door. An assignment that changed nothing but its
-// generation goes on with the contexts of the one before.
+// generation keeps the contexts of the one before.
 func (s *Supervisor) serveNewLocked(ctx context.Context, old *Serving, next *Snapshot) {
 	v := &Serving{Assignment: next.Assignment}
 	if old != nil {

@@ -10,7 +10,7 @@ import (
 	"millrace.dev/millrace/engine/internal/backend"
 )
 
-// A server that somebody else runs is asked for its health every remoteEvery, with
+// A server that runs elsewhere is asked for its health every remoteEvery, with
 // remotePatience for an answer. It counts as lost when it refuses connections, or has
 // not answered remoteFails times in a row.
 const (
@@ -19,10 +19,10 @@ const (
 	remoteFails    = 3
 )
 
-// attach returns a child for a server that somebody else runs.
+// attach returns a child for an external server.
 func attach(run uint64, p backend.Process, now time.Time) *child {
 	done := make(chan struct{})
-	c := &child{run: run, remote: true, done: done, active: now, looked: now}
+	c := &child{run: run, remote: true, done: done, active: now, checked: now}
 	ready := p.Ready
 	p.Ready = func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, remotePatience)

@@ -65,7 +65,7 @@ type Process struct {
 	CPU      time.Duration // used, user and system
 }
 
-// Snapshot is the truth of one moment. It is never changed once published.
+// Snapshot is the observed state of one moment. It is never changed once published.
 type Snapshot struct {
 	State  enginepb.State
 	Reason string
@@ -81,7 +81,7 @@ type Snapshot struct {
 type Supervisor struct {
 	// Constant after New.
 	cfg Config
-	// wake makes the loop look at once; it holds one call.
+	// wake makes the loop step at once; it holds one call.
 	wake chan struct{}
 
 	// Atomic.
@@ -104,7 +104,7 @@ type Supervisor struct {
 	peersOf     *enginepb.Assignment
 	tasks       sync.WaitGroup
 	trimmed     time.Time
-	looked      time.Time // when the world was last looked at
+	checked     time.Time // when the world was last observed
 	draining    *Serving  // its requests are being finished
 	servedEpoch uint64
 }
@@ -119,7 +119,7 @@ func New(cfg Config) *Supervisor {
 	now := time.Now()
 	s := &Supervisor{
 		cfg: cfg, wake: make(chan struct{}, 1), machine: NewMachine(now), changed: make(chan struct{}),
-		// Runs go on growing over restarts of the engine.
+		// Runs grow over restarts of the engine.
 		firstRun: uint64(now.UnixMilli()),
 	}
 	s.snapshot.Store(&Snapshot{State: enginepb.State_IDLE, Reason: idle, Since: now})
@@ -159,7 +159,7 @@ func (s *Supervisor) Assign(a *enginepb.Assignment) (uint64, error) {
 	return a.GetGeneration(), nil
 }
 
-// Wake makes the loop look at the world at once.
+// Wake makes the loop step at once.
 func (s *Supervisor) Wake() {
 	select {
 	case s.wake <- struct{}{}:
@@ -235,8 +235,8 @@ func (s *Supervisor) world(now time.Time) World {
 	for r := range s.children {
 		w.Parts[r] = s.children[r].part(now)
 	}
-	paused := now.Sub(s.looked) > peerSilent/2
-	s.looked = now
+	paused := now.Sub(s.checked) > peerSilent/2
+	s.checked = now
 	for _, p := range s.peers {
 		if paused {
 			p.forgive(now)
@@ -285,7 +285,7 @@ func (s *Supervisor) start(ctx context.Context, r backend.Role, a *enginepb.Assi
 	s.follow(ctx, r, c)
 }
 
-// follow does what goes on beside a process until it has ended.
+// follow does what is to be done beside a process until it has ended.
 func (s *Supervisor) follow(ctx context.Context, r backend.Role, c *child) {
 	s.children[r] = c
 	ctx, cancel := context.WithCancel(ctx)

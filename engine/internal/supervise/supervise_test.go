@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -41,6 +42,11 @@ func playProcess(address string) {
 			}
 		}
 	}()
+	if os.Getenv("MILLRACE_FAKE_CHILD") != "" {
+		if err := exec.Command("sleep", "600").Start(); err != nil {
+			os.Exit(1)
+		}
+	}
 	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -59,7 +65,8 @@ func playProcess(address string) {
 // fake launches this test binary.
 type fake struct {
 	backend, shard string
-	remote         bool // whether somebody else runs the backend
+	remote         bool // whether the backend runs elsewhere
+	group          bool // whether it starts a process of its own
 }
 
 func (f fake) command(address string) (*exec.Cmd, error) {
@@ -80,6 +87,9 @@ func (f fake) Process(r backend.Role, _ *enginepb.Assignment) (backend.Process, 
 	}
 	var err error
 	p.Cmd, err = f.command(address)
+	if p.Group = f.group; f.group && err == nil {
+		p.Cmd.Env = append(p.Cmd.Env, "MILLRACE_FAKE_CHILD=1")
+	}
 	return p, err
 }
 
@@ -105,14 +115,23 @@ func start(t *testing.T) *Supervisor {
 // startRunning is start for a backend in which so many requests run.
 func startRunning(t *testing.T, running func() int) *Supervisor {
 	t.Helper()
+	return startFake(t, fake{}, t.TempDir(), running)
+}
+
+// startFake starts a supervisor over processes of a kind, whose addresses it sets where
+// there are none, with its logs in a folder.
+func startFake(t *testing.T, f fake, logs string, running func() int) *Supervisor {
+	t.Helper()
 	ports, err := proc.FreePorts(2)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if f.backend == "" {
+		f.backend, f.shard = fmt.Sprint("127.0.0.1:", ports[0]), fmt.Sprint("127.0.0.1:", ports[1])
+	}
 	s := New(Config{
-		Node: "node-0", Logs: t.TempDir(), Log: slog.New(slog.DiscardHandler),
-		Launcher: fake{backend: fmt.Sprint("127.0.0.1:", ports[0]), shard: fmt.Sprint("127.0.0.1:", ports[1])},
-		Running:  running, Served: func() time.Time { return time.Time{} },
+		Node: "node-0", Logs: logs, Log: slog.New(slog.DiscardHandler), Launcher: f,
+		Running: running, Served: func() time.Time { return time.Time{} },
 	})
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -305,11 +324,11 @@ func TestHeadFollowsItsPeer(t *testing.T) {
 func TestSilentPeer(t *testing.T) {
 	p := &peer{stage: 1, replica: "m-0"}
 	now := time.Now()
-	if v := p.view(now); v.Why != "not heard of yet" {
+	if v := p.view(now); v.Why != "has not reported yet" {
 		t.Error(v)
 	}
 	s := &enginepb.Status{State: enginepb.State_READY, Epoch: 7, Assignment: assignment(1, 1, 2)}
-	p.hear(s, now)
+	p.receive(s, now)
 	if v := p.view(now.Add(peerSilent)); v.Why != "" || v.Epoch != 7 {
 		t.Error(v)
 	}
@@ -323,7 +342,7 @@ func TestSilentPeer(t *testing.T) {
 	if v := p.view(now.Add(time.Hour + 2*peerInterval)); v.Why != "silent" {
 		t.Errorf("%v later", v)
 	}
-	p.hear(&enginepb.Status{State: enginepb.State_READY, Epoch: 9, Assignment: assignment(1, 0, 1)}, now)
+	p.receive(&enginepb.Status{State: enginepb.State_READY, Epoch: 9, Assignment: assignment(1, 0, 1)}, now)
 	if v := p.view(now); v.Why != "serves something else" || v.Epoch != 7 {
 		t.Error(v)
 	}
@@ -344,4 +363,97 @@ func TestTrimFileKeepsTheNewerHalf(t *testing.T) {
 	if now, _ := os.ReadFile(path); err != nil || string(old) != "bcdef" || len(now) != 0 {
 		t.Errorf("old %q, now %q, %v", old, now, err)
 	}
+}
+
+// serveTokens answers at an address as a backend does, until closed.
+func serveTokens(t *testing.T, address string) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("token"))
+			_ = c.Close()
+		}
+	}()
+	return ln
+}
+
+func TestExternalServerIsReadyByItsAnswers(t *testing.T) {
+	ln := serveTokens(t, "127.0.0.1:0")
+	address := ln.Addr().String()
+	s := startFake(t, fake{backend: address, remote: true}, t.TempDir(), func() int { return 0 })
+	assign(t, s, assignment(1, 0, 1))
+	first := await(t, s, enginepb.State_READY, "")
+	if len(first.Processes) != 0 || first.Epoch == 0 {
+		t.Errorf("%+v, want no process and an epoch", first)
+	}
+	v, _ := s.Serving()
+	_ = ln.Close()
+	<-v.Alive.Done()
+	await(t, s, enginepb.State_STARTING, "connection refused")
+	serveTokens(t, address)
+	if again := await(t, s, enginepb.State_READY, ""); again.Epoch <= first.Epoch {
+		t.Errorf("epoch %d, before %d", again.Epoch, first.Epoch)
+	}
+}
+
+// memberOf returns the process that the backend has started.
+func memberOf(t *testing.T, leader int) int {
+	t.Helper()
+	for range 100 {
+		pids, err := proc.Group(leader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pid := range pids {
+			if pid != leader {
+				return pid
+			}
+		}
+	}
+	t.Fatal("the backend has no child")
+	return 0
+}
+
+func TestGroupStopsAndEndsAsOne(t *testing.T) {
+	logs := t.TempDir()
+	s := startFake(t, fake{group: true}, logs, func() int { return 0 })
+	assign(t, s, assignment(1, 0, 1))
+	leader := await(t, s, enginepb.State_READY, "").Processes[0].PID
+	member := memberOf(t, leader)
+	if err := syscall.Kill(member, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	await(t, s, enginepb.State_BROKEN, "backend stopped")
+	if err := syscall.Kill(leader, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if again := await(t, s, enginepb.State_READY, "").Processes[0]; again.PID == leader || proc.Alive(member) {
+		t.Errorf("%+v; the child of %d is alive: %t", again, leader, proc.Alive(member))
+	}
+}
+
+// TestLeftoversOfAGroupAreEnded before the next start: an engine and the group's leader
+// were killed together.
+func TestLeftoversOfAGroupAreEnded(t *testing.T) {
+	logs := t.TempDir()
+	left := exec.Command("sleep", "600")
+	left.Env = append(os.Environ(), groupMark+"="+filepath.Join(logs, "backend@node-0.log"))
+	p, err := proc.Start(left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Kill()
+	s := startFake(t, fake{group: true}, logs, func() int { return 0 })
+	assign(t, s, assignment(1, 0, 1))
+	await(t, s, enginepb.State_READY, "")
+	<-p.Done()
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // maxLog bounds a log file, in bytes: the older half is dropped, the newer kept
-// in a file of its own. trimEvery is how often the size is looked at.
+// in a file of its own. trimEvery is how often the size is checked.
 const (
 	maxLog    = 32 << 20
 	trimEvery = 10 * time.Second
@@ -29,7 +29,7 @@ func (s *Supervisor) trim(now time.Time) {
 }
 
 // trimFile copies the last part of a file that has grown beyond limit to
-// path.old and empties it. Its writers append, so they go on at the beginning.
+// path.old and empties it. Its writers append, so they continue at the beginning.
 func trimFile(path string, limit int64) error {
 	info, err := os.Stat(path)
 	if os.IsNotExist(err) || err == nil && info.Size() <= limit {

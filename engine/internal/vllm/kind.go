@@ -4,21 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/backends"
+	"millrace.dev/millrace/internal/blocks"
+	"millrace.dev/millrace/internal/kvevents"
+	"millrace.dev/millrace/internal/proc"
 	"millrace.dev/millrace/internal/scrape"
 )
 
 // Kind is vLLM on this node.
 type Kind struct {
 	Program
-	client *backend.Client
+	client  *backend.Client
+	blocks  *blocks.Log // what the KV cache holds, by its events
+	metrics *kvevents.Metrics
+	log     *slog.Logger
 
 	// mu guards the fields below.
 	mu   sync.Mutex
@@ -26,8 +37,11 @@ type Kind struct {
 }
 
 // New returns vLLM as program has it, which is reached through t.
-func New(program Program, t http.RoundTripper) *Kind {
-	return &Kind{Program: program, client: backend.NewClient(t)}
+func New(program Program, t http.RoundTripper, reg prometheus.Registerer, log *slog.Logger) *Kind {
+	return &Kind{
+		Program: program, client: backend.NewClient(t), blocks: blocks.NewLog(),
+		metrics: kvevents.NewMetrics("engine", reg), log: log,
+	}
 }
 
 // Check returns what vLLM can't be asked for, or what this node lacks to run it.
@@ -42,7 +56,7 @@ func (k *Kind) Capabilities(a *enginepb.Assignment) *enginepb.Capabilities {
 		// A model that is pooled generates nothing, and could not be probed.
 		Embeddings: false, Tools: has("--tool-call-parser"), Lora: has("--enable-lora"), KvSave: has("--kv-transfer-config"),
 		TensorParallel: backend.Degree(b.GetTensorParallel()), PipelineParallel: backend.Degree(b.GetPipelineParallel()),
-		DataParallel: backend.Degree(b.GetDataParallel()),
+		DataParallel: backend.Degree(b.GetDataParallel()), KvEvents: publishes(b),
 	}
 }
 
@@ -54,8 +68,34 @@ func (k *Kind) Process(r backend.Role, a *enginepb.Assignment) (backend.Process,
 	k.mu.Lock()
 	k.last = scrape.Sample{}
 	k.mu.Unlock()
-	cmd, err := k.head(a, "")
-	return backend.Process{Cmd: cmd, Ready: k.healthy, Group: true, Opaque: true}, err
+	p := backend.Process{Ready: k.healthy, Group: true, Opaque: true}
+	events := ""
+	if publishes(a.GetBackend()) {
+		ports, err := proc.FreePorts(1)
+		if err != nil {
+			return backend.Process{}, err
+		}
+		events = net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0]))
+		follower := kvevents.New(kvevents.Source{Listen: events}, k.blocks, func(kvevents.Change) {}, k.metrics, k.log)
+		p.Beside = func(ctx context.Context) { _ = follower.Run(ctx) } // it never fails
+	}
+	var err error
+	p.Cmd, err = k.head(a, events)
+	return p, err
+}
+
+// publishes reports whether a server's events are asked for. Copies of the model have a
+// cache each, of which nobody can choose one: what they publish together is no one's.
+func publishes(b *enginepb.Backend) bool {
+	return b.GetDataParallel() <= 1 && !backends.HasArg(b.GetArgs(), "--no-enable-prefix-caching")
+}
+
+// Blocks is the log of its events.
+func (k *Kind) Blocks(a *enginepb.Assignment) *blocks.Log {
+	if !publishes(a.GetBackend()) {
+		return nil
+	}
+	return k.blocks
 }
 
 // healthy returns nil once the server has loaded the model and answers.
@@ -124,10 +164,7 @@ func (k *Kind) URL(*enginepb.Assignment) string { return "http://" + k.Address }
 
 // passed are the paths that vLLM answers and engine knows nothing of. The rest of
 // what it answers is for its operator.
-var passed = []string{
-	"/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank",
-	"/v1/audio/transcriptions", "/v1/audio/translations",
-}
+var passed = []string{"/pooling", "/classify"}
 
 // Passes reports whether a request for path is forwarded as it is.
 func (k *Kind) Passes(path string) bool { return slices.Contains(passed, path) }

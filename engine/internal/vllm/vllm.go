@@ -96,7 +96,7 @@ func (p Program) head(a *enginepb.Assignment, events string) (*exec.Cmd, error) 
 	// What the user has set comes later, and counts.
 	cmd.Env = append([]string{
 		"VLLM_HOST_IP=127.0.0.1", "GLOO_SOCKET_IFNAME=lo", // a replica's processes are on one node
-		"HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", // the model is here, and nobody is to be told
+		"HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", // the model is here, and nothing is to be reported
 	}, os.Environ()...)
 	cmd.Env = append(cmd.Env, "OMP_NUM_THREADS="+strconv.Itoa(int(b.GetThreads())))
 	return cmd, nil

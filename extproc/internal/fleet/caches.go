@@ -30,6 +30,10 @@ type segment struct {
 	blocks  bool
 }
 
+// of reports whether the segment is of the endpoint's cache as it is now. A log of
+// blocks of which nobody knows the epoch always is: it forgets by itself what is gone.
+func (g *segment) of(e *endpoint) bool { return g.epoch == 0 || g.epoch == e.resource.GetEpoch() }
+
 // setCaches takes in a response about caches. Those of an epoch that the endpoint is
 // not in are kept until it is.
 func (s *state) setCaches(r *discovery.DeltaDiscoveryResponse, versions map[string]string, now time.Time) error {
@@ -81,7 +85,7 @@ func (s *state) applyCache(address string, now time.Time) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(at)) {
 		g := at[id]
-		if g.state == nil || g.epoch != e.said.GetEpoch() {
+		if g.state == nil || !g.of(e) {
 			continue
 		}
 		m := g.state.GetSegment()
@@ -136,7 +140,7 @@ func (s *state) dropSegment(name string) {
 	}
 	e := s.endpoints[address]
 	switch {
-	case e == nil || g.epoch != e.said.GetEpoch():
+	case e == nil || !g.of(e):
 	case g.blocks:
 		e.log.Drop(id)
 	case g.applied > 0:

@@ -195,7 +195,7 @@ func TestOlderXDS(t *testing.T) {
 	go g.Serve(ln)
 	defer g.Stop()
 	tables := make(chan *pick.Table, 10)
-	c := New(ln.Addr().String(), func(tb *pick.Table) { tables <- tb }, nil, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
+	c := New(ln.Addr().String(), tablesTo(tables), nil, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
 	go c.Run(t.Context())
 	for range types {
 		<-fake.heard

@@ -42,7 +42,7 @@ const maxResponse = 1 << 30
 type Client struct {
 	// Constant after New.
 	target  string
-	publish func(*pick.Table)
+	picker  Picker
 	loader  *loader
 	log     *slog.Logger
 	metrics *metrics
@@ -57,12 +57,12 @@ type Client struct {
 	complete  atomic.Bool // whether a table has been published
 }
 
-// New returns a client of the xds at target ("ip:port"). It gives each table to
-// publish, and reads the tokenizers that models name with load, which may take
+// New returns a client of the xds at target ("ip:port"). It gives tables and findings
+// to picker, and reads the tokenizers that models name with load, which may take
 // long. It counts into reg.
-func New(target string, publish func(*pick.Table), load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) *Client {
+func New(target string, picker Picker, load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) *Client {
 	return &Client{
-		target: target, publish: publish, log: log, metrics: newMetrics(reg),
+		target: target, picker: picker, log: log, metrics: newMetrics(reg),
 		state: newState(true), loader: newLoader(load, log),
 	}
 }
@@ -174,7 +174,11 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 	}
 	c.state.stale = false
 	if t := c.state.table(); t != nil {
-		c.publish(t)
+		c.picker.Publish(t)
+		for _, w := range c.state.done {
+			c.state.measured(c.picker, t, w, time.Now())
+		}
+		c.state.done = nil
 		c.complete.Store(true)
 		c.metrics.count(t)
 		c.metrics.cached.Set(float64(c.state.cachedTokens()))

@@ -1,9 +1,9 @@
 package fleet
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -12,6 +12,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/probe"
 )
 
 // fileTicks is after how many ticks the file is looked at: twice a second. One
@@ -56,17 +57,20 @@ func same(a, b os.FileInfo) bool {
 // watch reads the file again if it has changed. One with faults changes nothing.
 func (l *Local) watch(now time.Time) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.stamps.changed() {
+	changed := l.stamps.changed()
+	l.mu.Unlock()
+	if !changed {
 		return
 	}
-	err := l.loadLocked(now)
+	err := l.load(now)
 	l.metrics.read(err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	was := l.fault
 	l.fault = err
 	switch {
 	case err == nil:
-		l.log.Info("fleet read", "file", l.path, "endpoints", len(l.plains), "models", len(l.state.models))
+		l.log.Info("fleet read", "file", l.path, "endpoints", len(l.locals), "models", len(l.state.models))
 	case was == nil || was.Error() != err.Error():
 		l.log.Warn("fleet refused, what was read before holds", "file", l.path, "error", err)
 	}
@@ -101,6 +105,20 @@ const shown = 3
 // that don't come, tokenizers that can't be read.
 func (l *Local) Conditions() []obs.Condition {
 	l.mu.Lock()
+	all, n := l.conditionsLocked(), len(l.locals)
+	l.mu.Unlock()
+	if deaf := l.deaf(); len(deaf) > 0 {
+		all = append(all, obs.Condition{
+			Code: "no-kv-events",
+			Text: fmt.Sprintf("cache events of %d of %d endpoints do not come or are refused: %s; what they have cached is guessed", len(deaf), n, list(deaf)),
+			Next: "start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen",
+		})
+	}
+	return append(all, l.loader.conditions()...)
+}
+
+// conditionsLocked returns what is wrong with the file and with endpoints.
+func (l *Local) conditionsLocked() []obs.Condition {
 	var all []obs.Condition
 	if l.fault != nil {
 		all = append(all, obs.Condition{
@@ -110,16 +128,17 @@ func (l *Local) Conditions() []obs.Condition {
 		})
 	}
 	var down, dumb []string
-	for _, p := range l.sortedLocked() {
+	for _, address := range slices.Sorted(maps.Keys(l.locals)) {
+		p := l.locals[address]
 		switch {
-		case p.vital.state != pick.Ready:
-			down = append(down, p.spec.Address)
-		case p.fault != nil:
-			dumb = append(dumb, fmt.Sprintf("%s (%v)", p.spec.Metrics, p.fault))
+		case p.last == nil:
+		case p.last.State != probe.Ready:
+			down = append(down, address)
+		case p.last.MetricsErr != nil:
+			dumb = append(dumb, fmt.Sprintf("%s (%v)", p.entry.Metrics, p.last.MetricsErr))
 		}
 	}
-	n, mute := len(l.plains), l.deafLocked()
-	l.mu.Unlock()
+	n := len(l.locals)
 	if len(down) > 0 {
 		all = append(all, obs.Condition{
 			Code: "endpoints-down",
@@ -134,10 +153,7 @@ func (l *Local) Conditions() []obs.Condition {
 			Next: "start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai",
 		})
 	}
-	if len(mute) > 0 {
-		all = append(all, deaf(mute, n))
-	}
-	return append(all, l.loader.conditions()...)
+	return all
 }
 
 // list names the first few.
@@ -146,13 +162,4 @@ func list(names []string) string {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
 	}
 	return strings.Join(names, ", ")
-}
-
-func (l *Local) sortedLocked() []*plain {
-	all := make([]*plain, 0, len(l.plains))
-	for _, p := range l.plains {
-		all = append(all, p)
-	}
-	slices.SortFunc(all, func(a, b *plain) int { return cmp.Compare(a.spec.Address, b.spec.Address) })
-	return all
 }

@@ -214,7 +214,7 @@ func TestClient(t *testing.T) {
 
 	tables := make(chan *pick.Table, 10)
 	loads := make(chan string, 10)
-	c := New(ln.Addr().String(), func(tb *pick.Table) { tables <- tb }, func(path string) (pick.Counter, error) {
+	c := New(ln.Addr().String(), tablesTo(tables), func(path string) (pick.Counter, error) {
 		loads <- path
 		return fixed(7), nil
 	}, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
@@ -309,3 +309,10 @@ func FuzzApply(f *testing.F) {
 		_ = s.table()
 	})
 }
+
+// tablesTo is a Picker that hands tables on.
+type tablesTo chan *pick.Table
+
+func (c tablesTo) Publish(t *pick.Table) { c <- t }
+
+func (tablesTo) Measured(*pick.Model, *pick.Endpoint, pick.Usage, float64, float64, time.Time) {}

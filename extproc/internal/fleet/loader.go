@@ -20,7 +20,7 @@ const reload = 5 * time.Second
 func (s *state) tokenizers() map[string][]*pick.Learned {
 	want := map[string][]*pick.Learned{}
 	for _, m := range s.models {
-		if path := m.said.GetTokenizer(); path != "" {
+		if path := m.resource.GetTokenizer(); path != "" {
 			want[path] = append(want[path], m.learned)
 		}
 	}

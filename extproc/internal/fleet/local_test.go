@@ -20,60 +20,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/scrape"
 )
-
-func TestVital(t *testing.T) {
-	unwell, gone, silent := error(scrape.StatusError(503)), fmt.Errorf("%w: refused", scrape.ErrGone), scrape.ErrSilent
-	tests := []struct {
-		name  string
-		looks []error
-		want  pick.State
-	}{
-		{"answers", []error{nil}, pick.Ready},
-		{"loads its model", []error{unwell}, pick.NotReady},
-		{"is gone", []error{gone}, pick.NotReady},
-		{"is late once", []error{silent}, pick.Suspect},
-		{"is late twice", []error{silent, silent}, pick.Suspect},
-		{"hangs", []error{silent, silent, silent}, pick.NotReady},
-		{"is late now and then", []error{silent, nil, silent, silent}, pick.Suspect},
-		{"comes back", []error{silent, silent, silent, gone, nil}, pick.Ready},
-		{"was gone and is silent now", []error{gone, silent}, pick.NotReady},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			v := vital{state: pick.Ready}
-			for _, err := range tt.looks {
-				v.look(err)
-			}
-			if v.state != tt.want {
-				t.Errorf("state %d, want %d", v.state, tt.want)
-			}
-		})
-	}
-	if alive(scrape.StatusError(404)) != nil || alive(unwell) == nil || alive(gone) == nil {
-		t.Error("who answers that it doesn't know the question lives; who is unwell does not")
-	}
-}
-
-func TestPause(t *testing.T) {
-	v := vital{state: pick.Ready}
-	d := time.Duration(0)
-	for range 20 {
-		d = v.pause(d, false, 3)
-	}
-	if d != lookMost || v.pause(d, true, 3) != lookFirst || v.pause(d, true, 1000) != time.Second {
-		t.Errorf("pauses: idle %v, busy %v, busy among a thousand %v", d, v.pause(d, true, 3), v.pause(d, true, 1000))
-	}
-	v.look(scrape.ErrSilent)
-	first := v.pause(d, false, 3)
-	for range 100 {
-		v.look(scrape.ErrSilent)
-	}
-	if first != lookLost || v.pause(d, false, 3) != lookLostMost {
-		t.Errorf("pauses of a lost one: %v, then %v", first, v.pause(d, false, 3))
-	}
-}
 
 // world is a fleet of fake engines.
 type world struct {
@@ -158,7 +107,10 @@ func newLocal(t *testing.T, text string) (*Local, *world) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.get, l.close = w.get, func() {}
+	l.prober = probe.New(probe.Options{Program: "extproc", Observed: l.observed, Working: l.working, Get: w.get}, l.log, prometheus.NewRegistry())
+	if err := l.load(time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	return l, w
 }
 
@@ -190,7 +142,7 @@ func TestLocalPublishesTheFile(t *testing.T) {
 	}
 }
 
-func TestLocalLooks(t *testing.T) {
+func TestLocalProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := newLocal(t, three)
 		l.run(t, func() {
@@ -360,4 +312,49 @@ func TestLocalMetricsAreWellFormed(t *testing.T) {
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v %v", problems, err)
 	}
+}
+
+// publishing is three endpoints of which the first publishes events: nobody is there.
+var publishing = strings.Replace(three, "type: vllm", `type: vllm, kvEvents: {connect: "127.0.0.1:1"}`, 1)
+
+// TestLocalFollowsEvents begins and ends with the file.
+func TestLocalFollowsEvents(t *testing.T) {
+	l, w := newLocal(t, three)
+	l.run(t, func() {
+		write(t, l.path, publishing)
+		until(t, func() bool { return len(l.Conditions()) == 1 && l.Conditions()[0].Code == "no-kv-events" })
+		if c := l.Conditions()[0]; !strings.Contains(c.Text, "1 of 3") || !strings.Contains(c.Text, "127.0.0.1:1") {
+			t.Errorf("condition %q", c.Text)
+		}
+		until(t, func() bool { return len(w.table().Models["m"].WithBlocks) == 1 })
+		if n, blocks := l.known(); n != 0 || blocks != 0 {
+			t.Errorf("%d endpoints and %d blocks are known", n, blocks)
+		}
+		write(t, l.path, three)
+		until(t, func() bool { return len(l.Conditions()) == 0 && len(w.table().Models["m"].WithBlocks) == 0 })
+	})
+}
+
+// until waits for something that real files and connections bring about.
+func until(t *testing.T, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); !done(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatal("not within 20 s")
+		}
+	}
+}
+
+// TestLocalForgetsACacheAtOnce publishes another one as soon as events say that the
+// engine may have begun anew.
+func TestLocalForgetsACacheAtOnce(t *testing.T) {
+	l, w := newLocal(t, three)
+	e := w.table().Models["m"].Endpoints[0]
+	l.observed(&probe.Observation{Address: e.Address, Epoch: 7})
+	if w.table().Models["m"].Endpoints[0].KV == e.KV {
+		t.Error("the engine's cache is still believed in")
+	}
+	l.observed(&probe.Observation{Address: "10.0.0.9:80", Epoch: 7})
 }

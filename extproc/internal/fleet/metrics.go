@@ -1,13 +1,10 @@
 package fleet
 
 import (
-	"errors"
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/extproc/internal/pick"
-	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/probe"
 )
 
 // metrics of what xds says.
@@ -76,19 +73,8 @@ type localMetrics struct {
 	good      prometheus.Gauge
 	reads     map[bool]prometheus.Counter // by whether the file was good
 	endpoints map[pick.State]prometheus.Gauge
-	looks     map[string]prometheus.Counter // by what they found
-	seconds   prometheus.Histogram
-	dumb      prometheus.Gauge
+	mute      prometheus.Gauge
 }
-
-// What looks find.
-const (
-	lookMetrics = "metrics" // metrics came
-	lookAnswer  = "answer"  // it lives, no metrics came
-	lookUnwell  = "unwell"  // it says that it is not well
-	lookGone    = "gone"    // nobody is there
-	lookSilent  = "silent"  // nothing came in time
-)
 
 func newLocalMetrics(reg prometheus.Registerer) *localMetrics {
 	endpoints, byState := endpointGauges("the file of the fleet names")
@@ -96,10 +82,6 @@ func newLocalMetrics(reg prometheus.Registerer) *localMetrics {
 		Name: "millrace_extproc_fleet_reads_total",
 		Help: "Times that the file of the fleet had changed and was read, by what came of it.",
 	}, []string{"result"})
-	looks := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "millrace_extproc_looks_total",
-		Help: "Looks at endpoints, by what they found.",
-	}, []string{"found"})
 	m := &localMetrics{
 		good: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_extproc_fleet_file_good",
@@ -107,22 +89,13 @@ func newLocalMetrics(reg prometheus.Registerer) *localMetrics {
 		}),
 		reads:     map[bool]prometheus.Counter{true: reads.WithLabelValues("good"), false: reads.WithLabelValues("bad")},
 		endpoints: byState,
-		looks:     map[string]prometheus.Counter{},
-		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "millrace_extproc_look_seconds",
-			Help:    "Time that a look at an endpoint took.",
-			Buckets: []float64{.001, .005, .02, .1, .5, 2},
-		}),
-		dumb: prometheus.NewGauge(prometheus.GaugeOpts{
+		mute: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_extproc_endpoints_without_metrics",
 			Help: "Endpoints whose metrics do not come though they should.",
 		}),
 	}
-	for _, name := range []string{lookMetrics, lookAnswer, lookUnwell, lookGone, lookSilent} {
-		m.looks[name] = looks.WithLabelValues(name)
-	}
 	m.good.Set(1)
-	reg.MustRegister(m.good, reads, endpoints, looks, m.seconds, m.dumb)
+	reg.MustRegister(m.good, reads, endpoints, m.mute)
 	return m
 }
 
@@ -135,35 +108,25 @@ func (m *localMetrics) read(err error) {
 	}
 }
 
-// looked counts a look.
-func (m *localMetrics) looked(f *finding, took time.Duration) {
-	found := lookAnswer
-	var status scrape.StatusError
-	switch {
-	case f.health == nil && f.sample != nil:
-		found = lookMetrics
-	case errors.Is(f.health, scrape.ErrSilent):
-		found = lookSilent
-	case errors.As(f.health, &status):
-		found = lookUnwell
-	case f.health != nil:
-		found = lookGone
-	}
-	m.looks[found].Inc()
-	m.seconds.Observe(took.Seconds())
-}
-
 // count counts the endpoints.
-func (m *localMetrics) count(all map[string]*plain) {
-	n, dumb := map[pick.State]int{}, 0
+func (m *localMetrics) count(all map[string]*local) {
+	n, mute := map[pick.State]int{}, 0
 	for _, p := range all {
-		n[p.vital.state]++
-		if p.fault != nil {
-			dumb++
+		if p.last == nil {
+			n[pick.Ready]++
+			continue
+		}
+		n[probeStates[p.last.State]]++
+		if p.last.MetricsErr != nil {
+			mute++
 		}
 	}
 	for s, g := range m.endpoints {
 		g.Set(float64(n[s]))
 	}
-	m.dumb.Set(float64(dumb))
+	m.mute.Set(float64(mute))
 }
+
+var probeStates = map[probe.State]pick.State{probe.Ready: pick.Ready, probe.Suspect: pick.Suspect, probe.NotReady: pick.NotReady}
+
+var stateNames = map[pick.State]string{pick.Ready: "ready", pick.Suspect: "suspect", pick.NotReady: "not_ready"}

@@ -2,9 +2,9 @@
 // it as a table for decisions.
 //
 // Client is the edge to xds: one delta ADS stream. Local is what there is instead
-// without xds: a file, and looks at the endpoints. state is the rest, without I/O.
-// Its one rule: what was said last holds until something else is said, however
-// long whoever said it is away.
+// without xds: a file that says who exists, and a Prober that says how they are. state is
+// the rest, without I/O. Its one rule: what was reported last holds until something else
+// is, however long whoever reported it is away.
 package fleet
 
 import (
@@ -22,7 +22,9 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/blocks"
+	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/policy"
+	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -53,6 +55,7 @@ type state struct {
 	answered map[string]bool
 	reports  reports // of engines, about their caches
 	stale    bool    // whether table has changed by reports about caches
+	done     []work  // that was reported since Client has last passed it on
 	caches   uint32  // the last number given to an engine's cache
 	prefixes struct {
 		most int
@@ -62,12 +65,10 @@ type state struct {
 
 // endpoint is one replica with what lives on between tables.
 type endpoint struct {
-	said *fleetpb.EndpointState
-	live *pick.Live
-	kv   *prefix.Cache
-	// also are further models that it serves; xds names one only.
-	also []string
-	// blocks is what its engine says that its cache holds; nil: it does not.
+	resource *fleetpb.EndpointState
+	live     *pick.Live
+	kv       *prefix.Cache
+	// blocks is what its engine publishes of its cache; nil: nothing.
 	blocks *blocks.Set
 	// log keeps blocks true to what xds hands down; nil: nothing of the kind has come.
 	log *blocks.Reader
@@ -75,12 +76,15 @@ type endpoint struct {
 	// there are no others.
 	base     string
 	adapters *pick.Adapters
+	// work is what its engine had done when it last reported; nil: it reports that with its
+	// answers, or has not yet.
+	work *scrape.Sample
 }
 
 // model is one model with what lives on between tables.
 type model struct {
-	said    *fleetpb.ModelState
-	learned *pick.Learned
+	resource *fleetpb.ModelState
+	learned  *pick.Learned
 }
 
 // newState returns what is known before anybody has said anything; ours tells
@@ -181,16 +185,24 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	case e == nil:
 		e = &endpoint{live: new(pick.Live), kv: s.newCache(m)}
 		s.endpoints[m.GetAddress()] = e
-	case e.said.GetEpoch() != m.GetEpoch() || e.said.GetModel() != m.GetModel():
+	case e.restarted(m):
 		e.kv = s.newCache(m)
 		e.live.Restarted()
 		if e.log != nil {
 			e.log.Forget()
 		}
-	case e.said.GetState() != m.GetState():
+		if e.adapters != nil {
+			e.adapters.Forget()
+		}
+	case e.resource.GetState() != m.GetState():
 		e.live.Reinstate()
 	}
-	e.said = m
+	if m.GetEpoch() == 0 {
+		m.Epoch = e.resource.GetEpoch() // who probes it has just begun to
+	}
+	e.resource = m
+	s.setAdapters(e)
+	s.setWork(e)
 	s.applyCache(m.GetAddress(), now)
 	e.kv.Resize(capacity(m))
 	if l := m.GetLoad(); l != nil {
@@ -200,6 +212,46 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
 		}, now)
 	}
+}
+
+// restarted reports whether m says that the endpoint's engine has begun anew, or is
+// another one. The next answer of an engine whose work is less than before says so, too:
+// that of an xds that was away meanwhile.
+func (e *endpoint) restarted(m *fleetpb.EndpointState) bool {
+	if m.GetEpoch() != 0 && e.resource.GetEpoch() != m.GetEpoch() || e.resource.GetModel() != m.GetModel() {
+		e.work = nil
+		return true
+	}
+	if w, ok := endpoints.Sample(m); ok && e.work != nil {
+		if _, less := w.Since(e.work); less {
+			e.work = nil
+			return true
+		}
+	}
+	return false
+}
+
+// setAdapters takes in which LoRA adapters an engine shows.
+func (s *state) setAdapters(e *endpoint) {
+	a := e.resource.GetAdapters()
+	if a == nil {
+		e.adapters = nil
+		return
+	}
+	if e.base != e.models()[0] || e.adapters == nil {
+		e.base, e.adapters = e.models()[0], new(pick.Adapters)
+	}
+	if a.GetKnown() {
+		e.adapters.Report(int(a.GetMost()), a.GetRunning(), a.GetWaiting())
+	}
+}
+
+// models are all that the endpoint serves.
+func (e *endpoint) models() []string {
+	if all := e.resource.GetModels(); len(all) > 0 {
+		return all
+	}
+	return []string{e.resource.GetModel()}
 }
 
 func share(used, total uint64) float64 {
@@ -223,7 +275,7 @@ func capacity(m *fleetpb.EndpointState) int64 {
 // emptyCache forgets what is cached at an endpoint.
 func (s *state) emptyCache(address string) {
 	if e := s.endpoints[address]; e != nil {
-		e.kv = s.newCache(e.said)
+		e.kv = s.newCache(e.resource)
 	}
 }
 
@@ -232,10 +284,10 @@ func (s *state) setModel(m *fleetpb.ModelState) {
 	if old == nil {
 		old = &model{learned: new(pick.Learned)}
 		s.models[m.GetName()] = old
-	} else if old.said.GetTokenizer() != m.GetTokenizer() {
+	} else if old.resource.GetTokenizer() != m.GetTokenizer() {
 		old.learned.SetCounter(nil)
 	}
-	old.said = m
+	old.resource = m
 }
 
 func (s *state) remove(typ, name string) {
@@ -291,14 +343,14 @@ func (s *state) table() *pick.Table {
 	t := &pick.Table{Policy: s.policy, Models: make(map[string]*pick.Model, len(s.models))}
 	for name, m := range s.models {
 		t.Models[name] = &pick.Model{Name: name, Seed: session.Seed(name), Learned: m.learned}
-		if m.said.GetDefault() {
+		if m.resource.GetDefault() {
 			t.Default = t.Models[name]
 		}
 	}
 	for _, address := range slices.Sorted(maps.Keys(s.endpoints)) {
 		e := s.endpoints[address]
 		view := e.view()
-		for _, name := range append([]string{e.said.GetModel()}, e.also...) {
+		for _, name := range e.models() {
 			m := t.Models[name]
 			if m == nil {
 				continue
@@ -315,14 +367,14 @@ func (s *state) table() *pick.Table {
 // cachedTokens returns how many tokens engines say they have cached, all together.
 func (s *state) cachedTokens() (sum uint64) {
 	for _, e := range s.endpoints {
-		sum += e.said.GetLoad().GetCachedTokens()
+		sum += e.resource.GetLoad().GetCachedTokens()
 	}
 	return sum
 }
 
 // view returns the endpoint as tables have it.
 func (e *endpoint) view() *pick.Endpoint {
-	m := e.said
+	m := e.resource
 	return &pick.Endpoint{
 		Address: m.GetAddress(),
 		Replica: m.GetReplica(),

@@ -3,12 +3,14 @@ package openai
 import (
 	"encoding/json"
 	"fmt"
+
+	"millrace.dev/millrace/internal/apis"
 )
 
 // Error is an answer in the API's error form.
 type Error struct {
-	// Anthropic is whether that is the form of Anthropic's API.
-	Anthropic bool
+	// Dialect is whose form that is.
+	Dialect apis.Dialect
 	// Status is the HTTP status.
 	Status int
 	// Message is for a person.
@@ -30,7 +32,7 @@ func (e *Error) Error() string { return e.Message }
 
 // JSON returns the body of the answer.
 func (e *Error) JSON() []byte {
-	if e.Anthropic {
+	if e.Dialect == apis.Anthropic {
 		return e.anthropic()
 	}
 	var body struct {
@@ -125,9 +127,14 @@ func ModelNotFound(model string) *Error {
 	return invalid(404, "model", "model_not_found", "the model %q does not exist here: GET /v1/models lists those that do", clip(model, 96))
 }
 
-// WrongContentType answers a body that does not claim to be JSON.
-func WrongContentType(got string) *Error {
-	return invalid(415, "", "unsupported_content_type", "unsupported content type %q: this operation takes application/json", clip(got, 96))
+// NotForm answers a body that is not a form, and says why.
+func NotForm(why string) *Error {
+	return invalid(400, "", "invalid_form", "the request body is not valid multipart/form-data: %s", why)
+}
+
+// WrongContentType answers a body of another content type than its operation takes.
+func WrongContentType(got string, takes apis.Reader) *Error {
+	return invalid(415, "", "unsupported_content_type", "unsupported content type %q: this operation takes %s", clip(got, 96), takes.ContentType())
 }
 
 // WrongEncoding answers a body in a content encoding that is not known here.

@@ -10,6 +10,8 @@ import (
 	"image/jpeg"
 	"image/png"
 	"testing"
+
+	"millrace.dev/millrace/internal/apis"
 )
 
 // dataURL is an image as clients send it.
@@ -101,10 +103,10 @@ func TestTokensOfMedia(t *testing.T) {
 
 func TestEstimateLeavesMediaOut(t *testing.T) {
 	picture := dataURL("png", append(encodedImage(t, "png", 28, 28), make([]byte, 1<<20)...))
-	for api, body := range map[API]string{
-		Chat:      `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"%s"}}]}]}`,
-		Responses: `{"input":[{"role":"user","content":[{"type":"input_image","image_url":"%s"}]}]}`,
-		Messages:  `{"messages":[{"role":"user","content":[{"type":"tool_result","content":[{"type":"image","source":{"type":"base64","data":"%s"}}]}]}]}`,
+	for api, body := range map[apis.API]string{
+		apis.Chat:      `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"%s"}}]}]}`,
+		apis.Responses: `{"input":[{"role":"user","content":[{"type":"input_image","image_url":"%s"}]}]}`,
+		apis.Messages:  `{"messages":[{"role":"user","content":[{"type":"tool_result","content":[{"type":"image","source":{"type":"base64","data":"%s"}}]}]}]}`,
 	} {
 		var r Request
 		if err := r.Parse(api, fmt.Appendf(nil, body, picture)); err != nil {

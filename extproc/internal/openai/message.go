@@ -1,6 +1,10 @@
 package openai
 
-import "bytes"
+import (
+	"bytes"
+
+	"millrace.dev/millrace/internal/apis"
+)
 
 // Message is one message of a conversation.
 type Message struct {
@@ -24,7 +28,7 @@ type Message struct {
 // system reads what the model is told before the conversation: the instructions
 // of Responses, and Anthropic's system, a text or a list of texts.
 func (r *Request) system(s *scanner, name []byte) bool {
-	if (r.API != Responses || string(name) != "instructions") && (!r.API.anthropic() || string(name) != "system") {
+	if (r.API != apis.Responses || string(name) != "instructions") && (!r.anthropic() || string(name) != "system") {
 		return s.skip(1)
 	}
 	r.instructions = Message{}
@@ -34,13 +38,13 @@ func (r *Request) system(s *scanner, name []byte) bool {
 	switch {
 	case s.peek() == '"':
 		ok = r.textField(s, &content)
-	case s.peek() == '[' && r.API.anthropic():
+	case s.peek() == '[' && r.anthropic():
 		content, ok = r.joined(s)
 	default:
 		return s.skip(1)
 	}
 	r.instructions = Message{Role: "system", Content: content, Raw: s.b[start:s.i]}
-	if r.API.anthropic() {
+	if r.anthropic() {
 		r.unbill(&r.instructions)
 	}
 	return ok
@@ -141,7 +145,7 @@ func (r *Request) message(s *scanner) bool {
 	for i := range r.Media[media:] {
 		m.data += r.Media[media+i].Bytes
 	}
-	if r.API.anthropic() && (nothing || !said && m.Role == "assistant") {
+	if r.anthropic() && (nothing || !said && m.Role == "assistant") {
 		return ok // the engines pass over it
 	}
 	r.Messages = append(r.Messages, m)
@@ -200,11 +204,11 @@ func (r *Request) take(p *parts, one *part) {
 	case blockPart:
 		p.blocks = true
 	case otherPart:
-		if r.API.anthropic() {
+		if r.anthropic() {
 			p.kept-- // the engines pass over it
 		}
 	default:
-		if kind == File && r.API.anthropic() {
+		if kind == File && r.anthropic() {
 			p.kept-- // the engines pass over it
 			return
 		}

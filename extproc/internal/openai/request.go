@@ -4,13 +4,15 @@ import (
 	"math"
 	"slices"
 	"strconv"
+
+	"millrace.dev/millrace/internal/apis"
 )
 
 // Request is what the picker knows of one request. Its slices lie in the body
 // or in the Request's own memory: they are valid until the next Parse.
 type Request struct {
 	// API is the operation.
-	API API
+	API apis.API
 	// Model is the id of the model asked for; empty: none or no string.
 	Model []byte
 	// Stream is whether the answer comes as events.
@@ -33,7 +35,7 @@ type Request struct {
 	Messages []Message
 	// Media is all that is not text in them.
 	Media []Media
-	// Prompts is what Completions and Embeddings work on.
+	// Prompts is the texts of all operations without a conversation.
 	Prompts []Prompt
 	// Tools is the JSON of the tools; nil: none.
 	Tools []byte
@@ -41,6 +43,8 @@ type Request struct {
 	TemplateArgs []byte
 	// Salted is whether the client keeps its prompts' caches to itself (cache_salt).
 	Salted bool
+	// Cut is whether a form was not decoded to its end, and no model was found until there.
+	Cut bool
 	// Raw is the whole body.
 	Raw []byte
 
@@ -55,7 +59,7 @@ type Request struct {
 // span is a part of a body; the zero span is none.
 type span struct{ from, to int }
 
-// Prompt is one text of Completions or Embeddings.
+// Prompt is one text.
 type Prompt struct {
 	// Text is unescaped; nil if the client sent token ids.
 	Text []byte
@@ -63,12 +67,9 @@ type Prompt struct {
 	IDs int
 }
 
-// Parse reads body, which must stay unchanged while r is in use.
-func (r *Request) Parse(api API, body []byte) *Error {
-	*r = Request{
-		API: api, Raw: body, MaxTokens: -1, maxCompletion: -1, Choices: 1,
-		Messages: r.Messages[:0], Media: r.Media[:0], Prompts: r.Prompts[:0], unescaped: r.unescaped[:0],
-	}
+// Parse decodes a JSON body, which must stay unchanged while r is in use.
+func (r *Request) Parse(api apis.API, body []byte) *Error {
+	r.reset(api, body)
 	s := &scanner{b: body}
 	s.space()
 	ok := s.object(0, func(key text) bool { return r.field(s, key) })
@@ -84,6 +85,14 @@ func (r *Request) Parse(api API, body []byte) *Error {
 	}
 	r.Choices = max(r.Choices, r.candidates)
 	return nil
+}
+
+// reset makes r that of a body of which nothing is decoded yet.
+func (r *Request) reset(api apis.API, body []byte) {
+	*r = Request{
+		API: api, Raw: body, MaxTokens: -1, maxCompletion: -1, Choices: 1,
+		Messages: r.Messages[:0], Media: r.Media[:0], Prompts: r.Prompts[:0], unescaped: r.unescaped[:0],
+	}
 }
 
 // Forget lets go of the body, so that r can wait for the next one.
@@ -128,7 +137,7 @@ func (r *Request) field(s *scanner, key text) bool {
 	case "messages":
 		return r.messages(s)
 	case "input":
-		if r.API == Responses {
+		if r.API == apis.Responses {
 			return r.input(s)
 		}
 		return r.prompts(s)
@@ -154,7 +163,7 @@ func (r *Request) field(s *scanner, key text) bool {
 
 // metadata looks for the user where Anthropic's API has it.
 func (r *Request) metadata(s *scanner) bool {
-	if !r.API.anthropic() || s.peek() != '{' {
+	if !r.anthropic() || s.peek() != '{' {
 		return s.skip(1)
 	}
 	return s.object(1, func(key text) bool {
@@ -184,6 +193,10 @@ func (r *Request) length(s *scanner, name []byte) bool {
 		r.Salted = s.peek() == '"'
 	case "stop", "stop_sequences":
 		return r.stops(s)
+	default:
+		if slices.Contains(r.API.Row().Texts, string(name)) {
+			return r.texts(s)
+		}
 	}
 	return s.skip(1)
 }
@@ -276,6 +289,24 @@ func (r *Request) prompts(s *scanner) bool {
 		r.Prompts = append(r.Prompts, Prompt{IDs: ids})
 	}
 	return ok
+}
+
+// texts adds a text, or those of a list of texts or of objects with one, to the prompts.
+func (r *Request) texts(s *scanner) bool {
+	if s.peek() != '[' {
+		return r.prompt(s, 1)
+	}
+	return s.array(1, func() bool {
+		if s.peek() != '{' {
+			return r.prompt(s, 2)
+		}
+		return s.object(2, func(key text) bool {
+			if string(r.plain(key)) == "text" {
+				return r.prompt(s, 3)
+			}
+			return s.skip(3)
+		})
+	})
 }
 
 func (r *Request) prompt(s *scanner, depth int) bool {

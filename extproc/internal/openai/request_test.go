@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"millrace.dev/millrace/internal/apis"
 )
 
 // seen is a Request as the tests compare it.
@@ -55,127 +57,127 @@ func look(r *Request) seen {
 func TestParse(t *testing.T) {
 	tests := []struct {
 		name string
-		api  API
+		api  apis.API
 		body string
 		want seen
 	}{
 		{
 			name: "chat",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","stream":true,"max_tokens":7,"n":2,"messages":[{"role":"system","content":"be"},{"content":"a\"\u00e9\ud83d\ude00\n","role":"user"}]}`,
 			want: seen{Model: "m", Stream: true, MaxTokens: 7, Choices: 2, Messages: []string{"system=be", "user=a\"é😀\n"}},
 		},
 		{
 			name: "a single text part is plain text, several are not",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"}]},{"role":"user","content":[{"type":"text","text":"x"},{"type":"text","text":"y"}]},{"role":"user","content":[{"type":"text","text":"x"},{"type":"new"}]},{"role":"assistant","content":null,"tool_calls":[]}]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"user=x", "user-", "user-", "assistant-"}},
 		},
 		{
 			name: "text beside media is read, the media apart",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"http://a/b.png","detail":"low"}},{"text":"y","type":"text"},{"type":"input_audio","input_audio":{"data":"AAAA","format":"mp3"}}]}]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"user=x\ny"}, Media: []Media{{Kind: Image, Low: true, Bytes: 16}, {Kind: Audio, Seconds: 1, Bytes: 6}}},
 		},
 		{
 			name: "of the limits the newer one counts, and of choices the larger",
-			api:  Completions,
+			api:  apis.Completions,
 			body: `{"model":"m","max_completion_tokens":3,"max_tokens":9,"n":2,"best_of":5,"min_tokens":2,"ignore_eos":true,"stop":["x"]}`,
 			want: seen{Model: "m", MaxTokens: 3, Choices: 5, MinTokens: 2, Hints: "eos stop"},
 		},
 		{
 			name: "no stops",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","stop":[ ],"ignore_eos":false}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1},
 		},
 		{
 			name: "keys of limits are escaped, too",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","m\u0061x_tokens":4,"\u0073top":"x"}`,
 			want: seen{Model: "m", MaxTokens: 4, Choices: 1, Hints: "stop"},
 		},
 		{
 			name: "a response that goes on",
-			api:  Responses,
+			api:  apis.Responses,
 			body: `{"model":"m","previous_response_id":"resp_1","input":[{"type":"function_call_output","call_id":"c","output":[{"type":"input_image","image_url":"data:,x"}]}]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Previous: "resp_1", Messages: []string{"-"}, Media: []Media{{Kind: Image, Bytes: 9}}},
 		},
 		{
 			name: "anthropic",
-			api:  Messages,
+			api:  apis.Messages,
 			body: `{"model":"m","max_tokens":5,"system":[{"type":"text","text":"be"},{"type":"text","text":" kind","cache_control":{}}],"stop_sequences":["x"],"messages":[{"role":"user","content":"a"},{"role":"assistant","content":[{"type":"text","text":"b"},{"type":"new"}]},{"role":"user","content":[{"type":"document","source":{"data":"x"}}]},{"role":"assistant"},{"role":"user","content":[]},{"role":"user"},{"role":"user","content":[{"type":"tool_result","content":[{"type":"image","source":{"type":"url","url":"https://x"}}]},{"type":"text","text":"c"}]}]}`,
 			want: seen{Model: "m", MaxTokens: 5, Choices: 1, Hints: "stop", Messages: []string{"system=be kind", "user=a", "assistant=b", "user-", "user-"}, Media: []Media{{Kind: Image, Bytes: 11}}},
 		},
 		{
 			name: "anthropic with a system text, a line for the bill in it",
-			api:  Messages,
+			api:  apis.Messages,
 			body: `{"model":"m","system":"x-anthropic-billing-header: a=b; cch=a5145;You are","messages":[]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"system=x-anthropic-billing-header: a=b; cch=fffff;You are"}},
 		},
 		{
 			name: "users",
-			api:  Messages,
+			api:  apis.Messages,
 			body: `{"model":"m","metadata":{"x":[1],"user_id":"u\u0031"}}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, User: "u1"},
 		},
 		{
 			name: "users of OpenAI's API",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","user":"u","metadata":{"user_id":"v"}}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, User: "u"},
 		},
 		{
 			name: "anthropic's system is nothing elsewhere",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","system":"be","instructions":"x"}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1},
 		},
 		{
 			name: "the last of equal keys counts, escaped keys too",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"a","messages":[{"role":"user","content":"1"}],"\u006dodel":"b","messages":[]}`,
 			want: seen{Model: "b", MaxTokens: -1, Choices: 1},
 		},
 		{
 			name: "completions of texts",
-			api:  Completions,
+			api:  apis.Completions,
 			body: ` { "model" : "m" , "prompt" : [ "a" , "b\tc" ] } `,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Prompts: []string{"a", "b\tc"}},
 		},
 		{
 			name: "completions of ids",
-			api:  Completions,
+			api:  apis.Completions,
 			body: `{"model":"m","prompt":[[1,2,3],[4]]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, IDs: 4},
 		},
 		{
 			name: "embeddings",
-			api:  Embeddings,
+			api:  apis.Embeddings,
 			body: `{"model":"m","input":"hello"}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Prompts: []string{"hello"}},
 		},
 		{
 			name: "responses with instructions behind the input",
-			api:  Responses,
+			api:  apis.Responses,
 			body: `{"model":"m","input":"hello","instructions":"be kind","max_output_tokens":5}`,
 			want: seen{Model: "m", MaxTokens: 5, Choices: 1, Messages: []string{"system=be kind", "user=hello"}},
 		},
 		{
 			name: "responses with items",
-			api:  Responses,
+			api:  apis.Responses,
 			body: `{"model":"m","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"hi"}]}]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Messages: []string{"user=hi"}},
 		},
 		{
 			name: "fields of wrong types are the engine's to refuse",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":3,"max_tokens":"x","n":-4,"stream":"true","messages":"no","tools":{}}`,
 			want: seen{MaxTokens: -1, Choices: 1},
 		},
 		{
 			name: "tools",
-			api:  Chat,
+			api:  apis.Chat,
 			body: `{"model":"m","tools":[{"type":"function"}]}`,
 			want: seen{Model: "m", MaxTokens: -1, Choices: 1, Tools: `[{"type":"function"}]`},
 		},
@@ -201,7 +203,7 @@ func TestParseRefuses(t *testing.T) {
 		`{"messages":[{"role":"user","content":[{"type":"text","text":"x}]}]}`,
 	} {
 		var r Request
-		if err := r.Parse(Chat, []byte(body)); err == nil || err.Status != 400 {
+		if err := r.Parse(apis.Chat, []byte(body)); err == nil || err.Status != 400 {
 			t.Errorf("Parse(%q) = %v, want a 400", body, err)
 		}
 	}
@@ -223,7 +225,7 @@ func FuzzParse(f *testing.F) {
 	}
 	var reused Request
 	f.Fuzz(func(t *testing.T, body []byte) {
-		for api := Other; api < APIs; api++ {
+		for api := apis.Other; api < apis.Len; api++ {
 			err := reused.Parse(api, body)
 			if err == nil && !json.Valid(body) {
 				t.Fatalf("Parse(%q) accepts what is not JSON", body)
@@ -299,7 +301,7 @@ func TestAnthropicErrorJSON(t *testing.T) {
 		{ModelNotFound("x"), "not_found_error"}, {NotJSON(0), "invalid_request_error"}, {TooLarge(1), "request_too_large"},
 		{NotReady("x"), "overloaded_error"}, {&Error{Status: 429}, "rate_limit_error"}, {&Error{Status: 500}, "api_error"},
 	} {
-		tt.err.Anthropic = true
+		tt.err.Dialect = apis.Anthropic
 		var got struct {
 			Type  string
 			Error struct{ Type, Message string }
@@ -309,39 +311,6 @@ func TestAnthropicErrorJSON(t *testing.T) {
 		}
 		if got.Type != "error" || got.Error.Type != tt.want || got.Error.Message != tt.err.Message {
 			t.Errorf("JSON() = %s, want type %q", tt.err.JSON(), tt.want)
-		}
-	}
-}
-
-func TestIsAnthropic(t *testing.T) {
-	for path, want := range map[string]bool{
-		"/v1/messages": true, "/v1/messages?beta=true": true, "/messages/batches/1": true, "/v1/messagesx": false, "/v1/chat/completions": false,
-	} {
-		if got := IsAnthropic(path); got != want {
-			t.Errorf("IsAnthropic(%s) = %v", path, got)
-		}
-	}
-}
-
-func TestAPIOf(t *testing.T) {
-	for _, tt := range []struct {
-		method, path string
-		want         API
-	}{
-		{"POST", "/v1/chat/completions", Chat},
-		{"POST", "/chat/completions?x=1", Chat},
-		{"POST", "/v1/completions", Completions},
-		{"POST", "/v1/embeddings", Embeddings},
-		{"POST", "/v1/responses", Responses},
-		{"POST", "/v1/messages?beta=true", Messages},
-		{"POST", "/v1/messages/count_tokens", CountTokens},
-		{"GET", "/v1/messages", Other},
-		{"GET", "/v1/responses/abc", Other},
-		{"GET", "/v1/chat/completions", Other},
-		{"POST", "/v1x/chat/completions", Other},
-	} {
-		if got := APIOf(tt.method, tt.path); got != tt.want {
-			t.Errorf("APIOf(%s %s) = %v, want %v", tt.method, tt.path, got, tt.want)
 		}
 	}
 }
@@ -359,7 +328,7 @@ func BenchmarkParse(b *testing.B) {
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := r.Parse(Chat, body); err != nil {
+				if err := r.Parse(apis.Chat, body); err != nil {
 					b.Fatal(err)
 				}
 			}

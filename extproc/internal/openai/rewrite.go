@@ -1,13 +1,17 @@
 package openai
 
-import "encoding/json"
+import (
+	"encoding/json"
+
+	"millrace.dev/millrace/internal/apis"
+)
 
 // RewriteModel returns a new body in which the value of the top-level "model" is
 // replaced: of several the last, which is the one that counts. A body that is not
 // a JSON object, or has no model, comes back as it is.
 func RewriteModel(body []byte, model string) []byte {
 	var r Request
-	if r.Parse(Other, body) != nil {
+	if r.Parse(apis.Other, body) != nil {
 		return body
 	}
 	return r.WithModel(nil, model)
@@ -19,9 +23,12 @@ func (r *Request) WithModel(dst []byte, model string) []byte {
 	if r.named == (span{}) {
 		return append(dst, r.Raw...)
 	}
-	name, err := json.Marshal(model)
-	if err != nil { // strings always marshal
-		panic(err)
+	name := []byte(model)
+	if r.API.Row().Reader == apis.JSON {
+		var err error
+		if name, err = json.Marshal(model); err != nil { // strings always marshal
+			panic(err)
+		}
 	}
 	dst = append(dst, r.Raw[:r.named.from]...)
 	dst = append(dst, name...)

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"millrace.dev/millrace/internal/apis"
 )
 
 // member is a field of an object, in the order in which they were sent.
@@ -57,8 +60,28 @@ func whole(v json.RawMessage, was, least, most int) int {
 	return min(max(n, least), most)
 }
 
+// naiveTexts are a text, or those of a list of texts or of objects with one.
+func naiveTexts(v json.RawMessage) (all []string) {
+	if text, ok := textOf(v); ok {
+		return []string{text}
+	}
+	list, _ := elements(v)
+	for _, e := range list {
+		if text, ok := textOf(e); ok {
+			all = append(all, text)
+		} else if e[0] == '{' {
+			for _, m := range members(e) {
+				if text, ok := textOf(m.value); ok && m.key == "text" {
+					all = append(all, text)
+				}
+			}
+		}
+	}
+	return all
+}
+
 // naiveRequest reads by encoding/json what Parse reads.
-func naiveRequest(api API, body []byte) (s seen) {
+func naiveRequest(api apis.API, body []byte) (s seen) {
 	s.MaxTokens, s.Choices = -1, 1
 	var told []string // the system message
 	newer, best := -1, 0
@@ -72,10 +95,10 @@ func naiveRequest(api API, body []byte) (s seen) {
 		case "stream":
 			s.Stream = string(v) == "true"
 		case "messages":
-			s.Messages = naiveMessages(v, api.anthropic())
+			s.Messages = naiveMessages(v, (api.Row().Dialect == apis.Anthropic))
 		case "input":
 			switch {
-			case api != Responses:
+			case api != apis.Responses:
 				s.Prompts, s.IDs = naivePrompts(v)
 			case isText:
 				s.Messages = []string{"user=" + text}
@@ -85,19 +108,19 @@ func naiveRequest(api API, body []byte) (s seen) {
 		case "prompt":
 			s.Prompts, s.IDs = naivePrompts(v)
 		case "instructions":
-			if api == Responses {
+			if api == apis.Responses {
 				told = nil
 			}
-			if api == Responses && isText {
+			if api == apis.Responses && isText {
 				told = []string{"system=" + text}
 			}
 		case "system":
-			if api.anthropic() {
+			if api.Row().Dialect == apis.Anthropic {
 				told = naiveSystem(v)
 			}
 		case "metadata":
 			for _, f := range members(v) {
-				if api.anthropic() && f.key == "user_id" {
+				if (api.Row().Dialect == apis.Anthropic) && f.key == "user_id" {
 					s.User, _ = textOf(f.value)
 				}
 			}
@@ -125,6 +148,10 @@ func naiveRequest(api API, body []byte) (s seen) {
 		case "stop", "stop_sequences":
 			list, _ := elements(v)
 			stop = isText && text != "" || len(list) > 0
+		default:
+			if slices.Contains(api.Row().Texts, m.key) {
+				s.Prompts = append(s.Prompts, naiveTexts(v)...)
+			}
 		}
 	}
 	s.Messages = append(told, s.Messages...)
@@ -255,7 +282,7 @@ func checkParse(t *testing.T, r *Request, body []byte) (compared bool) {
 	if strings.Contains(string(body), string(billing)) {
 		return false // see unbill
 	}
-	for api := Other; api < APIs; api++ {
+	for api := apis.Other; api < apis.Len; api++ {
 		if r.Parse(api, body) != nil {
 			return false
 		}
@@ -312,8 +339,8 @@ func (g grammar) message() string {
 func (g grammar) body() string {
 	return g.space() + g.object(12, func() string {
 		name := g.one("stream", "max_tokens", "max_output_tokens", "max_completion_tokens", "min_tokens", "n", "best_of", "ignore_eos", "stop",
-			"stop_sequences", "tools", "previous_response_id", "user", `\u0075ser`, "instructions", "system", "model", `m\u006fdel`, `max\u005ftokens`, "other", "prompt", "input", "metadata")
-		return g.one(`"system":`+g.list(3, g.part), `"input":`+g.list(3, g.message), `"metadata":{"user_id":`+g.value()+`}`, `"`+name+`"`+g.space()+":"+g.space()+g.value(), `"messages":`+g.list(5, g.message), `"prompt":`+g.list(5, g.value), `"`+name+`":`+g.value())
+			"stop_sequences", "tools", "previous_response_id", "user", `\u0075ser`, "instructions", "system", "model", `m\u006fdel`, `max\u005ftokens`, "other", "prompt", "input", "metadata", "query", "documents", "text_1", "queries")
+		return g.one(`"documents":`+g.list(4, g.part), `"system":`+g.list(3, g.part), `"input":`+g.list(3, g.message), `"metadata":{"user_id":`+g.value()+`}`, `"`+name+`"`+g.space()+":"+g.space()+g.value(), `"messages":`+g.list(5, g.message), `"prompt":`+g.list(5, g.value), `"`+name+`":`+g.value())
 	}) + g.space()
 }
 

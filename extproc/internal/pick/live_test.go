@@ -128,6 +128,9 @@ func TestJudge(t *testing.T) {
 	}
 	a.Reinstate()
 	b.Reinstate()
+	if got := p.Judge(m, list, Answer{Status: 501, Attempts: 2, Served: b.Address}, epoch, now); got != b || a.standing(now.UnixNano()) != fine {
+		t.Errorf("Judge() = %v of an operation that no host has, want who answered and no ejection", got)
+	}
 	for range 5 { // a request that fails on every host
 		p.Judge(m, list, Answer{Status: 500, Attempts: 2, Served: b.Address}, now, now)
 		now = now.Add(time.Second)

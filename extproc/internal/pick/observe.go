@@ -15,10 +15,16 @@ type Answer struct {
 	Served string
 }
 
+// notImplemented is the status of an operation that an engine does not have.
+const notImplemented = 501
+
 // Judge draws the conclusions about the hosts of a choice: those that failed
 // are left out for a while, the one that answered is trusted again. It returns
 // the endpoint that answered, or nil. sent is when the choice was made.
 func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time) *Endpoint {
+	if a.Status == notImplemented {
+		return m.Endpoint(a.Served) // what it can't do is no fault of it, nor of those tried before
+	}
 	failed, answered := verdict(len(list), indexOf(list, a.Served), a.Attempts, a.Status)
 	// What fails on every host accuses the request as much as the hosts.
 	grow := a.Status < 500 || failed < 2

@@ -4,13 +4,13 @@ import (
 	"math"
 	"math/bits"
 
-	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // Shape is what of a request tells how long its answer will be, beside its words.
 type Shape struct {
 	// API is the operation. Blind is whether the body was not read.
-	API   openai.API
+	API   apis.API
 	Blind bool
 	// Tools is whether the model may call some, Stream whether the answer comes in
 	// pieces.
@@ -36,13 +36,13 @@ const shortGuess = 256
 
 // shapes is by shape the mean length of answers, and by API the same.
 type shapes struct {
-	fine   [openai.APIs][2][2][limits][prompts]average
-	coarse [openai.APIs]average
+	fine   [apis.Len][2][2][limits][prompts]average
+	coarse [apis.Len]average
 }
 
 // at returns the shape's average.
 func (t *shapes) at(s *Shape) *average {
-	return &t.fine[s.API%openai.APIs][bit(s.Tools)][bit(s.Stream)][s.limit()][s.prompt()]
+	return &t.fine[s.API%apis.Len][bit(s.Tools)][bit(s.Stream)][s.limit()][s.prompt()]
 }
 
 func bit(b bool) int {
@@ -71,7 +71,7 @@ func (s *Shape) prompt() int {
 func (l *Learned) Output(s *Shape) int {
 	n := l.output.value(firstOutput)
 	if s.Choices > 0 {
-		n = l.shapes.at(s).value(l.shapes.coarse[s.API%openai.APIs].value(n))
+		n = l.shapes.at(s).value(l.shapes.coarse[s.API%apis.Len].value(n))
 	}
 	out := int(math.Ceil(n))
 	if s.Limit >= 0 && s.Limit < out {
@@ -94,7 +94,7 @@ func (l *Learned) learnOutput(s *Shape, completion int) {
 	}
 	n /= float64(s.Choices)
 	cut := s.Limit >= 0 && n >= float64(s.Limit)
-	api := &l.shapes.coarse[s.API%openai.APIs]
+	api := &l.shapes.coarse[s.API%apis.Len]
 	l.shapes.at(s).add(n, api.value(model))
 	if !cut || n > api.value(model) {
 		api.add(n, model)
@@ -107,15 +107,15 @@ func (l *Learned) learnOutput(s *Shape, completion int) {
 // ratios is by what the true length of prompts differs from guesses: by API and
 // size, those of bodies that were not read apart, and for all.
 type ratios struct {
-	fine    [openai.APIs + 1][sizes]average
+	fine    [apis.Len + 1][sizes]average
 	all     average
 	guessed average // length of guesses
 }
 
 func (r *ratios) at(s *Shape) *average {
-	api := int(s.API % openai.APIs)
+	api := int(s.API % apis.Len)
 	if s.Blind {
-		api = openai.APIs
+		api = apis.Len
 	}
 	return &r.fine[api][bit(s.Guess > shortGuess)]
 }

@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/internal/apis"
 )
 
 func TestShapesAreToldApart(t *testing.T) {
@@ -23,12 +23,12 @@ func TestShapesAreToldApart(t *testing.T) {
 }
 
 func TestOutputByShape(t *testing.T) {
-	chat := Shape{API: openai.Chat, Limit: -1, Prompt: 100, Choices: 1}
+	chat := Shape{API: apis.Chat, Limit: -1, Prompt: 100, Choices: 1}
 	tools, long, two := chat, chat, chat
 	tools.Tools = true
 	long.Prompt, two.Choices = 9000, 2
 	text := chat
-	text.API = openai.Completions
+	text.API = apis.Completions
 	var l Learned
 	if got := l.Output(&chat); got != firstOutput {
 		t.Errorf("nothing is known: %d tokens, want %d", got, firstOutput)
@@ -67,7 +67,7 @@ func TestOutputByShape(t *testing.T) {
 
 func TestCutAnswersSayLittle(t *testing.T) {
 	var l Learned
-	whole := Shape{API: openai.Chat, Limit: -1, Choices: 1}
+	whole := Shape{API: apis.Chat, Limit: -1, Choices: 1}
 	cut := whole
 	cut.Limit = 8
 	for range 60 {
@@ -76,7 +76,7 @@ func TestCutAnswersSayLittle(t *testing.T) {
 	for range 60 {
 		l.learn(Usage{Completion: 8, Shape: cut})
 	}
-	other := Shape{API: openai.Chat, Limit: -1, Choices: 1, Prompt: 5000}
+	other := Shape{API: apis.Chat, Limit: -1, Choices: 1, Prompt: 5000}
 	if got := l.Output(&other); got < 290 {
 		t.Errorf("after many that were cut %d tokens are expected, want 300", got)
 	}
@@ -88,7 +88,7 @@ func TestCutAnswersSayLittle(t *testing.T) {
 func TestRatioIsLearned(t *testing.T) {
 	var l Learned
 	r := rand.New(rand.NewPCG(3, 4))
-	s := Shape{API: openai.Chat, Choices: 1}
+	s := Shape{API: apis.Chat, Choices: 1}
 	wrong := 0.0
 	for i := range 400 {
 		s.Guess = 300 + r.IntN(4000)
@@ -114,7 +114,7 @@ func TestRatioIsLearned(t *testing.T) {
 // TestRatioOfMeans learns from engines that say nothing of single answers.
 func TestRatioOfMeans(t *testing.T) {
 	var l Learned
-	s := Shape{API: openai.Chat, Choices: 1}
+	s := Shape{API: apis.Chat, Choices: 1}
 	r := rand.New(rand.NewPCG(5, 6))
 	sum := 0.0
 	for i := range 600 {

@@ -8,10 +8,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // start is the time at which simulations begin.
@@ -79,7 +79,7 @@ func (m *millrace) Choose(id int, r *Request, ms float64) int {
 	p.asked[id] = a
 	var found prefix.Found
 	p.index.Find(a.chain, now, &found)
-	a.shape = pick.Shape{API: openai.Chat, Stream: true, Limit: -1, Prompt: r.Input, Choices: 1}
+	a.shape = pick.Shape{API: apis.Chat, Stream: true, Limit: -1, Prompt: r.Input, Choices: 1}
 	a.output = p.model.Output(&a.shape)
 	q := pick.Query{Model: p.model, Prompt: r.Input, Output: a.output, Found: &found, Most: 1, Now: now}
 	if err := p.Pick(&q, &a.choice); err != nil {

@@ -5,6 +5,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -32,8 +33,8 @@ type spending struct {
 // may be a smaller one. What was admitted must be given back even if there is an error.
 func admit(c *flow.Controller, in *input, u *understood, n *counted, r *openai.Request, mem *bodies) (a admission, err *openai.Error) {
 	p := in.table.Policy.Flow
-	if p == nil || in.head.Method != "POST" {
-		return a, nil // what only reads costs nothing
+	if p == nil || in.head.Method != "POST" || in.api.Row().Counted == apis.Nothing {
+		return a, nil // what no model works on costs nothing
 	}
 	if a.spent, err = spend(c, p, in, n); err != nil {
 		return a, err

@@ -6,6 +6,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -77,7 +78,7 @@ func TestAdmit(t *testing.T) {
 			if u.model.Name != tt.model || (a.ticket != nil) != tt.ticket {
 				t.Errorf("model %q, ticket %v", u.model.Name, a.ticket)
 			}
-			if renamed := tt.model != "m"; renamed && (u.asked != "m" || u.forward.body == nil || n.shape.API != openai.Chat) {
+			if renamed := tt.model != "m"; renamed && (u.asked != "m" || u.forward.body == nil || n.shape.API != apis.Chat) {
 				t.Errorf("degraded to %+v, %+v", u, n)
 			}
 			a.settle(0, epoch)

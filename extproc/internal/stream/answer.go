@@ -5,8 +5,8 @@ import (
 	"strings"
 	"time"
 
-	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -61,7 +61,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 
 // responseBody looks for the response's id at the beginning of an answer's body.
 func (x *Exchange) responseBody(body []byte, now time.Time) {
-	if x.answer.identified || x.api != openai.Responses || len(body) == 0 {
+	if x.answer.identified || x.api != apis.Responses || len(body) == 0 {
 		return
 	}
 	x.answer.identified = true
@@ -71,7 +71,7 @@ func (x *Exchange) responseBody(body []byte, now time.Time) {
 // identify takes in the id of the response.
 func (x *Exchange) identify(id string, now time.Time) {
 	a := &x.answer
-	if id == "" || len(id) > longestID || a.served == nil || !a.good || x.api != openai.Responses {
+	if id == "" || len(id) > longestID || a.served == nil || !a.good || x.api != apis.Responses {
 		return
 	}
 	a.identified = true

@@ -75,7 +75,7 @@ func TestUnseenAndUnknownBodiesPassPacked(t *testing.T) {
 		"streamed":     {post(encodedBy("br"), by(Streamed))},
 		"headers only": {post(encodedBy("br"), by(Unseen))},
 		"half of it":   {post(encodedBy("gzip")), {Kind: RequestBody, Body: b[:20], At: epoch}},
-		"unknown path": {post(encodedBy("br"), func(h *RequestHead) { h.Path = "/v1/rerank" }), {Kind: RequestBody, Body: b, End: true, At: epoch}},
+		"unknown path": {post(encodedBy("br"), func(h *RequestHead) { h.Path = "/v1/anything" }), {Kind: RequestBody, Body: b, End: true, At: epoch}},
 	} {
 		out := run(f.core.Begin(), evs...)
 		last := out[len(out)-1]
@@ -95,7 +95,7 @@ func TestPassthrough(t *testing.T) {
 		most                                  int // tokens
 	}{
 		{"rerank", "POST", "/v1/rerank", "application/json", `{"model":"other","query":"x","documents":["y"]}`, "other", 20},
-		{"a sound", "POST", "/v1/audio/transcriptions", "multipart/form-data; boundary=x", strings.Repeat("--x\r\n", 10000), "m", upload},
+		{"a sound", "POST", "/v1/audio/effects", "multipart/form-data; boundary=x", strings.Repeat("--x\r\n", 10000), "m", upload},
 		{"no JSON", "POST", "/v1/anything", "application/json", `[`, "m", 1},
 		{"a model that isn't here", "POST", "/v1/anything", "application/json", `{"model":"x"}`, "m", 4},
 		{"a body without a type", "PUT", "/v1/files/1", "", "abc", "m", 1},

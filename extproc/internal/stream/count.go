@@ -4,6 +4,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // counted is how long a request is.
@@ -28,10 +29,11 @@ const upload = 2048
 // count counts the tokens of a request that has a model. It is the second stage.
 func count(in *input, u *understood, r *openai.Request) counted {
 	n := counted{shape: shapeOf(in, u, r)}
-	s := &n.shape
+	s, how := &n.shape, in.api.Row().Counted
 	switch c := u.model.Counter(); {
-	case u.blind:
+	case u.blind || how == apis.Size:
 		n.prompt = u.model.Guessed(s)
+	case how == apis.Nothing:
 	case c != nil:
 		n.prompt, n.exact = c.Count(r)
 	default:
@@ -54,18 +56,19 @@ func shapeOf(in *input, u *understood, r *openai.Request) pick.Shape {
 	if !u.blind {
 		s.Tools, s.Stream = r.Tools != nil, r.Stream
 		s.Limit, s.Choices = r.MaxTokens, max(1, r.Choices)
-		return s
 	}
-	s.Guess = int(max(in.head.Length, int64(u.size), 0) / 4)
-	if !isJSON(in.head.ContentType) {
-		s.Guess = min(s.Guess, upload)
+	if u.blind || in.api.Row().Counted == apis.Size {
+		s.Guess = int(max(in.head.Length, int64(u.size), 0) / 4)
+		if !apis.JSON.Accepts(in.head.ContentType) {
+			s.Guess = min(s.Guess, upload)
+		}
 	}
 	return s
 }
 
 // outputOf returns the expected tokens of all answers to a request of a shape.
 func outputOf(in *input, u *understood, r *openai.Request, s *pick.Shape) int {
-	if !in.api.Generates() || in.head.Method != "POST" {
+	if !in.api.Row().Generates || in.head.Method != "POST" {
 		return 0
 	}
 	n := u.model.Output(s)

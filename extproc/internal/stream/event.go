@@ -22,6 +22,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // Kind is the part of an HTTP exchange that an Event brings and a Reply answers.
@@ -144,7 +145,7 @@ type Decision struct {
 	// Priority is "critical", "standard" or "sheddable".
 	Priority string
 	// API is the operation.
-	API openai.API
+	API apis.API
 	// PromptTokens is the length of the prompt; Exact is whether it was counted
 	// by the model's tokenizer.
 	PromptTokens int

@@ -9,6 +9,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/unpack"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // chunk is the most bytes of a Duplex reply: Envoy takes up to 64 KiB a message.
@@ -34,7 +35,7 @@ type Exchange struct {
 	phase phase
 	table *pick.Table // of the whole exchange; nil: xds has said nothing yet
 	head  RequestHead
-	api   openai.API
+	api   apis.API
 
 	// Results of the stages. No stage reads them: they are its arguments.
 	understood understood
@@ -135,7 +136,7 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 		return append(out, Reply{Kind: RequestHeaders})
 	}
 	x.phase = reading
-	x.head, x.api = ev.Request, openai.APIOf(ev.Request.Method, ev.Request.Path)
+	x.head, x.api = ev.Request, apis.Of(ev.Request.Method, ev.Request.Path)
 	x.table = x.core.picker.Table()
 	if err := x.refuse(); err != nil {
 		return x.fail(err, out)
@@ -159,11 +160,11 @@ func (x *Exchange) refuse() *openai.Error {
 	if limit := x.limit(); limit > 0 && x.head.Length > limit {
 		return openai.TooLarge(limit)
 	}
-	if x.api == openai.Other {
+	if x.api == apis.Other {
 		return nil
 	}
-	if !isJSON(x.head.ContentType) {
-		return openai.WrongContentType(x.head.ContentType)
+	if takes := x.api.Row().Reader; !takes.Accepts(x.head.ContentType) {
+		return openai.WrongContentType(x.head.ContentType, takes)
 	}
 	seen := x.head.Mode == Buffered || x.head.Mode == Duplex
 	if x.table != nil && seen && unpack.Of(x.head.ContentEncoding) == unpack.Unknown {
@@ -330,7 +331,7 @@ func (x *Exchange) reply(k Kind, d *Decision, out []Reply) []Reply {
 // fail answers the client with an error.
 func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
 	x.phase = over
-	err.Anthropic = openai.IsAnthropic(x.head.Path)
+	err.Dialect = apis.DialectOf(x.head.Path)
 	x.core.metrics.refused(err.Status)
 	return append(out, Reply{Kind: Immediate, Error: err})
 }

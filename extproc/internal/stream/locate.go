@@ -7,6 +7,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // located is where prefixes of a prompt are cached, and the keys by which its
@@ -26,7 +27,7 @@ type located struct {
 // It is the third stage. The chain is made in memory, which it overwrites.
 func locate(in *input, u *understood, n *counted, r *openai.Request, memory []prefix.Link, found *prefix.Found) located {
 	index := in.table.Policy.Prefixes
-	if !in.api.Caches() {
+	if in.api.Row().Routed == apis.ByLoad {
 		index.Find(nil, in.now, found)
 		return located{chain: memory[:0]}
 	}

@@ -2,13 +2,13 @@ package stream
 
 import (
 	"errors"
-	"strings"
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/extproc/internal/unpack"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -16,7 +16,7 @@ import (
 type input struct {
 	table *pick.Table
 	head  *RequestHead
-	api   openai.API
+	api   apis.API
 	// body is what came of the body; nil: nothing did. whole is whether that is all.
 	body  []byte
 	whole bool
@@ -68,13 +68,13 @@ func understand(in *input, r *openai.Request, mem *bodies) (understood, *openai.
 	}
 	u.size = len(body)
 	encoded := !u.forward.bare && unpack.Of(in.head.ContentEncoding) != unpack.Identity
-	u.blind = in.api == openai.Other || !in.whole && body == nil || encoded
+	u.blind = in.api == apis.Other || !in.whole && body == nil || encoded
 	if !u.blind {
 		err := u.decode(in, r, body)
 		if err != nil && in.whole {
 			return u, err
 		}
-		u.blind = err != nil
+		u.blind = err != nil || !complete(in)
 	}
 	if u.blind {
 		u.guess(in, r, body)
@@ -89,7 +89,7 @@ func understand(in *input, r *openai.Request, mem *bodies) (understood, *openai.
 // undo one. A part of a body, which only who has the rest can read, stays as it is.
 func bare(in *input, mem *bodies) ([]byte, *openai.Error) {
 	e := unpack.Of(in.head.ContentEncoding)
-	if e == unpack.Identity || in.body == nil || in.api == openai.Other {
+	if e == unpack.Identity || in.body == nil || in.api == apis.Other {
 		return in.body, nil
 	}
 	limit := in.table.Policy.MaxBody
@@ -112,30 +112,50 @@ func bare(in *input, mem *bodies) ([]byte, *openai.Error) {
 
 // decode decodes the body and finds its model.
 func (u *understood) decode(in *input, r *openai.Request, body []byte) *openai.Error {
-	if err := r.Parse(in.api, body); err != nil {
+	if err := parse(in, r, body); err != nil {
 		return err
 	}
-	if len(r.Model) == 0 {
+	switch {
+	case len(r.Model) > 0:
+		u.model, u.asked = modelOf(in, r)
+	case r.Cut || in.api.Row().AnyModel:
+		u.model = in.table.Default
+	}
+	switch {
+	case u.model != nil:
+		return nil
+	case len(r.Model) > 0:
+		return openai.ModelNotFound(string(r.Model))
+	default:
 		return openai.NoModel()
 	}
-	if u.model, u.asked = modelOf(in, r); u.model == nil {
-		return openai.ModelNotFound(string(r.Model))
+}
+
+// complete reports whether a body that could be decoded is all there is: JSON shows its
+// end, a form need not be decoded to its end.
+func complete(in *input) bool { return in.whole || in.api.Row().Reader == apis.JSON }
+
+// parse decodes the body as its operation has it.
+func parse(in *input, r *openai.Request, body []byte) *openai.Error {
+	if in.api.Row().Reader == apis.Form {
+		return r.ParseForm(in.api, in.head.ContentType, body)
 	}
-	return nil
+	return r.Parse(in.api, body)
 }
 
 // guess finds the model of a request that was not decoded: the one that it names all
 // the same, else the default.
 func (u *understood) guess(in *input, r *openai.Request, body []byte) {
+	u.model, u.asked = nil, ""
 	switch {
-	case len(body) > 0 && r.Parse(in.api, body) == nil:
+	case len(body) > 0 && parse(in, r, body) == nil && complete(in):
 		u.model, u.asked = modelOf(in, r)
 	case len(body) > 0 && len(r.Model) > 0:
 		// Envoy has cut it off behind the model's name. It can't be changed: the rest of
 		// it passes through.
 		u.model = in.table.Model(r.Model)
 	case body == nil:
-		u.unseen = in.api != openai.Other && len(in.table.Policy.Rewrites) > 0
+		u.unseen = in.api != apis.Other && len(in.table.Policy.Rewrites) > 0
 	}
 	if u.model == nil {
 		u.model = in.table.Default
@@ -227,12 +247,4 @@ func priorityOf(in *input) string {
 	default:
 		return in.table.Policy.Priority
 	}
-}
-
-// isJSON reports whether a content type is JSON; a client that says none is believed.
-func isJSON(contentType string) bool {
-	kind, _, _ := strings.Cut(contentType, ";")
-	kind = strings.TrimSpace(kind)
-	return kind == "" || strings.EqualFold(kind, "application/json") ||
-		len(kind) > 5 && strings.EqualFold(kind[len(kind)-5:], "+json")
 }

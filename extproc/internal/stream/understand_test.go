@@ -6,13 +6,14 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/wire"
 )
 
 // inputOf is what a chat with a body is decided by.
 func (f *fleet) inputOf(body string, edit ...func(*RequestHead)) *input {
 	ev := post(edit...)
-	in := &input{table: f.table, head: &ev.Request, api: openai.APIOf(ev.Request.Method, ev.Request.Path), whole: true, now: epoch}
+	in := &input{table: f.table, head: &ev.Request, api: apis.Of(ev.Request.Method, ev.Request.Path), whole: true, now: epoch}
 	if body != "" {
 		in.body = []byte(body)
 	}

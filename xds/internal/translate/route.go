@@ -15,13 +15,11 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/wire"
 )
-
-// aliases are paths that some clients use without the /v1 in front.
-var aliases = []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/messages", "/messages/count_tokens"}
 
 // routes returns the one route configuration.
 func routes(d *desired.State) *routev3.RouteConfiguration {
@@ -38,8 +36,10 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 	host.Routes = append(host.Routes, modelRoutes(d)...)
 	timeout := durationpb.New(spec.Limits.RequestTimeout.Duration)
 	host.Routes = append(host.Routes, apiRoutes(d, prefix("/v1/"), "", timeout)...)
-	for _, alias := range aliases {
-		host.Routes = append(host.Routes, apiRoutes(d, path(alias), "/v1"+alias, timeout)...)
+	for a := apis.Chat; a < apis.Len; a++ {
+		for _, p := range a.Row().Outside("/v1/") {
+			host.Routes = append(host.Routes, apiRoutes(d, path(p), a.Row().Path, timeout)...)
+		}
 	}
 	host.Routes = append(host.Routes, direct(prefix("/"), 404, "no such path; the API is under /v1/"))
 	return &routev3.RouteConfiguration{

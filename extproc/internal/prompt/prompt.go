@@ -1,4 +1,9 @@
-package main
+// Package prompt counts the tokens of requests' prompts, and says which they are, with a
+// model's own tokenizer: it is what openai decodes, as token takes it.
+//
+// fleet loads a Counter for each model, stream asks it through pick. Its one rule: what
+// it calls exact is what the engine will count.
+package prompt
 
 import (
 	"sync"
@@ -6,6 +11,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/token"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // tokenizer counts the tokens of requests with a model's own tokenizer.
@@ -14,8 +20,8 @@ type tokenizer struct {
 	chats sync.Pool // of *token.Chat
 }
 
-// loadTokenizer reads a tokenizer for fleet.
-func loadTokenizer(path string) (pick.Counter, error) {
+// Load reads a model's tokenizer from a file or folder.
+func Load(path string) (pick.Counter, error) {
 	m, err := token.Load(path)
 	if err != nil {
 		return nil, err
@@ -26,18 +32,18 @@ func loadTokenizer(path string) (pick.Counter, error) {
 // Count returns the prompt tokens of a request as the engine will count them.
 // Media are estimated.
 func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
-	switch r.API {
-	case openai.Chat, openai.Messages, openai.CountTokens:
-		n, exact = t.chat(r)
-	case openai.Responses:
+	switch {
+	case r.API.Row().Counted != apis.Conversation:
+		return t.prompts(r)
+	case r.API == apis.Responses:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return r.Estimate(), false // the engine will refuse it
 		}
 		n, exact = t.model.CountChat(c)
-		exact = exact && r.Previous == nil // what it goes on from is not in it
+		exact = exact && r.Previous == nil // what it continues is not in it
 	default:
-		return t.prompts(r)
+		n, exact = t.chat(r)
 	}
 	for i := range r.Media {
 		n += t.media(&r.Media[i])
@@ -48,25 +54,25 @@ func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 // IDs appends the tokens of a request's prompt, none if they are not known: where
 // there are media, or several prompts, or ids in place of a text.
 func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
-	switch r.API {
-	case openai.Chat, openai.Messages:
-		c := t.chats.Get().(*token.Chat)
-		defer t.chats.Put(c)
-		known := fill(c, r)
-		ids, exact = t.model.AppendChat(dst, c)
-		empty(c)
-		return ids, exact && known
-	case openai.Responses:
+	switch {
+	case r.API.Row().Counted != apis.Conversation:
+		if len(r.Prompts) != 1 || r.Prompts[0].Text == nil {
+			return dst, false
+		}
+		return t.model.AppendPrompt(dst, r.Prompts[0].Text), true
+	case r.API == apis.Responses:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return dst, false
 		}
 		return t.model.AppendChat(dst, c)
 	default:
-		if len(r.Prompts) != 1 || r.Prompts[0].Text == nil {
-			return dst, false
-		}
-		return t.model.AppendPrompt(dst, r.Prompts[0].Text), true
+		c := t.chats.Get().(*token.Chat)
+		defer t.chats.Put(c)
+		known := fill(c, r)
+		ids, exact = t.model.AppendChat(dst, c)
+		empty(c)
+		return ids, exact && known
 	}
 }
 
@@ -93,7 +99,7 @@ func (t *tokenizer) chat(r *openai.Request) (int, bool) {
 // fill makes a chat of a request. It returns false if that can't be done for all of it.
 func fill(c *token.Chat, r *openai.Request) bool {
 	*c = token.Chat{Messages: c.Messages[:0], Tools: r.Tools, Raw: r.Raw}
-	if r.API != openai.Chat {
+	if r.API.Row().Dialect == apis.Anthropic {
 		return anthropic(c, r)
 	}
 	for i := range r.Messages {
@@ -139,13 +145,14 @@ func anthropic(c *token.Chat, r *openai.Request) bool {
 	if r.Tools != nil {
 		c.Tools = token.AnthropicTools(r.Tools)
 	}
-	if r.TemplateArgs != nil { // of the rare fields the only one that is passed on
+	if r.TemplateArgs != nil { // of the rare fields the only one that the template sees
 		c.Raw = append(append([]byte(`{"chat_template_kwargs":`), r.TemplateArgs...), '}')
 	}
 	return known
 }
 
-// prompts counts texts; what came as ids is counted already.
+// prompts counts texts; what came as ids is counted already. Texts that the engine puts
+// together by rules of its own, such as a query and a document, are an estimate.
 func (t *tokenizer) prompts(r *openai.Request) (n int, exact bool) {
 	for _, p := range r.Prompts {
 		n += p.IDs
@@ -153,5 +160,5 @@ func (t *tokenizer) prompts(r *openai.Request) (n int, exact bool) {
 			n += t.model.CountPrompt(p.Text)
 		}
 	}
-	return n, len(r.Prompts) > 0
+	return n, len(r.Prompts) > 0 && r.API.Row().Texts == nil
 }

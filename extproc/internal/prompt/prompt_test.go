@@ -1,4 +1,4 @@
-package main
+package prompt
 
 import (
 	"bufio"
@@ -10,13 +10,14 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/apis"
 )
 
 // smolPath is where set-up puts the model of the tests.
 func smolPath() string {
 	cache := os.Getenv("MILLRACE_CACHE")
 	if cache == "" {
-		cache = filepath.Join("..", ".cache")
+		cache = filepath.Join("..", "..", "..", ".cache")
 	}
 	return filepath.Join(cache, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
 }
@@ -24,18 +25,18 @@ func smolPath() string {
 // TestCountsEqualTheServers reads the requests that a real server has counted as
 // they come from Envoy.
 func TestCountsEqualTheServers(t *testing.T) {
-	c, err := loadTokenizer(smolPath())
+	c, err := Load(smolPath())
 	if err != nil {
 		t.Fatalf("%v; run `make setup`, which fetches the model", err)
 	}
-	f, err := os.Open("internal/token/testdata/counts.jsonl")
+	f, err := os.Open("../token/testdata/counts.jsonl")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
-	counted, told := map[openai.API]int{}, map[openai.API]int{}
+	counted, identified := map[apis.API]int{}, map[apis.API]int{}
 	var r openai.Request
 	for lines.Scan() {
 		var s struct {
@@ -46,8 +47,8 @@ func TestCountsEqualTheServers(t *testing.T) {
 		if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
 			t.Fatal(err)
 		}
-		api := openai.APIOf("POST", s.Path)
-		if api == openai.Other {
+		api := apis.Of("POST", s.Path)
+		if how := api.Row().Counted; how != apis.Conversation && how != apis.Texts {
 			continue
 		}
 		if err := r.Parse(api, s.Body); err != nil {
@@ -60,32 +61,32 @@ func TestCountsEqualTheServers(t *testing.T) {
 		if ids, certain := c.(pick.Identifier).IDs(nil, &r); len(ids) > 0 && (!certain || len(ids) != n) {
 			t.Errorf("%s: %d ids, certain %v; %d tokens", s.Name, len(ids), certain, n)
 		} else if len(ids) > 0 {
-			told[api]++
+			identified[api]++
 		}
 		counted[api]++
 	}
-	if counted[openai.Messages] < 100 || counted[openai.Chat] < 150 || counted[openai.Responses] < 10 || told[openai.Messages] < 100 || told[openai.Chat] < 150 || told[openai.Completions] == 0 {
-		t.Errorf("%v requests, tokens told of %v; something is lost", counted, told)
+	if counted[apis.Messages] < 100 || counted[apis.Chat] < 150 || counted[apis.Responses] < 10 || identified[apis.Messages] < 100 || identified[apis.Chat] < 150 || identified[apis.Completions] == 0 {
+		t.Errorf("%v requests, tokens known of %v; something is lost", counted, identified)
 	}
 }
 
 func TestMediaAreEstimated(t *testing.T) {
-	c, err := loadTokenizer(smolPath())
+	c, err := Load(smolPath())
 	if err != nil {
 		t.Fatal(err)
 	}
 	image := "data:image/png;base64," + strings.Repeat("A", 1<<16)
-	for api, body := range map[openai.API]string{
-		openai.Chat:      `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"` + image + `"}}]}]}`,
-		openai.Responses: `{"input":[{"role":"user","content":[{"type":"input_text","text":"What is this?"},{"type":"input_image","image_url":"` + image + `"}]}]}`,
-		openai.Messages:  `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image","source":{"type":"base64","data":"` + image + `"}}]}]}`,
+	for api, body := range map[apis.API]string{
+		apis.Chat:      `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"` + image + `"}}]}]}`,
+		apis.Responses: `{"input":[{"role":"user","content":[{"type":"input_text","text":"What is this?"},{"type":"input_image","image_url":"` + image + `"}]}]}`,
+		apis.Messages:  `{"messages":[{"role":"user","content":[{"type":"text","text":"What is this?"},{"type":"image","source":{"type":"base64","data":"` + image + `"}}]}]}`,
 	} {
 		var r openai.Request
 		if err := r.Parse(api, []byte(body)); err != nil {
 			t.Fatal(err)
 		}
-		plain := openai.Request{API: openai.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
-		text, _ := c.Count(&plain)
+		words := openai.Request{API: apis.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
+		text, _ := c.Count(&words)
 		image := openai.Media{Kind: openai.Image}
 		if n, exact := c.Count(&r); exact || n != text+image.Tokens() {
 			t.Errorf("%v: %d tokens, exact %v; want an estimate of %d", api, n, exact, text+image.Tokens())
@@ -93,13 +94,13 @@ func TestMediaAreEstimated(t *testing.T) {
 	}
 }
 
-func TestGoingOnIsEstimated(t *testing.T) {
-	c, err := loadTokenizer(smolPath())
+func TestContinuedResponseIsEstimated(t *testing.T) {
+	c, err := Load(smolPath())
 	if err != nil {
 		t.Fatal(err)
 	}
 	var r openai.Request
-	if err := r.Parse(openai.Responses, []byte(`{"input":"Hi","previous_response_id":"resp_1"}`)); err != nil {
+	if err := r.Parse(apis.Responses, []byte(`{"input":"Hi","previous_response_id":"resp_1"}`)); err != nil {
 		t.Fatal(err)
 	}
 	if _, exact := c.Count(&r); exact {

@@ -1,0 +1,218 @@
+// Package apis is the table of the API's operations: those of OpenAI, of Anthropic, and
+// what engines have beside them. An operation is one row.
+//
+// extproc decodes, counts and routes requests by it, xds makes Envoy's routes of it,
+// engine answers it. Its one rule: whoever must know more of an operation adds a column
+// here, never a list of operations elsewhere.
+package apis
+
+import "strings"
+
+// API is an operation; all of them are POST.
+type API uint8
+
+// The operations.
+const (
+	// Other is any operation that is not in the table: its requests pass through.
+	Other API = iota
+	// Chat is OpenAI's chat/completions.
+	Chat
+	// Completions is OpenAI's older completions.
+	Completions
+	// Embeddings is OpenAI's embeddings.
+	Embeddings
+	// Responses is OpenAI's responses.
+	Responses
+	// Messages is Anthropic's messages.
+	Messages
+	// CountTokens is Anthropic's messages/count_tokens: nothing is generated.
+	CountTokens
+	// Rerank orders documents by a query, as Jina's and Cohere's APIs have it.
+	Rerank
+	// Score compares texts in pairs; vLLM and SGLang have it.
+	Score
+	// Tokenize and Detokenize make tokens of a text and a text of tokens.
+	Tokenize
+	Detokenize
+	// Transcriptions and Translations make text of an uploaded sound.
+	Transcriptions
+	Translations
+	// Len is the number of operations, Other included.
+	Len = iota
+)
+
+// Reader is how a body is decoded.
+type Reader uint8
+
+const (
+	// JSON bodies are one object.
+	JSON Reader = iota
+	// Form bodies are multipart/form-data. Only their field "model" is decoded.
+	Form
+)
+
+// ContentType is the type of such bodies.
+func (r Reader) ContentType() string {
+	return [...]string{JSON: "application/json", Form: "multipart/form-data"}[r]
+}
+
+// Accepts reports whether a content type is that of such bodies. A client that names
+// none is taken to send JSON.
+func (r Reader) Accepts(contentType string) bool {
+	kind, _, _ := strings.Cut(contentType, ";")
+	kind = strings.TrimSpace(kind)
+	if strings.EqualFold(kind, r.ContentType()) {
+		return true
+	}
+	return r == JSON && (kind == "" || len(kind) > 5 && strings.EqualFold(kind[len(kind)-5:], "+json"))
+}
+
+// Dialect is whose fields and errors an operation has.
+type Dialect uint8
+
+const (
+	// OpenAI is the dialect of all that is not Anthropic's.
+	OpenAI Dialect = iota
+	// Anthropic is that of its messages.
+	Anthropic
+)
+
+// Counting is what of a request are the tokens of its prompt.
+type Counting uint8
+
+const (
+	// Size estimates tokens by the size of the body.
+	Size Counting = iota
+	// Conversation counts messages, as the model's template renders them.
+	Conversation
+	// Texts counts texts one by one, as they are.
+	Texts
+	// Nothing is for requests that no model works on.
+	Nothing
+)
+
+// Routing is by what an endpoint is chosen.
+type Routing uint8
+
+const (
+	// ByPrefix sends a request to where its prompt or its session is cached, if that
+	// pays.
+	ByPrefix Routing = iota
+	// ByLoad is for requests that leave nothing in a cache which a later one could use.
+	ByLoad
+)
+
+// Row is one operation.
+type Row struct {
+	// Name is what metrics and spans call it.
+	Name string
+	// Path is where the engines have it. Aliases are other paths of it.
+	Path    string
+	Aliases []string
+	Reader  Reader
+	Dialect Dialect
+	Counted Counting
+	Routed  Routing
+	// Generates is whether its answer has tokens that the model makes one by one.
+	Generates bool
+	// AnyModel is whether a request need not name its model: the default one serves it.
+	AnyModel bool
+	// Texts are the fields whose texts are counted, beside prompt and input.
+	Texts []string
+	// Input is the field that must be there, Limits are those that bound the answer, the
+	// first one given counts. For engine; empty: it does not care.
+	Input  string
+	Limits []string
+}
+
+var table = [Len]Row{
+	Other: {Name: "other", Generates: true},
+	Chat: {
+		Name: "chat", Path: "/v1/chat/completions", Aliases: []string{"/chat/completions"}, Counted: Conversation, Generates: true,
+		Input: "messages", Limits: []string{"max_completion_tokens", "max_tokens"},
+	},
+	Completions: {
+		Name: "completions", Path: "/v1/completions", Aliases: []string{"/completions"}, Counted: Texts, Generates: true,
+		Input: "prompt", Limits: []string{"max_tokens"},
+	},
+	Embeddings: {
+		Name: "embeddings", Path: "/v1/embeddings", Aliases: []string{"/embeddings"}, Counted: Texts, Routed: ByLoad, Input: "input",
+	},
+	Responses: {
+		Name: "responses", Path: "/v1/responses", Aliases: []string{"/responses"}, Counted: Conversation, Generates: true,
+		Input: "input", Limits: []string{"max_output_tokens"},
+	},
+	Messages: {
+		Name: "messages", Path: "/v1/messages", Aliases: []string{"/messages"}, Dialect: Anthropic, Counted: Conversation, Generates: true,
+		Input: "messages", Limits: []string{"max_tokens"},
+	},
+	CountTokens: {
+		Name: "count_tokens", Path: "/v1/messages/count_tokens", Aliases: []string{"/messages/count_tokens"}, Dialect: Anthropic,
+		Counted: Conversation, Routed: ByLoad, Input: "messages",
+	},
+	Rerank: {
+		Name: "rerank", Path: "/v1/rerank", Aliases: []string{"/rerank", "/v2/rerank", "/reranking", "/v1/reranking"},
+		Counted: Texts, Texts: []string{"query", "documents", "texts"}, Routed: ByLoad, Input: "query",
+	},
+	Score: {
+		Name: "score", Path: "/v1/score", Aliases: []string{"/score"},
+		Counted: Texts, Texts: []string{"text_1", "text_2", "queries", "documents", "items", "data_1", "data_2"}, Routed: ByLoad,
+	},
+	Tokenize:   {Name: "tokenize", Path: "/tokenize", Aliases: []string{"/v1/tokenize"}, Counted: Nothing, Routed: ByLoad, AnyModel: true},
+	Detokenize: {Name: "detokenize", Path: "/detokenize", Aliases: []string{"/v1/detokenize"}, Counted: Nothing, Routed: ByLoad, AnyModel: true},
+	Transcriptions: {
+		Name: "transcriptions", Path: "/v1/audio/transcriptions", Aliases: []string{"/audio/transcriptions"}, Reader: Form, Routed: ByLoad, Generates: true,
+	},
+	Translations: {
+		Name: "translations", Path: "/v1/audio/translations", Aliases: []string{"/audio/translations"}, Reader: Form, Routed: ByLoad, Generates: true,
+	},
+}
+
+var byPath = func() map[string]API {
+	m := map[string]API{}
+	for a := Chat; a < Len; a++ {
+		m[table[a].Path] = a
+		for _, alias := range table[a].Aliases {
+			m[alias] = a
+		}
+	}
+	return m
+}()
+
+// Row returns the operation's row, which must not be changed.
+func (a API) Row() *Row { return &table[a%Len] }
+
+// Outside returns the operation's paths that do not begin with a prefix.
+func (r *Row) Outside(prefix string) (paths []string) {
+	for _, p := range append([]string{r.Path}, r.Aliases...) {
+		if !strings.HasPrefix(p, prefix) {
+			paths = append(paths, p)
+		}
+	}
+	return paths
+}
+
+// String returns the operation's name.
+func (a API) String() string { return a.Row().Name }
+
+// Of returns the operation that method and path, query and all, ask for.
+func Of(method, path string) API {
+	if method != "POST" {
+		return Other
+	}
+	path, _, _ = strings.Cut(path, "?")
+	return byPath[path]
+}
+
+// DialectOf returns the dialect of errors on a path: that of an operation's, or of what
+// lies below one.
+func DialectOf(path string) Dialect {
+	path, _, _ = strings.Cut(path, "?")
+	for path != "" {
+		if a, ok := byPath[path]; ok {
+			return table[a].Dialect
+		}
+		path = path[:max(0, strings.LastIndexByte(path, '/'))]
+	}
+	return OpenAI
+}

@@ -1,0 +1,98 @@
+package apis
+
+import "testing"
+
+func TestOf(t *testing.T) {
+	tests := []struct {
+		method, path string
+		want         API
+	}{
+		{"POST", "/v1/chat/completions", Chat},
+		{"POST", "/chat/completions?x=/v1/embeddings", Chat},
+		{"GET", "/v1/chat/completions", Other},
+		{"POST", "/v1/completions", Completions},
+		{"POST", "/v1/embeddings", Embeddings},
+		{"POST", "/responses", Responses},
+		{"POST", "/v1/messages", Messages},
+		{"POST", "/v1/messages/count_tokens", CountTokens},
+		{"POST", "/v1/messages/batches", Other},
+		{"POST", "/v2/rerank", Rerank},
+		{"POST", "/reranking", Rerank},
+		{"POST", "/score", Score},
+		{"POST", "/tokenize", Tokenize},
+		{"POST", "/v1/detokenize", Detokenize},
+		{"POST", "/v1/audio/transcriptions", Transcriptions},
+		{"POST", "/audio/translations", Translations},
+		{"POST", "/v1/v1/chat/completions", Other},
+		{"GET", "/v1/responses/abc", Other},
+		{"POST", "/v1x/chat/completions", Other},
+		{"POST", "", Other},
+	}
+	for _, tt := range tests {
+		if got := Of(tt.method, tt.path); got != tt.want {
+			t.Errorf("Of(%s %s) = %v, want %v", tt.method, tt.path, got, tt.want)
+		}
+	}
+}
+
+func TestDialectOf(t *testing.T) {
+	tests := []struct {
+		path string
+		want Dialect
+	}{
+		{"/v1/messages", Anthropic},
+		{"/messages?beta=true", Anthropic},
+		{"/v1/messages/batches/7", Anthropic},
+		{"/v1/messagesx", OpenAI},
+		{"/v1/chat/completions", OpenAI},
+		{"/", OpenAI},
+		{"", OpenAI},
+		{"*", OpenAI},
+	}
+	for _, tt := range tests {
+		if got := DialectOf(tt.path); got != tt.want {
+			t.Errorf("DialectOf(%q) = %v, want %v", tt.path, got, tt.want)
+		}
+	}
+}
+
+// TestTableIsWhole checks that a new constant has a row, and that no two share a path.
+func TestTableIsWhole(t *testing.T) {
+	paths := map[string]API{}
+	for a := Chat; a < Len; a++ {
+		r := a.Row()
+		if r.Name == "" || r.Path == "" {
+			t.Errorf("operation %d: %+v", a, r)
+		}
+		for _, p := range append([]string{r.Path}, r.Aliases...) {
+			if other, ok := paths[p]; ok {
+				t.Errorf("%s is a path of %v and of %v", p, other, a)
+			}
+			paths[p] = a
+			if Of("POST", p) != a {
+				t.Errorf("Of(%s) is not %v", p, a)
+			}
+		}
+	}
+}
+
+func TestAccepts(t *testing.T) {
+	tests := []struct {
+		contentType string
+		json, form  bool
+	}{
+		{"", true, false},
+		{"application/json", true, false},
+		{"Application/JSON; charset=utf-8", true, false},
+		{"application/vnd.x+json", true, false},
+		{"multipart/form-data; boundary=b", false, true},
+		{"Multipart/Form-Data", false, true},
+		{"multipart/mixed; boundary=b", false, false},
+		{"text/plain", false, false},
+	}
+	for _, tt := range tests {
+		if JSON.Accepts(tt.contentType) != tt.json || Form.Accepts(tt.contentType) != tt.form {
+			t.Errorf("Accepts(%q): JSON %v, form %v", tt.contentType, JSON.Accepts(tt.contentType), Form.Accepts(tt.contentType))
+		}
+	}
+}

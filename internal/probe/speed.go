@@ -1,0 +1,59 @@
+package probe
+
+import (
+	"math"
+
+	"millrace.dev/millrace/internal/scrape"
+)
+
+const (
+	// speedKeep is what each sample leaves of those before it.
+	speedKeep = 0.9
+	// speedDrift is by what share a speed must differ from what was published to be
+	// published anew.
+	speedDrift = 0.2
+	// speedCrowd is by how much each further request at a time is taken to slow a
+	// token down.
+	speedCrowd = 0.5
+)
+
+// speeds estimates how fast an engine is, or all engines of a model together. The latter
+// stands in for an engine that has yet to show its own: else one that is not known would
+// seem faster than one that has been seen to work, and draw conversations from where
+// they are cached.
+type speeds struct {
+	// Decaying sums, in milliseconds and tokens.
+	prefillMs, prefill, decodeMs, decode float64
+	// published is what Observations have.
+	published Speed
+}
+
+// add takes in what one engine has done, company requests at a time.
+func (s *speeds) add(d *scrape.Since, company float64) {
+	if n := d.Prompt - d.Cached; n > 0 && d.PrefillMs > 0 {
+		s.prefillMs, s.prefill = speedKeep*s.prefillMs+d.PrefillMs, speedKeep*s.prefill+n
+	}
+	if d.Output > 0 && d.DecodeMs > 0 {
+		alone := d.DecodeMs / (1 + speedCrowd*max(0, company-1))
+		s.decodeMs, s.decode = speedKeep*s.decodeMs+alone, speedKeep*s.decode+d.Output
+	}
+}
+
+// drifted reports whether the speed is far from what was published, and publishes it.
+func (s *speeds) drifted() bool {
+	now := Speed{Prefill: rate(s.prefill, s.prefillMs), Decode: rate(s.decode, s.decodeMs)}
+	far := func(now, published float64) bool { return math.Abs(now-published) > speedDrift*published }
+	if !far(now.Prefill, s.published.Prefill) && !far(now.Decode, s.published.Decode) {
+		return false
+	}
+	s.published = now
+	return true
+}
+
+// rate is in tokens per second; 0: not known.
+func rate(tokens, ms float64) float64 {
+	if ms <= 0 {
+		return 0
+	}
+	return 1000 * tokens / ms
+}

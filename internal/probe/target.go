@@ -1,0 +1,205 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/scrape"
+)
+
+// target is an endpoint that is probed.
+type target struct {
+	// Constant after newTarget.
+	spec   config.Endpoint
+	typ    *scrape.Type  // nil: it has no metrics
+	page   *http.Request // nil like typ
+	health *http.Request
+	near   bool // whether the page comes from the endpoint itself
+
+	// Atomic.
+	due  atomic.Int64 // Unix nanoseconds
+	busy atomic.Bool  // whether somebody probes it, or will
+
+	// The rest is guarded by Prober.mu.
+	vital    vital
+	events   *events // nil: its engine publishes nothing
+	epoch    uint64
+	started  float64        // of its process, as its metrics say; 0: they do not
+	sample   *scrape.Sample // nil: none since its engine began
+	adapters *scrape.Adapters
+	scraped  time.Time     // when sample was taken
+	pause    time.Duration // before the next probe
+	metrics  error         // why they do not come; nil: they do
+	later    time.Time     // when metrics that fail are asked for again
+	slots    int
+	kvTokens float64
+	speed    speeds
+	seen     bool // whether it was probed since it is a target
+}
+
+// newTarget returns the endpoint, which is taken to be well until it is probed.
+func newTarget(spec config.Endpoint) (*target, error) {
+	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots}
+	var err error
+	if t.health, err = scrape.NewRequest("http://" + spec.Address + "/health"); err != nil {
+		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+	}
+	if t.typ != nil {
+		if t.page, err = scrape.NewRequest(spec.Metrics); err != nil {
+			return nil, fmt.Errorf("endpoint %s: metrics: %w", spec.Address, err)
+		}
+		u, err := url.Parse(spec.Metrics)
+		t.near = err == nil && u.Host == spec.Address
+	}
+	return t, nil
+}
+
+// Same reports whether what is known of an endpoint by probes is true of another entry of
+// its address, too.
+func Same(a, b config.Endpoint) bool { return a.Type == b.Type && a.Metrics == b.Metrics }
+
+// inherit takes over what was found out of the same endpoint.
+func (t *target) inherit(old *target) {
+	t.vital, t.epoch, t.started, t.sample, t.adapters = old.vital, old.epoch, old.started, old.sample, old.adapters
+	if t.spec.Models[0] != old.spec.Models[0] {
+		t.adapters = nil
+	}
+	t.scraped, t.metrics, t.later, t.speed, t.seen = old.scraped, old.metrics, old.later, old.speed, old.seen
+	t.kvTokens = old.kvTokens
+	t.due.Store(old.due.Load())
+	if t.slots == 0 {
+		t.slots = old.slots
+	}
+}
+
+// finding is what one probe came to.
+type finding struct {
+	health   error // nil: it answers
+	sample   *scrape.Sample
+	adapters *scrape.Adapters
+	metrics  error
+	asked    bool // whether metrics were asked for
+}
+
+// getter fetches a page into a buffer, as scrape.Client does.
+type getter func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
+
+// probe asks the endpoint for its metrics and, if these don't show that it lives, for its
+// health.
+func (t *target) probe(ctx context.Context, get getter, page bool, buf []byte) (finding, []byte) {
+	var f finding
+	if page {
+		b, err := t.get(ctx, get, t.page, buf)
+		buf, f.metrics, f.asked = b, err, true
+		if err == nil {
+			f.read(t, b)
+		}
+		if lost := errors.Is(err, scrape.ErrSilent) || errors.Is(err, scrape.ErrGone); t.near && (err == nil || lost) {
+			f.health = err
+			return f, buf
+		}
+	}
+	b, err := t.get(ctx, get, t.health, buf)
+	f.health = alive(err)
+	return f, b
+}
+
+// read reads a page.
+func (f *finding) read(t *target, page []byte) {
+	s := t.typ.Scan(page)
+	if s.Has&^scrape.Started == 0 {
+		f.metrics = errors.New("none of the series of " + t.spec.Type)
+		return
+	}
+	f.sample = &s
+	if t.typ.Adapters() && len(t.spec.Models) > 1 {
+		a := t.typ.AdaptersOf(page)
+		f.adapters = &a
+	}
+}
+
+func (t *target) get(ctx context.Context, get getter, r *http.Request, buf []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, probeWait)
+	defer cancel()
+	return get(ctx, r, buf)
+}
+
+// take takes a probe's finding in. It returns what the engine has done since the last
+// probe, if it is known. working is whether requests are known to be there, n is how many
+// endpoints there are.
+func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scrape.Since, company float64) {
+	was := t.vital.state
+	t.vital.probed(f.health)
+	t.seen = true
+	moves := t.vital.state != was
+	if f.asked {
+		t.metrics = f.metrics
+		t.later = now
+		if f.health == nil {
+			t.later = now.Add(pageAgain)
+		}
+	}
+	if s := f.sample; s != nil {
+		done, company = t.since(s, now)
+		moves = moves || done != nil || s.Running+s.Waiting > 0
+		if n := int(min(s.Running, maxSlots)); t.spec.Slots == 0 && s.Waiting > 0 && n > t.slots {
+			t.slots = n // requests wait: all slots are taken
+		}
+		t.sample, t.adapters, t.kvTokens = s, f.adapters, s.KVTokens
+	} else if t.vital.state == NotReady && was != NotReady && !errors.Is(f.health, scrape.ErrSilent) {
+		t.restarted(now) // nobody is there: what was cached is gone
+	}
+	t.pause = jitter(t.vital.pause(now.Sub(t.scraped), moves || working, n))
+	t.scraped = now
+	t.due.Store(now.Add(t.pause).UnixNano())
+	return done, company
+}
+
+// maxSlots bounds how many requests an engine is taken to work on at a time.
+const maxSlots = 65536
+
+// since compares a sample with the last one, and finds out whether the engine has begun
+// anew between them.
+func (t *target) since(s *scrape.Sample, now time.Time) (done *scrape.Since, company float64) {
+	if old := t.sample; old != nil {
+		company = (s.Running + old.Running) / 2
+		switch d, restarted := s.Since(old); {
+		case restarted:
+			t.restarted(now)
+		case d != scrape.Since{}:
+			done = &d
+		}
+	}
+	if s.Has&scrape.Started != 0 && s.Started != t.started {
+		t.started, t.epoch = s.Started, uint64(1000*s.Started)
+	}
+	return done, company
+}
+
+// restarted makes the engine a new one, with empty caches.
+func (t *target) restarted(now time.Time) {
+	switch {
+	case t.started == 0:
+		t.epoch = max(uint64(now.UnixMilli()), t.epoch+1)
+	case t.vital.state == Ready:
+		t.epoch++ // and its process is the same, as far as it says
+	}
+	t.sample, t.adapters = nil, nil
+}
+
+// pageDue reports whether metrics are to be asked for now.
+func (t *target) pageDue(now time.Time) bool {
+	return t.typ != nil && (t.metrics == nil || !now.Before(t.later))
+}
+
+// jitter keeps probes from coming all at once.
+func jitter(d time.Duration) time.Duration {
+	return d - d/8 + time.Duration(rand.Int64N(int64(d/4)+1))
+}
