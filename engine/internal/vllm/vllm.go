@@ -113,7 +113,7 @@ func (p Program) arguments(a *enginepb.Assignment, events string) []string {
 	number := func(n uint32) string { return strconv.Itoa(int(n)) }
 	args := []string{
 		"serve", b.GetWeights(), "--host", host, "--port", port, "--served-model-name", a.GetModel(),
-		"--max-model-len", number(b.GetContextTokens()), "--max-num-seqs", number(b.GetSlots()+spareSeqs), "--enable-prompt-tokens-details",
+		"--max-model-len", number(b.GetContextTokens()), "--max-num-seqs", number(b.GetSlots() + spareSeqs), "--enable-prompt-tokens-details",
 	}
 	for _, d := range []struct {
 		name string
