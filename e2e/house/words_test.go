@@ -76,10 +76,8 @@ var (
 		"internal/mesh",
 		"internal/status",
 		"nodeagent/internal/report",
-		"xds",
 		"xds/internal/ads",
 		"xds/internal/fleet",
-		"xds/internal/layout",
 		"xds/internal/translate",
 	}
 	textsToConvert = []string{
