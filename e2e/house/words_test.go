@@ -76,13 +76,11 @@ var (
 		"internal/mesh",
 		"internal/status",
 		"nodeagent/internal/report",
-		"xds/internal/ads",
 		"xds/internal/fleet",
 		"xds/internal/translate",
 	}
 	textsToConvert = []string{
 		".",
-		"envoy",
 		"extproc",
 		"extproc/internal/fleet",
 		"extproc/internal/flow",
@@ -98,9 +96,7 @@ var (
 		"internal/status",
 		"nodeagent/internal/report",
 		"xds",
-		"xds/internal/ads",
 		"xds/internal/fleet",
-		"xds/internal/layout",
 		"xds/internal/translate",
 	}
 )
