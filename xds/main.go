@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -32,13 +34,23 @@ func main() { os.Exit(program.Main("xds", run)) }
 type options struct {
 	listen, config, extproc, traces string
 	settle                          time.Duration
-	settings                        translate.Settings
-	static                          translate.Resources
+	site                            translate.Site
+	source                          source
+	log                             *slog.Logger
+}
+
+// source publishes what is desired.
+type source interface {
+	// Latest returns what it has, and a channel that is closed when there is something
+	// newer.
+	Latest() (desired.Published, <-chan struct{})
+	// Run follows what is desired until ctx ends.
+	Run(ctx context.Context) error
 }
 
 // run obeys the command line.
 func run(ctx context.Context, args []string, stderr io.Writer) error {
-	o := &options{}
+	o := &options{log: obs.Logger(stderr, "xds")}
 	return program.Program{
 		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
 	}.Run(ctx, args, stderr)
@@ -47,48 +59,48 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) flags(f *program.Flags) {
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
 	f.StringVar(&o.config, "config", "", "`file` with Model and Policy objects; none: the defaults")
-	f.StringVar(&o.settings.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
+	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
 	f.StringVar(&o.extproc, "extproc", "", "`ip:port,…` of every extproc; none: Envoy routes by weight alone")
-	f.StringVar(&o.settings.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
+	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
 	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed")
 }
 
 func (o *options) validate() (err error) {
 	if o.extproc != "" {
-		o.settings.ExtProc = strings.Split(o.extproc, ",")
+		o.site.ExtProc = strings.Split(o.extproc, ",")
 	}
 	if o.traces != "" {
-		o.settings.Traces, err = obs.ParseTarget(o.traces)
+		o.site.Traces, err = obs.ParseTarget(o.traces)
 	}
 	return err
 }
 
-// load reads what the flags name.
+// load reads what the flags name. Flags that Envoy can't take are found with the
+// defaults, before the file is read.
 func (o *options) load() error {
-	file, err := config.Load(o.config)
+	base, err := desired.Open("", nil, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
+		return err
+	}
+	p, _ := base.Latest()
+	if _, err := translate.Static(o.site, p.State, nil); err != nil {
+		return program.Usage(err)
+	}
+	if o.source, err = desired.Open(o.config, nil, o.admit, o.log); err != nil {
 		return program.Config(err)
 	}
-	o.settings.Config = file
-	if o.settings.CookieKeys, err = cookieKeys(file.Policy.Spec.Sessions.Cookie); err != nil {
-		return program.Config(err)
-	}
-	o.static, err = resources(o.settings)
-	return err
+	return nil
 }
 
-// resources returns the resources that don't depend on the fleet, once they have
-// passed Envoy's own rules.
-func resources(s translate.Settings) (translate.Resources, error) {
-	static, err := translate.Static(s)
+// admit returns what keeps a state from being in force: resources that break Envoy's
+// own rules, or ours.
+func (o *options) admit(s *desired.State) []config.Fault {
+	all, err := translate.Static(o.site, s, [][]byte{make([]byte, 32)})
 	if err != nil {
-		return nil, program.Usage(err)
+		return []config.Fault{{Text: err.Error()}}
 	}
-	if err := translate.Validate(static); err != nil {
-		return nil, program.Config(err)
-	}
-	return static, nil
+	return translate.Faults(all)
 }
 
 // serve builds the parts in order and runs them until ctx ends.
@@ -101,16 +113,15 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	log, reg := env.Log, env.Metrics
 	g, ctx := errgroup.WithContext(ctx)
 	resources := ads.New(ctx, log, reg)
-	if err := resources.Publish(o.static); err != nil {
-		return err
-	}
 	nodes := fleet.NewService(log, reg, func() (int, []obs.Condition) { return resources.Clients(), resources.Conditions() })
 	server := newServer(resources, nodes)
 
-	g.Go(func() error { return nodes.Run(ctx, fleet.New(wants(o.settings.Config), o.settle, time.Now())) })
+	g.Go(func() error { return o.source.Run(ctx) })
+	g.Go(func() error { return nodes.Run(ctx, fleet.New(o.settle, time.Now())) })
+	g.Go(func() error { return follow(ctx, o.source, nodes) })
 	caches := make(chan struct{})
 	g.Go(func() error { return pushCaches(ctx, nodes, resources, caches) })
-	g.Go(func() error { return push(ctx, nodes, resources, o.settings, caches) })
+	g.Go(func() error { return push(ctx, nodes, resources, &rollout{site: o.site}, caches) })
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(func() error { return env.Admin(ctx, conditions(nodes, resources)) })
 	g.Go(func() error {
@@ -120,6 +131,19 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	})
 	log.Info("ready", "grpc", ln.Addr().String(), "metrics", env.AdminAddress())
 	return g.Wait()
+}
+
+// follow gives the fleet what is desired, until ctx ends.
+func follow(ctx context.Context, s source, nodes *fleet.Service) error {
+	for {
+		p, next := s.Latest()
+		nodes.Post(ctx, fleet.Desired{Published: p})
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-next:
+		}
+	}
 }
 
 // maxMessage bounds a message from a client, in bytes: an extproc that comes back

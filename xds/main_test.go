@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +21,6 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -85,27 +84,26 @@ func TestCheckAndVersion(t *testing.T) {
 	}
 }
 
-func TestCookieKeysWithoutAFile(t *testing.T) {
-	none, err := cookieKeys(config.Cookie{})
-	if err != nil || none != nil {
-		t.Errorf("no cookie: %v, %v", none, err)
+func TestKeysOfCookies(t *testing.T) {
+	var ring, other keyring
+	ring.add(nil)
+	other.add(nil)
+	own := ring.all[0]
+	if len(own) < 16 || bytes.Equal(own, other.all[0]) {
+		t.Errorf("keys %x and %x, want two different ones", own, other.all[0])
 	}
-	one, err := cookieKeys(config.Cookie{Name: "c"})
-	two, err2 := cookieKeys(config.Cookie{Name: "c"})
-	if err != nil || err2 != nil || len(one[0]) != randomKey || bytes.Equal(one[0], two[0]) {
-		t.Errorf("keys %x and %x: %v, want two different ones", one, two, errors.Join(err, err2))
+	ring.add(nil)
+	ring.add([]byte("a"))
+	ring.add([]byte("b"))
+	ring.add([]byte("a"))
+	if want := [][]byte{[]byte("a"), []byte("b"), own}; !slices.EqualFunc(ring.all, want, bytes.Equal) {
+		t.Errorf("keys %q, want %q", ring.all, want)
 	}
-}
-
-func TestWants(t *testing.T) {
-	f := config.Default()
-	f.Models[0].Spec.Weights = "/m.gguf"
-	all := wants(f)
-	if len(all) != 2 || all[0].Replica != "smollm2-0" || len(all[0].Shares) != 2 || len(all[1].Shares) != 1 {
-		t.Fatalf("wants %+v", all)
+	for i := range 9 {
+		ring.add([]byte{byte(i)})
 	}
-	if err := all[0].Backend.ValidateAll(); err != nil {
-		t.Errorf("an engine would refuse it: %v", err)
+	if len(ring.all) != keysKept {
+		t.Errorf("%d keys are kept", len(ring.all))
 	}
 }
 

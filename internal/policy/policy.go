@@ -97,11 +97,11 @@ func Rewrites(all []config.Rewrite) (out []*fleetpb.Rewrite) {
 }
 
 // Model returns a model as extproc knows it.
-func Model(m config.Model, isDefault bool) *fleetpb.ModelState {
+func Model(name string, m config.ModelSpec, isDefault bool) *fleetpb.ModelState {
 	return &fleetpb.ModelState{
-		Name:          m.Metadata.Name,
-		Tokenizer:     m.Spec.TokenizerFile(),
-		ContextTokens: uint32(m.Spec.Backend.ContextTokens),
+		Name:          name,
+		Tokenizer:     m.TokenizerFile(),
+		ContextTokens: uint32(m.Backend.ContextTokens),
 		Default:       isDefault,
 	}
 }

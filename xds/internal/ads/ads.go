@@ -94,8 +94,8 @@ func (s *Server) StreamAggregatedResources(discoveryv3.AggregatedDiscoveryServic
 }
 
 // Publish makes the resources of the types that it names the present ones, and
-// sends what has changed. Not safe for concurrent use.
-func (s *Server) Publish(all translate.Resources) error {
+// sends what has changed. It returns the types that have. Not safe for concurrent use.
+func (s *Server) Publish(all translate.Resources) (types []string, err error) {
 	for _, typ := range translate.Types() {
 		now, ok := all[typ]
 		if !ok {
@@ -106,12 +106,20 @@ func (s *Server) Publish(all translate.Resources) error {
 			continue
 		}
 		if err := s.caches[typ].UpdateResources(changed, removed); err != nil {
-			return fmt.Errorf("%s: %w", typ, err)
+			return types, fmt.Errorf("%s: %w", typ, err)
 		}
 		s.pushed[typ] = now
+		s.watching.removed(typ, removed)
+		types = append(types, typ)
 	}
-	return nil
+	return types, nil
 }
+
+// Busy reports whether a client has not answered a push of one of the types.
+func (s *Server) Busy(types ...string) bool { return s.watching.busy(types) }
+
+// Refusals returns which resources clients have refused and not taken since.
+func (s *Server) Refusals() []Refusal { return s.watching.refusals() }
 
 // UpdateCaches changes what engines have cached, of which Publish is told nothing: by
 // names of resources. Safe for use beside Publish.

@@ -130,7 +130,7 @@ func endpoints(weights map[string]uint32) translate.Resources {
 
 func publish(t *testing.T, s *Server, all translate.Resources) {
 	t.Helper()
-	if err := s.Publish(all); err != nil {
+	if _, err := s.Publish(all); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,9 +1,9 @@
 package ads
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +14,7 @@ import (
 	serverv3 "github.com/envoyproxy/go-control-plane/pkg/server/v3"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // maxPending bounds the pushes per stream that have not been answered; the
@@ -37,11 +38,37 @@ type watcher struct {
 type conversation struct {
 	// node is how the client calls itself.
 	node string
-	// pending has when each push was sent that has not been answered, by nonce.
-	pending map[string]time.Time
-	// refused has the reason of the last push that was refused, by type URL.
-	refused map[string]string
+	// pending has the pushes that have not been answered, by nonce.
+	pending map[string]pending
+	// refused has why a resource was refused, until the client has taken another
+	// version of it or it is no more.
+	refused map[resource]string
 }
+
+// pending is a push that has not been answered.
+type pending struct {
+	typ  string // type URL
+	sent time.Time
+	// resources that it has, by name; of the types that have very many: none.
+	resources []string
+}
+
+// resource names one; without a name any of its type.
+type resource struct{ typ, name string }
+
+// Refusal is a resource that a client refuses.
+type Refusal struct {
+	// Client is how it calls itself.
+	Client string
+	// Type is the type URL, Resource the name; empty: any of the type.
+	Type, Resource string
+	// Text is the client's reason.
+	Text string
+}
+
+// many are the types with so many resources that nobody keeps in mind which were in
+// a push.
+var many = []string{wire.EndpointType, wire.CacheType}
 
 func newWatcher(log *slog.Logger, m *metrics) *watcher {
 	return &watcher{log: log, metrics: m, streams: make(map[int64]*conversation)}
@@ -79,8 +106,8 @@ func (w *watcher) request(stream int64, r *discoveryv3.DeltaDiscoveryRequest) er
 	if c == nil {
 		c = &conversation{
 			node:    nodeID(r.GetNode()),
-			pending: make(map[string]time.Time),
-			refused: make(map[string]string),
+			pending: make(map[string]pending),
+			refused: make(map[resource]string),
 		}
 		w.streams[stream] = c
 		w.log.Info("ads client", "client", c.node, "stream", stream)
@@ -94,17 +121,21 @@ func (w *watcher) request(stream int64, r *discoveryv3.DeltaDiscoveryRequest) er
 // answeredLocked notes that a client has taken or refused a push.
 func (w *watcher) answeredLocked(c *conversation, r *discoveryv3.DeltaDiscoveryRequest) {
 	typ, label := r.GetTypeUrl(), label(r.GetTypeUrl())
-	if sent, ok := c.pending[r.GetResponseNonce()]; ok {
+	push, ok := c.pending[r.GetResponseNonce()]
+	if ok {
 		delete(c.pending, r.GetResponseNonce())
-		w.metrics.latency.WithLabelValues(label).Observe(time.Since(sent).Seconds())
+		w.metrics.latency.WithLabelValues(label).Observe(time.Since(push.sent).Seconds())
 	}
 	if e := r.GetErrorDetail(); e != nil {
-		c.refused[typ] = e.GetMessage()
+		c.refuse(typ, push.resources, e.GetMessage())
 		w.metrics.nacks.WithLabelValues(label).Inc()
 		w.log.Error("push refused", "client", c.node, "type", label, "reason", e.GetMessage())
 		return
 	}
-	delete(c.refused, typ)
+	delete(c.refused, resource{typ, ""})
+	for _, name := range push.resources {
+		delete(c.refused, resource{typ, name})
+	}
 	w.metrics.acks.WithLabelValues(label).Inc()
 }
 
@@ -119,7 +150,13 @@ func (w *watcher) response(stream int64, _ *discoveryv3.DeltaDiscoveryRequest, r
 		return
 	}
 	if len(c.pending) < maxPending {
-		c.pending[r.GetNonce()] = time.Now()
+		p := pending{typ: r.GetTypeUrl(), sent: time.Now()}
+		if !slices.Contains(many, p.typ) {
+			for _, one := range r.GetResources() {
+				p.resources = append(p.resources, one.GetName())
+			}
+		}
+		c.pending[r.GetNonce()] = p
 	}
 	w.log.Debug("push", "client", c.node, "type", label, "resources", len(r.GetResources()), "removed", len(r.GetRemovedResources()))
 }
@@ -131,19 +168,80 @@ func (w *watcher) closed(stream int64, n *corev3.Node) {
 	w.log.Info("ads client left", "client", nodeID(n), "stream", stream)
 }
 
-// conditions returns what clients have refused and not taken since.
-func (w *watcher) conditions() []obs.Condition {
+// refuse notes why a push was refused: for the resources that the reason names, and
+// for all of them if it names none.
+func (c *conversation) refuse(typ string, names []string, reason string) {
+	reason = strings.TrimSpace(reason)
+	named := false
+	for _, name := range names {
+		if strings.Contains(reason, name) {
+			c.refused[resource{typ, name}], named = reason, true
+		}
+	}
+	if named {
+		return
+	}
+	for _, name := range names {
+		c.refused[resource{typ, name}] = reason
+	}
+	if len(names) == 0 {
+		c.refused[resource{typ, ""}] = reason
+	}
+}
+
+// removed forgets the refusals of resources that are no more.
+func (w *watcher) removed(typ string, names []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for _, c := range w.streams {
+		for _, name := range names {
+			delete(c.refused, resource{typ, name})
+		}
+	}
+}
+
+// busy reports whether a client has not answered a push of one of the types.
+func (w *watcher) busy(types []string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.streams {
+		for _, p := range c.pending {
+			if slices.Contains(types, p.typ) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// refusals returns what clients have refused and not taken since.
+func (w *watcher) refusals() []Refusal {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []Refusal
+	for _, c := range w.streams {
+		for r, text := range c.refused {
+			all = append(all, Refusal{Client: c.node, Type: r.typ, Resource: r.name, Text: text})
+		}
+	}
+	slices.SortFunc(all, func(a, b Refusal) int {
+		return cmp.Or(cmp.Compare(a.Client, b.Client), cmp.Compare(a.Type, b.Type), cmp.Compare(a.Resource, b.Resource))
+	})
+	return all
+}
+
+// conditions returns what clients have refused and not taken since, once for each
+// client, type and reason.
+func (w *watcher) conditions() []obs.Condition {
 	var all []obs.Condition
-	for _, id := range slices.Sorted(maps.Keys(w.streams)) {
-		c := w.streams[id]
-		for _, typ := range slices.Sorted(maps.Keys(c.refused)) {
-			all = append(all, obs.Condition{
-				Code: "push-refused",
-				Text: fmt.Sprintf("%s refuses its %s: %s", c.node, label(typ), strings.TrimSpace(c.refused[typ])),
-				Next: "it goes on with what it had; mend what the reason names",
-			})
+	for _, r := range w.refusals() {
+		c := obs.Condition{
+			Code: "push-refused",
+			Text: fmt.Sprintf("%s refuses its %s: %s", r.Client, label(r.Type), r.Text),
+			Next: "it continues with what it had; mend what the reason names",
+		}
+		if len(all) == 0 || all[len(all)-1] != c {
+			all = append(all, c)
 		}
 	}
 	return all

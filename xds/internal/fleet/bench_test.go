@@ -6,20 +6,22 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/xds/fleetpb"
-	"millrace.dev/millrace/xds/internal/layout"
 )
 
 // BenchmarkDecide is one look at a fleet of a thousand replicas in which all is
 // well. It is done a hundred times a second at most.
 func BenchmarkDecide(b *testing.B) {
 	const size = 1000
-	var all []layout.Want
-	for i := range size {
-		all = append(all, layout.Want{Model: "m", Replica: fmt.Sprintf("m-%d", i), Backend: backend, Shares: []float32{1}})
+	file, err := config.Parse("mesh.yaml", []byte(head+"kind: Model\nmetadata: {name: m}\nspec: {weights: /m.gguf, replicas: 1000}\n"))
+	if err != nil {
+		b.Fatal(err)
 	}
 	now := epoch
-	f := New(all, time.Second, now)
+	f := New(time.Second, now)
+	f.Step(now, Desired{desired.Published{State: desired.Next(nil, file, nil)}})
 	status := map[string]*enginepb.Status{}
 	report := func() {
 		for i := range size {

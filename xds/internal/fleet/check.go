@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -31,6 +32,14 @@ func check(r, before *fleetpb.NodeReport) error {
 func checkEngine(e *enginepb.Status, node string) error {
 	if err := e.GetCache().Check(); err != nil {
 		return fmt.Errorf("engine.cache: %w", err)
+	}
+	if a := e.GetAssignment(); a != nil {
+		if err := a.Check(); err != nil {
+			return fmt.Errorf("engine.assignment.%w", err)
+		}
+		if a.Releases() {
+			return errors.New("engine.assignment: a release; must be unset then")
+		}
 	}
 	if e.GetNode() != node {
 		return fmt.Errorf("engine.node: %q; must be %q, the node's own", e.GetNode(), node)

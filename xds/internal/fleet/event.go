@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -29,14 +30,36 @@ type Closed struct {
 	Stream uint64
 }
 
+// Desired is what the source of what is desired has now.
+type Desired struct{ desired.Published }
+
+// Refused is which objects' resources a client refuses, and why.
+type Refused struct{ Objects map[Key]string }
+
+// Pushed is that the gateways and extprocs know the desired state of that version.
+type Pushed struct{ Version uint64 }
+
+func (Pushed) event()   {}
 func (Reported) event() {}
 func (Closed) event()   {}
+func (Desired) event()  {}
+func (Refused) event()  {}
 
 // Step advances the fleet by one event.
 func (f *Fleet) Step(now time.Time, ev Event) {
 	switch ev := ev.(type) {
 	case Reported:
 		f.reported(now, ev)
+	case Desired:
+		if f.desired.State != ev.State {
+			f.specs = specs(ev.State)
+			f.changes++
+		}
+		f.desired = ev.Published
+	case Pushed:
+		f.pushed = ev.Version
+	case Refused:
+		f.refusals = ev.Objects
 	case Closed:
 		if n := f.nodes[ev.Node]; n != nil && n.stream == ev.Stream {
 			n.stream, n.closed = 0, now

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/xds/internal/layout"
 	"millrace.dev/millrace/xds/internal/weight"
 )
@@ -23,20 +24,33 @@ const (
 	driftRatio = 0.05
 	// directAgain is how long a directive may take before it is sent again.
 	directAgain = time.Second
+	// leaveFor is how long an endpoint has been out of EDS before its engine drains:
+	// what is sent there meanwhile is answered.
+	leaveFor = 250 * time.Millisecond
 )
 
 // Fleet is the state of all nodes. Not safe for concurrent use.
 type Fleet struct {
 	// Constant after New.
-	wants  []layout.Want
 	settle time.Duration
 	start  time.Time
 
+	// desired is what the source has; without a State nothing is decided.
+	desired desired.Published
+	specs   []layout.Spec
+	// pushed is the version of the desired state that the gateways know.
+	pushed uint64
+	// refusals says which objects' resources a client refuses, and why.
+	refusals map[Key]string
+
 	nodes map[string]*node // by node name
-	// replicas is the plan in force; nil until it is first made.
+	// replicas and retiring are the plan in force.
 	replicas []layout.Replica
+	retiring []layout.Retiring
 	planned  bool
 	settled  bool
+	// objects is what became of the objects of the desired state.
+	objects []Object
 	// endpoints remembers what was concluded of each replica, by its name, and
 	// stages what was concluded of each node, by its name.
 	endpoints map[string]*Endpoint
@@ -48,11 +62,10 @@ type Fleet struct {
 }
 
 // New returns a fleet of which nothing is known yet, at the given time. It
-// settles once everything that was found running has reported, at the latest
-// after settle.
-func New(wants []layout.Want, settle time.Duration, now time.Time) *Fleet {
+// settles once something is desired and everything that was found running has
+// reported, at the latest after settle.
+func New(settle time.Duration, now time.Time) *Fleet {
 	return &Fleet{
-		wants:     wants,
 		settle:    settle,
 		start:     now,
 		nodes:     make(map[string]*node),
@@ -65,13 +78,20 @@ func New(wants []layout.Want, settle time.Duration, now time.Time) *Fleet {
 // again if it has not been followed for a second.
 func (f *Fleet) Decide(now time.Time) *Snapshot {
 	f.forget(now)
+	s := &Snapshot{At: now, Desired: f.desired.State}
+	if f.desired.State == nil {
+		f.show(now, s)
+		return s
+	}
 	plan := f.plan(now)
-	s := &Snapshot{At: now, Conditions: slices.Clone(plan.Conditions)}
+	s.Conditions = slices.Clone(plan.Conditions)
 	f.judge(now, s)
 	f.weigh(now, s)
-	f.direct(now, s)
 	f.settled = f.settled || f.complete(now)
+	f.direct(now, s)
 	s.Settled, s.Changes = f.settled, f.changes
+	f.objects = objects(f.desired, f.refusals, s.Endpoints, plan.Waits, f.objects, now)
+	s.Objects = f.objects
 	for _, e := range s.Endpoints {
 		*f.endpoints[e.Replica] = e
 	}
@@ -107,11 +127,14 @@ func (f *Fleet) plan(now time.Time) layout.Plan {
 		nodes = append(nodes, f.nodes[name].asLayout(now))
 	}
 	nodes = append(nodes, f.absent(now)...)
-	plan := layout.Make(f.wants, nodes, f.replicas, now)
+	plan := layout.Make(layout.Input{
+		Specs: f.specs, Nodes: nodes, Now: now, Published: f.pushed == f.desired.State.Version,
+		Previous: layout.Plan{Replicas: f.replicas, Retiring: f.retiring},
+	})
 	if !f.planned && !plan.Complete() && now.Sub(f.start) < f.settle {
 		return layout.Plan{}
 	}
-	f.planned, f.replicas = true, plan.Replicas
+	f.planned, f.replicas, f.retiring = true, plan.Replicas, plan.Retiring
 	return plan
 }
 
@@ -198,25 +221,52 @@ func moved(from, to uint32) bool {
 	return max(d, -d) > driftRatio*float64(from)
 }
 
-// direct finds the nodes that are to do something else than they do.
+// direct finds the nodes that are to do something else than they do. The head of a
+// replica comes first: its requests run through the other nodes, which get theirs when
+// it has let go of what it had.
 func (f *Fleet) direct(now time.Time, s *Snapshot) {
 	s.Directives = make(map[string]*enginepb.Assignment)
 	for _, r := range f.replicas {
-		for i, name := range r.Nodes() {
-			n := f.nodes[name]
-			if n == nil || n.stream == 0 || !n.mute.IsZero() || n.engine == nil {
-				continue
+		head := f.nodes[r.Stages[0].GetNode()]
+		for i, st := range r.Stages {
+			n := f.nodes[st.GetNode()]
+			if a := r.Assignment(i); i == 0 || head.letsGo(a.GetGeneration()) {
+				f.send(now, s, n, a, n.follows(a))
 			}
-			a := r.Assignment(i)
-			if n.follows(a) {
-				n.directed = 0 // should it forget, it is told again at once
-				continue
-			}
-			if n.directed == a.GetGeneration() && now.Sub(n.directedAt) < directAgain {
-				continue
-			}
-			n.directed, n.directedAt = a.GetGeneration(), now
-			s.Directives[name] = a
 		}
 	}
+	if !f.settled {
+		return // who is desired may not have reported yet
+	}
+	for _, t := range f.retiring {
+		head := f.nodes[t.Had.GetStages()[0].GetNode()]
+		waits := head != nil && t.Runs(head.engine.GetAssignment()) && now.Sub(head.last) < lostAfter
+		for _, name := range t.Nodes {
+			n := f.nodes[name]
+			if n != nil && t.Runs(n.engine.GetAssignment()) && (n == head || !waits) {
+				f.send(now, s, n, t.Release(), false)
+			}
+		}
+	}
+}
+
+// send leaves a directive for a node that does not follow it yet. One that takes a
+// replica out of service waits until the gateway knows that.
+func (f *Fleet) send(now time.Time, s *Snapshot, n *node, a *enginepb.Assignment, follows bool) {
+	switch {
+	case n == nil || n.stream == 0 || !n.mute.IsZero() || n.engine == nil:
+		return
+	case follows:
+		n.directed = 0 // should it forget, it gets the directive again at once
+		return
+	case n.report.GetRefused().GetGeneration() == a.GetGeneration():
+		return // it never will
+	case n.directed == a.GetGeneration() && now.Sub(n.directedAt) < directAgain:
+		return
+	case n.serves() && !enginepb.SameProcess(n.engine.GetAssignment(), a) && now.Before(time.UnixMicro(int64(a.GetGeneration())).Add(leaveFor)) &&
+		time.UnixMicro(int64(a.GetGeneration())).Sub(now) < leaveFor: // a clock may have gone back
+		return
+	}
+	n.directed, n.directedAt = a.GetGeneration(), now
+	s.Directives[n.name] = a
 }

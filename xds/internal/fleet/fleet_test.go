@@ -12,22 +12,18 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/xds/fleetpb"
-	"millrace.dev/millrace/xds/internal/layout"
 )
 
-var (
-	epoch   = time.Unix(1_000_000, 0)
-	backend = &enginepb.Backend{Kind: enginepb.Backend_LLAMACPP, Weights: "/m.gguf", ContextTokens: 4096, Slots: 4, Threads: 1, MaxBodyBytes: 1 << 20}
-)
+var epoch = time.Unix(1_000_000, 0)
 
-// wants is one replica over two nodes and one on a third.
-func wants() []layout.Want {
-	return []layout.Want{
-		{Model: "m", Replica: "m-0", Backend: backend, Shares: []float32{1, 1}},
-		{Model: "m", Replica: "m-1", Backend: backend, Shares: []float32{1}},
-	}
-}
+// head begins each object of a configuration.
+const head = "---\napiVersion: millrace.dev/v1alpha1\n"
+
+// two is one replica over two nodes and one on a third.
+const two = head + "kind: Model\nmetadata: {name: m}\nspec: {weights: /m.gguf, layout: [{stages: 2}, {stages: 1}]}\n"
 
 // world drives a fleet with nodes that do what they are told.
 type world struct {
@@ -35,6 +31,7 @@ type world struct {
 	fleet   *Fleet
 	now     time.Time
 	streams uint64
+	state   *desired.State
 	nodes   map[string]*sim
 	snap    *Snapshot
 }
@@ -50,7 +47,28 @@ type sim struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, fleet: New(wants(), 2500*time.Millisecond, epoch), now: epoch, nodes: map[string]*sim{}}
+	w := &world{t: t, fleet: New(2500*time.Millisecond, epoch), now: epoch, nodes: map[string]*sim{}}
+	w.desire(two)
+	return w
+}
+
+// desire makes the objects of the text what is desired, and known to all clients.
+func (w *world) desire(text string) {
+	w.t.Helper()
+	f, err := config.Parse("mesh.yaml", []byte(text))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.state = desired.Next(w.state, f, nil)
+	w.fleet.Step(w.now, Desired{desired.Published{State: w.state}})
+	w.fleet.Step(w.now, Pushed{w.state.Version})
+}
+
+// restart is an xds that knows nothing yet but what is desired.
+func (w *world) restart() {
+	w.fleet = New(2500*time.Millisecond, w.now)
+	w.fleet.Step(w.now, Desired{desired.Published{State: w.state}})
+	w.fleet.Step(w.now, Pushed{w.state.Version})
 }
 
 // join adds a node whose engine is idle, or whose agent is back.
@@ -103,6 +121,13 @@ func (w *world) report(name string) {
 func (w *world) decide() *Snapshot {
 	w.snap = w.fleet.Decide(w.now)
 	for name, a := range w.snap.Directives {
+		if a.Releases() {
+			w.nodes[name].status = &enginepb.Status{
+				Node: name, State: enginepb.State_IDLE, Generation: a.GetGeneration(),
+				HttpAddress: address(name, 80), GrpcAddress: address(name, 81), ShardAddress: address(name, 82),
+			}
+			continue
+		}
 		w.nodes[name].status = &enginepb.Status{
 			Node: name, State: enginepb.State_READY, Generation: a.GetGeneration(), Assignment: a,
 			HttpAddress: address(name, 80), GrpcAddress: address(name, 81), ShardAddress: address(name, 82),
@@ -208,7 +233,7 @@ func TestPlansWhatFitsAfterSettling(t *testing.T) {
 func TestRestartAdoptsWhatRuns(t *testing.T) {
 	w := up(t)
 	before := w.nodes["node-a"].status.GetGeneration()
-	w.fleet = New(wants(), 2500*time.Millisecond, w.now)
+	w.restart()
 	w.join("node-a", "node-b")
 	w.report("node-a")
 	w.report("node-b")
@@ -225,7 +250,7 @@ func TestRestartAdoptsWhatRuns(t *testing.T) {
 
 func TestRestartDoesNotWaitForTheHeadsPeers(t *testing.T) {
 	w := up(t)
-	w.fleet = New(wants(), 2500*time.Millisecond, w.now)
+	w.restart()
 	delete(w.nodes, "node-b") // its agent is away; its engine serves
 	w.join("node-a", "node-c")
 	w.run(3 * time.Second)

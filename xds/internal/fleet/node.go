@@ -80,14 +80,21 @@ func (n *node) silentSince(now time.Time) (time.Time, bool) {
 func (n *node) asLayout(now time.Time) layout.Node {
 	_, silent := n.silentSince(now)
 	return layout.Node{
-		Name:    n.name,
-		Lost:    now.Sub(n.last) >= lostAfter,
-		Usable:  !silent && n.mute.IsZero() && n.engine.GetGrpcAddress() != "",
-		Engine:  n.engine.GetGrpcAddress(),
-		Shard:   n.engine.GetShardAddress(),
-		Running: n.engine.GetAssignment(),
+		Name:       n.name,
+		Lost:       now.Sub(n.last) >= lostAfter,
+		Usable:     !silent && n.mute.IsZero() && n.engine.GetGrpcAddress() != "",
+		Ready:      n.mute.IsZero() && n.serves(),
+		Engine:     n.engine.GetGrpcAddress(),
+		Shard:      n.engine.GetShardAddress(),
+		Running:    n.engine.GetAssignment(),
+		Generation: n.engine.GetGeneration(),
+		Refused:    n.report.GetRefused().GetGeneration(),
+		RefusedWhy: n.report.GetRefused().GetReason(),
 	}
 }
+
+// serves reports whether the engine's last status was READY.
+func (n *node) serves() bool { return n.engine.GetState() == enginepb.State_READY }
 
 // verdict is what is concluded of one node's part in a replica.
 type verdict struct {
@@ -101,13 +108,12 @@ type verdict struct {
 	stuck bool
 }
 
-// judge concludes what is true of the node's part in a replica of the given
-// generation.
-func (n *node) judge(now time.Time, generation uint64) verdict {
+// judge concludes what is true of the node's part in a replica.
+func (n *node) judge(now time.Time, r *layout.Replica, stage int) verdict {
 	if n == nil {
 		return verdict{state: notReady, reason: "has not reported yet"}
 	}
-	if v, ok := n.judgeEngine(now, generation); !ok {
+	if v, ok := n.judgeEngine(now, r, stage); !ok {
 		return v
 	}
 	since, silent := n.silentSince(now)
@@ -127,7 +133,7 @@ func (n *node) judge(now time.Time, generation uint64) verdict {
 
 // judgeEngine returns false and the verdict if the node's last word forbids
 // sending requests there.
-func (n *node) judgeEngine(now time.Time, generation uint64) (verdict, bool) {
+func (n *node) judgeEngine(now time.Time, r *layout.Replica, stage int) (verdict, bool) {
 	no := func(reason string) (verdict, bool) {
 		return verdict{state: notReady, reason: reason[:min(len(reason), maxReason)]}, false
 	}
@@ -138,7 +144,7 @@ func (n *node) judgeEngine(now time.Time, generation uint64) (verdict, bool) {
 		return v, false
 	case e.GetState() == enginepb.State_IDLE:
 		return no("its engine has nothing assigned yet")
-	case e.GetGeneration() != generation:
+	case !n.runs(r, stage):
 		return no("its engine serves an older assignment")
 	case e.GetState() != enginepb.State_READY:
 		return no(strings.TrimSuffix(strings.ToLower(e.GetState().String())+": "+e.GetReason(), ": "))
@@ -149,8 +155,27 @@ func (n *node) judgeEngine(now time.Time, generation uint64) (verdict, bool) {
 	return verdict{}, true
 }
 
+// runs reports whether the node's engine serves its stage of a replica. An older
+// assignment does as well that needs no other process.
+func (n *node) runs(r *layout.Replica, stage int) bool {
+	had := n.engine.GetAssignment()
+	if had.GetReplica() != r.Spec.Replica || int(had.GetStage()) != stage {
+		return false
+	}
+	return had.GetGeneration() == r.Generation || enginepb.SameProcess(had, r.Assignment(stage))
+}
+
+// letsGo reports whether the head of a replica has let go of what it had before the
+// assignment of that generation: it runs that, or nothing.
+func (n *node) letsGo(generation uint64) bool {
+	return n != nil && n.engine != nil && (n.engine.GetGeneration() >= generation || n.engine.GetAssignment() == nil)
+}
+
 // follows returns whether the node's engine serves the assignment already.
 func (n *node) follows(a *enginepb.Assignment) bool {
+	if n == nil {
+		return false
+	}
 	had := n.engine.GetAssignment()
 	return n.engine.GetGeneration() == a.GetGeneration() &&
 		had.GetReplica() == a.GetReplica() && had.GetStage() == a.GetStage()

@@ -129,6 +129,15 @@ func (s *Service) Run(ctx context.Context, f *Fleet) error {
 	}
 }
 
+// Post gives the fleet an event, and waits until it has taken it or ctx ends.
+func (s *Service) Post(ctx context.Context, ev Event) {
+	select {
+	case s.events <- ev:
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+}
+
 // publish makes the snapshot known and sends its directives.
 func (s *Service) publish(snap *Snapshot) {
 	old := s.latest.Swap(&published{Snapshot: snap, next: make(chan struct{})})

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -34,7 +36,12 @@ func dialService(t *testing.T) (*Service, fleetpb.FleetClient) {
 	fleetpb.RegisterFleetServer(srv, s)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
-	go func() { done <- s.Run(ctx, New(wants(), 2*time.Second, time.Now())) }()
+	go func() { done <- s.Run(ctx, New(2*time.Second, time.Now())) }()
+	f, err := config.Parse("mesh.yaml", []byte(two))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Post(ctx, Desired{desired.Published{State: desired.Next(nil, f, nil)}})
 	go func() { done <- srv.Serve(ln) }()
 	conn, err := grpc.NewClient("passthrough:///fleet", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return ln.DialContext(ctx) }))

@@ -87,9 +87,9 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 			})
 		}
 	}
-	for _, w := range f.wants {
+	for _, w := range f.specs {
 		if serving[w.Model] == 0 {
-			serving[w.Model] = -1 // said once
+			serving[w.Model] = -1 // reported once
 			all = append(all, obs.Condition{
 				Code: wire.ModelDown,
 				Text: fmt.Sprintf("model %s has no replica that takes requests", w.Model),
@@ -104,6 +104,12 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 // and what else is wrong.
 func (s *Snapshot) View(clients int, more []obs.Condition) *fleetpb.FleetView {
 	v := &fleetpb.FleetView{At: timestamppb.New(s.At), AdsClients: uint32(clients)}
+	if s.Desired != nil {
+		v.DesiredVersion = s.Desired.Version
+	}
+	for _, o := range s.Objects {
+		v.Objects = append(v.Objects, o.view())
+	}
 	for _, n := range s.Nodes {
 		v.Nodes = append(v.Nodes, &fleetpb.NodeView{
 			Node:       n.Name,

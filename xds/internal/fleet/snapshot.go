@@ -5,8 +5,10 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/layout"
 	"millrace.dev/millrace/xds/internal/weight"
 )
 
@@ -29,6 +31,10 @@ const (
 type Snapshot struct {
 	// At is the moment.
 	At time.Time
+	// Desired is what it was made for; nil: nothing is known of that.
+	Desired *desired.State
+	// Objects has what became of the objects of Desired.
+	Objects []Object
 	// Settled is whether the snapshot may be pushed: whatever ran when xds
 	// started has reported.
 	Settled bool
@@ -107,11 +113,15 @@ type standing struct {
 func (f *Fleet) judge(now time.Time, s *Snapshot) {
 	stages := make(map[string]*standing, len(f.stages))
 	heads := make(map[string]string, len(f.replicas)) // head's node, by address
-	for _, r := range f.replicas {
+	for i := range f.retiring {
+		f.judgeRetiring(&f.retiring[i], stages)
+	}
+	for i := range f.replicas {
+		r := &f.replicas[i]
 		names := r.Nodes()
 		verdicts := make([]verdict, len(names))
 		for i, name := range names {
-			verdicts[i] = f.nodes[name].judge(now, r.Generation)
+			verdicts[i] = f.nodes[name].judge(now, r, i)
 			stages[name] = &standing{verdict: verdicts[i]}
 		}
 		e := f.endpoint(now, names, verdicts)
@@ -124,13 +134,23 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		} else {
 			heads[e.Address] = names[0]
 		}
-		e.Model, e.Replica = r.Want.Model, r.Want.Replica
+		e.Model, e.Replica = r.Spec.Model, r.Spec.Replica
 		e.worth.Capacity = f.capacity(r.Stages, e.Speed.GetDecode())
 		head := stages[names[0]]
 		head.state, head.reason, head.head = e.State, e.Reason, e.Replica
 		s.Endpoints = append(s.Endpoints, e)
 	}
 	f.remember(now, s.Endpoints, stages)
+}
+
+// judgeRetiring notes what the nodes do that are to end something.
+func (f *Fleet) judgeRetiring(t *layout.Retiring, stages map[string]*standing) {
+	for _, name := range t.Nodes {
+		if n := f.nodes[name]; n != nil && t.Runs(n.engine.GetAssignment()) {
+			reason := "ends " + t.Had.GetReplica() + ", which is not desired there any more"
+			stages[n.name] = &standing{verdict: verdict{state: notReady, reason: reason}}
+		}
+	}
 }
 
 // remember keeps what was concluded for the next time, and finds out since when

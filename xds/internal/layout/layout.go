@@ -1,25 +1,22 @@
-// Package layout decides which node serves which part of which replica. Called
-// by fleet, on every snapshot.
+// Package layout decides which node serves which part of which replica, and in which
+// order a change of the desired state is carried out. Called by fleet, on every
+// snapshot.
 //
-// Its one rule: what runs stays where it is. A replica is moved only when one of
-// its nodes is lost or the configuration asks for something else, so that a
-// restarted xds, which knows nothing, disturbs nobody.
+// Its one rule: what runs stays as it is until its turn comes. All is derived from what
+// is desired and what nodes report, so that a restarted xds, which knows nothing,
+// disturbs nobody and continues a change where it was.
 package layout
 
 import (
-	"fmt"
 	"slices"
-	"strings"
 	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/obs"
 )
 
-// Want is one replica that the configuration asks for.
-type Want struct {
+// Spec is one replica as it is desired.
+type Spec struct {
 	// Model is the model's id in the API.
 	Model string
 	// Replica is the replica's name, unique in the fleet.
@@ -42,264 +39,131 @@ type Node struct {
 	// Lost is whether the node has been away for so long that what it had is
 	// to be laid out elsewhere.
 	Lost bool
+	// Ready is whether the engine's last status was READY.
+	Ready bool
 	// Engine is the "ip:port" of its engine's gRPC service, Shard where its
 	// shard listens, or would.
 	Engine, Shard string
 	// Running is the assignment in force there; nil: none, or unknown.
 	Running *enginepb.Assignment
+	// Generation is that of the assignment or release in force there.
+	Generation uint64
+	// Refused is the generation of a directive that the engine has refused for good,
+	// RefusedWhy its reason; 0: none.
+	Refused    uint64
+	RefusedWhy string
 }
 
 // Replica is one replica with its place.
 type Replica struct {
-	// Want is what was asked for.
-	Want Want
+	// Spec is what is to run there: what is desired, or, until its turn comes, what
+	// does run.
+	Spec Spec
 	// Generation is the version of the replica's assignments.
 	Generation uint64
 	// Stages has the replica's stages, the head first.
 	Stages []*enginepb.Stage
+	// Leaving is whether it is not desired any more, and serves until its turn comes.
+	Leaving bool
+	// Refused is the assignment that the head's engine has refused, in place of which
+	// it runs what it did; nil: none.
+	Refused *enginepb.Assignment
 }
 
 // Assignment returns the assignment of the stage's node.
 func (r Replica) Assignment(stage int) *enginepb.Assignment {
 	return &enginepb.Assignment{
 		Generation: r.Generation,
-		Model:      r.Want.Model,
-		Replica:    r.Want.Replica,
+		Model:      r.Spec.Model,
+		Replica:    r.Spec.Replica,
 		Stage:      uint32(stage),
 		Stages:     r.Stages,
-		Backend:    r.Want.Backend,
+		Backend:    r.Spec.Backend,
 	}
 }
 
 // Nodes returns the names of the replica's nodes, the head's first.
-func (r Replica) Nodes() []string {
-	names := make([]string, len(r.Stages))
-	for i, s := range r.Stages {
+func (r Replica) Nodes() []string { return nodesOf(r.Stages) }
+
+func nodesOf(stages []*enginepb.Stage) []string {
+	names := make([]string, len(stages))
+	for i, s := range stages {
 		names[i] = s.GetNode()
 	}
 	return names
 }
 
+// Retiring is what is to end: a replica that is not desired, or not there any more.
+// Its nodes are free once they have taken the release.
+type Retiring struct {
+	// Had is what they run, of any stage.
+	Had *enginepb.Assignment
+	// Nodes are those that run it, by name.
+	Nodes []string
+	// Generation is that of the release.
+	Generation uint64
+}
+
+// Release returns the release for each of its nodes.
+func (r Retiring) Release() *enginepb.Assignment {
+	return &enginepb.Assignment{Generation: r.Generation}
+}
+
+// Runs reports whether an assignment in force on a node is what is to end.
+func (r Retiring) Runs(a *enginepb.Assignment) bool {
+	return a != nil && a.GetReplica() == r.Had.GetReplica() && a.GetGeneration() <= r.Had.GetGeneration() &&
+		slices.EqualFunc(a.GetStages(), r.Had.GetStages(), func(a, b *enginepb.Stage) bool { return a.GetNode() == b.GetNode() })
+}
+
 // Plan is where every replica goes.
 type Plan struct {
-	// Replicas that have a place, in the order in which they were wanted.
+	// Replicas are those in force, the desired ones in their order and behind them the
+	// leaving ones.
 	Replicas []Replica
-	// Conditions says which ones have none, and why.
+	// Retiring is what is to end.
+	Retiring []Retiring
+	// Waits says of each desired replica that is not yet as desired, by its name, what
+	// it waits for.
+	Waits map[string]string
+	// Conditions says which replicas have no place, and why.
 	Conditions []obs.Condition
 }
 
 // Complete returns whether every replica has a place.
 func (p Plan) Complete() bool { return len(p.Conditions) == 0 }
 
-// Make lays the wanted replicas out over the nodes: first what previous says,
-// then what the nodes run already, and what is left goes to free nodes in the
-// order of their names. New generations are at least now, in microseconds.
-func Make(wants []Want, nodes []Node, previous []Replica, now time.Time) Plan {
-	p := newPlanner(nodes, previous, now)
-	placed := make([]*Replica, len(wants))
-	for i, w := range wants {
-		placed[i] = p.keep(w, p.previous[w.Replica])
-	}
-	for i, w := range wants {
-		if placed[i] == nil {
-			placed[i] = p.keep(w, p.running[w.Replica])
-		}
-		if placed[i] == nil {
-			p.reserve(w)
-		}
-	}
-	var plan Plan
-	for i, w := range wants {
-		if placed[i] == nil {
-			var why *obs.Condition
-			if placed[i], why = p.place(w); why != nil {
-				plan.Conditions = append(plan.Conditions, *why)
-				continue
-			}
-		}
-		plan.Replicas = append(plan.Replicas, *placed[i])
-	}
-	return plan
+// Input is what a plan is made of.
+type Input struct {
+	// Specs are the desired replicas.
+	Specs []Spec
+	// Nodes are all nodes that are known.
+	Nodes []Node
+	// Previous is the plan in force.
+	Previous Plan
+	// Others has how many endpoints of each model take requests that are not replicas.
+	Others map[string]int
+	// Published is whether the gateways know what is desired. Until then a model that is
+	// not desired any more is still asked for.
+	Published bool
+	// Now bounds new generations from below, in microseconds.
+	Now time.Time
 }
 
-// planner is the state of one Make.
-type planner struct {
-	// names of all nodes, sorted.
-	names []string
-	// nodes by name.
-	nodes map[string]Node
-	// taken has the replica of each node that has one, by the node's name.
-	taken map[string]string
-	// reserved has the replica that names a node of its own, by the node's name.
-	reserved map[string]string
-	// previous and running have what there was, by the replica's name.
-	previous, running map[string]*enginepb.Assignment
-	// next is the generation for what is new.
-	next uint64
-}
-
-func newPlanner(nodes []Node, previous []Replica, now time.Time) *planner {
-	p := &planner{
-		nodes:    make(map[string]Node, len(nodes)),
-		taken:    make(map[string]string, len(nodes)),
-		reserved: make(map[string]string),
-		previous: make(map[string]*enginepb.Assignment, len(previous)),
-		running:  make(map[string]*enginepb.Assignment, len(nodes)),
-		next:     uint64(max(1, now.UnixMicro())),
-	}
-	for _, n := range nodes {
-		p.names = append(p.names, n.Name)
-		p.nodes[n.Name] = n
-		p.run(n.Running)
-	}
-	slices.Sort(p.names)
-	for _, r := range previous {
-		p.previous[r.Want.Replica] = r.Assignment(0)
-		p.next = max(p.next, r.Generation+1)
-	}
-	return p
-}
-
-// run notes an assignment in force. Nodes of one replica may be at different
-// generations: the latest one holds.
-func (p *planner) run(a *enginepb.Assignment) {
-	if a == nil {
-		return
-	}
-	p.next = max(p.next, a.GetGeneration()+1)
-	if known := p.running[a.GetReplica()]; known == nil || known.GetGeneration() < a.GetGeneration() {
-		p.running[a.GetReplica()] = a
-	}
-}
-
-// keep returns the replica where had says it is, or nil if it can't stay there.
-// It gets a new generation when its assignment must change.
-func (p *planner) keep(w Want, had *enginepb.Assignment) *Replica {
-	if had == nil || had.GetModel() != w.Model || len(had.GetStages()) != len(w.Shares) {
-		return nil
-	}
-	seen := make(map[string]bool, len(had.GetStages()))
-	for i, s := range had.GetStages() {
-		name := s.GetNode()
-		pinned := len(w.Nodes) > 0 && w.Nodes[i] != name
-		if pinned || seen[name] || p.taken[name] != "" || p.nodes[name].Lost {
-			return nil
-		}
-		seen[name] = true
-	}
-	r := &Replica{Want: w, Generation: had.GetGeneration()}
-	for i, s := range had.GetStages() {
-		p.taken[s.GetNode()] = w.Replica
-		r.Stages = append(r.Stages, p.stage(w, i, s))
-	}
-	if !same(r, had) {
-		r.Generation = p.next
-	}
-	return r
-}
-
-func same(r *Replica, had *enginepb.Assignment) bool {
-	return proto.Equal(r.Want.Backend, had.GetBackend()) &&
-		slices.EqualFunc(r.Stages, had.GetStages(), func(a, b *enginepb.Stage) bool { return proto.Equal(a, b) })
-}
-
-// stage returns stage i of a replica on the node of had, at the node's present
-// addresses; those of had where the node hasn't reported.
-func (p *planner) stage(w Want, i int, had *enginepb.Stage) *enginepb.Stage {
-	s := &enginepb.Stage{
-		Node:          had.GetNode(),
-		ShardAddress:  had.GetShardAddress(),
-		EngineAddress: had.GetEngineAddress(),
-		Share:         w.Shares[i],
-	}
-	if n := p.nodes[had.GetNode()]; n.Usable {
-		s.ShardAddress, s.EngineAddress = n.Shard, n.Engine
-	}
-	if len(w.Shares) == 1 {
-		s.ShardAddress = "" // nobody asks a shard: the head has all layers
-	}
-	return s
-}
-
-// reserve keeps the nodes that w names away from replicas that name none.
-func (p *planner) reserve(w Want) {
-	for _, name := range w.Nodes {
-		if p.reserved[name] == "" {
-			p.reserved[name] = w.Replica
-		}
-	}
-}
-
-// place finds nodes for a replica that has none.
-func (p *planner) place(w Want) (*Replica, *obs.Condition) {
-	if w.Backend.GetWeights() == "" && w.Backend.GetKind() != enginepb.Backend_OPENAI {
-		return nil, &obs.Condition{
-			Code: "no-weights",
-			Text: fmt.Sprintf("replica %s is not placed: model %s has no weights", w.Replica, w.Model),
-			Next: "set spec.weights of the model to the path of its weights",
-		}
-	}
-	names, why := p.free(w), ""
-	if len(w.Nodes) > 0 {
-		names, why = p.named(w)
-	} else if len(names) < len(w.Shares) {
-		why = fmt.Sprintf("it needs %d free %s, and there %s", len(w.Shares), plural(len(w.Shares)), list(names))
-	}
-	if why != "" {
-		return nil, &obs.Condition{
-			Code: "not-placed",
-			Text: fmt.Sprintf("replica %s is not placed: %s", w.Replica, why),
-			Next: "start more nodes, or lower spec.replicas or spec.layout of the model",
-		}
-	}
-	r := &Replica{Want: w, Generation: p.next}
-	for i, name := range names[:len(w.Shares)] {
-		p.taken[name] = w.Replica
-		r.Stages = append(r.Stages, p.stage(w, i, &enginepb.Stage{Node: name}))
-	}
-	return r, nil
-}
-
-// free returns the nodes that a replica may have, by name.
-func (p *planner) free(w Want) []string {
-	var names []string
-	for _, name := range p.names {
-		owner := p.reserved[name]
-		if p.nodes[name].Usable && p.taken[name] == "" && (owner == "" || owner == w.Replica) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-// named returns the nodes that w names, or why it can't have them.
-func (p *planner) named(w Want) (names []string, why string) {
-	var faults []string
-	for _, name := range w.Nodes {
-		switch {
-		case p.taken[name] != "":
-			faults = append(faults, fmt.Sprintf("%s serves %s", name, p.taken[name]))
-		case !p.nodes[name].Usable:
-			faults = append(faults, name+" doesn't report")
-		}
-	}
-	return w.Nodes, strings.Join(faults, ", ")
-}
-
-func plural(n int) string {
-	if n == 1 {
-		return "node"
-	}
-	return "nodes"
-}
-
-func list(names []string) string {
-	switch len(names) {
-	case 0:
-		return "is none"
-	case 1:
-		return "is only " + names[0]
-	default:
-		return "are only " + strings.Join(names, ", ")
-	}
+// Make lays the desired replicas out over the nodes: first what is in force stays, by
+// the previous plan or by what the nodes run, then its turn comes to what has to
+// change, and what is left goes to free nodes in the order of their names.
+//
+// Of a model, at most one replica that takes requests is taken down at a time by a
+// change, and not while that would leave the model without any, unless there is only
+// one. One that takes none may be changed at any time.
+func Make(in Input) Plan {
+	p := newPlanner(in)
+	p.adopt(true)
+	p.adopt(false)
+	p.adoptLeaving()
+	p.placeNew()
+	p.change()
+	p.placeAll()
+	p.retireStrays()
+	return p.plan()
 }

@@ -19,12 +19,17 @@ var (
 	backend = &enginepb.Backend{Kind: enginepb.Backend_LLAMACPP, Weights: "/m.gguf", Slots: 1, Threads: 1, ContextTokens: 4096}
 )
 
-func want(name string, stages int, nodes ...string) Want {
-	return Want{Model: "m", Replica: name, Backend: backend, Shares: slices.Repeat([]float32{1}, stages), Nodes: nodes}
+func spec(name string, stages int, nodes ...string) Spec {
+	return Spec{Model: "m", Replica: name, Backend: backend, Shares: slices.Repeat([]float32{1}, stages), Nodes: nodes}
 }
 
 func node(name string) Node {
 	return Node{Name: name, Usable: true, Engine: name + ":1", Shard: name + ":2"}
+}
+
+// make1 makes a plan without anything to end before it.
+func make1(specs []Spec, nodes []Node, previous []Replica, now time.Time) Plan {
+	return Make(Input{Specs: specs, Nodes: nodes, Previous: Plan{Replicas: previous}, Published: true, Now: now})
 }
 
 func running(n Node, r Replica, stage int) Node {
@@ -36,7 +41,7 @@ func running(n Node, r Replica, stage int) Node {
 func short(p Plan) []string {
 	var all []string
 	for _, r := range p.Replicas {
-		all = append(all, fmt.Sprintf("%s@%d=%s", r.Want.Replica, r.Generation, strings.Join(r.Nodes(), ",")))
+		all = append(all, fmt.Sprintf("%s@%d=%s", r.Spec.Replica, r.Generation, strings.Join(r.Nodes(), ",")))
 	}
 	for _, c := range p.Conditions {
 		all = append(all, c.Text)
@@ -45,98 +50,98 @@ func short(p Plan) []string {
 }
 
 func TestMake(t *testing.T) {
-	two := []Want{want("m-0", 2), want("m-1", 1)}
-	had := Make(two, []Node{node("a"), node("b"), node("c")}, nil, day).Replicas
+	two := []Spec{spec("m-0", 2), spec("m-1", 1)}
+	had := make1(two, []Node{node("a"), node("b"), node("c")}, nil, day).Replicas
 	without := func(n Node) Node { n.Usable = false; return n }
 	lost := func(n Node) Node { n.Usable, n.Lost = false, true; return n }
 	moved := func(n Node) Node { n.Engine = "elsewhere:1"; return n }
 	tests := []struct {
 		name     string
-		wants    []Want
+		specs    []Spec
 		nodes    []Node
 		previous []Replica
 		want     []string
 	}{
 		{
-			name: "by name, in order", wants: two, nodes: []Node{node("c"), node("a"), node("b")},
+			name: "by name, in order", specs: two, nodes: []Node{node("c"), node("a"), node("b")},
 			want: []string{"m-0@2000000=a,b", "m-1@2000000=c"},
 		},
 		{
-			name: "what fits is placed", wants: two, nodes: []Node{node("a")},
+			name: "what fits is placed", specs: two, nodes: []Node{node("a")},
 			want: []string{"m-1@2000000=a", "replica m-0 is not placed: it needs 2 free nodes, and there is only a"},
 		},
 		{
-			name: "nobody is there", wants: two[1:],
+			name: "nobody is there", specs: two[1:],
 			want: []string{"replica m-1 is not placed: it needs 1 free node, and there is none"},
 		},
 		{
-			name: "what runs is adopted", wants: two,
+			name: "what runs is adopted", specs: two,
 			nodes: []Node{running(node("a"), had[1], 0), running(node("b"), had[0], 1), node("c"), node("d")},
 			// What counts is where the assignment says it runs, not who tells it.
 			want: []string{"m-0@1000000=a,b", "m-1@1000000=c"},
 		},
 		{
-			name: "one stage alone speaks for its replica", wants: two,
+			name: "one stage alone speaks for its replica", specs: two,
 			nodes: []Node{running(node("b"), had[0], 1), node("c"), node("d")},
 			want:  []string{"m-0@1000000=a,b", "m-1@2000000=c"},
 		},
 		{
-			name: "a node that is away keeps its part", wants: two, previous: had,
+			name: "a node that is away keeps its part", specs: two, previous: had,
 			nodes: []Node{node("a"), without(node("b")), node("c"), node("d")},
 			want:  []string{"m-0@1000000=a,b", "m-1@1000000=c"},
 		},
 		{
-			name: "a lost one does not", wants: two, previous: had,
+			name: "a lost one does not", specs: two, previous: had,
 			nodes: []Node{node("a"), lost(node("b")), node("c"), node("d")},
 			want:  []string{"m-0@2000000=a,d", "m-1@1000000=c"},
 		},
 		{
-			name: "new addresses are a new generation", wants: two, previous: had,
+			name: "new addresses are a new generation", specs: two, previous: had,
 			nodes: []Node{node("a"), moved(node("b")), node("c")},
 			want:  []string{"m-0@2000000=a,b", "m-1@1000000=c"},
 		},
 		{
-			name: "named nodes are kept free", wants: []Want{want("m-0", 1), want("m-1", 1, "a")},
+			name: "named nodes are kept free", specs: []Spec{spec("m-0", 1), spec("m-1", 1, "a")},
 			nodes: []Node{node("a"), node("b")},
 			want:  []string{"m-0@2000000=b", "m-1@2000000=a"},
 		},
 		{
-			name: "named nodes may be missing", wants: []Want{want("m-0", 2, "a", "x")}, nodes: []Node{node("a"), node("b")},
+			name: "named nodes may be missing", specs: []Spec{spec("m-0", 2, "a", "x")}, nodes: []Node{node("a"), node("b")},
 			want: []string{"replica m-0 is not placed: x doesn't report"},
 		},
 		{
-			name: "another shape is another plan", wants: []Want{want("m-0", 1)}, previous: had, nodes: []Node{node("a"), node("b")},
+			name: "another shape is another plan", specs: []Spec{spec("m-0", 1)}, previous: had, nodes: []Node{node("a"), node("b")},
 			want: []string{"m-0@2000000=a"},
 		},
 		{
-			name: "no weights", wants: []Want{{Model: "m", Replica: "m-0", Shares: []float32{1}}}, nodes: []Node{node("a")},
+			name: "no weights", specs: []Spec{{Model: "m", Replica: "m-0", Shares: []float32{1}}}, nodes: []Node{node("a")},
 			want: []string{"replica m-0 is not placed: model m has no weights"},
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			plan := Make(tt.wants, tt.nodes, tt.previous, later)
+			plan := make1(tt.specs, tt.nodes, tt.previous, later)
 			if diff := cmp.Diff(tt.want, short(plan)); diff != "" {
 				t.Errorf("plan differs (-want +got):\n%s", diff)
 			}
-			if plan.Complete() != (len(plan.Replicas) == len(tt.wants)) {
-				t.Errorf("Complete() = %v with %d of %d replicas", plan.Complete(), len(plan.Replicas), len(tt.wants))
+			if plan.Complete() != (len(plan.Replicas) == len(tt.specs)) {
+				t.Errorf("Complete() = %v with %d of %d replicas", plan.Complete(), len(plan.Replicas), len(tt.specs))
 			}
 		})
 	}
 }
 
 func TestGenerationsOnlyGrow(t *testing.T) {
-	had := Make([]Want{want("m-0", 1)}, []Node{node("a")}, nil, later).Replicas
-	other := []Want{{Model: "m", Replica: "m-0", Backend: &enginepb.Backend{Weights: "/other.gguf"}, Shares: []float32{1}}}
-	plan := Make(other, []Node{running(node("a"), had[0], 0)}, nil, day) // the clock went back
+	had := make1([]Spec{spec("m-0", 1)}, []Node{node("a")}, nil, later).Replicas
+	other := []Spec{{Model: "m", Replica: "m-0", Backend: &enginepb.Backend{Weights: "/other.gguf"}, Shares: []float32{1}}}
+	plan := make1(other, []Node{running(node("a"), had[0], 0)}, nil, day) // the clock went back
 	if got := plan.Replicas[0].Generation; got <= had[0].Generation {
 		t.Errorf("generation %d after %d", got, had[0].Generation)
 	}
 }
 
 func TestShardAddressOnlyWhereItIsUsed(t *testing.T) {
-	plan := Make([]Want{want("m-0", 2), want("m-1", 1)}, []Node{node("a"), node("b"), node("c")}, nil, day)
+	plan := make1([]Spec{spec("m-0", 2), spec("m-1", 1)}, []Node{node("a"), node("b"), node("c")}, nil, day)
 	if got := plan.Replicas[0].Stages[1].GetShardAddress(); got != "b:2" {
 		t.Errorf("stage 1 of 2 has shard address %q", got)
 	}
@@ -150,18 +155,18 @@ func TestShardAddressOnlyWhereItIsUsed(t *testing.T) {
 func TestPlansHold(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 3000 {
-		wants, nodes := randomFleet(r)
-		plan := Make(wants, nodes, nil, day)
+		specs, nodes := randomFleet(r)
+		plan := make1(specs, nodes, nil, day)
 		seen := map[string]string{}
 		for _, rep := range plan.Replicas {
 			for _, name := range rep.Nodes() {
 				if seen[name] != "" {
-					t.Fatalf("%s serves %s and %s", name, seen[name], rep.Want.Replica)
+					t.Fatalf("%s serves %s and %s", name, seen[name], rep.Spec.Replica)
 				}
-				seen[name] = rep.Want.Replica
+				seen[name] = rep.Spec.Replica
 			}
 		}
-		again := Make(wants, nodes, plan.Replicas, later)
+		again := Make(Input{Specs: specs, Nodes: nodes, Previous: plan, Published: true, Now: later})
 		n := len(plan.Replicas)
 		if diff := cmp.Diff(short(plan)[:n], short(again)[:n]); diff != "" {
 			t.Fatalf("the plan is not stable (-first +second):\n%s", diff)
@@ -169,11 +174,11 @@ func TestPlansHold(t *testing.T) {
 	}
 }
 
-// randomFleet returns wants and nodes, some of which run something, also nonsense.
-func randomFleet(r *rand.Rand) ([]Want, []Node) {
-	var wants []Want
+// randomFleet returns specs and nodes, some of which run something, also nonsense.
+func randomFleet(r *rand.Rand) ([]Spec, []Node) {
+	var specs []Spec
 	for i := range 1 + r.IntN(4) {
-		wants = append(wants, want(fmt.Sprintf("m-%d", i), 1+r.IntN(3)))
+		specs = append(specs, spec(fmt.Sprintf("m-%d", i), 1+r.IntN(3)))
 	}
 	var nodes []Node
 	for i := range r.IntN(8) {
@@ -185,7 +190,7 @@ func randomFleet(r *rand.Rand) ([]Want, []Node) {
 		}
 		nodes = append(nodes, n)
 	}
-	return wants, nodes
+	return specs, nodes
 }
 
 func randomAssignment(r *rand.Rand) *enginepb.Assignment {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -38,10 +39,10 @@ const unlimited = 1 << 20
 // EnginesCluster returns the name of a model's cluster.
 func EnginesCluster(model string) string { return enginesPrefix + model }
 
-func clusters(s Settings) (map[string]proto.Message, error) {
+func clusters(s Site, d *desired.State) (map[string]proto.Message, error) {
 	all := make(map[string]proto.Message)
-	for _, m := range s.Config.Models {
-		name := EnginesCluster(m.Metadata.Name)
+	for _, m := range d.Models {
+		name := EnginesCluster(m.Name)
 		all[name] = engines(name)
 	}
 	if len(s.ExtProc) > 0 {

@@ -6,7 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -15,13 +15,13 @@ import (
 
 // Fleet returns the resources that the snapshot decides: an assignment for each
 // model, also an empty one, and our own state of each endpoint.
-func Fleet(s Settings, snap *fleet.Snapshot) Resources {
-	assignments := make(map[string]proto.Message, len(s.Config.Models))
+func Fleet(d *desired.State, snap *fleet.Snapshot) Resources {
+	assignments := make(map[string]proto.Message, len(d.Models))
 	hosts := make(map[string]*endpointv3.LocalityLbEndpoints) // by model
-	for _, m := range s.Config.Models {
-		name := EnginesCluster(m.Metadata.Name)
+	for _, m := range d.Models {
+		name := EnginesCluster(m.Name)
 		locality := &endpointv3.LocalityLbEndpoints{}
-		hosts[m.Metadata.Name] = locality
+		hosts[m.Name] = locality
 		assignments[name] = &endpointv3.ClusterLoadAssignment{
 			ClusterName: name,
 			Endpoints:   []*endpointv3.LocalityLbEndpoints{locality},
@@ -76,11 +76,11 @@ func state(e fleet.Endpoint) *fleetpb.EndpointState {
 	}
 }
 
-func models(f config.File) map[string]proto.Message {
-	all := make(map[string]proto.Message, len(f.Models))
-	fallback := f.DefaultModel().Metadata.Name
-	for _, m := range f.Models {
-		all[m.Metadata.Name] = policy.Model(m, m.Metadata.Name == fallback)
+func models(d *desired.State) map[string]proto.Message {
+	all := make(map[string]proto.Message, len(d.Models))
+	fallback := d.Default()
+	for _, m := range d.Models {
+		all[m.Name] = policy.Model(m.Name, m.Spec, m.Name == fallback)
 	}
 	return all
 }

@@ -17,10 +17,10 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -30,7 +30,21 @@ const gatewayName = "gateway"
 // extprocFilter is the name of the filter, by which routes switch it on.
 const extprocFilter = "envoy.filters.http.ext_proc"
 
-func listener(s Settings) (*listenerv3.Listener, error) {
+// What of a request the listener bounds itself, whatever is desired: a listener that
+// changes drains its connections. The policy's own bounds are on the routes.
+const (
+	// connectionBuffer bounds what is buffered of one connection where no route says
+	// how much, in bytes.
+	connectionBuffer = 16 << 20
+	// longestBody is how long a request's body may come in, and how long a request
+	// without a route may be silent, in seconds.
+	longestBody = 600
+	// longestMessage is the longest that extproc may ask Envoy to wait, in seconds; the
+	// policy's flow.gatewayTimeout is within.
+	longestMessage = 3600
+)
+
+func listener(s Site, d *desired.State) (*listenerv3.Listener, error) {
 	addr, err := address(s.Gateway)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
@@ -38,35 +52,32 @@ func listener(s Settings) (*listenerv3.Listener, error) {
 	return &listenerv3.Listener{
 		Name:                          gatewayName,
 		Address:                       addr,
-		PerConnectionBufferLimitBytes: wrapperspb.UInt32(uint32(min(s.Config.Policy.Spec.Limits.MaxBodyBytes, 1<<30))),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(connectionBuffer),
 		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
 			Name:       "envoy.filters.network.http_connection_manager",
-			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(manager(s))},
+			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(manager(s, d))},
 		}}}},
 	}, nil
 }
 
 // manager returns the HTTP connection manager: all that happens to a request
 // before its route is chosen.
-func manager(s Settings) *hcmv3.HttpConnectionManager {
-	limits := s.Config.Policy.Spec.Limits
-	whole := durationpb.New(limits.RequestTimeout.Duration)
+func manager(s Site, d *desired.State) *hcmv3.HttpConnectionManager {
 	m := &hcmv3.HttpConnectionManager{
 		StatPrefix: gatewayName,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			ConfigSource: ads(), RouteConfigName: gatewayName,
 		}},
 		HttpFilters:                   filters(s),
-		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{untrusted(s)},
+		EarlyHeaderMutationExtensions: []*corev3.TypedExtensionConfig{untrusted(d)},
 		LocalReplyConfig:              replies(),
 		UseRemoteAddress:              wrapperspb.Bool(true),
 		AlwaysSetRequestIdInResponse:  true,
 		NormalizePath:                 wrapperspb.Bool(true),
 		MergeSlashes:                  true,
 		RequestHeadersTimeout:         seconds(10),
-		// A body comes in, and a stream is silent, no longer than a request may take.
-		RequestTimeout:    whole,
-		StreamIdleTimeout: whole,
+		RequestTimeout:                seconds(longestBody),
+		StreamIdleTimeout:             seconds(longestBody), // routes have their own
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			EnableTrailers: true, // usage comes in trailers
 		},
@@ -82,7 +93,7 @@ func manager(s Settings) *hcmv3.HttpConnectionManager {
 
 // filters returns the HTTP filters. Responses pass them backwards: extproc sees
 // the load report, and then it is taken out.
-func filters(s Settings) []*hcmv3.HttpFilter {
+func filters(s Site) []*hcmv3.HttpFilter {
 	filter := func(name string, m proto.Message) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(m)}}
 	}
@@ -96,19 +107,16 @@ func filters(s Settings) []*hcmv3.HttpFilter {
 		// Switched on by the routes to engines alone: a request without a route
 		// (broken headers, a bomb of them) is answered and cut off at once, with
 		// no time to ask anybody about the answer.
-		ask := filter(extprocFilter, picker(s))
+		ask := filter(extprocFilter, picker())
 		ask.Disabled = true
 		all = append(all, ask)
 	}
-	if severalModels(s.Config) {
-		all = append(all, modelReader())
-	}
-	return append(all, filter("envoy.filters.http.router", &routerv3.Router{}))
+	return append(all, modelReader(), filter("envoy.filters.http.router", &routerv3.Router{}))
 }
 
 // picker returns the filter that asks extproc. It fails open: without an answer
 // the request goes where the cluster's weights send it.
-func picker(s Settings) *extprocv3.ExternalProcessor {
+func picker() *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: extprocCluster}},
@@ -126,7 +134,7 @@ func picker(s Settings) *extprocv3.ExternalProcessor {
 		FailureModeAllow: true,
 		MessageTimeout:   seconds(1),
 		// extproc asks for more while a request waits in its queue.
-		MaxMessageTimeout: durationpb.New(s.Config.Policy.Spec.Flow.GatewayTimeout.Duration),
+		MaxMessageTimeout: seconds(longestMessage),
 		ProcessingMode: &extprocv3.ProcessingMode{
 			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
 			RequestBodyMode:     extprocv3.ProcessingMode_BUFFERED,
@@ -146,8 +154,12 @@ func picker(s Settings) *extprocv3.ExternalProcessor {
 
 // untrusted removes what a client must not say, before anything reads it: what
 // chooses a host, a model or a retry policy.
-func untrusted(s Settings) *corev3.TypedExtensionConfig {
-	spec := s.Config.Policy.Spec
+//
+// Of all that is desired, only the names of headers are in the listener: a name that
+// begins like our own must not be removed. Such an edit makes Envoy drain the
+// connections that it has, gracefully.
+func untrusted(d *desired.State) *corev3.TypedExtensionConfig {
+	spec := d.Policy.Spec
 	ours := except(wire.OwnPrefix, spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
 	return extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
 		Mutations: []*rulesv3.HeaderMutation{

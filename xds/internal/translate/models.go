@@ -7,20 +7,20 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/wire"
 )
 
 // Where a mesh has several models and extproc is away, Envoy reads from the body
 // which one is meant: else all requests would reach the default one's engines,
-// which refuse the others. A mesh of one model has nothing of this. Where extproc
-// has named the model, the request's route switches the reading off.
+// which refuse the others. In a mesh of one model no route switches this on. Where
+// extproc has named the model, the request's route switches the reading off.
 
 // modelFilter is the name of the filter that reads the model.
 const modelFilter = "envoy.filters.http.json_to_metadata"
 
-// severalModels tells whether a request's model matters to Envoy.
-func severalModels(f config.File) bool { return len(f.Models) > 1 }
+// severalModels is whether a request's model matters to Envoy.
+func severalModels(d *desired.State) bool { return len(d.Models) > 1 }
 
 // modelReader returns the filter, switched off but on routes that want it.
 func modelReader() *hcmv3.HttpFilter {

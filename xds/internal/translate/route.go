@@ -17,12 +17,13 @@ import (
 
 	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/wire"
 )
 
 // routes returns the one route configuration.
-func routes(f config.File) *routev3.RouteConfiguration {
-	spec := f.Policy.Spec
+func routes(d *desired.State) *routev3.RouteConfiguration {
+	spec := d.Policy.Spec
 	host := &routev3.VirtualHost{
 		Name:                          gatewayName,
 		Domains:                       []string{"*"},
@@ -32,12 +33,12 @@ func routes(f config.File) *routev3.RouteConfiguration {
 		IncludeAttemptCountInResponse: true,
 		RequestBodyBufferLimit:        wrapperspb.UInt64(uint64(spec.Limits.MaxBodyBytes)),
 	}
-	host.Routes = append(host.Routes, modelRoutes(f)...)
+	host.Routes = append(host.Routes, modelRoutes(d)...)
 	timeout := durationpb.New(spec.Limits.RequestTimeout.Duration)
-	host.Routes = append(host.Routes, apiRoutes(f, prefix("/v1/"), "", timeout)...)
+	host.Routes = append(host.Routes, apiRoutes(d, prefix("/v1/"), "", timeout)...)
 	for a := apis.Chat; a < apis.Len; a++ {
 		for _, p := range a.Row().Outside("/v1/") {
-			host.Routes = append(host.Routes, apiRoutes(f, path(p), a.Row().Path, timeout)...)
+			host.Routes = append(host.Routes, apiRoutes(d, path(p), a.Row().Path, timeout)...)
 		}
 	}
 	host.Routes = append(host.Routes, direct(prefix("/"), 404, "no such path; the API is under /v1/"))
@@ -50,10 +51,10 @@ func routes(f config.File) *routev3.RouteConfiguration {
 
 // apiRoutes returns the routes to the engines for what matches: the model that
 // extproc has set, without extproc the one that the body names, or the default one.
-func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, timeout *durationpb.Duration) []*routev3.Route {
+func apiRoutes(d *desired.State, match func() *routev3.RouteMatch, rewrite string, timeout *durationpb.Duration) []*routev3.Route {
 	to := func(m *routev3.RouteMatch, model string) *routev3.Route {
 		options := asked()
-		if severalModels(f) {
+		if severalModels(d) {
 			options[modelFilter] = modelRead(len(m.GetHeaders()) == 0)
 		}
 		return &routev3.Route{Match: m, TypedPerFilterConfig: options, Action: &routev3.Route_Route{Route: &routev3.RouteAction{
@@ -64,10 +65,10 @@ func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, 
 		}}}
 	}
 	var all []*routev3.Route
-	for _, m := range f.Models {
+	for _, m := range d.Models {
 		chosen := match()
-		chosen.Headers = []*routev3.HeaderMatcher{exactly(wire.ModelHeader, m.Metadata.Name)}
-		all = append(all, to(chosen, m.Metadata.Name))
+		chosen.Headers = []*routev3.HeaderMatcher{exactly(wire.ModelHeader, m.Name)}
+		all = append(all, to(chosen, m.Name))
 	}
 	unknown := func() *routev3.RouteMatch {
 		m := match()
@@ -78,9 +79,9 @@ func apiRoutes(f config.File, match func() *routev3.RouteMatch, rewrite string, 
 		return m
 	}
 	all = append(all, direct(unknown, 404, "no such model"))
-	other := f.DefaultModel().Metadata.Name
-	for _, m := range f.Models {
-		if name := m.Metadata.Name; name != other {
+	other := d.Default()
+	for _, m := range d.Models {
+		if name := m.Name; name != other {
 			all = append(all, to(named(match(), name), name))
 		}
 	}
@@ -133,10 +134,10 @@ type model struct {
 }
 
 // modelRoutes answers what is asked about models, which needs no engine.
-func modelRoutes(f config.File) []*routev3.Route {
+func modelRoutes(d *desired.State) []*routev3.Route {
 	var list []model
 	var each []*routev3.Route
-	for _, name := range modelNames(f) {
+	for _, name := range modelNames(d) {
 		m := model{ID: name, Object: "model", OwnedBy: "millrace"}
 		list = append(list, m)
 		each = append(each, answer(path("/v1/models/"+name), m))
@@ -151,11 +152,11 @@ func modelRoutes(f config.File) []*routev3.Route {
 }
 
 // modelNames are those that a client may ask for: of models, then of rewrites.
-func modelNames(f config.File) (names []string) {
-	for _, m := range f.Models {
-		names = append(names, m.Metadata.Name)
+func modelNames(d *desired.State) (names []string) {
+	for _, m := range d.Models {
+		names = append(names, m.Name)
 	}
-	for _, r := range f.Policy.Spec.Rewrites {
+	for _, r := range d.Policy.Spec.Rewrites {
 		if !slices.Contains(names, r.Model) {
 			names = append(names, r.Model)
 		}

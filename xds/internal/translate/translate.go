@@ -7,12 +7,12 @@
 package translate
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 )
@@ -43,8 +44,8 @@ func Types() []string {
 // Resources holds resources by type URL and name.
 type Resources map[string]map[string]proto.Message
 
-// Settings is what stays the same while xds runs.
-type Settings struct {
+// Site is what stays the same while xds runs.
+type Site struct {
 	// Gateway is "ip:port" of Envoy's public listener.
 	Gateway string
 	// ExtProc has "ip:port" of each extproc; empty: there is none.
@@ -53,43 +54,56 @@ type Settings struct {
 	AccessLog string
 	// Traces is "host:port" of the OTLP receiver; empty: nothing is traced.
 	Traces string
-	// CookieKeys sign session cookies, the first one signs.
-	CookieKeys [][]byte
-	// Config has the models and the policy.
-	Config config.File
 }
 
-// Static returns the resources that don't depend on the fleet.
-func Static(s Settings) (Resources, error) {
-	clusters, err := clusters(s)
+// Static returns the resources that don't depend on the fleet, for what is desired.
+// keys sign session cookies, the first one signs.
+func Static(s Site, d *desired.State, keys [][]byte) (Resources, error) {
+	clusters, err := clusters(s, d)
 	if err != nil {
 		return nil, err
 	}
-	listener, err := listener(s)
+	listener, err := listener(s, d)
 	if err != nil {
 		return nil, err
 	}
 	return Resources{
 		ListenerType:    {gatewayName: listener},
-		RouteType:       {gatewayName: routes(s.Config)},
+		RouteType:       {gatewayName: routes(d)},
 		ClusterType:     clusters,
-		wire.ModelType:  models(s.Config),
-		wire.PolicyType: {"default": policy.State(s.Config.Policy.Spec, s.CookieKeys, len(s.ExtProc))},
+		wire.ModelType:  models(d),
+		wire.PolicyType: {"default": policy.State(d.Policy.Spec, keys, len(s.ExtProc))},
 	}, nil
 }
 
-// Validate returns every rule of the resources' own protobuf definitions that
-// they break, also inside of what is packed as Any.
-func Validate(all Resources) error {
-	var errs []error
+// Faults returns every rule of the resources' own protobuf definitions that they
+// break, also inside of what is packed as Any, with the object that is the reason.
+func Faults(all Resources) []config.Fault {
+	var faults []config.Fault
 	for _, typ := range slices.Sorted(maps.Keys(all)) {
 		for _, name := range slices.Sorted(maps.Keys(all[typ])) {
 			for _, err := range validate(all[typ][name].ProtoReflect()) {
-				errs = append(errs, fmt.Errorf("%s %q: %w", typ[len(wire.TypePrefix):], name, err))
+				f := config.Fault{Text: fmt.Sprintf("%s %q: %v", typ[len(wire.TypePrefix):], name, err)}
+				f.Kind, f.Name = Object(typ, name)
+				faults = append(faults, f)
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return faults
+}
+
+// Object returns the kind and name of the object of which a resource is made. What all
+// objects share is the policy's.
+func Object(typ, resource string) (kind, name string) {
+	switch typ {
+	case ClusterType, EndpointsType:
+		if model, ok := strings.CutPrefix(resource, enginesPrefix); ok {
+			return config.KindModel, model
+		}
+	case wire.ModelType:
+		return config.KindModel, resource
+	}
+	return config.KindPolicy, "default"
 }
 
 // validate checks m and every message that is packed in it.

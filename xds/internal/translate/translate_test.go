@@ -16,9 +16,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/fleet"
@@ -27,7 +29,7 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata/*.json")
 
 // full has everything that can be set.
-func full(t *testing.T) Settings {
+func full(t *testing.T) (Site, *desired.State) {
 	t.Helper()
 	f, err := config.Parse("test.yaml", []byte(`
 apiVersion: millrace.dev/v1alpha1
@@ -48,15 +50,15 @@ spec: {retries: {standard: 3, maxPerTry: 30s}, limits: {maxBodyBytes: 1Mi}}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Settings{
-		Gateway:    "127.0.0.1:8080",
-		ExtProc:    []string{"127.0.0.1:9001", "127.0.0.1:9002"},
-		AccessLog:  "/var/log/access.log",
-		Traces:     "collector:4317",
-		CookieKeys: [][]byte{[]byte("0123456789abcdef")},
-		Config:     f,
-	}
+	return Site{
+		Gateway:   "127.0.0.1:8080",
+		ExtProc:   []string{"127.0.0.1:9001", "127.0.0.1:9002"},
+		AccessLog: "/var/log/access.log",
+		Traces:    "collector:4317",
+	}, desired.Next(nil, f, nil)
 }
+
+var keys = [][]byte{[]byte("0123456789abcdef")}
 
 // snapshot has an endpoint of each kind.
 func snapshot() *fleet.Snapshot {
@@ -82,24 +84,24 @@ func snapshot() *fleet.Snapshot {
 }
 
 func TestGolden(t *testing.T) {
-	bare := Settings{Gateway: "0.0.0.0:80", Config: config.Default()}
-	static := func(s Settings) Resources {
-		all, err := Static(s)
+	site, state := full(t)
+	static := func(s Site, d *desired.State, keys [][]byte) Resources {
+		all, err := Static(s, d, keys)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return all
 	}
 	tests := map[string]Resources{
-		"full":  static(full(t)),
-		"bare":  static(bare),
-		"fleet": Fleet(full(t), snapshot()),
-		"empty": Fleet(full(t), &fleet.Snapshot{}),
+		"full":  static(site, state, keys),
+		"bare":  static(Site{Gateway: "0.0.0.0:80"}, desired.Next(nil, config.Default(), nil), nil),
+		"fleet": Fleet(state, snapshot()),
+		"empty": Fleet(state, &fleet.Snapshot{}),
 	}
 	for name, all := range tests {
 		t.Run(name, func(t *testing.T) {
-			if err := Validate(all); err != nil {
-				t.Errorf("Envoy's own rules: %v", err)
+			if faults := Faults(all); len(faults) > 0 {
+				t.Errorf("Envoy's own rules: %v", faults)
 			}
 			golden(t, name, document(t, all))
 		})
@@ -154,7 +156,8 @@ func document(t *testing.T, all Resources) []byte {
 
 func TestTheSameInputGivesTheSameBytes(t *testing.T) {
 	bytesOf := func() map[string]string {
-		all, err := Static(full(t))
+		site, state := full(t)
+		all, err := Static(site, state, keys)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -181,19 +184,19 @@ func TestTheSameInputGivesTheSameBytes(t *testing.T) {
 func TestBadAddresses(t *testing.T) {
 	tests := []struct {
 		name string
-		edit func(s *Settings)
+		edit func(s *Site)
 		want string
 	}{
-		{"gateway", func(s *Settings) { s.Gateway = "nonsense" }, "gateway: address nonsense: missing port"},
-		{"gateway port", func(s *Settings) { s.Gateway = "a:99999" }, `port "99999"`},
-		{"extproc", func(s *Settings) { s.ExtProc = []string{"x"} }, "extproc: address x"},
-		{"traces", func(s *Settings) { s.Traces = "x" }, "traces: address x"},
+		{"gateway", func(s *Site) { s.Gateway = "nonsense" }, "gateway: address nonsense: missing port"},
+		{"gateway port", func(s *Site) { s.Gateway = "a:99999" }, `port "99999"`},
+		{"extproc", func(s *Site) { s.ExtProc = []string{"x"} }, "extproc: address x"},
+		{"traces", func(s *Site) { s.Traces = "x" }, "traces: address x"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := full(t)
+			s, state := full(t)
 			tt.edit(&s)
-			if _, err := Static(s); err == nil || !strings.Contains(err.Error(), tt.want) {
+			if _, err := Static(s, state, keys); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Static() = %v, want …%s…", err, tt.want)
 			}
 		})
@@ -201,15 +204,64 @@ func TestBadAddresses(t *testing.T) {
 }
 
 func TestValidateLooksIntoWhatIsPacked(t *testing.T) {
-	all, err := Static(full(t))
+	site, state := full(t)
+	all, err := Static(site, state, keys)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := engines("engines/x")
 	c.LoadBalancingPolicy.Policies[0].TypedExtensionConfig.TypedConfig.TypeUrl = wire.TypePrefix + "nobody.knows.This"
 	all[ClusterType]["engines/x"] = c
-	if err := Validate(all); err == nil || !strings.Contains(err.Error(), `"engines/x"`) {
-		t.Errorf("Validate() = %v, want the cluster's fault", err)
+	faults := Faults(all)
+	if len(faults) != 1 || faults[0].Kind != "Model" || faults[0].Name != "x" || !strings.Contains(faults[0].Text, `"engines/x"`) {
+		t.Errorf("Faults() = %v, want the cluster's fault", faults)
+	}
+}
+
+// TestWhatIsDesiredChangesNoListener goes through every setting but the names of
+// headers: a listener that changes drains its connections.
+func TestWhatIsDesiredChangesNoListener(t *testing.T) {
+	site, _ := full(t)
+	listenerOf := func(f config.File) proto.Message {
+		all, err := Static(site, desired.Next(nil, f, nil), keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[ListenerType][gatewayName]
+	}
+	first := listenerOf(config.Default())
+	policy := func(edit func(*config.PolicySpec)) config.File {
+		f := config.Default()
+		edit(&f.Policy.Spec)
+		return f
+	}
+	hour := config.Duration{Duration: time.Hour}
+	for name, f := range map[string]config.File{
+		"models":         {Models: append(config.Default().Models, config.Model{Metadata: config.Metadata{Name: "b"}}), Policy: config.Default().Policy},
+		"maxBodyBytes":   policy(func(p *config.PolicySpec) { p.Limits.MaxBodyBytes = 1 << 30 }),
+		"requestTimeout": policy(func(p *config.PolicySpec) { p.Limits.RequestTimeout = hour }),
+		"gatewayTimeout": policy(func(p *config.PolicySpec) { p.Flow.GatewayTimeout = hour }),
+		"retries": policy(func(p *config.PolicySpec) {
+			p.Retries = config.Retries{Critical: 1, Standard: 2, Sheddable: 3, MaxPerTry: hour}
+		}),
+		"rewrites": policy(func(p *config.PolicySpec) {
+			p.Rewrites = []config.Rewrite{{Model: "x", To: []config.RewriteTarget{{Model: "smollm2", Weight: 1}}}}
+		}),
+		"sessions": policy(func(p *config.PolicySpec) {
+			p.Sessions = config.Sessions{Header: "x-chat", Cookie: config.Cookie{Name: "c"}, Idle: hour, Max: 7}
+		}),
+		"priorities": policy(func(p *config.PolicySpec) { p.Priorities.Default = "critical" }),
+		"tenants": policy(func(p *config.PolicySpec) {
+			p.Flow.Tenants = config.Tenants{Header: "x-tenant", RequestsPerMinute: 1, TokensPerMinute: 1, Max: 1}
+		}),
+		"explain": policy(func(p *config.PolicySpec) { p.Explain = true }),
+	} {
+		if diff := cmp.Diff(first, listenerOf(f), protocmp.Transform()); diff != "" {
+			t.Errorf("%s changes the listener:\n%s", name, diff)
+		}
+	}
+	if cmp.Equal(first, listenerOf(policy(func(p *config.PolicySpec) { p.Flow.Tenants.Header = "x-millrace-tenant" })), protocmp.Transform()) {
+		t.Error("a header's name that begins like ours is removed")
 	}
 }
 
@@ -260,7 +312,7 @@ func TestSeconds(t *testing.T) {
 func TestModelsListTheNamesThatClientsMayUse(t *testing.T) {
 	f := config.File{Models: []config.Model{{Metadata: config.Metadata{Name: "a"}}, {Metadata: config.Metadata{Name: "b"}}}}
 	f.Policy.Spec.Rewrites = []config.Rewrite{{Model: "b"}, {Model: "chat"}}
-	if diff := cmp.Diff([]string{"a", "b", "chat"}, modelNames(f)); diff != "" {
+	if diff := cmp.Diff([]string{"a", "b", "chat"}, modelNames(desired.Next(nil, f, nil))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

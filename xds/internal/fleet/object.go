@@ -1,0 +1,185 @@
+package fleet
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// Types of statements about an object.
+const (
+	accepted    = "Accepted"
+	readyType   = "Ready"
+	progressing = "Progressing"
+)
+
+// Key names an object.
+type Key struct{ Kind, Name string }
+
+// Object is an object of the desired state with what became of it.
+type Object struct {
+	Key
+	// Generation of the content in force; 0: none is.
+	Generation int64
+	// Conditions in the order Accepted, Ready, Progressing.
+	Conditions []ObjectCondition
+	// Replicas of a model by name, and how many of them take requests.
+	Replicas []string
+	Ready    int
+}
+
+// ObjectCondition is one statement about an object, in Kubernetes' sense.
+type ObjectCondition struct {
+	// Type is Accepted, Ready or Progressing, and Status whether it is so.
+	Type   string
+	Status bool
+	// Reason is one word for programs, Message is for a person.
+	Reason, Message string
+	// Field is the path of what is wrong; empty: nothing, or not known.
+	Field string
+	// Observed is the generation that the statement is about.
+	Observed int64
+	// Since is when Status was last entered.
+	Since time.Time
+}
+
+// objects returns what became of each object of the desired state, and of those that
+// were refused and never in force. It depends on its arguments alone: what is desired,
+// what is wrong with the source, which clients refuse what, what serves, and what
+// waits for what.
+func objects(p desired.Published, refusals map[Key]string, endpoints []Endpoint, waits map[string]string, before []Object, now time.Time) []Object {
+	if p.State == nil {
+		return nil
+	}
+	faults := make(map[Key]config.Fault)
+	var faulty []Key // in the order of the source
+	for _, f := range p.Faults {
+		k := Key{f.Kind, f.Name}
+		if _, known := faults[k]; !known && k.Name != "" {
+			faults[k] = f
+			faulty = append(faulty, k)
+		}
+	}
+	serving := make(map[string]Endpoint, len(endpoints)) // by replica
+	for _, e := range endpoints {
+		serving[e.Replica] = e
+	}
+	var all []Object
+	known := make(map[Key]bool)
+	add := func(o Object, more ...ObjectCondition) {
+		known[o.Key] = true
+		o.Conditions = append([]ObjectCondition{acceptance(o, faults, refusals)}, more...)
+		all = append(all, o)
+	}
+	for _, m := range p.State.Models {
+		o := Object{Key: Key{m.Kind, m.Name}, Generation: m.Generation}
+		for i := range m.Spec.Replicas {
+			o.Replicas = append(o.Replicas, desired.Replica(m.Name, i))
+		}
+		r, pr := judgeModel(&o, serving, waits)
+		add(o, r, pr)
+	}
+	for _, e := range p.State.Endpoints {
+		add(Object{Key: Key{e.Kind, e.Name}, Generation: e.Generation})
+	}
+	policy := p.State.Policy
+	add(Object{Key: Key{policy.Kind, policy.Name}, Generation: policy.Generation},
+		ObjectCondition{Type: readyType, Status: true, Reason: "InForce", Observed: policy.Generation})
+	for _, k := range faulty {
+		if !known[k] {
+			add(Object{Key: k})
+		}
+	}
+	enter(all, before, now)
+	return all
+}
+
+// acceptance states whether an object's content passes all rules.
+func acceptance(o Object, faults map[Key]config.Fault, refusals map[Key]string) ObjectCondition {
+	c := ObjectCondition{Type: accepted, Status: true, Reason: "InForce", Observed: o.Generation}
+	if f, ok := faults[o.Key]; ok {
+		c.Status, c.Reason, c.Message, c.Field, c.Observed = false, "Refused", f.Error(), f.Path, o.Generation+1
+	} else if why := refusals[o.Key]; why != "" {
+		c.Status, c.Reason, c.Message = false, "PushRefused", why
+	}
+	return c
+}
+
+// judgeModel states whether a model's replicas take requests, and whether they are
+// being brought to what is desired.
+func judgeModel(o *Object, serving map[string]Endpoint, waits map[string]string) (r, p ObjectCondition) {
+	r = ObjectCondition{Type: readyType, Status: true, Reason: "AllReplicasReady", Observed: o.Generation}
+	p = ObjectCondition{Type: progressing, Reason: "AsDesired", Observed: o.Generation}
+	var down []string
+	for _, name := range o.Replicas {
+		e, placed := serving[name]
+		if placed && e.Membership == Healthy {
+			o.Ready++
+		} else {
+			down = append(down, name)
+		}
+		switch why := waits[name]; {
+		case strings.HasPrefix(why, refusedBy):
+			p.Status, p.Reason, p.Message = false, "Refused", name+": "+why
+			p.Field, _, _ = strings.Cut(strings.TrimPrefix(why, refusedBy), ": ")
+			return r, p
+		case why != "":
+			p.Status, p.Reason, p.Message = true, "RollingOut", name+": "+why
+		case !placed:
+			p.Status, p.Reason, p.Message = true, "Starting", name+": its nodes have not reported yet"
+		case e.State == notReady && p.Message == "":
+			p.Status, p.Reason, p.Message = true, "Starting", name+": "+e.Reason
+		}
+	}
+	if len(down) > 0 {
+		r.Status, r.Reason = false, "ReplicasNotReady"
+		r.Message = fmt.Sprintf("%d of %d replicas take requests; not %s", o.Ready, len(o.Replicas), strings.Join(down, ", "))
+	}
+	return r, p
+}
+
+// refusedBy begins what is waited for where an engine refuses.
+const refusedBy = "its engine refuses it: "
+
+// enter finds out since when each statement holds.
+func enter(all, before []Object, now time.Time) {
+	type entry struct {
+		Key
+		typ string
+	}
+	since := make(map[entry]ObjectCondition)
+	for _, o := range before {
+		for _, c := range o.Conditions {
+			since[entry{o.Key, c.Type}] = c
+		}
+	}
+	for i, o := range all {
+		for j := range o.Conditions {
+			c := &all[i].Conditions[j]
+			c.Since = now
+			if old, ok := since[entry{o.Key, c.Type}]; ok && old.Status == c.Status {
+				c.Since = old.Since
+			}
+		}
+	}
+}
+
+// view returns an object for people.
+func (o Object) view() *fleetpb.ObjectView {
+	v := &fleetpb.ObjectView{
+		Kind: o.Kind, Name: o.Name, Generation: o.Generation, Replicas: o.Replicas, ReadyReplicas: uint32(o.Ready),
+	}
+	for _, c := range o.Conditions {
+		v.Conditions = append(v.Conditions, &fleetpb.ObjectCondition{
+			Type: c.Type, Status: c.Status, Reason: c.Reason, Message: c.Message, Field: c.Field,
+			ObservedGeneration: c.Observed, Since: timestamppb.New(c.Since),
+		})
+	}
+	return v
+}
