@@ -68,15 +68,11 @@ var (
 		"internal/mesh",
 		"internal/status",
 		"nodeagent/internal/report",
-		"xds",
-		"xds/internal/ads",
 		"xds/internal/fleet",
-		"xds/internal/layout",
 		"xds/internal/translate",
 	}
 	textsToConvert = []string{
 		".",
-		"envoy",
 		"extproc",
 		"extproc/internal/fleet",
 		"internal/mesh",
@@ -85,9 +81,7 @@ var (
 		"internal/status",
 		"nodeagent/internal/report",
 		"xds",
-		"xds/internal/ads",
 		"xds/internal/fleet",
-		"xds/internal/layout",
 		"xds/internal/translate",
 	}
 )
