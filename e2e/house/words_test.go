@@ -65,24 +65,15 @@ var (
 	namesToConvert = []string{
 		"extproc",
 		"extproc/internal/fleet",
-		"internal/mesh",
-		"internal/status",
 		"nodeagent/internal/report",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 	textsToConvert = []string{
 		".",
 		"extproc",
 		"extproc/internal/fleet",
-		"internal/mesh",
 		"internal/obs",
 		"internal/program",
-		"internal/status",
 		"nodeagent/internal/report",
-		"xds",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 )
 

@@ -21,8 +21,8 @@ func (c *console) progress(format string, args ...any) {
 	fmt.Fprintf(c.err, "millrace: "+format+"\n", args...)
 }
 
-// say writes text that somebody waits for.
-func (c *console) say(text string) {
+// print writes text that somebody waits for.
+func (c *console) print(text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, _ = io.WriteString(c.out, text)
