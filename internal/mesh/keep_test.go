@@ -121,7 +121,7 @@ func (l *lines) String() string {
 	return l.b.String()
 }
 
-// until polls: the kernel reports no change of a file or process of others.
+// until polls: the kernel reports no change of another's file or process.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
@@ -260,7 +260,7 @@ func TestTheDeathOfTheParentIsNoticed(t *testing.T) {
 
 func TestTroubleIsPrintedOnceForAllOfAKind(t *testing.T) {
 	r := run(t, server("xds"), broken("engine@node-a"), broken("engine@node-b"))
-	until(t, "the trouble is told", func() bool { return strings.Contains(r.out.String(), "no engine stays up (2 of 2)") })
+	until(t, "the trouble is printed", func() bool { return strings.Contains(r.out.String(), "no engine stays up (2 of 2)") })
 	r.stop()
 	text := r.out.String()
 	for _, want := range []string{"exit status 3: no such model", filepath.Join(r.dir, "engine@node-"), "still trying"} {

@@ -31,7 +31,7 @@ const (
 // awaitReady returns nil once every replica is ready at xds, has generated a
 // token, and Envoy has passed an answer on.
 func (m *mesh) awaitReady(ctx context.Context) error {
-	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), shown: map[string]time.Time{}}
+	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), printed: map[string]time.Time{}}
 	for {
 		view := m.view.Load()
 		texts := missing(view, m.replicas(view))
@@ -64,20 +64,20 @@ func conditions(v *fleetpb.FleetView) []string {
 // waiting prints what is waited for: on change and now and then, but not again
 // and again what comes and goes.
 type waiting struct {
-	show  *console
-	logs  string // folder, named when the wait gets long
-	began time.Time
-	last  time.Time            // when anything was printed
-	shown map[string]time.Time // by text; dropped when it may be printed again
+	show    *console
+	logs    string // folder, named when the wait gets long
+	began   time.Time
+	last    time.Time            // when anything was printed
+	printed map[string]time.Time // by text; dropped when it may be printed again
 }
 
 func (w *waiting) print(texts []string) {
 	now, text := time.Now(), strings.Join(texts, "; ")
-	maps.DeleteFunc(w.shown, func(_ string, at time.Time) bool { return now.Sub(at) > printAgain })
-	if _, known := w.shown[text]; known || now.Sub(w.last) < time.Second {
+	maps.DeleteFunc(w.printed, func(_ string, at time.Time) bool { return now.Sub(at) > printAgain })
+	if _, known := w.printed[text]; known || now.Sub(w.last) < time.Second {
 		return
 	}
-	w.last, w.shown[text] = now, now
+	w.last, w.printed[text] = now, now
 	waited := now.Sub(w.began)
 	if waited > printAgain {
 		text += "; logs: " + w.logs

@@ -19,7 +19,7 @@ const (
 	complainEvery = 30 * time.Second
 )
 
-// trouble knows which processes don't stay up, and reports it in one line for all
+// trouble knows which processes don't stay up, and puts it in one line for all
 // of a kind.
 type trouble struct {
 	size map[string]int // processes by role; constant
