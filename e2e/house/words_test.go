@@ -64,15 +64,9 @@ var phrases = []struct {
 var (
 	namesToConvert = []string{
 		"extproc/internal/fleet",
-		"internal/status",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 	textsToConvert = []string{
 		"extproc/internal/fleet",
-		"internal/status",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 )
 

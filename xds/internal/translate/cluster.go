@@ -195,7 +195,7 @@ func http2(interval, timeout float64) map[string]*anypb.Any {
 }
 
 // extproc returns the cluster of the pickers. Its health check takes out one that
-// hangs; requests then go on without it.
+// hangs; requests then pass without it.
 func extproc(addrs []string) (*clusterv3.Cluster, error) {
 	c := cluster(extprocCluster, clusterv3.Cluster_STATIC)
 	if err := hosts(c, addrs); err != nil {
