@@ -63,17 +63,10 @@ var phrases = []struct {
 // yours out when it is converted; both lists are to be empty.
 var (
 	namesToConvert = []string{
-		"extproc",
 		"extproc/internal/fleet",
-		"nodeagent/internal/report",
 	}
 	textsToConvert = []string{
-		".",
-		"extproc",
 		"extproc/internal/fleet",
-		"internal/obs",
-		"internal/program",
-		"nodeagent/internal/report",
 	}
 )
 
