@@ -24,8 +24,8 @@ type mesh struct {
 }
 
 // up starts a mesh and waits until it is ready.
-func (b *bench) up(name string) (*mesh, error) {
-	m, err := rig.StartMesh(filepath.Join(b.dir, name))
+func (b *bench) up(name string, flags ...string) (*mesh, error) {
+	m, err := rig.StartMesh(filepath.Join(b.dir, name), flags...)
 	if err != nil {
 		return nil, err
 	}

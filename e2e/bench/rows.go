@@ -42,6 +42,7 @@ func rows() []row {
 		{"P9", "a request of 2 KiB through a real Envoy that asks a picker, among 8 engines that answer at once", "8 clients; CPU time of Envoy and of the picker (from /proc) by request", "Envoy with the picker of P1's floor, in turns", 30, gateway},
 		{"F2", "xds and one extproc while 1,000 engines report what is in their caches", "1,000 stand-ins for nodeagent on real streams, a report each second; CPU time and resident memory from /proc", "the same without reports of caches", 120, caches},
 		{"E1", "tokens per second of a real llama.cpp through engine, with 1, 4 and 8 clients, and engine's own CPU time", "a whole mesh (millrace up); engine's replica is asked past Envoy; each way goes first in every other round", "the same llama.cpp asked directly", 120, engine},
+		{"T1", "what mutual TLS on every link costs: CPU time by request, and tokens per second of a replica whose shards' traffic goes through the tunnel", "two whole meshes of one model split over two nodes, one with -tls, asked through their Envoys in turns", "the mesh without TLS", 90, tlsCost},
 		{"U1", "a start of millrace up with a full cache: until ready, and until the first answer", "wall-clock time from the command on", "", 20, start},
 		{"L4", "what it is worth that conversations stay where they are cached: time to the first token of turns 2 to 10", "a whole mesh; conversations of ten turns through its Envoy", "another Envoy in front of the same engines, which takes them in turns and asks no picker", 180, turns},
 	}
