@@ -13,6 +13,7 @@ import (
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/probe"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // fileTicks is after how many ticks the file is looked at: twice a second. One
@@ -109,7 +110,7 @@ func (l *Local) Conditions() []obs.Condition {
 	l.mu.Unlock()
 	if deaf := l.deaf(); len(deaf) > 0 {
 		all = append(all, obs.Condition{
-			Code: "no-kv-events",
+			Code: wire.NoKVEvents,
 			Text: fmt.Sprintf("cache events of %d of %d endpoints do not come or are refused: %s; what they have cached is guessed", len(deaf), n, list(deaf)),
 			Next: "start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen",
 		})
@@ -141,14 +142,14 @@ func (l *Local) conditionsLocked() []obs.Condition {
 	n := len(l.locals)
 	if len(down) > 0 {
 		all = append(all, obs.Condition{
-			Code: "endpoints-down",
+			Code: wire.EndpointsDown,
 			Text: fmt.Sprintf("%d of %d endpoints do not answer: %s", len(down), n, list(down)),
 			Next: "start them, or take them out of the file",
 		})
 	}
 	if len(dumb) > 0 {
 		all = append(all, obs.Condition{
-			Code: "no-metrics",
+			Code: wire.NoMetrics,
 			Text: fmt.Sprintf("metrics of %d of %d endpoints do not come: %s; they serve by what this extproc has sent them", len(dumb), n, list(dumb)),
 			Next: "start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai",
 		})
