@@ -34,7 +34,7 @@ type fault struct {
 // outNode expects that a node stopped taking requests, and why.
 func outNode(name string) func(*mesh, *story) error {
 	return func(_ *mesh, st *story) error {
-		if !st.saw(func(s sight) bool {
+		if !st.had(func(s observation) bool {
 			return s.node == name && s.state != fleetpb.EndpointState_READY && s.weight == 0 && s.reason != ""
 		}) {
 			return fmt.Errorf("%s was never seen out, with weight 0 and a reason", name)
@@ -67,7 +67,9 @@ func TestKill(t *testing.T) {
 // silentNode expects that a node's silence was noticed, though it kept serving.
 func silentNode(name string) func(*mesh, *story) error {
 	return func(_ *mesh, st *story) error {
-		if !st.saw(func(s sight) bool { return s.node == name && s.state != fleetpb.EndpointState_READY && s.reason != "" }) {
+		if !st.had(func(s observation) bool {
+			return s.node == name && s.state != fleetpb.EndpointState_READY && s.reason != ""
+		}) {
 			return fmt.Errorf("%s was never seen without its agent", name)
 		}
 		return nil
@@ -106,7 +108,7 @@ func kill(t *testing.T, m *mesh, f fault) {
 	l := m.StartLoad(t, loadClients)
 	l.More(t, 2*loadClients)
 	st := m.record(t)
-	st.look(t, m)
+	st.poll(t, m)
 	m.busy(t, f.busy)
 	struck := time.Now()
 	for range f.times {
@@ -164,7 +166,9 @@ func TestStop(t *testing.T) {
 // keeps it, as unhealthy, until what is stuck there has been reset.
 func unused(name string) func(*mesh, *story) error {
 	return func(m *mesh, st *story) error {
-		if !st.saw(func(s sight) bool { return s.node == name && s.state != fleetpb.EndpointState_READY && s.reason != "" }) {
+		if !st.had(func(s observation) bool {
+			return s.node == name && s.state != fleetpb.EndpointState_READY && s.reason != ""
+		}) {
 			return fmt.Errorf("xds has %s in use", name)
 		}
 		s, err := m.ReadState()

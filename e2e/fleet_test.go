@@ -13,8 +13,8 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// sight is what was seen of one node at one moment.
-type sight struct {
+// observation is the state of one node at one moment.
+type observation struct {
 	at     time.Duration // since the recording began
 	node   string
 	state  fleetpb.EndpointState_State
@@ -22,8 +22,8 @@ type sight struct {
 	reason string
 }
 
-func (s sight) String() string {
-	return strings.TrimSpace(fmt.Sprintf("%5.2fs %s %v weight %d %s", s.at.Seconds(), s.node, s.state, s.weight, s.reason))
+func (o observation) String() string {
+	return strings.TrimSpace(fmt.Sprintf("%5.2fs %s %v weight %d %s", o.at.Seconds(), o.node, o.state, o.weight, o.reason))
 }
 
 // story records what the fleet says of itself.
@@ -31,11 +31,11 @@ type story struct {
 	begin time.Time
 
 	// mu guards the fields below.
-	mu     sync.Mutex
-	last   map[string]sight // by node
-	sights []sight          // changes only
-	breaks int              // times that xds could not be asked
-	// What look saw: who told `millrace status` of the nodes, which processes it
+	mu           sync.Mutex
+	last         map[string]observation // by node
+	observations []observation          // changes only
+	breaks       int                    // times that xds could not be asked
+	// What poll found: where `millrace status` had the nodes from, which processes it
 	// showed down, and how few engines Envoy had.
 	sources map[string]bool
 	down    map[string]bool
@@ -54,19 +54,19 @@ type status struct {
 	Processes []rig.MeshProcess `json:"processes"`
 }
 
-// lookEvery is how often look asks: each time a process is started.
-const lookEvery = 250 * time.Millisecond
+// pollEvery is how often poll asks: each time a process is started.
+const pollEvery = 250 * time.Millisecond
 
-// look asks `millrace status` and Envoy again and again until the test ends.
-func (st *story) look(t *testing.T, m *mesh) {
+// poll asks `millrace status` and Envoy again and again until the test ends.
+func (st *story) poll(t *testing.T, m *mesh) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(lookEvery)
+		tick := time.NewTicker(pollEvery)
 		defer tick.Stop()
 		for ctx.Err() == nil {
-			if err := st.lookOnce(ctx, m); err != nil && ctx.Err() == nil {
+			if err := st.pollOnce(ctx, m); err != nil && ctx.Err() == nil {
 				t.Error(err)
 				return
 			}
@@ -79,7 +79,7 @@ func (st *story) look(t *testing.T, m *mesh) {
 	})
 }
 
-func (st *story) lookOnce(ctx context.Context, m *mesh) error {
+func (st *story) pollOnce(ctx context.Context, m *mesh) error {
 	var s status
 	if err := m.Status(ctx, &s); err != nil {
 		return err
@@ -104,7 +104,7 @@ func (st *story) lookOnce(ctx context.Context, m *mesh) error {
 func (m *mesh) record(t *testing.T) *story {
 	t.Helper()
 	st := &story{
-		begin: time.Now(), last: map[string]sight{}, sources: map[string]bool{}, down: map[string]bool{}, fewest: math.MaxInt,
+		begin: time.Now(), last: map[string]observation{}, sources: map[string]bool{}, down: map[string]bool{}, fewest: math.MaxInt,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	first := make(chan struct{})
@@ -141,10 +141,10 @@ func (st *story) note(v *fleetpb.FleetView) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	for _, n := range v.GetNodes() {
-		s := sight{time.Since(st.begin), n.GetNode(), n.GetState(), n.GetWeight(), n.GetReason()}
+		s := observation{time.Since(st.begin), n.GetNode(), n.GetState(), n.GetWeight(), n.GetReason()}
 		old := st.last[s.node]
 		if old.state != s.state || old.weight != s.weight || old.reason != s.reason {
-			st.sights = append(st.sights, s)
+			st.observations = append(st.observations, s)
 		}
 		st.last[s.node] = s
 	}
@@ -156,29 +156,29 @@ func (st *story) broke() {
 	st.breaks++
 }
 
-// saw says whether a node was ever seen like that.
-func (st *story) saw(match func(sight) bool) bool {
+// had says whether a node was ever like that.
+func (st *story) had(match func(observation) bool) bool {
 	_, ok := st.first(match)
 	return ok
 }
 
-// first returns the first such sight.
-func (st *story) first(match func(sight) bool) (sight, bool) {
+// first returns the first observation that matches.
+func (st *story) first(match func(observation) bool) (observation, bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	for _, s := range st.sights {
+	for _, s := range st.observations {
 		if match(s) {
 			return s, true
 		}
 	}
-	return sight{}, false
+	return observation{}, false
 }
 
 func (st *story) String() string {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	var b strings.Builder
-	for _, s := range st.sights {
+	for _, s := range st.observations {
 		fmt.Fprintln(&b, s)
 	}
 	fmt.Fprintf(&b, "xds could not be asked %d times; status asked %v and showed %v down\n", st.breaks, st.sources, st.down)

@@ -149,7 +149,7 @@ func TestForgedHeadersPreferNoReplica(t *testing.T) {
 type footprint struct {
 	pid        int
 	fds        int
-	goroutines int // 0 if it tells none
+	goroutines int // 0 if it has no metrics
 }
 
 // footprints returns what each process of the mesh holds, by name.

@@ -76,7 +76,7 @@ const (
 // TestConversationsSpreadBySpeed starts 200 conversations under load. Replicas
 // that run alike share them; half of them meet a replica that other programs keep
 // from running, and it gets fewer. Shares are compared with no figure of speed:
-// on a busy machine that moves faster than a hundred conversations tell.
+// on a busy machine that moves faster than a hundred conversations show.
 func TestConversationsSpreadBySpeed(t *testing.T) {
 	m := shared(t)
 	t.Run("as they are", func(t *testing.T) {

@@ -48,7 +48,7 @@ func (m *mesh) direct(t *testing.T, node, text string) string {
 // layersOnRPC matches the backend's log of a buffer that lies on a shard.
 var layersOnRPC = regexp.MustCompile(`RPC\d+\[([0-9.:]+)\] model buffer size = +([0-9.]+) MiB`)
 
-// TestBothShardsHoldAPart looks at the processes: each shard holds half of the
+// TestBothShardsHoldAPart reads the memory of processes: each shard has half of the
 // weights in its memory, and the backend says which.
 func TestBothShardsHoldAPart(t *testing.T) {
 	m := shared(t)

@@ -15,15 +15,15 @@ import (
 )
 
 // TestUnaryAnswersEqualTheBackends asks engine and the backend behind it the same:
-// whether the engine has put the answer together itself can't be told from it.
+// whether the engine has put the answer together itself can't be seen in it.
 func TestUnaryAnswersEqualTheBackends(t *testing.T) {
 	m := shared(t)
 	node := m.Replicas(t).Whole
 	engine, backend := "http://"+m.Addr(t, "engine@"+node, "http"), "http://"+m.Addr(t, "backend@"+node, "http")
 	const (
-		chat  = `"model":"smollm2","temperature":0,"messages":[{"role":"user","content":"Say <hi> & \"bye\" to me, é and 🌟."}]`
-		plain = `"model":"smollm2","temperature":0,"prompt":"One two three four"`
-		tool  = `"tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]`
+		chat   = `"model":"smollm2","temperature":0,"messages":[{"role":"user","content":"Say <hi> & \"bye\" to me, é and 🌟."}]`
+		prompt = `"model":"smollm2","temperature":0,"prompt":"One two three four"`
+		tool   = `"tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]`
 	)
 	tests := []struct{ name, path, body string }{
 		{"chat", chatPath, `{` + chat + `,"max_tokens":24}`},
@@ -39,12 +39,12 @@ func TestUnaryAnswersEqualTheBackends(t *testing.T) {
 		{"chat with a tool that must be called", chatPath, `{` + chat + `,"max_tokens":60,"tool_choice":"required",` + tool + `}`},
 		{"two chats", chatPath, `{` + chat + `,"max_tokens":4,"n":2}`},
 		{"n is one", chatPath, `{` + chat + `,"max_tokens":4,"n":1}`},
-		{"completion", "/v1/completions", `{` + plain + `,"max_tokens":16}`},
-		{"completion that stops", "/v1/completions", `{` + plain + `,"max_tokens":40,"stop":"r"}`},
-		{"completion with logprobs", "/v1/completions", `{` + plain + `,"max_tokens":4,"logprobs":2}`},
-		{"completion in a grammar", "/v1/completions", `{` + plain + `,"max_tokens":9,"grammar":"root ::= [a-z<>&\u00e9]+"}`},
+		{"completion", "/v1/completions", `{` + prompt + `,"max_tokens":16}`},
+		{"completion that stops", "/v1/completions", `{` + prompt + `,"max_tokens":40,"stop":"r"}`},
+		{"completion with logprobs", "/v1/completions", `{` + prompt + `,"max_tokens":4,"logprobs":2}`},
+		{"completion in a grammar", "/v1/completions", `{` + prompt + `,"max_tokens":9,"grammar":"root ::= [a-z<>&\u00e9]+"}`},
 		{"two completions", "/v1/completions", `{"model":"smollm2","temperature":0,"prompt":["One two","Three"],"max_tokens":4}`},
-		{"completion of no token", "/v1/completions", `{` + plain + `,"max_tokens":0}`},
+		{"completion of no token", "/v1/completions", `{` + prompt + `,"max_tokens":0}`},
 		{"responses", "/v1/responses", `{"model":"smollm2","temperature":0,"input":"hi","max_output_tokens":4}`},
 	}
 	for _, tt := range tests {
@@ -109,7 +109,7 @@ func scrub(v any) {
 }
 
 // TestCancelledUnaryRequestStopsGenerating leaves while a unary answer is made
-// beside a stream that goes on: the backend must be busy with the stream alone.
+// beside a stream that continues: the backend must be busy with the stream alone.
 func TestCancelledUnaryRequestStopsGenerating(t *testing.T) {
 	m := shared(t)
 	node := m.Replicas(t).Whole

@@ -10,8 +10,8 @@ import (
 	"millrace.dev/millrace/e2e/rig"
 )
 
-// What TestExtProcsAgree sends: conversations that nothing but their own beginning
-// tells apart, from clients that ask on as soon as they have an answer.
+// What TestExtProcsAgree sends: conversations that nothing but their first
+// message distinguishes, from clients that ask again as soon as they have an answer.
 const (
 	agreeTalks = 24
 	agreeTurns = 5
@@ -106,7 +106,7 @@ func newTalks(n int) []*talk {
 	return talks
 }
 
-// talk goes on with the conversations, some at a time, by so many turns each. What
+// talk continues the conversations, some at a time, by so many turns each. What
 // was counted before is forgotten.
 func (m *mesh) talk(t *testing.T, talks []*talk, turns int) []*talk {
 	t.Helper()

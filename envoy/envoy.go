@@ -182,7 +182,7 @@ func Find(path string) (string, error) {
 // Args returns the arguments with which Envoy is run: with that many worker
 // threads, without the shared memory of hot restarts, with its access log written
 // five times a second instead of every ten seconds, and without a line in its own
-// log for each request that goes on without extproc.
+// log for each request that passes without extproc.
 func Args(bootstrap string, workers int) []string {
 	return []string{
 		"--config-path", bootstrap,

@@ -43,7 +43,7 @@ func TestFakeLog(t *testing.T) {
 // fakePlane takes reports as xds does, and gives every node an assignment.
 type fakePlane struct {
 	fleetpb.UnimplementedFleetServer
-	caches chan *enginepb.Cache // after each report that tells of one
+	caches chan *enginepb.Cache // after each report that has one
 }
 
 func (p *fakePlane) Report(st grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directive]) error {
@@ -69,15 +69,15 @@ func (p *fakePlane) Report(st grpc.BidiStreamingServer[fleetpb.NodeReport, fleet
 			return err
 		}
 		before = r
-		if told := r.GetEngine().GetCache(); told != nil {
-			cache = cache.Add(told)
+		if news := r.GetEngine().GetCache(); news != nil {
+			cache = cache.Add(news)
 			p.caches <- cache
 		}
 	}
 }
 
-// TestFleetTells lets one fake node report over a real stream.
-func TestFleetTells(t *testing.T) {
+// TestFakeFleetReports lets one fake node report over a real stream.
+func TestFakeFleetReports(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

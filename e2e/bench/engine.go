@@ -156,7 +156,7 @@ func (w work) run(ctx context.Context) (tokens int, took time.Duration, first er
 	var mu sync.Mutex
 	begin := time.Now()
 	rig.Each(w.requests, w.clients, func(int) {
-		prompt := fmt.Sprintf("Tell me story number %d.", rand.Uint64()) // nobody has it cached
+		prompt := fmt.Sprintf("Write story number %d.", rand.Uint64()) // nobody has it cached
 		n, err := generate(ctx, w.addr, prompt, w.tokens)
 		mu.Lock()
 		defer mu.Unlock()

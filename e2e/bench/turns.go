@@ -134,7 +134,7 @@ func (t *talks) hold(ctx context.Context, addr string, round int) error {
 func (t *talks) one(ctx context.Context, addr, about string) error {
 	var history []rig.Message
 	for turn := range turnsEach {
-		history = append(history, rig.User(strings.Repeat(fmt.Sprintf("Note %d in story %s says that it goes on. ", turn, about), 5)))
+		history = append(history, rig.User(strings.Repeat(fmt.Sprintf("Note %d in story %s says that more will come. ", turn, about), 5)))
 		a, err := rig.Stream(ctx, "http://"+addr+rig.ChatPath, map[string]any{
 			"model": modelName, "messages": history, "max_tokens": turnsAnswer, "temperature": 0, "ignore_eos": true,
 			"stream": true, "stream_options": map[string]any{"include_usage": true},

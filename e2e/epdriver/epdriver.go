@@ -16,11 +16,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"millrace.dev/millrace/e2e/rig"
 )
 
 // Mode is how the request reaches the picker.
@@ -190,7 +191,7 @@ func (s *exchange) request(mode Mode, session string, body []byte) {
 // response plays the response's headers and body.
 func (s *exchange) response(usage string) {
 	s.send(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{
-		ResponseHeaders: &extprocv3.HttpHeaders{Headers: headers(
+		ResponseHeaders: &extprocv3.HttpHeaders{Headers: rig.HeaderMap(
 			":status", "200",
 			"content-type", "application/json",
 			"x-envoy-attempt-count", "1",
@@ -265,19 +266,10 @@ func destination(m *extprocv3.HeaderMutation) string {
 	return ""
 }
 
-// headers makes a header map of pairs of name and value.
-func headers(pairs ...string) *corev3.HeaderMap {
-	m := &corev3.HeaderMap{}
-	for i := 0; i+1 < len(pairs); i += 2 {
-		m.Headers = append(m.Headers, &corev3.HeaderValue{Key: pairs[i], RawValue: []byte(pairs[i+1])})
-	}
-	return m
-}
-
 func requestHeaders(mode Mode, session string, body []byte) *extprocv3.HttpHeaders {
 	return &extprocv3.HttpHeaders{
 		EndOfStream: mode == Headers,
-		Headers: headers(
+		Headers: rig.HeaderMap(
 			":method", "POST",
 			":path", "/v1/chat/completions",
 			":scheme", "http",

@@ -258,19 +258,19 @@ func (g *gateway) testHang(t *testing.T) {
 			}
 		})
 	}
-	if err := rig.Poll(2*time.Second, func() error { return g.says(c.ln.Addr().String()+"::rq_active::0", false) }); err != nil {
+	if err := rig.Poll(2*time.Second, func() error { return g.lists(c.ln.Addr().String()+"::rq_active::0", false) }); err != nil {
 		t.Error(err) // nothing got stuck there
 	}
 	c.mu.Lock()
 	c.mute = "silent: nothing heard for 1s"
 	c.mu.Unlock()
 	c.wake()
-	if err := rig.Poll(2*time.Second, func() error { return g.says("failed_eds_health", true) }); err != nil {
+	if err := rig.Poll(2*time.Second, func() error { return g.lists("failed_eds_health", true) }); err != nil {
 		t.Error(err)
 	}
 	wg.Wait()
 	freed := time.Since(began)
-	gone := rig.Poll(6*time.Second, func() error { return g.says(c.ln.Addr().String(), false) })
+	gone := rig.Poll(6*time.Second, func() error { return g.lists(c.ln.Addr().String(), false) })
 	left := time.Since(began)
 	t.Logf("stuck requests were answered elsewhere after %v, the host left after %v", freed, left)
 	if gone != nil || freed < 500*time.Millisecond || freed > 4*time.Second || left < 2900*time.Millisecond || left > 5*time.Second {
@@ -286,8 +286,9 @@ func (g *gateway) testHang(t *testing.T) {
 	}
 }
 
-// says tells whether Envoy's list of the model's hosts has the text or not.
-func (g *gateway) says(text string, want bool) error {
+// lists says why Envoy's hosts of the model do not have the text, or have it though
+// they should not.
+func (g *gateway) lists(text string, want bool) error {
 	b, err := rig.Get("http://" + g.admin + "/clusters?filter=engines/smollm2")
 	if err == nil && strings.Contains(string(b), text) != want {
 		err = fmt.Errorf("the hosts have %q: %v\n%s", text, !want, b)

@@ -109,7 +109,7 @@ func (p *fakePicker) order(hosts string, header ...string) {
 	})
 }
 
-// TestGatewayWithPicker shows that Envoy obeys extproc as xds has told it to.
+// TestGatewayWithPicker shows that Envoy obeys extproc as xds has configured it.
 // The parts share one gateway and run in order.
 func TestGatewayWithPicker(t *testing.T) {
 	p, addr := startPicker(t)
@@ -157,7 +157,7 @@ func TestGatewayWithPicker(t *testing.T) {
 		p.order(c.ln.Addr().String())
 		g.testChunked(t)
 	})
-	t.Run("the access log tells the decision", func(t *testing.T) {
+	t.Run("the access log has the decision", func(t *testing.T) {
 		p.order(c.ln.Addr().String())
 		g.must(t, 200)
 		g.testAccessLog(t, c.ln.Addr().String())

@@ -98,7 +98,7 @@ func (f *fleet) begin(t *testing.T, about string, conversations int) (got [3]int
 }
 
 // testLearned shows that extproc has counted cached tokens, which only the engines'
-// metrics tell, and has looked at nothing in vain.
+// metrics have, and has no failed scrape.
 func (f *fleet) testLearned(t *testing.T) {
 	f.await(t, "extproc has learned", func() error {
 		m, err := rig.Metrics(f.admin())
@@ -174,7 +174,7 @@ func (f *fleet) testDeath(t *testing.T) {
 	}
 }
 
-// testWithoutExtproc kills extproc under requests: Envoy goes on without it.
+// testWithoutExtproc kills extproc under requests: Envoy continues without it.
 func (f *fleet) testWithoutExtproc(t *testing.T) {
 	f.extproc.KillAndWait()
 	for i := range 9 {

@@ -116,7 +116,7 @@ func (f *fleet) flood(t *testing.T, about string) flooded {
 	return flooded{median, served.Load(), shed.Load()}
 }
 
-// shedWell tells whether a request was turned away as it should: 429, when to come
+// shedWell is whether a request was turned away as it should: 429, when to come
 // back, and the API's JSON.
 func shedWell(err error, h http.Header) bool {
 	after, bad := strconv.Atoi(h.Get("retry-after"))

@@ -145,8 +145,8 @@ func chat(model string, messages ...rig.Message) map[string]any {
 	return map[string]any{"model": model, "messages": messages, "max_tokens": 4, "temperature": 0}
 }
 
-// direct sends a prompt to an engine past extproc, and waits until extproc has heard
-// of it.
+// direct sends a prompt to an engine past extproc, and waits until extproc has applied
+// its events.
 func (p *pair) direct(t *testing.T, i int, model, text string) usage {
 	t.Helper()
 	before := p.metric(t, "millrace_extproc_kv_batches_total")
@@ -156,7 +156,7 @@ func (p *pair) direct(t *testing.T, i int, model, text string) usage {
 	}
 	p.await(t, "extproc applies its events", func() error {
 		if p.metric(t, "millrace_extproc_kv_batches_total") == before {
-			return errors.New("extproc has not heard of it")
+			return errors.New("extproc has applied nothing")
 		}
 		return nil
 	})
@@ -324,7 +324,7 @@ func (p *pair) testPast(t *testing.T) {
 	}
 }
 
-// testReset empties the caches. vLLM tells of it when it next works.
+// testReset empties the caches. vLLM publishes that when it next works.
 func (p *pair) testReset(t *testing.T) {
 	text := long("a reset", 40)
 	p.direct(t, 1, "smollm2", text)
@@ -393,15 +393,15 @@ func (p *pair) testAdapters(t *testing.T) {
 	t.Log("figure: 6 conversations with adapters, each where its adapter is loaded")
 }
 
-// awaitLoaded waits until extproc has looked at the engines since they were used: it
+// awaitLoaded waits until extproc has scraped the engines since they were used: it
 // does so four times a second while something happens there, else every 10 s.
 func (p *pair) awaitLoaded(t *testing.T) {
 	t.Helper()
-	const looks = `millrace_extproc_probes_total{found="metrics"}`
-	want := p.metric(t, looks) + 6
+	const scrapes = `millrace_extproc_probes_total{found="metrics"}`
+	want := p.metric(t, scrapes) + 6
 	p.await(t, "extproc has scraped the engines again", func() error {
-		if n := p.metric(t, looks); n < want {
-			return fmt.Errorf("%v looks, want %v", n, want)
+		if n := p.metric(t, scrapes); n < want {
+			return fmt.Errorf("%v scrapes, want %v", n, want)
 		}
 		return nil
 	})
@@ -438,7 +438,7 @@ func (p *pair) testRestart(t *testing.T) {
 	})
 	took := time.Since(began)
 	// Who is named first in the moments until it is known to be dead does not matter:
-	// Envoy goes on to the next.
+	// Envoy tries the next.
 	served := p.through(t, "/v1/chat/completions", chat("smollm2", rig.User(text)))
 	if d := p.last(t, 1)[0]; d.cached >= 64 || served.prompt == 0 {
 		t.Errorf("engine 1 is dead, and %d tokens are believed to be cached (%s)", d.cached, d.text)

@@ -12,14 +12,14 @@ import (
 	"testing"
 )
 
-// engine is a server that tells what it got.
+// engine is a server that answers with what it got.
 type engine struct {
 	port int
 	// waits is how many answers hang now.
 	waits atomic.Int64
 }
 
-// Headers by which tests tell an engine what to do.
+// Headers by which tests say what an engine should answer.
 const (
 	// wantBytes asks for an answer of so many bytes, and a trailer behind it.
 	wantBytes = "x-want-bytes"

@@ -97,7 +97,7 @@ func (m *mesh) hanging(want int64) error {
 	return nil
 }
 
-// TestErrors looks at what clients get in an engine's stead.
+// TestErrors checks what clients get in an engine's stead.
 func TestErrors(t *testing.T) {
 	m := newMesh(t, func([]int) []*door {
 		return []*door{
@@ -152,8 +152,8 @@ func (m *mesh) refused(t *testing.T, d *door, v version, body string, status int
 	}
 }
 
-// TestSessionsByHeadersAlone shows that a conversation stays where only headers tell
-// of it, and that clients cannot name hosts.
+// TestSessionsByHeadersAlone shows that a conversation stays where only headers
+// name it, and that clients cannot name hosts.
 func TestSessionsByHeadersAlone(t *testing.T) {
 	m := newMesh(t, func([]int) []*door {
 		return []*door{{Name: "headers only", Mode: headersOnly + toTheEnd}, {Name: "streamed", Mode: streamed + toTheEnd}}

@@ -32,9 +32,9 @@ type door struct {
 	Limit int
 	// Subset is the value of the gateway's hint; empty: there is none.
 	Subset string
-	// Observe is whether extproc only looks on; Plain, whether Envoy takes nothing
-	// but what the protocol names.
-	Observe, Plain bool
+	// Observe is whether extproc is only observing; Minimal, whether Envoy takes
+	// nothing but what the protocol names.
+	Observe, Minimal bool
 
 	Port int
 
@@ -76,7 +76,7 @@ func allDoors(engines []int) []*door {
 		{Name: "no request headers, duplex", Mode: "request_header_mode: SKIP, " + duplex + toTheEnd},
 		{Name: "response alone, duplex", Mode: "request_header_mode: SKIP, " + headersOnly + toTheEnd + ", response_body_mode: FULL_DUPLEX_STREAMED"},
 		{Name: "observed", Mode: streamed + ", request_trailer_mode: SEND, response_body_mode: STREAMED" + toTheEnd, Observe: true},
-		{Name: "by the protocol alone", Mode: duplex + toTheEnd + ", response_body_mode: FULL_DUPLEX_STREAMED", Plain: true, chooses: true, reads: true, bounds: true},
+		{Name: "by the protocol alone", Mode: duplex + toTheEnd + ", response_body_mode: FULL_DUPLEX_STREAMED", Minimal: true, chooses: true, reads: true, bounds: true},
 		{Name: "subset of one", Mode: duplex + toTheEnd, Subset: fmt.Sprintf("[%q, \"10.0.0.1:1\"]", address(engines[1])), chooses: true, reads: true, bounds: true},
 	}
 }

@@ -76,7 +76,7 @@ func Kill(t testing.TB, pid int) {
 }
 
 // Suspend stops one process with SIGSTOP: it hangs, but its sockets stay open. It
-// goes on when resume is called, at the latest when the test ends.
+// runs again when resume is called, at the latest when the test ends.
 func Suspend(t testing.TB, pid int) (resume func()) {
 	t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {

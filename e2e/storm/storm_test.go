@@ -43,7 +43,7 @@ const (
 )
 
 // TestManyStreams opens 10,000 streams, breaks off half of them, and lets the others
-// go on to their end; twice.
+// run to their end; twice.
 func TestManyStreams(t *testing.T) {
 	p := start(t)
 	warm := p.open(t, openers)

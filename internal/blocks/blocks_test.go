@@ -9,7 +9,7 @@ import (
 
 // shelf is the twin of Names and Set: whole prompts as text, by the engine's names.
 type shelf struct {
-	held map[ID][]string
+	holders map[ID][]string
 }
 
 func text(adapter string, tokens []uint32) string {
@@ -28,7 +28,7 @@ func (s *shelf) count(adapter string, tokens []uint32, size int) (n int) {
 }
 
 func (s *shelf) has(prompt string) bool {
-	for _, all := range s.held {
+	for _, all := range s.holders {
 		if slices.Contains(all, prompt) {
 			return true
 		}
@@ -43,7 +43,7 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	var b Set
 	names := NewNames(&b)
-	twin := shelf{held: map[ID][]string{}}
+	twin := shelf{holders: map[ID][]string{}}
 	hashes := map[string]uint64{}
 	name := func(prompt string) uint64 {
 		if hashes[prompt] == 0 {
@@ -64,9 +64,9 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 		switch blocks := len(tokens) / size; {
 		case rng.IntN(200) == 0:
 			names.Clear(rank)
-			for id := range twin.held {
+			for id := range twin.holders {
 				if id.Rank == rank {
-					delete(twin.held, id)
+					delete(twin.holders, id)
 				}
 			}
 		case rng.IntN(2) == 0:
@@ -75,7 +75,7 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 				whole := text(adapter, tokens[:(i+1)*size])
 				h := name(whole) + uint64(rank)
 				s.Hashes = append(s.Hashes, h)
-				twin.held[ID{rank, h}] = append(twin.held[ID{rank, h}], whole)
+				twin.holders[ID{rank, h}] = append(twin.holders[ID{rank, h}], whole)
 			}
 			if blocks > 0 && !names.Store(&s) {
 				t.Fatal("not stored")
@@ -83,10 +83,10 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 		case blocks > 0:
 			id := ID{rank, name(text(adapter, tokens[:blocks*size])) + uint64(rank)}
 			names.Remove(id)
-			if n := len(twin.held[id]); n > 1 {
-				twin.held[id] = twin.held[id][1:]
+			if n := len(twin.holders[id]); n > 1 {
+				twin.holders[id] = twin.holders[id][1:]
 			} else {
-				delete(twin.held, id)
+				delete(twin.holders, id)
 			}
 		}
 		adapter, tokens = prompt()
@@ -152,7 +152,7 @@ func TestBlocksOfOtherContent(t *testing.T) {
 }
 
 // TestBlocksWhileReadersLook stores many while others look up one that stays.
-func TestBlocksWhileReadersLook(t *testing.T) {
+func TestBlocksWhileOthersRead(t *testing.T) {
 	var b Set
 	names := NewNames(&b)
 	names.Store(stored(1, 1, 2))

@@ -44,7 +44,7 @@ type segment struct {
 }
 
 // NewLog returns a log of which nothing is known. Its segments' ids begin at the time, in
-// microseconds: a later log of the same cache, of another process, goes on behind them.
+// microseconds: a later log of the same cache, of another process, continues behind them.
 func NewLog() *Log {
 	return &Log{last: uint64(max(1, time.Now().UnixMicro())), logged: map[Key]*segment{}}
 }

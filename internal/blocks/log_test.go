@@ -82,7 +82,7 @@ func (b both) Clear() {
 }
 
 // TestLogAgreesWithItsTwin stores and evicts blocks, and now and then compares the Set that
-// was told of all with the one that has read the log.
+// got all with the one that has read the log.
 func TestLogAgreesWithItsTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	var near Set
@@ -167,7 +167,7 @@ func TestLogIsBounded(t *testing.T) {
 }
 
 // TestLaterLogGoesOn follows a log, and then one that another process has begun.
-func TestLaterLogGoesOn(t *testing.T) {
+func TestLaterLogContinues(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
 	f := newFar()
 	names := NewNames(f.log)

@@ -67,7 +67,7 @@ func Run(ctx context.Context, o Options) error {
 func unreachable(url string, err error) error {
 	return &obs.Hint{
 		Err:  fmt.Errorf("chat: %w", err),
-		Next: "start a mesh with `millrace up`, or name the address of one with -url; `millrace status` tells what runs. Asked was " + url,
+		Next: "start a mesh with `millrace up`, or name the address of one with -url; `millrace status` lists what runs. Asked was " + url,
 	}
 }
 

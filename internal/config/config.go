@@ -159,7 +159,7 @@ type PolicySpec struct {
 	// Limits bounds what one request may cost.
 	Limits Limits `json:"limits"`
 	// Explain is whether a request with "x-millrace-debug: 1" gets to know why it went
-	// where it went, in the answer's header x-millrace-decision: it tells the addresses
+	// where it went, in the answer's header x-millrace-decision: it has the addresses
 	// of the engines. Default false.
 	Explain bool `json:"explain,omitempty"`
 	// Rewrites let other models serve requests for a name. Default: none.

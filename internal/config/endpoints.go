@@ -131,7 +131,7 @@ func (e Endpoint) validateAlone(at, which string, taken map[string]string, r *ru
 	}
 	listen := "listen " + e.KVEvents.Listen
 	if _, ok := taken[listen]; ok {
-		r.broken(at+".kvEvents.listen", "%q; must be another for each endpoint: nothing else tells engines apart", e.KVEvents.Listen)
+		r.broken(at+".kvEvents.listen", "%q; must be another for each endpoint: nothing else distinguishes engines", e.KVEvents.Listen)
 	} else if e.KVEvents.Listen != "" {
 		taken[listen] = which
 	}

@@ -47,7 +47,7 @@ type FleetModel struct {
 	Default bool `json:"default,omitempty"`
 }
 
-// notHere are settings of the policy that need the xds program, which tells them
+// notHere are settings of the policy that need the xds program, which publishes them
 // to Envoy.
 var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout"}
 

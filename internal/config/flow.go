@@ -11,7 +11,7 @@ import (
 type Flow struct {
 	// Queue is how many requests for one model may wait in extproc until an endpoint
 	// has a place, 0 to 65536; further ones are answered with 429, sheddable ones
-	// first and critical ones last. 0: none wait there, all go on. Default 256.
+	// first and critical ones last. 0: none wait there, all pass. Default 256.
 	Queue int `json:"queue"`
 	// Allowance is how many requests beyond its slots an endpoint is given, so that
 	// the next one is at hand when one ends, 0 to 1024. Default 1.
@@ -22,7 +22,7 @@ type Flow struct {
 	// MaxWait is how long a request may wait in extproc.
 	MaxWait MaxWait `json:"maxWait"`
 	// GatewayTimeout is the max_message_timeout of Envoy's ext_proc filter, 50ms to 1h:
-	// no request waits longer in extproc. One that should goes on to the busy endpoints,
+	// no request waits longer in extproc. One that should is forwarded to the busy endpoints,
 	// a sheddable one is answered with 429. xds sets it in Envoy, too; there the default
 	// is 60s. In the file of `extproc -fleet` it is 150ms, which every Envoy allows.
 	GatewayTimeout Duration `json:"gatewayTimeout"`
@@ -31,7 +31,7 @@ type Flow struct {
 	DegradeAt float32 `json:"degradeAt"`
 	// Degrade names smaller models for sheddable requests. Default: none.
 	Degrade []Degrade `json:"degrade,omitempty"`
-	// Tenants is who is told apart, and what each may use.
+	// Tenants is who is distinguished, and what each may use.
 	Tenants Tenants `json:"tenants"`
 }
 
@@ -53,7 +53,7 @@ type Degrade struct {
 	To string `json:"to"`
 }
 
-// Tenants is who is told apart, and what each may use.
+// Tenants is who is distinguished, and what each may use.
 type Tenants struct {
 	// Header names the tenant of a request; who may set it is who is trusted. Empty: the
 	// request's API key does (authorization or x-api-key). Only a hash of it is kept.
@@ -78,7 +78,7 @@ func newFlow() Flow {
 	}
 }
 
-// everyGateway is a wait that Envoy allows without being told: its default for
+// everyGateway is a wait that Envoy allows without configuration: its default for
 // message_timeout is 200 ms.
 const everyGateway = 150 * time.Millisecond
 

@@ -298,19 +298,19 @@ func dump(to *yaml.Dumper, object any) error {
 	if err := yaml.Load(b, &n); err != nil {
 		return err
 	}
-	plain(&n)
+	unstyled(&n)
 	return to.Dump(&n)
 }
 
-// plain takes the JSON style from a node and all below it. A string that would
+// unstyled takes the JSON style from a node and all below it. A string that would
 // be read as something else without its quotes keeps them.
-func plain(n *yaml.Node) {
+func unstyled(n *yaml.Node) {
 	n.Style = 0
 	if n.Kind == yaml.SequenceNode && !strings.Contains("!!map !!seq", firstTag(n)) {
 		n.Style = yaml.FlowStyle // short lists on one line
 	}
 	for _, c := range n.Content {
-		plain(c)
+		unstyled(c)
 	}
 }
 

@@ -76,7 +76,7 @@ func validateTargets(path string, all []Rewrite, known func(model string) bool, 
 }
 
 // checkTargets adds what is wrong with the rewrites of the file's policy, once all
-// models are known. Where models have faults that can't be told.
+// models are known. Where models have faults that is not known.
 func (r *reader) checkTargets() {
 	if r.policyAt == nil || len(r.faults) > 0 {
 		return

@@ -46,7 +46,7 @@ const (
 // finding is a line of the table.
 type finding struct {
 	verdict verdict
-	what    string // was looked at
+	what    string // was examined
 	found   string
 	next    string // the way out, "" if all is well
 }
@@ -75,7 +75,7 @@ func Run(ctx context.Context, o Options, w io.Writer) error {
 	return ctx.Err()
 }
 
-// examine looks at everything, in the order in which a start would trip over it.
+// examine checks everything, in the order in which a start would trip over it.
 func examine(ctx context.Context, o Options) []finding {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

@@ -10,7 +10,7 @@ import (
 	"millrace.dev/millrace/internal/state"
 )
 
-// mesh tells of the mesh in o.Dir, and whether its address is free.
+// mesh says how the mesh in o.Dir is, and whether its address is free.
 func mesh(o Options) []finding {
 	const what = "mesh"
 	s, running, err := state.Read(o.Dir)
@@ -25,7 +25,7 @@ func mesh(o Options) []finding {
 	return []finding{health(s)}
 }
 
-// health tells how a running mesh does.
+// health says how a running mesh does.
 func health(s state.State) finding {
 	var down []string
 	for _, p := range s.Processes {
@@ -45,7 +45,7 @@ func health(s state.State) finding {
 	return f
 }
 
-// address tells whether a mesh could listen.
+// address says whether a mesh could listen.
 func address(listen string) finding {
 	const what = "address"
 	if listen == "" {

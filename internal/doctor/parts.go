@@ -57,7 +57,7 @@ func (p parts) compiler(ctx context.Context, missing verdict) finding {
 	return finding{verdict: ok, what: "C++ compiler", found: cxx.Version}
 }
 
-// cache tells what is there. err is what setup.Inspect found.
+// cache says what is there. err is what setup.Inspect found.
 func (p parts) cache(err error) finding {
 	f := finding{verdict: ok, what: "cache", found: p.options.Cache + ": complete"}
 	if err != nil {
@@ -145,16 +145,16 @@ func notYet(what string) finding {
 	return finding{verdict: warn, what: what, found: "not fetched yet", next: "millrace setup"}
 }
 
-// runs starts a program that tells of itself and ends.
+// runs starts a program that prints its version and ends.
 func (p parts) runs(ctx context.Context, what, program string, args ...string) finding {
 	if _, err := os.Stat(program); err != nil {
 		return notYet(what)
 	}
-	var said bytes.Buffer
+	var output bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &said, &said, time.Second
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &output, &output, time.Second
 	err := cmd.Run()
-	first, last := firstAndLast(said.String())
+	first, last := firstAndLast(output.String())
 	if err != nil {
 		return finding{
 			verdict: fail, what: what, found: fmt.Sprintf("%s: %v: %s", program, err, last),

@@ -337,7 +337,7 @@ func (b *Batch) tokenList(rest []byte) ([]uint32, []byte, error) {
 }
 
 // hash reads the engine's name for a block: a number, or bytes of a hash, of which
-// the last eight tell as much.
+// the last eight say as much.
 func hash(rest []byte) (uint64, []byte, error) {
 	switch msgp.NextType(rest) {
 	case msgp.BinType:

@@ -178,7 +178,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// TestFollowWhoMakesNoSense tells of a publisher that says what nobody understands, as
+// TestFollowWhoMakesNoSense follows a publisher that sends what nobody understands, as
 // one of another version may: once in the log, and as long as it does so.
 func TestFollowWhoMakesNoSense(t *testing.T) {
 	ln := server(t)
@@ -269,7 +269,7 @@ func make32() list {
 	return l
 }
 
-// tape is a connection whose other side has said all in advance, and hears nothing.
+// tape is a connection whose other side has sent all in advance, and reads nothing.
 type tape struct {
 	net.Conn
 	in io.Reader

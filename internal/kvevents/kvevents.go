@@ -2,7 +2,7 @@
 // ZeroMQ, in the form of vLLM: which blocks of tokens were stored and evicted.
 //
 // fleet runs a Follower for each endpoint whose events the fleet's file names. Its one
-// rule: what is known is what was heard without a gap. When a message is missing or
+// rule: what is known is what was received without a gap. When a message is missing or
 // makes no sense, or a publisher goes, everything that it said is forgotten at once:
 // less is known then, but nothing wrong.
 package kvevents
@@ -75,7 +75,7 @@ func New(s Source, target blocks.Target, changed func(Change), m *Metrics, log *
 // Source returns where the events come from.
 func (f *Follower) Source() Source { return f.source }
 
-// Fault returns why nothing is heard or understood; nil: all is well.
+// Fault returns why nothing is received or understood; nil: all is well.
 func (f *Follower) Fault() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -198,7 +198,7 @@ func (f *Follower) serve(ctx context.Context, conn net.Conn) error {
 type line struct {
 	follower *Follower
 	seq      uint64 // of the last message
-	heard    bool   // whether there was one
+	received bool   // whether there was one
 	batch    Batch
 
 	// Guarded by Follower.mu, and changed by the line alone.
@@ -257,9 +257,9 @@ func (l *line) take(parts [][]byte) {
 		return
 	}
 	seq := binary.BigEndian.Uint64(parts[1])
-	first, next := seq == 0, l.heard && seq == l.seq+1
-	gap := l.heard && !next
-	l.seq, l.heard = seq, true
+	first, next := seq == 0, l.received && seq == l.seq+1
+	gap := l.received && !next
+	l.seq, l.received = seq, true
 	if gap {
 		l.lose("messages are missing", nil)
 	}

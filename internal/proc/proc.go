@@ -1,5 +1,5 @@
-// Package proc starts child processes that can't be left behind, and tells the
-// truth about processes from /proc.
+// Package proc starts child processes that can't be left behind, and reports
+// their state from /proc.
 //
 // Called by `millrace up` for the programs and by engine for its backends. Its
 // one rule: a child never outlives the process that started it.

@@ -69,7 +69,7 @@ func TestChildDiesWithItsKilledParent(t *testing.T) {
 	waitGone(t, child)
 }
 
-// waitGone polls until pid has ended: nobody tells us of the end of a process
+// waitGone polls until pid has ended: no signal reports the end of a process
 // that is not our child.
 func waitGone(t *testing.T, pid int) {
 	t.Helper()

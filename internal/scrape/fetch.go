@@ -28,14 +28,14 @@ func (e StatusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
 
 // Client fetches pages. It keeps a connection to each server open.
 type Client struct {
-	plain lines           // for http
-	tls   *http.Transport // for https
+	http lines           // for http
+	tls  *http.Transport // for https
 }
 
 // NewClient returns a client. It uses no proxy: engines are near.
 func NewClient() *Client {
 	return &Client{
-		plain: lines{idle: map[string]*line{}},
+		http: lines{idle: map[string]*line{}},
 		tls: &http.Transport{
 			DialContext:         dialer.DialContext,
 			DisableCompression:  true, // unpacking costs more than reading
@@ -49,7 +49,7 @@ func NewClient() *Client {
 
 // Close closes the connections.
 func (c *Client) Close() {
-	c.plain.close()
+	c.http.close()
 	c.tls.CloseIdleConnections()
 }
 
@@ -71,7 +71,7 @@ func (c *Client) Get(ctx context.Context, r *http.Request, buf []byte) ([]byte, 
 	var status int
 	var err error
 	if r.URL.Scheme == "http" {
-		status, buf, err = c.plain.get(ctx, r, buf[:0])
+		status, buf, err = c.http.get(ctx, r, buf[:0])
 	} else {
 		status, buf, err = c.secret(ctx, r, buf[:0])
 	}
@@ -114,7 +114,7 @@ func readAll(r io.Reader, b []byte) ([]byte, error) {
 	}
 }
 
-// kind tells what an error of the network means for the server.
+// kind says what an error of the network means for the server.
 func kind(ctx context.Context, err error) error {
 	var timeout net.Error
 	switch {

@@ -55,7 +55,7 @@ func (l *lines) get(ctx context.Context, r *http.Request, buf []byte) (status in
 	return l.ask(ctx, &line{conn: conn, in: bufio.NewReaderSize(conn, readBuffer)}, r, buf)
 }
 
-// stale tells whether the server may have closed an idle connection.
+// stale is whether the server may have closed an idle connection.
 func stale(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

@@ -18,7 +18,7 @@ import (
 // its bit in Has is not set. Several engines behind one page (data parallel ones,
 // or several models) are added up, shares are averaged.
 type Sample struct {
-	// Has tells which series were there.
+	// Has says which series were there.
 	Has Field
 	// Running and Waiting are requests.
 	Running, Waiting float64
@@ -102,7 +102,7 @@ type scan struct {
 	lines [fields]uint16
 }
 
-// line reads a line of the type's without its prefix. Where a name would end tells
+// line reads a line of the type's without its prefix. Where a name would end says
 // most of them off at once. Series of the same name differ by a label.
 func (r *scan) line(line []byte) {
 	for i := range r.typ.series {
@@ -153,7 +153,7 @@ func (r *scan) sample() Sample {
 	return *s
 }
 
-// ends tells whether c ends a name.
+// ends is whether c ends a name.
 func ends(c byte) bool { return c == '{' || c == ' ' || c == '\t' }
 
 func (s *Sample) at(f Field) *float64 {

@@ -102,7 +102,7 @@ var types = []*Type{
 		{name: "request_decode_time_seconds_sum", field: DecodeSeconds},
 	}},
 	// Triton with the backend of TensorRT-LLM: its kinds of requests and blocks are labels.
-	// What it counts since its start is not told apart by the parts of an ensemble.
+	// What it counts since its start is not split by the parts of an ensemble.
 	{name: "triton", port: "8002", prefix: "nv_trt_llm_", series: []series{
 		{name: "request_metrics", field: Running, label: `request_type="`, is: "scheduled"},
 		{name: "request_metrics", field: Waiting, label: `request_type="`, is: "waiting"},

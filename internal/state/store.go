@@ -13,7 +13,7 @@ import (
 	"millrace.dev/millrace/internal/proc"
 )
 
-// Store keeps the file in step with what it is told, and with the kernel: a
+// Store keeps the file in step with what is reported, and with the kernel: a
 // process that has ended is never written as alive.
 type Store struct {
 	path string // constant
@@ -77,7 +77,7 @@ func verify(p *Process, now time.Time) {
 		p.PID, p.Status, p.Since = 0, Down, now.UTC()
 		p.Reason = "the process has ended"
 	case stat.State == 'T':
-		p.Status, p.Reason = Stopped, "stopped by a signal (SIGSTOP); kill -CONT lets it go on"
+		p.Status, p.Reason = Stopped, "stopped by a signal (SIGSTOP); kill -CONT lets it run again"
 	default:
 		p.Status, p.Reason = Running, ""
 	}

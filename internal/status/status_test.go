@@ -246,3 +246,17 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func TestJSONSaysWhatABackendCanDo(t *testing.T) {
+	e := engineStatus("node-a", "tiny-0", 0, 1, enginepb.State_READY)
+	e.Assignment.Backend = &enginepb.Backend{Kind: enginepb.Backend_VLLM, Args: []string{"--dtype", "float32"}}
+	e.Capabilities = &enginepb.Capabilities{ContextTokens: 4096, TensorParallel: 2, PipelineParallel: 1, DataParallel: 1, KvEvents: true}
+	n := row(&fleetpb.NodeView{Node: "node-a", Report: &fleetpb.NodeReport{Engine: e}}, true)
+	want := &Capabilities{Kind: "vllm", ContextTokens: 4096, TensorParallel: 2, PipelineParallel: 1, DataParallel: 1, KVEvents: true}
+	if diff := cmp.Diff(want, n.Capabilities); diff != "" || len(n.Args) != 2 {
+		t.Errorf("args %q (-want +got):\n%s", n.Args, diff)
+	}
+	if n := row(&fleetpb.NodeView{Node: "node-a"}, true); n.Capabilities != nil {
+		t.Errorf("a silent node can %+v", n.Capabilities)
+	}
+}

@@ -63,7 +63,7 @@ const (
 	// LoadHeader is an ORCA load report in its text form, also a trailer: LoadText, then
 	// the Load… keys below as "key=number,key=number".
 	LoadHeader = "endpoint-load-metrics"
-	// DecisionHeader tells a client that asked by DebugHeader why its request went where
+	// DecisionHeader shows a client that asked by DebugHeader why its request went where
 	// it went, as JSON.
 	DecisionHeader = "x-millrace-decision"
 )

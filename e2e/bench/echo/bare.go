@@ -43,7 +43,7 @@ func (bareServer) Process(stream extprocv3.ExternalProcessor_ProcessServer) erro
 // bareMessage is the tag that a message begins with.
 type bareMessage struct{ tag byte }
 
-// bareReplies are by the tag of the message: go on.
+// bareReplies are by the tag of the message: continue.
 var bareReplies = map[byte]mem.BufferSlice{
 	2<<3 | 2: {mem.SliceBuffer{1<<3 | 2, 0}}, // request headers
 	3<<3 | 2: {mem.SliceBuffer{2<<3 | 2, 0}}, // response headers

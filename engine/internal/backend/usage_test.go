@@ -84,9 +84,13 @@ func FuzzResponseID(f *testing.F) {
 func FuzzParseUsage(f *testing.F) {
 	f.Add([]byte(`"usage":{"prompt_tokens":7}`), []byte("null"))
 	f.Add([]byte(`"usage" :{`), []byte(`"usage": [`))
+	f.Add([]byte("data: {\"error\":{\"code\":7}}\n\n"), []byte(`{"error":"text"}`))
 	f.Fuzz(func(t *testing.T, b, body []byte) {
 		if u, ok := ParseUsage(b); ok && u.Speed() != (Speed{}) {
 			t.Errorf("%+v has times", u)
+		}
+		if e := FirstError(b); e != nil && (e.Status() < 400 || e.Status() > 599) {
+			t.Errorf("status %d", e.Status())
 		}
 		if e := ParseError(400, body); e.Message == "" {
 			t.Error("an error without a message")

@@ -2,8 +2,8 @@ package flow
 
 import "container/list"
 
-// class is the tickets of one priority. Tenants take turns: in its turn each may go
-// on with as many tokens as the largest request that waited since the class was last
+// class is the tickets of one priority. Tenants take turns: in its turn each may have
+// as many tokens admitted as the largest request that waited since the class was last
 // empty, and what it did not use it has in its next turn. So each step is O(1), and
 // two tenants that both wait differ by no more than three such requests.
 type class struct {
@@ -23,8 +23,8 @@ type tenant struct {
 	turn    *list.Element
 }
 
-// place is where a ticket stands.
-type place struct{ ofTenant, ofAge *list.Element }
+// position is where a ticket stands.
+type position struct{ ofTenant, ofAge *list.Element }
 
 func (c *class) push(t *Ticket, key uint64) {
 	if c.n == 0 {
@@ -42,10 +42,10 @@ func (c *class) push(t *Ticket, key uint64) {
 	}
 	c.n++
 	t.tenant = who
-	t.at = place{who.tickets.PushBack(t), c.age.PushBack(t)}
+	t.at = position{who.tickets.PushBack(t), c.age.PushBack(t)}
 }
 
-// next is who goes on next; nil: nobody waits.
+// next is who is admitted next; nil: nobody waits.
 func (c *class) next() *Ticket {
 	for c.n > 0 {
 		who := c.turns.Front().Value.(*tenant)
@@ -63,7 +63,7 @@ func (c *class) next() *Ticket {
 	return nil
 }
 
-// charge takes what a ticket that goes on costs its tenant.
+// charge takes what an admitted ticket costs its tenant.
 func (c *class) charge(t *Ticket) { t.tenant.credit -= t.tokens }
 
 // newest is who came last; nil: nobody waits.

@@ -40,7 +40,7 @@ func (d *round) first(tenant uint64) waiter {
 	return d.waiting[slices.IndexFunc(d.waiting, func(w waiter) bool { return w.tenant == tenant })]
 }
 
-// next is who goes on next: turns pass until somebody can pay.
+// next is who is admitted next: turns pass until somebody can pay.
 func (d *round) next() waiter {
 	for {
 		who := d.turns[0]

@@ -1,17 +1,17 @@
-// Package flow decides who may go on when all engines are busy, who waits, who is
+// Package flow decides who is admitted when all engines are busy, who waits, who is
 // turned away, and who has used up what its budget allows.
 //
 // stream asks it once for each request, before it asks pick. There is a Queue for
-// each model: Enter takes a place if there is one, else it gives a Ticket, which is
-// settled when a place is free, or when there is no use in waiting any longer.
+// each model: Enter takes a pass if there is one, else it gives a Ticket, which is
+// settled when a pass is free, or when there is no use in waiting any longer.
 //
-// What is promised: no more requests are inside than there are places, but for
+// What is promised: no more requests are inside than there are passes, but for
 // those that have waited as long as the gateway allows; critical goes before
 // standard, and standard before sheddable, always; in a class tenants share by
 // tokens, so that one who sends much delays itself; who must be turned away is the
 // newest of the least; every ticket is settled once, or given up.
 //
-// Its one rule: it does no I/O and reads no clock, and a request that finds a place
+// Its one rule: it does no I/O and reads no clock, and a request that finds a pass
 // takes no lock and allocates nothing.
 package flow
 
@@ -57,17 +57,17 @@ func PriorityOf(name string) Priority {
 // Policy is the rules. It never changes.
 type Policy struct {
 	// Queue is the most requests for one model that wait; 0: none ever waits, and
-	// none is turned away for want of a place.
+	// none is turned away for want of a pass.
 	Queue int
 	// Allowance is how many requests beyond its slots an endpoint is given, so that
 	// it has the next one at hand when one ends.
 	Allowance int
-	// Reserve is the share of all places that only critical requests may take.
+	// Reserve is the share of all passes that only critical requests may take.
 	Reserve float64
 	// MaxWait is the longest wait by priority.
 	MaxWait [priorities]time.Duration
 	// Gateway is the longest wait that the gateway allows. What has waited for so
-	// long goes on to the engines' own queues, but for sheddable requests.
+	// long is admitted to the engines' own queues, but for sheddable requests.
 	Gateway time.Duration
 	// GatewayTimeout is the longest that the gateway waits for an answer.
 	GatewayTimeout time.Duration
@@ -102,7 +102,7 @@ const (
 	None Reason = iota
 	// Full is because too many wait that are worth as much or more.
 	Full
-	// Hopeless is because it would not get a place in time.
+	// Hopeless is because it would not get a pass in time.
 	Hopeless
 	// Late is because it has waited as long as it may.
 	Late
@@ -114,7 +114,7 @@ func (r Reason) String() string {
 	return [reasons]string{"none", "full", "hopeless", "late"}[r]
 }
 
-// Ask is a request for a place.
+// Ask is a request for a pass.
 type Ask struct {
 	Policy   *Policy
 	Priority Priority
@@ -129,7 +129,7 @@ type Ask struct {
 
 // Answer is what came of an Ask: a Pass, a Ticket, or a refusal.
 type Answer struct {
-	// Pass is the place, if there was one.
+	// Pass is the pass, if there was one.
 	Pass Pass
 	// Ticket is for the queue; nil: the request does not wait.
 	Ticket *Ticket
@@ -211,21 +211,21 @@ func (c *Controller) Degraded() { c.metrics.degraded.Inc() }
 // OverBudget counts a request that was refused for its tenant's budget.
 func (c *Controller) OverBudget(o Over) { c.metrics.budget[o].Inc() }
 
-// Pass is a place. The zero Pass is none.
+// Pass is the right to be at the endpoints of a model. The zero Pass is none.
 type Pass struct {
-	queue *Queue
-	held  bool // whether the endpoint's load shows the request
+	queue    *Queue
+	reserved bool // whether the endpoint's load shows the request
 }
 
 // Reserved says that from now on the request is a part of its endpoint's load.
 func (p *Pass) Reserved() {
-	if p.queue != nil && !p.held {
-		p.held = true
+	if p.queue != nil && !p.reserved {
+		p.reserved = true
 		p.queue.entering.Add(-1)
 	}
 }
 
-// Release gives the place to the next who waits. Doing it again does nothing. It
+// Release gives the pass to the next who waits. Doing it again does nothing. It
 // comes before the request leaves its endpoint's load.
 func (p *Pass) Release(now time.Time) {
 	q := p.queue
@@ -242,5 +242,5 @@ func (p *Pass) Release(now time.Time) {
 	}
 }
 
-// unlimited is as many places as there can be.
+// unlimited is as many passes as there can be.
 const unlimited = math.MaxInt64 / 2

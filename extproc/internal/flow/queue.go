@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	// lookEvery is how often it is looked at how much room there is. In between each
+	// refreshEvery is how often the room is measured. In between each
 	// that leaves lets one in.
-	lookEvery = 50 * time.Millisecond
-	// longestRetry bounds what is told of when to try again.
+	refreshEvery = 50 * time.Millisecond
+	// longestRetry bounds the wait that a refused client is asked for.
 	longestRetry = 60 * time.Second
 	// paceShare is what one more counts in the pace of a queue.
 	paceShare = 0.2
@@ -23,11 +23,11 @@ type Queue struct {
 	metrics *metrics
 
 	// Atomic.
-	inside   atomic.Int64    // requests that have a place
+	inside   atomic.Int64    // requests that have a pass
 	entering atomic.Int64    // those of them that their endpoint's load does not show yet
-	most     [2]atomic.Int64 // places: for critical requests, for others
+	most     [2]atomic.Int64 // passes: for critical requests, for others
 	waiting  atomic.Int64
-	due      atomic.Int64 // when to look at the room again, in Unix nanoseconds
+	due      atomic.Int64 // when to measure the room again, in Unix nanoseconds
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -43,7 +43,7 @@ func newQueue(m *metrics) *Queue {
 	return q
 }
 
-// Ticket is a place in the queue.
+// Ticket is a position in the queue.
 type Ticket struct {
 	// C has room for the one outcome: the ticket is settled when it holds something.
 	C chan Outcome
@@ -51,11 +51,11 @@ type Ticket struct {
 	queue    *Queue
 	priority Priority
 	tenant   *tenant
-	at       place
+	at       position
 	tokens   int64
 	since    time.Time
 	until    time.Time
-	goOn     bool // whether it goes on to the engines at until
+	overdue  bool // whether it is admitted at until, room or not
 
 	state ticketState // guarded by queue.mu
 }
@@ -74,7 +74,7 @@ type Outcome struct {
 	Refusal Refusal
 }
 
-// Enter asks for a place.
+// Enter asks for a pass.
 func (q *Queue) Enter(a *Ask, r Room) Answer {
 	if a.Policy.Queue == 0 {
 		return Answer{Pass: q.force()}
@@ -95,7 +95,7 @@ func (q *Queue) Full(p *Policy) bool {
 	return n > 0 && float64(n) >= p.DegradeAt*float64(p.Queue)
 }
 
-// Try takes a place if there is one, and nobody waits for it.
+// Try takes a pass if there is one, and nobody waits for it.
 func (q *Queue) Try(a *Ask, r Room) (Pass, bool) {
 	if a.Policy.Queue == 0 {
 		return q.force(), true
@@ -107,14 +107,14 @@ func (q *Queue) Try(a *Ask, r Room) (Pass, bool) {
 	return Pass{}, false
 }
 
-// force takes a place, whether there is one or not.
+// force takes a pass, whether there is one or not.
 func (q *Queue) force() Pass {
 	q.entering.Add(1)
 	q.inside.Add(1)
 	return Pass{queue: q}
 }
 
-// take takes a place if there is one.
+// take takes a pass if there is one.
 func (q *Queue) take(p Priority) bool {
 	most := &q.most[min(p, 1)]
 	q.entering.Add(1) // before it is inside: see look
@@ -130,13 +130,13 @@ func (q *Queue) take(p Priority) bool {
 	}
 }
 
-// refresh finds how many places there are, if that is due.
+// refresh finds how many passes there are, if that is due.
 func (q *Queue) refresh(p *Policy, r Room, now time.Time) {
 	due := q.due.Load()
-	if now.UnixNano() < due || !q.due.CompareAndSwap(due, now.Add(lookEvery).UnixNano()) {
+	if now.UnixNano() < due || !q.due.CompareAndSwap(due, now.Add(refreshEvery).UnixNano()) {
 		return
 	}
-	// In this order what happens meanwhile makes places fewer, never more.
+	// In this order what happens meanwhile makes passes fewer, never more.
 	inside := q.inside.Load()
 	entering := q.entering.Load()
 	free, bounded := r.Room(p.Allowance, now)
@@ -150,7 +150,7 @@ func (q *Queue) refresh(p *Policy, r Room, now time.Time) {
 	q.most[1].Store(most - int64(p.Reserve*float64(most)))
 }
 
-// Refresh finds at once how many places there are, and fills them: endpoints have come
+// Refresh finds at once how many passes there are, and fills them: endpoints have come
 // or gone.
 func (q *Queue) Refresh(p *Policy, r Room, now time.Time) {
 	q.due.Store(0)
@@ -162,9 +162,9 @@ func (q *Queue) Refresh(p *Policy, r Room, now time.Time) {
 
 func (q *Queue) enterLocked(a *Ask) Answer {
 	c := &q.classes[a.Priority]
-	wait, goOn := a.patience()
+	wait, overdue := a.patience()
 	// One that nobody is before may wait in any case: by it the pace is learned.
-	if expect := q.expectLocked(a.Priority); a.Priority != Critical && q.waiting.Load() > 0 && expect > wait && !goOn {
+	if expect := q.expectLocked(a.Priority); a.Priority != Critical && q.waiting.Load() > 0 && expect > wait && !overdue {
 		return q.refuse(a.Priority, Refusal{Hopeless, retry(expect)})
 	}
 	if q.waiting.Load() >= int64(a.Policy.Queue) {
@@ -177,7 +177,7 @@ func (q *Queue) enterLocked(a *Ask) Answer {
 	}
 	t := &Ticket{
 		C: make(chan Outcome, 1), queue: q, priority: a.Priority, tokens: max(1, int64(a.Tokens)),
-		since: a.Now, until: a.Now.Add(wait), goOn: goOn,
+		since: a.Now, until: a.Now.Add(wait), overdue: overdue,
 	}
 	c.push(t, a.Tenant)
 	q.waiting.Add(1)
@@ -191,8 +191,8 @@ func (q *Queue) enterLocked(a *Ask) Answer {
 	return Answer{Ticket: t}
 }
 
-// patience is how long the request may wait, and whether it goes on then.
-func (a *Ask) patience() (wait time.Duration, goOn bool) {
+// patience is how long the request may wait, and whether it is admitted then.
+func (a *Ask) patience() (wait time.Duration, overdue bool) {
 	wait = a.Policy.MaxWait[a.Priority]
 	if a.Patience > 0 {
 		wait = min(wait, a.Patience)
@@ -229,7 +229,7 @@ func (q *Queue) expectLocked(p Priority) time.Duration {
 	return time.Duration(min(float64(before)*q.pace, math.MaxInt64/2))
 }
 
-// pumpLocked lets in whom there are places for.
+// pumpLocked lets in whom there are passes for.
 func (q *Queue) pumpLocked(now time.Time) {
 	for {
 		t := q.nextLocked()
@@ -242,7 +242,7 @@ func (q *Queue) pumpLocked(now time.Time) {
 	}
 }
 
-// nextLocked is who goes on next.
+// nextLocked is who is admitted next.
 func (q *Queue) nextLocked() *Ticket {
 	for p := range q.classes {
 		if t := q.classes[p].next(); t != nil {
@@ -252,7 +252,7 @@ func (q *Queue) nextLocked() *Ticket {
 	return nil
 }
 
-// admitLocked settles a ticket for which a place was taken.
+// admitLocked settles a ticket for which a pass was taken.
 func (q *Queue) admitLocked(t *Ticket, now time.Time) {
 	if gap := now.Sub(q.last); !q.last.IsZero() && q.pace > 0 {
 		q.pace += paceShare * (float64(gap) - q.pace)
@@ -281,7 +281,7 @@ func (q *Queue) settleLocked(t *Ticket, r Refusal) {
 	t.C <- Outcome{Refusal: r}
 }
 
-// Tick looks whether there is a place by now, or no more use in waiting. It is called
+// Tick checks whether there is a pass by now, or no more use in waiting. It is called
 // now and then while the ticket is not settled.
 func (t *Ticket) Tick(p *Policy, r Room, now time.Time) {
 	q := t.queue
@@ -293,7 +293,7 @@ func (t *Ticket) Tick(p *Policy, r Room, now time.Time) {
 		return
 	}
 	q.removeLocked(t)
-	if !t.goOn {
+	if !t.overdue {
 		q.settleLocked(t, Refusal{Late, retry(q.expectLocked(t.priority))})
 		return
 	}
@@ -328,7 +328,7 @@ func (t *Ticket) Drop(now time.Time) {
 	}
 }
 
-// retry is what a client is told.
+// retry is the wait that a refused client is asked for.
 func retry(d time.Duration) time.Duration {
 	return min(max(d.Truncate(time.Second), time.Second), longestRetry)
 }

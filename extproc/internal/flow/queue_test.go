@@ -322,7 +322,7 @@ func TestGatewayBoundsTheWait(t *testing.T) {
 	}
 }
 
-func TestHopelessIsToldAtOnce(t *testing.T) {
+func TestHopelessIsRefusedAtOnce(t *testing.T) {
 	w := newTwin(t)
 	w.fill(1)
 	for range 5 {

@@ -61,7 +61,7 @@ type Media struct {
 // What media are taken to cost where the model's own rule is not known. An image
 // is cut into patches, and most models spend about a token on 28 × 28 pixels and
 // scale down what would cost more than a few thousand; one in low detail is one
-// tile. Models that hear make some 25 tokens of a second.
+// tile. Audio models make some 25 tokens of a second.
 const (
 	patchSide     = 28
 	mostPatches   = 2048
@@ -139,16 +139,16 @@ func (b base64ed) read(at int, dst []byte) bool {
 	if at < 0 || last > len(b) || len(dst) > 48 {
 		return false
 	}
-	var plain [64]byte
-	n, err := base64.StdEncoding.Decode(plain[:], b[first:last])
+	var decoded [64]byte
+	n, err := base64.StdEncoding.Decode(decoded[:], b[first:last])
 	if skip := at - at/3*3; err == nil && n >= skip+len(dst) {
-		copy(dst, plain[skip:])
+		copy(dst, decoded[skip:])
 		return true
 	}
 	return false
 }
 
-// size returns an image's width and height, 0 if they can't be told.
+// size returns an image's width and height, 0 if they are not known.
 func (b base64ed) size() (w, h int) {
 	var head [32]byte
 	if !b.read(0, head[:30]) {

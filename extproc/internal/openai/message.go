@@ -25,7 +25,7 @@ type Message struct {
 	data int // bytes of Raw that are media
 }
 
-// system reads what the model is told before the conversation: the instructions
+// system decodes what stands before the conversation: the instructions
 // of Responses, and Anthropic's system, a text or a list of texts.
 func (r *Request) system(s *scanner, name []byte) bool {
 	if (r.API != apis.Responses || string(name) != "instructions") && (!r.anthropic() || string(name) != "system") {
@@ -94,7 +94,7 @@ func (r *Request) input(s *scanner) bool {
 	start := s.i
 	t, ok := s.string()
 	if ok {
-		r.Messages = append(r.Messages[:0], Message{Role: "user", Content: r.plain(t), Raw: s.b[start:s.i]})
+		r.Messages = append(r.Messages[:0], Message{Role: "user", Content: r.unescape(t), Raw: s.b[start:s.i]})
 	}
 	return ok
 }
@@ -115,7 +115,7 @@ func (r *Request) messages(s *scanner) bool {
 func (r *Request) message(s *scanner) bool {
 	var m Message
 	start, media := s.i, len(r.Media)
-	said, nothing := false, false
+	given, nothing := false, false
 	ok := s.object(2, func(key text) bool {
 		list := s.peek() == '['
 		switch {
@@ -129,10 +129,10 @@ func (r *Request) message(s *scanner) bool {
 			parts := parts{between: "\n"}
 			ok := r.list(s, 3, &parts)
 			parts.settle(&m)
-			said, nothing = true, parts.kept == 0
+			given, nothing = true, parts.kept == 0
 			return ok
 		case string(key.raw) == "content":
-			said, nothing, m.Blocks = true, false, false
+			given, nothing, m.Blocks = true, false, false
 			return r.textField(s, &m.Content)
 		case string(key.raw) == "output" && list: // of a function, in Responses
 			return r.list(s, 3, &parts{})
@@ -145,7 +145,7 @@ func (r *Request) message(s *scanner) bool {
 	for i := range r.Media[media:] {
 		m.data += r.Media[media+i].Bytes
 	}
-	if r.anthropic() && (nothing || !said && m.Role == "assistant") {
+	if r.anthropic() && (nothing || !given && m.Role == "assistant") {
 		return ok // the engines pass over it
 	}
 	r.Messages = append(r.Messages, m)
@@ -166,7 +166,7 @@ type parts struct {
 
 // settle says what the list means for a message. One part of text is the same as
 // the text alone; more are left to who renders the template, and so is an empty
-// one, which the engines tell from an empty text.
+// one, which is not the same as an empty text to the engines.
 func (p *parts) settle(m *Message) {
 	m.Content, m.Blocks = nil, p.blocks
 	switch {

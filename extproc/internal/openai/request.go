@@ -20,7 +20,7 @@ type Request struct {
 	// MaxTokens is the most tokens to generate; -1: no limit given. MinTokens is
 	// the least.
 	MaxTokens, MinTokens int
-	// IgnoreEOS is whether generation goes on to the limit, Stops whether the client
+	// IgnoreEOS is whether generation continues to the limit, Stops whether the client
 	// named texts that end it.
 	IgnoreEOS, Stops bool
 	// Choices is how many answers are generated, 1 or more.
@@ -125,7 +125,7 @@ const (
 // field reads one field of the body. The last of several with the same name
 // counts, as it does in the engines.
 func (r *Request) field(s *scanner, key text) bool {
-	name := r.plain(key)
+	name := r.unescape(key)
 	switch string(name) {
 	case "model":
 		start := s.i
@@ -167,7 +167,7 @@ func (r *Request) metadata(s *scanner) bool {
 		return s.skip(1)
 	}
 	return s.object(1, func(key text) bool {
-		if string(r.plain(key)) == "user_id" {
+		if string(r.unescape(key)) == "user_id" {
 			return r.textField(s, &r.User)
 		}
 		return s.skip(2)
@@ -217,8 +217,8 @@ func (r *Request) stops(s *scanner) bool {
 // maxChoices bounds what is believed of how many answers a request wants.
 const maxChoices = 128
 
-// plain returns the text that t stands for.
-func (r *Request) plain(t text) []byte {
+// unescape returns the text that t stands for.
+func (r *Request) unescape(t text) []byte {
 	if !t.escaped {
 		return t.raw
 	}
@@ -235,7 +235,7 @@ func (r *Request) textField(s *scanner, dst *[]byte) bool {
 	}
 	t, ok := s.string()
 	if ok {
-		*dst = r.plain(t)
+		*dst = r.unescape(t)
 	}
 	return ok
 }
@@ -301,7 +301,7 @@ func (r *Request) texts(s *scanner) bool {
 			return r.prompt(s, 2)
 		}
 		return s.object(2, func(key text) bool {
-			if string(r.plain(key)) == "text" {
+			if string(r.unescape(key)) == "text" {
 				return r.prompt(s, 3)
 			}
 			return s.skip(3)
@@ -315,7 +315,7 @@ func (r *Request) prompt(s *scanner, depth int) bool {
 	}
 	t, ok := s.string()
 	if ok {
-		r.Prompts = append(r.Prompts, Prompt{Text: r.plain(t)})
+		r.Prompts = append(r.Prompts, Prompt{Text: r.unescape(t)})
 	}
 	return ok
 }

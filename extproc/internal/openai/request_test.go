@@ -29,7 +29,7 @@ type seen struct {
 	Media     []Media
 }
 
-func look(r *Request) seen {
+func seenOf(r *Request) seen {
 	s := seen{Model: string(r.Model), Stream: r.Stream, MaxTokens: r.MaxTokens, Choices: r.Choices, Tools: string(r.Tools)}
 	s.MinTokens, s.Previous, s.User, s.Media = r.MinTokens, string(r.Previous), string(r.User), append(s.Media, r.Media...)
 	if r.IgnoreEOS {
@@ -188,7 +188,7 @@ func TestParse(t *testing.T) {
 			if err := r.Parse(tt.api, []byte(tt.body)); err != nil {
 				t.Fatalf("Parse() = %v", err)
 			}
-			if d := cmp.Diff(tt.want, look(&r)); d != "" {
+			if d := cmp.Diff(tt.want, seenOf(&r)); d != "" {
 				t.Errorf("Parse() (-want +got):\n%s", d)
 			}
 		})

@@ -50,7 +50,7 @@ func (s *scanner) string() (text, bool) {
 	s.i++
 	start, escaped := s.i, false
 	for {
-		s.i += plain(s.b[s.i:])
+		s.i += ordinary(s.b[s.i:])
 		switch s.peek() {
 		case '"':
 			s.i++
@@ -103,9 +103,9 @@ const (
 	highs = 0x8080808080808080
 )
 
-// plain returns how many leading bytes of b are ordinary in a string: neither
+// ordinary returns how many leading bytes of b are ordinary in a string: neither
 // quote, backslash nor control. Sixteen at a time, then eight.
-func plain(b []byte) int {
+func ordinary(b []byte) int {
 	i := 0
 	for ; i+16 <= len(b); i += 16 {
 		if odd(binary.LittleEndian.Uint64(b[i:]))|odd(binary.LittleEndian.Uint64(b[i+8:])) != 0 {

@@ -83,7 +83,7 @@ func naiveTexts(v json.RawMessage) (all []string) {
 // naiveRequest reads by encoding/json what Parse reads.
 func naiveRequest(api apis.API, body []byte) (s seen) {
 	s.MaxTokens, s.Choices = -1, 1
-	var told []string // the system message
+	var system []string // the system message
 	newer, best := -1, 0
 	eos, stop := false, false
 	for _, m := range members(body) {
@@ -109,14 +109,14 @@ func naiveRequest(api apis.API, body []byte) (s seen) {
 			s.Prompts, s.IDs = naivePrompts(v)
 		case "instructions":
 			if api == apis.Responses {
-				told = nil
+				system = nil
 			}
 			if api == apis.Responses && isText {
-				told = []string{"system=" + text}
+				system = []string{"system=" + text}
 			}
 		case "system":
 			if api.Row().Dialect == apis.Anthropic {
-				told = naiveSystem(v)
+				system = naiveSystem(v)
 			}
 		case "metadata":
 			for _, f := range members(v) {
@@ -154,7 +154,7 @@ func naiveRequest(api apis.API, body []byte) (s seen) {
 			}
 		}
 	}
-	s.Messages = append(told, s.Messages...)
+	s.Messages = append(system, s.Messages...)
 	if newer >= 0 {
 		s.MaxTokens = newer
 	}
@@ -286,7 +286,7 @@ func checkParse(t *testing.T, r *Request, body []byte) (compared bool) {
 		if r.Parse(api, body) != nil {
 			return false
 		}
-		got := look(r)
+		got := seenOf(r)
 		got.Media = nil
 		if diff := cmp.Diff(naiveRequest(api, body), got); diff != "" {
 			t.Fatalf("Parse(%v, %q) (-twin +got):\n%s", api, body, diff)
@@ -359,8 +359,8 @@ func TestParseAgainstItsTwin(t *testing.T) {
 	}
 }
 
-// TestPlainAgainstItsTwin puts an odd byte at each place of texts of all lengths.
-func TestPlainAgainstItsTwin(t *testing.T) {
+// TestOrdinaryAgainstItsTwin puts an odd byte at each place of texts of all lengths.
+func TestOrdinaryAgainstItsTwin(t *testing.T) {
 	naive := func(b []byte) int {
 		return len(b) - len(bytes.TrimLeftFunc(b, func(r rune) bool { return r >= ' ' && r != '"' && r != '\\' }))
 	}
@@ -370,7 +370,7 @@ func TestPlainAgainstItsTwin(t *testing.T) {
 				b := bytes.Repeat([]byte{'x'}, n)
 				b[at] = byte(c)
 				b[(at*7+c)%n] = "\"\\\x1f a\x7f!#"[c%8]
-				if got, want := plain(b), naive(b); got != want {
+				if got, want := ordinary(b), naive(b); got != want {
 					t.Fatalf("plain(%q) = %d, want %d", b, got, want)
 				}
 			}

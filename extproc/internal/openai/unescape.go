@@ -22,13 +22,13 @@ func unescape(dst, raw []byte) []byte {
 			dst = utf8.AppendRune(dst, r)
 			continue
 		}
-		dst = append(dst, plainEscape(raw[0]))
+		dst = append(dst, letterEscape(raw[0]))
 		raw = raw[1:]
 	}
 }
 
-// plainEscape returns the byte that a one-letter escape stands for.
-func plainEscape(c byte) byte {
+// letterEscape returns the byte that a one-letter escape stands for.
+func letterEscape(c byte) byte {
 	switch c {
 	case 'b':
 		return '\b'

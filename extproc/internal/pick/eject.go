@@ -2,7 +2,7 @@ package pick
 
 import "time"
 
-// An endpoint that fails is left out for a while, then tried by one request at
+// An endpoint that fails is ejected for a while, then tried by one request at
 // a time; the while doubles each time that it fails again.
 const (
 	ejectFirst = 500 * time.Millisecond
@@ -10,7 +10,7 @@ const (
 )
 
 // ejection is what Live.ejected packs: how often in a row the endpoint failed,
-// in the low byte, and until when it is left out, in Unix milliseconds.
+// in the low byte, and until when it is ejected, in Unix milliseconds.
 type ejection uint64
 
 func (e ejection) fails() int   { return int(e & 0xff) }
@@ -24,7 +24,7 @@ func ejectionOf(fails int, from int64) ejection {
 	return ejection(from+span(fails).Milliseconds())<<8 | ejection(fails)
 }
 
-// span is how long the n-th failure in a row leaves an endpoint out.
+// span is how long the n-th failure in a row ejects an endpoint.
 func span(n int) time.Duration {
 	if n > 5 {
 		return ejectMost
@@ -36,7 +36,7 @@ func span(n int) time.Duration {
 type standing uint8
 
 const (
-	out   standing = iota // left out for now
+	out   standing = iota // ejected
 	trial                 // its time is over: one request may try it
 	fine
 )
@@ -65,7 +65,7 @@ func (l *Live) try(now int64) bool {
 	return ms >= old.until() && l.swap(old, ejectionOf(old.fails(), ms))
 }
 
-// eject leaves the endpoint out, for longer each time if grow. Failures of
+// eject ejects the endpoint, for longer each time if grow. Failures of
 // requests that were sent before the ejection in force add nothing to it.
 func (l *Live) eject(sent, now time.Time, grow bool) bool {
 	old := ejection(l.ejected.Load())

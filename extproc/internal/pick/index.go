@@ -22,7 +22,7 @@ const sweep = 250 * time.Millisecond
 //
 // A request that is cached nowhere costs an endpoint so much for its wait, so
 // much for each prompt token and so much for each token of output. The index
-// finds the endpoints to look at; what they cost, price says.
+// finds the endpoints to price; what they cost, price says.
 type index struct {
 	// Constant.
 	model   *Model
@@ -144,32 +144,32 @@ type rank struct {
 	at   int32
 }
 
-// mostHeld is how many endpoints that hold the conversation are looked at.
-const mostHeld = 16
+// mostCaching is how many endpoints that have the conversation cached are priced.
+const mostCaching = 16
 
-// ranks are the cheapest endpoints, cheapest first, and others to look at.
+// ranks are the cheapest endpoints, cheapest first, and others to price.
 type ranks struct {
-	best [MaxCandidates]rank
-	n    int
-	held [mostHeld]int32
-	more int // how many of held there are
+	best    [MaxCandidates]rank
+	n       int
+	caching [mostCaching]int32
+	more    int // how many of held there are
 }
 
-// add takes in an endpoint that holds the conversation, once.
+// add takes in an endpoint that has the conversation cached, once.
 func (r *ranks) add(at int32) {
 	for _, k := range r.best[:r.n] {
 		if k.at == at {
 			return
 		}
 	}
-	if r.more < mostHeld && !slices.Contains(r.held[:r.more], at) {
-		r.held[r.more] = at
+	if r.more < mostCaching && !slices.Contains(r.caching[:r.more], at) {
+		r.caching[r.more] = at
 		r.more++
 	}
 }
 
 // cheapest finds the endpoints that are cheapest for who has nothing cached. The
-// walk begins at a place of its own, so that equals take turns.
+// walk begins at an offset of its own, so that equals take turns.
 func (x *index) cheapest(q *Query, from int) (r ranks) {
 	r.walk(x.cells[from:], from, q)
 	r.walk(x.cells[:from], 0, q)
@@ -212,7 +212,7 @@ func (r *ranks) insert(k rank) {
 }
 
 // searchIndex is search by the index: it prices the cheapest endpoints and those
-// that hold the conversation. n is 0 if no endpoint is ready.
+// that have the conversation cached. n is 0 if no endpoint is ready.
 func (c *Choice) searchIndex(x *index, q *Query, usual usual, now int64, turn int) (n int, home Candidate) {
 	es := q.Model.Endpoints
 	r := x.cheapest(q, turn%len(es))
@@ -229,7 +229,7 @@ func (c *Choice) searchIndex(x *index, q *Query, usual usual, now int64, turn in
 			continue
 		}
 		cand := e.price(q, usual, now)
-		if cand.held && (home.Endpoint == nil || cand.Cost() < home.Cost()) {
+		if cand.matched && (home.Endpoint == nil || cand.Cost() < home.Cost()) {
 			home = cand
 		}
 		n = c.insert(&cand, n)
@@ -237,10 +237,10 @@ func (c *Choice) searchIndex(x *index, q *Query, usual usual, now int64, turn in
 	return n, home
 }
 
-// at is the number of the i-th endpoint to look at.
+// at is the number of the i-th endpoint to price.
 func (r *ranks) at(i int) int32 {
 	if i < r.n {
 		return r.best[i].at
 	}
-	return r.held[i-r.n]
+	return r.caching[i-r.n]
 }

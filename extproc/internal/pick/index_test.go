@@ -103,8 +103,8 @@ func change(m *Model, r *rand.Rand, now time.Time) {
 	case 0:
 		e.Reserve(r.IntN(1000), r.IntN(200))
 	case 1:
-		held := e.Reserve(100, 10)
-		held.Move(m.Endpoints[r.IntN(len(m.Endpoints))].Live)
+		reservation := e.Reserve(100, 10)
+		reservation.Move(m.Endpoints[r.IntN(len(m.Endpoints))].Live)
 	case 2:
 		e.ReportFromAnswer(Report{Requests: int64(r.IntN(20)), Waiting: int64(max(0, r.IntN(9)-5)), KV: r.Float64()}, now)
 	case 3:

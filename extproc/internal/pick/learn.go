@@ -9,7 +9,7 @@ import (
 // How fast we learn and forget.
 const (
 	// Share of the way, in logarithms, that one answer of enough tokens moves a speed
-	// that is faster than was thought, and one that is slower: what is learned is how
+	// that is faster than was predicted, and one that is slower: what is learned is how
 	// fast the engine is by itself, and other requests can only make it slower. An
 	// outlier, in logarithms, is not far off.
 	stepFaster, stepSlower = 0.2, 0.05
@@ -54,7 +54,7 @@ type Rates struct {
 	prefill, prefills float64
 	// decode is what answers show of tokens made.
 	decode line
-	// Share of the tokens believed cached that were.
+	// Share of the tokens estimated to be cached that were.
 	hit float64
 	at  int64 // when it was learned, Unix nanoseconds
 }
@@ -176,15 +176,15 @@ type seen struct {
 	// prior is the engine's own word, health its share of full speed.
 	prior  Speed
 	health float64
-	// company is how many requests it worked on at a time, believed how many of the
+	// company is how many requests it worked on at a time, estimated how many of the
 	// prompt's tokens were taken to be cached.
-	company  float64
-	believed int
+	company   float64
+	estimated int
 }
 
 // learn takes one answer in.
-func (e *Endpoint) learn(u Usage, company float64, believed int, now int64) seen {
-	s := seen{Usage: u, prior: e.prior(), health: e.Health, company: company, believed: believed}
+func (e *Endpoint) learn(u Usage, company float64, estimated int, now int64) seen {
+	s := seen{Usage: u, prior: e.prior(), health: e.Health, company: company, estimated: estimated}
 	update(&e.rates, &s, now)
 	e.changed()
 	return s
@@ -218,8 +218,8 @@ func (r *Rates) take(s *seen) {
 	if n := float64(s.Completion); n >= 2 && s.DecodeMs > 0 {
 		r.decode.add(max(0, s.company-1), s.DecodeMs*s.health/n/s.prior.Decode, min(1, n/enoughDecode))
 	}
-	if s.believed > 0 {
-		r.hit += endpointStep * (min(1, float64(s.Cached)/float64(s.believed)) - r.hit)
+	if s.estimated > 0 {
+		r.hit += endpointStep * (min(1, float64(s.Cached)/float64(s.estimated)) - r.hit)
 		r.hit = max(r.hit, 0.05) // so that it can be proven wrong
 	}
 }

@@ -221,9 +221,9 @@ func TestLearnsCrowding(t *testing.T) {
 	}
 }
 
-// TestShortPromptsTellNothingOfPrefill lets an engine answer short prompts, whose time
+// TestShortPromptsTeachNothingOfPrefill lets an engine answer short prompts, whose time
 // is that of a step, and long ones: its speed is that of the long ones.
-func TestShortPromptsTellNothingOfPrefill(t *testing.T) {
+func TestShortPromptsTeachNothingOfPrefill(t *testing.T) {
 	e := endpoint(0, func(e *Endpoint) { e.Prior = Speed{Prefill: 0.1, Decode: 20} })
 	m, p := model(e), New(prometheus.NewRegistry())
 	const truth = 0.05

@@ -3,7 +3,7 @@ package pick
 import "time"
 
 // Measured takes in what the endpoint's engine shows that it has done for everybody
-// since it was last looked at: u adds up so many requests (0: not said), on company
+// since it was last scraped: u adds up so many requests (0: not said), on company
 // of which it worked at a time. For engines that say nothing of single answers.
 func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company float64, now time.Time) {
 	u.Cached = min(u.Cached, u.Prompt)

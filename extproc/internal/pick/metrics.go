@@ -14,7 +14,7 @@ type metrics struct {
 	// By what factor answers took longer than was predicted, and than would have been
 	// with their length known.
 	asPredicted, asLong prometheus.Observer
-	believed            prometheus.Counter
+	estimated           prometheus.Counter
 	prompt              prometheus.Counter
 	cached              prometheus.Counter
 }
@@ -77,7 +77,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		ejections: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_ejections_total",
-			Help: "Times that an endpoint was left out for failing.",
+			Help: "Times that an endpoint was ejected for failing.",
 		}),
 		predictions: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "millrace_extproc_prediction_error_ratio",
@@ -99,13 +99,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Buckets: []float64{.1, .25, .5, .67, .8, .9, 1, 1.1, 1.25, 1.5, 2, 4, 10},
 	}, []string{"length"})
 	m.asPredicted, m.asLong = ratios.WithLabelValues("expected"), ratios.WithLabelValues("real")
-	m.believed = prometheus.NewCounter(prometheus.CounterOpts{
+	m.estimated = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "millrace_extproc_expected_cached_tokens_total",
 		Help: "Prompt tokens of answered requests that were expected to be in the cache of who answered.",
 	})
 	for r := range m.picks {
 		m.picks[r] = picks.WithLabelValues(Reason(r).String())
 	}
-	reg.MustRegister(picks, m.ejections, m.predictions, ratios, m.believed, m.prompt, m.cached)
+	reg.MustRegister(picks, m.ejections, m.predictions, ratios, m.estimated, m.prompt, m.cached)
 	return m
 }

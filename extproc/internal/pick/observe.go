@@ -19,7 +19,7 @@ type Answer struct {
 const notImplemented = 501
 
 // Judge draws the conclusions about the hosts of a choice: those that failed
-// are left out for a while, the one that answered is trusted again. It returns
+// are ejected, the one that answered is reinstated. It returns
 // the endpoint that answered, or nil. sent is when the choice was made.
 func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time) *Endpoint {
 	if a.Status == notImplemented {
@@ -65,7 +65,7 @@ func (m *metrics) compare(predicted *Candidate, completion int, took float64) {
 		real := expected + predicted.Decode/1000*(float64(completion)/float64(predicted.Output)-1)
 		m.asLong.Observe(took / math.Max(real, 0.001))
 	}
-	m.believed.Add(float64(predicted.Cached))
+	m.estimated.Add(float64(predicted.Cached))
 }
 
 // Learn takes in what an engine said of an answer by e. predicted is the
@@ -73,9 +73,9 @@ func (m *metrics) compare(predicted *Candidate, completion int, took float64) {
 func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sent, now time.Time) {
 	took := now.Sub(sent)
 	company := math.Max(1, predicted.Company)
-	believed := 0
+	estimated := 0
 	if predicted.Endpoint.Live == e.Live {
-		believed = predicted.Cached
+		estimated = predicted.Cached
 		p.metrics.compare(predicted, u.Completion, took.Seconds())
 	}
 	// What was there when it began, and what is when it ends.
@@ -83,7 +83,7 @@ func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sen
 	if w := e.load(now.UnixNano(), &usual); e.Slots > 0 {
 		company = (company + min(max(1, w.requests), float64(e.Slots))) / 2
 	}
-	seen := e.learn(u, company, believed, now.UnixNano())
+	seen := e.learn(u, company, estimated, now.UnixNano())
 	update(&m.speed, &seen, now.UnixNano())
 	m.learn(u)
 	if idle := e.KV.Idle(now.Unix()); idle > 0 {

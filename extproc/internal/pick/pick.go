@@ -77,7 +77,7 @@ type Terms struct {
 	Fill float64
 	// Delay is what its prefill takes from others, now and later.
 	Delay float64
-	// Shared is what of Prefill others will have the use of: the beginning that
+	// Shared is what of Prefill others will have the use of: the prefix that
 	// several conversations have in common, and which is to be had there, too.
 	Shared float64
 }
@@ -92,14 +92,14 @@ func (t *Terms) Cost() float64 { return t.Finish() + t.Fill + t.Delay - t.Shared
 type Candidate struct {
 	*Endpoint
 	Terms
-	// Cached is how many prompt tokens are believed to be cached there.
+	// Cached is how many prompt tokens are estimated to be cached there.
 	Cached int
 	// Company is how many requests are worked on there at a time, this one included.
 	Company float64
 	// Output is how many tokens Decode is for.
 	Output int
 
-	held bool // whether the conversation is cached there, as far as we know
+	matched bool // whether the conversation is cached there, as far as we know
 }
 
 // Choice is what Pick found. It may be used again for another Pick.
@@ -155,7 +155,7 @@ func (p *Picker) Pick(q *Query, c *Choice) error {
 }
 
 // search finds the cheapest endpoints of the best tier, cheapest first, and the
-// cheapest of those that hold the conversation. The walk begins elsewhere each
+// cheapest of those that have the conversation cached. The walk begins elsewhere each
 // time, so that equals take turns.
 func (c *Choice) search(q *Query, now int64, turn int) (n, tier int, home Candidate) {
 	usual := q.Model.usual()
@@ -180,7 +180,7 @@ func (c *Choice) walk(q *Query, usual usual, now int64, turn int) (n, tier int, 
 			n, tier, home = 0, t, Candidate{}
 		}
 		cand := e.price(q, usual, now)
-		if cand.held && (home.Endpoint == nil || cand.Cost() < home.Cost()) {
+		if cand.matched && (home.Endpoint == nil || cand.Cost() < home.Cost()) {
 			home = cand
 		}
 		n = c.insert(&cand, n)
@@ -205,7 +205,7 @@ func (c *Choice) insert(cand *Candidate, n int) int {
 }
 
 // first returns the candidate to name first: where the conversation is, unless
-// moving is faster by more than we can tell; among equals the one that was not
+// moving is faster by more than predictions are off; among equals the one that was not
 // chosen for the longest. One on trial must be free.
 func (c *Choice) first(n, tier int, home Candidate, now int64) Candidate {
 	least := c.found[0].Cost()
@@ -233,15 +233,15 @@ func (e *Endpoint) allowed(tier int, now int64) bool {
 }
 
 // reason says why first was chosen; held is whether the conversation is cached anywhere.
-func (c *Choice) reason(q *Query, tier int, first *Candidate, held bool) {
+func (c *Choice) reason(q *Query, tier int, first *Candidate, matched bool) {
 	switch {
 	case tier != tierReady:
 		c.Reason = Fallback
-	case first.held:
+	case first.matched:
 		c.Reason = Sticky
 	case q.Blind:
 		c.Reason = Fallback
-	case held:
+	case matched:
 		c.Reason = Moved
 	default:
 		c.Reason = Fresh
@@ -293,7 +293,7 @@ const (
 )
 
 // untilStep is the share of a step that is left on average when a request comes: it is
-// looked at when the next one begins.
+// started when the next one begins.
 const untilStep = 0.5
 
 // crowded is the used share of a cache from which on requests that wait at an engine
@@ -390,7 +390,7 @@ func (c *Candidate) cached(q *Query, hit float64) {
 	}
 	for _, p := range q.Found.Matches {
 		if p.Cache == c.KV.ID() && c.KV.Has(p) {
-			c.held = c.held || int(p.Tokens) > q.Found.Shared
+			c.matched = c.matched || int(p.Tokens) > q.Found.Shared
 			c.Cached = max(c.Cached, min(int(float64(p.Tokens)*hit), q.Prompt-1))
 		}
 	}

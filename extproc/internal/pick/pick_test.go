@@ -322,7 +322,7 @@ func choose(t *testing.T, m *Model, prompt int) *Choice {
 
 // TestWaitingForTheNextStep has an engine that says that some requests wait though
 // slots are free: they wait for room in its cache, if that is crowded, else for the
-// step that is going on.
+// step that runs.
 func TestWaitingForTheNextStep(t *testing.T) {
 	wait := func(kv float64) float64 {
 		e := endpoint(0, func(e *Endpoint) { e.Slots = 64 })
@@ -382,7 +382,7 @@ millrace_extproc_top_endpoint_share{model="m"} 1
 	}
 }
 
-// TestExplainAgreesWithPick compares what is told to people with what is done.
+// TestExplainAgreesWithPick compares what people get to read with what is done.
 func TestExplainAgreesWithPick(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	p := New(prometheus.NewRegistry())

@@ -7,7 +7,7 @@ import (
 	"millrace.dev/millrace/internal/apis"
 )
 
-// Shape is what of a request tells how long its answer will be, beside its words.
+// Shape is what of a request the length of its answer is estimated by, beside its words.
 type Shape struct {
 	// API is the operation. Blind is whether the body was not read.
 	API   apis.API
@@ -24,7 +24,7 @@ type Shape struct {
 	Choices int
 }
 
-// How finely shapes are told apart.
+// How finely shapes are distinguished.
 const (
 	limits  = 8 // none, and by powers of four up from 16
 	prompts = 4 // by powers of eight up from 64

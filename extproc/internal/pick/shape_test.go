@@ -8,7 +8,7 @@ import (
 	"millrace.dev/millrace/internal/apis"
 )
 
-func TestShapesAreToldApart(t *testing.T) {
+func TestShapesAreDistinct(t *testing.T) {
 	limits := map[int]int{-1: 0, 0: 1, 16: 2, 1: 1, 63: 2, 64: 3, 255: 3, 256: 4, 1024: 5, 4096: 6, 16384: 7, 1 << 30: 7}
 	for limit, want := range limits {
 		if got := (&Shape{Limit: limit}).limit(); got != want {

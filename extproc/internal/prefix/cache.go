@@ -4,7 +4,7 @@ import (
 	"sync/atomic"
 )
 
-// Generations by which a cache's content is told apart by age.
+// Generations are the ages of a cache's content.
 const (
 	// ring is how many are kept apart.
 	ring = 64
@@ -37,7 +37,7 @@ type Cache struct {
 	again, gone atomic.Int64
 }
 
-// NewCache returns the empty cache of an engine that holds so many tokens; 0: not
+// NewCache returns the empty cache of an engine that has room for so many tokens; 0: not
 // known. Its id is not 0, and different from that of others in use.
 func NewCache(id uint32, capacity int64) *Cache {
 	c := &Cache{id: id & cacheMask}
@@ -55,7 +55,7 @@ func (c *Cache) Match(tokens int) Match {
 	return Match{Cache: c.id, Gen: c.gen.Load() & genMask, Tokens: uint32(tokens)}
 }
 
-// Resize says how many tokens the cache holds; 0: not known.
+// Resize says how many tokens the cache has room for; 0: not known.
 func (c *Cache) Resize(capacity int64) { c.capacity.Store(capacity) }
 
 // Has reports whether what m says is still there.
@@ -166,7 +166,7 @@ func (c *Cache) Reported(gen uint32, now int64) {
 	}
 }
 
-// Dropped says that the engine holds nothing any more that was last used in gen or
+// Dropped says that the engine has nothing cached any more that was last used in gen or
 // before.
 func (c *Cache) Dropped(gen uint32) {
 	c.full.Store(true)

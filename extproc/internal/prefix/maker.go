@@ -38,7 +38,7 @@ func NewMaker(seed session.Key, memory []Link) Maker {
 // Key is that of all that was added.
 func (m *Maker) Key() session.Key { return m.key }
 
-// Add goes on with a message or a text.
+// Add appends a message or a text.
 func (m *Maker) Add(b []byte) {
 	for len(b) > 0 {
 		n := min(piece, len(b))
@@ -48,7 +48,7 @@ func (m *Maker) Add(b []byte) {
 	m.End()
 }
 
-// Piece goes on with a piece that counts as so many bytes.
+// Piece appends a piece that counts as so many bytes.
 func (m *Maker) Piece(b []byte, size uint32) {
 	m.key = session.Next(m.key, b)
 	m.size += size

@@ -29,8 +29,8 @@ func prompt(tokens uint32, blocks ...uint32) (chain []Link) {
 	return chain
 }
 
-// held is how many tokens of a chain are found at c.
-func held(x *Index, chain []Link, c *Cache) (n int) {
+// cachedAt is how many tokens of a chain are found at c.
+func cachedAt(x *Index, chain []Link, c *Cache) (n int) {
 	var f Found
 	x.Find(chain, epoch, &f)
 	for _, p := range f.Matches {
@@ -46,31 +46,31 @@ func TestFindsTheLongestBeginningOfEachCache(t *testing.T) {
 	x.Use(prompt(10, 1, 2, 3, 4), a, epoch)
 	x.Use(prompt(10, 1, 2, 9), b, epoch)
 	ask := prompt(10, 1, 2, 3, 4, 5)
-	if n := held(x, ask, a); n != 40 {
+	if n := cachedAt(x, ask, a); n != 40 {
 		t.Errorf("%d tokens at the first, want 40", n)
 	}
-	if n := held(x, ask, b); n != 20 {
+	if n := cachedAt(x, ask, b); n != 20 {
 		t.Errorf("%d tokens at the second, want 20", n)
 	}
-	if n := held(x, prompt(10, 7), a); n != 0 {
+	if n := cachedAt(x, prompt(10, 7), a); n != 0 {
 		t.Errorf("%d tokens of a prompt that nobody has seen", n)
 	}
 	tail := prompt(10, 1, 2, 3, 4)[3].Key
 	x.Answered(tail, a, 48, 8, epoch)
-	if n := held(x, ask, a); n != 48 {
+	if n := cachedAt(x, ask, a); n != 48 {
 		t.Errorf("%d tokens with the answer, want 48", n)
 	}
 	x.Drop(tail, a)
-	if n := held(x, ask, a); n != 30 {
+	if n := cachedAt(x, ask, a); n != 30 {
 		t.Errorf("%d tokens without the last beginning, want 30", n)
 	}
 	a.Clear()
-	if n := held(x, ask, a); n != 0 {
+	if n := cachedAt(x, ask, a); n != 0 {
 		t.Errorf("%d tokens in an empty cache", n)
 	}
 }
 
-func TestSharedBeginningsAreTold(t *testing.T) {
+func TestSharedPrefixesAreFound(t *testing.T) {
 	x, c := newIndex(1000, time.Minute), NewCache(1, 0)
 	var f Found
 	for i := range uint32(3) {
@@ -116,7 +116,7 @@ func TestLongPromptsGrow(t *testing.T) {
 		if len(chain) > MaxLinks || int(chain[len(chain)-1].Tokens) != tokens {
 			t.Fatalf("%d links up to %d tokens; want at most %d up to %d", len(chain), chain[len(chain)-1].Tokens, MaxLinks, tokens)
 		}
-		if n := held(x, chain, c); n < before-1 || n > before+1 {
+		if n := cachedAt(x, chain, c); n < before-1 || n > before+1 {
 			t.Fatalf("after %d messages %d tokens are found, want the last turn's %d", len(messages), n, before)
 		}
 		x.Use(chain, c, epoch)
@@ -124,8 +124,8 @@ func TestLongPromptsGrow(t *testing.T) {
 	}
 	other := messages[:len(messages)/2]
 	messages = append(other[:len(other):len(other)], []byte("something else"))
-	if chain, tokens := made(); held(x, chain, c) < tokens*9/10 {
-		t.Errorf("of a branch half-way %d tokens of %d are found", held(x, chain, c), tokens)
+	if chain, tokens := made(); cachedAt(x, chain, c) < tokens*9/10 {
+		t.Errorf("of a branch half-way %d tokens of %d are found", cachedAt(x, chain, c), tokens)
 	}
 }
 
@@ -172,7 +172,7 @@ func (l *lru) use(chain []Link) {
 	l.keys = l.keys[:min(len(l.keys), l.capacity/l.block)]
 }
 
-func (l *lru) held(chain []Link) (n int) {
+func (l *lru) cached(chain []Link) (n int) {
 	for _, k := range chain {
 		for _, have := range l.keys {
 			if have == k.Key {
@@ -209,7 +209,7 @@ func TestCacheEvictsLikeLRU(t *testing.T) {
 		}
 		chain := prompt(block, *talk...)
 		if step > 500 {
-			believed, real := held(x, chain, c), twin.held(chain)
+			believed, real := cachedAt(x, chain, c), twin.cached(chain)
 			over += max(0, believed-real)
 			under += max(0, real-believed)
 			total += real
@@ -228,19 +228,19 @@ func TestCacheEvictsLikeLRU(t *testing.T) {
 	}
 }
 
-func TestEnginesThatTell(t *testing.T) {
+func TestEnginesThatReport(t *testing.T) {
 	x, c := newIndex(1000, time.Hour), NewCache(4, 100)
 	c.Reported(7, 0)
 	x.Use(prompt(1000, 1, 2), c, epoch) // far more than it is said to hold: the engine knows
-	if n := held(x, prompt(1000, 1, 2), c); n != 2000 {
+	if n := cachedAt(x, prompt(1000, 1, 2), c); n != 2000 {
 		t.Errorf("%d tokens, want 2000", n)
 	}
 	c.Dropped(6)
-	if n := held(x, prompt(1000, 1, 2), c); n != 2000 {
+	if n := cachedAt(x, prompt(1000, 1, 2), c); n != 2000 {
 		t.Errorf("%d tokens after an older generation was dropped, want 2000", n)
 	}
 	c.Dropped(7)
-	if n := held(x, prompt(1000, 1, 2), c); n != 0 {
+	if n := cachedAt(x, prompt(1000, 1, 2), c); n != 0 {
 		t.Errorf("%d tokens after they were dropped", n)
 	}
 }
@@ -252,11 +252,11 @@ func TestGenerationsGoRound(t *testing.T) {
 	x := newIndex(1<<12, time.Hour)
 	for i := range uint32(400) {
 		x.Use(prompt(10, i), c, epoch)
-		if n := held(x, prompt(10, i), c); n != 10 {
+		if n := cachedAt(x, prompt(10, i), c); n != 10 {
 			t.Fatalf("what was just used is gone after %d", i)
 		}
 	}
-	if n := held(x, prompt(10, 100), c); n != 0 {
+	if n := cachedAt(x, prompt(10, 100), c); n != 0 {
 		t.Errorf("%d tokens of 3000 tokens ago, in a cache of 1600", n)
 	}
 }
@@ -266,10 +266,10 @@ func TestFullSetsForgetTheOldest(t *testing.T) {
 	for i := range uint32(2 * ways) {
 		x.Use(prompt(10, i), c, epoch.Add(time.Duration(i)*time.Second))
 	}
-	if n := held(x, prompt(10, 0), c); n != 0 {
+	if n := cachedAt(x, prompt(10, 0), c); n != 0 {
 		t.Error("the oldest is still there")
 	}
-	if n := held(x, prompt(10, 2*ways-1), c); n != 10 {
+	if n := cachedAt(x, prompt(10, 2*ways-1), c); n != 10 {
 		t.Error("the newest is gone")
 	}
 	if x.Evicted() != ways || x.Len(epoch.Add(time.Minute)) != ways {

@@ -91,7 +91,7 @@ func (l *library) use(chain []Link, c *Cache, now int64) {
 	}
 }
 
-func (l *library) tell(c *Cache, gen uint32, links []Link, now int64) {
+func (l *library) report(c *Cache, gen uint32, links []Link, now int64) {
 	for _, k := range links {
 		if k.Tokens == 0 {
 			l.drop(k.Key, c)
@@ -149,7 +149,7 @@ func (l *library) lately(n int) (keys []session.Key) {
 	return keys
 }
 
-// reading is an Index of a size with its twin. Their caches tell what they hold or
+// reading is an Index of a size with its twin. Their caches report what they have or
 // hold everything: what a Cache works out itself has a twin of its own.
 type reading struct {
 	t      *testing.T
@@ -208,7 +208,7 @@ func (r *reading) step(s *tape) {
 		}
 		chain[0].Tokens *= uint32(s.next() % 2)
 		r.x.Report(c, gen, chain, r.now)
-		r.twin.tell(c, gen, chain, clock)
+		r.twin.report(c, gen, chain, clock)
 	case 12, 13, 14:
 		c.Dropped(c.gen.Load() - 1 - uint32(s.next()%2))
 	case 15:

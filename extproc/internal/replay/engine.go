@@ -45,7 +45,7 @@ type job struct {
 	cached int
 	todo   int // prompt tokens
 	left   int // output tokens
-	held   []uint64
+	blocks []uint64
 }
 
 // engine is a running Engine. Time goes in steps; it stands at the end of the last.
@@ -57,7 +57,7 @@ type engine struct {
 	refused int    // of them, for which there was no room when the step began
 	jobs    []*job // worked on, in order of arrival
 
-	// The step that is going on, or several equal ones.
+	// The step that runs, or several equal ones.
 	start, length float64
 	steps         int // 0: idle
 	chunks        []chunk
@@ -80,7 +80,7 @@ func (e *engine) load() Load {
 	}
 }
 
-// add takes a request in. It returns whether the step that is going on now ends
+// add takes a request in. It returns whether the step that runs now ends
 // earlier than it said.
 func (e *engine) add(j *job, now float64) (sooner bool) {
 	j.came, j.left = now, j.r.Output
@@ -97,7 +97,7 @@ func (e *engine) add(j *job, now float64) (sooner bool) {
 	return true
 }
 
-// end is when the step that is going on ends.
+// end is when the step that runs ends.
 func (e *engine) end() float64 { return e.start + e.length*float64(e.steps) }
 
 // begin admits what there is room for and begins a step. It returns false if there
@@ -149,13 +149,13 @@ func (e *engine) admit(j *job, now float64) bool {
 		}
 		keys = nil // larger than the cache: worked on without
 	}
-	j.held, j.began = keys, now
+	j.blocks, j.began = keys, now
 	j.cached = min(cached, j.r.Input-1)
 	j.todo = j.r.Input - j.cached
 	return true
 }
 
-// finish ends the step that is going on and returns the requests that are done, and
+// finish ends the step that runs and returns the requests that are done, and
 // those that got their first token.
 func (e *engine) finish() (done, first []*job) {
 	now := e.end()
@@ -178,9 +178,9 @@ func (e *engine) finish() (done, first []*job) {
 			kept = append(kept, j)
 			continue
 		}
-		e.cache.release(j.held)
-		if n := len(j.held); n == j.r.Input/e.block && len(j.r.After) > 0 {
-			e.cache.visit(append(j.held[:n:n], j.r.After...))
+		e.cache.release(j.blocks)
+		if n := len(j.blocks); n == j.r.Input/e.block && len(j.r.After) > 0 {
+			e.cache.visit(append(j.blocks[:n:n], j.r.After...))
 		}
 		done = append(done, j)
 	}

@@ -25,7 +25,7 @@ type millrace struct {
 	pickers []*picker
 	owner   []int // by request: who chose
 	next    int
-	logs    []*log    // by engine: what it tells all of them
+	logs    []*log    // by engine: what it reports to all of them
 	errors  []float64 // of predictions of the first token, as a share of what it took
 	moves   int
 }
@@ -40,18 +40,18 @@ type picker struct {
 
 // asked is a request in flight.
 type asked struct {
-	choice pick.Choice
-	chain  []prefix.Link
-	held   pick.Reservation
-	sent   time.Time
-	shape  pick.Shape
-	output int // expected
+	choice      pick.Choice
+	chain       []prefix.Link
+	reservation pick.Reservation
+	sent        time.Time
+	shape       pick.Shape
+	output      int // expected
 }
 
 func newMillrace(t *Trace, engines []Engine, pickers int) *millrace {
 	m := &millrace{owner: make([]int, len(t.Requests))}
 	for _, e := range engines {
-		m.logs = append(m.logs, &log{capacity: e.Cache, places: map[session.Key]place{}})
+		m.logs = append(m.logs, &log{capacity: e.Cache, reported: map[session.Key]lastReport{}})
 	}
 	for range pickers {
 		p := &picker{
@@ -89,7 +89,7 @@ func (m *millrace) Choose(id int, r *Request, ms float64) int {
 		m.moves++
 	}
 	first := &a.choice.List[0]
-	a.held = first.Reserve(&q)
+	a.reservation = first.Reserve(&q)
 	p.index.Use(a.chain, first.KV, now)
 	for i, e := range p.model.Endpoints {
 		if e == first.Endpoint {
@@ -111,7 +111,7 @@ func chainOf(seed session.Key, r *Request) []prefix.Link {
 
 func (m *millrace) First(d *Done, ms float64) {
 	p := m.pickers[m.owner[d.ID]]
-	p.asked[d.ID].held.Begun()
+	p.asked[d.ID].reservation.Begun()
 	p.report(d, clock(ms))
 	if chain := p.asked[d.ID].chain; len(chain) > 0 {
 		m.logs[d.Engine].add(chain)
@@ -142,14 +142,14 @@ func (m *millrace) Done(d *Done, ms float64) {
 	if n := len(a.chain); n > 0 {
 		p.index.Answered(a.chain[n-1].Key, e.KV, uint32(u.Prompt+u.Completion), uint32(u.Completion), now)
 	}
-	a.held.Release()
+	a.reservation.Release()
 	p.report(d, now)
 	if n := len(a.chain); n > 0 {
 		m.logs[d.Engine].answered(a.chain[n-1], d.Request.Output)
 	}
 }
 
-func (m *millrace) Told(loads []Load, ms float64) {
+func (m *millrace) Reports(loads []Load, ms float64) {
 	for i, l := range loads {
 		fresh := m.logs[i].segments[max(0, len(m.logs[i].segments)-3):]
 		for _, p := range m.pickers {
@@ -168,26 +168,26 @@ func (m *millrace) Told(loads []Load, ms float64) {
 	}
 }
 
-// log is what an engine tells of its cache: the beginnings of prompts in the order in
+// log is what an engine reports of its cache: the prefixes of prompts in the order in
 // which they were used, in segments, as Millrace's engines do.
 type log struct {
 	capacity int
-	segments []*told
-	places   map[session.Key]place
+	segments []*segment
+	reported map[session.Key]lastReport
 	live     int // tokens, of all segments
 	dropped  uint32
 }
 
-// told is one segment.
-type told struct {
+// segment is a part of a log.
+type segment struct {
 	id     uint32
 	links  []prefix.Link
 	tokens int // that no newer segment has
 }
 
-// place is where a beginning was last told, and with how many tokens.
-type place struct {
-	at     *told
+// lastReport is where a prefix was last reported, and with how many tokens.
+type lastReport struct {
+	at     *segment
 	tokens uint32
 }
 
@@ -196,9 +196,9 @@ const perSegment = 256
 
 // add logs that a prompt is worked on.
 func (l *log) add(chain []prefix.Link) {
-	counted, last := uint32(0), place{}
+	counted, last := uint32(0), lastReport{}
 	for _, k := range chain {
-		p := l.places[k.Key]
+		p := l.reported[k.Key]
 		l.put(k, p.tokens, int(k.Tokens)-int(counted), 0)
 		if p.at != nil {
 			counted, last = k.Tokens, p
@@ -216,7 +216,7 @@ func (l *log) answered(prompt prefix.Link, tokens int) {
 
 func (l *log) put(k prefix.Link, least uint32, moved, fresh int) {
 	s := l.open()
-	p := l.places[k.Key]
+	p := l.reported[k.Key]
 	if p.at != nil {
 		moved = max(0, min(moved, p.at.tokens))
 		p.at.tokens -= moved
@@ -225,7 +225,7 @@ func (l *log) put(k prefix.Link, least uint32, moved, fresh int) {
 	k.Tokens = max(k.Tokens, least)
 	if p.at != s || p.tokens != k.Tokens {
 		s.links = append(s.links, k)
-		l.places[k.Key] = place{s, k.Tokens}
+		l.reported[k.Key] = lastReport{s, k.Tokens}
 	}
 	s.tokens += fresh
 	l.live += fresh
@@ -235,7 +235,7 @@ func (l *log) put(k prefix.Link, least uint32, moved, fresh int) {
 }
 
 // open returns the segment that takes the next link.
-func (l *log) open() *told {
+func (l *log) open() *segment {
 	id := l.dropped + 1
 	if n := len(l.segments); n > 0 {
 		s := l.segments[n-1]
@@ -244,15 +244,15 @@ func (l *log) open() *told {
 		}
 		id = s.id + 1
 	}
-	l.segments = append(l.segments, &told{id: id})
+	l.segments = append(l.segments, &segment{id: id})
 	return l.segments[len(l.segments)-1]
 }
 
 func (l *log) drop() {
 	s := l.segments[0]
 	for _, k := range s.links {
-		if l.places[k.Key].at == s {
-			delete(l.places, k.Key)
+		if l.reported[k.Key].at == s {
+			delete(l.reported, k.Key)
 		}
 	}
 	l.live -= s.tokens

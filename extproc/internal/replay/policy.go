@@ -17,7 +17,7 @@ func (c *counting) First(*Done, float64) {}
 
 func (c *counting) Done(d *Done, _ float64) { c.inFlight[d.Engine]-- }
 
-func (c *counting) Told([]Load, float64) {}
+func (c *counting) Reports([]Load, float64) {}
 
 // least returns the engine with the fewest requests among those for which ok holds,
 // the first after from of equals.
@@ -90,7 +90,7 @@ func newSent(engines []Engine, block int) sent {
 	return s
 }
 
-// longestPrefix chooses the engine to which the longest beginning of the prompt was
+// longestPrefix chooses the engine to which the longest prefix of the prompt was
 // sent, and of equals the one with the fewest requests.
 type longestPrefix struct {
 	counting
@@ -119,7 +119,7 @@ type scored struct {
 	r     *rand.Rand
 }
 
-func (p *scored) Told(loads []Load, _ float64) { p.loads = append(p.loads[:0], loads...) }
+func (p *scored) Reports(loads []Load, _ float64) { p.loads = append(p.loads[:0], loads...) }
 
 func (p *scored) Choose(_ int, r *Request, _ float64) int {
 	least, most := math.MaxInt64, 0

@@ -163,12 +163,12 @@ func TestCacheAgainstNaive(t *testing.T) {
 		}
 		order = order[:min(len(order), 50)]
 	}
-	held := []uint64{1, 2, 3}
-	if !c.hold(held) || c.hold(many(100)) {
+	blocks := []uint64{1, 2, 3}
+	if !c.hold(blocks) || c.hold(many(100)) {
 		t.Error("no room for three, or for a hundred")
 	}
 	c.visit(many(47))
-	if c.match(held) != 3 {
+	if c.match(blocks) != 3 {
 		t.Error("blocks in use were evicted")
 	}
 }

@@ -9,12 +9,12 @@ import (
 type Policy interface {
 	// Choose returns the number of an engine for the request with a number.
 	Choose(id int, r *Request, now float64) int
-	// First is told that the first token has come.
+	// First reports that the first token has come.
 	First(d *Done, now float64)
-	// Done is told that the answer is whole.
+	// Done reports that the answer is whole.
 	Done(d *Done, now float64)
-	// Told is told twice a second what the engines report.
-	Told(loads []Load, now float64)
+	// Reports takes in, twice a second, what the engines report.
+	Reports(loads []Load, now float64)
 }
 
 // Done is what came of a request.
@@ -54,7 +54,7 @@ type event struct {
 const (
 	arrives int8 = iota
 	steps
-	tells
+	reports
 )
 
 type events []event
@@ -100,7 +100,7 @@ func Run(t *Trace, engines []Engine, policy Policy, factor float64, r *rand.Rand
 		}
 		w.push(event{at: w.at[i], kind: arrives, n: i})
 	}
-	w.push(event{at: tick, kind: tells})
+	w.push(event{at: tick, kind: reports})
 	for w.left > 0 {
 		w.step(heap.Pop(&w.events).(event))
 	}
@@ -129,12 +129,12 @@ func (w *world) step(ev event) {
 		if e.begin(ev.at) {
 			w.schedule(ev.n)
 		}
-	case tells:
+	case reports:
 		for i := range w.engines {
 			w.loads[i] = w.load(i)
 		}
-		w.policy.Told(w.loads, ev.at)
-		w.push(event{at: ev.at + tick, kind: tells})
+		w.policy.Reports(w.loads, ev.at)
+		w.push(event{at: ev.at + tick, kind: reports})
 	}
 }
 
@@ -150,16 +150,16 @@ func (w *world) schedule(n int) {
 // finish ends a step of an engine.
 func (w *world) finish(n int, now float64) {
 	done, first := w.engines[n].finish()
-	tell := func(j *job, f func(*Done, float64)) {
+	finish := func(j *job, f func(*Done, float64)) {
 		d := Done{ID: j.id, Engine: n, Request: j.r, Cached: j.cached, Came: j.came, Began: j.began, First: j.first, End: now, Load: w.load(n)}
 		f(&d, now)
 		w.done[j.id] = d
 	}
 	for _, j := range first {
-		tell(j, w.policy.First)
+		finish(j, w.policy.First)
 	}
 	for _, j := range done {
-		tell(j, w.policy.Done)
+		finish(j, w.policy.Done)
 		w.left--
 		for _, next := range w.waits[j.id] {
 			w.push(event{at: max(now, w.at[next]), kind: arrives, n: next})

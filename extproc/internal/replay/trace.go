@@ -26,10 +26,10 @@ type Request struct {
 	At float64
 	// Input and Output are its prompt and its answer, in tokens.
 	Input, Output int
-	// Blocks are the keys of the prompt's blocks: equal keys, equal beginnings.
+	// Blocks are the keys of the prompt's blocks: equal keys, equal prefixes.
 	Blocks []uint64
 	// After are the blocks that the answer leaves behind the prompt, as far as the
-	// next turn tells.
+	// next turn shows.
 	After []uint64
 	// Session numbers the conversation.
 	Session int

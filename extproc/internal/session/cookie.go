@@ -90,7 +90,7 @@ func (c *Cookies) verify(value string, now time.Time) (id uint64, renew, ok bool
 	if len(left) != encoding.EncodedLen(idBytes+timeBytes) || len(right) != encoding.EncodedLen(signBytes) {
 		return 0, false, false
 	}
-	said, err := encoding.DecodeString(left)
+	payload, err := encoding.DecodeString(left)
 	if err != nil {
 		return 0, false, false
 	}
@@ -99,21 +99,21 @@ func (c *Cookies) verify(value string, now time.Time) (id uint64, renew, ok bool
 		return 0, false, false
 	}
 	for i, key := range c.keys {
-		if !hmac.Equal(sig, c.sign(key, said)) {
+		if !hmac.Equal(sig, c.sign(key, payload)) {
 			continue
 		}
-		age := time.Duration(int32(minutes(now)-binary.BigEndian.Uint32(said[idBytes:]))) * unit
-		return binary.BigEndian.Uint64(said), i > 0 || age > c.idle/2, age <= c.idle+unit
+		age := time.Duration(int32(minutes(now)-binary.BigEndian.Uint32(payload[idBytes:]))) * unit
+		return binary.BigEndian.Uint64(payload), i > 0 || age > c.idle/2, age <= c.idle+unit
 	}
 	return 0, false, false
 }
 
 // sign binds what is said to the cookie's name, so that a signature is of use
 // nowhere else.
-func (c *Cookies) sign(key, said []byte) []byte {
+func (c *Cookies) sign(key, payload []byte) []byte {
 	h := hmac.New(sha256.New, key)
 	h.Write([]byte(c.name))
 	h.Write([]byte{0})
-	h.Write(said)
+	h.Write(payload)
 	return h.Sum(nil)[:signBytes]
 }

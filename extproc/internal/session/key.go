@@ -1,5 +1,5 @@
 // Package session names conversations: by what the client calls them, by a signed
-// cookie, and by keys of their beginnings.
+// cookie, and by keys of their prefixes.
 //
 // It is called by stream for every request. Its one rule: a name says which
 // conversation it is, never where it goes.

@@ -19,7 +19,7 @@ func encodedBy(e string) func(*RequestHead) {
 	return func(h *RequestHead) { h.ContentEncoding = e }
 }
 
-func TestPackedBodiesGoOnPlain(t *testing.T) {
+func TestEncodedBodiesAreDecoded(t *testing.T) {
 	f := newFleet(3)
 	long := `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("a", 90000) + `"}]}`
 	for _, text := range []string{hello, long} {
@@ -286,7 +286,7 @@ func TestEstimateIsLearned(t *testing.T) {
 	}
 }
 
-func TestGoesOnFromResponse(t *testing.T) {
+func TestContinuesResponse(t *testing.T) {
 	for name, answer := range map[string]func(*Event) []Event{
 		"header": func(ev *Event) []Event { ev.Answer.Response = "resp_1"; return []Event{*ev} },
 		"trailer": func(ev *Event) []Event {

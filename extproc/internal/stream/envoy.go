@@ -33,13 +33,13 @@ type inbound struct {
 	// reads replies.
 	known, observed bool
 
-	names  names
-	recent RequestHead
-	modes  [2]Mode // of the request's and the answer's body
-	said   bool    // whether Envoy said modes; one too old to say is taken to buffer
-	served string
-	subset subset
-	hold   mem.Buffer // what Body lies in; nil: Body is empty
+	names    names
+	recent   RequestHead
+	modes    [2]Mode // of the request's and the answer's body
+	hasModes bool    // whether Envoy said modes; one too old to say is taken to buffer
+	served   string
+	subset   subset
+	hold     mem.Buffer // what Body lies in; nil: Body is empty
 }
 
 // reset makes in ready for the next message and lets go of the last one's body.
@@ -51,7 +51,7 @@ func (in *inbound) reset() {
 	in.Event = Event{}
 	in.known, in.observed, in.served = false, false, ""
 	in.subset = subset{}
-	in.modes, in.said = [2]Mode{}, false
+	in.modes, in.hasModes = [2]Mode{}, false
 }
 
 // Fields of ProcessingRequest.
@@ -94,7 +94,7 @@ func (in *inbound) read(b []byte) error {
 	switch in.Kind {
 	case RequestHeaders:
 		in.Request.Only = in.subset.only()
-		if !in.said {
+		if !in.hasModes {
 			in.Request.Mode = Buffered
 		}
 	case ResponseHeaders:
@@ -293,7 +293,7 @@ func (in *inbound) answerHeader(key, value []byte) {
 
 // protocol reads how bodies come.
 func (in *inbound) protocol(b []byte) error {
-	in.said = true
+	in.hasModes = true
 	r := reader{b: b}
 	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
 		if typ == protowire.VarintType && (num == 1 || num == 2) {

@@ -234,7 +234,7 @@ func TestNoCookieForNamedSessions(t *testing.T) {
 	}
 }
 
-func TestFailedHostsAreLeftOut(t *testing.T) {
+func TestFailedHostsAreEjected(t *testing.T) {
 	f := newFleet(3)
 	x := f.core.Begin()
 	out := run(x, post(), bodyOf(hello))

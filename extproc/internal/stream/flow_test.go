@@ -126,7 +126,7 @@ func TestGoneFromTheQueue(t *testing.T) {
 	f.core.Finish(x5)
 }
 
-func TestShedIsToldInTheAPIsForm(t *testing.T) {
+func TestRefusalHasTheAPIsForm(t *testing.T) {
 	f := newFleet(1, oneSlot)
 	x1, _ := f.ask(wire.Critical)
 	x2, _ := f.ask(wire.Sheddable)

@@ -78,11 +78,11 @@ type watcher struct {
 	t         *testing.T
 	over      bool // after an immediate reply
 	decisions int
-	held      Mode // mode of the request
+	mode      Mode // mode of the request
 	begun     bool
 	due       bool // whether a Duplex request's headers still wait for their reply
 	sent, got []byte
-	changed   bool // whether a body goes on otherwise than it came
+	changed   bool // whether a body is forwarded otherwise than it came
 	more      int  // by how many bytes it is longer then
 	suspended bool
 }
@@ -93,10 +93,10 @@ func (w *watcher) see(ev *Event, replies []Reply) {
 		w.t.Fatalf("%d replies after an immediate one", len(replies))
 	}
 	if ev.Kind != Immediate && !w.begun {
-		w.begun, w.held = true, ev.Request.Mode
-		w.due = ev.Kind == RequestHeaders && w.held == Duplex && !ev.End
+		w.begun, w.mode = true, ev.Request.Mode
+		w.due = ev.Kind == RequestHeaders && w.mode == Duplex && !ev.End
 	}
-	if ev.Kind == RequestBody && w.begun && w.held == Duplex {
+	if ev.Kind == RequestBody && w.begun && w.mode == Duplex {
 		w.sent = append(w.sent, ev.Body...)
 	}
 	answered := 0
@@ -153,7 +153,7 @@ func play(t *testing.T, f *fleet, evs []Event) {
 	if w.changed {
 		same = len(w.got) == len(w.sent)+w.more
 	}
-	if !w.over && !w.due && w.held == Duplex && !same {
+	if !w.over && !w.due && w.mode == Duplex && !same {
 		t.Fatalf("%d bytes of a duplex body came, %d went on", len(w.sent), len(w.got))
 	}
 	f.core.Finish(x)

@@ -81,7 +81,7 @@ func chainOf(seed session.Key, r *openai.Request, tokens int, memory []prefix.Li
 }
 
 // editedShare is how much of a session may be as it was if its client, which says that
-// it goes on with it, has edited its history.
+// it continues it, has edited its history.
 const editedShare = 0.5
 
 // recall finds where the session was last that the client named by header or cookie.
@@ -106,7 +106,7 @@ func (l *located) recall(in *input, m *pick.Model, tokens int, found *prefix.Fou
 	}
 	if ok {
 		// A client library keeps one cookie for all its conversations: it counts only
-		// where there is nothing else to tell them apart.
+		// where nothing else distinguishes them.
 		l.session = fmt.Sprintf("cookie:%016x", id)
 		l.add(in, 0, tokens, found)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // world is the naive model of all streams at once: who has a place, who waits, and
-// what each may be told. It knows nothing of phases.
+// what each may be sent. It knows nothing of phases.
 type world struct {
 	t    *testing.T
 	f    *fleet
@@ -25,7 +25,7 @@ type client struct {
 	x    *Exchange
 	w    watcher
 	todo []Event
-	// holds is whether it was told a host, and did not end since.
+	// holds is whether it was sent a host, and did not end since.
 	holds bool
 	last  Event // that it waits in, if it does
 }
@@ -52,7 +52,7 @@ func (m *world) step() {
 	}
 }
 
-// feed gives a stream its next event. One that waits may get one, too: then it goes on
+// feed gives a stream its next event. One that waits may get one, too: then it is sent
 // at once.
 func (m *world) feed(c *client) {
 	if len(c.todo) == 0 {
@@ -65,7 +65,7 @@ func (m *world) feed(c *client) {
 	c.last = ev
 }
 
-// wake lets a stream that waits go on, if there is a place for it or its time is over.
+// wake lets a stream that waits be sent, if there is room for it or its time is over.
 func (m *world) wake(c *client) {
 	if c.x.Waits() == nil {
 		return

@@ -13,8 +13,8 @@ import (
 // protocol has a list of "ip:port"; filters that make metadata of a header can only
 // write a text, with commas. Any other value allows nobody.
 type subset struct {
-	// said is whether there is one at all.
-	said bool
+	// given is whether there is one at all.
+	given bool
 	// listed is whether the value is a list so far: another list adds to it.
 	listed bool
 	hosts  []string
@@ -23,7 +23,7 @@ type subset struct {
 // value reads a structpb.Value; first: the first one of an entry.
 func (s *subset) value(first bool, b []byte) error {
 	if first {
-		*s = subset{said: true}
+		*s = subset{given: true}
 	}
 	r := reader{b: b}
 	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
@@ -74,7 +74,7 @@ func appendHosts(hosts []string, text string) []string {
 
 // only returns the hosts in order, for pick; nil: all are allowed.
 func (s *subset) only() pick.Subset {
-	if !s.said {
+	if !s.given {
 		return nil
 	}
 	only := append(make(pick.Subset, 0, len(s.hosts)), s.hosts...)

@@ -150,7 +150,7 @@ func allowed(m *core.Metadata) pick.Subset {
 	return slices.Compact(only)
 }
 
-// Replies that say nothing but: go on. Shared, never changed.
+// Replies that change nothing. Shared, never changed.
 var unchangedReplies = [...]*extproc.ProcessingResponse{
 	RequestHeaders:   {Response: &extproc.ProcessingResponse_RequestHeaders{RequestHeaders: &extproc.HeadersResponse{}}},
 	RequestBody:      {Response: &extproc.ProcessingResponse_RequestBody{RequestBody: &extproc.BodyResponse{}}},

@@ -31,23 +31,23 @@ func AnthropicMessages(raw []byte) ([]Message, error) {
 	if err := json.Unmarshal(raw, &in); err != nil {
 		return nil, fmt.Errorf("messages: %w", err)
 	}
-	said := chatMessage{Role: in.Role, Content: ""}
+	turn := chatMessage{Role: in.Role, Content: ""}
 	all := []chatMessage{}
 	for i := range in.Content {
 		b := &in.Content[i]
 		switch b.Type {
 		case "text":
-			said.parts = append(said.parts, textPart{Type: b.Type, Text: b.Text})
+			turn.parts = append(turn.parts, textPart{Type: b.Type, Text: b.Text})
 		case "thinking":
-			said.Reasoning += b.Thinking
+			turn.Reasoning += b.Thinking
 		case "tool_use":
-			said.ToolCalls = append(said.ToolCalls, b.call())
+			turn.ToolCalls = append(turn.ToolCalls, b.call())
 		case "tool_result":
 			all = append(all, chatMessage{Role: "tool", CallID: b.ResultOf, Content: b.result()})
 		}
 	}
-	if len(said.parts) > 0 || len(said.ToolCalls) > 0 || said.Reasoning != "" {
-		all = append([]chatMessage{said}, all...)
+	if len(turn.parts) > 0 || len(turn.ToolCalls) > 0 || turn.Reasoning != "" {
+		all = append([]chatMessage{turn}, all...)
 	}
 	out := make([]Message, len(all))
 	for i := range all {

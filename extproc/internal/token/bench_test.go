@@ -60,7 +60,7 @@ func chinese(rng *rand.Rand, size int) []byte {
 	return []byte(out.String())
 }
 
-// BenchmarkCount counts texts not seen before (row P8 of GOALS.md); words in
+// BenchmarkCount counts texts not seen before (row P8 of `make bench`); words in
 // them come back, and the word cache is part of the counter.
 func BenchmarkCount(b *testing.B) {
 	m := smol(b)

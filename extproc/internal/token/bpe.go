@@ -49,7 +49,7 @@ type part struct {
 	prev, next int32  // -1 at the ends
 }
 
-// shortWord is the longest word merged by looking at all its pairs each time,
+// shortWord is the longest word merged by comparing all its pairs each time,
 // which beats a heap for such words.
 const shortWord = 24
 

@@ -190,7 +190,7 @@ func TestCacheNeverMixesWords(t *testing.T) {
 	for range 200000 {
 		word := make([]byte, 1+rng.IntN(maxCached))
 		for i := range word {
-			word[i] = byte(rng.IntN(3)) // zeroes too: lengths must tell words apart
+			word[i] = byte(rng.IntN(3)) // zeroes too: lengths must distinguish words
 		}
 		k := keyOf(append(word, "more than sixteen bytes"[:rng.IntN(20)]...), len(word))
 		want := 1 + (len(word)*7+int(word[0]))%15

@@ -22,7 +22,7 @@ type cache struct {
 	slots [cacheSlots]slot
 }
 
-type slot struct{ scrambled, plain atomic.Uint64 }
+type slot struct{ scrambled, value atomic.Uint64 }
 
 func newCache() *cache {
 	return &cache{seed: rand.Uint64() | 1}
@@ -74,11 +74,11 @@ func (c *cache) mix(x uint64) uint64 {
 // get returns the tokens of a word, 0 if it isn't there.
 func (c *cache) get(k key) int {
 	s := c.slot(k)
-	plain := s.plain.Load()
-	if plain&^(15<<countShift) != k.high || s.scrambled.Load()^c.mix(plain) != k.low {
+	value := s.value.Load()
+	if value&^(15<<countShift) != k.high || s.scrambled.Load()^c.mix(value) != k.low {
 		return 0
 	}
-	return int(plain >> countShift & 15)
+	return int(value >> countShift & 15)
 }
 
 // put remembers a word of 1 to 15 tokens.
@@ -87,7 +87,7 @@ func (c *cache) put(k key, tokens int) {
 		return
 	}
 	s := c.slot(k)
-	plain := k.high | uint64(tokens)<<countShift
-	s.plain.Store(plain)
-	s.scrambled.Store(k.low ^ c.mix(plain))
+	value := k.high | uint64(tokens)<<countShift
+	s.value.Store(value)
+	s.scrambled.Store(k.low ^ c.mix(value))
 }

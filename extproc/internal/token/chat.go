@@ -12,7 +12,7 @@ type Message struct {
 	// Content is the text, unescaped. It is nil where the body has none, null,
 	// or a list of parts: then Raw is read.
 	Content []byte
-	// Raw is the message's own JSON. It is looked at for parts, tool calls, names
+	// Raw is the message's own JSON. It is searched for parts, tool calls, names
 	// and reasoning, and only if the template does; nil means there are none.
 	Raw []byte
 }
@@ -22,7 +22,7 @@ type Chat struct {
 	Messages []Message
 	// Tools is the request's list of tools as JSON, nil if it has none.
 	Tools []byte
-	// Raw is the whole request body. It is looked at for the rare fields that
+	// Raw is the whole request body. It is searched for the rare fields that
 	// change the prompt, such as add_generation_prompt. Nil means there are none.
 	Raw []byte
 }
@@ -106,7 +106,7 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 		p.slow, p.exact = true, false
 	}
 	if m.template.own && (f.Format != nil || f.Schema != nil) {
-		p.exact = false // some templates' handlers tell the model the schema
+		p.exact = false // some templates' handlers give the model the schema
 	}
 	m.planExtra(&p, &f)
 	if f.Generate != nil && !*f.Generate {

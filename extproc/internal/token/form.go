@@ -31,7 +31,7 @@ func roleOf(name string) role {
 }
 
 // form is a chat template reduced to fixed texts around the messages' contents,
-// found by rendering conversations and looking at what stands between:
+// found by rendering conversations and comparing what stands between:
 //
 //	head(first role) content mid(role, next role) content … tail(last role)
 //
@@ -179,7 +179,7 @@ func without(seq ...role) []role {
 	return slices.DeleteFunc(seq, func(r role) bool { return r == unknown })
 }
 
-// derivePair prefers conversations that go on and end with a user's message,
+// derivePair prefers conversations that continue and end with a user's message,
 // as nearly all do.
 func (p *prober) derivePair(a, b role) {
 	for _, rest := range [][]role{{user}, {assistant, user}, {}} {

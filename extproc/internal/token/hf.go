@@ -185,7 +185,7 @@ func (s *hfStep) pattern() (splitter, error) {
 	return build(hfClasses()), nil
 }
 
-// adds tells to which tokens are put before and after each prompt.
+// adds records which tokens are put before and after each prompt.
 func (s *hfStep) adds(to *source) {
 	for _, step := range s.flat() {
 		if step.Type != "TemplateProcessing" {

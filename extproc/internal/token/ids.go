@@ -58,7 +58,7 @@ func (m *Model) appendNative(dst []uint32, p *plan) ([]uint32, bool) {
 	k := counters.Get().(*counter)
 	defer counters.Put(k)
 	k.reset(m, f)
-	k.wants, k.ids = true, m.begin(dst)
+	k.collects, k.ids = true, m.begin(dst)
 	ok := k.conversation(p)
 	clear(k.pieces)
 	ids := k.ids

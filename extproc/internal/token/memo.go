@@ -35,9 +35,9 @@ func (m *Model) memoized(pieces [][]byte, buf []byte) (int, []byte) {
 	}
 	hash := m.memo.hash(pieces)
 	s := &m.memo.slots[hash%memoSlots]
-	plain := s.plain.Load()
-	if plain>>32 == uint64(length) && s.scrambled.Load()^scramble(plain) == hash {
-		return int(uint32(plain)), buf
+	value := s.value.Load()
+	if value>>32 == uint64(length) && s.scrambled.Load()^scramble(value) == hash {
+		return int(uint32(value)), buf
 	}
 	text := pieces[0]
 	if len(pieces) > 1 {
@@ -45,9 +45,9 @@ func (m *Model) memoized(pieces [][]byte, buf []byte) (int, []byte) {
 		text = buf
 	}
 	n := m.tokens(text, true)
-	plain = uint64(length)<<32 | uint64(n)
-	s.plain.Store(plain)
-	s.scrambled.Store(hash ^ scramble(plain))
+	value = uint64(length)<<32 | uint64(n)
+	s.value.Store(value)
+	s.scrambled.Store(hash ^ scramble(value))
 	return n, buf
 }
 

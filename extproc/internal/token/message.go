@@ -205,9 +205,9 @@ func (t *template) learn() {
 		out, _ := t.render(&input{messages: list{map[string]any{"role": "user", "content": content}}})
 		return out
 	}
-	plain, asList := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
-	t.onlyTyped = !strings.Contains(plain, mark) && strings.Contains(asList, mark)
-	t.typed = strings.Contains(plain, mark) && plain == asList
+	asText, asList := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
+	t.onlyTyped = !strings.Contains(asText, mark) && strings.Contains(asList, mark)
+	t.typed = strings.Contains(asText, mark) && asText == asList
 	out, err := t.render(&input{messages: list{t.message("system", mark), t.message("user", "x")}})
 	t.noSystem = err != nil || !strings.Contains(out, mark)
 	t.objectArguments = t.takesObjects()

@@ -43,9 +43,9 @@ type counter struct {
 	pieces [][]byte
 	few    [8][]byte // where pieces begins
 	buf    []byte    // memory to join them in
-	// wants is whether ids collects the tokens, too.
-	wants bool
-	ids   []uint32
+	// collects is whether ids collects the tokens, too.
+	collects bool
+	ids      []uint32
 }
 
 var counters = sync.Pool{New: func() any { return new(counter) }}
@@ -120,7 +120,7 @@ func (k *counter) add(s *segment) bool {
 	if s.cuts {
 		k.flush()
 		k.n += len(s.tokens)
-		if k.wants {
+		if k.collects {
 			k.ids = append(k.ids, s.tokens...)
 		}
 		k.put(s.right)
@@ -132,7 +132,7 @@ func (k *counter) flush() {
 	if len(k.pieces) == 0 {
 		return
 	}
-	if k.wants {
+	if k.collects {
 		k.ids, k.buf = k.m.memoizedIDs(k.ids, k.pieces, k.buf)
 	} else {
 		var n int

@@ -50,7 +50,7 @@ const (
 )
 
 // asciiLetters returns how many bytes at the start of b are letters of ASCII, or
-// fewer near the end of b. It looks at eight at a time: small letters and
+// fewer near the end of b. It takes eight at a time: small letters and
 // capitals differ in one bit, and a sum sets a byte's high bit from a bound on.
 func asciiLetters(b []byte) int {
 	i := 0

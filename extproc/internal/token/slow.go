@@ -48,8 +48,8 @@ func (t *template) uncertain(msg map[string]any) bool {
 	if _, calls := msg["tool_calls"]; calls && slices.Contains(t.extras, "tool_calls") {
 		return true
 	}
-	_, plain := msg["content"].(string)
-	return t.own && (!plain || msg["reasoning_content"] != nil)
+	_, isText := msg["content"].(string)
+	return t.own && (!isText || msg["reasoning_content"] != nil)
 }
 
 // role maps a role as llama.cpp does for all templates but gpt-oss'.

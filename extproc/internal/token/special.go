@@ -23,8 +23,8 @@ type specials struct {
 	// byFirst lists, by first byte, the tokens that begin with it.
 	byFirst [256][]uint16
 	firsts  []byte // the first bytes that occur
-	// control and plain say whether there is any of the kind.
-	control, plain bool
+	// control and user say whether there is any of the kind.
+	control, user bool
 }
 
 // maxSpecials is the most special tokens a model may have.
@@ -41,7 +41,7 @@ func newSpecials(all []special) *specials {
 		}
 		s.byFirst[first] = append(s.byFirst[first], uint16(i))
 		s.control = s.control || t.control
-		s.plain = s.plain || !t.control
+		s.user = s.user || !t.control
 	}
 	return s
 }
@@ -55,7 +55,7 @@ type hit struct {
 // find returns the occurrences in text, in the text's order and without
 // overlap. A longer token wins over a shorter one, then the earlier occurrence.
 func (s *specials) find(text []byte, control bool) []hit {
-	if !s.plain && !(control && s.control) {
+	if !s.user && !(control && s.control) {
 		return nil
 	}
 	hits := s.candidates(text, control)

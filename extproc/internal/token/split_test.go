@@ -99,7 +99,7 @@ func TestSplittersAgreeWithTheirTwins(t *testing.T) {
 // characters are cut out first, then the texts between are split.
 func TestDigitsEndTheText(t *testing.T) {
 	rng := rand.New(rand.NewPCG(12, 12))
-	digits, plain := gpt2{classes: hfClasses(), digits: true}, gpt2{classes: hfClasses()}
+	digits, runs := gpt2{classes: hfClasses(), digits: true}, gpt2{classes: hfClasses()}
 	number := regexp.MustCompile(`\p{N}`)
 	for range 5000 {
 		text := randomText(rng, 24)
@@ -114,7 +114,7 @@ func TestDigitsEndTheText(t *testing.T) {
 				end = at[0]
 			}
 			for piece := rest[:end]; piece != ""; {
-				n := plain.next([]byte(piece))
+				n := runs.next([]byte(piece))
 				want, piece = append(want, piece[:n]), piece[n:]
 			}
 			rest = rest[end:]

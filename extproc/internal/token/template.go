@@ -38,7 +38,7 @@ type template struct {
 	onlyTyped       bool     // whether contents must be lists
 	noSystem        bool     // whether system messages are ignored or refused
 	objectArguments bool     // whether calls' arguments may be objects
-	usesTools       bool     // whether tools are looked at
+	usesTools       bool     // whether tools are used
 	own             bool     // whether the backend has code of its own for it: only plain texts are certain then
 	extras          []string // keys of messages besides role and content that are
 }
@@ -122,7 +122,7 @@ func (t *template) render(in *input) (out string, err error) {
 	return out, nil
 }
 
-// mentions says whether the template may look at a name.
+// mentions says whether the template may use a name.
 func (t *template) mentions(name string) bool { return strings.Contains(t.source, name) }
 
 // dated says whether the prompt depends on the day.

@@ -142,7 +142,7 @@ func unzstd(dst, body []byte, most int64) ([]byte, error) {
 // firstRead is how much room a body gets at first, in bytes.
 const firstRead = 4 << 10
 
-// readAll appends what r has. One byte more than is allowed is asked for, to tell
+// readAll appends what r has. One byte more than is allowed is asked for, to know
 // what just fits from what does not.
 func readAll(dst []byte, r io.Reader, most int64) ([]byte, error) {
 	start := len(dst)

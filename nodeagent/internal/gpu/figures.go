@@ -23,7 +23,7 @@ type way struct {
 var figures = []figure{
 	{"utilization", []way{{[]string{"nvmlDeviceGetUtilizationRates"}, readUtilization}}},
 	{"memory", []way{
-		// The second version tells what the driver keeps for itself from what is used.
+		// The second version separates what the driver keeps for itself from what is used.
 		{[]string{"nvmlDeviceGetMemoryInfo_v2"}, readMemory2},
 		{[]string{"nvmlDeviceGetMemoryInfo"}, readMemory1},
 	}},

@@ -249,7 +249,7 @@ func TestLibraryWithoutARequiredSymbol(t *testing.T) {
 }
 
 // hang makes the driver hang. The function returned waits until a call does;
-// the one that it returns lets it go on.
+// the one that it returns releases it.
 func hang(t *testing.T) (hangs func() (release func())) {
 	t.Helper()
 	fifo := filepath.Join(t.TempDir(), "hang")

@@ -1,7 +1,7 @@
 // Package ads serves resources by delta ADS: Envoy's and our own, from one
 // stream. Called by main, which publishes what translate has made.
 //
-// Its one rule: nothing is said before the truth is known. Streams are accepted
+// Its one rule: nothing is published before the fleet is known. Streams are accepted
 // at once and answered when they are released, so that a restarted xds never
 // takes away from its clients what it only doesn't know yet.
 package ads
@@ -35,10 +35,10 @@ type Server struct {
 	inner    serverv3.Server
 	caches   map[string]*cachev3.LinearCache // by type URL
 	engines  *journal                        // of what engines have cached
-	held     chan struct{}                   // closed by Release
+	released chan struct{}                   // closed by Release
 	watching *watcher
 
-	// release closes held once.
+	// release closes released once.
 	release sync.Once
 
 	// pushed is what was published last. Only Publish touches it.
@@ -50,7 +50,7 @@ func New(ctx context.Context, log *slog.Logger, reg prometheus.Registerer) *Serv
 	s := &Server{
 		caches:   make(map[string]*cachev3.LinearCache),
 		engines:  newJournal(wire.CacheType),
-		held:     make(chan struct{}),
+		released: make(chan struct{}),
 		watching: newWatcher(log, newMetrics(reg)),
 		pushed:   make(translate.Resources),
 	}
@@ -73,15 +73,15 @@ func New(ctx context.Context, log *slog.Logger, reg prometheus.Registerer) *Serv
 }
 
 // Release lets the streams that wait, and all later ones, be answered. To be
-// called once the truth has been published.
-func (s *Server) Release() { s.release.Do(func() { close(s.held) }) }
+// called once the whole state has been published.
+func (s *Server) Release() { s.release.Do(func() { close(s.released) }) }
 
 // DeltaAggregatedResources serves one client.
 func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	s.watching.enter()
 	defer s.watching.leave()
 	select {
-	case <-s.held:
+	case <-s.released:
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
@@ -121,7 +121,7 @@ func (s *Server) Busy(types ...string) bool { return s.watching.busy(types) }
 // Refusals returns which resources clients have refused and not taken since.
 func (s *Server) Refusals() []Refusal { return s.watching.refusals() }
 
-// UpdateCaches changes what engines have cached, of which Publish is told nothing: by
+// UpdateCaches changes what engines have cached, which Publish does not get: by
 // names of resources. Safe for use beside Publish.
 func (s *Server) UpdateCaches(changed map[string]proto.Message, removed []string) error {
 	if len(changed) == 0 && len(removed) == 0 {

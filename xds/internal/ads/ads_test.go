@@ -142,7 +142,7 @@ func bubble(t *testing.T, f func(t *testing.T, s *Server)) {
 	})
 }
 
-func TestStreamsAreHeldUntilReleased(t *testing.T) {
+func TestStreamsWaitForRelease(t *testing.T) {
 	bubble(t, func(t *testing.T, s *Server) {
 		c := dial(t, s)()
 		c.send(&discoveryv3.DeltaDiscoveryRequest{})

@@ -19,8 +19,8 @@ import (
 // leastKept is how many changes a journal keeps at least.
 const leastKept = 1 << 12
 
-// position is where the versions that a client was told, which no one but the journal
-// reads, have the number of the last change that it was told. No resource has that name.
+// position is where the versions that a client has, which no one but the journal
+// reads, have the number of the last change that it got. No resource has that name.
 const position = ""
 
 // errBehind ends the stream of a client for whom the journal does not reach back far
@@ -44,7 +44,7 @@ type journal struct {
 	waiting map[*waiter]bool
 }
 
-// waiter is a client that has been told everything.
+// waiter is a client that has everything.
 type waiter struct {
 	request *cachev3.DeltaRequest
 	answers chan<- cachev3.DeltaResponse
@@ -54,7 +54,7 @@ func newJournal(typ string) *journal {
 	return &journal{typ: typ, resources: make(map[string]*discoveryv3.Resource), waiting: make(map[*waiter]bool)}
 }
 
-// update changes resources, and tells those who wait.
+// update changes resources, and answers the clients that wait.
 func (j *journal) update(changed map[string]proto.Message, removed []string) error {
 	news := make([]*discoveryv3.Resource, 0, len(changed))
 	for name, m := range changed {
@@ -100,7 +100,7 @@ func (j *journal) noteLocked(name string) {
 	}
 }
 
-// answerLocked tells a client what makes it know everything. The slices may be shared
+// answerLocked gives a client what it lacks. The slices may be shared
 // with other answers.
 func (j *journal) answerLocked(w *waiter, news []*discoveryv3.Resource, removed []string) {
 	version := strconv.FormatUint(j.last, 10)
@@ -113,7 +113,7 @@ func (j *journal) answerLocked(w *waiter, news []*discoveryv3.Resource, removed 
 	}
 }
 
-// CreateDeltaWatch answers a client at once if there is something that it was not told,
+// CreateDeltaWatch answers a client at once if there is something that it lacks,
 // or if it has just come, and else as soon as there is.
 func (j *journal) CreateDeltaWatch(r *cachev3.DeltaRequest, sub cachev3.Subscription, answers chan cachev3.DeltaResponse) (cancel func(), err error) {
 	if !sub.IsWildcard() {
@@ -138,7 +138,7 @@ func (j *journal) CreateDeltaWatch(r *cachev3.DeltaRequest, sub cachev3.Subscrip
 	}, nil
 }
 
-// sinceLocked returns what a client has to be told that knows these versions: those
+// sinceLocked returns what a client that has these versions lacks: those
 // that it came with, or the position that it was given.
 func (j *journal) sinceLocked(known map[string]string) (news []*discoveryv3.Resource, removed []string, err error) {
 	at, given := known[position]
@@ -150,12 +150,12 @@ func (j *journal) sinceLocked(known map[string]string) (news []*discoveryv3.Reso
 	if err != nil || had > j.last || j.last-had > uint64(len(j.changed)) {
 		return nil, nil, errBehind
 	}
-	told := make(map[string]bool)
+	named := make(map[string]bool)
 	for _, name := range j.changed[uint64(len(j.changed))-(j.last-had):] {
-		if told[name] {
+		if named[name] {
 			continue
 		}
-		told[name] = true
+		named[name] = true
 		if r := j.resources[name]; r != nil {
 			news = append(news, r)
 		} else {

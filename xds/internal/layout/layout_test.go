@@ -77,7 +77,7 @@ func TestMake(t *testing.T) {
 		{
 			name: "what runs is adopted", specs: two,
 			nodes: []Node{running(node("a"), had[1], 0), running(node("b"), had[0], 1), node("c"), node("d")},
-			// What counts is where the assignment says it runs, not who tells it.
+			// What counts is where the assignment says it runs, not who reports it.
 			want: []string{"m-0@1000000=a,b", "m-1@1000000=c"},
 		},
 		{

@@ -32,7 +32,7 @@ type Replica struct {
 
 // Of returns the weights of all replicas of one model, in their order, each
 // from 1 to Full: capacity × health × freshness, scaled so that the largest
-// capacity has Full. The scale looks at capacities only, so that one replica's
+// capacity has Full. The scale takes capacities only, so that one replica's
 // trouble changes no other's weight: half the capacity is half the weight.
 //
 // A replica of unknown capacity counts as the mean of the known ones: just
