@@ -31,6 +31,7 @@ spec:
 // foreignMesh is a mesh with two servers that somebody else runs.
 type foreignMesh struct {
 	*mesh
+	t       *testing.T // the servers end with it
 	servers [2]*rig.LlamaServer
 }
 
@@ -39,7 +40,7 @@ type foreignMesh struct {
 func TestEndpointsOfOthers(t *testing.T) {
 	rig.PauseShared(t)
 	addrs := rig.MustAddresses(t, 2)
-	m := &foreignMesh{}
+	m := &foreignMesh{t: t}
 	for i, a := range addrs {
 		m.servers[i] = rig.StartLlamaServer(t, a)
 	}
@@ -120,7 +121,7 @@ func (m *foreignMesh) allServe(t *testing.T) {
 // conversationsStay holds conversations that are known by their beginnings alone, some at
 // the servers: each turn finds the one before it cached.
 func (m *foreignMesh) conversationsStay(t *testing.T) {
-	const talks, turns = 12, 3
+	const talks, turns = 8, 3
 	foreign := map[string]bool{m.servers[0].Addr: true, m.servers[1].Addr: true}
 	url := m.URL(t, rig.ChatPath)
 	there, moved, lost := 0, 0, 0
@@ -152,7 +153,7 @@ func (m *foreignMesh) conversationsStay(t *testing.T) {
 	}
 }
 
-// killedAndBack kills a server under load: no request fails, xds and Envoy leave it out,
+// killedAndBack kills a server under load: no request fails, xds and Envoy eject it,
 // and when it is started again it serves as before.
 func (m *foreignMesh) killedAndBack(t *testing.T) {
 	l := m.StartLoad(t, 4)
@@ -164,7 +165,7 @@ func (m *foreignMesh) killedAndBack(t *testing.T) {
 		t.Errorf("it is killed, and xds shows %v, %v", e, err)
 	}
 	l.More(t, 12)
-	m.servers[0] = rig.StartLlamaServer(t, dead.Addr)
+	m.servers[0] = rig.StartLlamaServer(m.t, dead.Addr)
 	m.servers[0].AwaitHealthy(t)
 	back := rig.Wait(t, rig.BackLimit, "Envoy has it again", func() error { return m.Serving(4) })
 	before := m.MustHosts(t, "engines/")[dead.Addr].Requests

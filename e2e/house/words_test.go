@@ -64,7 +64,6 @@ var phrases = []struct {
 var (
 	namesToConvert = []string{
 		"extproc",
-		"extproc/internal/fleet",
 		"internal/mesh",
 		"internal/status",
 		"nodeagent/internal/report",
@@ -74,7 +73,6 @@ var (
 	textsToConvert = []string{
 		".",
 		"extproc",
-		"extproc/internal/fleet",
 		"internal/mesh",
 		"internal/obs",
 		"internal/program",

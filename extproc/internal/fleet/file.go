@@ -16,13 +16,13 @@ import (
 	"millrace.dev/millrace/internal/wire"
 )
 
-// fileTicks is after how many ticks the file is looked at: twice a second. One
+// fileTicks is after how many ticks the file is checked: twice a second. One
 // stat costs less than a thread that waits for the kernel's word, and sees what
 // editors do (a new file under the old name), links that are bent, and folders of
 // the network.
 const fileTicks = 5
 
-// stamp tells one state of a file from another.
+// stamp distinguishes one state of a file from another.
 type stamp struct {
 	info os.FileInfo // nil: it isn't there
 	name string
@@ -40,7 +40,7 @@ func stampsOf(names ...string) stamps {
 	return all
 }
 
-// changed tells whether one of the files has changed since.
+// changed reports whether one of the files has changed since.
 func (s stamps) changed() bool {
 	return slices.ContainsFunc(s, func(old stamp) bool {
 		info, _ := os.Stat(old.name)
@@ -125,7 +125,7 @@ func (l *Local) conditionsLocked() []obs.Condition {
 		all = append(all, obs.Condition{
 			Code: "fleet-file",
 			Text: fmt.Sprintf("%v; what was read before holds", l.fault),
-			Next: "correct the file; it is read again as soon as it changes (extproc -check -fleet FILE tells whether it is good)",
+			Next: "correct the file; it is read again as soon as it changes (extproc -check -fleet FILE checks it)",
 		})
 	}
 	var down, dumb []string
