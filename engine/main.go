@@ -185,8 +185,12 @@ func (l launcher) Prove(ctx context.Context, a *enginepb.Assignment) error {
 	return err
 }
 
-// loadEvery is how often the backend of a busy replica is asked for its load.
-const loadEvery = time.Second
+// loadEvery is how often the backend of a busy replica is asked for its load, loadFor
+// how long it may take to answer.
+const (
+	loadEvery = time.Second
+	loadFor   = 3 * time.Second
+)
 
 // follow keeps the gate at the size of the assignment, and knows the backend's load.
 func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *room) {
@@ -248,6 +252,8 @@ func (m *room) empty(snap *supervise.Snapshot) {
 
 // ask asks the backend for its load.
 func (m *room) ask(ctx context.Context, a *enginepb.Assignment) {
+	ctx, cancel := context.WithTimeout(ctx, loadFor)
+	defer cancel()
 	load, err := m.Of(a).Load(ctx, a)
 	if err != nil {
 		return // the supervisor finds out what is wrong

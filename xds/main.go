@@ -183,13 +183,14 @@ func newServer(resources *ads.Server, nodes *fleet.Service) *grpc.Server {
 func conditions(nodes *fleet.Service, resources *ads.Server) func() []obs.Condition {
 	return func() []obs.Condition {
 		all := resources.Conditions()
-		if snap, _ := nodes.Latest(); !snap.Settled {
+		snap, _ := nodes.Latest()
+		if !snap.Settled {
 			all = append(all, obs.Condition{
 				Code: "not-settled",
 				Text: "waiting for the nodes to report; nothing is pushed yet",
 				Next: "wait for -settle at most",
 			})
 		}
-		return all
+		return append(all, snap.ObjectConditions()...)
 	}
 }

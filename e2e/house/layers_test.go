@@ -28,6 +28,16 @@ var layers = []layer{
 		why: "who exists and how it is are in words of their own; xds and extproc turn them into resources",
 	},
 	{
+		of:  []string{"internal/inventory"},
+		not: []string{"internal/probe"},
+		why: "who exists is known without asking them; both meet in internal/endpoints",
+	},
+	{
+		of:  []string{"internal/probe"},
+		not: []string{"internal/inventory", "internal/desired"},
+		why: "how endpoints are does not depend on who names them; both meet in internal/endpoints",
+	},
+	{
 		of:  []string{"internal/desired", "internal/config"},
 		not: []string{"xds/fleetpb", "engine/enginepb"},
 		why: "what is desired does not depend on how programs say it to each other",

@@ -2,6 +2,7 @@ package house
 
 import (
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -195,5 +196,30 @@ func TestCIDoesWhatTheReadmeSays(t *testing.T) {
 		if !strings.Contains(read(t, ".ci/run"), "\nphase "+phase) {
 			t.Errorf(".ci/run has no phase %q", phase)
 		}
+	}
+}
+
+// TestCIFailsWithEachPhase runs .ci/run with a make that fails at one target.
+func TestCIFailsWithEachPhase(t *testing.T) {
+	script, err := filepath.Abs(filepath.Join(root, ".ci", "run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"none", "setup", "lint", "test-unit", "test-e2e"} {
+		t.Run(target, func(t *testing.T) {
+			bin := t.TempDir()
+			for _, tool := range []string{"git", "go", "g++", "python3", "curl", "make"} {
+				text := "#!/bin/sh\n[ \"$1\" != " + target + " ]\n"
+				if err := os.WriteFile(filepath.Join(bin, tool), []byte(text), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.Command("bash", script)
+			cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+			out, err := cmd.CombinedOutput()
+			if failed := err != nil; failed != (target != "none") || failed == strings.Contains(string(out), "all ok") {
+				t.Errorf("make %s fails: .ci/run ends with %v\n%s", target, err, out)
+			}
+		})
 	}
 }

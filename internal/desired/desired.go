@@ -93,6 +93,24 @@ func Next(before *State, f config.File, key []byte) *State {
 	return next
 }
 
+// File returns the state as the objects of a file.
+func (s *State) File() config.File {
+	f := config.File{Policy: config.Policy{
+		APIVersion: config.APIVersion, Kind: config.KindPolicy, Metadata: config.Metadata{Name: s.Policy.Name}, Spec: s.Policy.Spec,
+	}}
+	for _, m := range s.Models {
+		f.Models = append(f.Models, config.Model{
+			APIVersion: config.APIVersion, Kind: m.Kind, Metadata: config.Metadata{Name: m.Name}, Spec: m.Spec,
+		})
+	}
+	for _, e := range s.Endpoints {
+		f.Endpoints = append(f.Endpoints, config.Endpoints{
+			APIVersion: config.APIVersion, Kind: e.Kind, Metadata: config.Metadata{Name: e.Name}, Spec: e.Spec,
+		})
+	}
+	return f
+}
+
 // follow returns an object that was had before; had is zero if it was not there.
 func follow[S any](had Object[S], kind, name string, spec S) Object[S] {
 	if had.Generation > 0 && reflect.DeepEqual(had.Spec, spec) {

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -21,6 +22,25 @@ func replicas(f config.File) []replica {
 	for _, m := range f.Models {
 		for i := range m.Spec.Replicas {
 			rs = append(rs, replica{model: m.Metadata.Name, name: m.ReplicaName(i), stages: m.Spec.LayoutOf(i).Stages})
+		}
+	}
+	return rs
+}
+
+// replicas returns those that are desired as far as is known: xds may refuse what the
+// configuration asks for.
+func (m *mesh) replicas(v *fleetpb.FleetView) []replica {
+	if len(v.GetObjects()) == 0 {
+		return m.first
+	}
+	var rs []replica
+	for _, o := range v.GetObjects() {
+		for _, name := range o.GetReplicas() {
+			if i := slices.IndexFunc(m.first, func(r replica) bool { return r.name == name }); i >= 0 {
+				rs = append(rs, m.first[i])
+			} else {
+				rs = append(rs, replica{model: o.GetName(), name: name, stages: 1})
+			}
 		}
 	}
 	return rs

@@ -1,45 +1,21 @@
 package mesh
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
-
-	"go.yaml.in/yaml/v4"
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
 )
 
-// layoutGiven returns the models of a configuration's text whose layout or
-// number of replicas the user chose. The text has been read as a config.File
-// before, which fills in what is missing.
-func layoutGiven(text []byte) (map[string]bool, error) {
+// layoutGiven returns the models whose layout or number of replicas the user chose.
+func layoutGiven(f config.File, at config.Source) map[string]bool {
 	given := map[string]bool{}
-	dec := yaml.NewDecoder(bytes.NewReader(text))
-	for {
-		var object struct {
-			Metadata struct {
-				Name string `yaml:"name"`
-			} `yaml:"metadata"`
-			Spec struct {
-				Replicas any `yaml:"replicas"`
-				Layout   any `yaml:"layout"`
-			} `yaml:"spec"`
-		}
-		err := dec.Decode(&object)
-		if errors.Is(err, io.EOF) {
-			return given, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if object.Spec.Replicas != nil || object.Spec.Layout != nil {
-			given[object.Metadata.Name] = true
-		}
+	for _, m := range f.Models {
+		name := m.Metadata.Name
+		given[name] = at.Sets(config.KindModel, name, "spec.replicas") || at.Sets(config.KindModel, name, "spec.layout")
 	}
+	return given
 }
 
 // layOut returns the file with a layout for the only model, if the user chose

@@ -144,7 +144,8 @@ spec: {weights: two.gguf, layout: [{stages: 2}]}
 `
 
 func TestLayoutGiven(t *testing.T) {
-	given, err := layoutGiven([]byte(twoModels))
+	f, at, err := config.Read("mesh.yaml", []byte(twoModels))
+	given := layoutGiven(f, at)
 	if err != nil || given["one"] || !given["two"] {
 		t.Errorf("layoutGiven() = %v, %v; want two alone", given, err)
 	}

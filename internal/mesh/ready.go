@@ -34,7 +34,7 @@ func (m *mesh) awaitReady(ctx context.Context) error {
 	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), told: map[string]time.Time{}}
 	for {
 		view := m.view.Load()
-		texts := missing(view, m.replicas)
+		texts := missing(view, m.replicas(view))
 		if len(texts) == 0 {
 			err := m.probe(ctx, view)
 			if err == nil {
@@ -88,11 +88,11 @@ func (w *waiting) tell(texts []string) {
 // probe gets one token from every replica: through Envoy where the picker's
 // choice falls on it, straight from its engine where not.
 func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
-	seen, err := m.throughEnvoy(ctx)
+	seen, err := m.throughEnvoy(ctx, m.replicas(view))
 	if err != nil {
 		return fmt.Errorf("an answer through Envoy at %s: %w", m.plan.Listen, err)
 	}
-	for _, r := range m.replicas {
+	for _, r := range m.replicas(view) {
 		if seen[r.name] {
 			continue
 		}
@@ -106,15 +106,15 @@ func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
 
 // throughEnvoy sends requests of different sessions at the same time and returns
 // the replicas that answered.
-func (m *mesh) throughEnvoy(ctx context.Context) (map[string]bool, error) {
+func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool, error) {
 	var (
 		mu   sync.Mutex
 		seen = map[string]bool{}
 	)
 	g, ctx := errgroup.WithContext(ctx)
-	for i := range probesPerReplica * len(m.replicas) {
+	for i := range probesPerReplica * len(rs) {
 		g.Go(func() error {
-			model := m.replicas[i%len(m.replicas)].model
+			model := rs[i%len(rs)].model
 			name, err := oneToken(ctx, reachable(m.plan.Listen), model, fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i))
 			mu.Lock()
 			defer mu.Unlock()

@@ -46,7 +46,7 @@ func TestProbeReachesEveryReplica(t *testing.T) {
 	other, asked := fakeAPI(t, "m-1", http.StatusOK, oneTokenAnswer)
 	view := &fleetpb.FleetView{Nodes: []*fleetpb.NodeView{nodeView("a", "m-0", 0, true, ""), nodeView("c", "m-1", 0, true, "")}}
 	view.Nodes[1].Report.Engine.HttpAddress = other
-	m := &mesh{plan: Plan{Listen: gateway}, replicas: wanted}
+	m := &mesh{plan: Plan{Listen: gateway}, first: wanted}
 	if err := m.probe(t.Context(), view); err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestProbeTakesNoAnswerWithoutAToken(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			gateway, _ := fakeAPI(t, "", tt.status, tt.body)
-			m := &mesh{plan: Plan{Listen: gateway}, replicas: wanted}
+			m := &mesh{plan: Plan{Listen: gateway}, first: wanted}
 			if err := m.probe(t.Context(), nil); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("probe() = %v, want %q", err, tt.want)
 			}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -19,10 +20,14 @@ const sweepEvery = 100 * time.Millisecond
 
 // mesh is the running mesh.
 type mesh struct {
-	plan     Plan
-	replicas []replica
-	store    *state.Store
-	show     *console
+	plan  Plan
+	store *state.Store
+	show  *console
+	// first are the replicas of the configuration at the start: what is desired until
+	// xds reports what it has accepted.
+	first []replica
+	// config follows the user's file; nil: there is none.
+	config *desired.File
 
 	// Atomic.
 	view   atomic.Pointer[fleetpb.FleetView] // what xds said last; nil: nothing yet
@@ -46,6 +51,10 @@ func (m *mesh) run(ctx context.Context) error {
 	for node, addr := range m.plan.Engines {
 		c := children{node: node}
 		g.Go(func() error { return watchEngine(ctx, addr, func(st *enginepb.Status) { m.engine(&c, st) }) })
+	}
+	if m.config != nil {
+		g.Go(func() error { return m.config.Run(ctx) })
+		g.Go(func() error { return m.follow(ctx) })
 	}
 	g.Go(func() error { return m.sweep(ctx) })
 	g.Go(func() error { return m.announce(ctx) })
@@ -82,7 +91,7 @@ func (m *mesh) sweep(ctx context.Context) error {
 // does for Envoy.
 func (m *mesh) ready(s *state.State) bool {
 	envoy := s.Find("envoy")
-	return m.proven.Load() && envoy != nil && envoy.Status == state.Running && serves(m.view.Load(), m.replicas)
+	return m.proven.Load() && envoy != nil && envoy.Status == state.Running && serves(m.view.Load(), m.replicas(m.view.Load()))
 }
 
 // announce waits for true readiness and says so.
@@ -94,7 +103,7 @@ func (m *mesh) announce(ctx context.Context) error {
 	m.proven.Store(true)
 	_ = m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
 	m.show.progress("every replica has answered, %s after the start", short(time.Since(began)))
-	m.show.say(readyText(reachable(m.plan.Listen), m.replicas[0].model, m.plan.Logs))
+	m.show.say(readyText(reachable(m.plan.Listen), m.first[0].model, m.plan.Logs))
 	return nil
 }
 

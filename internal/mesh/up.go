@@ -9,11 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -73,13 +75,20 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
 		Traces: spans.target, Capacity: o.Capacity,
 	})
-	if err := writeFiles(plan, withPaths(file, paths.Model, filepath.Join(o.Dir, "cookie.key"))); err != nil {
+	key := filepath.Join(o.Dir, "cookie.key")
+	if err := writeFiles(plan, withPaths(file, paths.Model, key)); err != nil {
 		return err
 	}
 	if err := store.Update(func(s *state.State) { s.Processes = rows(plan.Specs) }); err != nil {
 		return err
 	}
-	m := &mesh{plan: plan, replicas: replicas(file), store: store, show: show}
+	m := &mesh{plan: plan, first: replicas(file), store: store, show: show}
+	if o.Config != "" {
+		d := deriver{nodes: o.Nodes, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
+		if m.config, err = desired.Open(o.Config, d.derive, nil, slog.New(slog.DiscardHandler)); err != nil {
+			return program.Config(err)
+		}
+	}
 	return spans.during(ctx, m.run)
 }
 
@@ -119,19 +128,17 @@ func load(o Options) (config.File, error) {
 }
 
 func loadFor(path string, nodes int) (config.File, error) {
-	file, err := config.Load(path)
-	if err != nil {
-		return config.File{}, &obs.Hint{Err: err, Next: "correct the file named with -config, or leave -config out: everything has a default"}
-	}
-	given := map[string]bool{}
+	file, given := config.Default(), map[string]bool{}
 	if path != "" {
 		text, err := os.ReadFile(path)
+		var at config.Source
+		if err == nil {
+			file, at, err = config.Read(path, text)
+		}
 		if err != nil {
-			return config.File{}, err
+			return config.File{}, &obs.Hint{Err: err, Next: "correct the file named with -config, or leave -config out: everything has a default"}
 		}
-		if given, err = layoutGiven(text); err != nil {
-			return config.File{}, fmt.Errorf("%s: %w", path, err)
-		}
+		given = layoutGiven(file, at)
 	}
 	file = layOut(file, given, nodes)
 	return file, errors.Join(checkRoom(file, nodes), checkWeights(file))
@@ -141,16 +148,23 @@ func loadFor(path string, nodes int) (config.File, error) {
 // backend does.
 func checkWeights(f config.File) error {
 	for _, m := range f.Models {
-		if m.Spec.Weights == "" {
-			continue
+		if err := checkModel(m); err != nil {
+			return err
 		}
-		check, next := weights.Check, "set spec.weights to a whole GGUF file, or fetch that one again; only the model "+config.DefaultModel+" may leave it out"
-		if m.Spec.Backend.Kind == config.VLLM {
-			check, next = weights.CheckFolder, "set spec.weights to the folder of a model, with its config.json, weights and tokenizer"
-		}
-		if err := check(m.Spec.Weights); err != nil {
-			return &obs.Hint{Err: fmt.Errorf("model %s: weights: %w", m.Metadata.Name, err), Next: next}
-		}
+	}
+	return nil
+}
+
+func checkModel(m config.Model) error {
+	if m.Spec.Weights == "" {
+		return nil
+	}
+	check, next := weights.Check, "set spec.weights to a whole GGUF file, or fetch that one again; only the model "+config.DefaultModel+" may leave it out"
+	if m.Spec.Backend.Kind == config.VLLM {
+		check, next = weights.CheckFolder, "set spec.weights to the folder of a model, with its config.json, weights and tokenizer"
+	}
+	if err := check(m.Spec.Weights); err != nil {
+		return &obs.Hint{Err: fmt.Errorf("model %s: weights: %w", m.Metadata.Name, err), Next: next}
 	}
 	return nil
 }

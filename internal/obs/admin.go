@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,14 +20,16 @@ type Condition struct {
 	Code string `json:"code"`
 	Text string `json:"text"`
 	Next string `json:"next,omitempty"`
+	// Mild is whether the program is as ready as ever in spite of it.
+	Mild bool `json:"mild,omitempty"`
 }
 
 // stopGrace is how long Serve waits for requests in flight when it is told to end.
 const stopGrace = 2 * time.Second
 
 // Admin returns the handler of a program's admin port: /metrics, /healthz (200
-// while the process answers), /readyz (503 and the list while conditions is not
-// empty; a nil conditions is never unready) and /debug/pprof/.
+// while the process answers), /readyz (the list of conditions, with 503 while one of
+// them is not mild; a nil conditions is never unready) and /debug/pprof/.
 func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
@@ -49,7 +52,7 @@ func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
 		list = append(list, conditions()...)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if len(list) > 0 {
+	if slices.ContainsFunc(list, func(c Condition) bool { return !c.Mild }) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(list)

@@ -63,6 +63,19 @@ type State struct {
 	Logs   string `json:"logs"`
 	Config string `json:"config"`
 	Model  string `json:"model"`
+	// Faults are what is wrong with the user's configuration, so that what was in force
+	// before it still is; empty: nothing.
+	Faults []Fault `json:"faults,omitempty"`
+}
+
+// Fault is one thing that is wrong with the user's configuration.
+type Fault struct {
+	// Kind and Name are of the object, Field is the path in it; empty: not known.
+	Kind  string `json:"kind,omitempty"`
+	Name  string `json:"name,omitempty"`
+	Field string `json:"field,omitempty"`
+	// Text says what is wrong, with file and line.
+	Text string `json:"text"`
 }
 
 // Find returns the process of that name, or nil.

@@ -37,6 +37,8 @@ type Report struct {
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 	// Processes are all of the mesh, as state.json has them.
 	Processes []state.Process `json:"processes"`
+	// Objects are those of the configuration, with what became of them.
+	Objects []Object `json:"objects"`
 	// Conditions are what is wrong, with the way out.
 	Conditions []obs.Condition `json:"conditions"`
 }
@@ -126,7 +128,7 @@ const (
 func build(s state.State, running bool, source string, view *fleetpb.FleetView, now time.Time) Report {
 	r := Report{
 		Dir: s.Dir, Listen: s.Listen, Running: running, Ready: s.Ready, Source: source, At: now,
-		Nodes: []Node{}, Processes: s.Processes, Conditions: []obs.Condition{},
+		Nodes: []Node{}, Processes: s.Processes, Objects: objects(s, view), Conditions: []obs.Condition{},
 	}
 	if at := view.GetAt(); at != nil {
 		r.At = at.AsTime()
@@ -236,6 +238,9 @@ func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
 	if !r.Running {
 		r.add("down", "no mesh runs here: `millrace up` has ended", "millrace up -dir "+s.Dir)
 		return
+	}
+	for _, f := range s.Faults {
+		r.add("configuration-refused", f.Text, "correct the file; what was in force before stays meanwhile")
 	}
 	if r.Source != fromXDS {
 		r.add("xds-silent", "xds does not answer: the table comes from the engines themselves; Envoy goes on with the last weights that it got",

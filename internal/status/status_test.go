@@ -83,12 +83,32 @@ func nightView() *fleetpb.FleetView {
 			},
 		},
 		Conditions: []*fleetpb.Condition{{Code: "no-room", Text: "smollm2-2 has no node", Next: "start another node"}},
+		Objects: []*fleetpb.ObjectView{
+			{Kind: "Model", Name: "smollm2", Generation: 3, Replicas: []string{"smollm2-0", "smollm2-1"}, ReadyReplicas: 1, Conditions: []*fleetpb.ObjectCondition{
+				{Type: "Accepted", Status: true, Reason: "InForce", ObservedGeneration: 3, Since: ago(time.Hour)},
+				{Type: "Ready", Reason: "ReplicasNotReady", Message: "1 of 2 replicas take requests; not smollm2-0", ObservedGeneration: 3, Since: ago(4 * time.Second)},
+				{Type: "Progressing", Reason: "AsDesired", ObservedGeneration: 3, Since: ago(time.Hour)},
+			}},
+			{Kind: "Model", Name: "fine", Generation: 1, Replicas: []string{"fine-0"}, ReadyReplicas: 1, Conditions: []*fleetpb.ObjectCondition{
+				{Type: "Accepted", Status: true, Reason: "InForce", ObservedGeneration: 1, Since: ago(time.Hour)},
+				{Type: "Ready", Status: true, Reason: "AllReplicasReady", ObservedGeneration: 1, Since: ago(time.Hour)},
+				{Type: "Progressing", Reason: "AsDesired", ObservedGeneration: 1, Since: ago(time.Hour)},
+			}},
+			{Kind: "Policy", Name: "default", Generation: 2, Conditions: []*fleetpb.ObjectCondition{
+				{Type: "Accepted", Status: true, Reason: "InForce", ObservedGeneration: 2, Since: ago(time.Hour)},
+			}},
+		},
 	}
 }
 
 func nightState() state.State {
 	return state.State{
 		Dir: "/m", Logs: "/m/logs", Listen: "127.0.0.1:10000", Ready: true,
+		Faults: []state.Fault{
+			{Kind: "Policy", Name: "default", Field: "spec.explan", Text: "mesh.yaml:9: spec.explan: unknown field; did you mean explain?"},
+			{Kind: "Model", Name: "new", Field: "spec.weights", Text: "mesh.yaml:14: spec.weights: missing"},
+			{Text: "mesh.yaml:20: not YAML"},
+		},
 		Processes: []state.Process{
 			{Name: "xds", Role: "xds", PID: 10, Status: state.Running, Since: now.Add(-3 * time.Hour)},
 			{Name: "engine@node-c", Role: "engine", Node: "node-c", PID: 12, Status: state.Stopped, Since: now.Add(-3 * time.Hour), Reason: "stopped by a signal"},

@@ -29,6 +29,10 @@ func write(w io.Writer, r Report, now time.Time) error {
 		fmt.Fprintln(&b)
 		endpoints(&b, r.Endpoints, now)
 	}
+	if ill := slices.DeleteFunc(slices.Clone(r.Objects), Object.well); len(ill) > 0 {
+		fmt.Fprintln(&b)
+		configuration(&b, ill, now)
+	}
 	if ill := unhealthy(r.Processes, now); len(ill) > 0 {
 		fmt.Fprintln(&b)
 		processes(&b, ill, now)

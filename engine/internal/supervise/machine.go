@@ -87,8 +87,8 @@ const (
 	// of whose processes has used the CPU for stallIdle.
 	stallAfter = 10 * time.Second
 	stallIdle  = 2 * time.Second
-	// stallOpaque is the same for a backend whose use of the CPU shows nothing: a
-	// prompt may take that long.
+	// stallOpaque is how long a backend whose use of the CPU shows nothing may be
+	// without a token before it is probed.
 	stallOpaque = time.Minute
 	// drainFor bounds how long running requests keep a drained backend alive, where
 	// the assignment in force does not say it, and when the engine ends.
@@ -429,8 +429,10 @@ func (m *Machine) doubted(blame string, w World) {
 // token reports READY while the backend, which answers, gives tokens.
 func (m *Machine) token(w World) (enginepb.State, string) {
 	run := w.Parts[backend.Head].Run
-	if m.proven == run && m.stalled(w) {
-		m.doubted("the backend makes no progress", w)
+	if m.proven == run {
+		if why := m.lapsed(w); why != "" {
+			m.doubted(why, w)
+		}
 	}
 	if m.proven != run && w.Served.After(m.doubt) {
 		m.proven, m.blame, m.open = run, "", false
@@ -445,13 +447,35 @@ func (m *Machine) token(w World) (enginepb.State, string) {
 	return enginepb.State_WARMING, "the first token is awaited"
 }
 
+// lapsed returns why a proven backend is doubted; empty: it is not. The silence of an
+// opaque one may be that of a long answer that is not streamed: it is probed first, and
+// serves meanwhile.
+func (m *Machine) lapsed(w World) string {
+	quiet := m.quiet(w)
+	switch {
+	case m.stalled(w):
+		return "the backend makes no progress"
+	case !w.Parts[backend.Head].Opaque || quiet < stallOpaque:
+		m.open = false
+	case m.open && w.Probed == m.probe:
+		return w.ProbeErr // after a token it would not be quiet
+	case !m.open:
+		m.askOnce()
+	}
+	return ""
+}
+
+// quiet is for how long requests have run without a token; 0: none runs.
+func (m *Machine) quiet(w World) time.Duration {
+	if w.Running == 0 {
+		return 0
+	}
+	return min(w.Now.Sub(w.Served), w.Now.Sub(m.busy), w.Now.Sub(m.doubt))
+}
+
 // stalled reports whether requests wait for a replica that does nothing. A long
 // prompt keeps one of its shards busy, on a loaded machine for minutes.
 func (m *Machine) stalled(w World) bool {
-	quiet := min(w.Now.Sub(w.Served), w.Now.Sub(m.busy), w.Now.Sub(m.doubt))
-	if w.Parts[backend.Head].Opaque {
-		return w.Running > 0 && quiet >= stallOpaque
-	}
 	idle := w.Parts[backend.Head].Idle
 	if sharded(m.have) {
 		idle = min(idle, w.Parts[backend.Shard].Idle)
@@ -459,7 +483,7 @@ func (m *Machine) stalled(w World) bool {
 	for _, p := range w.Peers {
 		idle = min(idle, p.Idle)
 	}
-	return w.Running > 0 && quiet >= stallAfter && idle >= stallIdle
+	return !w.Parts[backend.Head].Opaque && m.quiet(w) >= stallAfter && idle >= stallIdle
 }
 
 // ask keeps one probe under way, and gives the backend up after a few.
@@ -474,8 +498,13 @@ func (m *Machine) ask(w World) {
 		return
 	}
 	if !m.open {
-		m.open = true
-		m.probe++
-		m.out = append(m.out, Command{Do: Probe, Probe: m.probe, Assignment: m.have})
+		m.askOnce()
 	}
+}
+
+// askOnce begins a probe.
+func (m *Machine) askOnce() {
+	m.open = true
+	m.probe++
+	m.out = append(m.out, Command{Do: Probe, Probe: m.probe, Assignment: m.have})
 }

@@ -252,15 +252,30 @@ func TestStalledBackendIsProbed(t *testing.T) {
 	}
 }
 
-// TestOpaqueBackendMayTakeLong: that it does not use the CPU shows nothing.
+// TestOpaqueBackendMayTakeLong: that it does not use the CPU shows nothing. While it
+// answers probes, it serves; when it does not, it is restarted.
 func TestOpaqueBackendMayTakeLong(t *testing.T) {
 	s := ready(t, assignment(1, 0, 1))
 	s.after(time.Minute)
 	s.w.Running, s.w.Parts[backend.Head].Idle, s.w.Parts[backend.Head].Opaque = 1, time.Hour, true
-	s.after(time.Millisecond)
-	s.after(stallOpaque-time.Second).want(enginepb.State_READY, "")
+	for range 10 {
+		s.after(time.Millisecond)
+		s.after(stallOpaque+time.Second).want(enginepb.State_READY, "")
+	}
+	if s.m.probe < 5 {
+		t.Errorf("%d probes", s.m.probe)
+	}
 	s.mute = true
-	s.after(2*time.Second).want(enginepb.State_BROKEN, "no progress")
+	s.after(stallOpaque+time.Second).want(enginepb.State_READY, "")
+	s.w.Probed, s.w.ProbeErr = s.m.probe, "timeout"
+	s.after(time.Millisecond).want(enginepb.State_BROKEN, "timeout")
+	for range probeFails {
+		s.w.Probed = s.m.probe
+		s.after(time.Millisecond)
+	}
+	if s.kills[backend.Head] != 1 {
+		t.Errorf("killed %d times, want 1", s.kills[backend.Head])
+	}
 }
 
 // TestExternalServerIsAwaited for the reason that it has.

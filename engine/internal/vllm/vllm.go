@@ -102,6 +102,9 @@ func (p Program) head(a *enginepb.Assignment, events string) (*exec.Cmd, error) 
 	return cmd, nil
 }
 
+// spareSeqs are the sequences beyond one a slot: a probe must not wait for an answer.
+const spareSeqs = 1
+
 // arguments are those that engine sets itself, then the user's: internal/backends
 // keeps these from being the same.
 func (p Program) arguments(a *enginepb.Assignment, events string) []string {
@@ -110,7 +113,7 @@ func (p Program) arguments(a *enginepb.Assignment, events string) []string {
 	number := func(n uint32) string { return strconv.Itoa(int(n)) }
 	args := []string{
 		"serve", b.GetWeights(), "--host", host, "--port", port, "--served-model-name", a.GetModel(),
-		"--max-model-len", number(b.GetContextTokens()), "--max-num-seqs", number(b.GetSlots()), "--enable-prompt-tokens-details",
+		"--max-model-len", number(b.GetContextTokens()), "--max-num-seqs", number(b.GetSlots() + spareSeqs), "--enable-prompt-tokens-details",
 	}
 	for _, d := range []struct {
 		name string

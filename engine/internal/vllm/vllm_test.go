@@ -48,7 +48,7 @@ func TestArguments(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := filepath.Join(p.Path, "bin", "vllm") + " serve " + a.Backend.Weights + " --host 127.0.0.1 --port 9 --served-model-name tiny --max-model-len 4096 " +
-		"--max-num-seqs 8 --enable-prompt-tokens-details --tensor-parallel-size 2 " +
+		"--max-num-seqs 9 --enable-prompt-tokens-details --tensor-parallel-size 2 " +
 		`--kv-events-config {"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://127.0.0.1:10"} --dtype float32`
 	if diff := cmp.Diff(want, strings.Join(cmd.Args[3:], " ")); diff != "" {
 		t.Error(diff)

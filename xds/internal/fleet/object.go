@@ -9,6 +9,7 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -150,6 +151,24 @@ func judgeModel(o *Object, serving map[string]Endpoint, waits map[string]string)
 
 // refusedBy begins what is waited for where an engine refuses.
 const refusedBy = "its engine refuses it: "
+
+// ObjectConditions returns what is not accepted or not ready, for /readyz: xds itself is
+// as ready as ever.
+func (s *Snapshot) ObjectConditions() []obs.Condition {
+	var all []obs.Condition
+	for _, o := range s.Objects {
+		for _, c := range o.Conditions {
+			if c.Type != progressing && !c.Status {
+				all = append(all, obs.Condition{
+					Code: "object-not-" + strings.ToLower(c.Type), Mild: true,
+					Text: fmt.Sprintf("%s %s: %s: %s", o.Kind, o.Name, c.Reason, c.Message),
+					Next: "see millrace status; correct the configuration, or start what it needs",
+				})
+			}
+		}
+	}
+	return all
+}
 
 // enter finds out since when each statement holds.
 func enter(all, before []Object, now time.Time) {
