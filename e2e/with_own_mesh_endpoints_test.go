@@ -118,38 +118,55 @@ func (m *foreignMesh) allServe(t *testing.T) {
 	t.Logf("%v\n%s", l, m.StatusTable(t))
 }
 
-// conversationsStay holds conversations that are known by their beginnings alone, some at
-// the servers: each turn finds the one before it cached.
+// conversationsStay begins conversations at the same time, which are known by their
+// beginnings alone and so go to all four, and continues them one by one: each turn finds
+// the one before it cached.
 func (m *foreignMesh) conversationsStay(t *testing.T) {
-	const talks, turns = 8, 3
+	const talks, turns = 8, 2 // turns after the first
 	foreign := map[string]bool{m.servers[0].Addr: true, m.servers[1].Addr: true}
 	url := m.URL(t, rig.ChatPath)
+	reqs := make([]rig.Chat, talks)
+	turn := func(i int) int {
+		c, _, err := rig.Complete(t.Context(), url, reqs[i])
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		reqs[i].Messages = append(reqs[i].Messages, rig.Assistant(c.Text()), rig.User("Go on."))
+		return c.Usage.Details.Cached
+	}
+	log := m.AccessLog()
+	rig.Each(talks, talks, func(i int) {
+		reqs[i] = rig.Ask(6, fmt.Sprintf("Topic %d: we speak about rivers, number %d, and about all the towns that lie at them. Say something.", i, i*i))
+		turn(i)
+	})
+	rig.Wait(t, rig.BackLimit, "the access log has all first turns", func() error {
+		lines, err := log.Lines()
+		if err == nil && len(lines) < talks {
+			err = fmt.Errorf("%d lines", len(lines))
+		}
+		return err
+	})
 	there, moved, lost := 0, 0, 0
 	for i := range talks {
-		req := rig.Ask(6, fmt.Sprintf("Topic %d: we speak about rivers, number %d, and about all the towns that lie at them. Say something.", i, i*i))
-		host := ""
-		for turn := range turns {
-			log := m.AccessLog()
-			c, _, err := rig.Complete(t.Context(), url, req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			at := log.Find(t, func(rig.Access) bool { return true }).Host
-			switch {
-			case turn == 0 && foreign[at]:
-				there++
-			case turn > 0 && at != host:
-				moved++
-			case turn > 0 && c.Usage.Details.Cached == 0:
+		for range turns {
+			now := m.AccessLog()
+			if turn(i) == 0 {
 				lost++
 			}
-			host = at
-			req.Messages = append(req.Messages, rig.Assistant(c.Text()), rig.User("Go on."))
+			at := now.Find(t, func(rig.Access) bool { return true })
+			first := log.Find(t, func(a rig.Access) bool { return a.Session == at.Session })
+			if at.Host != first.Host {
+				moved++
+			}
+			if foreign[first.Host] {
+				there++
+			}
 		}
 	}
-	t.Logf("%d of %d conversations began at the servers, %d turns elsewhere than the one before, %d where nothing was cached", there, talks, moved, lost)
-	if there == 0 || moved > 1 || lost > 1 {
-		t.Errorf("%d of %d conversations began at the servers, %d turns moved, %d found nothing cached", there, talks, moved, lost)
+	t.Logf("of %d turns that continue a conversation %d had begun at the servers, %d were elsewhere, %d found nothing cached", talks*turns, there, moved, lost)
+	if there == 0 || there == talks*turns || moved > 1 || lost > 1 {
+		t.Errorf("of %d turns %d had begun at the servers, %d moved, %d found nothing cached", talks*turns, there, moved, lost)
 	}
 }
 
@@ -199,7 +216,7 @@ func (m *foreignMesh) weightsFollow(t *testing.T) {
 	t.Cleanup(normal)
 	down := rig.Wait(t, rig.BackLimit, "the slow server has a smaller weight", func() error {
 		r, err := ratio()
-		if err == nil && r > 0.6 {
+		if err == nil && r > 0.65 {
 			err = fmt.Errorf("its weight is %.2f of the other's", r)
 		}
 		return err
@@ -214,17 +231,17 @@ func (m *foreignMesh) weightsFollow(t *testing.T) {
 		t.Errorf("it got %d requests, and the other one %d", got, other)
 	}
 	normal()
-	up := rig.Wait(t, rig.BackLimit, "the server has its weight again", func() error {
+	up := rig.Wait(t, rig.BackLimit, "its weight grows again", func() error {
 		r, err := ratio()
-		if err == nil && r < 0.75 {
-			err = fmt.Errorf("its weight is %.2f of the other's", r)
+		if err == nil && r < slow+0.12 {
+			err = fmt.Errorf("its weight is %.2f of the other's, and was %.2f", r, slow)
 		}
 		return err
 	})
 	l.MustAllSucceed(t)
 	resume()
 	rig.Wait(t, rig.BackLimit, "the mesh is whole", func() error { return m.Whole(t.Context()) })
-	t.Logf("at a third of its speed its weight was %.2f of the other's after %v, and it got %d requests for %d; as before after %v; %v", slow, down, got, other, up, l)
+	t.Logf("at a third of its speed its weight was %.2f of the other's after %v, and it got %d requests for %d; more again after %v; %v", slow, down, got, other, up, l)
 }
 
 // slowDown lets a process run a third of the time, until the returned function is called.

@@ -64,7 +64,6 @@ var phrases = []struct {
 var (
 	namesToConvert = []string{
 		"extproc",
-		"internal/mesh",
 		"internal/status",
 		"nodeagent/internal/report",
 		"xds/internal/fleet",
@@ -73,7 +72,6 @@ var (
 	textsToConvert = []string{
 		".",
 		"extproc",
-		"internal/mesh",
 		"internal/obs",
 		"internal/program",
 		"internal/status",
