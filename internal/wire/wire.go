@@ -146,6 +146,7 @@ const (
 	EndpointsDown   = "endpoints-down"
 	NoMetrics       = "no-metrics"
 	NoKVEvents      = "no-kv-events"
+	ConfigRefused   = "configuration-refused"
 )
 
 // TypePrefix is what every type URL begins with.
