@@ -1,5 +1,5 @@
 // Command xds is the control plane: nodes report to it, it decides who serves
-// what and with what weight, and tells Envoy and extproc by delta ADS and the
+// what and with what weight, and publishes it to Envoy and extproc by delta ADS and the
 // nodes by directives. All it knows it learns again after a restart.
 package main
 

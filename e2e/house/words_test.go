@@ -64,21 +64,14 @@ var phrases = []struct {
 var (
 	namesToConvert = []string{
 		"extproc",
-		"internal/status",
 		"nodeagent/internal/report",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 	textsToConvert = []string{
 		".",
 		"extproc",
 		"internal/obs",
 		"internal/program",
-		"internal/status",
 		"nodeagent/internal/report",
-		"xds",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 )
 

@@ -46,8 +46,8 @@ func (x *Foreign) Resource() *fleetpb.EndpointState { return proto.CloneOf(x.res
 // before xds did, mostly.
 const unseen = 0.5
 
-// foreignOf returns the endpoints that a state names. Of those that had names, too, what
-// was observed goes on to be, if it is true of their entries still.
+// foreignOf returns the endpoints that a state names. What was observed of those that had
+// names, too, stays, if it is true of their entries still.
 func foreignOf(s *desired.State, had []*Foreign) []*Foreign {
 	before := make(map[string]*Foreign, len(had))
 	for _, x := range had {

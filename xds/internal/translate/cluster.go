@@ -110,8 +110,7 @@ func servedByOthers(d *desired.State) map[string]bool {
 	return models
 }
 
-// speakHTTP1 changes the cluster of a model that somebody else's servers serve, too:
-// these speak HTTP/1.1, and may have no /health, so that any answer but a server error
+// speakHTTP1 changes the cluster of a model that external servers serve, too: these speak HTTP/1.1, and may have no /health, so that any answer but a server error
 // shows that they live.
 //
 // HTTP/1.1 has no pings: a request that is stuck in a server that hangs stays there
@@ -235,7 +234,7 @@ func http2(interval, timeout float64) map[string]*anypb.Any {
 }
 
 // extproc returns the cluster of the pickers. Its health check takes out one that
-// hangs; requests then go on without it.
+// hangs; requests then pass without it.
 func extproc(addrs []string) (*clusterv3.Cluster, error) {
 	c := cluster(extprocCluster, clusterv3.Cluster_STATIC)
 	if err := hosts(c, addrs); err != nil {
