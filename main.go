@@ -84,7 +84,7 @@ func newFlags(command string, std files) *program.Flags {
 // defaultDir is the folder of a mesh when none is named.
 const defaultDir = ".millrace"
 
-// setupFlags adds the flags of everything that looks at what a mesh needs.
+// setupFlags adds the flags of everything that checks what a mesh needs.
 func setupFlags(fs *program.Flags, o *mesh.Options) {
 	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetches (default $MILLRACE_CACHE, else .cache of the checkout)")
 	fs.StringVar(&o.Envoy, "envoy", "", "`path` of an envoy of your own, instead of the fetched one")

@@ -63,15 +63,8 @@ var phrases = []struct {
 // yours out when it is converted; both lists are to be empty.
 var (
 	namesToConvert = []string{
-		"extproc",
-		"nodeagent/internal/report",
 	}
 	textsToConvert = []string{
-		".",
-		"extproc",
-		"internal/obs",
-		"internal/program",
-		"nodeagent/internal/report",
 	}
 )
 

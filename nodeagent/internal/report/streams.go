@@ -22,7 +22,7 @@ const (
 	// statusEvery is how often the engine is to say something.
 	statusEvery = 250 * time.Millisecond
 	// cacheEvery bounds how often a report is sent because of the cache alone: a
-	// conversation goes on as soon as that, and may be anybody's to route.
+	// conversation continues as soon as that, and may be anybody's to route.
 	cacheEvery = 200 * time.Millisecond
 	// deaf is after how much silence the stream to the engine is made anew, in
 	// case that it is the stream that hangs.
@@ -83,11 +83,11 @@ func retry(ctx context.Context, once func(context.Context)) {
 	}
 }
 
-// listen tells the loop what the engine says.
+// listen delivers to the loop what the engine reports.
 func (r *Reporter) listen(ctx context.Context) error {
 	retry(ctx, func(ctx context.Context) {
 		if err := r.listenOnce(ctx); !errors.Is(err, errDeaf) { // the loop knows silence by itself
-			r.tell(ctx, Lost{err})
+			r.deliver(ctx, Lost{err})
 		}
 	})
 	return nil
@@ -108,7 +108,7 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 		var s *enginepb.Status
 		if s, err = stream.Recv(); err == nil {
 			patience.Reset(deaf)
-			r.tell(ctx, Heard{s})
+			r.deliver(ctx, Received{s})
 		}
 	}
 	if errors.Is(context.Cause(ctx), errDeaf) {
@@ -120,7 +120,7 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 // speak keeps the stream to xds.
 func (r *Reporter) speak(ctx context.Context) error {
 	retry(ctx, func(ctx context.Context) {
-		r.tell(ctx, Down{r.speakOnce(ctx)})
+		r.deliver(ctx, Down{r.speakOnce(ctx)})
 	})
 	return nil
 }
@@ -136,26 +136,26 @@ func (r *Reporter) speakOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !r.tell(ctx, Up{}) {
+	if !r.deliver(ctx, Up{}) {
 		return ctx.Err()
 	}
-	g.Go(func() error { return r.hearDirectives(ctx, stream) })
+	g.Go(func() error { return r.receiveDirectives(ctx, stream) })
 	g.Go(func() error { return r.sendReports(ctx, stream) })
 	return g.Wait()
 }
 
-func (r *Reporter) hearDirectives(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
+func (r *Reporter) receiveDirectives(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
 	for {
 		d, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		r.tell(ctx, Directed{d})
+		r.deliver(ctx, Directed{d})
 	}
 }
 
 // sendReports sends until the stream ends. Why it ended is known to
-// hearDirectives, which ends ctx.
+// receiveDirectives, which ends ctx.
 func (r *Reporter) sendReports(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
 	var sent outgoing
 	for {
@@ -190,7 +190,7 @@ func (r *Reporter) assign(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case a := <-r.assignments:
-			r.tell(ctx, Assigned{a.GetGeneration(), r.assignOnce(ctx, a)})
+			r.deliver(ctx, Assigned{a.GetGeneration(), r.assignOnce(ctx, a)})
 		}
 	}
 }
