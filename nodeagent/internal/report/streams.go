@@ -37,6 +37,9 @@ const (
 	unheard = 5 * time.Second
 )
 
+// errRenew ends a stream whose certificate comes to its end, while all is well.
+var errRenew = errors.New("the certificate ends soon")
+
 // errDeaf ends a stream to the engine that was silent for too long.
 var errDeaf = errors.New("the engine's stream is silent")
 
@@ -86,7 +89,8 @@ func retry(ctx context.Context, once func(context.Context)) {
 // listen delivers to the loop what the engine reports.
 func (r *Reporter) listen(ctx context.Context) error {
 	retry(ctx, func(ctx context.Context) {
-		if err := r.listenOnce(ctx); !errors.Is(err, errDeaf) { // the loop knows silence by itself
+		// The loop knows silence by itself, and a renewal takes no time.
+		if err := r.listenOnce(ctx); !errors.Is(err, errDeaf) && !errors.Is(err, errRenew) {
 			r.deliver(ctx, Lost{err})
 		}
 	})
@@ -103,6 +107,10 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 	defer cancel(nil)
 	patience := time.AfterFunc(deaf, func() { cancel(errDeaf) })
 	defer patience.Stop()
+	if at := r.cfg.Identity.Renewal(); !at.IsZero() {
+		renewal := time.AfterFunc(time.Until(at), func() { cancel(errRenew) })
+		defer renewal.Stop()
+	}
 	stream, err := enginepb.NewEngineClient(conn).Watch(ctx, &enginepb.WatchRequest{Interval: durationpb.New(statusEvery), Cache: true})
 	for err == nil {
 		var s *enginepb.Status
@@ -111,8 +119,8 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 			r.deliver(ctx, Received{s})
 		}
 	}
-	if errors.Is(context.Cause(ctx), errDeaf) {
-		return errDeaf
+	if cause := context.Cause(ctx); errors.Is(cause, errDeaf) || errors.Is(cause, errRenew) {
+		return cause
 	}
 	return err
 }

@@ -59,7 +59,7 @@ func clusters(s Site, d *desired.State) (map[string]proto.Message, error) {
 		}
 		all[tracesCluster] = c
 	}
-	return all, nil
+	return all, s.secure(all)
 }
 
 // engines returns the cluster of a model: the hosts that extproc names, in its
@@ -174,8 +174,11 @@ func segments(keys ...string) []*metadatav3.MetadataKey_PathSegment {
 	return path
 }
 
+// httpOptions is the name under which a cluster has the protocol of its connections.
+const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
 func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
-	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(o)}
+	return map[string]*anypb.Any{httpOptions: pack(o)}
 }
 
 // http2 returns HTTP/2 whose pings find connections that lead nowhere: one is
