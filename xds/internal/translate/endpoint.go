@@ -4,6 +4,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/desired"
@@ -56,6 +57,9 @@ func member(e fleet.Endpoint) *endpointv3.LbEndpoint {
 	h.HealthStatus = corev3.HealthStatus_HEALTHY
 	if e.Membership == fleet.Unhealthy {
 		h.HealthStatus = corev3.HealthStatus_UNHEALTHY
+	}
+	if e.Foreign != nil {
+		h.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": mark()}}
 	}
 	return h
 }
