@@ -30,9 +30,9 @@ func (k *kinds) flags(fs *flag.FlagSet) {
 func (k *kinds) check() error { return errors.Join(k.llamacpp.Check(), k.vllm.Check()) }
 
 // open returns the kinds, whose processes listen at these addresses and are reached
-// through t.
-func (k *kinds) open(shard, head string, t http.RoundTripper, reg prometheus.Registerer, log *slog.Logger) backend.Kinds {
-	k.llamacpp.ShardAddress, k.llamacpp.BackendAddress = shard, head
+// through t; ways leads to the shards of a replica, nil: straight.
+func (k *kinds) open(shard, head string, ways func(*enginepb.Assignment) ([]string, error), t http.RoundTripper, reg prometheus.Registerer, log *slog.Logger) backend.Kinds {
+	k.llamacpp.ShardAddress, k.llamacpp.BackendAddress, k.llamacpp.Ways = shard, head, ways
 	k.vllm.Address = head
 	return backend.Kinds{
 		enginepb.Backend_LLAMACPP: llamacpp.New(k.llamacpp, t),

@@ -30,6 +30,7 @@ import (
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/status"
 	"millrace.dev/millrace/engine/internal/supervise"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 )
@@ -49,6 +50,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{}
 	return program.Program{
 		Name: "engine", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
+		Identity: func() mtls.ID { return mtls.ID{Role: mtls.Engine, Node: o.node} },
 	}.Run(ctx, args, stderr)
 }
 
@@ -56,8 +58,8 @@ func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.node, "node", "", "name of this node")
 	f.Listen(&o.http, "http", "127.0.0.1:0", "`ip:port` of the OpenAI API")
 	f.Listen(&o.grpc, "grpc", "127.0.0.1:0", "`ip:port` of the Engine service")
-	f.Listen(&o.shard, "shard", "", "`ip:port` where this node's shard listens")
-	f.Listen(&o.backend, "backend", "", "`ip:port` where the backend listens")
+	f.Listen(&o.shard, "shard", "", "`ip:port` where other nodes reach this node's shard")
+	f.Cleartext(&o.backend, "backend", "", "`ip:port` where the backend listens")
 	f.StringVar(&o.logs, "logs", ".", "`folder` for the logs of backend and shard")
 	f.StringVar(&o.traces, "traces", "", "where spans go: otlp://host:port")
 	o.kinds.flags(f.FlagSet)
@@ -109,11 +111,16 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	// The parts, from the backend up.
 	transport := backend.Transport()
 	defer transport.CloseIdleConnections()
-	kinds := o.kinds.open(o.shard, o.backend, transport, reg, log)
+	shards, err := o.shards(env)
+	if err != nil {
+		return err
+	}
+	kinds := o.kinds.open(shards.local, o.backend, shards.ways, transport, reg, log)
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
 		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log,
 		Running: func() int { return gate.Load().Running }, Served: meter.Served,
+		Security: func(node string) grpc.DialOption { return env.Identity.DialOption(mtls.IsEngineOf(node)) },
 	})
 	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Kinds: kinds, Snapshot: supervisor.Snapshot})
 	handler := api.New(api.Config{
@@ -137,8 +144,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		follow(serving, supervisor, gate, &room{Kinds: kinds, Meter: meter, cache: cache, log: log})
 		return nil
 	})
-	g.Go(func() error { return obs.Serve(serving, web, handler) })
-	g.Go(func() error { return serveGRPC(ctx, rpc, server) })
+	g.Go(func() error { return env.HTTP(serving, web, mtls.OpenAI, handler) })
+	g.Go(func() error { return serveGRPC(ctx, env, rpc, server) })
+	g.Go(func() error { return shards.run(serving, supervisor) })
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition { return conditions(supervisor) })
 	})
@@ -147,9 +155,8 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 }
 
 // serveGRPC serves until ctx ends. Streams are cut: their other ends come back.
-func serveGRPC(ctx context.Context, ln net.Listener, s *status.Server) error {
-	srv := grpc.NewServer(
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+func serveGRPC(ctx context.Context, env *program.Env, ln net.Listener, s *status.Server) error {
+	srv := env.GRPC(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second},
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
 	enginepb.RegisterEngineServer(srv, s)

@@ -8,12 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -25,6 +23,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 )
@@ -55,6 +54,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{}
 	return program.Program{
 		Name: "extproc", Metrics: "127.0.0.1:7201", Flags: o.add, Validate: o.validate, Check: o.check, Serve: o.serve,
+		Identity: func() mtls.ID { return mtls.ID{Role: mtls.ExtProc} },
 	}.Run(ctx, args, stderr)
 }
 
@@ -64,9 +64,7 @@ func (o *options) add(f *program.Flags) {
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
-	f.StringVar(&o.secure.cert, "tls-cert", "", "`file` with the PEM certificates of the gRPC port, read again when it changes; none: no TLS")
-	f.StringVar(&o.secure.key, "tls-key", "", "`file` with its key")
-	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign clients' certificates; none: anybody may ask")
+	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign a gateway's certificates, where -tls-cert is not of a mesh; none: anybody may ask")
 	f.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
 }
 
@@ -80,7 +78,9 @@ func (o *options) validate() error {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, o.secure.validate())...)
+	errs = append(errs, o.secure.validate(o.flags.TLS()))
+	o.flags.Guarded = o.secure.on()
+	return errors.Join(errs...)
 }
 
 // check reads the file of the fleet, if there is one.
@@ -109,7 +109,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 
 	log, reg := env.Log, env.Metrics
 	picker := pick.New(reg)
-	source, err := o.source(picker, log, reg)
+	source, err := o.source(env, picker)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if err != nil {
 		return err
 	}
-	server := newServer(stream.NewServer(stream.NewCore(picker, reg), tracer), health, options)
+	server := newServer(env, stream.NewServer(stream.NewCore(picker, reg), tracer), health, options)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return source.Run(ctx) })
@@ -142,11 +142,11 @@ type source interface {
 }
 
 // source returns xds or the file.
-func (o *options) source(picker *pick.Picker, log *slog.Logger, reg prometheus.Registerer) (source, error) {
+func (o *options) source(env *program.Env, picker *pick.Picker) (source, error) {
 	if o.fleet == "" {
-		return fleet.New(o.xds, picker, prompt.Load, log, reg), nil
+		return fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics), nil
 	}
-	l, err := fleet.NewLocal(o.fleet, picker, prompt.Load, log, reg)
+	l, err := fleet.NewLocal(o.fleet, picker, prompt.Load, env.Log, env.Metrics)
 	if err != nil {
 		return nil, program.Config(err)
 	}
@@ -154,8 +154,8 @@ func (o *options) source(picker *pick.Picker, log *slog.Logger, reg prometheus.R
 }
 
 // newServer returns the gRPC server.
-func newServer(processor *stream.Server, health *health.Server, options []grpc.ServerOption) *grpc.Server {
-	s := grpc.NewServer(append(append(options, stream.ServerOptions()...),
+func newServer(env *program.Env, processor *stream.Server, health *health.Server, options []grpc.ServerOption) *grpc.Server {
+	s := env.GRPC(keepalive.ServerParameters{}, append(append(options, stream.ServerOptions()...),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(16*window),

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -38,10 +39,15 @@ type secure struct {
 func (s *secure) on() bool { return s.cert != "" || s.self }
 
 // validate returns what is wrong with the flags and the files.
-func (s *secure) validate() error {
+func (s *secure) validate(f mtls.Files) error {
+	if f.CA == "" && f.Key != "" {
+		s.cert, s.key = f.Cert, f.Key
+	}
 	switch {
-	case (s.cert == "") != (s.key == ""):
-		return errors.New("-tls-cert and -tls-key; must be given both, or neither")
+	case f.CA != "" && (s.self || s.clients != ""):
+		return errors.New("-tls-ca with -secure-serving or -tls-client-ca; must be one of them: the mesh's own authorities say who may ask")
+	case f.CA != "":
+		return nil // the program's identity is on the port
 	case s.cert != "" && s.self:
 		return errors.New("-secure-serving with -tls-cert; must be one of them: it signs its own certificate")
 	case s.clients != "" && !s.on():

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/nodeagent/internal/gpu"
 	"millrace.dev/millrace/nodeagent/internal/host"
@@ -38,6 +39,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{}
 	return program.Program{
 		Name: "nodeagent", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Check: o.check, Serve: o.serve,
+		Identity: func() mtls.ID { return mtls.ID{Role: mtls.NodeAgent, Node: o.report.Node} },
 	}.Run(ctx, args, stderr)
 }
 
@@ -64,6 +66,7 @@ func (o *options) load() error {
 
 func (o *options) serve(ctx context.Context, env *program.Env) error {
 	log := env.Log.With("node", o.report.Node)
+	o.report.Identity = env.Identity
 	reporter := report.New(o.report, o.sensors, log, env.Metrics)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return o.sensors.GPU.Run(ctx) })

@@ -20,6 +20,7 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -53,6 +54,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{log: obs.Logger(stderr, "xds")}
 	return program.Program{
 		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
+		Identity: func() mtls.ID { return mtls.ID{Role: mtls.XDS} },
 	}.Run(ctx, args, stderr)
 }
 
@@ -114,7 +116,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g, ctx := errgroup.WithContext(ctx)
 	resources := ads.New(ctx, log, reg)
 	nodes := fleet.NewService(log, reg, func() (int, []obs.Condition) { return resources.Clients(), resources.Conditions() })
-	server := newServer(resources, nodes)
+	server := newServer(env, resources, nodes)
 
 	g.Go(func() error { return o.source.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx, fleet.New(o.settle, time.Now())) })
@@ -152,12 +154,11 @@ const maxMessage = 64 << 20
 
 // newServer returns the gRPC server. Clients may ping as they like: they find
 // out within seconds that we hang, and we that they do.
-func newServer(resources *ads.Server, nodes *fleet.Service) *grpc.Server {
-	s := grpc.NewServer(
+func newServer(env *program.Env, resources *ads.Server, nodes *fleet.Service) *grpc.Server {
+	s := env.GRPC(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second},
 		grpc.WaitForHandlers(true),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 	)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s, resources)
 	fleetpb.RegisterFleetServer(s, nodes)

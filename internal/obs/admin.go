@@ -60,11 +60,15 @@ func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
 
 // Serve serves h on ln until ctx ends, then gives requests in flight two
 // seconds. It returns nil when it ended because of ctx. It speaks HTTP/1.1 and
-// HTTP/2, both without TLS: Envoy finds a program that hangs by HTTP/2's pings.
-func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
+// HTTP/2, both without TLS unless tune sets it up: Envoy finds a program that hangs
+// by HTTP/2's pings.
+func Serve(ctx context.Context, ln net.Listener, h http.Handler, tune ...func(*http.Server)) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
+	for _, t := range tune {
+		t(srv)
+	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)

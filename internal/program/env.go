@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -24,13 +28,21 @@ type Env struct {
 	Log *slog.Logger
 	// Metrics is what the admin page shows; those of Go and of the process are in it.
 	Metrics *prometheus.Registry
+	// Identity is who the program is to the others; nil: it speaks plain text.
+	Identity *mtls.Source
 
 	name  string
+	flags *Flags
 	admin net.Listener
 }
 
-// Listen opens the address of the flag of that name.
+// Listen opens the address of the flag of that name. With an identity its
+// connections are those of others who have one.
 func (e *Env) Listen(name, address string) (net.Listener, error) {
+	return e.listen(name, address, listen)
+}
+
+func (e *Env) listen(name, address string, u use) (net.Listener, error) {
 	ln, err := net.Listen("tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -39,12 +51,47 @@ func (e *Env) Listen(name, address string) (net.Listener, error) {
 	case err != nil:
 		return nil, &obs.Hint{Err: fmt.Errorf("%s: %w", name, err), Next: fmt.Sprintf("set -%s to an ip:port of this machine", name)}
 	}
-	return ln, nil
+	// A name was maybe not that of loopback.
+	if bound := ln.Addr().String(); e.flags.open(u, bound) {
+		_ = ln.Close()
+		return nil, Usage(&obs.Hint{Err: fmt.Errorf("%s: %s is not on loopback, and would be reached in plain text", name, bound), Next: openHint})
+	}
+	if e.Identity == nil || u == admin && !e.guardsAdmin(ln) {
+		return ln, nil
+	}
+	return e.Identity.Listener(ln, "h2", "http/1.1"), nil
+}
+
+// guardsAdmin reports whether the admin page is had by operators only. On loopback,
+// and where plain text is allowed, it is anybody's, like Envoy's.
+func (e *Env) guardsAdmin(ln net.Listener) bool {
+	return e.Identity != nil && !e.flags.insecure && !isLoopback(ln.Addr().String())
+}
+
+// GRPC returns the server for a listener of Listen: with an identity each call is
+// checked.
+func (e *Env) GRPC(params keepalive.ServerParameters, more ...grpc.ServerOption) *grpc.Server {
+	if e.Identity == nil {
+		return grpc.NewServer(append(more, grpc.KeepaliveParams(params))...)
+	}
+	return grpc.NewServer(append(e.Identity.ServerOptions(params), more...)...)
+}
+
+// HTTP serves h, which is what, on a listener of Listen until ctx ends.
+func (e *Env) HTTP(ctx context.Context, ln net.Listener, what string, h http.Handler) error {
+	if e.Identity == nil {
+		return obs.Serve(ctx, ln, h)
+	}
+	return obs.Serve(ctx, ln, h, func(srv *http.Server) { e.Identity.Server(srv, what) })
 }
 
 // Admin serves the admin page until ctx ends. conditions returns what is wrong now.
 func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) error {
-	return obs.Serve(ctx, e.admin, obs.Admin(e.Metrics, conditions))
+	page := obs.Admin(e.Metrics, func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) })
+	if e.guardsAdmin(e.admin) {
+		return e.HTTP(ctx, e.admin, mtls.Admin, page)
+	}
+	return obs.Serve(ctx, e.admin, page)
 }
 
 // AdminAddress is where the admin page is.

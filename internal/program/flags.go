@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -20,17 +21,32 @@ type Flags struct {
 	// Constant.
 	help io.Writer // gets what -h asks for
 
-	metrics        string
-	check, version bool
-	addresses      []address
+	// Guarded is whether the program protects its own ports, other than the admin
+	// page, without an identity of the mesh. Validate may set it.
+	Guarded bool
+
+	metrics                  string
+	check, version, insecure bool
+	tls                      mtls.Files
+	addresses                []address
 }
 
 // address is a flag that holds one.
 type address struct {
-	name   string
-	value  *string
-	listen bool // whether the program listens there; else somebody else does
+	name  string
+	value *string
+	use   use
 }
+
+// use is what an address is for.
+type use int
+
+const (
+	dial      use = iota // of another program, which has TLS when this one has
+	listen               // of a port that has TLS when the program has an identity
+	cleartext            // of a port that never has it
+	admin                // of the admin page
+)
 
 // NewFlags returns the flags of a program or of a command. It prints nothing but the
 // help that is asked for, to help: an error is printed once, by Main.
@@ -44,13 +60,20 @@ func NewFlags(name string, help io.Writer) *Flags {
 // Listen adds the address of a port of the program's own.
 func (f *Flags) Listen(p *string, name, value, usage string) {
 	f.StringVar(p, name, value, usage)
-	f.addresses = append(f.addresses, address{name, p, true})
+	f.addresses = append(f.addresses, address{name, p, listen})
 }
 
 // Dial adds the address of another program. -check does without.
 func (f *Flags) Dial(p *string, name, value, usage string) {
 	f.StringVar(p, name, value, usage)
-	f.addresses = append(f.addresses, address{name, p, false})
+	f.addresses = append(f.addresses, address{name, p, dial})
+}
+
+// Cleartext adds the address of a port of the program's own, or of a process of its, that
+// speaks plain text in any case.
+func (f *Flags) Cleartext(p *string, name, value, usage string) {
+	f.StringVar(p, name, value, usage)
+	f.addresses = append(f.addresses, address{name, p, cleartext})
 }
 
 // Given reports whether the command line has the flag.
@@ -79,22 +102,64 @@ func (f *Flags) Read(args []string) error {
 // validate returns all that is wrong with the values, in one line. more finds what
 // is the program's own.
 func (f *Flags) validate(more func() error) error {
-	var errs []error
-	for _, a := range f.addresses {
-		if !a.listen && f.check && *a.value == "" {
-			continue
-		}
-		if !isAddress(*a.value) {
-			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", a.name, *a.value))
-		}
-	}
+	var own error
 	if more != nil {
-		errs = append(errs, more())
+		own = more()
 	}
-	if texts := lines(errs); len(texts) > 0 {
-		return f.usage(errors.New(strings.Join(texts, "; ")))
+	var errs []error
+	open := false
+	for _, a := range f.addresses {
+		switch {
+		case a.use == dial && f.check && *a.value == "":
+		case !isAddress(*a.value):
+			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", a.name, *a.value))
+		case f.open(a.use, *a.value):
+			open = true
+			errs = append(errs, fmt.Errorf("-%s: %s is not on loopback, and would be reached in plain text", a.name, *a.value))
+		}
+	}
+	texts := lines(append(errs, f.checkTLS(), own))
+	switch {
+	case len(texts) == 0:
+		return nil
+	case open:
+		return Usage(&obs.Hint{Err: errors.New(strings.Join(texts, "; ")), Next: openHint})
+	}
+	return f.usage(errors.New(strings.Join(texts, "; ")))
+}
+
+// openHint is the way out where plain text would leave the machine.
+const openHint = "give the program an identity with -tls-cert, -tls-key and -tls-ca, or, on a network that you trust, -insecure"
+
+// open reports whether an address would be reached in plain text from elsewhere.
+func (f *Flags) open(u use, address string) bool {
+	if f.insecure || isLoopback(address) {
+		return false
+	}
+	return u == cleartext || f.tls.CA == "" && !(u == listen && f.Guarded)
+}
+
+// checkTLS returns which of the flags of TLS lack each other.
+func (f *Flags) checkTLS() error {
+	switch {
+	case (f.tls.Cert == "") != (f.tls.Key == ""):
+		return errors.New("-tls-cert and -tls-key; must be given both, or neither")
+	case f.tls.CA != "" && f.tls.Cert == "":
+		return errors.New("-tls-ca; goes with -tls-cert and -tls-key")
+	case f.tls.CA == "" && f.tls.Cert != "" && !f.Guarded:
+		return errors.New("-tls-cert; goes with -tls-ca, the authorities of the mesh")
 	}
 	return nil
+}
+
+// TLS returns the files of the program's identity; no CA: it has none.
+func (f *Flags) TLS() mtls.Files { return f.tls }
+
+// isLoopback reports whether an address is surely this machine's own.
+func isLoopback(address string) bool {
+	host, _, _ := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 func (f *Flags) usage(err error) error {

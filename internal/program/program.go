@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -30,6 +31,9 @@ type Program struct {
 	Name string
 	// Metrics is the default address of its admin page.
 	Metrics string
+	// Identity returns the role, and the node if it has one, of which its certificate
+	// must be. It is called after Validate.
+	Identity func() mtls.ID
 	// Flags adds its flags to those that every program has.
 	Flags func(*Flags)
 	// Validate returns all that is wrong with the flags' values, each error with the
@@ -69,7 +73,12 @@ func endSignals() []os.Signal {
 // Run obeys the command line: it shows the version, checks, or serves until ctx ends.
 func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error {
 	f := NewFlags(p.Name, stderr)
-	f.Listen(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/")
+	f.StringVar(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/; elsewhere than on loopback an operator's certificate is asked for, if there is TLS")
+	f.addresses = append(f.addresses, address{"metrics", &f.metrics, admin})
+	f.StringVar(&f.tls.Cert, "tls-cert", "", "`file` with the program's certificate, PEM, read again when it changes; none: plain text")
+	f.StringVar(&f.tls.Key, "tls-key", "", "`file` with its key; may be the same")
+	f.StringVar(&f.tls.CA, "tls-ca", "", "`file` with the authorities of the mesh: every link is mutual TLS")
+	f.BoolVar(&f.insecure, "insecure", false, "let plain text leave this machine")
 	f.BoolVar(&f.check, "check", false, "check the flags and what they name, and end")
 	f.BoolVar(&f.version, "version", false, "print the version and end")
 	p.Flags(f)
@@ -81,6 +90,11 @@ func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error
 		return nil
 	}
 	if err := f.validate(p.Validate); err != nil {
+		return err
+	}
+	log := obs.Logger(stderr, p.Name)
+	source, err := p.identity(f.tls, log)
+	if err != nil {
 		return err
 	}
 	if p.Load != nil {
@@ -95,14 +109,33 @@ func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error
 		fmt.Fprintf(stderr, "%s: flags and configuration are in order\n", p.Name)
 		return nil
 	}
-	return p.serve(ctx, f, obs.Logger(stderr, p.Name))
+	return p.serve(ctx, f, log, source)
 }
 
-func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger) error {
-	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), name: p.Name}
+// identity reads the program's certificate; nil if it has none.
+func (p Program) identity(f mtls.Files, log *slog.Logger) (*mtls.Source, error) {
+	if f.CA == "" {
+		return nil, nil
+	}
+	source, err := mtls.Load(f, log)
+	if err == nil {
+		want := p.Identity()
+		want.Domain = source.ID().Domain
+		if source.ID() != want {
+			err = fmt.Errorf("-tls-cert %s: it is of %s; must be of %s", f.Cert, source.ID(), want)
+		}
+	}
+	if err != nil {
+		return nil, Usage(&obs.Hint{Err: err, Next: "give the program a certificate of its own; README.md says what names they have"})
+	}
+	return source, nil
+}
+
+func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *mtls.Source) error {
+	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Identity: source, name: p.Name, flags: f}
 	e.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
-	if e.admin, err = e.Listen("metrics", f.metrics); err != nil {
+	if e.admin, err = e.listen("metrics", f.metrics, admin); err != nil {
 		return err
 	}
 	defer e.admin.Close()

@@ -63,10 +63,18 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 			name: "all wrong values at once, in one line", args: []string{"-metrics", "x", "-listen", "127.0.0.1:99999", "-word", "worse"},
 			want: `^-metrics: "x"; must be ip:port; -listen: "127.0.0.1:99999"; must be ip:port; -peer: ""; must be ip:port; -word: bad; -word: bad again$`, code: ExitUsage,
 		},
-		{name: "bad file", args: []string{"-peer", "xds:7100"}, load: Config(errors.New("file: bad")), want: "file: bad", code: ExitConfig},
+		{
+			name: "cleartext off loopback", args: []string{"-peer", "xds:7100", "-listen", "0.0.0.0:0", "-metrics", "[::]:0"},
+			want: `^-metrics: \[::\]:0 is not on loopback, and would be reached in plain text; -listen: 0.0.0.0:0 .*; -peer: xds:7100 `, code: ExitUsage,
+		},
+		{name: "a certificate without its key", args: []string{"-check", "-tls-cert", "c"}, want: "-tls-cert and -tls-key; must be given both", code: ExitUsage},
+		{name: "authorities without a certificate", args: []string{"-check", "-tls-ca", "c"}, want: "-tls-ca; goes with -tls-cert", code: ExitUsage},
+		{name: "a certificate without authorities", args: []string{"-check", "-tls-cert", "c", "-tls-key", "c"}, want: "-tls-cert; goes with -tls-ca", code: ExitUsage},
+		{name: "no such certificate", args: []string{"-check", "-tls-cert", "/nowhere", "-tls-key", "/nowhere", "-tls-ca", "/nowhere"}, want: "-tls-cert /nowhere", code: ExitUsage},
+		{name: "bad file", args: []string{"-peer", "127.0.0.1:7100"}, load: Config(errors.New("file: bad")), want: "file: bad", code: ExitConfig},
 		{name: "missing part, found by -check too", args: []string{"-check"}, load: Setup(errors.New("no part")), want: "no part", code: ExitSetup},
-		{name: "port in use", args: []string{"-peer", "xds:7100", "-listen", busy.Addr().String()}, want: "listen: .*address already in use", code: ExitInUse},
-		{name: "admin port in use", args: []string{"-peer", "xds:7100", "-metrics", busy.Addr().String()}, want: "metrics: ", code: ExitInUse},
+		{name: "port in use", args: []string{"-peer", "127.0.0.1:7100", "-listen", busy.Addr().String()}, want: "listen: .*address already in use", code: ExitInUse},
+		{name: "admin port in use", args: []string{"-peer", "127.0.0.1:7100", "-metrics", busy.Addr().String()}, want: "metrics: ", code: ExitInUse},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -109,7 +117,7 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		p := try(nil)
-		done <- p.Run(ctx, []string{"-peer", "xds:7100"}, w)
+		done <- p.Run(ctx, []string{"-peer", "127.0.0.1:7100"}, w)
 		w.Close()
 	}()
 	b := make([]byte, 1000)

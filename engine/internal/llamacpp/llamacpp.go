@@ -39,6 +39,9 @@ type Programs struct {
 	LlamaServer, RPCServer string
 	// BackendAddress and ShardAddress are "ip:port".
 	BackendAddress, ShardAddress string
+	// Ways returns for each stage where the head reaches its shard; nil: where the
+	// assignment says.
+	Ways func(*enginepb.Assignment) ([]string, error)
 }
 
 // config is what the glue is given, as JSON.
@@ -75,16 +78,35 @@ func (p Programs) head(a *enginepb.Assignment) (*exec.Cmd, error) {
 	if _, err := os.Stat(a.GetBackend().GetWeights()); err != nil {
 		return nil, fmt.Errorf("weights: %w", err)
 	}
-	if p.LlamaServer == "" {
-		return p.python("server", p.config(a))
+	ways, err := p.ways(a)
+	if err != nil {
+		return nil, err
 	}
-	return native(p.LlamaServer, arguments(p.config(a))...), nil
+	if p.LlamaServer == "" {
+		return p.python("server", p.config(a, ways))
+	}
+	return native(p.LlamaServer, arguments(p.config(a, ways))...), nil
+}
+
+// ways returns the addresses of the shards; none: the head has it all.
+func (p Programs) ways(a *enginepb.Assignment) ([]string, error) {
+	switch {
+	case len(a.GetStages()) == 1:
+		return nil, nil
+	case p.Ways != nil:
+		return p.Ways(a)
+	}
+	var all []string
+	for _, s := range a.GetStages() {
+		all = append(all, s.GetShardAddress())
+	}
+	return all, nil
 }
 
 // spareThreads are the backend's HTTP threads beyond one a slot.
 const spareThreads = 12
 
-func (p Programs) config(a *enginepb.Assignment) config {
+func (p Programs) config(a *enginepb.Assignment, ways []string) config {
 	b := a.GetBackend()
 	c := config{
 		Runtime: p.Runtime, Address: p.BackendAddress, Threads: b.GetThreads(),
@@ -94,10 +116,8 @@ func (p Programs) config(a *enginepb.Assignment) config {
 		// a request can starve behind idle ones for many seconds.
 		HTTPThreads: b.GetSlots() + spareThreads, CacheMiB: cacheMiB, Shards: []stage{},
 	}
-	if len(a.GetStages()) > 1 {
-		for _, s := range a.GetStages() {
-			c.Shards = append(c.Shards, stage{Address: s.GetShardAddress(), Share: s.GetShare()})
-		}
+	for i, address := range ways {
+		c.Shards = append(c.Shards, stage{Address: address, Share: a.GetStages()[i].GetShare()})
 	}
 	return c
 }

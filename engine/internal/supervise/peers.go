@@ -7,7 +7,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -39,9 +38,9 @@ type peer struct {
 
 // watch keeps a Watch stream open until ctx ends, and calls changed after each
 // status that says something new of the peer's state.
-func (p *peer) watch(ctx context.Context, address string, changed func()) {
+func (p *peer) watch(ctx context.Context, address string, security grpc.DialOption, changed func()) {
 	defer close(p.done)
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("passthrough:///"+address, security,
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
 			MinConnectTimeout: time.Second,

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -40,6 +42,15 @@ type Config struct {
 	Running func() int
 	Served  func() time.Time
 	Log     *slog.Logger
+	// Security returns how the engine of another node is connected to; nil: in plain text.
+	Security func(node string) grpc.DialOption
+}
+
+func (c Config) security(node string) grpc.DialOption {
+	if c.Security == nil {
+		return grpc.WithTransportCredentials(insecure.NewCredentials())
+	}
+	return c.Security(node)
 }
 
 // ErrEnds is why Serving.Alive is cancelled when the replica stops being ready.
@@ -351,7 +362,7 @@ func (s *Supervisor) watchPeers(ctx context.Context, a *enginepb.Assignment) {
 		ctx, cancel := context.WithCancel(ctx)
 		p := &peer{stage: uint32(i), replica: a.GetReplica(), stop: cancel, done: make(chan struct{})}
 		s.peers = append(s.peers, p)
-		go p.watch(ctx, stage.GetEngineAddress(), s.Wake)
+		go p.watch(ctx, stage.GetEngineAddress(), s.cfg.security(stage.GetNode()), s.Wake)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -195,7 +196,7 @@ func TestOlderXDS(t *testing.T) {
 	go g.Serve(ln)
 	defer g.Stop()
 	tables := make(chan *pick.Table, 10)
-	c := New(ln.Addr().String(), tablesTo(tables), nil, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
+	c := New(ln.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), tablesTo(tables), nil, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
 	go c.Run(t.Context())
 	for range types {
 		<-fake.heard

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
@@ -41,11 +40,12 @@ const maxResponse = 1 << 30
 // Client reads the fleet from xds.
 type Client struct {
 	// Constant after New.
-	target  string
-	picker  Picker
-	loader  *loader
-	log     *slog.Logger
-	metrics *metrics
+	target   string
+	security grpc.DialOption // of the connection
+	picker   Picker
+	loader   *loader
+	log      *slog.Logger
+	metrics  *metrics
 
 	// Touched by follow alone.
 	state *state
@@ -57,12 +57,12 @@ type Client struct {
 	complete  atomic.Bool // whether a table has been published
 }
 
-// New returns a client of the xds at target ("ip:port"). It gives tables and findings
-// to picker, and reads the tokenizers that models name with load, which may take
+// New returns a client of the xds at target ("ip:port"), to which it connects with
+// security. It gives tables and findings to picker, and reads the tokenizers that models name with load, which may take
 // long. It counts into reg.
-func New(target string, picker Picker, load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) *Client {
+func New(target string, security grpc.DialOption, picker Picker, load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) *Client {
 	return &Client{
-		target: target, picker: picker, log: log, metrics: newMetrics(reg),
+		target: target, security: security, picker: picker, log: log, metrics: newMetrics(reg),
 		state: newState(true), loader: newLoader(load, log),
 	}
 }
@@ -70,7 +70,7 @@ func New(target string, picker Picker, load func(path string) (pick.Counter, err
 // Run follows xds until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
 	conn, err := grpc.NewClient(c.target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		c.security,
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost},
 			MinConnectTimeout: pingWait,

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -214,7 +215,7 @@ func TestClient(t *testing.T) {
 
 	tables := make(chan *pick.Table, 10)
 	loads := make(chan string, 10)
-	c := New(ln.Addr().String(), tablesTo(tables), func(path string) (pick.Counter, error) {
+	c := New(ln.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), tablesTo(tables), func(path string) (pick.Counter, error) {
 		loads <- path
 		return fixed(7), nil
 	}, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())

@@ -88,6 +88,33 @@ func (t *Terms) Finish() float64 { return t.Wait + t.Load + t.Prefill + t.Decode
 // Cost orders candidates.
 func (t *Terms) Cost() float64 { return t.Finish() + t.Fill + t.Delay - t.Shared }
 
+// Show is where a term is shown.
+type Show uint8
+
+const (
+	// Always is in logs, traces and explanations.
+	Always Show = iota
+	// IfAny is the same, but in logs and traces only if there is any of it.
+	IfAny
+	// InDetail is in explanations only.
+	InDetail
+)
+
+// Term is one of the Terms by its name.
+type Term struct {
+	Name string
+	Ms   float64
+	Show Show
+}
+
+// All returns the terms in the order in which they are shown.
+func (t *Terms) All() [7]Term {
+	return [...]Term{
+		{"wait", t.Wait, Always}, {"load", t.Load, IfAny}, {"prefill", t.Prefill, Always}, {"decode", t.Decode, Always},
+		{"fill", t.Fill, IfAny}, {"delay", t.Delay, InDetail}, {"shared", t.Shared, InDetail},
+	}
+}
+
 // Candidate is an endpoint with its cost.
 type Candidate struct {
 	*Endpoint

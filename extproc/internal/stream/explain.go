@@ -2,6 +2,7 @@ package stream
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -38,17 +39,30 @@ type considered struct {
 	Replica string  `json:"replica,omitempty"`
 	Cost    float64 `json:"cost"`
 	Finish  float64 `json:"finish"`
-	Wait    float64 `json:"wait"`
-	Load    float64 `json:"load"`
-	Prefill float64 `json:"prefill"`
-	Decode  float64 `json:"decode"`
-	Fill    float64 `json:"fill"`
-	Delay   float64 `json:"delay"`
-	Shared  float64 `json:"shared"`
 	Cached  int     `json:"cached_tokens"`
 	// Company is how many requests are worked on there at a time, this one included.
 	Company float64 `json:"company"`
 	Out     string  `json:"out,omitempty"`
+
+	terms pick.Terms // written by their names
+}
+
+// MarshalJSON returns the endpoint as a JSON object.
+func (c considered) MarshalJSON() ([]byte, error) {
+	type fields considered
+	b, err := json.Marshal(fields(c))
+	if err != nil {
+		return nil, err
+	}
+	b = b[:len(b)-1]
+	for _, t := range c.terms.All() {
+		ms, err := json.Marshal(tenth(t.Ms))
+		if err != nil {
+			return nil, err
+		}
+		b = append(fmt.Appendf(b, ",%q:", t.Name), ms...)
+	}
+	return append(b, '}'), nil
 }
 
 // explain explains a decision to a client that asked, before the request is reserved.
@@ -69,8 +83,7 @@ func (d *Decision) explain(q *pick.Query) []byte {
 		c := &all[i]
 		e.Candidates = append(e.Candidates, considered{
 			Address: c.Address, Replica: c.Replica, Cost: tenth(c.Cost()), Finish: tenth(c.Finish()),
-			Wait: tenth(c.Wait), Load: tenth(c.Load), Prefill: tenth(c.Prefill), Decode: tenth(c.Decode), Fill: tenth(c.Fill),
-			Delay: tenth(c.Delay), Shared: tenth(c.Shared), Cached: c.Cached, Company: tenth(c.Company), Out: c.Out,
+			Cached: c.Cached, Company: tenth(c.Company), Out: c.Out, terms: c.Terms,
 		})
 	}
 	b, err := json.Marshal(e)

@@ -53,14 +53,13 @@ func (d *Decision) appendText(b []byte) []byte {
 
 // appendTerms appends what the cost is made of, in milliseconds.
 func appendTerms(b []byte, t *pick.Terms) []byte {
-	b = appendMs(append(b, "(wait "...), t.Wait)
-	if t.Load >= 0.5 {
-		b = appendMs(append(b, " load "...), t.Load)
-	}
-	b = appendMs(append(b, " prefill "...), t.Prefill)
-	b = appendMs(append(b, " decode "...), t.Decode)
-	if t.Fill >= 0.5 {
-		b = appendMs(append(b, " fill "...), t.Fill)
+	between := byte('(')
+	for _, term := range t.All() {
+		if term.Show == pick.Always || term.Show == pick.IfAny && term.Ms >= 0.5 {
+			b = append(append(append(b, between), term.Name...), ' ')
+			b = appendMs(b, term.Ms)
+			between = ' '
+		}
 	}
 	return append(b, ')')
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -22,6 +23,8 @@ type Config struct {
 	Engine string
 	// XDS is the address of xds.
 	XDS string
+	// Identity is what the reporter shows of itself; nil: it speaks plain text.
+	Identity *mtls.Source
 	// Interval is the time between heartbeats.
 	Interval time.Duration
 	// Timeout is the silence after which xds is to count the node as hung.

@@ -28,7 +28,7 @@ type network struct {
 	listeners map[string]*bufconn.Listener // nil or absent: connection refused
 }
 
-func (w *network) dial(addr string) (*grpc.ClientConn, error) {
+func (w *network) dial(addr string, _ grpc.DialOption) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			w.mu.Lock()

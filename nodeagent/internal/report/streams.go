@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/proc"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -42,9 +42,9 @@ var errDeaf = errors.New("the engine's stream is silent")
 
 // dialer returns a connection to an address. Every stream has a connection of
 // its own, made anew after an error, so that the back-off is ours alone.
-type dialer func(addr string) (*grpc.ClientConn, error)
+type dialer func(addr string, security grpc.DialOption) (*grpc.ClientConn, error)
 
-func dialTCP(addr string) (*grpc.ClientConn, error) {
+func dialTCP(addr string, security grpc.DialOption) (*grpc.ClientConn, error) {
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var set error
 		err := c.Control(func(fd uintptr) {
@@ -53,11 +53,20 @@ func dialTCP(addr string) (*grpc.ClientConn, error) {
 		return errors.Join(err, set)
 	}}
 	return grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		security,
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout}),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			return d.DialContext(ctx, "tcp", addr)
 		}))
+}
+
+// dialEngine and dialXDS connect to the programs that are to be there, and no other.
+func (r *Reporter) dialEngine() (*grpc.ClientConn, error) {
+	return r.dial(r.cfg.Engine, r.cfg.Identity.DialOption(mtls.IsEngineOf(r.cfg.Node)))
+}
+
+func (r *Reporter) dialXDS() (*grpc.ClientConn, error) {
+	return r.dial(r.cfg.XDS, r.cfg.Identity.DialOption(mtls.Is(mtls.XDS)))
 }
 
 // retry calls once again and again until ctx ends, with a back-off after calls
@@ -85,7 +94,7 @@ func (r *Reporter) listen(ctx context.Context) error {
 }
 
 func (r *Reporter) listenOnce(ctx context.Context) error {
-	conn, err := r.dial(r.cfg.Engine)
+	conn, err := r.dialEngine()
 	if err != nil {
 		return err
 	}
@@ -117,7 +126,7 @@ func (r *Reporter) speak(ctx context.Context) error {
 }
 
 func (r *Reporter) speakOnce(ctx context.Context) error {
-	conn, err := r.dial(r.cfg.XDS)
+	conn, err := r.dialXDS()
 	if err != nil {
 		return err
 	}
@@ -187,7 +196,7 @@ func (r *Reporter) assign(ctx context.Context) error {
 }
 
 func (r *Reporter) assignOnce(ctx context.Context, a *enginepb.Assignment) error {
-	conn, err := r.dial(r.cfg.Engine)
+	conn, err := r.dialEngine()
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,68 @@
+package mtls
+
+import (
+	"context"
+	"crypto/x509"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Connections are made anew at least so often, or in a slice of the life of the
+// program's certificate if that is less: the one at their other end will have changed.
+const (
+	longestIdle = 5 * time.Minute
+	longestAge  = 15 * time.Minute
+)
+
+// atMost returns most, or less where certificates live shortly.
+func (s *Source) atMost(most time.Duration) time.Duration {
+	return max(min(most, slice(s.current().leaf())), time.Second)
+}
+
+// Server sets up an HTTP server whose listener is a Listener, so that what, which is
+// all that it serves, is had only by those who may. A connection whose peer's
+// certificate nears its end is closed, in order, before it does: the next one shows
+// the next certificate, and what runs on the old one is not cut.
+func (s *Source) Server(srv *http.Server, what string) {
+	inner := srv.Handler
+	srv.IdleTimeout = s.atMost(longestIdle)
+	srv.ErrorLog = log.New(io.Discard, "", 0) // a Listener logs what it refuses
+	srv.Protocols.SetHTTP2(true)
+	srv.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, beganKey{}, time.Now())
+	}
+	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		now := time.Now()
+		id, err := Peer(r.TLS, now)
+		if err == nil {
+			err = Allow(id, Call{Server: s.id, Method: what})
+		}
+		if err != nil {
+			s.Refused(r.RemoteAddr, err)
+			w.Header().Set("Connection", "close")
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		if began, ok := r.Context().Value(beganKey{}).(time.Time); ok && renew(began, now, r.TLS.PeerCertificates[0]) {
+			w.Header().Set("Connection", "close")
+		}
+		inner.ServeHTTP(w, r)
+	})
+}
+
+// beganKey is under which a connection's context has when it began.
+type beganKey struct{}
+
+// renew reports whether a connection that began before the end of its peer's
+// certificate came near is near it now. One that began later stays.
+func renew(began, now time.Time, c *x509.Certificate) bool {
+	last := c.NotAfter.Add(-slice(c))
+	return began.Before(last) && now.After(last)
+}
+
+// slice is the part of a certificate's life in which its end is near: certificates
+// are to be replaced before.
+func slice(c *x509.Certificate) time.Duration { return c.NotAfter.Sub(c.NotBefore) / 8 }
