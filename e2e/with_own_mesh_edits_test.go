@@ -16,6 +16,7 @@ import (
 	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/internal/obs"
 	meshstatus "millrace.dev/millrace/internal/status"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // editSeed orders the edits of TestConfigurationIsEditedUnderLoad.
@@ -285,7 +286,7 @@ func (m *edited) refused(t *testing.T, e edit, text string, before uint64) {
 			return err
 		}
 		for _, c := range r.Conditions {
-			if c.Code == "configuration-refused" && strings.HasPrefix(c.Text, want) {
+			if c.Code == wire.ConfigRefused && strings.HasPrefix(c.Text, want) {
 				return nil
 			}
 		}
@@ -315,7 +316,7 @@ func (m *edited) clean(t *testing.T, e edit) {
 		if err != nil {
 			return err
 		}
-		if i := slices.IndexFunc(r.Conditions, func(c obs.Condition) bool { return c.Code == "configuration-refused" }); i >= 0 {
+		if i := slices.IndexFunc(r.Conditions, func(c obs.Condition) bool { return c.Code == wire.ConfigRefused }); i >= 0 {
 			return errors.New(r.Conditions[i].Text)
 		}
 		return nil

@@ -65,7 +65,6 @@ var (
 	namesToConvert = []string{
 		"extproc",
 		"extproc/internal/fleet",
-		"internal/mesh",
 		"internal/status",
 		"nodeagent/internal/report",
 		"xds/internal/fleet",
@@ -75,7 +74,6 @@ var (
 		".",
 		"extproc",
 		"extproc/internal/fleet",
-		"internal/mesh",
 		"internal/obs",
 		"internal/program",
 		"internal/status",

@@ -10,7 +10,7 @@ import (
 )
 
 // children turns what one engine says about its backend and shard processes
-// into rows of the state. A restarted engine counts from 0 again; children goes on.
+// into rows of the state. A restarted engine counts from 0 again; children continues.
 type children struct {
 	node    string
 	engine  int              // restarts of the engine, as last seen

@@ -21,8 +21,8 @@ func (c *console) progress(format string, args ...any) {
 	fmt.Fprintf(c.err, "millrace: "+format+"\n", args...)
 }
 
-// say writes text that somebody waits for.
-func (c *console) say(text string) {
+// line writes text that somebody waits for.
+func (c *console) line(text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, _ = io.WriteString(c.out, text)

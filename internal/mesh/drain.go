@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// drainWait is how long requests in flight may go on after the stop was asked for.
+// drainWait is how long requests in flight may run after the stop was asked for.
 const drainWait = 3 * time.Second
 
 // drain closes Envoy's listener and waits for the requests in flight. Nothing

@@ -75,7 +75,7 @@ func serves(v *fleetpb.FleetView, rs []replica) bool {
 }
 
 // missing says for each replica that is not ready what it is doing; nothing when
-// all are. A nil view means that xds has not been heard yet.
+// all are. A nil view means that xds has published nothing yet.
 func missing(v *fleetpb.FleetView, rs []replica) []string {
 	if v == nil {
 		return []string{"xds to answer"}

@@ -19,7 +19,7 @@ const (
 	// and the draining together stay below the ten seconds that people wait.
 	stopGrace = 2 * time.Second
 	// acceptWait is how long the next phase waits for the control plane's port.
-	// It only spares Envoy a retry, so that it is no error to go on without.
+	// It only spares Envoy a retry, so that it is no error to be without it.
 	acceptWait = 3 * time.Second
 )
 

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 
 func play(part string, args []string) {
 	switch part {
-	case "server": // runs until it is told to end
+	case "server": // runs until it gets a signal
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
 		<-ctx.Done()
@@ -121,7 +121,7 @@ func (l *lines) String() string {
 	return l.b.String()
 }
 
-// until polls: the kernel tells nobody when somebody else's file or process changes.
+// until polls: the kernel reports no change of another's file or process.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
@@ -258,9 +258,9 @@ func TestTheDeathOfTheParentIsNoticed(t *testing.T) {
 	until(t, "the orphan has ended", func() bool { return !proc.Alive(orphan) })
 }
 
-func TestTroubleIsToldOnceForAllOfAKind(t *testing.T) {
+func TestTroubleIsPrintedOnceForAllOfAKind(t *testing.T) {
 	r := run(t, server("xds"), broken("engine@node-a"), broken("engine@node-b"))
-	until(t, "the trouble is told", func() bool { return strings.Contains(r.out.String(), "no engine stays up (2 of 2)") })
+	until(t, "the trouble is printed", func() bool { return strings.Contains(r.out.String(), "no engine stays up (2 of 2)") })
 	r.stop()
 	text := r.out.String()
 	for _, want := range []string{"exit status 3: no such model", filepath.Join(r.dir, "engine@node-"), "still trying"} {

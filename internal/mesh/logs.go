@@ -11,7 +11,7 @@ const (
 	// maxLog bounds a log file, in bytes; the part before is kept once, in
 	// NAME.log.old, so that a log takes twice as much at most.
 	maxLog = 64 << 20
-	// trimEvery is how often the sizes are looked at.
+	// trimEvery is how often the sizes are checked.
 	trimEvery = 10 * time.Second
 )
 

@@ -12,7 +12,7 @@ import (
 var errOrphaned = errors.New("the process that started this one has ended")
 
 // watchParent calls orphaned when this process's parent ends: under make or a
-// script nobody else would tell. A process that was started to outlive its
+// script nothing else would end it. A process that was started to outlive its
 // parent (by nohup, as a service) is left alone.
 func watchParent(ctx context.Context, orphaned func()) {
 	parent := os.Getppid()

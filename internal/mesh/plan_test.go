@@ -207,7 +207,7 @@ func TestAVLLMMustBeGiven(t *testing.T) {
 	}
 }
 
-func TestBadFlagsAreToldAllAtOnce(t *testing.T) {
+func TestBadFlagsAreListedAllAtOnce(t *testing.T) {
 	err := Check(Options{Listen: "here", Nodes: 0, Traces: "http://x", Capacity: map[string]float64{"node-q": 1}})
 	if program.ExitCode(err) != program.ExitUsage {
 		t.Fatalf("Check() = %v, want a usage error", err)

@@ -24,14 +24,14 @@ const (
 	// probesPerReplica is how many requests at a time go through Envoy for each
 	// replica, so that the picker has a reason to use them all.
 	probesPerReplica = 2
-	// tellAgain is how often the same wait is shown.
-	tellAgain = 10 * time.Second
+	// printAgain is how often the same wait is shown.
+	printAgain = 10 * time.Second
 )
 
 // awaitReady returns nil once every replica is ready at xds, has generated a
 // token, and Envoy has passed an answer on.
 func (m *mesh) awaitReady(ctx context.Context) error {
-	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), told: map[string]time.Time{}}
+	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), printed: map[string]time.Time{}}
 	for {
 		view := m.view.Load()
 		texts := missing(view, m.replicas(view))
@@ -42,7 +42,7 @@ func (m *mesh) awaitReady(ctx context.Context) error {
 			}
 			texts = []string{err.Error()}
 		}
-		w.tell(append(texts, conditions(view)...))
+		w.print(append(texts, conditions(view)...))
 		if !sleep(ctx, 200*time.Millisecond) {
 			return ctx.Err()
 		}
@@ -61,25 +61,25 @@ func conditions(v *fleetpb.FleetView) []string {
 	return texts
 }
 
-// waiting tells what is waited for: on change and now and then, but not again
+// waiting prints what is waited for: on change and now and then, but not again
 // and again what comes and goes.
 type waiting struct {
-	show  *console
-	logs  string // folder, named when the wait gets long
-	began time.Time
-	last  time.Time            // when anything was told
-	told  map[string]time.Time // by text; dropped when it may be told again
+	show    *console
+	logs    string // folder, named when the wait gets long
+	began   time.Time
+	last    time.Time            // when anything was printed
+	printed map[string]time.Time // by text; dropped when it may be printed again
 }
 
-func (w *waiting) tell(texts []string) {
+func (w *waiting) print(texts []string) {
 	now, text := time.Now(), strings.Join(texts, "; ")
-	maps.DeleteFunc(w.told, func(_ string, at time.Time) bool { return now.Sub(at) > tellAgain })
-	if _, known := w.told[text]; known || now.Sub(w.last) < time.Second {
+	maps.DeleteFunc(w.printed, func(_ string, at time.Time) bool { return now.Sub(at) > printAgain })
+	if _, known := w.printed[text]; known || now.Sub(w.last) < time.Second {
 		return
 	}
-	w.last, w.told[text] = now, now
+	w.last, w.printed[text] = now, now
 	waited := now.Sub(w.began)
-	if waited > tellAgain {
+	if waited > printAgain {
 		text += "; logs: " + w.logs
 	}
 	w.show.progress("%s: waiting for %s", short(waited), text)

@@ -76,12 +76,12 @@ func TestProbeTakesNoAnswerWithoutAToken(t *testing.T) {
 }
 
 func TestDrainWaitsForRequestsInFlight(t *testing.T) {
-	var looks atomic.Int32
+	var polls atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Method == http.MethodPost && r.URL.Path == "/drain_listeners":
 		case r.URL.Path == "/stats":
-			fmt.Fprintf(w, "http.admin.downstream_rq_active: 1\nhttp.gateway.downstream_rq_active: %d\n", max(0, 3-looks.Add(1)))
+			fmt.Fprintf(w, "http.admin.downstream_rq_active: 1\nhttp.gateway.downstream_rq_active: %d\n", max(0, 3-polls.Add(1)))
 		default:
 			t.Errorf("asked %s %s", r.Method, r.URL)
 		}
@@ -89,19 +89,19 @@ func TestDrainWaitsForRequestsInFlight(t *testing.T) {
 	defer srv.Close()
 	m := &mesh{plan: Plan{Admin: srv.Listener.Addr().String()}}
 	m.drain()
-	if looks.Load() != 3 {
-		t.Errorf("looked %d times, want until nothing was in flight", looks.Load())
+	if polls.Load() != 3 {
+		t.Errorf("looked %d times, want until nothing was in flight", polls.Load())
 	}
 	srv.Close()
 	m.drain() // nobody to ask: returns
 }
 
-func TestWaitingIsToldOnChange(t *testing.T) {
+func TestWaitingIsPrintedOnChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
-		w := waiting{show: &console{err: &b}, logs: "/m/logs", began: time.Now(), told: map[string]time.Time{}}
+		w := waiting{show: &console{err: &b}, logs: "/m/logs", began: time.Now(), printed: map[string]time.Time{}}
 		for i := range 60 { // 12 s of a part that comes and goes
-			w.tell([]string{[]string{"a", "b"}[i/5%2]})
+			w.print([]string{[]string{"a", "b"}[i/5%2]})
 			time.Sleep(200 * time.Millisecond)
 		}
 		want := "0s: waiting for a\n1s: waiting for b\n10.2s: waiting for a; logs: /m/logs\n11.2s: waiting for b; logs: /m/logs\n"
@@ -111,7 +111,7 @@ func TestWaitingIsToldOnChange(t *testing.T) {
 	})
 }
 
-func TestConditionsLeaveOutWhatMissingSays(t *testing.T) {
+func TestConditionsOmitWhatMissingHas(t *testing.T) {
 	v := &fleetpb.FleetView{Conditions: []*fleetpb.Condition{{Code: "model-down", Text: "a"}, {Code: "not-placed", Text: "b"}}}
 	if got := conditions(v); len(got) != 1 || got[0] != "b" {
 		t.Errorf("conditions() = %q, want b alone", got)

@@ -69,15 +69,15 @@ func (m *mesh) engine(c *children, st *enginepb.Status) {
 	_ = m.store.Update(func(s *state.State) { c.apply(s, st) })
 }
 
-// sweep keeps state.json in step with what nobody tells us of, and the logs
-// within their bounds. It tells once when the file can't be written.
+// sweep keeps state.json in step with what nothing reports, and the logs
+// within their bounds. It prints once when the file can't be written.
 func (m *mesh) sweep(ctx context.Context) error {
-	told, trim := "", time.Now()
+	last, trim := "", time.Now()
 	for sleep(ctx, sweepEvery) {
 		err := m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
-		if text := fmt.Sprint(err); err != nil && text != told {
+		if text := fmt.Sprint(err); err != nil && text != last {
 			m.show.progress("state.json is out of date: %v", err)
-			told = text
+			last = text
 		}
 		if time.Since(trim) > trimEvery {
 			trimLogs(m.plan.Logs)
@@ -103,7 +103,7 @@ func (m *mesh) announce(ctx context.Context) error {
 	m.proven.Store(true)
 	_ = m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
 	m.show.progress("every replica has answered, %s after the start", short(time.Since(began)))
-	m.show.say(readyText(reachable(m.plan.Listen), m.first[0].model, m.plan.Logs))
+	m.show.line(readyText(reachable(m.plan.Listen), m.first[0].model, m.plan.Logs))
 	return nil
 }
 

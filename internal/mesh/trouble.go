@@ -15,24 +15,24 @@ const (
 	deathsUntilTrouble = 3
 	// shortRun is a run that did not get anywhere.
 	shortRun = 5 * time.Second
-	// complainEvery bounds how often the same trouble is told.
+	// complainEvery bounds how often the same trouble is printed.
 	complainEvery = 30 * time.Second
 )
 
-// trouble knows which processes don't stay up, and tells it in one line for all
+// trouble knows which processes don't stay up, and puts it in one line for all
 // of a kind.
 type trouble struct {
 	size map[string]int // processes by role; constant
 
 	// mu guards the fields below.
-	mu     sync.Mutex
-	deaths map[string]int       // short runs in a row, by process
-	told   map[string]time.Time // last complaint, by role
-	text   map[string]string    // what it said, by role
+	mu      sync.Mutex
+	deaths  map[string]int       // short runs in a row, by process
+	printed map[string]time.Time // last complaint, by role
+	text    map[string]string    // what it said, by role
 }
 
 func newTrouble(specs []Spec) *trouble {
-	t := &trouble{size: map[string]int{}, deaths: map[string]int{}, told: map[string]time.Time{}, text: map[string]string{}}
+	t := &trouble{size: map[string]int{}, deaths: map[string]int{}, printed: map[string]time.Time{}, text: map[string]string{}}
 	for _, s := range specs {
 		t.size[s.Role]++
 	}
@@ -46,7 +46,7 @@ func (t *trouble) quiet(name string) bool {
 	return t.deaths[name] >= deathsUntilTrouble
 }
 
-// died counts a death and returns the line to tell, if any.
+// died counts a death and returns the line to print, if any.
 func (t *trouble) died(spec Spec, err error, ran time.Duration) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -59,10 +59,10 @@ func (t *trouble) died(spec Spec, err error, ran time.Duration) string {
 		return ""
 	}
 	text := fmt.Sprintf("%s: %v: %s", t.whoLocked(spec), err, lastLine(spec.Log))
-	if text == t.text[spec.Role] && time.Since(t.told[spec.Role]) < complainEvery {
+	if text == t.text[spec.Role] && time.Since(t.printed[spec.Role]) < complainEvery {
 		return ""
 	}
-	t.told[spec.Role], t.text[spec.Role] = time.Now(), text
+	t.printed[spec.Role], t.text[spec.Role] = time.Now(), text
 	return text + "; still trying; log: " + spec.Log
 }
 

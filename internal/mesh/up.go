@@ -92,7 +92,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	return spans.during(ctx, m.run)
 }
 
-// Check tells whether Up would take the options and the configuration. It
+// Check says whether Up would take the options and the configuration. It
 // starts, fetches and writes nothing.
 func Check(o Options) error {
 	o, err := o.complete()

@@ -57,7 +57,7 @@ func watchFleet(ctx context.Context, addr string, use func(*fleetpb.FleetView)) 
 
 type receiver[T any] interface{ Recv() (*T, error) }
 
-// follow opens a stream again and again. What breaks it is not told: the
+// follow opens a stream again and again. What breaks it is not printed: the
 // supervisor knows better whether the process at the other end runs.
 func follow[T any](ctx context.Context, open func(context.Context) (receiver[T], error), use func(*T)) {
 	for ctx.Err() == nil {

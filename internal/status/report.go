@@ -15,6 +15,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/state"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -235,7 +236,7 @@ func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
 		return
 	}
 	for _, f := range s.Faults {
-		r.add("configuration-refused", f.Text, "correct the file; what was in force before stays meanwhile")
+		r.add(wire.ConfigRefused, f.Text, "correct the file; what was in force before stays meanwhile")
 	}
 	if r.Source != fromXDS {
 		r.add("xds-silent", "xds does not answer: the table comes from the engines themselves; Envoy goes on with the last weights that it got",

@@ -143,6 +143,7 @@ const (
 const (
 	ReplicaNotReady = "replica-not-ready"
 	ModelDown       = "model-down"
+	ConfigRefused   = "configuration-refused"
 )
 
 // TypePrefix is what every type URL begins with.

@@ -78,7 +78,7 @@ func New(settle time.Duration, now time.Time) *Fleet {
 // again if it has not been followed for a second.
 func (f *Fleet) Decide(now time.Time) *Snapshot {
 	f.forget(now)
-	s := &Snapshot{At: now, Desired: f.desired.State}
+	s := &Snapshot{At: now, Desired: f.desired.State, Faults: f.desired.Faults}
 	if f.desired.State == nil {
 		f.show(now, s)
 		return s

@@ -10,6 +10,7 @@ import (
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -105,7 +106,7 @@ func objects(p desired.Published, refusals map[Key]string, endpoints []Endpoint,
 func acceptance(o Object, faults map[Key]config.Fault, refusals map[Key]string) ObjectCondition {
 	c := ObjectCondition{Type: accepted, Status: true, Reason: "InForce", Observed: o.Generation}
 	if f, ok := faults[o.Key]; ok {
-		c.Status, c.Reason, c.Message, c.Field, c.Observed = false, "Refused", f.Error(), f.Path, o.Generation+1
+		c.Status, c.Reason, c.Message, c.Field, c.Observed = false, refusedReason, f.Error(), f.Path, o.Generation+1
 	} else if why := refusals[o.Key]; why != "" {
 		c.Status, c.Reason, c.Message = false, "PushRefused", why
 	}
@@ -126,10 +127,10 @@ func judgeModel(o *Object, serving map[string]Endpoint, waits map[string]string)
 			down = append(down, name)
 		}
 		switch why := waits[name]; {
+		case p.Reason == refusedReason: // that stays what is shown
 		case strings.HasPrefix(why, refusedBy):
-			p.Status, p.Reason, p.Message = false, "Refused", name+": "+why
+			p.Status, p.Reason, p.Message = false, refusedReason, name+": "+why
 			p.Field, _, _ = strings.Cut(strings.TrimPrefix(why, refusedBy), ": ")
-			return r, p
 		case why != "":
 			p.Status, p.Reason, p.Message = true, "RollingOut", name+": "+why
 		case !placed:
@@ -145,23 +146,39 @@ func judgeModel(o *Object, serving map[string]Endpoint, waits map[string]string)
 	return r, p
 }
 
+// refusedReason is that of an object that has a fault, or that an engine refuses.
+const refusedReason = "Refused"
+
 // refusedBy begins what is waited for where an engine refuses.
 const refusedBy = "its engine refuses it: "
 
-// ObjectConditions returns what is not accepted or not ready, for /readyz: xds itself is
-// as ready as ever.
+// ObjectConditions returns what of the source is not in force, and which objects are not
+// ready: xds itself is as ready as ever.
 func (s *Snapshot) ObjectConditions() []obs.Condition {
-	var all []obs.Condition
+	all := s.refused()
 	for _, o := range s.Objects {
 		for _, c := range o.Conditions {
-			if c.Type != progressing && !c.Status {
-				all = append(all, obs.Condition{
-					Code: "object-not-" + strings.ToLower(c.Type), Mild: true,
-					Text: fmt.Sprintf("%s %s: %s: %s", o.Kind, o.Name, c.Reason, c.Message),
-					Next: "see millrace status; correct the configuration, or start what it needs",
-				})
+			if c.Type == progressing || c.Status || c.Reason == refusedReason {
+				continue
 			}
+			all = append(all, obs.Condition{
+				Code: "object-not-" + strings.ToLower(c.Type), Mild: true,
+				Text: fmt.Sprintf("%s %s: %s: %s", o.Kind, o.Name, c.Reason, c.Message),
+				Next: "see millrace status; correct the configuration, or start what it needs",
+			})
 		}
+	}
+	return all
+}
+
+// refused returns a condition for each fault of the source.
+func (s *Snapshot) refused() []obs.Condition {
+	var all []obs.Condition
+	for _, f := range s.Faults {
+		all = append(all, obs.Condition{
+			Code: wire.ConfigRefused, Mild: true, Text: f.Error(),
+			Next: "correct it; what was in force before stays meanwhile",
+		})
 	}
 	return all
 }

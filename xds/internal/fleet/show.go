@@ -121,7 +121,7 @@ func (s *Snapshot) View(clients int, more []obs.Condition) *fleetpb.FleetView {
 			Report:     n.Report,
 		})
 	}
-	for _, c := range slices.Concat(more, s.Conditions) {
+	for _, c := range slices.Concat(more, s.refused(), s.Conditions) {
 		v.Conditions = append(v.Conditions, &fleetpb.Condition{Code: c.Code, Text: c.Text, Next: c.Next})
 	}
 	return v

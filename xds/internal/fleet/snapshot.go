@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -33,6 +34,8 @@ type Snapshot struct {
 	At time.Time
 	// Desired is what it was made for; nil: nothing is known of that.
 	Desired *desired.State
+	// Faults is what keeps what the source has from being Desired.
+	Faults []config.Fault
 	// Objects has what became of the objects of Desired.
 	Objects []Object
 	// Settled is whether the snapshot may be pushed: whatever ran when xds
