@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -84,7 +85,7 @@ func newFlags(command string, std files) *program.Flags {
 // defaultDir is the folder of a mesh when none is named.
 const defaultDir = ".millrace"
 
-// setupFlags adds the flags of everything that looks at what a mesh needs.
+// setupFlags adds the flags of everything that checks what a mesh needs.
 func setupFlags(fs *program.Flags, o *mesh.Options) {
 	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetches (default $MILLRACE_CACHE, else .cache of the checkout)")
 	fs.StringVar(&o.Envoy, "envoy", "", "`path` of an envoy of your own, instead of the fetched one")
@@ -107,6 +108,8 @@ func up(ctx context.Context, args []string, std files) error {
 		return err
 	})
 	fs.StringVar(&o.VLLM, "vllm", "", "`path` of a vLLM of your own, a command or a Python environment, for backends of kind vllm")
+	fs.BoolVar(&o.TLS, "tls", false, "have every link between the programs be mutual TLS, by certificates of the mesh's own")
+	fs.DurationVar(&o.TLSLife, "tls-life", time.Hour, "how long these certificates live; they are replaced in time")
 	setupFlags(fs, &o)
 	only := fs.Bool("check", false, "check flags and configuration, and stop there")
 	if err := fs.Read(args); err != nil {

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -45,6 +46,8 @@ type Options struct {
 	Admin string
 	// XDS is "host:port" of xds.
 	XDS string
+	// TLS is whom Envoy must find there, by mutual TLS; nil: anybody, in cleartext.
+	TLS *mtls.EnvoyServer
 }
 
 // Bootstrap returns Envoy's configuration as JSON.
@@ -53,7 +56,7 @@ func Bootstrap(o Options) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("envoy: admin: %w", err)
 	}
-	xds, err := xdsServer(o.XDS)
+	xds, err := xdsServer(o)
 	if err != nil {
 		return nil, fmt.Errorf("envoy: xds: %w", err)
 	}
@@ -98,10 +101,16 @@ func dynamic() *bootstrapv3.Bootstrap_DynamicResources {
 
 // xdsServer returns the cluster that leads to xds. Its keepalive finds out when
 // xds hangs.
-func xdsServer(addr string) (*clusterv3.Cluster, error) {
-	a, err := address(addr)
+func xdsServer(o Options) (*clusterv3.Cluster, error) {
+	a, err := address(o.XDS)
 	if err != nil {
 		return nil, err
+	}
+	var socket *corev3.TransportSocket
+	if o.TLS != nil {
+		if socket, err = o.TLS.Socket(); err != nil {
+			return nil, err
+		}
 	}
 	options, err := anypb.New(&httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
@@ -128,6 +137,7 @@ func xdsServer(addr string) (*clusterv3.Cluster, error) {
 		Name:                 xdsCluster,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: typ},
 		ConnectTimeout:       durationpb.New(time.Second),
+		TransportSocket:      socket,
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{
 			ClusterName: xdsCluster,
 			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{

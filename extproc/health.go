@@ -7,7 +7,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// Services of the endpoint-picker protocol whose health is told, besides that of the
+// Services of the endpoint-picker protocol whose health is served, besides that of the
 // whole server, which has no name.
 const (
 	liveness  = "liveness"
@@ -26,7 +26,7 @@ func newHealth() *health.Server {
 	return h
 }
 
-// follow tells when the fleet is known, and when ctx has ended: nothing new must come
+// follow reports when the fleet is known, and when ctx has ended: nothing new must come
 // then.
 func follow(ctx context.Context, h *health.Server, known <-chan struct{}) {
 	select {

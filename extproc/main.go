@@ -36,8 +36,8 @@ const maxMessage = 256 << 20
 // come without waiting for us.
 const window = 1 << 20
 
-// grace is how long streams in flight may go on when extproc is told to end.
-// What is cut then goes on in Envoy without us.
+// grace is how long streams in flight may continue when extproc is to end.
+// What is cut then continues in Envoy without us.
 const grace = 2 * time.Second
 
 func main() { os.Exit(program.Main("extproc", run)) }
@@ -167,7 +167,7 @@ func newServer(env *program.Env, processor *stream.Server, health *health.Server
 	return s
 }
 
-// end lets streams in flight go on for a while, and then cuts them.
+// end lets streams in flight continue for a while, and then cuts them.
 func end(s *grpc.Server) {
 	cut := time.AfterFunc(grace, s.Stop)
 	defer cut.Stop()

@@ -490,9 +490,9 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told, real := map[string]bool{}, map[string]bool{}
+	reported, real := map[string]bool{}, map[string]bool{}
 	for _, n := range names.FindAllString(string(readme), -1) {
-		told[n] = true
+		reported[n] = true
 	}
 	for _, flags := range [][]string{nil, {"-fleet", "testdata/fleet.yaml"}} {
 		p := start(t, flags...)
@@ -507,11 +507,11 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 		}
 	}
 	for n := range real {
-		if !told[n] {
+		if !reported[n] {
 			t.Errorf("README.md says nothing of %s", n)
 		}
 	}
-	for n := range told {
+	for n := range reported {
 		if !real[n] {
 			t.Errorf("README.md tells of %s, which isn't there", n)
 		}

@@ -12,10 +12,10 @@ import (
 // secret is a word that stands in every prompt and nowhere else.
 const secret = "xylophonist"
 
-// TestPromptsAreToldToNobody sends a word in the prompts of all APIs, in bodies that are
+// TestPromptsReachNobody sends a word in the prompts of all APIs, in bodies that are
 // broken, and in headers: neither logs nor metrics may have it, nor what goes to Envoy's
 // access log.
-func TestPromptsAreToldToNobody(t *testing.T) {
+func TestPromptsReachNobody(t *testing.T) {
 	p := start(t)
 	p.feed(t)
 	conn := p.dial(t)

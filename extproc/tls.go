@@ -35,7 +35,7 @@ type secure struct {
 	self    bool
 }
 
-// on tells whether there is TLS at all.
+// on is whether there is TLS at all.
 func (s *secure) on() bool { return s.cert != "" || s.self }
 
 // validate returns what is wrong with the flags and the files.
@@ -62,7 +62,7 @@ func (s *secure) read() error {
 	return err
 }
 
-// conditions tells of files that have become bad: the certificate before is in force.
+// conditions lists files that have become bad: the certificate before is in force.
 func (s *secure) conditions() []obs.Condition {
 	if err := s.read(); err != nil {
 		return []obs.Condition{{Code: "certificate", Text: err.Error(), Next: "mend the files; until then the certificate from before is served"}}

@@ -1,10 +1,11 @@
 // Command xds is the control plane: nodes report to it, it decides who serves
-// what and with what weight, and tells Envoy and extproc by delta ADS and the
+// what and with what weight, and publishes it to Envoy and extproc by delta ADS and the
 // nodes by directives. All it knows it learns again after a restart.
 package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -33,7 +34,9 @@ func main() { os.Exit(program.Main("xds", run)) }
 
 // options is what the flags say.
 type options struct {
+	flags                           *program.Flags
 	listen, config, extproc, traces string
+	secrets                         string
 	settle                          time.Duration
 	site                            translate.Site
 	source                          source
@@ -53,18 +56,20 @@ type source interface {
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{log: obs.Logger(stderr, "xds")}
 	return program.Program{
-		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
+		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.add, Validate: o.validate, Load: o.load, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.XDS} },
 	}.Run(ctx, args, stderr)
 }
 
-func (o *options) flags(f *program.Flags) {
+func (o *options) add(f *program.Flags) {
+	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
 	f.StringVar(&o.config, "config", "", "`file` with Model and Policy objects; none: the defaults")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
 	f.StringVar(&o.extproc, "extproc", "", "`ip:port,…` of every extproc; none: Envoy routes by weight alone")
 	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
+	f.StringVar(&o.secrets, "envoy-tls", "", "`folder`, on Envoy's machine, with certificate.json and authorities.json, by which Envoy reaches extproc and engines")
 	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed")
 }
 
@@ -75,12 +80,18 @@ func (o *options) validate() (err error) {
 	if o.traces != "" {
 		o.site.Traces, err = obs.ParseTarget(o.traces)
 	}
+	if (o.secrets == "") != (o.flags.TLS().CA == "") {
+		err = errors.Join(err, errors.New("-envoy-tls; goes with -tls-ca: both or neither, as Envoy has TLS where the others have it"))
+	}
 	return err
 }
 
 // load reads what the flags name. Flags that Envoy can't take are found with the
 // defaults, before the file is read.
 func (o *options) load() error {
+	if o.secrets != "" {
+		o.site.TLS = &translate.TLS{Domain: o.flags.ID().Domain, Folder: o.secrets}
+	}
 	base, err := desired.Open("", nil, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err

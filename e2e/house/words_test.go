@@ -63,24 +63,10 @@ var phrases = []struct {
 // yours out when it is converted; both lists are to be empty.
 var (
 	namesToConvert = []string{
-		"extproc",
 		"extproc/internal/fleet",
-		"internal/status",
-		"nodeagent/internal/report",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 	textsToConvert = []string{
-		".",
-		"extproc",
 		"extproc/internal/fleet",
-		"internal/obs",
-		"internal/program",
-		"internal/status",
-		"nodeagent/internal/report",
-		"xds",
-		"xds/internal/fleet",
-		"xds/internal/translate",
 	}
 )
 

@@ -8,18 +8,23 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
+	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// DialXDS connects to the mesh's xds.
+// DialXDS connects to the mesh's xds, with the operator's certificate if it has TLS.
 func (m *Mesh) DialXDS() (*grpc.ClientConn, error) {
 	s, err := m.ReadState()
 	if err != nil {
 		return nil, err
 	}
-	return grpc.NewClient(s.Find("xds").Addrs["grpc"], grpc.WithTransportCredentials(insecure.NewCredentials()))
+	me, err := state.State{TLS: s.TLS}.Operator()
+	if err != nil {
+		return nil, err
+	}
+	return grpc.NewClient(s.Find("xds").Addrs["grpc"], me.DialOption(mtls.Is(mtls.XDS)))
 }
 
 // Watch hands each view of the fleet to fn until ctx, the stream or fn ends it.

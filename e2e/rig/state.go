@@ -16,6 +16,7 @@ import (
 // once more, so that a change of the promise shows.
 type State struct {
 	Listen    string        `json:"listen"`
+	TLS       string        `json:"tls"`
 	Ready     bool          `json:"ready"`
 	Processes []MeshProcess `json:"processes"`
 }

@@ -235,8 +235,9 @@ type Limits struct {
 	// MaxBodyBytes is the largest request body, 1Ki to 1Gi; a larger one is
 	// answered with 413. Default 16Mi.
 	MaxBodyBytes Bytes `json:"maxBodyBytes"`
-	// RequestTimeout is how long a request may take in all, retries included,
-	// 1s to 24h. Default 10m.
+	// RequestTimeout is how long a request may take once it has come in whole, retries
+	// included, 1s to 24h; its body may come in for ten minutes. A backend that is to be
+	// changed waits as long for running requests. Default 10m.
 	RequestTimeout Duration `json:"requestTimeout"`
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"millrace.dev/millrace/envoy"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/mtls"
 )
 
 // writeFiles writes what the programs of a plan read.
@@ -24,7 +25,11 @@ func writeFiles(p Plan, file config.File) error {
 	if err := os.WriteFile(p.Config, text, 0o644); err != nil {
 		return err
 	}
-	if text, err = envoy.Bootstrap(envoy.Options{XDS: p.XDS, Admin: p.Admin}); err != nil {
+	o := envoy.Options{XDS: p.XDS, Admin: p.Admin}
+	if p.TLS != "" {
+		o.TLS = &mtls.EnvoyServer{Folder: p.TLS, Server: mtls.ID{Domain: trustDomain, Role: mtls.XDS}, Protocol: "h2"}
+	}
+	if text, err = envoy.Bootstrap(o); err != nil {
 		return err
 	}
 	if err := os.WriteFile(p.Bootstrap, text, 0o644); err != nil {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -21,6 +22,13 @@ import (
 const (
 	maxNodes    = 64
 	maxExtProcs = 16
+)
+
+// How long the certificates of a mesh may live: short enough that a stolen one is soon
+// worth nothing, long enough to be replaced on a busy machine.
+const (
+	minTLSLife = 10 * time.Second
+	maxTLSLife = 30 * 24 * time.Hour
 )
 
 // Options is what the user says of a mesh.
@@ -44,6 +52,10 @@ type Options struct {
 	VLLM string
 	// Capacity is the operator's figure for a node in tokens per second, by node.
 	Capacity map[string]float64
+	// TLS is whether every link between the programs is mutual TLS, by certificates of
+	// the mesh's own that live as long as TLSLife and are replaced in time.
+	TLS     bool
+	TLSLife time.Duration
 	// Programs is the folder with xds, extproc, nodeagent and engine.
 	Programs string
 	// Out gets what a script waits for: the line "ready http://ip:port".
@@ -63,6 +75,9 @@ func (o Options) complete() (Options, error) {
 	}
 	if o.ExtProcs < 1 || o.ExtProcs > maxExtProcs {
 		errs = append(errs, fmt.Errorf("-extprocs %d; must be 1 to %d", o.ExtProcs, maxExtProcs))
+	}
+	if o.TLS && (o.TLSLife < minTLSLife || o.TLSLife > maxTLSLife) {
+		errs = append(errs, fmt.Errorf("-tls-life %s; must be %s to %s", o.TLSLife, minTLSLife, maxTLSLife))
 	}
 	if strings.Contains(o.Traces, "://") {
 		_, err := obs.ParseTarget(o.Traces)

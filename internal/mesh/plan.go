@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/envoy"
+	"millrace.dev/millrace/internal/mtls"
 )
 
 // workers is Envoy's worker threads: more than one, so that no request waits
@@ -52,6 +53,8 @@ type Plan struct {
 	Engines map[string]string
 	// Dir and Logs are folders, Config, Bootstrap and AccessLog files.
 	Dir, Logs, Config, Bootstrap, AccessLog string
+	// TLS is the folder of the certificates; empty: cleartext.
+	TLS string
 }
 
 // Input is all that a plan depends on.
@@ -74,6 +77,8 @@ type Input struct {
 	Traces string
 	// Capacity is by node, in tokens per second.
 	Capacity map[string]float64
+	// TLS is the folder of the mesh's certificates; empty: cleartext.
+	TLS string
 }
 
 const (
@@ -92,7 +97,7 @@ func NewPlan(in Input) Plan {
 	b := planner{in: in, ports: in.Ports}
 	logs := filepath.Join(in.Dir, "logs")
 	b.plan = Plan{
-		Listen: in.Listen, Dir: in.Dir, Logs: logs,
+		Listen: in.Listen, Dir: in.Dir, TLS: in.TLS, Logs: logs,
 		Config:    filepath.Join(in.Dir, "config.yaml"),
 		Bootstrap: filepath.Join(in.Dir, "envoy.json"),
 		AccessLog: filepath.Join(logs, "access.log"),
@@ -149,6 +154,10 @@ func (b *planner) add(s Spec, flags ...string) {
 			s.Args = append(s.Args, flags[i], flags[i+1])
 		}
 	}
+	if b.in.TLS != "" && s.Role != "envoy" {
+		f := mtls.In(b.in.TLS, mtls.ID{Role: mtls.Role(s.Role), Node: s.Node})
+		s.Args = append(s.Args, "-tls-cert", f.Cert, "-tls-key", f.Key, "-tls-ca", f.CA)
+	}
 	s.Log = filepath.Join(b.plan.Logs, s.Name+".log")
 	b.plan.Specs = append(b.plan.Specs, s)
 }
@@ -167,7 +176,7 @@ func (b *planner) control() {
 	}
 	b.add(Spec{Role: "xds", Phase: phaseControl, Addrs: map[string]string{"grpc": b.plan.XDS, "metrics": metrics}},
 		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-gateway", b.in.Listen,
-		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-traces", b.in.Traces)
+		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-envoy-tls", b.in.TLS, "-traces", b.in.Traces)
 	for _, s := range pickers {
 		b.add(s, "-listen", s.Addrs["grpc"], "-metrics", s.Addrs["metrics"], "-xds", b.plan.XDS, "-traces", b.in.Traces)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -96,8 +97,8 @@ func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
 		if seen[r.name] {
 			continue
 		}
-		addr := head(view, r.name).GetReport().GetEngine().GetHttpAddress()
-		if _, err := oneToken(ctx, addr, r.model, ""); err != nil {
+		n := head(view, r.name)
+		if _, err := m.engineToken(ctx, n.GetReport().GetEngine().GetHttpAddress(), n.GetNode(), r.model); err != nil {
 			return fmt.Errorf("a token from %s: %w", r.name, err)
 		}
 	}
@@ -115,7 +116,7 @@ func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool,
 	for i := range probesPerReplica * len(rs) {
 		g.Go(func() error {
 			model := rs[i%len(rs)].model
-			name, err := oneToken(ctx, reachable(m.plan.Listen), model, fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i))
+			name, err := oneToken(ctx, new(http.Transport), "http://"+reachable(m.plan.Listen), model, fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i))
 			mu.Lock()
 			defer mu.Unlock()
 			seen[name] = true
@@ -125,8 +126,18 @@ func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool,
 	return seen, g.Wait()
 }
 
+// engineToken asks an engine itself.
+func (m *mesh) engineToken(ctx context.Context, addr, node, model string) (string, error) {
+	if m.operator == nil {
+		return oneToken(ctx, new(http.Transport), "http://"+addr, model, "")
+	}
+	t := &http.Transport{TLSClientConfig: m.operator.Client(mtls.IsEngineOf(node), "http/1.1")}
+	defer t.CloseIdleConnections()
+	return oneToken(ctx, t, "https://"+addr, model, "")
+}
+
 // oneToken asks for a completion of one token and returns the replica that gave it.
-func oneToken(ctx context.Context, addr, model, session string) (string, error) {
+func oneToken(ctx context.Context, t http.RoundTripper, base, model, session string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	body, err := json.Marshal(map[string]any{
@@ -136,15 +147,16 @@ func oneToken(ctx context.Context, addr, model, session string) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/v1/chat/completions", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		return "", err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	req.Close = true
 	if session != "" {
 		req.Header.Set(wire.SessionHeader, session)
 	}
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	resp, err := (&http.Client{Transport: t}).Do(req)
 	if err != nil {
 		return "", err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -26,6 +27,10 @@ type mesh struct {
 	// first are the replicas of the configuration at the start: what is desired until
 	// xds reports what it has accepted.
 	first []replica
+	// certs replaces the certificates, and operator is the one of `millrace up` itself;
+	// nil: cleartext.
+	certs    *certificates
+	operator *mtls.Source
 	// config follows the user's file; nil: there is none.
 	config *desired.File
 
@@ -47,10 +52,18 @@ func (m *mesh) run(ctx context.Context) error {
 		newSupervisor(m.plan.Specs, m.store, m.show).Run(ctx, m.drain)
 		return nil
 	})
-	g.Go(func() error { return watchFleet(ctx, m.plan.XDS, m.view.Store) })
+	g.Go(func() error {
+		return watchFleet(ctx, m.plan.XDS, m.operator.DialOption(mtls.Is(mtls.XDS)), m.view.Store)
+	})
 	for node, addr := range m.plan.Engines {
 		c := children{node: node}
-		g.Go(func() error { return watchEngine(ctx, addr, func(st *enginepb.Status) { m.engine(&c, st) }) })
+		security := m.operator.DialOption(mtls.IsEngineOf(node))
+		g.Go(func() error {
+			return watchEngine(ctx, addr, security, func(st *enginepb.Status) { m.engine(&c, st) })
+		})
+	}
+	if m.certs != nil {
+		g.Go(func() error { return m.certs.run(ctx, m.show) })
 	}
 	if m.config != nil {
 		g.Go(func() error { return m.config.Run(ctx) })

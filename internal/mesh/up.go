@@ -73,8 +73,18 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	plan := NewPlan(Input{
 		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
-		Traces: spans.target, Capacity: o.Capacity,
+		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(),
 	})
+	var certs *certificates
+	if o.TLS {
+		if certs, err = newCertificates(plan.TLS, o.Nodes, o.TLSLife, time.Now()); err != nil {
+			return err
+		}
+	}
+	me, err := state.State{TLS: plan.TLS}.Operator()
+	if err != nil {
+		return err
+	}
 	key := filepath.Join(o.Dir, "cookie.key")
 	if err := writeFiles(plan, withPaths(file, paths.Model, key)); err != nil {
 		return err
@@ -82,7 +92,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	if err := store.Update(func(s *state.State) { s.Processes = rows(plan.Specs) }); err != nil {
 		return err
 	}
-	m := &mesh{plan: plan, first: replicas(file), store: store, show: show}
+	m := &mesh{plan: plan, first: replicas(file), store: store, show: show, certs: certs, operator: me}
 	if o.Config != "" {
 		d := deriver{nodes: o.Nodes, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
 		if m.config, err = desired.Open(o.Config, d.derive, nil, slog.New(slog.DiscardHandler)); err != nil {
@@ -188,8 +198,16 @@ func checkModel(m config.Model) error {
 func firstState(o Options, f config.File) state.State {
 	return state.State{
 		Listen: o.Listen, Processes: []state.Process{}, PID: os.Getpid(), Started: time.Now().UTC(), Dir: o.Dir,
-		Logs: filepath.Join(o.Dir, "logs"), Config: filepath.Join(o.Dir, "config.yaml"), Model: f.DefaultModel().Metadata.Name,
+		TLS: o.tlsDir(), Logs: filepath.Join(o.Dir, "logs"), Config: filepath.Join(o.Dir, "config.yaml"), Model: f.DefaultModel().Metadata.Name,
 	}
+}
+
+// tlsDir is the folder of the certificates; empty: there are none.
+func (o Options) tlsDir() string {
+	if !o.TLS {
+		return ""
+	}
+	return filepath.Join(o.Dir, "tls")
 }
 
 // programs finds the folder with our own programs: beside the millrace command.

@@ -6,7 +6,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -18,9 +17,9 @@ const rewatch = 100 * time.Millisecond
 
 // dial returns a connection to one of the mesh's own servers. It connects when
 // first used and, after a failure, again within a second.
-func dial(addr string) (*grpc.ClientConn, error) {
+func dial(addr string, security grpc.DialOption) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		security,
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: time.Second,
@@ -28,8 +27,8 @@ func dial(addr string) (*grpc.ClientConn, error) {
 }
 
 // watchEngine gives each status of the engine at addr to use, until ctx ends.
-func watchEngine(ctx context.Context, addr string, use func(*enginepb.Status)) error {
-	conn, err := dial(addr)
+func watchEngine(ctx context.Context, addr string, security grpc.DialOption, use func(*enginepb.Status)) error {
+	conn, err := dial(addr, security)
 	if err != nil {
 		return err
 	}
@@ -42,8 +41,8 @@ func watchEngine(ctx context.Context, addr string, use func(*enginepb.Status)) e
 }
 
 // watchFleet gives each view of xds at addr to use, until ctx ends.
-func watchFleet(ctx context.Context, addr string, use func(*fleetpb.FleetView)) error {
-	conn, err := dial(addr)
+func watchFleet(ctx context.Context, addr string, security grpc.DialOption, use func(*fleetpb.FleetView)) error {
+	conn, err := dial(addr, security)
 	if err != nil {
 		return err
 	}

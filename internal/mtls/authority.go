@@ -100,6 +100,16 @@ func template(uri string, now time.Time, life time.Duration) (*x509.Certificate,
 	}, nil
 }
 
+// In returns the files of a program in a folder that has those of a whole mesh.
+func In(dir string, id ID) Files {
+	name := string(id.Role)
+	if id.Node != "" {
+		name += "@" + id.Node
+	}
+	file := filepath.Join(dir, name+".pem")
+	return Files{Cert: file, Key: file, CA: filepath.Join(dir, "ca.pem")}
+}
+
 // WriteFile writes a secret file whole: who reads it finds the text before or this
 // one, and who watches its folder sees it move.
 func WriteFile(path string, text []byte) error {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -93,7 +94,11 @@ func (f Files) read() (*material, ID, error) {
 func (s *Source) stampOf() (stamp string) {
 	for _, name := range []string{s.files.Cert, s.files.Key, s.files.CA} {
 		if st, err := os.Stat(name); err == nil {
-			stamp += fmt.Sprint(st.ModTime().UnixNano(), st.Size(), st.Sys(), " ")
+			var inode uint64
+			if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+				inode = sys.Ino // a file that was put in place of another may be as old and as large
+			}
+			stamp += fmt.Sprint(st.ModTime().UnixNano(), st.Size(), inode, " ")
 		}
 	}
 	return stamp
@@ -121,6 +126,16 @@ func (s *Source) current() *material {
 	s.log.Info("certificate read again", "id", id, "until", m.leaf().NotAfter)
 	s.now, s.stamp, s.fault = m, stamp, ""
 	return m
+}
+
+// Renewal returns when a stream that is opened now is to be opened anew, before its
+// certificate ends and the server cuts it; zero: never.
+func (s *Source) Renewal() time.Time {
+	if s == nil {
+		return time.Time{}
+	}
+	c := s.current().leaf()
+	return c.NotAfter.Add(-slice(c))
 }
 
 // Conditions returns what is wrong with the files now.

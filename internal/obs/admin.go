@@ -24,7 +24,7 @@ type Condition struct {
 	Mild bool `json:"mild,omitempty"`
 }
 
-// stopGrace is how long Serve waits for requests in flight when it is told to end.
+// stopGrace is how long Serve waits for requests in flight when it is to end.
 const stopGrace = 2 * time.Second
 
 // Admin returns the handler of a program's admin port: /metrics, /healthz (200

@@ -37,7 +37,7 @@ func Config(err error) error { return &Exit{Code: ExitConfig, Err: err} }
 // Setup is an error of something that is needed and can't be had.
 func Setup(err error) error { return &Exit{Code: ExitSetup, Err: err} }
 
-// ExitCode returns the code by which scripts tell errors apart: 0 for nil, 1 where
+// ExitCode returns the code by which scripts distinguish errors: 0 for nil, 1 where
 // no other is known.
 func ExitCode(err error) int {
 	var e *Exit

@@ -28,6 +28,7 @@ type Flags struct {
 	metrics                  string
 	check, version, insecure bool
 	tls                      mtls.Files
+	id                       mtls.ID
 	addresses                []address
 }
 
@@ -154,6 +155,9 @@ func (f *Flags) checkTLS() error {
 
 // TLS returns the files of the program's identity; no CA: it has none.
 func (f *Flags) TLS() mtls.Files { return f.tls }
+
+// ID returns the program's identity, once it is read: in Load and later.
+func (f *Flags) ID() mtls.ID { return f.id }
 
 // isLoopback reports whether an address is surely this machine's own.
 func isLoopback(address string) bool {

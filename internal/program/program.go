@@ -97,6 +97,9 @@ func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
+	if source != nil {
+		f.id = source.ID()
+	}
 	if p.Load != nil {
 		if err := p.Load(); err != nil {
 			return err
@@ -126,7 +129,7 @@ func (p Program) identity(f mtls.Files, log *slog.Logger) (*mtls.Source, error) 
 		}
 	}
 	if err != nil {
-		return nil, Usage(&obs.Hint{Err: err, Next: "give the program a certificate of its own; README.md says what names they have"})
+		return nil, Usage(&obs.Hint{Err: err, Next: "give the program a certificate of its own; envoy/README.md says what names they have"})
 	}
 	return source, nil
 }

@@ -9,9 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
+
+	"millrace.dev/millrace/internal/mtls"
 )
 
 // Process is one process of the mesh.
@@ -63,6 +66,9 @@ type State struct {
 	Logs   string `json:"logs"`
 	Config string `json:"config"`
 	Model  string `json:"model"`
+	// TLS is the folder of the certificates that the programs show each other, with the
+	// operator's own; empty: they speak cleartext.
+	TLS string `json:"tls,omitempty"`
 	// Faults are what is wrong with the user's configuration, so that what was in force
 	// before it still is; empty: nothing.
 	Faults []Fault `json:"faults,omitempty"`
@@ -76,6 +82,14 @@ type Fault struct {
 	Field string `json:"field,omitempty"`
 	// Text says what is wrong, with file and line.
 	Text string `json:"text"`
+}
+
+// Operator returns the identity of who watches the mesh; nil: it speaks cleartext.
+func (s State) Operator() (*mtls.Source, error) {
+	if s.TLS == "" {
+		return nil, nil
+	}
+	return mtls.Load(mtls.In(s.TLS, mtls.ID{Role: mtls.Operator}), slog.New(slog.DiscardHandler))
 }
 
 // Find returns the process of that name, or nil.

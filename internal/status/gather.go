@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -31,28 +31,28 @@ func gather(ctx context.Context, dir string) (Report, error) {
 	if !running {
 		return build(s, false, fromNobody, nil, time.Now()), nil
 	}
-	view, err := askXDS(ctx, &s)
+	me, err := s.Operator()
+	if err != nil {
+		return Report{}, err
+	}
+	view, err := askXDS(ctx, &s, me)
 	if err == nil {
 		return build(s, true, fromXDS, view, time.Now()), nil
 	}
-	view = askEngines(ctx, &s)
+	view = askEngines(ctx, &s, me)
 	if s, running, err = state.Read(dir); err != nil { // it may have changed while we waited
 		return Report{}, err
 	}
 	return build(s, running, fromEngines, view, time.Now()), nil
 }
 
-func dial(addr string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-}
-
 // askXDS returns the fleet as xds sees it now.
-func askXDS(ctx context.Context, s *state.State) (*fleetpb.FleetView, error) {
+func askXDS(ctx context.Context, s *state.State, me *mtls.Source) (*fleetpb.FleetView, error) {
 	p := s.Find("xds")
 	if p == nil || p.PID == 0 {
 		return nil, state.ErrNone
 	}
-	conn, err := dial(p.Addrs["grpc"])
+	conn, err := grpc.NewClient("passthrough:///"+p.Addrs["grpc"], me.DialOption(mtls.Is(mtls.XDS)))
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func askXDS(ctx context.Context, s *state.State) (*fleetpb.FleetView, error) {
 }
 
 // askEngines asks every engine at the same time and leaves out the silent ones.
-func askEngines(ctx context.Context, s *state.State) *fleetpb.FleetView {
+func askEngines(ctx context.Context, s *state.State, me *mtls.Source) *fleetpb.FleetView {
 	var (
 		g    sync.WaitGroup
 		mu   sync.Mutex
@@ -78,7 +78,7 @@ func askEngines(ctx context.Context, s *state.State) *fleetpb.FleetView {
 			continue
 		}
 		g.Go(func() {
-			st, err := askEngine(ctx, p.Addrs["grpc"])
+			st, err := askEngine(ctx, p.Addrs["grpc"], me.DialOption(mtls.IsEngineOf(p.Node)))
 			if err != nil {
 				return
 			}
@@ -91,8 +91,8 @@ func askEngines(ctx context.Context, s *state.State) *fleetpb.FleetView {
 	return view
 }
 
-func askEngine(ctx context.Context, addr string) (*enginepb.Status, error) {
-	conn, err := dial(addr)
+func askEngine(ctx context.Context, addr string, security grpc.DialOption) (*enginepb.Status, error) {
+	conn, err := grpc.NewClient("passthrough:///"+addr, security)
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ type Report struct {
 	// Running is whether `millrace up` runs, Ready whether the mesh answers.
 	Running bool `json:"running"`
 	Ready   bool `json:"ready"`
-	// Source says who told of the nodes: "xds", "engines" when xds does not
+	// Source says who reports the nodes: "xds", "engines" when xds does not
 	// answer, or "none".
 	Source string `json:"source"`
 	// At is when the source knew this; AgeMillis how long ago that was.
@@ -77,7 +77,7 @@ type Node struct {
 	// MemoryTotal is what there is. Bytes.
 	MemoryUsed  uint64 `json:"memory_used_bytes"`
 	MemoryTotal uint64 `json:"memory_total_bytes"`
-	// LastReport is when xds heard of the node; zero if xds was not asked.
+	// LastReport is when the node last reported to xds; zero if xds was not asked.
 	LastReport time.Time `json:"last_report"`
 }
 
@@ -87,7 +87,7 @@ type Capabilities struct {
 	Kind string `json:"kind"`
 	// ContextTokens is the longest sequence; 0 unknown.
 	ContextTokens uint32 `json:"context_tokens"`
-	// Unknown is whether nobody can tell what the server answers.
+	// Unknown is whether it is unknown what the server answers.
 	Unknown    bool `json:"unknown,omitempty"`
 	Embeddings bool `json:"embeddings"`
 	Tools      bool `json:"tools"`
@@ -239,7 +239,7 @@ func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
 		r.add(wire.ConfigRefused, f.Text, "correct the file; what was in force before stays meanwhile")
 	}
 	if r.Source != fromXDS {
-		r.add("xds-silent", "xds does not answer: the table comes from the engines themselves; Envoy goes on with the last weights that it got",
+		r.add("xds-silent", "xds does not answer: the table comes from the engines themselves; Envoy continues with the last weights that it got",
 			"see xds among the processes; log: "+logOf(s, "xds"))
 	}
 	for _, p := range s.Processes {
@@ -261,7 +261,7 @@ func (r *Report) process(s state.State, p state.Process) {
 	}
 }
 
-// unheard finds nodes whose processes run but of which xds has not heard.
+// unheard finds nodes whose processes run but of which xds has no report.
 func (r *Report) unheard(s state.State) {
 	for _, p := range s.Processes {
 		if p.Role != "engine" || slices.ContainsFunc(r.Nodes, func(n Node) bool { return n.Node == p.Node }) {
@@ -271,7 +271,7 @@ func (r *Report) unheard(s state.State) {
 		if r.Source != fromXDS {
 			next = "its engine does not answer; log: " + logOf(s, p.Name)
 		}
-		r.add("node-silent", p.Node+" has not been heard of", next)
+		r.add("node-silent", p.Node+" has not reported", next)
 	}
 }
 

@@ -29,7 +29,7 @@ type Options struct {
 	Terminal bool
 }
 
-// errDown is the error of a look at a mesh that does not run.
+// errDown is the error of a report on a mesh that does not run.
 var errDown = errors.New("no mesh runs here")
 
 // Run looks once, or until ctx ends. It is an error if no mesh runs, so that a

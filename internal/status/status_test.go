@@ -202,7 +202,7 @@ func TestSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	look := func() Report {
+	report := func() Report {
 		t.Helper()
 		r, err := gather(t.Context(), dir)
 		if err != nil {
@@ -210,13 +210,13 @@ func TestSources(t *testing.T) {
 		}
 		return r
 	}
-	if r := look(); r.Source != fromXDS || len(r.Nodes) != 4 {
+	if r := report(); r.Source != fromXDS || len(r.Nodes) != 4 {
 		t.Errorf("report %+v, want four nodes as xds sees them", r)
 	}
 	if err := store.Update(func(s *state.State) { s.Find("xds").PID = 0 }); err != nil {
 		t.Fatal(err)
 	}
-	if r := look(); r.Source != fromEngines || len(r.Nodes) != 1 || r.Nodes[0].Weight != nil || r.Nodes[0].State != ready {
+	if r := report(); r.Source != fromEngines || len(r.Nodes) != 1 || r.Nodes[0].Weight != nil || r.Nodes[0].State != ready {
 		t.Errorf("report %+v, want the engine's own word and no weight", r)
 	}
 	if err := lock.Close(); err != nil {

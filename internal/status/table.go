@@ -170,7 +170,7 @@ func age(d time.Duration) string {
 // recent is how long a restart is news.
 const recent = 10 * time.Minute
 
-// unhealthy returns the processes worth a look at night: those that don't run,
+// unhealthy returns the processes worth a glance at night: those that don't run,
 // and those that were restarted lately.
 func unhealthy(ps []state.Process, now time.Time) []state.Process {
 	return slices.DeleteFunc(slices.Clone(ps), func(p state.Process) bool {

@@ -1,4 +1,4 @@
-// Package report is the voice of a node: it hears the node's engine, says what
+// Package report is the voice of a node: it watches the node's engine, says what
 // the engine and the node's sensors are up to in one stream to xds, and hands
 // what xds wants to the engine.
 //
@@ -40,8 +40,8 @@ const (
 type Event any
 
 type (
-	// Heard is a status from the engine.
-	Heard struct{ Status *enginepb.Status }
+	// Received is a status from the engine.
+	Received struct{ Status *enginepb.Status }
 	// Lost is the end of the engine's stream, or that it could not be had.
 	Lost struct{ Err error }
 	// Up is a new stream to xds.
@@ -65,7 +65,7 @@ type Effects struct {
 	Read bool
 	// Report is whether a report is to be sent now, after the reading.
 	Report bool
-	// Assign is what the engine is to be told; nil: nothing.
+	// Assign is what the engine is to be assigned; nil: nothing.
 	Assign *enginepb.Assignment
 	// Log is what changed, for the log; empty: nothing.
 	Log []Change
@@ -91,12 +91,12 @@ type Agent struct {
 	timeout  time.Duration // announced to xds
 
 	// Of the engine.
-	status *enginepb.Status // the last one; nil: none yet
-	heard  time.Time        // when, or when the agent began to listen
-	lost   string           // why it can't be had; empty: its stream is open
-	told   truth            // what the last report was about, and the log
-	cache  *enginepb.Cache  // what its KV cache holds; nil: not known
-	news   bool             // whether that has changed since the last report
+	status   *enginepb.Status // the last one; nil: none yet
+	received time.Time        // when, or when the agent began to listen
+	lost     string           // why it can't be had; empty: its stream is open
+	reported observed         // what the last report was about, and the log
+	cache    *enginepb.Cache  // what its KV cache holds; nil: not known
+	news     bool             // whether that has changed since the last report
 
 	// Of xds.
 	up   bool
@@ -114,8 +114,8 @@ type Agent struct {
 	due time.Time // of the Tick that Wake asked for last
 }
 
-// truth is what makes a report urgent when it changes.
-type truth struct {
+// observed is what makes a report urgent when it changes.
+type observed struct {
 	known      bool
 	state      enginepb.State
 	generation uint64
@@ -126,7 +126,7 @@ type truth struct {
 
 // NewAgent returns an agent that knows nothing yet.
 func NewAgent(node, zone string, interval, timeout time.Duration, now time.Time) *Agent {
-	return &Agent{node: node, zone: zone, interval: interval, timeout: timeout, heard: now, beat: now, due: now}
+	return &Agent{node: node, zone: zone, interval: interval, timeout: timeout, received: now, beat: now, due: now}
 }
 
 // Step advances the agent by one event.
@@ -134,14 +134,14 @@ func (a *Agent) Step(now time.Time, ev Event) Effects {
 	var fx Effects
 	a.excuse(now)
 	switch ev := ev.(type) {
-	case Heard:
-		a.hear(now, ev.Status)
+	case Received:
+		a.receive(now, ev.Status)
 	case Lost:
 		a.lost = clip(wire.EngineUnreachable + cause(ev.Err))
 	case Up:
 		a.up, a.down, a.seq = true, "", 0
 		fx.log("xds connected", false)
-		fx.Report = a.truth(now).known
+		fx.Report = a.observe(now).known
 	case Down:
 		a.disconnect(ev.Err, &fx)
 	case Directed:
@@ -162,14 +162,14 @@ func (a *Agent) Step(now time.Time, ev Event) Effects {
 // call an engine silent whose statuses it has only not read yet.
 func (a *Agent) excuse(now time.Time) {
 	if late := now.Sub(a.due); late > stall {
-		a.heard = a.heard.Add(late)
+		a.received = a.received.Add(late)
 		a.due = now
 	}
 }
 
-// hear takes a status from the engine, unless a report with it would be refused.
-func (a *Agent) hear(now time.Time, s *enginepb.Status) {
-	a.heard = now
+// receive takes a status from the engine, unless a report with it would be refused.
+func (a *Agent) receive(now time.Time, s *enginepb.Status) {
+	a.received = now
 	if err := s.Validate(); err != nil {
 		a.lost = clip(wire.EngineInvalid + err.Error())
 		return
@@ -249,7 +249,7 @@ func (a *Agent) refuse(generation uint64, err error) {
 	}
 }
 
-// ask tells the engine what is wanted, if it doesn't do that already. It is
+// ask assigns to the engine what is desired, if it doesn't do that already. It is
 // asked again after its restart without waiting for xds.
 func (a *Agent) ask(now time.Time, fx *Effects) {
 	if a.owed() && !a.asking && !now.Before(a.askFrom) {
@@ -258,19 +258,19 @@ func (a *Agent) ask(now time.Time, fx *Effects) {
 	}
 }
 
-// owed is whether the engine can be heard and does not do yet what is wanted.
+// owed is whether the engine answers and does not do yet what is wanted.
 func (a *Agent) owed() bool {
 	return a.want != nil && a.lost == "" && a.status != nil && a.status.GetGeneration() < a.want.GetGeneration()
 }
 
-// notice asks for a report when the truth about the engine changed or the time
+// notice asks for a report when what is observed of the engine changed or the time
 // of a heartbeat has come.
 func (a *Agent) notice(now time.Time, fx *Effects) {
-	t := a.truth(now)
-	if t != a.told {
+	t := a.observe(now)
+	if t != a.reported {
 		fx.Report = t.known
-		fx.engineChanged(t, a.told, a.reason(now))
-		a.told = t
+		fx.engineChanged(t, a.reported, a.reason(now))
+		a.reported = t
 	}
 	if !now.Before(a.beat) {
 		fx.Read = true
@@ -286,20 +286,20 @@ func (a *Agent) notice(now time.Time, fx *Effects) {
 	}
 }
 
-// truth returns what is to be said of the engine. While nothing was heard yet
+// observe returns what is to be reported of the engine. While nothing came yet
 // and nothing is wrong, there is nothing to say: the node of a restarted agent
 // must not look broken for a moment.
-func (a *Agent) truth(now time.Time) truth {
+func (a *Agent) observe(now time.Time) observed {
 	wrong := a.wrong(now)
 	if wrong == wire.EngineStarting {
-		return truth{}
+		return observed{}
 	}
 	refused := a.refused.GetGeneration()
 	if wrong != "" {
 		prefix, _, _ := strings.Cut(wrong, " ")
-		return truth{known: true, wrong: prefix, refused: refused}
+		return observed{known: true, wrong: prefix, refused: refused}
 	}
-	return truth{known: true, refused: refused, state: a.status.GetState(), generation: a.status.GetGeneration(), epoch: a.status.GetEpoch()}
+	return observed{known: true, refused: refused, state: a.status.GetState(), generation: a.status.GetGeneration(), epoch: a.status.GetEpoch()}
 }
 
 // wrong returns why there is no status to report; empty if there is one.
@@ -307,7 +307,7 @@ func (a *Agent) wrong(now time.Time) string {
 	switch {
 	case a.lost != "":
 		return a.lost
-	case now.Sub(a.heard) >= silence:
+	case now.Sub(a.received) >= silence:
 		return wire.EngineSilent + "no status for " + silence.String()
 	case a.status == nil:
 		return wire.EngineStarting
@@ -328,8 +328,8 @@ func (a *Agent) reason(now time.Time) string {
 // happens before, and remembers it.
 func (a *Agent) Wake(now time.Time) time.Time {
 	wake := a.beat
-	if a.lost == "" && a.told.wrong == "" {
-		wake = earlier(wake, a.heard.Add(silence))
+	if a.lost == "" && a.reported.wrong == "" {
+		wake = earlier(wake, a.received.Add(silence))
 	}
 	if a.owed() && !a.asking {
 		wake = earlier(wake, a.askFrom)
@@ -380,7 +380,7 @@ func (a *Agent) Conditions(now time.Time, t *fleetpb.Telemetry) []obs.Condition 
 	if wrong := a.wrong(now); wrong != "" {
 		code, _, _ := strings.Cut(wrong, ":")
 		list = append(list, obs.Condition{Code: "engine_" + code, Text: "engine: " + wrong,
-			Next: "look at the engine's log, or give its gRPC address with -engine"})
+			Next: "read the engine's log, or give its gRPC address with -engine"})
 	}
 	if t.GetError() != "" {
 		list = append(list, obs.Condition{Code: "telemetry_incomplete", Text: t.GetError(),
@@ -393,7 +393,7 @@ func (fx *Effects) log(text string, wrong bool, facts ...any) {
 	fx.Log = append(fx.Log, Change{Text: text, Wrong: wrong, Facts: facts})
 }
 
-func (fx *Effects) engineChanged(now, before truth, reason string) {
+func (fx *Effects) engineChanged(now, before observed, reason string) {
 	switch {
 	case !now.known:
 	case now.wrong != "":

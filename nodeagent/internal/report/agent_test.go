@@ -19,8 +19,8 @@ const beat = 500 * time.Millisecond
 
 func newAgent() *Agent { return NewAgent("node-a", "rack-1", beat, 1500*time.Millisecond, start) }
 
-func engineIs(state enginepb.State, generation, epoch uint64) Heard {
-	return Heard{&enginepb.Status{Node: "node-a", State: state, Generation: generation, Epoch: epoch}}
+func engineIs(state enginepb.State, generation, epoch uint64) Received {
+	return Received{&enginepb.Status{Node: "node-a", State: state, Generation: generation, Epoch: epoch}}
 }
 
 func assignment(generation uint64) *enginepb.Assignment {
@@ -94,9 +94,9 @@ func TestUrgentChanges(t *testing.T) {
 		{"nobody listens", Lost{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`)},
 			true, "unreachable: dial tcp 127.0.0.1:1: connect: connection refused"},
 		{"stream ended", Lost{errors.New("EOF")}, true, "unreachable: EOF"},
-		{"another node's engine", Heard{&enginepb.Status{Node: "node-b", State: enginepb.State_READY}}, true,
+		{"another node's engine", Received{&enginepb.Status{Node: "node-b", State: enginepb.State_READY}}, true,
 			`invalid: it is the engine of node "node-b"`},
-		{"a status that breaks the contract", Heard{&enginepb.Status{Node: "node-a"}}, true,
+		{"a status that breaks the contract", Received{&enginepb.Status{Node: "node-a"}}, true,
 			"invalid: invalid Status.State: value must not be in list [STATE_UNSPECIFIED]"},
 		{"a very long error", Lost{errors.New(strings.Repeat("é", 2000))}, true, "unreachable: " + strings.Repeat("é", 505)},
 		{"nothing of the engine", directed(1), false, "READY"},
@@ -323,7 +323,7 @@ func anyEvent(b byte) Event {
 	case 6:
 		return Assigned{uint64(b % 4), status.Error(codes.Code(b%17), "x")}
 	case 7:
-		return Heard{nil}
+		return Received{nil}
 	case 8:
 		return Directed{nil}
 	default:

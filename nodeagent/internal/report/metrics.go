@@ -45,7 +45,7 @@ func (m *metrics) count(ev Event) {
 		m.connects.Inc()
 	case Directed:
 		m.directives.Inc()
-	case Heard:
+	case Received:
 		m.statuses.Inc()
 	case Assigned:
 		result := "taken"
@@ -66,7 +66,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	xdsConnected = desc("xds_connected", "Whether the stream to xds is up.")
-	engineState  = desc("engine_state", "1 for the engine's state, 0 for all others; none is 1 while it cannot be heard.", "state")
+	engineState  = desc("engine_state", "1 for the engine's state, 0 for all others; none is 1 while it does not answer.", "state")
 	sourceUp     = desc("source_up", "Whether a source of readings gives all it has.", "source")
 	cpuUsed      = desc("cpu_utilization_ratio", "Share of the host's CPU time in use.")
 	cpus         = desc("cpus", "CPUs that the node may use.")
@@ -89,7 +89,7 @@ var gpuGauges = []struct {
 	{"clock", gpuDesc("sm_clock_ratio", "Present SM clock as a share of its maximum."), (*fleetpb.Gpu).GetClockRatio},
 	{"clocks_event_reasons", gpuDesc("clocks_event_reasons", "NVML's bit mask of why clocks are held back."), func(g *fleetpb.Gpu) float64 { return float64(g.GetClocksEventReasons()) }},
 	{"ecc_uncorrected", gpuDesc("ecc_uncorrected_errors", "Uncorrected ECC errors since the driver was loaded."), func(g *fleetpb.Gpu) float64 { return float64(g.GetEccUncorrected()) }},
-	{"", gpuDesc("lost", "Whether the driver reports the GPU as lost."), func(g *fleetpb.Gpu) float64 { return truthValue(g.GetLost()) }},
+	{"", gpuDesc("lost", "Whether the driver reports the GPU as lost."), func(g *fleetpb.Gpu) float64 { return number(g.GetLost()) }},
 }
 
 func gpuDesc(name, help string) *prometheus.Desc { return desc("gpu_"+name, help, "uuid", "name") }
@@ -110,15 +110,15 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	show := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
-	show(xdsConnected, truthValue(v.up))
+	show(xdsConnected, number(v.up))
 	for n, name := range enginepb.State_name {
 		if n != 0 {
-			show(engineState, truthValue(v.engine.state == enginepb.State(n)), name)
+			show(engineState, number(v.engine.state == enginepb.State(n)), name)
 		}
 	}
 	t := v.telemetry
-	show(sourceUp, truthValue(t.GetSource() == fleetpb.Telemetry_NVML && t.GetError() == ""), "nvml")
-	show(sourceUp, truthValue(t.GetMemoryTotalBytes() > 0), "host")
+	show(sourceUp, number(t.GetSource() == fleetpb.Telemetry_NVML && t.GetError() == ""), "nvml")
+	show(sourceUp, number(t.GetMemoryTotalBytes() > 0), "host")
 	show(cpuUsed, t.GetCpuUtilization())
 	show(cpus, float64(t.GetCpus()))
 	show(memoryUsed, float64(t.GetMemoryUsedBytes()))
@@ -140,7 +140,7 @@ func collectGPU(gpu *fleetpb.Gpu, show func(*prometheus.Desc, float64, ...string
 	}
 }
 
-func truthValue(b bool) float64 {
+func number(b bool) float64 {
 	if b {
 		return 1
 	}

@@ -68,7 +68,7 @@ type outgoing struct {
 type view struct {
 	conditions []obs.Condition
 	telemetry  *fleetpb.Telemetry
-	engine     truth
+	engine     observed
 	up         bool // whether the stream to xds is
 }
 
@@ -114,7 +114,7 @@ func (r *Reporter) loop(ctx context.Context) error {
 			telemetry = r.sensor.Telemetry(now)
 		}
 		r.apply(now, agent, ev, fx, telemetry)
-		r.view.Store(&view{agent.Conditions(now, telemetry), telemetry, agent.told, agent.up})
+		r.view.Store(&view{agent.Conditions(now, telemetry), telemetry, agent.reported, agent.up})
 		timer.Reset(agent.Wake(now).Sub(now))
 		select {
 		case <-ctx.Done():
@@ -163,8 +163,8 @@ func (r *Reporter) take() {
 	}
 }
 
-// tell gives an event to the loop, and returns false when ctx ended instead.
-func (r *Reporter) tell(ctx context.Context, ev Event) bool {
+// deliver gives an event to the loop, and returns false when ctx ended instead.
+func (r *Reporter) deliver(ctx context.Context, ev Event) bool {
 	select {
 	case r.events <- ev:
 		return true

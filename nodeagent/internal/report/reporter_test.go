@@ -63,15 +63,15 @@ func (w *network) serve(addr string, register func(*grpc.Server)) (kill func()) 
 	}
 }
 
-// engine is a fake of an engine's service: it says what it is told to, at once
+// engine is a fake of an engine's service: it reports what the test sets, at once
 // and whenever the interval has passed.
 type engine struct {
 	enginepb.UnimplementedEngineServer
-	mu      sync.Mutex
-	status  *enginepb.Status
-	changed chan struct{} // closed when status changes
-	mute    bool          // whether it says nothing
-	told    []uint64      // generations assigned
+	mu       sync.Mutex
+	status   *enginepb.Status
+	changed  chan struct{} // closed when status changes
+	mute     bool          // whether it says nothing
+	assigned []uint64      // generations assigned
 }
 
 func newEngine() *engine {
@@ -107,17 +107,17 @@ func (e *engine) Watch(req *enginepb.WatchRequest, stream enginepb.Engine_WatchS
 
 func (e *engine) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.AssignReply, error) {
 	e.set(func() {
-		e.told = append(e.told, a.GetGeneration())
+		e.assigned = append(e.assigned, a.GetGeneration())
 		e.status = engineIs(enginepb.State_STARTING, a.GetGeneration(), 2).Status
 	})
 	return &enginepb.AssignReply{Generation: a.GetGeneration()}, nil
 }
 
-// control is a fake xds: it keeps what it hears.
+// control is a fake xds: it keeps what it receives.
 type control struct {
 	fleetpb.UnimplementedFleetServer
 	mu         sync.Mutex
-	heard      []*fleetpb.NodeReport
+	reports    []*fleetpb.NodeReport
 	at         []time.Time
 	streams    int
 	directives chan *fleetpb.Directive
@@ -147,7 +147,7 @@ func (c *control) Report(stream fleetpb.Fleet_ReportServer) error {
 		fleetpb.Whole(before, r)
 		before = r
 		c.mu.Lock()
-		c.heard, c.at = append(c.heard, r), append(c.at, time.Now())
+		c.reports, c.at = append(c.reports, r), append(c.at, time.Now())
 		refuse := c.refuse
 		c.mu.Unlock()
 		if refuse {
@@ -160,10 +160,10 @@ func (c *control) Report(stream fleetpb.Fleet_ReportServer) error {
 func (c *control) last() (said string, ago time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.heard) == 0 {
+	if len(c.reports) == 0 {
 		return "", 0
 	}
-	r := c.heard[len(c.heard)-1]
+	r := c.reports[len(c.reports)-1]
 	said = r.GetEngineError()
 	if r.GetEngine() != nil {
 		said = r.GetEngine().GetState().String()
@@ -174,7 +174,7 @@ func (c *control) last() (said string, ago time.Duration) {
 func (c *control) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.heard)
+	return len(c.reports)
 }
 
 type fixed struct{}
@@ -251,7 +251,7 @@ func TestHeartbeats(t *testing.T) {
 		}
 		n.control.mu.Lock()
 		defer n.control.mu.Unlock()
-		for i, r := range n.control.heard {
+		for i, r := range n.control.reports {
 			if err := r.ValidateAll(); err != nil || r.GetSeq() != uint64(i+1) {
 				t.Errorf("report %d: seq %d, %v", i, r.GetSeq(), err)
 			}
@@ -313,7 +313,7 @@ func TestXDSAwayAndBack(t *testing.T) {
 		before := n.control.count()
 		n.startXDS()
 		sleep(time.Second)
-		if n.control.count() == before || n.control.heard[before].GetSeq() != 1 {
+		if n.control.count() == before || n.control.reports[before].GetSeq() != 1 {
 			t.Errorf("%d reports within a second of xds' return", n.control.count()-before)
 		}
 		if c := n.reporter.Conditions(); len(c) != 0 {
@@ -345,8 +345,8 @@ func TestDirectiveReachesTheEngineAlsoAfterItsRestart(t *testing.T) {
 		n.startEngine()
 		sleep(2 * time.Second)
 		n.says(t, "STARTING", beat)
-		if n.engine.told[0] != 7 || len(n.engine.told) != 2 {
-			t.Errorf("the engine was told %v, want 7 once a start", n.engine.told)
+		if n.engine.assigned[0] != 7 || len(n.engine.assigned) != 2 {
+			t.Errorf("the engine was assigned %v, want 7 once a start", n.engine.assigned)
 		}
 	})
 }

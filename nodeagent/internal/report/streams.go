@@ -22,7 +22,7 @@ const (
 	// statusEvery is how often the engine is to say something.
 	statusEvery = 250 * time.Millisecond
 	// cacheEvery bounds how often a report is sent because of the cache alone: a
-	// conversation goes on as soon as that, and may be anybody's to route.
+	// conversation continues as soon as that, and may be anybody's to route.
 	cacheEvery = 200 * time.Millisecond
 	// deaf is after how much silence the stream to the engine is made anew, in
 	// case that it is the stream that hangs.
@@ -36,6 +36,9 @@ const (
 	// kernel before the connection counts as cut.
 	unheard = 5 * time.Second
 )
+
+// errRenew ends a stream whose certificate comes to its end, while all is well.
+var errRenew = errors.New("the certificate ends soon")
 
 // errDeaf ends a stream to the engine that was silent for too long.
 var errDeaf = errors.New("the engine's stream is silent")
@@ -83,11 +86,12 @@ func retry(ctx context.Context, once func(context.Context)) {
 	}
 }
 
-// listen tells the loop what the engine says.
+// listen delivers to the loop what the engine reports.
 func (r *Reporter) listen(ctx context.Context) error {
 	retry(ctx, func(ctx context.Context) {
-		if err := r.listenOnce(ctx); !errors.Is(err, errDeaf) { // the loop knows silence by itself
-			r.tell(ctx, Lost{err})
+		// The loop knows silence by itself, and a renewal takes no time.
+		if err := r.listenOnce(ctx); !errors.Is(err, errDeaf) && !errors.Is(err, errRenew) {
+			r.deliver(ctx, Lost{err})
 		}
 	})
 	return nil
@@ -103,16 +107,20 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 	defer cancel(nil)
 	patience := time.AfterFunc(deaf, func() { cancel(errDeaf) })
 	defer patience.Stop()
+	if at := r.cfg.Identity.Renewal(); !at.IsZero() {
+		renewal := time.AfterFunc(time.Until(at), func() { cancel(errRenew) })
+		defer renewal.Stop()
+	}
 	stream, err := enginepb.NewEngineClient(conn).Watch(ctx, &enginepb.WatchRequest{Interval: durationpb.New(statusEvery), Cache: true})
 	for err == nil {
 		var s *enginepb.Status
 		if s, err = stream.Recv(); err == nil {
 			patience.Reset(deaf)
-			r.tell(ctx, Heard{s})
+			r.deliver(ctx, Received{s})
 		}
 	}
-	if errors.Is(context.Cause(ctx), errDeaf) {
-		return errDeaf
+	if cause := context.Cause(ctx); errors.Is(cause, errDeaf) || errors.Is(cause, errRenew) {
+		return cause
 	}
 	return err
 }
@@ -120,7 +128,7 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 // speak keeps the stream to xds.
 func (r *Reporter) speak(ctx context.Context) error {
 	retry(ctx, func(ctx context.Context) {
-		r.tell(ctx, Down{r.speakOnce(ctx)})
+		r.deliver(ctx, Down{r.speakOnce(ctx)})
 	})
 	return nil
 }
@@ -136,26 +144,26 @@ func (r *Reporter) speakOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !r.tell(ctx, Up{}) {
+	if !r.deliver(ctx, Up{}) {
 		return ctx.Err()
 	}
-	g.Go(func() error { return r.hearDirectives(ctx, stream) })
+	g.Go(func() error { return r.receiveDirectives(ctx, stream) })
 	g.Go(func() error { return r.sendReports(ctx, stream) })
 	return g.Wait()
 }
 
-func (r *Reporter) hearDirectives(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
+func (r *Reporter) receiveDirectives(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
 	for {
 		d, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		r.tell(ctx, Directed{d})
+		r.deliver(ctx, Directed{d})
 	}
 }
 
 // sendReports sends until the stream ends. Why it ended is known to
-// hearDirectives, which ends ctx.
+// receiveDirectives, which ends ctx.
 func (r *Reporter) sendReports(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
 	var sent outgoing
 	for {
@@ -190,7 +198,7 @@ func (r *Reporter) assign(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case a := <-r.assignments:
-			r.tell(ctx, Assigned{a.GetGeneration(), r.assignOnce(ctx, a)})
+			r.deliver(ctx, Assigned{a.GetGeneration(), r.assignOnce(ctx, a)})
 		}
 	}
 }

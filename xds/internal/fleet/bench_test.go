@@ -11,7 +11,7 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// BenchmarkDecide is one look at a fleet of a thousand replicas in which all is
+// BenchmarkDecide is one decision about a fleet of a thousand replicas in which all is
 // well. It is done a hundred times a second at most.
 func BenchmarkDecide(b *testing.B) {
 	const size = 1000

@@ -25,7 +25,7 @@ const head = "---\napiVersion: millrace.dev/v1alpha1\n"
 // two is one replica over two nodes and one on a third.
 const two = head + "kind: Model\nmetadata: {name: m}\nspec: {weights: /m.gguf, layout: [{stages: 2}, {stages: 1}]}\n"
 
-// world drives a fleet with nodes that do what they are told.
+// world drives a fleet with nodes that do what their directives say.
 type world struct {
 	t       *testing.T
 	fleet   *Fleet
@@ -352,7 +352,7 @@ func TestHungEngineIsMarkedBeforeItLeaves(t *testing.T) {
 	w.want("m-0 READY 1000", "!m-1 NOT_READY 1")
 	w.run(500 * time.Millisecond)
 	w.want("m-0 READY 1000", "m-1 NOT_READY 0")
-	w.wantCondition("node-c: engine not heard for 3 s")
+	w.wantCondition("node-c: engine silent for 3 s")
 	w.nodes["node-c"].mute = ""
 	w.beat()
 	w.want("m-0 READY 1000", "m-1 READY 1000")
@@ -365,7 +365,7 @@ func TestUnreachableEngineLeavesAtOnce(t *testing.T) {
 	w.want("m-0 READY 1000", "m-1 NOT_READY 0")
 }
 
-func TestRestartedEngineIsToldAgain(t *testing.T) {
+func TestRestartedEngineGetsItsDirectiveAgain(t *testing.T) {
 	w := up(t)
 	had := w.nodes["node-c"].status
 	w.nodes["node-c"].status = &enginepb.Status{

@@ -104,7 +104,7 @@ type verdict struct {
 	// freshness is how far the node's last word is believed, 0 to 1.
 	freshness float64
 	// stuck is whether requests may hang in the engine, so that Envoy is to be
-	// told to look.
+	// asked to check.
 	stuck bool
 }
 
@@ -139,7 +139,7 @@ func (n *node) judgeEngine(now time.Time, r *layout.Replica, stage int) (verdict
 	}
 	switch e := n.engine; {
 	case !n.mute.IsZero():
-		v, _ := no("its engine can't be heard: " + n.report.GetEngineError())
+		v, _ := no("its engine doesn't answer: " + n.report.GetEngineError())
 		v.stuck = strings.HasPrefix(n.report.GetEngineError(), wire.EngineSilent) && now.Sub(n.mute) < muteFor
 		return v, false
 	case e.GetState() == enginepb.State_IDLE:

@@ -336,7 +336,7 @@ func TestRoll(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			for seed := range uint64(20) {
+			for seed := range uint64(4) {
 				m := newMesh(t, seed, tt.nodes)
 				m.desire(tt.from)
 				m.beats(30)
@@ -361,7 +361,7 @@ func TestRoll(t *testing.T) {
 }
 
 func TestRollStopsAtWhatDoesNotStart(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(4) {
 		m := newMesh(t, seed, 3)
 		m.desire(model("m", 3, 4, 1, ""))
 		m.beats(30)
@@ -430,7 +430,7 @@ func TestRollStopsAtWhatAnEngineRefuses(t *testing.T) {
 // TestRollUnderRandomEdits edits at random, at any time, while xds crashes and agents
 // come and go; in the end what is desired runs and nothing else.
 func TestRollUnderRandomEdits(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range uint64(10) {
 		m := newMesh(t, seed, 6)
 		m.desire(model("m", 2, 4, 1, ""))
 		m.beats(30)

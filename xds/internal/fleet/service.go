@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// tick is how often the fleet looks at its clock.
+	// tick is how often the fleet reads its clock.
 	tick = 100 * time.Millisecond
 	// decideEvery bounds how often the fleet is thought through: reports that
 	// come faster share one snapshot. A fleet so large that a thought takes long
@@ -218,7 +218,7 @@ func (s *Service) refuse(err error) error {
 	return err
 }
 
-// enter makes the stream the node's own and tells an older one to end.
+// enter makes the stream the node's own and ends an older one.
 func (s *Service) enter(node string) (*inbox, error) {
 	in := &inbox{directives: make(chan *enginepb.Assignment, 1), replaced: make(chan struct{})}
 	s.mu.Lock()
@@ -234,7 +234,7 @@ func (s *Service) enter(node string) (*inbox, error) {
 	return in, nil
 }
 
-// leave tells the fleet that the stream has ended.
+// leave reports to the fleet that the stream has ended.
 func (s *Service) leave(node string, in *inbox) {
 	s.mu.Lock()
 	current := s.nodes[node] == in

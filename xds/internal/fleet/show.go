@@ -57,7 +57,7 @@ func (n *node) conditions(now time.Time) []obs.Condition {
 	if !n.mute.IsZero() {
 		all = append(all, obs.Condition{
 			Code: "engine-unheard",
-			Text: fmt.Sprintf("%s: engine not heard for %d s: %s", n.name, int(now.Sub(n.mute).Seconds()), n.report.GetEngineError()),
+			Text: fmt.Sprintf("%s: engine silent for %d s: %s", n.name, int(now.Sub(n.mute).Seconds()), n.report.GetEngineError()),
 			Next: "see whether the engine runs, and its log",
 		})
 	}

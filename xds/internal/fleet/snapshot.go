@@ -21,13 +21,13 @@ const (
 	// Absent from EDS: gets no request, whoever names it.
 	Absent Membership = iota
 	// Unhealthy in EDS: gets no new request from the fallback policy, and Envoy's
-	// health check goes on.
+	// health check continues.
 	Unhealthy
 	// Healthy in EDS.
 	Healthy
 )
 
-// Snapshot is the truth about the whole fleet at one moment. It is not changed
+// Snapshot is the observed state of the whole fleet at one moment. It is not changed
 // once it is published.
 type Snapshot struct {
 	// At is the moment.

@@ -190,13 +190,20 @@ func (p *planner) adopt(planned bool) {
 			delete(p.had, spec.Replica)
 			continue
 		}
+		var to *Replica
+		if p.stays(spec, had) {
+			to = p.at(spec, had)
+			if p.refused[spec.Replica] == nil && equal(to.Assignment(0), had) && !p.overtaken(had) {
+				p.placed[i] = to // as nearly always
+				continue
+			}
+		}
 		kept := &Replica{Spec: specOf(had), Generation: had.GetGeneration(), Stages: had.GetStages()}
 		p.placed[i] = kept
-		if !p.stays(spec, had) {
+		if to == nil {
 			p.changes = append(p.changes, edit{spec: i, from: kept})
 			continue
 		}
-		to := p.at(spec, had)
 		no := p.refused[spec.Replica]
 		switch a := to.Assignment(0); {
 		case equal(a, had) && !p.overtaken(had):

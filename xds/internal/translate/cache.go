@@ -12,7 +12,7 @@ import (
 
 // Caches returns how what is known of the engines' caches has changed: resources by
 // name, and the names of those that are no more. before may be nil. There may be
-// very many, of which few change: an endpoint whose cache is the same is not looked at.
+// very many, of which few change: an endpoint whose cache is the same is not compared.
 func Caches(before, now *fleet.Snapshot) (changed map[string]proto.Message, removed []string) {
 	changed = make(map[string]proto.Message)
 	had := make(map[string]*enginepb.Cache) // by address

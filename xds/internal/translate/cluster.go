@@ -59,7 +59,7 @@ func clusters(s Site, d *desired.State) (map[string]proto.Message, error) {
 		}
 		all[tracesCluster] = c
 	}
-	return all, nil
+	return all, s.secure(all)
 }
 
 // engines returns the cluster of a model: the hosts that extproc names, in its
@@ -174,8 +174,11 @@ func segments(keys ...string) []*metadatav3.MetadataKey_PathSegment {
 	return path
 }
 
+// httpOptions is the name under which a cluster has the protocol of its connections.
+const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
 func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
-	return map[string]*anypb.Any{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(o)}
+	return map[string]*anypb.Any{httpOptions: pack(o)}
 }
 
 // http2 returns HTTP/2 whose pings find connections that lead nowhere: one is
@@ -195,7 +198,7 @@ func http2(interval, timeout float64) map[string]*anypb.Any {
 }
 
 // extproc returns the cluster of the pickers. Its health check takes out one that
-// hangs; requests then go on without it.
+// hangs; requests then pass without it.
 func extproc(addrs []string) (*clusterv3.Cluster, error) {
 	c := cluster(extprocCluster, clusterv3.Cluster_STATIC)
 	if err := hosts(c, addrs); err != nil {

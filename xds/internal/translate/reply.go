@@ -16,7 +16,7 @@ type reply struct {
 	from, below uint32
 	// kind and code are the error's type and code in the OpenAI API.
 	kind, code string
-	// again tells the client when to come back, in seconds; empty: not.
+	// again is when the client is to come back, in seconds; empty: not.
 	again string
 }
 

@@ -54,6 +54,8 @@ type Site struct {
 	AccessLog string
 	// Traces is "host:port" of the OTLP receiver; empty: nothing is traced.
 	Traces string
+	// TLS is how Envoy reaches the other programs; nil: in cleartext.
+	TLS *TLS
 }
 
 // Static returns the resources that don't depend on the fleet, for what is desired.

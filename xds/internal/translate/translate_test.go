@@ -203,7 +203,7 @@ func TestBadAddresses(t *testing.T) {
 	}
 }
 
-func TestValidateLooksIntoWhatIsPacked(t *testing.T) {
+func TestFaultsOfWhatIsPackedAreFound(t *testing.T) {
 	site, state := full(t)
 	all, err := Static(site, state, keys)
 	if err != nil {
