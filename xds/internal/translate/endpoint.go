@@ -29,10 +29,12 @@ func Fleet(d *desired.State, snap *fleet.Snapshot) Resources {
 	}
 	states := make(map[string]proto.Message, len(snap.Endpoints))
 	for _, e := range snap.Endpoints {
-		if states[e.Address] != nil {
+		switch {
+		case states[e.Address] == nil:
+			states[e.Address] = state(e)
+		case e.Foreign == nil || e.First:
 			continue // a second claim to an address, which the fleet has refused
 		}
-		states[e.Address] = state(e)
 		locality := hosts[e.Model]
 		if h := member(e); h != nil && locality != nil {
 			locality.LbEndpoints = append(locality.LbEndpoints, h)
@@ -59,6 +61,11 @@ func member(e fleet.Endpoint) *endpointv3.LbEndpoint {
 }
 
 func state(e fleet.Endpoint) *fleetpb.EndpointState {
+	if e.Foreign != nil {
+		m := e.Foreign.Resource()
+		m.State, m.Reason, m.Weight = e.State, e.Reason, e.Weight
+		return m
+	}
 	return &fleetpb.EndpointState{
 		Address: e.Address,
 		Node:    e.Nodes[0],
