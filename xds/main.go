@@ -21,8 +21,10 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/ads"
@@ -64,7 +66,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
-	f.StringVar(&o.config, "config", "", "`file` with Model and Policy objects; none: the defaults")
+	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; none: the defaults")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
 	f.StringVar(&o.extproc, "extproc", "", "`ip:port,…` of every extproc; none: Envoy routes by weight alone")
 	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
@@ -127,11 +129,16 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g, ctx := errgroup.WithContext(ctx)
 	resources := ads.New(ctx, log, reg)
 	nodes := fleet.NewService(log, reg, func() (int, []obs.Condition) { return resources.Clients(), resources.Conditions() })
+	prober := probe.New(probe.Options{
+		Program: "xds", Logs: true,
+		Observed: func(o *probe.Observation) { nodes.Post(ctx, fleet.Observed{Observation: o}) },
+	}, log, reg)
 	server := newServer(env, resources, nodes)
 
 	g.Go(func() error { return o.source.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx, fleet.New(o.settle, time.Now())) })
-	g.Go(func() error { return follow(ctx, o.source, nodes) })
+	g.Go(func() error { return follow(ctx, o.source, nodes, prober) })
+	g.Go(func() error { return prober.Run(ctx) })
 	caches := make(chan struct{})
 	g.Go(func() error { return pushCaches(ctx, nodes, resources, caches) })
 	g.Go(func() error { return push(ctx, nodes, resources, &rollout{site: o.site}, caches) })
@@ -146,11 +153,17 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	return g.Wait()
 }
 
-// follow gives the fleet what is desired, until ctx ends.
-func follow(ctx context.Context, s source, nodes *fleet.Service) error {
+// follow gives the fleet what is desired, and the prober who is to be probed, until ctx
+// ends. The fleet comes first: it takes in nothing of whom it does not know.
+func follow(ctx context.Context, s source, nodes *fleet.Service, prober *probe.Prober) error {
 	for {
 		p, next := s.Latest()
 		nodes.Post(ctx, fleet.Desired{Published: p})
+		if p.State != nil {
+			if err := prober.Set(inventory.Probed(inventory.OfObjects(p.State.Endpoints))); err != nil {
+				return err // addresses have been checked
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil

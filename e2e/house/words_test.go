@@ -62,12 +62,8 @@ var phrases = []struct {
 // Packages whose names, or whose comments and texts, still have other words. Take
 // yours out when it is converted; both lists are to be empty.
 var (
-	namesToConvert = []string{
-		"extproc/internal/fleet",
-	}
-	textsToConvert = []string{
-		"extproc/internal/fleet",
-	}
+	namesToConvert = []string{}
+	textsToConvert = []string{}
 )
 
 // nameWords splits a name: "lookupURLNow" is "lookup", "url", "now".

@@ -14,6 +14,7 @@ import (
 // changes.
 type deriver struct {
 	nodes     int
+	vllm      string // path of the user's own; empty: there is none
 	weights   string // path of those that set-up has fetched; empty: it has not
 	cookieKey string // path
 	// laid has the layout that a model got when the user chose none, by the model's
@@ -51,6 +52,9 @@ func (d *deriver) derive(f config.File, at config.Source) (config.File, []config
 	for _, m := range f.Models {
 		if err := checkModel(m); err != nil {
 			fault(m.Metadata.Name, "spec.weights", "%v", err)
+		}
+		if err := checkProgram(m, d.vllm); err != nil {
+			fault(m.Metadata.Name, "spec.backend.kind", "%v; start the mesh again, with -vllm", err)
 		}
 		if takesModel(m.Spec) && d.weights == "" {
 			fault(m.Metadata.Name, "spec.weights", "missing; set-up did not fetch any when this mesh started: start it again")

@@ -175,6 +175,38 @@ func TestLoadFindsWhatIsWrongBeforeTheStart(t *testing.T) {
 	}
 }
 
+// TestAVLLMMustBeGiven, at the start and for an edit.
+func TestAVLLMMustBeGiven(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "c.yaml")
+	text := "apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: m}\nspec: {weights: w, backend: {kind: vllm}}\n"
+	for _, err := range []error{
+		os.Mkdir(filepath.Join(dir, "w"), 0o755), os.WriteFile(filepath.Join(dir, "w", "config.json"), nil, 0o644), os.WriteFile(path, []byte(text), 0o644),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Options{Listen: "127.0.0.1:0", Nodes: 1, ExtProcs: 1, Config: path}
+	if err := Check(o); err == nil || !strings.Contains(err.Error(), "there is no vLLM") || program.ExitCode(err) != program.ExitSetup {
+		t.Errorf("Check() = %v (exit %d)", err, program.ExitCode(err))
+	}
+	o.VLLM = dir
+	if err := Check(o); err != nil {
+		t.Errorf("with one: %v", err)
+	}
+	file, at, err := config.Read(path, []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for vllm, want := range map[string]int{"": 1, dir: 0} {
+		d := deriver{nodes: 1, vllm: vllm}
+		if _, faults := d.derive(file, at); len(faults) != want || want > 0 && faults[0].Path != "spec.backend.kind" {
+			t.Errorf("derive() with vLLM %q: %v, want %d faults", vllm, faults, want)
+		}
+	}
+}
+
 func TestBadFlagsAreListedAllAtOnce(t *testing.T) {
 	err := Check(Options{Listen: "here", Nodes: 0, Traces: "http://x", Capacity: map[string]float64{"node-q": 1}})
 	if program.ExitCode(err) != program.ExitUsage {

@@ -94,7 +94,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	}
 	m := &mesh{plan: plan, first: replicas(file), store: store, show: show, certs: certs, operator: me}
 	if o.Config != "" {
-		d := deriver{nodes: o.Nodes, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
+		d := deriver{nodes: o.Nodes, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
 		if m.config, err = desired.Open(o.Config, d.derive, nil, slog.New(slog.DiscardHandler)); err != nil {
 			return program.Config(err)
 		}
@@ -134,7 +134,23 @@ func load(o Options) (config.File, error) {
 	if err != nil {
 		return config.File{}, program.Config(err)
 	}
+	for _, m := range file.Models {
+		if err := checkProgram(m, o.VLLM); err != nil {
+			return config.File{}, program.Setup(err)
+		}
+	}
 	return file, nil
+}
+
+// checkProgram finds a backend whose program set-up does not fetch and nobody has given.
+func checkProgram(m config.Model, vllm string) error {
+	if m.Spec.Backend.Kind != config.VLLM || vllm != "" {
+		return nil
+	}
+	return &obs.Hint{
+		Err:  fmt.Errorf("model %s: spec.backend.kind: %s: there is no vLLM", m.Metadata.Name, config.VLLM),
+		Next: "give a Python environment with vLLM with -vllm; it is too large for set-up to fetch",
+	}
 }
 
 func loadFor(path string, nodes int) (config.File, error) {

@@ -34,6 +34,8 @@ type Report struct {
 	At        time.Time `json:"at"`
 	AgeMillis int64     `json:"age_ms"`
 	Nodes     []Node    `json:"nodes"`
+	// Endpoints are run by somebody else, as xds probes them; empty if xds is away.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
 	// Processes are all of the mesh, as state.json has them.
 	Processes []state.Process `json:"processes"`
 	// Objects are those of the configuration, with what became of them.
@@ -138,6 +140,9 @@ func build(s state.State, running bool, source string, view *fleetpb.FleetView, 
 	}
 	place(r.Nodes, view)
 	slices.SortFunc(r.Nodes, func(a, b Node) int { return cmp.Compare(a.Node, b.Node) })
+	for _, e := range view.GetEndpoints() {
+		r.Endpoints = append(r.Endpoints, endpoint(e))
+	}
 	r.conditions(s, view)
 	return r
 }

@@ -71,6 +71,17 @@ func nightView() *fleetpb.FleetView {
 				Report: &fleetpb.NodeReport{EngineError: "engine silent"},
 			},
 		},
+		Endpoints: []*fleetpb.EndpointView{
+			{
+				Address: "10.0.0.2:8000", Models: []string{"smollm2", "a", "b"}, State: fleetpb.EndpointState_READY, Since: ago(time.Hour), Weight: 900,
+				Source: "Endpoints/pool", Type: "vllm", Load: &enginepb.Load{Running: 2, Waiting: 1}, Speed: &enginepb.Speed{Decode: 45},
+				EventsError: "not connected to 10.0.0.2:5557 yet",
+			},
+			{
+				Address: "10.0.0.3:8000", Models: []string{"smollm2"}, State: fleetpb.EndpointState_NOT_READY, Reason: "nobody answers: connection refused",
+				Since: ago(8 * time.Second), Source: "Endpoints/pool", Type: "openai",
+			},
+		},
 		Conditions: []*fleetpb.Condition{{Code: "no-room", Text: "smollm2-2 has no node", Next: "start another node"}},
 		Objects: []*fleetpb.ObjectView{
 			{Kind: "Model", Name: "smollm2", Generation: 3, Replicas: []string{"smollm2-0", "smollm2-1"}, ReadyReplicas: 1, Conditions: []*fleetpb.ObjectCondition{

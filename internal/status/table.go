@@ -25,6 +25,10 @@ func write(w io.Writer, r Report, now time.Time) error {
 		fmt.Fprintln(&b)
 		fleet(&b, r.Nodes, now)
 	}
+	if len(r.Endpoints) > 0 {
+		fmt.Fprintln(&b)
+		endpoints(&b, r.Endpoints, now)
+	}
 	if ill := slices.DeleteFunc(slices.Clone(r.Objects), Object.well); len(ill) > 0 {
 		fmt.Fprintln(&b)
 		configuration(&b, ill, now)

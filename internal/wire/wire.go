@@ -143,6 +143,9 @@ const (
 const (
 	ReplicaNotReady = "replica-not-ready"
 	ModelDown       = "model-down"
+	EndpointsDown   = "endpoints-down"
+	NoMetrics       = "no-metrics"
+	NoKVEvents      = "no-kv-events"
 	ConfigRefused   = "configuration-refused"
 )
 

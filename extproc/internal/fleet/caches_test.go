@@ -186,7 +186,7 @@ func TestCachesThatBreakTheRules(t *testing.T) {
 // TestOlderXDS: one that ends the stream at a type that it doesn't know is asked for
 // the others alone, and no table waits for what it does not say.
 func TestOlderXDS(t *testing.T) {
-	fake := &fakeXDS{heard: make(chan *discovery.DeltaDiscoveryRequest, 10), say: make(chan *discovery.DeltaDiscoveryResponse), cut: make(chan struct{})}
+	fake := &fakeXDS{received: make(chan *discovery.DeltaDiscoveryRequest, 10), say: make(chan *discovery.DeltaDiscoveryResponse), cut: make(chan struct{})}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -199,23 +199,23 @@ func TestOlderXDS(t *testing.T) {
 	c := New(ln.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), tablesTo(tables), nil, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
 	go c.Run(t.Context())
 	for range types {
-		<-fake.heard
+		<-fake.received
 	}
 	fake.say <- say(wire.PolicyType, resource("default", "1", somePolicy))
 	fake.say <- say(wire.ModelType)
 	fake.say <- say(wire.EndpointType)
 	<-tables
 	for range 3 {
-		<-fake.heard // that it has taken them
+		<-fake.received // that it has taken them
 	}
 	fake.cut <- struct{}{}
 	for _, typ := range types[:3] {
-		if r := <-fake.heard; r.GetTypeUrl() != typ {
+		if r := <-fake.received; r.GetTypeUrl() != typ {
 			t.Errorf("asked for %s, want %s", r.GetTypeUrl(), typ)
 		}
 	}
 	fake.say <- say(wire.ModelType)
-	if r := <-fake.heard; r.GetTypeUrl() != wire.ModelType || r.GetResponseNonce() != "n" {
+	if r := <-fake.received; r.GetTypeUrl() != wire.ModelType || r.GetResponseNonce() != "n" {
 		t.Errorf("got %v, want that the model type is taken", r)
 	}
 }

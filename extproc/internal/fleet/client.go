@@ -49,8 +49,8 @@ type Client struct {
 
 	// Touched by follow alone.
 	state *state
-	// plain is whether the next stream does without caches: xds did not know them.
-	plain bool
+	// noCaches is whether the next stream does without caches: xds did not know them.
+	noCaches bool
 
 	// Atomic.
 	connected atomic.Bool // whether xds has answered on the present stream
@@ -122,15 +122,15 @@ func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoverySe
 			return err
 		}
 	}
-	heard := map[string]bool{}
+	received := map[string]bool{}
 	for {
 		r, err := st.Recv()
 		if err != nil {
 			// An older xds answers in order until it gets to the type that it doesn't know.
-			c.plain = status.Code(err) == codes.Unknown && heard[wire.EndpointType] && !heard[wire.CacheType]
+			c.noCaches = status.Code(err) == codes.Unknown && received[wire.EndpointType] && !received[wire.CacheType]
 			return err
 		}
-		heard[r.GetTypeUrl()] = true
+		received[r.GetTypeUrl()] = true
 		if !c.connected.Swap(true) {
 			c.metrics.connected.Set(1)
 			c.log.Info("xds answers", "xds", c.target)
@@ -146,7 +146,7 @@ func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoverySe
 func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 	var all []*discovery.DeltaDiscoveryRequest
 	for _, t := range types {
-		if t == wire.CacheType && c.plain {
+		if t == wire.CacheType && c.noCaches {
 			continue
 		}
 		all = append(all, &discovery.DeltaDiscoveryRequest{

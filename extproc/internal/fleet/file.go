@@ -13,15 +13,16 @@ import (
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/probe"
+	"millrace.dev/millrace/internal/wire"
 )
 
-// fileTicks is after how many ticks the file is looked at: twice a second. One
+// fileTicks is after how many ticks the file is checked: twice a second. One
 // stat costs less than a thread that waits for the kernel's word, and sees what
 // editors do (a new file under the old name), links that are bent, and folders of
 // the network.
 const fileTicks = 5
 
-// stamp tells one state of a file from another.
+// stamp distinguishes one state of a file from another.
 type stamp struct {
 	info os.FileInfo // nil: it isn't there
 	name string
@@ -39,7 +40,7 @@ func stampsOf(names ...string) stamps {
 	return all
 }
 
-// changed tells whether one of the files has changed since.
+// changed reports whether one of the files has changed since.
 func (s stamps) changed() bool {
 	return slices.ContainsFunc(s, func(old stamp) bool {
 		info, _ := os.Stat(old.name)
@@ -109,7 +110,7 @@ func (l *Local) Conditions() []obs.Condition {
 	l.mu.Unlock()
 	if deaf := l.deaf(); len(deaf) > 0 {
 		all = append(all, obs.Condition{
-			Code: "no-kv-events",
+			Code: wire.NoKVEvents,
 			Text: fmt.Sprintf("cache events of %d of %d endpoints do not come or are refused: %s; what they have cached is guessed", len(deaf), n, list(deaf)),
 			Next: "start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen",
 		})
@@ -124,7 +125,7 @@ func (l *Local) conditionsLocked() []obs.Condition {
 		all = append(all, obs.Condition{
 			Code: "fleet-file",
 			Text: fmt.Sprintf("%v; what was read before holds", l.fault),
-			Next: "correct the file; it is read again as soon as it changes (extproc -check -fleet FILE tells whether it is good)",
+			Next: "correct the file; it is read again as soon as it changes (extproc -check -fleet FILE checks it)",
 		})
 	}
 	var down, dumb []string
@@ -141,14 +142,14 @@ func (l *Local) conditionsLocked() []obs.Condition {
 	n := len(l.locals)
 	if len(down) > 0 {
 		all = append(all, obs.Condition{
-			Code: "endpoints-down",
+			Code: wire.EndpointsDown,
 			Text: fmt.Sprintf("%d of %d endpoints do not answer: %s", len(down), n, list(down)),
 			Next: "start them, or take them out of the file",
 		})
 	}
 	if len(dumb) > 0 {
 		all = append(all, obs.Condition{
-			Code: "no-metrics",
+			Code: wire.NoMetrics,
 			Text: fmt.Sprintf("metrics of %d of %d endpoints do not come: %s; they serve by what this extproc has sent them", len(dumb), n, list(dumb)),
 			Next: "start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai",
 		})

@@ -167,9 +167,9 @@ func TestRefuses(t *testing.T) {
 // client says.
 type fakeXDS struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
-	heard chan *discovery.DeltaDiscoveryRequest
-	say   chan *discovery.DeltaDiscoveryResponse
-	cut   chan struct{}
+	received chan *discovery.DeltaDiscoveryRequest
+	say      chan *discovery.DeltaDiscoveryResponse
+	cut      chan struct{}
 }
 
 func (f *fakeXDS) DeltaAggregatedResources(st grpc.BidiStreamingServer[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]) error {
@@ -181,7 +181,7 @@ func (f *fakeXDS) DeltaAggregatedResources(st grpc.BidiStreamingServer[discovery
 				errs <- err
 				return
 			}
-			f.heard <- r
+			f.received <- r
 		}
 	}()
 	for {
@@ -203,7 +203,7 @@ type fixed int
 func (f fixed) Count(*openai.Request) (int, bool) { return int(f), true }
 
 func TestClient(t *testing.T) {
-	fake := &fakeXDS{heard: make(chan *discovery.DeltaDiscoveryRequest, 10), say: make(chan *discovery.DeltaDiscoveryResponse), cut: make(chan struct{})}
+	fake := &fakeXDS{received: make(chan *discovery.DeltaDiscoveryRequest, 10), say: make(chan *discovery.DeltaDiscoveryResponse), cut: make(chan struct{})}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +224,7 @@ func TestClient(t *testing.T) {
 	go func() { done <- c.Run(ctx) }()
 
 	for i, typ := range types {
-		r := <-fake.heard
+		r := <-fake.received
 		if r.GetTypeUrl() != typ || !slices.Equal(r.GetResourceNamesSubscribe(), []string{"*"}) || (i == 0) != (r.GetNode().GetId() == "extproc") {
 			t.Errorf("subscription %v", r)
 		}
@@ -243,7 +243,7 @@ func TestClient(t *testing.T) {
 	}
 	fake.say <- say(wire.CacheType)
 	for range types {
-		if r := <-fake.heard; r.GetResponseNonce() != "n" || r.GetErrorDetail() != nil {
+		if r := <-fake.received; r.GetResponseNonce() != "n" || r.GetErrorDetail() != nil {
 			t.Errorf("want an ACK, got %v", r)
 		}
 	}
@@ -251,7 +251,7 @@ func TestClient(t *testing.T) {
 		t.Errorf("%v tokens are cached, want what the engine says", got)
 	}
 	fake.say <- say(wire.EndpointType, resource("127.0.0.1:1", "6", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) { m.State = 77 })))
-	if r := <-fake.heard; !strings.Contains(r.GetErrorDetail().GetMessage(), "EndpointState.State") {
+	if r := <-fake.received; !strings.Contains(r.GetErrorDetail().GetMessage(), "EndpointState.State") {
 		t.Errorf("want a NACK that names the field, got %v", r)
 	}
 	<-tables
@@ -259,7 +259,7 @@ func TestClient(t *testing.T) {
 	fake.cut <- struct{}{}
 	var again []*discovery.DeltaDiscoveryRequest
 	for range types {
-		again = append(again, <-fake.heard)
+		again = append(again, <-fake.received)
 	}
 	if v := again[2].GetInitialResourceVersions(); v["127.0.0.1:1"] != "5" {
 		t.Errorf("resumed with versions %v, want what was taken last", v)

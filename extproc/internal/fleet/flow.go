@@ -14,22 +14,22 @@ import (
 const gatewayShare = 0.9
 
 // flowRules returns the rules for when endpoints are busy.
-func flowRules(said *fleetpb.Flow) *flow.Policy {
+func flowRules(rules *fleetpb.Flow) *flow.Policy {
 	p := &flow.Policy{
-		Queue: int(said.GetQueue()), Allowance: int(said.GetAllowance()), Reserve: said.GetReserve(),
-		DegradeAt: said.GetDegradeAt(), TenantHeader: said.GetTenantHeader(),
-		Budget:  flow.Budget{Requests: int64(said.GetRequestsPerMinute()), Tokens: int64(said.GetTokensPerMinute())},
-		Tenants: int(cmp.Or(said.GetTenants(), policy.Defaults().GetFlow().GetTenants())),
+		Queue: int(rules.GetQueue()), Allowance: int(rules.GetAllowance()), Reserve: rules.GetReserve(),
+		DegradeAt: rules.GetDegradeAt(), TenantHeader: rules.GetTenantHeader(),
+		Budget:  flow.Budget{Requests: int64(rules.GetRequestsPerMinute()), Tokens: int64(rules.GetTokensPerMinute())},
+		Tenants: int(cmp.Or(rules.GetTenants(), policy.Defaults().GetFlow().GetTenants())),
 	}
-	p.MaxWait[flow.Critical] = said.GetMaxWaitCritical().AsDuration()
-	p.MaxWait[flow.Standard] = said.GetMaxWaitStandard().AsDuration()
-	p.MaxWait[flow.Sheddable] = said.GetMaxWaitSheddable().AsDuration()
-	p.GatewayTimeout = cmp.Or(said.GetGatewayTimeout().AsDuration(), flow.EveryGateway)
+	p.MaxWait[flow.Critical] = rules.GetMaxWaitCritical().AsDuration()
+	p.MaxWait[flow.Standard] = rules.GetMaxWaitStandard().AsDuration()
+	p.MaxWait[flow.Sheddable] = rules.GetMaxWaitSheddable().AsDuration()
+	p.GatewayTimeout = cmp.Or(rules.GetGatewayTimeout().AsDuration(), flow.EveryGateway)
 	p.Gateway = time.Duration(gatewayShare * float64(p.GatewayTimeout))
-	if len(said.GetDegrade()) > 0 {
-		p.Degrade = make(map[string]string, len(said.GetDegrade()))
+	if len(rules.GetDegrade()) > 0 {
+		p.Degrade = make(map[string]string, len(rules.GetDegrade()))
 	}
-	for _, d := range said.GetDegrade() {
+	for _, d := range rules.GetDegrade() {
 		p.Degrade[d.GetModel()] = d.GetTo()
 	}
 	return p

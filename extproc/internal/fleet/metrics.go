@@ -13,7 +13,7 @@ type metrics struct {
 	updates   prometheus.Counter
 	rejected  prometheus.Counter
 	endpoints map[pick.State]prometheus.Gauge
-	// cached is not by engine: there may be ten thousand, and each tells it itself.
+	// cached is not by engine: there may be ten thousand, and each has a metric of its own.
 	cached prometheus.Gauge
 }
 

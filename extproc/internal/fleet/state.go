@@ -51,7 +51,7 @@ type state struct {
 	ours      bool // whether the engines are Millrace's own
 	// versions of the resources held, by type and name: to resume with.
 	versions map[string]map[string]string
-	// answered tells which types xds has answered at least once.
+	// answered is which types xds has answered at least once.
 	answered map[string]bool
 	reports  reports // of engines, about their caches
 	stale    bool    // whether table has changed by reports about caches
@@ -87,7 +87,7 @@ type model struct {
 	learned  *pick.Learned
 }
 
-// newState returns what is known before anybody has said anything; ours tells
+// newState returns what is known before anybody has said anything; ours is
 // whether the engines are Millrace's own.
 func newState(ours bool) *state {
 	s := &state{

@@ -37,7 +37,7 @@ func (s *state) setWork(e *endpoint) {
 	e.work = &now
 }
 
-// measured passes on what an endpoint's engine has done. A table that has the endpoint
+// measured gives to p what an endpoint's engine has done. A table that has the endpoint
 // was published before.
 func (s *state) measured(p Picker, t *pick.Table, w work, now time.Time) {
 	e := s.endpoints[w.address]
@@ -53,7 +53,7 @@ func (s *state) measured(p Picker, t *pick.Table, w work, now time.Time) {
 		return
 	}
 	if len(e.models()) > 1 {
-		m = nil // its metrics don't tell them apart
+		m = nil // its metrics add them up
 	}
 	p.Measured(m, view, pick.Usage{
 		Prompt: int(w.done.Prompt), Cached: int(w.done.Cached), Completion: int(w.done.Output),

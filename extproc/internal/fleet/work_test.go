@@ -12,7 +12,7 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// measuring is a Picker that notes what it is told of engines.
+// measuring is a Picker that notes what engines have done.
 type measuring struct {
 	tablesTo
 	usages   []pick.Usage

@@ -53,11 +53,14 @@ func (f *Fleet) Step(now time.Time, ev Event) {
 	case Desired:
 		if f.desired.State != ev.State {
 			f.specs = specs(ev.State)
+			f.setForeign(ev.State)
 			f.changes++
 		}
 		f.desired = ev.Published
 	case Pushed:
 		f.pushed = ev.Version
+	case Observed:
+		f.observed(ev.Observation)
 	case Refused:
 		f.refusals = ev.Objects
 	case Closed:

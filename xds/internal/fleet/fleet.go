@@ -44,6 +44,10 @@ type Fleet struct {
 	refusals map[Key]string
 
 	nodes map[string]*node // by node name
+	// foreign are the endpoints that somebody else runs, and foreignAt where each is in it,
+	// by address.
+	foreign   []*Foreign
+	foreignAt map[string]int
 	// replicas and retiring are the plan in force.
 	replicas []layout.Replica
 	retiring []layout.Retiring
@@ -164,7 +168,7 @@ func (f *Fleet) complete(now time.Time) bool {
 			}
 		}
 	}
-	return f.planned
+	return f.planned && f.foreignSeen()
 }
 
 // weigh gives every endpoint its weight. One that drifts keeps its old one for a

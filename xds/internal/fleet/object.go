@@ -85,10 +85,14 @@ func objects(p desired.Published, refusals map[Key]string, endpoints []Endpoint,
 			o.Replicas = append(o.Replicas, desired.Replica(m.Name, i))
 		}
 		r, pr := judgeModel(&o, serving, waits)
+		if len(o.Replicas) == 0 {
+			r = judgeServed(o, endpoints)
+		}
 		add(o, r, pr)
 	}
 	for _, e := range p.State.Endpoints {
-		add(Object{Key: Key{e.Kind, e.Name}, Generation: e.Generation})
+		o := Object{Key: Key{e.Kind, e.Name}, Generation: e.Generation}
+		add(o, judgeEndpoints(o, endpoints))
 	}
 	policy := p.State.Policy
 	add(Object{Key: Key{policy.Kind, policy.Name}, Generation: policy.Generation},

@@ -79,7 +79,7 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 		if e.Membership == Healthy {
 			serving[e.Model]++
 		}
-		if e.State == notReady {
+		if e.State == notReady && e.Foreign == nil {
 			all = append(all, obs.Condition{
 				Code: wire.ReplicaNotReady,
 				Text: fmt.Sprintf("replica %s takes no requests: %s", e.Replica, e.Reason),
@@ -87,12 +87,24 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 			})
 		}
 	}
-	for _, w := range f.specs {
-		if serving[w.Model] == 0 {
-			serving[w.Model] = -1 // reported once
+	return append(append(all, foreignConditions(s.Endpoints)...), f.modelConditions(s, serving)...)
+}
+
+// modelConditions names the models that nobody serves, though somebody should.
+func (f *Fleet) modelConditions(s *Snapshot, serving map[string]int) []obs.Condition {
+	if f.desired.State == nil {
+		return nil
+	}
+	should := make(map[string]bool)
+	for _, e := range s.Endpoints {
+		should[e.Model] = true
+	}
+	var all []obs.Condition
+	for _, m := range f.desired.State.Models {
+		if serving[m.Name] == 0 && (m.Spec.Replicas > 0 || should[m.Name]) {
 			all = append(all, obs.Condition{
 				Code: wire.ModelDown,
-				Text: fmt.Sprintf("model %s has no replica that takes requests", w.Model),
+				Text: fmt.Sprintf("model %s has no replica that takes requests", m.Name),
 				Next: "start its nodes; see what is said of them",
 			})
 		}
@@ -110,6 +122,7 @@ func (s *Snapshot) View(clients int, more []obs.Condition) *fleetpb.FleetView {
 	for _, o := range s.Objects {
 		v.Objects = append(v.Objects, o.view())
 	}
+	v.Endpoints = foreignViews(s.Endpoints)
 	for _, n := range s.Nodes {
 		v.Nodes = append(v.Nodes, &fleetpb.NodeView{
 			Node:       n.Name,

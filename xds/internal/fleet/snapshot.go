@@ -44,7 +44,7 @@ type Snapshot struct {
 	// Changes grows with each change that is to be pushed at once.
 	Changes uint64
 	// Endpoints has every replica that has a place and a head that has said its
-	// address, in the order of the configuration.
+	// address, in the order of the configuration, and then what somebody else runs.
 	Endpoints []Endpoint
 	// Nodes has every node, by name.
 	Nodes []Node
@@ -54,7 +54,8 @@ type Snapshot struct {
 	Conditions []obs.Condition
 }
 
-// Endpoint is one replica as the gateway and extproc know it.
+// Endpoint is one replica, or one endpoint that somebody else runs, as the gateway and
+// extproc know it.
 type Endpoint struct {
 	// Address is "ip:port" of the head's API.
 	Address string
@@ -82,6 +83,11 @@ type Endpoint struct {
 
 	// Cache is what is known of the head's KV cache; nil: nothing.
 	Cache *enginepb.Cache
+
+	// Foreign is the endpoint if somebody else runs it; nil: it is a replica of ours. One
+	// that serves several models is an Endpoint for each, the first of which has First.
+	Foreign *Foreign
+	First   bool
 
 	// worth is what the weight is made of.
 	worth weight.Replica
@@ -143,6 +149,7 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		head.state, head.reason, head.head = e.State, e.Reason, e.Replica
 		s.Endpoints = append(s.Endpoints, e)
 	}
+	f.judgeForeign(now, heads, s)
 	f.remember(now, s.Endpoints, stages)
 }
 

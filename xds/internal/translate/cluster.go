@@ -41,9 +41,13 @@ func EnginesCluster(model string) string { return enginesPrefix + model }
 
 func clusters(s Site, d *desired.State) (map[string]proto.Message, error) {
 	all := make(map[string]proto.Message)
+	foreign := servedByOthers(d)
 	for _, m := range d.Models {
 		name := EnginesCluster(m.Name)
 		all[name] = engines(name)
+		if foreign[m.Name] {
+			speakHTTP1(all[name].(*clusterv3.Cluster))
+		}
 	}
 	if len(s.ExtProc) > 0 {
 		c, err := extproc(s.ExtProc)
@@ -91,6 +95,41 @@ func engines(name string) *clusterv3.Cluster {
 	// machine, because the connection's streams die with it.
 	c.TypedExtensionProtocolOptions = http2(0.5, 2)
 	return c
+}
+
+// servedByOthers returns the models that endpoints serve which somebody else runs.
+func servedByOthers(d *desired.State) map[string]bool {
+	models := make(map[string]bool)
+	for _, o := range d.Endpoints {
+		for _, e := range o.Spec.Endpoints {
+			for _, m := range e.Models {
+				models[m] = true
+			}
+		}
+	}
+	return models
+}
+
+// speakHTTP1 changes the cluster of a model that external servers serve, too: these speak HTTP/1.1, and may have no /health, so that any answer but a server error
+// shows that they live.
+//
+// HTTP/1.1 has no pings: a request that is stuck in a server that hangs stays there
+// until its time is over. Those that come after it go elsewhere, as xds and extproc find
+// out that nothing is answered there.
+func speakHTTP1(c *clusterv3.Cluster) {
+	c.TypedExtensionProtocolOptions = protocol(&httpv3.HttpProtocolOptions{
+		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
+					// Usage comes in trailers from our own engines.
+					HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true},
+				},
+			},
+		},
+	})
+	for _, h := range c.GetHealthChecks() {
+		h.GetHttpHealthCheck().ExpectedStatuses = []*typev3.Int64Range{{Start: 200, End: 500}}
+	}
 }
 
 // cluster returns what all clusters have in common.

@@ -4,6 +4,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/desired"
@@ -29,10 +30,12 @@ func Fleet(d *desired.State, snap *fleet.Snapshot) Resources {
 	}
 	states := make(map[string]proto.Message, len(snap.Endpoints))
 	for _, e := range snap.Endpoints {
-		if states[e.Address] != nil {
+		switch {
+		case states[e.Address] == nil:
+			states[e.Address] = state(e)
+		case e.Foreign == nil || e.First:
 			continue // a second claim to an address, which the fleet has refused
 		}
-		states[e.Address] = state(e)
 		locality := hosts[e.Model]
 		if h := member(e); h != nil && locality != nil {
 			locality.LbEndpoints = append(locality.LbEndpoints, h)
@@ -55,10 +58,18 @@ func member(e fleet.Endpoint) *endpointv3.LbEndpoint {
 	if e.Membership == fleet.Unhealthy {
 		h.HealthStatus = corev3.HealthStatus_UNHEALTHY
 	}
+	if e.Foreign != nil {
+		h.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": mark()}}
+	}
 	return h
 }
 
 func state(e fleet.Endpoint) *fleetpb.EndpointState {
+	if e.Foreign != nil {
+		m := e.Foreign.Resource()
+		m.State, m.Reason, m.Weight = e.State, e.Reason, e.Weight
+		return m
+	}
 	return &fleetpb.EndpointState{
 		Address: e.Address,
 		Node:    e.Nodes[0],
