@@ -272,13 +272,6 @@ func capacity(m *fleetpb.EndpointState) int64 {
 	return int64(min(m.GetLoad().GetKvTotalTokens(), 1<<40))
 }
 
-// emptyCache forgets what is cached at an endpoint.
-func (s *state) emptyCache(address string) {
-	if e := s.endpoints[address]; e != nil {
-		e.kv = s.newCache(e.resource)
-	}
-}
-
 func (s *state) setModel(m *fleetpb.ModelState) {
 	old := s.models[m.GetName()]
 	if old == nil {

@@ -83,7 +83,7 @@ func TestOperations(t *testing.T) {
 			if sent != want {
 				t.Errorf("%s: %.200q is forwarded, want %.200q", name, sent, want)
 			}
-			if d == nil || d.Model != tt.model || tt.tokens > 0 && d.PromptTokens != tt.tokens || d.Session != "" || d.Chain != nil && len(d.Chain) > 0 {
+			if d == nil || d.Model != tt.model || tt.tokens > 0 && d.PromptTokens != tt.tokens || d.Session != "" || len(d.Chain) > 0 {
 				t.Errorf("%s: %+v, want model %s, %d tokens, by load", name, d, tt.model, tt.tokens)
 			}
 			f.core.Finish(x)

@@ -160,11 +160,12 @@ func TestForeignEndpointsChange(t *testing.T) {
 	o.decide(time.Second, "m")
 	o.desire(pool(1))
 	o.see(1, probe.Observation{Epoch: 8}) // late
-	es, s := o.decide(time.Second, "m")
+	es, _ := o.decide(time.Second, "m")
 	if len(es) != 1 || es[0].Epoch != 7 || es[0].State != ready {
 		t.Errorf("%+v", es)
 	}
 	o.desire(pool(3))
+	var s *Snapshot
 	if es, s = o.decide(time.Second, "m"); len(es) != 3 || es[0].Epoch != 7 || es[1].State != suspect || !s.Settled {
 		t.Errorf("settled %v, %+v", s.Settled, es)
 	}
