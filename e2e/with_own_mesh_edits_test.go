@@ -25,7 +25,8 @@ const editSeed = 8
 // settings are what the file of the test says. Each edit changes some of them.
 type settings struct {
 	Weights                                     string
-	Replicas, Slots, Queue, Context             int
+	Replicas, Slots, Queue, Context, Threads    int
+	Kind                                        string // of the backend
 	Layout, Rewrites, Degrade                   string
 	Second                                      string // name of a second model; empty: none
 	Explain                                     bool
@@ -42,6 +43,8 @@ spec:
   default: true
   replicas: {{.Replicas}}
   backend:
+    kind: {{.Kind}}
+    threads: {{.Threads}}
     contextTokens: {{.Context}}
     slots: {{.Slots}}
     queue: {{.Queue}}
@@ -92,7 +95,7 @@ spec:
 // firstSettings serve one model by two replicas.
 func firstSettings(weights, key string) settings {
 	return settings{
-		Weights: weights, Replicas: 2, Slots: 4, Queue: 64, Context: 2048, Layout: "[{stages: 1}]", Rewrites: "[]", Degrade: "[]",
+		Weights: weights, Replicas: 2, Slots: 4, Queue: 64, Context: 2048, Threads: 1, Kind: "llamacpp", Layout: "[{stages: 1}]", Rewrites: "[]", Degrade: "[]",
 		Retries: 4, MaxBody: 16, Idle: 30, Wait: 20, Tenants: 100, Timeout: "10m", Priority: "standard", Header: "x-session-id",
 		Cookie: "millrace-session", Keys: "1000", MaxPerTry: "0s", Gateway: "60s", Reserve: "0.1", DegradeAt: "0.5", Key: key,
 	}
@@ -122,6 +125,7 @@ type edit struct {
 var refusals = []edit{
 	{"kind of replicas", func(s *settings) { s.Replicas = -1 }, "replicas: -1", "spec.replicas", 0},
 	{"more replicas than nodes", func(s *settings) { s.Replicas = 9 }, "replicas: 9", "spec.replicas", 0},
+	{"kind of backend", func(s *settings) { s.Kind = "llama.cpp" }, "kind: llama.cpp", "spec.backend.kind", 0},
 	{"slots", func(s *settings) { s.Slots = 0 }, "slots: 0", "spec.backend.slots", 0},
 	{"context", func(s *settings) { s.Context = 7 }, "contextTokens: 7", "spec.backend.contextTokens", 0},
 	{"queue", func(s *settings) { s.Queue = -3 }, "queue: -3", "spec.backend.queue", 0},
@@ -143,6 +147,7 @@ var admissions = []edit{
 	{"retries", func(s *settings) { s.Retries = 7 - s.Retries }, "", "", 0},
 	{"limits", func(s *settings) { s.MaxBody, s.Timeout = 32, "5m" }, "", "", 0},
 	{"sessions", func(s *settings) { s.Idle, s.Keys = 7, "500" }, "", "", 0},
+	{"header of sessions", func(s *settings) { s.Header = "x-millrace-conversation" }, "", "", 0}, // changes the listener
 	{"flow", func(s *settings) { s.Wait, s.Reserve, s.DegradeAt, s.Gateway, s.Tenants = 9, "0.2", "0.6", "50s", 50 }, "", "", 0},
 	{"queue", func(s *settings) { s.Queue = 32 }, "", "", 0},
 	{"rewrites", func(s *settings) { s.Rewrites = "[{model: chat, to: [{model: smollm2}]}]" }, "", "", 0},
@@ -158,7 +163,12 @@ var layouts = []edit{
 	{"a second model", func(s *settings) { s.Second = "second" }, "", "", 1},
 	{"another name", func(s *settings) { s.Second = "renamed" }, "", "", 1},
 	{"one model", func(s *settings) { s.Second = "" }, "", "", 0},
+	{"threads", func(s *settings) { s.Threads = 2 }, "", "", 2},
+	{twoStages, func(s *settings) { s.Layout = "[{stages: 2}, {stages: 1}]" }, "", "", 1},
 }
+
+// twoStages is the edit that starts shards, too: one for each stage.
+const twoStages = "two stages"
 
 // edits returns the script: the layouts in their order, all else between them.
 func edits() []edit {
@@ -170,7 +180,7 @@ func edits() []edit {
 	return script
 }
 
-// TestConfigurationIsEditedUnderLoad edits the file of a mesh thirty times under a
+// TestConfigurationIsEditedUnderLoad edits the file of a mesh 34 times under a
 // steady load: no request fails, only the backends are started that an edit concerns,
 // and what is refused is named by its line.
 func TestConfigurationIsEditedUnderLoad(t *testing.T) {
@@ -333,13 +343,19 @@ func (m *edited) started(t *testing.T, e edit, before map[string]int) {
 		}
 	}
 	slices.Sort(began)
-	backends := 0
+	backends, shards := 0, 0
 	for _, name := range began {
-		if strings.HasPrefix(name, "backend@") {
+		switch {
+		case strings.HasPrefix(name, "backend@"):
 			backends++
-		} else {
+		case strings.HasPrefix(name, "shard@") && e.name == twoStages:
+			shards++
+		default:
 			t.Errorf("%s has started %s", e.name, name)
 		}
+	}
+	if e.name == twoStages && shards != 2 {
+		t.Errorf("%s has started %v, want 2 shards", e.name, began)
 	}
 	if backends != e.backends {
 		t.Errorf("%s has started %v, want %d backends", e.name, began, e.backends)

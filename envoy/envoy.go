@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
@@ -65,11 +66,27 @@ func Bootstrap(o Options) ([]byte, error) {
 		Admin:            &bootstrapv3.Admin{Address: admin},
 		StaticResources:  &bootstrapv3.Bootstrap_StaticResources{Clusters: []*clusterv3.Cluster{xds}},
 		DynamicResources: dynamic(),
+		LayeredRuntime:   runtime(),
 	}
 	if err := b.ValidateAll(); err != nil {
 		return nil, fmt.Errorf("envoy: bootstrap: %w", err)
 	}
 	return protojson.MarshalOptions{Multiline: true, UseProtoNames: true}.Marshal(b)
+}
+
+// regexSize bounds a regular expression that Envoy takes, in instructions of RE2. Its
+// default of 100 is less than what tells three headers with long names from all others
+// of our prefix.
+const regexSize = 10_000
+
+// runtime returns what differs from Envoy's own defaults.
+func runtime() *bootstrapv3.LayeredRuntime {
+	return &bootstrapv3.LayeredRuntime{Layers: []*bootstrapv3.RuntimeLayer{{
+		Name: "millrace",
+		LayerSpecifier: &bootstrapv3.RuntimeLayer_StaticLayer{StaticLayer: &structpb.Struct{Fields: map[string]*structpb.Value{
+			"re2.max_program_size.error_level": structpb.NewNumberValue(regexSize),
+		}}},
+	}}}
 }
 
 // dynamic returns the way to everything else. A lost xds is looked for again

@@ -155,12 +155,15 @@ func picker() *extprocv3.ExternalProcessor {
 // untrusted removes what a client must not say, before anything reads it: what
 // chooses a host, a model or a retry policy.
 //
+// What a client may say under our own prefix is what asks for an explanation, and what
+// the policy names.
+//
 // Of all that is desired, only the names of headers are in the listener: a name that
 // begins like our own must not be removed. Such an edit makes Envoy drain the
 // connections that it has, gracefully.
 func untrusted(d *desired.State) *corev3.TypedExtensionConfig {
 	spec := d.Policy.Spec
-	ours := except(wire.OwnPrefix, spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
+	ours := except(wire.OwnPrefix, wire.DebugHeader, spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
 	return extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
 		Mutations: []*rulesv3.HeaderMutation{
 			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: wire.GatewayPrefix}}),
