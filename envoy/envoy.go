@@ -75,8 +75,8 @@ func Bootstrap(o Options) ([]byte, error) {
 }
 
 // regexSize bounds a regular expression that Envoy takes, in instructions of RE2. Its
-// default of 100 is less than what tells three headers with long names from all others
-// of our prefix.
+// default of 100 is less than it takes to match every header under our prefix but three
+// with long names.
 const regexSize = 10_000
 
 // runtime returns what differs from Envoy's own defaults.
