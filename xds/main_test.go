@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -102,7 +103,7 @@ func TestKeysOfCookies(t *testing.T) {
 	for i := range 9 {
 		ring.add([]byte{byte(i)})
 	}
-	if len(ring.all) != keysKept {
+	if len(ring.all) != policy.KeysKept {
 		t.Errorf("%d keys are kept", len(ring.all))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/internal/ads"
 	"millrace.dev/millrace/xds/internal/fleet"
@@ -244,9 +245,6 @@ func (r *rollout) resources(snap *fleet.Snapshot) translate.Resources {
 	return all
 }
 
-// keysKept is how many cookie keys verify: the present one and those before it.
-const keysKept = 4
-
 // keyring is the keys of session cookies, the one that signs first. Those that were in
 // use still verify: no session is lost when the key changes.
 type keyring struct{ all [][]byte }
@@ -260,11 +258,5 @@ func (k *keyring) add(key []byte) {
 		key = make([]byte, 32)
 		_, _ = rand.Read(key) // never fails
 	}
-	all := [][]byte{key}
-	for _, old := range k.all {
-		if !slices.Equal(old, key) && len(all) < keysKept {
-			all = append(all, old)
-		}
-	}
-	k.all = all
+	k.all = policy.Rotate(k.all, key)
 }

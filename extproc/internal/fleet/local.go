@@ -24,13 +24,8 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-const (
-	// tick is how often a table is published, if it has changed.
-	tick = 100 * time.Millisecond
-	// keysKept is how many cookie keys verify: the one of the file, and those that
-	// it had before.
-	keysKept = 4
-)
+// tick is how often a table is published, if it has changed.
+const tick = 100 * time.Millisecond
 
 // Local keeps the fleet of a file.
 type Local struct {
@@ -215,7 +210,7 @@ func (l *Local) loadLocked(now time.Time) ([]inventory.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.keys = rotate(l.keys, key)
+	l.keys = policy.Rotate(l.keys, key)
 	l.state.setPolicy(policy.State(f.Policy, l.keys, 1))
 	names := f.ModelNames()
 	maps.DeleteFunc(l.state.models, func(name string, _ *model) bool { return !slices.Contains(names, name) })
@@ -303,19 +298,4 @@ func cookieKey(c config.Cookie, have [][]byte) ([]byte, error) {
 	key := make([]byte, 32)
 	_, _ = rand.Read(key) // never fails
 	return key, nil
-}
-
-// rotate puts key first among the keys. Those that were in use still verify: no
-// session is lost when the key changes.
-func rotate(keys [][]byte, key []byte) [][]byte {
-	if key == nil {
-		return nil
-	}
-	all := [][]byte{key}
-	for _, k := range keys {
-		if !slices.Equal(k, key) && len(all) < keysKept {
-			all = append(all, k)
-		}
-	}
-	return all
 }

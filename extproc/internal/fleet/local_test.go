@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/scrape"
 )
@@ -293,14 +294,14 @@ func TestUnknownEnginesAreTakenToBeAsFastAsTheOthers(t *testing.T) {
 }
 
 func TestKeysRotate(t *testing.T) {
-	keys := rotate(nil, []byte("a"))
+	keys := policy.Rotate(nil, []byte("a"))
 	for _, k := range []string{"b", "b", "c", "d", "e", "b"} {
-		keys = rotate(keys, []byte(k))
+		keys = policy.Rotate(keys, []byte(k))
 	}
 	if got := fmt.Sprintf("%s", keys); got != "[b e d c]" {
 		t.Errorf("keys %s, want the present one and those before it", got)
 	}
-	if rotate(keys, nil) != nil {
+	if policy.Rotate(keys, nil) != nil {
 		t.Error("there are to be no cookies, and there are keys")
 	}
 }
