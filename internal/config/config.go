@@ -175,6 +175,8 @@ type PolicySpec struct {
 	// Flow is what happens when all endpoints of a model are busy, and what each
 	// tenant may use.
 	Flow Flow `json:"flow"`
+	// Istio is which Envoys of an Istio mesh route to the engines themselves.
+	Istio Istio `json:"istio"`
 }
 
 // Sessions is how conversations are recognised and remembered.
@@ -287,6 +289,7 @@ func newPolicy() Policy {
 			Priorities: Priorities{Header: wire.PriorityHeader, Default: wire.Standard},
 			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
 			Flow:       newFlow(),
+			Istio:      Istio{TLS: TLSNone},
 		},
 	}
 }
