@@ -46,7 +46,7 @@ func images() []image {
 		{Name: "nodeagent", Layers: []string{"base", "glibc", "nodeagent"}, Program: "nodeagent"},
 		{Name: "envoy", Layers: []string{"base", "glibc", "envoy"}, Program: "envoy"},
 		{Name: "engine", Layers: []string{"base", "glibc", "python", "llamacpp", "engine"}, Program: "engine",
-			Env: []string{"PYTHONDONTWRITEBYTECODE=1"}},
+			Env: []string{"MILLRACE_RUNTIME=/" + strings.TrimSuffix(runtimePlace, "/"), "PYTHONDONTWRITEBYTECODE=1"}},
 	}
 }
 
