@@ -54,7 +54,7 @@ func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.nvml, "nvml", "", "`path` of the NVML library; empty: the system's, if there is one")
 	f.DurationVar(&o.report.Interval, "interval", 500*time.Millisecond, "time between heartbeats")
 	f.DurationVar(&o.report.Timeout, "timeout", 1500*time.Millisecond, "silence after which xds counts this node as hung")
-	f.DurationVar(&o.leave, "leave", 0, "how long it goes on reporting when it is to end, while its engine has not ended")
+	f.DurationVar(&o.leave, "leave", 0, "how long it continues to report when it is to end, while its engine has not ended")
 }
 
 // load finds what there is to read here.

@@ -225,7 +225,7 @@ func (a *Agent) resolved(err error, fx *Effects) {
 // forgotten: xds knows best. Who has been replaced as the leader is not obeyed.
 func (a *Agent) direct(now time.Time, ev Directed, fx *Effects) {
 	d := ev.Directive
-	obeyed, news := a.leaders.hear(now, ev.XDS, d.GetTerm())
+	obeyed, news := a.leaders.named(now, ev.XDS, d.GetTerm())
 	if news {
 		fx.log("xds leads", !obeyed, "xds", ev.XDS, "term", d.GetTerm(), "obeyed", obeyed)
 	}

@@ -57,9 +57,9 @@ func (l *leaders) leave(xds, why string) bool {
 
 func (l *leaders) forget(xds string) { delete(l.xds, xds) }
 
-// hear takes in the term that an xds names, and returns whether its directives are
+// named takes in the term that an xds names, and returns whether its directives are
 // obeyed and whether it has named another before.
-func (l *leaders) hear(now time.Time, xds string, term uint64) (obeyed, news bool) {
+func (l *leaders) named(now time.Time, xds string, term uint64) (obeyed, news bool) {
 	x := l.xds[xds]
 	if x == nil || !x.up {
 		return false, false // last words of a stream that has ended

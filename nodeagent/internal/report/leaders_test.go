@@ -134,7 +134,7 @@ func (s *replicas) start(host string) {
 	s.kill[host] = s.serve(host+":7100", func(srv *grpc.Server) { fleetpb.RegisterFleetServer(srv, c) })
 }
 
-// fresh reports whether the xds has heard of the node within a second.
+// fresh reports whether the xds got a report within a second.
 func (s *replicas) fresh(host string) bool {
 	said, ago := s.all[host].last()
 	return said != "" && ago <= time.Second

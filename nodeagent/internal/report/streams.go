@@ -126,7 +126,7 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 }
 
 // speak keeps the stream to the xds at an address, until ctx ends; one that is open when
-// the address is left goes on until it ends.
+// the address is left continues until it ends.
 func (r *Reporter) speak(ctx context.Context, addr string, out *outbox) {
 	trying, stop := context.WithCancel(ctx)
 	defer stop()
