@@ -36,8 +36,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := cluster.Build(ctx, log); err != nil || *build {
+	if err := cluster.Build(ctx, log); err != nil {
 		return err
+	}
+	if *build {
+		return cluster.BuildSuites(ctx, log)
 	}
 	images, err := filepath.Glob("bin/images/*.tar")
 	if err != nil {
