@@ -36,6 +36,7 @@ func commands() []command {
 		{"status", "show what runs, how well, and what is wrong", showStatus},
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
 		{"check", "look whether this machine has what a mesh needs", check},
+		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
 		{"version", "print the version", version},
 		{"help", "print this", help},
@@ -197,7 +198,7 @@ func version(_ context.Context, _ []string, std files) error {
 func help(_ context.Context, _ []string, std files) error {
 	text := "Millrace routes OpenAI requests to the engine that finishes them first.\n\nusage: millrace COMMAND [flags]\n\n"
 	for _, c := range commands() {
-		text += fmt.Sprintf("  %-8s %s\n", c.name, c.does)
+		text += fmt.Sprintf("  %-9s%s\n", c.name, c.does)
 	}
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.

@@ -34,6 +34,17 @@ var (
 	ofMesh = []Role{XDS, ExtProc, Envoy, Operator}
 )
 
+// ParseRole returns the role of that name.
+func ParseRole(name string) (Role, error) {
+	if r := Role(name); slices.Contains(ofNode, r) || slices.Contains(ofMesh, r) {
+		return r, nil
+	}
+	return "", fmt.Errorf("role %.100q; must be one of %v", name, append(slices.Clone(ofMesh), ofNode...))
+}
+
+// OfNode reports whether a program of the role has a node.
+func (r Role) OfNode() bool { return slices.Contains(ofNode, r) }
+
 // ID is a SPIFFE identity: spiffe://DOMAIN/node/NODE/ROLE of a node's programs,
 // spiffe://DOMAIN/ROLE of the others.
 type ID struct {
@@ -52,6 +63,17 @@ func (id ID) String() string {
 
 // nodeName is the contract's rule for names of nodes.
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// NodeName returns the mesh's name of a node of Kubernetes, whose names may have dots;
+// of a name that has none, the name itself. Two nodes that differ in nothing but dots
+// would be one.
+func NodeName(kubernetes string) (string, error) {
+	name := strings.ReplaceAll(kubernetes, ".", "-")
+	if !nodeName.MatchString(name) {
+		return "", fmt.Errorf(`node %.300q; must be 1 to 63 lower-case letters, digits, "-" or "."`, kubernetes)
+	}
+	return name, nil
+}
 
 // Parse returns the identity that a URI names.
 func Parse(uri string) (ID, error) {

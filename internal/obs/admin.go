@@ -18,7 +18,7 @@ import (
 // way out, Code is for a machine and never changes its meaning.
 type Condition struct {
 	Code string `json:"code"`
-	Text string `json:"text"`
+	Text string `json:"text,omitempty"`
 	Next string `json:"next,omitempty"`
 	// Mild is whether the program is as ready as ever in spite of it.
 	Mild bool `json:"mild,omitempty"`
@@ -32,13 +32,7 @@ const stopGrace = 2 * time.Second
 // them is not mild; a nil conditions is never unready) and /debug/pprof/.
 func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("ok\n"))
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		writeConditions(w, conditions)
-	})
+	pages(mux, reg, func(w http.ResponseWriter) { writeConditions(w, conditions, false) })
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
@@ -46,10 +40,35 @@ func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler
 	return mux
 }
 
-func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
+// Probes returns the handler of a port that anybody may reach, as a kubelet must:
+// /healthz, /readyz whose conditions are codes without texts, and /metrics unless reg
+// is nil. Texts and profiles are the admin port's alone.
+func Probes(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
+	mux := http.NewServeMux()
+	pages(mux, reg, func(w http.ResponseWriter) { writeConditions(w, conditions, true) })
+	return mux
+}
+
+// pages are those that both ports have.
+func pages(mux *http.ServeMux, reg *prometheus.Registry, ready func(http.ResponseWriter)) {
+	if reg != nil {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
+	}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { ready(w) })
+}
+
+func writeConditions(w http.ResponseWriter, conditions func() []Condition, brief bool) {
 	list := []Condition{}
 	if conditions != nil {
 		list = append(list, conditions()...)
+	}
+	if brief {
+		for i, c := range list {
+			list[i] = Condition{Code: c.Code, Mild: c.Mild}
+		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if slices.ContainsFunc(list, func(c Condition) bool { return !c.Mild }) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
@@ -31,15 +32,21 @@ type Env struct {
 	// Identity is who the program is to the others; nil: it speaks plain text.
 	Identity *mtls.Source
 
-	name  string
-	flags *Flags
-	admin net.Listener
+	name   string
+	flags  *Flags
+	admin  net.Listener
+	probes net.Listener // nil: none
 }
 
 // Listen opens the address of the flag of that name. With an identity its
 // connections are those of others who have one.
 func (e *Env) Listen(name, address string) (net.Listener, error) {
 	return e.listen(name, address, listen)
+}
+
+// Open opens the address of a flag of Optional. Its connections are anybody's.
+func (e *Env) Open(name, address string) (net.Listener, error) {
+	return e.listen(name, address, openPort)
 }
 
 func (e *Env) listen(name, address string, u use) (net.Listener, error) {
@@ -56,7 +63,7 @@ func (e *Env) listen(name, address string, u use) (net.Listener, error) {
 		_ = ln.Close()
 		return nil, Usage(&obs.Hint{Err: fmt.Errorf("%s: %s is not on loopback, and would be reached in plain text", name, bound), Next: openHint})
 	}
-	if e.Identity == nil || u == admin && !e.guardsAdmin(ln) {
+	if e.Identity == nil || u == openPort || u == admin && !e.guardsAdmin(ln) {
 		return ln, nil
 	}
 	return e.Identity.Listener(ln, "h2", "http/1.1"), nil
@@ -85,13 +92,26 @@ func (e *Env) HTTP(ctx context.Context, ln net.Listener, what string, h http.Han
 	return obs.Serve(ctx, ln, h, func(srv *http.Server) { e.Identity.Server(srv, what) })
 }
 
-// Admin serves the admin page until ctx ends. conditions returns what is wrong now.
+// Admin serves the admin page until ctx ends, and the port of probes if there is one.
+// conditions returns what is wrong now.
 func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) error {
-	page := obs.Admin(e.Metrics, func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) })
-	if e.guardsAdmin(e.admin) {
-		return e.HTTP(ctx, e.admin, mtls.Admin, page)
+	all := func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) }
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		page := obs.Admin(e.Metrics, all)
+		if e.guardsAdmin(e.admin) {
+			return e.HTTP(ctx, e.admin, mtls.Admin, page)
+		}
+		return obs.Serve(ctx, e.admin, page)
+	})
+	if e.probes != nil {
+		shown := e.Metrics
+		if !e.flags.probesMetrics {
+			shown = nil
+		}
+		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(shown, all)) })
 	}
-	return obs.Serve(ctx, e.admin, page)
+	return g.Wait()
 }
 
 // AdminAddress is where the admin page is.

@@ -25,7 +25,8 @@ type Flags struct {
 	// page, without an identity of the mesh. Validate may set it.
 	Guarded bool
 
-	metrics                  string
+	metrics, probes          string
+	probesMetrics            bool
 	check, version, insecure bool
 	tls                      mtls.Files
 	id                       mtls.ID
@@ -47,6 +48,7 @@ const (
 	listen               // of a port that has TLS when the program has an identity
 	cleartext            // of a port that never has it
 	admin                // of the admin page
+	openPort             // of a port that is there if it is given, and protects itself
 )
 
 // NewFlags returns the flags of a program or of a command. It prints nothing but the
@@ -75,6 +77,13 @@ func (f *Flags) Dial(p *string, name, value, usage string) {
 func (f *Flags) Cleartext(p *string, name, value, usage string) {
 	f.StringVar(p, name, value, usage)
 	f.addresses = append(f.addresses, address{name, p, cleartext})
+}
+
+// Optional adds the address of a port that is there only if it is given, and that
+// protects itself or has nothing to protect. Its listener comes from Env.Open.
+func (f *Flags) Optional(p *string, name, usage string) {
+	f.StringVar(p, name, "", usage)
+	f.addresses = append(f.addresses, address{name, p, openPort})
 }
 
 // Given reports whether the command line has the flag.
@@ -111,13 +120,16 @@ func (f *Flags) validate(more func() error) error {
 	open := false
 	for _, a := range f.addresses {
 		switch {
-		case a.use == dial && f.check && *a.value == "":
+		case (a.use == dial && f.check || a.use == openPort) && *a.value == "":
 		case !isAddress(*a.value):
 			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", a.name, *a.value))
 		case f.open(a.use, *a.value):
 			open = true
 			errs = append(errs, fmt.Errorf("-%s: %s is not on loopback, and would be reached in plain text", a.name, *a.value))
 		}
+	}
+	if f.probesMetrics && f.probes == "" {
+		errs = append(errs, errors.New("-probes-metrics; goes with -probes"))
 	}
 	texts := lines(append(errs, f.checkTLS(), own))
 	switch {
@@ -137,7 +149,7 @@ func (f *Flags) open(u use, address string) bool {
 	if f.insecure || isLoopback(address) {
 		return false
 	}
-	return u == cleartext || f.tls.CA == "" && !(u == listen && f.Guarded)
+	return u == cleartext || u != openPort && f.tls.CA == "" && !(u == listen && f.Guarded)
 }
 
 // checkTLS returns which of the flags of TLS lack each other.
