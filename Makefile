@@ -16,6 +16,7 @@ export CGO_CFLAGS ?= -Wno-deprecated-declarations
 
 PROGRAMS := . ./extproc ./xds ./nodeagent ./engine
 PROTOS := $(wildcard */*pb/*.proto)
+GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.*
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 # Packages whose tests need nothing but Go; those below e2e run real processes.
@@ -23,7 +24,7 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm bench replay lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +44,7 @@ test: test-unit test-e2e ## run every test, those on the real processes too
 test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with the race detector
 	go vet ./...
 	go test -race $(UNIT)
+	cd e2e/tools && go test ./...
 	go test -run Allocates $(ALLOCATING)
 
 # One package at a time: they measure time, and each wants the whole machine.
@@ -62,6 +64,11 @@ bench: build setup ## measure; prints JSON lines and a table that explain themse
 replay: | need-go ## run real traces through the policies, against simulated engines; TRACES=folder, ARGS="-h"
 	go run ./extproc/replay -traces "$(TRACES)" $(ARGS)
 
+# As many images as there are programs, and what they share: no root, no container engine.
+images: | need-go need-g++ ## write the programs' container images to bin/images/*.tar, for ctr, docker and skopeo
+	cd e2e/tools && go build -o ../../bin/tools/ ./images
+	bin/tools/images -cache $(MILLRACE_CACHE) $(ARGS)
+
 # ST1012 is about the names of errors; protoc-gen-validate writes `var _ error`.
 lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is up to date
 	@echo gofmt -l; bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted: $$bad" >&2; exit 1; fi
@@ -69,12 +76,13 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet -tags vllm ./e2e/...
 	cd e2e/tools && go vet ./...
 	bin/tools/staticcheck -checks inherit,-ST1012 ./...
-	@was=$$(cat $(PROTOS:%.proto=%*.go) | sha256sum); $(MAKE) --no-print-directory generate; \
-		if [ "$$was" != "$$(cat $(PROTOS:%.proto=%*.go) | sha256sum)" ]; then \
-		echo "generated code was not up to date with its .proto: commit what make generate has changed" >&2; exit 1; fi
+	@was=$$(cat $(GENERATED) | sha256sum); $(MAKE) --no-print-directory generate; \
+		if [ "$$was" != "$$(cat $(GENERATED) | sha256sum)" ]; then \
+		echo "generated code was not up to date with its .proto or Go types: commit what make generate has changed" >&2; exit 1; fi
 
-generate: $(TOOLS) ## make Go code of the .proto files
+generate: $(TOOLS) ## make Go code of the .proto files, and copies of Kubernetes objects
 	bin/tools/protogen -validate $$(go list -m -f '{{.Dir}}' github.com/envoyproxy/protoc-gen-validate) -plugins bin/tools $(PROTOS)
+	bin/tools/controller-gen object paths=./internal/kubeapi paths=./internal/config
 
 clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
 	rm -rf bin .millrace
@@ -95,7 +103,8 @@ $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-
 	@mkdir -p bin/tools
 	cd e2e/tools && go build -o ../../bin/tools/ ./protogen \
 		google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
-		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
+		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck \
+		sigs.k8s.io/controller-tools/cmd/controller-gen
 	@touch $@
 
 .PHONY: need-go need-g++

@@ -4,18 +4,23 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/chat"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
+	"millrace.dev/millrace/internal/gateway"
 	"millrace.dev/millrace/internal/mesh"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
@@ -35,9 +40,11 @@ func commands() []command {
 		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
+		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
 		{"check", "look whether this machine has what a mesh needs", check},
 		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
+		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
 		{"version", "print the version", version},
 		{"help", "print this", help},
 	}
@@ -146,6 +153,8 @@ func talk(ctx context.Context, args []string, std files) error {
 	fs := newFlags("chat", std)
 	fs.StringVar(&o.URL, "url", "", "`address` of the API (default: that of the mesh in -dir, else http://127.0.0.1:10000)")
 	fs.StringVar(&o.Model, "model", "", "`id` of the model (default: the first that the API lists)")
+	ask := fs.String("ask", "", "`text` to ask, once, instead of what is typed")
+	fs.DurationVar(&o.Wait, "wait", 0, "how long to try again while nobody answers")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
 	if err := fs.Read(args); err != nil {
 		return err
@@ -156,7 +165,23 @@ func talk(ctx context.Context, args []string, std files) error {
 			o.URL = "http://" + s.Listen
 		}
 	}
+	if *ask != "" {
+		o.In, o.Interactive = strings.NewReader(*ask), false
+	}
 	return chat.Run(ctx, o)
+}
+
+func gatewayOf(ctx context.Context, args []string, std files) error {
+	o := gateway.Options{Log: obs.Logger(std.err, "gateway")}
+	fs := newFlags("gateway", std)
+	fs.StringVar(&o.Admin, "admin", "127.0.0.1:9901", "`ip:port` of Envoy's admin port")
+	fs.StringVar(&o.Probes, "probes", "127.0.0.1:8081", "`ip:port` of /healthz, /readyz and Envoy's /metrics, in plain text")
+	fs.DurationVar(&o.Linger, "linger", 5*time.Second, "how long requests are still taken once the end was asked for, until nobody sends any more")
+	fs.DurationVar(&o.Grace, "grace", time.Minute, "longest wait for requests in flight, -linger included; then they are cut")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	return gateway.Run(ctx, o)
 }
 
 func check(ctx context.Context, args []string, std files) error {
@@ -179,6 +204,7 @@ func fetch(ctx context.Context, args []string, std files) error {
 	o := mesh.Options{Progress: std.err}
 	fs := newFlags("setup", std)
 	setupFlags(fs, &o)
+	inventory := fs.Bool("json", false, "print what was fetched: archives and files with their hashes")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
@@ -186,8 +212,44 @@ func fetch(ctx context.Context, args []string, std files) error {
 	if err != nil {
 		return program.Setup(err)
 	}
+	if *inventory {
+		parts, err := setup.Inventory(o.Setup(false))
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(std.out).Encode(parts)
+	}
 	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\nmodel    %s\n", paths.Envoy, paths.Runtime, paths.Model)
 	return nil
+}
+
+func installModels(ctx context.Context, args []string, std files) error {
+	o := mesh.Options{Progress: std.err}
+	fs := newFlags("install-models", std)
+	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetches (default $MILLRACE_CACHE, else .cache of the checkout)")
+	fs.StringVar(&o.Model, "model", os.Getenv("MILLRACE_MODEL"), "`path` of the GGUF file to install (default $MILLRACE_MODEL, else what set-up fetches)")
+	to := fs.String("to", "", "`folder` that gets "+config.DefaultModel+".gguf")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	if *to == "" {
+		return program.Usage(errors.New("-to is missing; set it to a folder"))
+	}
+	from, err := setup.Model(ctx, o.Setup(false))
+	if err != nil {
+		return program.Setup(err)
+	}
+	file := filepath.Join(*to, config.DefaultModel+".gguf")
+	wrote, err := setup.Copy(ctx, from, file)
+	if err != nil {
+		return program.Setup(fmt.Errorf("install-models: %w", err))
+	}
+	what := "was there"
+	if wrote {
+		what = "written"
+	}
+	_, err = fmt.Fprintln(std.out, file, what)
+	return err
 }
 
 func version(_ context.Context, _ []string, std files) error {
@@ -198,7 +260,7 @@ func version(_ context.Context, _ []string, std files) error {
 func help(_ context.Context, _ []string, std files) error {
 	text := "Millrace routes OpenAI requests to the engine that finishes them first.\n\nusage: millrace COMMAND [flags]\n\n"
 	for _, c := range commands() {
-		text += fmt.Sprintf("  %-9s%s\n", c.name, c.does)
+		text += fmt.Sprintf("  %-14s %s\n", c.name, c.does)
 	}
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.

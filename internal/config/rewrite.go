@@ -7,6 +7,8 @@ import (
 
 // Rewrite lets other models serve requests for a name: one that is stable while
 // models change behind it, or a share of a model's requests to try another.
+//
+// +kubebuilder:object:generate=true
 type Rewrite struct {
 	// Model is the name that clients use; it need not be that of a model. No two
 	// rewrites have the same.
@@ -81,13 +83,13 @@ func (r *reader) checkTargets() {
 	if r.policyAt == nil || len(r.faults) > 0 {
 		return
 	}
+	r.faults = append(r.faults, r.targets(r.complete())...)
+}
+
+// targets returns where the file's policy sends requests to models that are not in f.
+func (r *reader) targets(f File) []Fault {
 	var broken rules
-	models := r.complete().Models
-	known := func(name string) bool {
-		return slices.ContainsFunc(models, func(m Model) bool { return m.Metadata.Name == name })
-	}
-	validateTargets("spec.rewrites", r.file.Policy.Spec.Rewrites, known, &broken)
-	validateDegrade("spec.flow.degrade", r.file.Policy.Spec.Flow.Degrade, known, &broken)
-	r.policyAt.check(broken)
-	r.faults = append(r.faults, r.policyAt.faults...)
+	validateTargets("spec.rewrites", r.file.Policy.Spec.Rewrites, f.known, &broken)
+	validateDegrade("spec.flow.degrade", r.file.Policy.Spec.Flow.Degrade, f.known, &broken)
+	return r.policyAt.located(broken)
 }

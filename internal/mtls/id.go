@@ -64,17 +64,6 @@ func (id ID) String() string {
 // nodeName is the contract's rule for names of nodes.
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-// NodeName returns the mesh's name of a node of Kubernetes, whose names may have dots;
-// of a name that has none, the name itself. Two nodes that differ in nothing but dots
-// would be one.
-func NodeName(kubernetes string) (string, error) {
-	name := strings.ReplaceAll(kubernetes, ".", "-")
-	if !nodeName.MatchString(name) {
-		return "", fmt.Errorf(`node %.300q; must be 1 to 63 lower-case letters, digits, "-" or "."`, kubernetes)
-	}
-	return name, nil
-}
-
 // Parse returns the identity that a URI names.
 func Parse(uri string) (ID, error) {
 	id, err := spiffeid.FromString(uri)

@@ -27,12 +27,10 @@ type Condition struct {
 // stopGrace is how long Serve waits for requests in flight when it is to end.
 const stopGrace = 2 * time.Second
 
-// Admin returns the handler of a program's admin port: /metrics, /healthz (200
-// while the process answers), /readyz (the list of conditions, with 503 while one of
-// them is not mild; a nil conditions is never unready) and /debug/pprof/.
+// Admin returns the handler of a program's admin port: the pages of Probes and
+// /debug/pprof/.
 func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
-	mux := http.NewServeMux()
-	pages(mux, reg, func(w http.ResponseWriter) { writeConditions(w, conditions, false) })
+	mux := pages(reg, conditions)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
@@ -40,35 +38,40 @@ func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler
 	return mux
 }
 
-// Probes returns the handler of a port that anybody may reach, as a kubelet must:
-// /healthz, /readyz whose conditions are codes without texts, and /metrics unless reg
-// is nil. Texts and profiles are the admin port's alone.
+// Probes returns the handler of the pages for who has no certificate, a kubelet and
+// Prometheus: those that hold no secret and cost little. Of conditions they have the
+// codes: texts name files, nodes and addresses.
 func Probes(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
-	mux := http.NewServeMux()
-	pages(mux, reg, func(w http.ResponseWriter) { writeConditions(w, conditions, true) })
-	return mux
+	return pages(reg, func() (list []Condition) {
+		if conditions == nil {
+			return nil
+		}
+		for _, c := range conditions() {
+			list = append(list, Condition{Code: c.Code, Mild: c.Mild})
+		}
+		return list
+	})
 }
 
-// pages are those that both ports have.
-func pages(mux *http.ServeMux, reg *prometheus.Registry, ready func(http.ResponseWriter)) {
-	if reg != nil {
-		mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
-	}
+// pages returns the handler of /metrics, /healthz (200 while the process answers) and
+// /readyz (the list of conditions, with 503 while one of them is not mild; a nil
+// conditions is never unready).
+func pages(reg *prometheus.Registry, conditions func() []Condition) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { ready(w) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		writeConditions(w, conditions)
+	})
+	return mux
 }
 
-func writeConditions(w http.ResponseWriter, conditions func() []Condition, brief bool) {
+func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
 	list := []Condition{}
 	if conditions != nil {
 		list = append(list, conditions()...)
-	}
-	if brief {
-		for i, c := range list {
-			list[i] = Condition{Code: c.Code, Mild: c.Mild}
-		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if slices.ContainsFunc(list, func(c Condition) bool { return !c.Mild }) {

@@ -32,10 +32,11 @@ type Env struct {
 	// Identity is who the program is to the others; nil: it speaks plain text.
 	Identity *mtls.Source
 
-	name   string
-	flags  *Flags
-	admin  net.Listener
-	probes net.Listener // nil: none
+	name  string
+	flags *Flags
+	admin net.Listener
+	// probes is nil where nobody asks for it.
+	probes net.Listener
 }
 
 // Listen opens the address of the flag of that name. With an identity its
@@ -63,7 +64,7 @@ func (e *Env) listen(name, address string, u use) (net.Listener, error) {
 		_ = ln.Close()
 		return nil, Usage(&obs.Hint{Err: fmt.Errorf("%s: %s is not on loopback, and would be reached in plain text", name, bound), Next: openHint})
 	}
-	if e.Identity == nil || u == openPort || u == admin && !e.guardsAdmin(ln) {
+	if e.Identity == nil || u >= probes || u == admin && !e.guardsAdmin(ln) {
 		return ln, nil
 	}
 	return e.Identity.Listener(ln, "h2", "http/1.1"), nil
@@ -92,11 +93,14 @@ func (e *Env) HTTP(ctx context.Context, ln net.Listener, what string, h http.Han
 	return obs.Serve(ctx, ln, h, func(srv *http.Server) { e.Identity.Server(srv, what) })
 }
 
-// Admin serves the admin page until ctx ends, and the port of probes if there is one.
-// conditions returns what is wrong now.
+// Admin serves the admin page, and what of it is for probes, until ctx ends. conditions
+// returns what is wrong now.
 func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) error {
 	all := func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) }
 	g, ctx := errgroup.WithContext(ctx)
+	if e.probes != nil {
+		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(e.Metrics, all)) })
+	}
 	g.Go(func() error {
 		page := obs.Admin(e.Metrics, all)
 		if e.guardsAdmin(e.admin) {
@@ -104,13 +108,6 @@ func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) erro
 		}
 		return obs.Serve(ctx, e.admin, page)
 	})
-	if e.probes != nil {
-		shown := e.Metrics
-		if !e.flags.probesMetrics {
-			shown = nil
-		}
-		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(shown, all)) })
-	}
 	return g.Wait()
 }
 

@@ -26,7 +26,6 @@ type Flags struct {
 	Guarded bool
 
 	metrics, probes          string
-	probesMetrics            bool
 	check, version, insecure bool
 	tls                      mtls.Files
 	id                       mtls.ID
@@ -48,7 +47,8 @@ const (
 	listen               // of a port that has TLS when the program has an identity
 	cleartext            // of a port that never has it
 	admin                // of the admin page
-	openPort             // of a port that is there if it is given, and protects itself
+	probes               // of the pages that hold no secret, or empty
+	openPort             // of a port that protects itself, or empty
 )
 
 // NewFlags returns the flags of a program or of a command. It prints nothing but the
@@ -120,16 +120,13 @@ func (f *Flags) validate(more func() error) error {
 	open := false
 	for _, a := range f.addresses {
 		switch {
-		case (a.use == dial && f.check || a.use == openPort) && *a.value == "":
+		case a.use >= probes && *a.value == "", a.use == dial && f.check && *a.value == "":
 		case !isAddress(*a.value):
 			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", a.name, *a.value))
 		case f.open(a.use, *a.value):
 			open = true
 			errs = append(errs, fmt.Errorf("-%s: %s is not on loopback, and would be reached in plain text", a.name, *a.value))
 		}
-	}
-	if f.probesMetrics && f.probes == "" {
-		errs = append(errs, errors.New("-probes-metrics; goes with -probes"))
 	}
 	texts := lines(append(errs, f.checkTLS(), own))
 	switch {
@@ -146,10 +143,10 @@ const openHint = "give the program an identity with -tls-cert, -tls-key and -tls
 
 // open reports whether an address would be reached in plain text from elsewhere.
 func (f *Flags) open(u use, address string) bool {
-	if f.insecure || isLoopback(address) {
+	if f.insecure || u >= probes || isLoopback(address) {
 		return false
 	}
-	return u == cleartext || u != openPort && f.tls.CA == "" && !(u == listen && f.Guarded)
+	return u == cleartext || f.tls.CA == "" && !(u == listen && f.Guarded)
 }
 
 // checkTLS returns which of the flags of TLS lack each other.

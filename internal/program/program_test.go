@@ -39,9 +39,7 @@ func try(load error) Program {
 			}
 			defer ln.Close()
 			env.Log.Info("ready", "metrics", env.AdminAddress())
-			return env.Admin(ctx, func() []obs.Condition {
-				return []obs.Condition{{Code: "tried", Text: "with a name in it", Next: "do it"}}
-			})
+			return env.Admin(ctx, func() []obs.Condition { return []obs.Condition{{Code: "tried", Text: "of a file"}} })
 		},
 	}
 }
@@ -66,10 +64,9 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 			want: `^-metrics: "x"; must be ip:port; -listen: "127.0.0.1:99999"; must be ip:port; -peer: ""; must be ip:port; -word: bad; -word: bad again$`, code: ExitUsage,
 		},
 		{
-			name: "cleartext off loopback", args: []string{"-peer", "xds:7100", "-listen", "0.0.0.0:0", "-metrics", "[::]:0"},
+			name: "cleartext off loopback", args: []string{"-peer", "xds:7100", "-listen", "0.0.0.0:0", "-metrics", "[::]:0", "-probes", "0.0.0.0:0"},
 			want: `^-metrics: \[::\]:0 is not on loopback, and would be reached in plain text; -listen: 0.0.0.0:0 .*; -peer: xds:7100 `, code: ExitUsage,
 		},
-		{name: "metrics for probes without their port", args: []string{"-check", "-probes-metrics"}, want: "-probes-metrics; goes with -probes", code: ExitUsage},
 		{name: "a bad port of probes", args: []string{"-check", "-probes", "7103"}, want: `-probes: "7103"; must be ip:port`, code: ExitUsage},
 		{name: "a certificate without its key", args: []string{"-check", "-tls-cert", "c"}, want: "-tls-cert and -tls-key; must be given both", code: ExitUsage},
 		{name: "authorities without a certificate", args: []string{"-check", "-tls-ca", "c"}, want: "-tls-ca; goes with -tls-cert", code: ExitUsage},
@@ -115,66 +112,19 @@ func TestVersionCheckAndHelpStartNothing(t *testing.T) {
 	}
 }
 
-// TestProbes has a port off loopback whose callers show no certificate: a kubelet's.
-func TestProbes(t *testing.T) {
-	tests := []struct {
-		name  string
-		flags []string
-		want  map[string]int
-	}{
-		{"for a kubelet", nil, map[string]int{"/healthz": 200, "/readyz": 503, "/metrics": 404, "/debug/pprof/": 404}},
-		{"for Prometheus", []string{"-probes-metrics"}, map[string]int{"/healthz": 200, "/readyz": 503, "/metrics": 200, "/debug/pprof/": 404}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			r, w := io.Pipe()
-			done := make(chan error, 1)
-			var probes string
-			p := try(nil)
-			serve := p.Serve
-			p.Serve = func(ctx context.Context, env *Env) error {
-				probes = env.probes.Addr().String()
-				return serve(ctx, env)
-			}
-			go func() {
-				done <- p.Run(ctx, append([]string{"-peer", "127.0.0.1:7100", "-probes", "0.0.0.0:0"}, tt.flags...), w)
-				w.Close()
-			}()
-			if _, err := r.Read(make([]byte, 1000)); err != nil {
-				t.Fatal(err)
-			}
-			_, port, _ := net.SplitHostPort(probes)
-			for path, want := range tt.want {
-				resp, err := http.Get("http://127.0.0.1:" + port + path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				body, _ := io.ReadAll(resp.Body)
-				resp.Body.Close()
-				if resp.StatusCode != want {
-					t.Errorf("%s: %d; want %d", path, resp.StatusCode, want)
-				}
-				if path == "/readyz" && strings.TrimSpace(string(body)) != `[{"code":"tried"}]` {
-					t.Errorf("/readyz shows %s", body)
-				}
-			}
-			http.DefaultClient.CloseIdleConnections()
-			cancel()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}
-
 func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(free.Addr().String())
+	free.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
 		p := try(nil)
-		done <- p.Run(ctx, []string{"-peer", "127.0.0.1:7100"}, w)
+		done <- p.Run(ctx, []string{"-peer", "127.0.0.1:7100", "-probes", "127.0.0.1:" + port}, w)
 		w.Close()
 	}()
 	b := make([]byte, 1000)
@@ -186,15 +136,22 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 	if m == nil {
 		t.Fatalf("first line %s", b[:n])
 	}
-	for path, want := range map[string]string{"/readyz": `"tried"`, "/metrics": "process_cpu_seconds_total"} {
-		resp, err := http.Get("http://" + string(m[1]) + path)
+	for _, tt := range []struct{ host, path, want string }{
+		{string(m[1]), "/readyz", `{"code":"tried","text":"of a file"}`},
+		{string(m[1]), "/metrics", "process_cpu_seconds_total"},
+		{string(m[1]), "/debug/pprof/", "goroutine"},
+		{"127.0.0.1:" + port, "/readyz", `[{"code":"tried"}]`},
+		{"127.0.0.1:" + port, "/metrics", "process_cpu_seconds_total"},
+		{"127.0.0.1:" + port, "/debug/pprof/", "404"},
+	} {
+		resp, err := http.Get("http://" + tt.host + tt.path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		body, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if !strings.Contains(string(body), want) {
-			t.Errorf("%s lacks %s", path, want)
+		if !strings.Contains(string(body), tt.want) {
+			t.Errorf("%s%s lacks %s", tt.host, tt.path, tt.want)
 		}
 	}
 	http.DefaultClient.CloseIdleConnections()

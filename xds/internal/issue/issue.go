@@ -14,6 +14,7 @@ import (
 
 	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Subject is what the API server says of a token that is good.
@@ -90,6 +91,7 @@ func (a Accounts) Grant(s Subject, role mtls.Role) (mtls.ID, error) {
 	case s.Node == "":
 		return mtls.ID{}, errNoNode
 	}
-	node, err := mtls.NodeName(s.Node)
-	return mtls.ID{Role: role, Node: node}, err
+	id := mtls.ID{Role: role, Node: wire.NodeName(s.Node)}
+	_, err := mtls.Parse(mtls.ID{Domain: "any", Role: role, Node: id.Node}.String())
+	return id, err
 }
