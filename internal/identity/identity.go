@@ -8,6 +8,9 @@
 package identity
 
 import (
+	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"millrace.dev/millrace/internal/mtls"
@@ -60,4 +63,30 @@ func (o Options) watched() []string {
 		return []string{o.CACert, o.CAKey}
 	}
 	return []string{o.CA}
+}
+
+// Validate reads the names of roles and returns all that is wrong with the options; to
+// check what is there takes less than to get it.
+func (o *Options) Validate(roles string, check bool) error {
+	var errs []error
+	for name := range strings.SplitSeq(roles, ",") {
+		role, err := mtls.ParseRole(name)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("-roles: %w", err))
+		}
+		o.Roles = append(o.Roles, role)
+	}
+	here := o.CACert != "" || o.CAKey != ""
+	switch {
+	case check:
+	case here && (o.CACert == "" || o.CAKey == ""):
+		errs = append(errs, errors.New("-ca-cert and -ca-key; must be given both, or neither"))
+	case here && o.Authority != "":
+		errs = append(errs, errors.New("-authority and -ca-key; must be one of them"))
+	case here && o.Life < time.Minute:
+		errs = append(errs, fmt.Errorf("-life: %s; must be ≥ 1m", o.Life))
+	case !here && !strings.HasPrefix(o.Authority, "https://"):
+		errs = append(errs, fmt.Errorf("-authority: %q; must be https://host:port", o.Authority))
+	}
+	return errors.Join(errs...)
 }
