@@ -22,7 +22,6 @@ import (
 	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/mesh"
 	"millrace.dev/millrace/internal/obs"
-	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
