@@ -72,6 +72,11 @@ func objects(p desired.Published, refusals map[Key]string, endpoints []Endpoint,
 	for _, e := range endpoints {
 		serving[e.Replica] = e
 	}
+	for _, e := range endpoints {
+		if e.Moves != "" && e.Membership == Healthy && serving[e.Moves].Membership != Healthy {
+			serving[e.Moves] = e // it still takes requests where it was
+		}
+	}
 	var all []Object
 	known := make(map[Key]bool)
 	add := func(o Object, more ...ObjectCondition) {
