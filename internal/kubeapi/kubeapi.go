@@ -98,4 +98,18 @@ type Summary struct {
 	// Message is that of the condition that matters most.
 	// +optional
 	Message string `json:"message,omitempty"`
+	// InForce is the content that holds in place of the present one while that breaks a
+	// rule: the last one that did not. It is written so that every xds keeps the same.
+	// +optional
+	InForce *InForce `json:"inForce,omitempty"`
+}
+
+// InForce is a content that an object once had.
+type InForce struct {
+	// Generation is the metadata.generation of that content.
+	Generation int64 `json:"generation"`
+	// Spec is the content.
+	// +kubebuilder:pruning:PreserveUnknownFields
+	// +kubebuilder:validation:Schemaless
+	Spec runtime.RawExtension `json:"spec"`
 }

@@ -94,13 +94,17 @@ func Follower(settle time.Duration, now time.Time) *Fleet {
 // again if it has not been followed for a second.
 func (f *Fleet) Decide(now time.Time) *Snapshot {
 	f.forget(now)
-	s := &Snapshot{At: now, Desired: f.desired.State, Faults: f.desired.Faults, Term: f.leading.term}
+	s := &Snapshot{At: now, Desired: f.desired.State, Faults: f.desired.Faults, Term: f.leading.term, Stale: f.desired.Stale}
 	if f.desired.State == nil {
 		f.show(now, s)
 		return s
 	}
 	plan := f.plan(now)
 	s.Conditions = slices.Clone(plan.Conditions)
+	s.Waits, s.Placed = plan.Waits, make(map[string][]string, len(f.replicas))
+	for _, r := range f.replicas {
+		s.Placed[r.Name()] = r.Nodes()
+	}
 	f.judge(now, s)
 	f.weigh(now, s)
 	f.settled = f.settled || f.complete(now)

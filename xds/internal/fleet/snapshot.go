@@ -36,6 +36,8 @@ type Snapshot struct {
 	Desired *desired.State
 	// Faults is what keeps what the source has from being Desired.
 	Faults []config.Fault
+	// Stale is why Desired is a copy of an earlier start's; empty: it is not.
+	Stale string
 	// Objects has what became of the objects of Desired.
 	Objects []Object
 	// Settled is whether the snapshot may be pushed: whatever ran when xds
@@ -52,6 +54,10 @@ type Snapshot struct {
 	Term uint64
 	// Directives has what is to be sent to nodes now, by name of the node.
 	Directives map[string]*enginepb.Assignment
+	// Placed has the nodes of each replica that has a place, by its name, and Waits what
+	// each desired one waits for that is not as desired.
+	Placed map[string][]string
+	Waits  map[string]string
 	// Conditions has what is wrong.
 	Conditions []obs.Condition
 }
