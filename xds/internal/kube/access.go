@@ -4,7 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"sync"
 	"time"
+
+	"github.com/go-logr/logr"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -15,13 +19,24 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/kubeapi"
 )
+
+// quiet gives Kubernetes' libraries a log, once: they know only one.
+var quiet sync.Once
+
+// libraries makes ours their log. What they warn of again and again is said by a condition.
+func libraries(l *slog.Logger) {
+	klog.SetSlogLogger(l.With("library", "client-go"))
+	ctrllog.SetLogger(logr.FromSlogHandler(l.With("library", "controller-runtime").Handler()))
+}
 
 // kindNames are the kinds of objects.
 var kindNames = []string{config.KindModel, config.KindPolicy, config.KindEndpoints}
@@ -48,12 +63,16 @@ func nodeKinds() []client.Object { return []client.Object{&corev1.Node{}, &corev
 // mapper knows the resources of the kinds, so that nothing need be discovered.
 func mapper() meta.RESTMapper {
 	m := meta.NewDefaultRESTMapper([]schema.GroupVersion{kubeapi.GroupVersion, corev1.SchemeGroupVersion})
-	for _, k := range kindNames {
-		plural := kubeapi.GroupVersion.WithResource(kubeapi.Resources[k])
-		m.AddSpecific(kubeapi.GroupVersion.WithKind(k), plural, plural, meta.RESTScopeNamespace)
+	add := func(group schema.GroupVersion, kind, resource string, scope meta.RESTScope) {
+		plural := group.WithResource(resource)
+		m.AddSpecific(group.WithKind(kind), plural, plural, scope)
+		m.AddSpecific(group.WithKind(kind+"List"), plural, plural, scope) // the cache asks so for the scope of a list
 	}
-	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
-	m.Add(corev1.SchemeGroupVersion.WithKind("Pod"), meta.RESTScopeNamespace)
+	for _, k := range kindNames {
+		add(kubeapi.GroupVersion, k, kubeapi.Resources[k], meta.RESTScopeNamespace)
+	}
+	add(corev1.SchemeGroupVersion, "Node", "nodes", meta.RESTScopeRoot)
+	add(corev1.SchemeGroupVersion, "Pod", "pods", meta.RESTScopeNamespace)
 	return m
 }
 

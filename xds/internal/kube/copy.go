@@ -13,8 +13,10 @@ import (
 type saved struct {
 	// Namespace is whose objects it has.
 	Namespace string
-	Objects   []object
-	Goods     []good
+	// Judged is whether the objects are known: none is not the same as not known.
+	Judged  bool
+	Objects []object
+	Goods   []good
 	// Holder is who had the lease with that term when it was last seen.
 	Holder string
 	Term   uint64

@@ -26,7 +26,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,13 +34,13 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/leaderelection"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/kube"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/internal/fleet"
 )
@@ -129,6 +128,7 @@ func Open(cfg Config) (*Cluster, error) {
 	if c.key, err = c.readKey(); err != nil {
 		return nil, fmt.Errorf("-cookie-key: %w", err)
 	}
+	quiet.Do(func() { libraries(cfg.Log) })
 	if err := c.dial(access); err != nil {
 		return nil, err
 	}
@@ -138,13 +138,7 @@ func Open(cfg Config) (*Cluster, error) {
 
 // connect returns how the API server is reached.
 func connect() (*rest.Config, error) {
-	var access *rest.Config
-	var err error
-	if path := os.Getenv(clientcmd.RecommendedConfigPathEnvVar); path != "" {
-		access, err = clientcmd.BuildConfigFromFlags("", path)
-	} else {
-		access, err = rest.InClusterConfig()
-	}
+	access, err := kube.Config()
 	if err != nil {
 		return nil, &obs.Hint{Err: fmt.Errorf("-kube: %w", err), Next: "run xds in a Pod with a ServiceAccount, or set KUBECONFIG"}
 	}
@@ -170,7 +164,9 @@ func (c *Cluster) restore() {
 	if !ok {
 		return
 	}
-	c.saved = s
+	if c.saved = s; !s.Judged {
+		return
+	}
 	j := c.rules().judge(s.Objects, judgement{goods: s.goodsOf()})
 	j.published.Stale = "the API server has not answered since this xds started"
 	c.judged = j
@@ -264,7 +260,7 @@ func (c *Cluster) judge(all []object) {
 	}
 	close(c.next)
 	c.next = make(chan struct{})
-	c.saved.Objects, c.saved.Goods = all, nil
+	c.saved.Judged, c.saved.Objects, c.saved.Goods = true, all, nil
 	for _, g := range c.judged.goods {
 		c.saved.Goods = append(c.saved.Goods, g)
 	}

@@ -23,6 +23,9 @@ const (
 // of the lease. Who had it when it was last seen leads: while the API server is away,
 // the last leader does. Only who surely has it writes.
 func (c *Cluster) lead(ctx, leading context.Context, f Fleet) error {
+	leading, cancel := context.WithCancel(leading)
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
 	c.resume(ctx, f)
 	inner, err := resourcelock.New(resourcelock.LeasesResourceLock, c.cfg.Namespace, c.cfg.Lease,
 		c.leases.CoreV1(), c.leases.CoordinationV1(), resourcelock.ResourceLockConfig{Identity: c.cfg.Identity})
@@ -51,7 +54,7 @@ func (c *Cluster) leads() bool {
 	return e != nil && e.IsLeader()
 }
 
-// resume goes on where the last start of this xds was: it leads if it did.
+// resume continues where the last start of this xds was: it leads if it did.
 func (c *Cluster) resume(ctx context.Context, f Fleet) {
 	c.mu.Lock()
 	s := c.saved

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -132,6 +133,9 @@ func (t trial) once(objects []object, before *desired.State) (judgement, []confi
 		inputs, of = append(inputs, in), append(of, i)
 	}
 	file, outcomes := config.Merge(t.dir, inputs)
+	for i := range file.Models {
+		t.installed(&file.Models[i])
+	}
 	j := judgement{verdicts: make([]verdict, len(objects)), goods: make(map[desired.Ref]good)}
 	for i, o := range objects {
 		j.verdicts[i] = verdict{object: o, reason: kubeapi.ReasonValid}
@@ -157,6 +161,14 @@ func (t trial) once(objects []object, before *desired.State) (judgement, []confi
 		return j, nil
 	}
 	return j, t.admit(j.published.State)
+}
+
+// installed names the weights of the model that an installation brings along.
+func (r rules) installed(m *config.Model) {
+	s := &m.Spec
+	if m.Metadata.Name == config.DefaultModel && s.Weights == "" && s.Backend.Kind == config.LlamaCpp && !s.Implied {
+		s.Weights = filepath.Join(r.dir, config.DefaultModel+".gguf")
+	}
 }
 
 // note takes in the outcome of one object.

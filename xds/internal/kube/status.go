@@ -83,7 +83,8 @@ func (m *modelView) count() {
 	for i := range m.desired {
 		name := fmt.Sprintf("%s-%d", m.Name, i)
 		e, known := by[name]
-		row := kubeapi.Row{Name: name, Nodes: m.snap.Placed[name], State: kubeapi.StateUnplaced, Reason: clip(m.snap.Waits[name])}
+		why := strings.TrimPrefix(m.snap.Waits[name], "replica "+name+" is not placed: ")
+		row := kubeapi.Row{Name: name, Nodes: m.snap.Placed[name], State: kubeapi.StateUnplaced, Reason: clip(why)}
 		switch nodes := m.snap.Placed[name]; {
 		case known:
 			row = m.row(e, name)
