@@ -176,9 +176,9 @@ func objectOf(kind string, u unstructured.Unstructured) object {
 	if spec, ok := u.Object["spec"]; ok {
 		o.Spec, _ = json.Marshal(spec) // it came as JSON
 	}
-	if held, ok, _ := unstructured.NestedMap(u.Object, "status", "inForce"); ok {
-		generation, _, _ := unstructured.NestedInt64(held, "generation")
-		spec, _ := json.Marshal(held["spec"])
+	if inForce, ok, _ := unstructured.NestedMap(u.Object, "status", "inForce"); ok {
+		generation, _, _ := unstructured.NestedInt64(inForce, "generation")
+		spec, _ := json.Marshal(inForce["spec"])
 		o.InForce = &content{Generation: generation, Spec: spec}
 	}
 	return o

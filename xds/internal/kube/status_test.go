@@ -33,8 +33,8 @@ func down(replica, node, reason string) fleet.Endpoint {
 	return fleet.Endpoint{Model: "m", Replica: replica, Nodes: []string{node}, State: fleetpb.EndpointState_NOT_READY, Reason: node + ": " + reason}
 }
 
-// told is a status in short: reason, then each condition as Type=True(Reason), then rows.
-func told(s kubeapi.ModelStatus) []string {
+// inShort is a status in short: reason, then each condition as Type=True(Reason), then rows.
+func inShort(s kubeapi.ModelStatus) []string {
 	all := []string{s.Ready + " " + s.Reason + " on " + s.Nodes}
 	for _, c := range s.Conditions {
 		all = append(all, fmt.Sprintf("%s=%s(%s)", c.Type, c.Status, c.Reason))
@@ -108,7 +108,7 @@ func TestModelStatus(t *testing.T) {
 				tt.edit(snap)
 			}
 			s := modelStatus(j.verdicts[0], snap, "http://gateway")
-			if diff := cmp.Diff(tt.want, told(s)); diff != "" {
+			if diff := cmp.Diff(tt.want, inShort(s)); diff != "" {
 				t.Errorf("status (-want +got):\n%s", diff)
 			}
 			if s.ObservedGeneration != 4 || s.Selector != "serves.millrace.dev/m=true" || s.Address != "http://gateway" {
