@@ -9,8 +9,9 @@ package backends
 import (
 	"fmt"
 	"net/url"
-	"slices"
+	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
 // Kinds of backends.
@@ -84,6 +85,18 @@ const (
 	maxArg    = 4096
 )
 
+// maxModel is the longest id of a model at an external server, in characters.
+const maxModel = 512
+
+// The form of the URL of a server: what an API server takes for one, too.
+const (
+	URLPattern = `^https?://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?$`
+	URLWords   = "a URL such as http://10.0.0.7:8000"
+	MaxURL     = 1024
+)
+
+var urlForm = regexp.MustCompile(URLPattern)
+
 // Check returns everything that is impossible.
 func Check(s Settings) []Fault {
 	var f faults
@@ -95,7 +108,8 @@ func Check(s Settings) []Fault {
 	case OpenAI:
 		f.openai(s)
 	default:
-		f.add(Kind, "%q; must be one of %s", s.Kind, strings.Join(Kinds, ", "))
+		n := len(Kinds) - 1
+		f.add(Kind, "%.80q; must be %s or %s", s.Kind, strings.Join(Kinds[:n], ", "), Kinds[n])
 	}
 	return f
 }
@@ -146,7 +160,7 @@ func (f *faults) openai(s Settings) {
 	if _, err := ParseURL(s.URL); err != nil {
 		f.add(URL, "%v", err)
 	}
-	if strings.ContainsFunc(s.ServedModel, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+	if utf8.RuneCountInString(s.ServedModel) > maxModel || strings.ContainsFunc(s.ServedModel, func(c rune) bool { return c < ' ' || c == 0x7f }) {
 		f.add(ServedModel, "%.80q; must be the model's id at the server, without control characters", s.ServedModel)
 	}
 	if s.Stages > 1 {
@@ -190,14 +204,12 @@ func (f *faults) unset(field Field, value, instead string) {
 
 // ParseURL reads where a server is. A last "/v1" is left out: it may be there or not.
 func ParseURL(text string) (*url.URL, error) {
-	const want = "must be a URL such as http://10.0.0.7:8000"
 	if text == "" {
-		return nil, fmt.Errorf("missing; %s", want)
+		return nil, fmt.Errorf("missing; must be %s", URLWords)
 	}
-	u, err := url.Parse(text)
-	if err != nil || !slices.Contains([]string{"http", "https"}, u.Scheme) || u.Hostname() == "" ||
-		u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return nil, fmt.Errorf("%.80q; %s", text, want)
+	u, err := url.ParseRequestURI(text)
+	if err != nil || utf8.RuneCountInString(text) > MaxURL || !urlForm.MatchString(text) {
+		return nil, fmt.Errorf("%.80q; must be %s", text, URLWords)
 	}
 	u.Path = strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/v1")
 	u.RawPath = ""

@@ -87,41 +87,46 @@ func (e *Endpoint) complete() {
 }
 
 func (e Endpoint) validate(at string, r *rules) {
-	if a, err := netip.ParseAddrPort(e.Address); err != nil || a.Port() == 0 {
-		r.broken(at+".address", "%q; must be ip:port, as Envoy's cluster has it", e.Address)
+	if !isAddress(e.Address) {
+		r.broken(at+".address", "%.80q; must be ip:port, as Envoy's cluster has it", e.Address)
 	}
 	if len(e.Models) == 0 {
 		r.broken(at+".models", "missing; must be a list of the model ids that it serves")
 	}
+	r.between(at+".models", len(e.Models), 0, maxEndpointModels)
 	for i, m := range e.Models {
 		path := at + ".models[" + strconv.Itoa(i) + "]"
-		r.matches(path, m, servedName, "1 to 96 printable characters without spaces")
+		r.matches(path, m, servedName)
 		if slices.Contains(e.Models[:i], m) {
 			r.broken(path, "%q; must be in the list once", m)
 		}
 	}
-	if e.Type != TypeOpenAI && scrape.Named(e.Type) == nil {
-		r.broken(at+".type", "%q; must be %s or %s", e.Type, strings.Join(scrape.Names(), ", "), TypeOpenAI)
-	}
+	r.oneOf(at+".type", e.Type, append(scrape.Names(), TypeOpenAI)...)
 	e.validateMetrics(at+".metrics", r)
 	for path, name := range map[string]string{at + ".node": e.Node, at + ".zone": e.Zone} {
 		if name != "" {
-			r.matches(path, name, zoneName, `1 to 63 letters, digits, ".", "_", "/" or "-"`)
+			r.matches(path, name, zoneName)
 		}
 	}
 	r.between(at+".slots", e.Slots, 0, 65536)
 	e.KVEvents.validate(at+".kvEvents", e.Type, r)
 }
 
+// isAddress reports whether a text is ip:port, as every program and an API server reads it.
+func isAddress(text string) bool {
+	a, err := netip.ParseAddrPort(text)
+	_, port, _ := strings.Cut(text[strings.LastIndexByte(text, ']')+1:], ":")
+	return err == nil && a.Port() != 0 && len(port) <= len("65535") && a.Addr().Zone() == "" && !a.Addr().Is4In6()
+}
+
 func (e Endpoint) validateMetrics(path string, r *rules) {
 	if e.Metrics == "" {
 		return
 	}
-	u, err := url.Parse(e.Metrics)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		r.broken(path, "%q; must be a URL such as http://10.0.0.3:8000/metrics", e.Metrics)
+	if _, err := url.ParseRequestURI(e.Metrics); err != nil || !metricsURL.fits(e.Metrics) {
+		r.broken(path, "%.80q; must be %s", e.Metrics, metricsURL.words)
 	} else if e.Type == TypeOpenAI {
-		r.broken(path, "%q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
+		r.broken(path, "%.80q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
 	}
 }
 
@@ -156,7 +161,8 @@ func (r *reader) endpoints(d *decoder, n *yaml.Node) {
 // validate returns the rules that the object breaks by itself, by path.
 func (e Endpoints) validate() []Fault {
 	var broken rules
-	broken.matches("metadata.name", e.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
+	broken.matches("metadata.name", e.Metadata.Name, modelName)
+	broken.between("spec.endpoints", len(e.Spec.Endpoints), 0, maxOneObject)
 	if len(e.Spec.Endpoints) == 0 {
 		broken.broken("spec.endpoints", "missing; must be a list with at least one entry")
 	}

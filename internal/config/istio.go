@@ -5,7 +5,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // How a gateway of Istio reaches the engines.
@@ -89,17 +88,33 @@ const (
 	maxSelector     = 16
 )
 
+const (
+	objectNamePattern = `^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`
+	objectNameWords   = `1 to 253 lower-case letters, digits, "-" or "."`
+	objectNameMax     = 253
+
+	hostNamePattern = `^(\*|(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)$`
+	hostNameWords   = "the name of a host in lower case, or one that begins with *."
+	hostNameMax     = 253
+
+	labelKeyPattern = `^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`
+	labelKeyWords   = "the name of a label"
+	labelKeyMax     = 317
+
+	labelValuePattern = `^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$`
+	labelValueWords   = `at most 63 letters, digits, ".", "_" or "-"`
+	labelValueMax     = 63
+)
+
 var (
-	objectName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
-	hostName   = regexp.MustCompile(`^(\*|(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)$`)
-	labelKey   = regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-	labelValue = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$`)
+	objectName = form{regexp.MustCompile(objectNamePattern), objectNameWords, objectNameMax}
+	hostName   = form{regexp.MustCompile(hostNamePattern), hostNameWords, hostNameMax}
+	labelKey   = form{regexp.MustCompile(labelKeyPattern), labelKeyWords, labelKeyMax}
+	labelValue = form{regexp.MustCompile(labelValuePattern), labelValueWords, labelValueMax}
 )
 
 func (i Istio) validate(path string, r *rules) {
-	if i.TLS != TLSNone && i.TLS != TLSIstioMutual {
-		r.broken(path+".tls", "%q; must be %s or %s", i.TLS, TLSNone, TLSIstioMutual)
-	}
+	r.oneOf(path+".tls", i.TLS, TLSNone, TLSIstioMutual)
 	r.between(path+".gateways", len(i.Gateways), 0, maxGateways)
 	for k, g := range i.Gateways {
 		at := path + ".gateways[" + strconv.Itoa(k) + "]"
@@ -114,7 +129,7 @@ func (i Istio) validate(path string, r *rules) {
 	r.between(at+".namespaces", len(s.Namespaces), 0, maxGateways)
 	for k, n := range s.Namespaces {
 		entry := at + ".namespaces[" + strconv.Itoa(k) + "]"
-		r.matches(entry, n, nodeName, `1 to 63 lower-case letters, digits or "-"`)
+		r.matches(entry, n, nodeName)
 		if slices.Contains(s.Namespaces[:k], n) {
 			r.broken(entry, "%q; must be in the list once", n)
 		}
@@ -123,25 +138,19 @@ func (i Istio) validate(path string, r *rules) {
 }
 
 func (g IstioGatewayRef) validate(at string, r *rules) {
-	r.matches(at+".name", g.Name, objectName, `1 to 253 lower-case letters, digits, "-" or "."`)
+	r.matches(at+".name", g.Name, objectName)
 	if g.Namespace != "" {
-		r.matches(at+".namespace", g.Namespace, nodeName, `1 to 63 lower-case letters, digits or "-"`)
+		r.matches(at+".namespace", g.Namespace, nodeName)
 	}
-	if g.API != KubernetesGateway && g.API != IstioGateway {
-		r.broken(at+".api", "%q; must be %s or %s", g.API, KubernetesGateway, IstioGateway)
-	}
-	switch {
-	case g.Mode != ModeEnvoyFilter && g.Mode != ModeInferencePool:
-		r.broken(at+".mode", "%q; must be %s or %s", g.Mode, ModeEnvoyFilter, ModeInferencePool)
-	case g.Mode == ModeInferencePool && g.API == IstioGateway:
+	r.oneOf(at+".api", g.API, KubernetesGateway, IstioGateway)
+	r.oneOf(at+".mode", g.Mode, ModeEnvoyFilter, ModeInferencePool)
+	if g.Mode == ModeInferencePool && g.API == IstioGateway {
 		r.broken(at+".mode", "%q; must be %s where api is %s: only Kubernetes' gateways know pools", g.Mode, ModeEnvoyFilter, IstioGateway)
 	}
 	r.between(at+".hosts", len(g.Hosts), 0, maxGatewayHosts)
 	for k, h := range g.Hosts {
 		entry := at + ".hosts[" + strconv.Itoa(k) + "]"
-		if len(h) > 253 || !hostName.MatchString(h) {
-			r.broken(entry, "%q; must be the name of a host in lower case, or one that begins with *.", h)
-		}
+		r.matches(entry, h, hostName)
 		if slices.Contains(g.Hosts[:k], h) {
 			r.broken(entry, "%q; must be in the list once", h)
 		}
@@ -152,10 +161,7 @@ func (g IstioGatewayRef) validate(at string, r *rules) {
 func validateSelector(at string, labels map[string]string, r *rules) {
 	r.between(at, len(labels), 0, maxSelector)
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		prefix, _, _ := strings.Cut(k, "/")
-		if len(prefix) > 253 || !labelKey.MatchString(k) {
-			r.broken(at, "%q; must be the name of a label", k)
-		}
-		r.matches(at+"."+k, labels[k], labelValue, `at most 63 letters, digits, ".", "_" or "-"`)
+		r.matches(at, k, labelKey)
+		r.matches(at+"."+k, labels[k], labelValue)
 	}
 }

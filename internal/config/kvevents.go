@@ -1,10 +1,6 @@
 package config
 
-import (
-	"net/netip"
-
-	"millrace.dev/millrace/internal/scrape"
-)
+import "millrace.dev/millrace/internal/scrape"
 
 // KVEvents is where an engine's events about its KV cache come from: vLLM run with
 // --kv-events-config. One of Connect and Listen is set.
@@ -20,7 +16,7 @@ type KVEvents struct {
 	Topic string `json:"topic,omitempty"`
 }
 
-// maxTopic bounds a topic, in bytes.
+// maxTopic bounds a topic, in characters.
 const maxTopic = 200
 
 // validate returns the rules that the setting of an endpoint of a type breaks.
@@ -37,11 +33,9 @@ func (k KVEvents) validate(at, typ string, r *rules) {
 		r.broken(at, "connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen")
 	}
 	for path, address := range map[string]string{at + ".connect": k.Connect, at + ".listen": k.Listen} {
-		if a, err := netip.ParseAddrPort(address); address != "" && (err != nil || a.Port() == 0) {
-			r.broken(path, "%q; must be ip:port, without tcp://", address)
+		if address != "" && !isAddress(address) {
+			r.broken(path, "%.80q; must be ip:port, without tcp://", address)
 		}
 	}
-	if len(k.Topic) > maxTopic {
-		r.broken(at+".topic", "%d bytes; must be ≤ %d", len(k.Topic), maxTopic)
-	}
+	r.short(at+".topic", k.Topic, maxTopic)
 }

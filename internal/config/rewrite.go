@@ -45,7 +45,7 @@ func validateRewrites(path string, all []Rewrite, r *rules) {
 	seen := make(map[string]bool, len(all))
 	for i, w := range all {
 		at := path + "[" + strconv.Itoa(i) + "]"
-		r.matches(at+".model", w.Model, servedName, "1 to 96 printable characters without spaces")
+		r.matches(at+".model", w.Model, servedName)
 		if seen[w.Model] {
 			r.broken(at+".model", "%q; must be in the list once", w.Model)
 		}
@@ -57,6 +57,7 @@ func validateRewrites(path string, all []Rewrite, r *rules) {
 		}
 		for k, t := range w.To {
 			to := at + ".to[" + strconv.Itoa(k) + "]"
+			r.matches(to+".model", t.Model, servedName)
 			if slices.ContainsFunc(w.To[:k], func(o RewriteTarget) bool { return o.Model == t.Model }) {
 				r.broken(to+".model", "%q; must be in the list once", t.Model)
 			}
