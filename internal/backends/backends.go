@@ -81,21 +81,26 @@ func (f *faults) add(field Field, format string, args ...any) {
 // Most ranks of one replica, and its arguments with the length of one.
 const (
 	maxDegree = 1024
-	maxArgs   = 256
-	maxArg    = 4096
+	maxArgs   = 128
+	maxArg    = 2048
 )
 
-// maxModel is the longest id of a model at an external server, in characters.
-const maxModel = 512
-
-// The form of the URL of a server: what an API server takes for one, too.
+// The forms of a model's id at an external server and of its URL, and the most characters
+// of each, for whoever else checks them.
 const (
+	ModelPattern = `^[^\x00-\x1f\x7f]*$`
+	ModelWords   = "the model's id at the server, without control characters"
+	ModelMax     = 512
+
 	URLPattern = `^https?://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?$`
 	URLWords   = "a URL such as http://10.0.0.7:8000"
-	MaxURL     = 1024
+	URLMax     = 1024
 )
 
-var urlForm = regexp.MustCompile(URLPattern)
+var (
+	modelForm = regexp.MustCompile(ModelPattern)
+	urlForm   = regexp.MustCompile(URLPattern)
+)
 
 // Check returns everything that is impossible.
 func Check(s Settings) []Fault {
@@ -160,8 +165,8 @@ func (f *faults) openai(s Settings) {
 	if _, err := ParseURL(s.URL); err != nil {
 		f.add(URL, "%v", err)
 	}
-	if utf8.RuneCountInString(s.ServedModel) > maxModel || strings.ContainsFunc(s.ServedModel, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-		f.add(ServedModel, "%.80q; must be the model's id at the server, without control characters", s.ServedModel)
+	if utf8.RuneCountInString(s.ServedModel) > ModelMax || !modelForm.MatchString(s.ServedModel) {
+		f.add(ServedModel, "%.80q; must be %s", s.ServedModel, ModelWords)
 	}
 	if s.Stages > 1 {
 		f.add(Stages, "%d; must be 1: nodes can't share an external server", s.Stages)
@@ -208,7 +213,7 @@ func ParseURL(text string) (*url.URL, error) {
 		return nil, fmt.Errorf("missing; must be %s", URLWords)
 	}
 	u, err := url.ParseRequestURI(text)
-	if err != nil || utf8.RuneCountInString(text) > MaxURL || !urlForm.MatchString(text) {
+	if err != nil || utf8.RuneCountInString(text) > URLMax || !urlForm.MatchString(text) {
 		return nil, fmt.Errorf("%.80q; must be %s", text, URLWords)
 	}
 	u.Path = strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/v1")

@@ -47,7 +47,7 @@ func (f *faults) vllmArgs(args []string) {
 		text := ""
 		switch why := vllmWhy(arg); {
 		case utf8.RuneCountInString(arg) > maxArg:
-			text = "must be ≤ 4096 characters"
+			text = "must be ≤ 2048 characters"
 		case strings.ContainsFunc(arg, unicode.IsControl):
 			text = "must have no control characters"
 		case i == 0 && !strings.HasPrefix(arg, "-"), arg == "--":

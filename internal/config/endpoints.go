@@ -40,30 +40,49 @@ type Endpoints struct {
 type EndpointsSpec struct {
 	// Endpoints are the engines; all objects together have at most 16384. A model that one
 	// serves needs no Model object: the tokens of its prompts are estimated then.
+	// +kubebuilder:validation:MaxItems=1024
+	// +listType=map
+	// +listMapKey=address
 	Endpoints []Endpoint `json:"endpoints"`
 }
 
 // Endpoint is one engine that is run by somebody else.
 //
 // +kubebuilder:object:generate=true
+// +millrace:rule:at="models",missing=true,holds="has(self.models) && self.models.size() > 0",words="missing; must be a list of the model ids that it serves"
+// +millrace:rule:at="metrics",when="self.type == 'openai' && isURL(self.metrics)",holds="self.metrics.size() == 0",shows="quoted",words="an endpoint of type openai has no metrics that we know: name its type, or leave this out"
+// +millrace:rule:at="kvEvents",when="self.type != 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0 || has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0)",words="an endpoint of type {self.type} has none that we know: set type: vllm, or leave this out"
+// +millrace:rule:at="kvEvents",when="self.type == 'vllm' && has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0",holds="has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0",words="neither connect nor listen; must be one of them: connect where the engine's endpoint has a *, else listen"
+// +millrace:rule:at="kvEvents",when="self.type == 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 && has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0)",words="connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen"
 type Endpoint struct {
 	// Address is "ip:port" of its API, as Envoy's cluster has it.
+	// +kubebuilder:validation:Required
+	// +millrace:address:words="must be ip:port, as Envoy's cluster has it"
 	Address string `json:"address"`
 	// Models are the ids that it serves, at least one.
+	// +kubebuilder:validation:MaxItems=100
+	// +listType=set
+	// +millrace:each:form:name=servedName
 	Models []string `json:"models"`
 	// Type is "vllm", "sglang", "llamacpp", "tensorrtllm", "triton" or "openai", which shows
 	// no metrics. Default "openai".
+	// +kubebuilder:default=openai
+	// +millrace:oneOf:values={vllm,sglang,llamacpp,tensorrtllm,triton,openai}
 	Type string `json:"type"`
 	// Metrics is the URL of its metrics. Default: where its type has them, mostly
 	// http://ADDRESS/metrics; an "openai" endpoint has none.
+	// +millrace:form:name=metricsURL,optional=true,also="isURL(self)"
 	Metrics string `json:"metrics,omitempty"`
 	// Node is the machine that it runs on: what is on one node fails together.
 	// Default: the address without its port.
+	// +millrace:form:name=zoneName,optional=true
 	Node string `json:"node,omitempty"`
 	// Zone is its failure domain. Default: none, each node is its own.
+	// +millrace:form:name=zoneName,optional=true
 	Zone string `json:"zone,omitempty"`
 	// Slots is how many requests it works on at a time, 0 to 65536. Default 0:
 	// learned when some wait.
+	// +millrace:between:least="0",most="65536"
 	Slots int `json:"slots,omitempty"`
 	// KVEvents is where a "vllm" endpoint publishes what its KV cache holds. Default:
 	// nowhere; what is cached is guessed from what was sent.

@@ -3,8 +3,6 @@ package config
 import (
 	"regexp"
 	"unicode/utf8"
-
-	"millrace.dev/millrace/internal/backends"
 )
 
 // form is what a text must look like.
@@ -28,7 +26,7 @@ const (
 	modelNameWords   = `1 to 63 lower-case letters, digits, "-" or "."`
 	modelNameMax     = 63
 
-	nodeNamePattern = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`
+	nodeNamePattern = `^[a-z0-9]+(-+[a-z0-9]+)*$`
 	nodeNameWords   = `1 to 63 lower-case letters, digits or "-"`
 	nodeNameMax     = 63
 
@@ -43,7 +41,7 @@ const (
 	cookieNameMax     = 128
 
 	// What engines accept as the id of a model: often that of a repository, with a slash.
-	servedNamePattern = `^[!-~]{1,96}$`
+	servedNamePattern = `^[!-~]+$`
 	servedNameWords   = "1 to 96 printable characters without spaces"
 	servedNameMax     = 96
 
@@ -52,14 +50,9 @@ const (
 	zoneNameWords   = `1 to 63 letters, digits, ".", "_", "/" or "-"`
 	zoneNameMax     = 63
 
-	// Only the form of the CRDs: package backends judges it.
-	serverURLPattern = backends.URLPattern
-	serverURLWords   = backends.URLWords
-	serverURLMax     = backends.MaxURL
-
 	metricsURLPattern = `^https?://([A-Za-z0-9._~%!$&'()*+,;=:-]+@)?([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?([?][!-~]*)?$`
 	metricsURLWords   = "a URL such as http://10.0.0.3:8000/metrics"
-	metricsURLMax     = 1024
+	metricsURLMax     = 512
 )
 
 var (
@@ -75,7 +68,7 @@ var (
 // Bounds of what has no other. An API server asks for one of every text and list.
 const (
 	maxPath           = 4096 // characters
-	maxLayout         = 1024 // entries
-	maxEndpointModels = 128  // models of an endpoint
+	maxLayout         = 128  // entries
+	maxEndpointModels = 100  // models of an endpoint
 	maxOneObject      = 1024 // endpoints of one object
 )

@@ -33,45 +33,76 @@ const (
 
 // Istio is which Envoys of an Istio mesh route to the engines themselves, by our weights
 // and by extproc. It has no effect where xds is not in a cluster.
+//
+// +kubebuilder:object:generate=true
 type Istio struct {
 	// Gateways that serve the API, at most 64. Default: none.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +millrace:once:same="has(o.name) && has(e.name) && o.name == e.name && o.api == e.api && (has(o.__namespace__) ? has(e.__namespace__) && o.__namespace__ == e.__namespace__ : !has(e.__namespace__))",field=name
 	Gateways []IstioGatewayRef `json:"gateways,omitempty"`
 	// Sidecars of the Pods of clients.
 	Sidecars IstioSidecars `json:"sidecars,omitzero"`
 	// TLS is how engines and extproc are reached: "None", in cleartext, or
 	// "IstioMutual", where they have sidecars themselves. Default "None".
+	// +kubebuilder:default=None
+	// +millrace:oneOf:values={None,IstioMutual}
 	TLS string `json:"tls"`
 }
 
 // IstioGatewayRef is one gateway that serves the API.
+//
+// +millrace:rule:at="name",missing=true,holds="has(self.name)",words=`""; must be 1 to 253 lower-case letters, digits, "-" or "."`
+// +millrace:rule:at="mode",when="self.api == 'Istio'",holds="self.mode != 'InferencePool'",shows="quoted",words="must be EnvoyFilter where api is Istio: only Kubernetes' gateways know pools"
+// +kubebuilder:object:generate=true
 type IstioGatewayRef struct {
 	// Name of the Gateway object.
+	// +millrace:form:name=objectName
 	Name string `json:"name"`
 	// Namespace of it. Default: that of xds.
+	// +millrace:form:name=nodeName,optional=true
 	Namespace string `json:"namespace,omitempty"`
 	// API is whose Gateway it is: "Kubernetes" (gateway.networking.k8s.io) or "Istio"
 	// (networking.istio.io). Default "Kubernetes".
+	// +kubebuilder:default=Kubernetes
+	// +millrace:oneOf:values={Kubernetes,Istio}
 	API string `json:"api"`
 	// Mode is "EnvoyFilter", by weights that follow the GPUs and a filter that asks
 	// extproc, or "InferencePool", by Kubernetes' own objects, where nothing is
 	// weighted when extproc is away. Default "EnvoyFilter".
+	// +kubebuilder:default=EnvoyFilter
+	// +millrace:oneOf:values={EnvoyFilter,InferencePool}
 	Mode string `json:"mode"`
 	// Hosts for which the gateway serves the API, such as llm.example.com, at most 16.
 	// Default: for all hosts.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +millrace:each:form:name=hostName
+	// +millrace:once
 	Hosts []string `json:"hosts,omitempty"`
 	// Selector is labels of the gateway's Pods. Default: those that Istio gives to Pods
 	// of a "Kubernetes" Gateway; all gateways of the namespace for an "Istio" one.
+	// +kubebuilder:validation:MaxProperties=16
+	// +millrace:labels
 	Selector map[string]string `json:"selector,omitempty"`
 }
 
 // IstioSidecars is the sidecars of clients that call the mesh's own gateway by its
 // Service: they send to the engines themselves.
+//
+// +kubebuilder:object:generate=true
 type IstioSidecars struct {
 	// Enabled is whether there are any. Default false.
 	Enabled bool `json:"enabled,omitempty"`
 	// Namespaces of the clients, at most 64. Default: that of xds.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +millrace:each:form:name=nodeName
+	// +millrace:once
 	Namespaces []string `json:"namespaces,omitempty"`
 	// Selector is labels of the clients' Pods. Default: all Pods there.
+	// +kubebuilder:validation:MaxProperties=16
+	// +millrace:labels
 	Selector map[string]string `json:"selector,omitempty"`
 }
 

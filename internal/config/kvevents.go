@@ -7,12 +7,15 @@ import "millrace.dev/millrace/internal/scrape"
 type KVEvents struct {
 	// Connect is the "ip:port" at which the engine's publisher listens: where its own
 	// configuration has a "*" in the endpoint.
+	// +millrace:address:words="must be ip:port, without tcp://",optional=true
 	Connect string `json:"connect,omitempty"`
 	// Listen is the "ip:port" at which extproc, or xds for Endpoints, listens and to which the publisher
 	// connects: what stands in the endpoint of the engine's configuration otherwise.
 	// Anybody who reaches it is believed.
+	// +millrace:address:words="must be ip:port, without tcp://",optional=true
 	Listen string `json:"listen,omitempty"`
 	// Topic is what the engine's configuration says. Default: empty.
+	// +kubebuilder:validation:MaxLength=200
 	Topic string `json:"topic,omitempty"`
 }
 

@@ -27,12 +27,12 @@ func main() {
 }
 
 func run(to, packages []string) error {
-	floats := true
+	yes := true
 	if err := generate(deepcopy.Generator{}, genall.OutputArtifacts{}, packages); err != nil {
 		return err
 	}
 	for _, dir := range to {
-		crds := generator{crd.Generator{AllowDangerousTypes: &floats}}
+		crds := generator{crd.Generator{AllowDangerousTypes: &yes, OmitToolVersion: &yes}}
 		if err := generate(crds, genall.OutputToDirectory(dir), packages); err != nil {
 			return err
 		}
@@ -71,6 +71,9 @@ func (g generator) RegisterMarkers(into *markers.Registry) error {
 		{"millrace:form", markers.DescribesField, form{}},
 		{"millrace:form", markers.DescribesType, form{}},
 		{"millrace:each:form", markers.DescribesField, each{}},
+		{"millrace:each:rule", markers.DescribesField, eachRule{}},
+		{"millrace:address", markers.DescribesField, address{}},
+		{"millrace:labels", markers.DescribesField, labels{}},
 		{"millrace:once", markers.DescribesField, once{}},
 		{"millrace:oneOf", markers.DescribesField, oneOf{}},
 		{"millrace:rule", markers.DescribesField, rule{}},

@@ -2,11 +2,8 @@ package main
 
 import (
 	"fmt"
-	"go/ast"
 	"go/constant"
 	"go/types"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -20,22 +17,61 @@ type (
 	schema  = apiext.JSONSchemaProps
 )
 
-// add appends a rule: holds must be true, or words, a CEL expression, says why not.
+// add appends a rule: holds must be true, or words say why not. In words, {…} is CEL of a
+// text.
 func add(s *schema, at, holds, words string) {
-	r := apiext.ValidationRule{Rule: holds, MessageExpression: words}
+	r := apiext.ValidationRule{Rule: holds}
 	if at != "" {
 		r.FieldPath = "." + at
+	}
+	if strings.Contains(words, "{") {
+		r.MessageExpression = message(words)
+	} else {
+		r.Message = words
 	}
 	s.XValidations = append(s.XValidations, r)
 }
 
-// quoted is the text of a string expression as Go's %.80q.
-func quoted(e string) string {
-	return fmt.Sprintf("strings.quote(%s.size() > 80 ? %s.substring(0, 80) : %s)", e, e, e)
+// message is CEL of words. It is one call of format, whose cost an API server can
+// estimate; that of texts that are added up grows with the longest that there could be.
+func message(words string) string {
+	var args []string
+	format := ""
+	for words != "" {
+		text, rest, _ := strings.Cut(words, "{")
+		format += strings.ReplaceAll(text, "%", "%%")
+		if rest == "" {
+			break
+		}
+		end := closing(rest)
+		format += "%s"
+		args = append(args, rest[:end])
+		words = rest[end+1:]
+	}
+	return "'" + strings.ReplaceAll(format, "'", "\\'") + "'.format([" + strings.Join(args, ", ") + "])"
 }
 
-// words is a CEL string literal.
-func words(s string) string { return "'" + strings.ReplaceAll(s, "'", "\\'") + "'" }
+// closing returns where the brace is that closes one before s.
+func closing(s string) int {
+	open := 1
+	for i, c := range s {
+		switch c {
+		case '{':
+			open++
+		case '}':
+			open--
+		}
+		if open == 0 {
+			return i
+		}
+	}
+	return len(s) - 1
+}
+
+// quoted is words that show a string as Go's %.80q.
+func quoted(e string) string {
+	return fmt.Sprintf("{strings.quote(%s.size() > 80 ? %s.substring(0, 80) : %s)}", e, e, e)
+}
 
 // between is a number's bounds, as config's rules.between and within.
 type between struct{ Least, Most string }
@@ -44,11 +80,11 @@ type between struct{ Least, Most string }
 func (b between) ApplyToSchema(_ *context, s *schema) error {
 	if s.Type == "number" {
 		least, most := float(b.Least), float(b.Most)
-		add(s, "", fmt.Sprintf("self >= %s && self <= %s", least, most), "string(self) + "+words("; must be ≥ "+b.Least+" and ≤ "+b.Most))
+		add(s, "", fmt.Sprintf("self >= %s && self <= %s", least, most), "{string(self)}; must be ≥ "+b.Least+" and ≤ "+b.Most)
 		return nil
 	}
-	add(s, "", "self >= "+b.Least, "string(self) + "+words("; must be ≥ "+b.Least))
-	add(s, "", "self <= "+b.Most, "string(self) + "+words("; must be ≤ "+b.Most))
+	add(s, "", "self >= "+b.Least, "{string(self)}; must be ≥ "+b.Least)
+	add(s, "", "self <= "+b.Most, "{string(self)}; must be ≤ "+b.Most)
 	return nil
 }
 
@@ -67,12 +103,12 @@ const durationForm = `^([+-]?(([0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9})(ns|us|�
 
 // ApplyToSchema adds the rules.
 func (l lasts) ApplyToSchema(_ *context, s *schema) error {
-	is := "self.matches(" + words(durationForm) + ")"
+	is := "self.matches(" + celQuote(durationForm) + ")"
 	most := int64(durationMax)
 	s.MaxLength = &most
-	add(s, "", is, quoted("self")+" + '; must be a duration such as 250ms or 30m'")
-	add(s, "", "!"+is+" || duration(self) >= duration('"+l.Least+"')", "self + "+words("; must be ≥ "+l.Least))
-	add(s, "", "!"+is+" || duration(self) <= duration('"+l.Most+"')", "self + "+words("; must be ≤ "+l.Most))
+	add(s, "", is, quoted("self")+"; must be a duration such as 250ms or 30m")
+	add(s, "", "!"+is+" || duration(self) >= duration('"+l.Least+"')", "{self}; must be ≥ "+l.Least)
+	add(s, "", "!"+is+" || duration(self) <= duration('"+l.Most+"')", "{self}; must be ≤ "+l.Most)
 	return nil
 }
 
@@ -88,38 +124,65 @@ func (b size) ApplyToSchema(_ *context, s *schema) error {
 	most := int64(durationMax)
 	s.MaxLength = &most
 	const is = "(type(self) == int || self.matches('^[+-]?[0-9]{1,18}(Ki|Mi|Gi|k|M|G)?$') && quantity(self).isInteger())"
-	const bytes, text = "(type(self) == int ? self : quantity(self).asInteger())", "(type(self) == int ? string(self) : self)"
-	add(s, "", is, quoted("self")+" + '; must be a size such as 1048576 or 16Mi'")
-	add(s, "", "!"+is+" || "+bytes+" >= quantity('"+b.Least+"').asInteger()", text+" + "+words("; must be ≥ "+b.Least))
-	add(s, "", "!"+is+" || "+bytes+" <= quantity('"+b.Most+"').asInteger()", text+" + "+words("; must be ≤ "+b.Most))
+	const bytes, text = "(type(self) == int ? self : quantity(self).asInteger())", "{type(self) == int ? string(self) : self}"
+	add(s, "", is, quoted("self")+"; must be a size such as 1048576 or 16Mi")
+	add(s, "", "!"+is+" || "+bytes+" >= quantity('"+b.Least+"').asInteger()", text+"; must be ≥ "+b.Least)
+	add(s, "", "!"+is+" || "+bytes+" <= quantity('"+b.Most+"').asInteger()", text+"; must be ≤ "+b.Most)
 	return nil
 }
 
 // form is what a string must look like: config's constants of this name with Pattern,
 // Words and Max behind it.
 type form struct {
-	Name     string
-	Optional bool `marker:",optional"` // whether it may be empty
+	Name string
+	// Of is the package that the constants are in; empty: the one of the marker.
+	Of string `marker:",optional"`
+	// Optional is whether it may be empty.
+	Optional bool `marker:",optional"`
+	// Also is CEL that must hold, too.
+	Also string `marker:",optional"`
 }
 
 // ApplyToSchema adds the rule.
 func (f form) ApplyToSchema(c *context, s *schema) error {
-	text := map[string]constant.Value{}
-	for _, part := range []string{"Pattern", "Words", "Max"} {
-		v, err := constantOf(c.Package, f.Name+part)
-		if err != nil {
-			return err
-		}
-		text[part] = v
+	of := c.Package
+	if f.Of != "" {
+		of = of.Imports()[f.Of]
 	}
-	most, _ := constant.Int64Val(text["Max"])
-	s.MaxLength = &most
-	holds := "self.matches(" + celQuote(constant.StringVal(text["Pattern"])) + ")"
+	p, err := formOf(of, f.Name)
+	if err != nil {
+		return err
+	}
+	s.MaxLength = &p.most
+	holds := "self.matches(" + celQuote(p.pattern) + ")"
+	if f.Also != "" {
+		holds += " && " + f.Also
+	}
 	if f.Optional {
 		holds = "self == '' || " + holds
 	}
-	add(s, "", holds, quoted("self")+" + "+words("; must be "+constant.StringVal(text["Words"])))
+	add(s, "", holds, quoted("self")+"; must be "+p.words)
 	return nil
+}
+
+// parts are what constants say of a form.
+type parts struct {
+	pattern, words string
+	most           int64
+}
+
+func formOf(p *loader.Package, name string) (parts, error) {
+	var values [3]constant.Value
+	for i, part := range []string{"Pattern", "Words", "Max"} {
+		p.NeedTypesInfo()
+		c, ok := p.Types.Scope().Lookup(name + part).(*types.Const)
+		if !ok {
+			return parts{}, fmt.Errorf("%s has no constant %s", p.PkgPath, name+part)
+		}
+		values[i] = c.Val()
+	}
+	most, _ := constant.Int64Val(values[2])
+	return parts{constant.StringVal(values[0]), constant.StringVal(values[1]), most}, nil
 }
 
 // celQuote is a CEL literal of any text.
@@ -133,21 +196,82 @@ func (e each) ApplyToSchema(c *context, s *schema) error {
 	return form(e).ApplyToSchema(c, s.Items.Schema)
 }
 
-// once is a list whose entries are all different, as far as Field goes.
+// eachRule is a rule of a list's entries.
+type eachRule rule
+
+// ApplyToSchema adds the rule.
+func (e eachRule) ApplyToSchema(c *context, s *schema) error {
+	return rule(e).ApplyToSchema(c, s.Items.Schema)
+}
+
+// once is a list whose entries are all different.
 type once struct {
+	// Same is CEL of whether the entries e and o are the same; empty: they are equal.
+	Same string `marker:",optional"`
+	// Field is the one that is shown of an entry; empty: the entry is.
 	Field string `marker:",optional"`
 }
 
-// ApplyToSchema adds the rule. It names the first entry that was there before.
+// ApplyToSchema adds the rule. It names the last entry that was there before.
 func (o once) ApplyToSchema(_ *context, s *schema) error {
-	list, at := "self", "]: "
-	if o.Field != "" {
-		list, at = "self.map(e, has(e."+o.Field+") ? e."+o.Field+" : '')", "]."+o.Field+": "
+	same, field := o.Same, ""
+	if same == "" {
+		same = "o == e"
 	}
-	// The entry that is twice, and where its second is.
-	twice := list + ".filter(e, " + list + ".filter(o, o == e).size() > 1)[0]"
-	add(s, "", list+".all(e, "+list+".exists_one(o, o == e))",
-		fmt.Sprintf("'[' + string(%s.lastIndexOf(%s)) + '%s' + strings.quote(%s) + '; must be in the list once'", list, twice, at, twice))
+	if o.Field != "" {
+		field = "." + o.Field
+	}
+	at := "self.map(e, self.filter(o, " + same + ").size() > 1).lastIndexOf(true)"
+	add(s, "", "self.all(e, self.exists_one(o, "+same+"))",
+		"[{string("+at+")}]"+field+": {strings.quote(self["+at+"]"+field+")}; must be in the list once")
+	return nil
+}
+
+// address is ip:port.
+type address struct {
+	Words    string
+	Optional bool `marker:",optional"`
+}
+
+// ApplyToSchema adds the rule.
+func (a address) ApplyToSchema(_ *context, s *schema) error {
+	most := int64(durationMax)
+	s.MaxLength = &most
+	const (
+		port  = "int(self.substring(self.lastIndexOf(':') + 1))"
+		holds = `self.matches('^([0-9.]+|[[][0-9A-Fa-f:.]+[]]):[0-9]{1,5}$')` +
+			` && isIP(self.substring(0, self.lastIndexOf(':')).replace('[', '').replace(']', ''))` +
+			" && " + port + " >= 1 && " + port + " <= 65535"
+	)
+	rule := holds
+	if a.Optional {
+		rule = "self == '' || " + rule
+	}
+	add(s, "", rule, quoted("self")+"; "+a.Words)
+	return nil
+}
+
+// labels are names of labels with their values.
+type labels struct{}
+
+// ApplyToSchema adds the rules.
+func (labels) ApplyToSchema(c *context, s *schema) error {
+	key, err := formOf(c.Package, "labelKey")
+	if err != nil {
+		return err
+	}
+	value, err := formOf(c.Package, "labelValue")
+	if err != nil {
+		return err
+	}
+	s.AdditionalProperties.Schema.MaxLength = &value.most
+	bad := "!k.matches(" + celQuote(key.pattern) + ") || k.size() > " + strconv.FormatInt(key.most, 10)
+	add(s, "", "!self.exists(k, "+bad+")",
+		"{strings.quote(self.filter(k, "+bad+")[0])}; must be "+key.words)
+	bad = "!self[k].matches(" + celQuote(value.pattern) + ")"
+	first := "self.filter(k, " + bad + ")[0]"
+	add(s, "", "!self.exists(k, "+bad+")",
+		".{"+first+"}: {strings.quote(self["+first+"])}; must be "+value.words)
 	return nil
 }
 
@@ -160,7 +284,7 @@ func (o oneOf) ApplyToSchema(_ *context, s *schema) error {
 	most := int64(durationMax)
 	s.MaxLength = &most
 	add(s, "", "self in ['"+strings.Join(o.Values, "', '")+"']",
-		quoted("self")+" + "+words("; must be "+strings.Join(o.Values[:n], ", ")+" or "+o.Values[n]))
+		quoted("self")+"; must be "+strings.Join(o.Values[:n], ", ")+" or "+o.Values[n])
 	return nil
 }
 
@@ -172,9 +296,9 @@ type rule struct {
 	When string `marker:",optional"`
 	// Holds is CEL: whether it holds.
 	Holds string
-	// Shows is CEL of the value as it is shown, "quoted" for a string; empty: it is not.
+	// Shows is how the value is shown: "quoted", or words; empty: not at all.
 	Shows string `marker:",optional"`
-	// Words say what must be.
+	// Words say what must be. In these and Shows, {…} is CEL of a text.
 	Words string
 	// Missing is whether the rule does not hold for a missing field.
 	Missing bool `marker:",optional"`
@@ -182,42 +306,20 @@ type rule struct {
 
 // ApplyToSchema adds the rule.
 func (r rule) ApplyToSchema(_ *context, s *schema) error {
-	holds, shows := r.Holds, r.Shows
-	if shows == "quoted" {
-		shows = quoted("self." + r.At)
+	holds := r.Holds
+	if r.When != "" {
+		holds = "!(" + r.When + ") || " + holds
 	}
 	if r.At != "" && !r.Missing {
 		holds = "!has(self." + r.At + ") || " + holds
 	}
-	if r.When != "" {
-		holds = "!(" + r.When + ") || " + holds
+	said := r.Words
+	switch {
+	case r.Shows == "quoted":
+		said = quoted("self."+r.At) + "; " + said
+	case r.Shows != "":
+		said = r.Shows + "; " + said
 	}
-	if shows == "" {
-		s.XValidations = append(s.XValidations, apiext.ValidationRule{Rule: holds, Message: r.Words, FieldPath: "." + r.At})
-		return nil
-	}
-	add(s, r.At, holds, shows+" + "+words("; "+r.Words))
+	add(s, r.At, holds, said)
 	return nil
 }
-
-// vllmArgument is one argument of vLLM's command, which package backends judges.
-type vllmArgument struct{}
-
-// ApplyToSchema adds the rules.
-func (vllmArgument) ApplyToSchema(c *context, s *schema) error {
-	return nil
-}
-
-// constantOf returns a constant of a package.
-func constantOf(p *loader.Package, name string) (constant.Value, error) {
-	p.NeedTypesInfo()
-	c, ok := p.Types.Scope().Lookup(name).(*types.Const)
-	if !ok {
-		return nil, fmt.Errorf("%s has no constant %s", p.PkgPath, name)
-	}
-	return c.Val(), nil
-}
-
-var _ = ast.Inspect
-var _ = maps.Keys[map[string]int]
-var _ = slices.Sort[[]string]
