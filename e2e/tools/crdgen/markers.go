@@ -313,13 +313,13 @@ func (r rule) ApplyToSchema(_ *context, s *schema) error {
 	if r.At != "" && !r.Missing {
 		holds = "!has(self." + r.At + ") || " + holds
 	}
-	said := r.Words
+	text := r.Words
 	switch {
 	case r.Shows == "quoted":
-		said = quoted("self."+r.At) + "; " + said
+		text = quoted("self."+r.At) + "; " + text
 	case r.Shows != "":
-		said = r.Shows + "; " + said
+		text = r.Shows + "; " + text
 	}
-	add(s, r.At, holds, said)
+	add(s, r.At, holds, text)
 	return nil
 }
