@@ -16,6 +16,7 @@ export CGO_CFLAGS ?= -Wno-deprecated-declarations
 
 PROGRAMS := . ./extproc ./xds ./nodeagent ./engine
 PROTOS := $(wildcard */*pb/*.proto)
+GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* manifests/charts/millrace/crds/*
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 # Packages whose tests need nothing but Go; those below e2e run real processes.
@@ -23,10 +24,10 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm bench replay lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm test-kube kube-programs bench replay images lint generate clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: build ## start a whole mesh on this machine; ARGS="-nodes 4" passes flags
 	@exec bin/millrace up $(ARGS)
@@ -43,6 +44,7 @@ test: test-unit test-e2e ## run every test, those on the real processes too
 test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with the race detector
 	go vet ./...
 	go test -race $(UNIT)
+	cd e2e/tools && go test ./...
 	go test -run Allocates $(ALLOCATING)
 
 # One package at a time: they measure time, and each wants the whole machine.
@@ -56,11 +58,22 @@ test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front 
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 	go test -tags vllm -count=1 -p 1 -timeout 60m -v -run TestVLLM ./e2e/kinds ./e2e/noxds
 
+kube-programs: | need-go ## build what clusters of the tests are made of into the user's cache, once: 10 min, 5 GB of memory
+	go run ./e2e/cluster/kube -build
+
+test-kube: kube-programs build setup ## run the tests on a real Kubernetes cluster of this machine; needs root
+	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster
+
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)
 
 replay: | need-go ## run real traces through the policies, against simulated engines; TRACES=folder, ARGS="-h"
 	go run ./extproc/replay -traces "$(TRACES)" $(ARGS)
+
+# As many images as there are programs, and what they share: no root, no container engine.
+images: | need-go need-g++ ## write the programs' container images to bin/images/*.tar, for ctr, docker and skopeo
+	cd e2e/tools && go build -o ../../bin/tools/ ./images
+	bin/tools/images -cache $(MILLRACE_CACHE) $(ARGS)
 
 # ST1012 is about the names of errors; protoc-gen-validate writes `var _ error`.
 lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is up to date
@@ -69,12 +82,13 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet -tags vllm ./e2e/...
 	cd e2e/tools && go vet ./...
 	bin/tools/staticcheck -checks inherit,-ST1012 ./...
-	@was=$$(cat $(PROTOS:%.proto=%*.go) | sha256sum); $(MAKE) --no-print-directory generate; \
-		if [ "$$was" != "$$(cat $(PROTOS:%.proto=%*.go) | sha256sum)" ]; then \
-		echo "generated code was not up to date with its .proto: commit what make generate has changed" >&2; exit 1; fi
+	@was=$$(cat $(GENERATED) | sha256sum); $(MAKE) --no-print-directory generate; \
+		if [ "$$was" != "$$(cat $(GENERATED) | sha256sum)" ]; then \
+		echo "generated code was not up to date with its .proto or Go types: commit what make generate has changed" >&2; exit 1; fi
 
-generate: $(TOOLS) ## make Go code of the .proto files
+generate: $(TOOLS) ## make Go code of the .proto files, and CRDs of the Go types
 	bin/tools/protogen -validate $$(go list -m -f '{{.Dir}}' github.com/envoyproxy/protoc-gen-validate) -plugins bin/tools $(PROTOS)
+	bin/tools/crdgen -to manifests/crds,manifests/charts/millrace/crds ./internal/kubeapi ./internal/config
 
 clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
 	rm -rf bin .millrace
@@ -93,7 +107,7 @@ $(CLIENT)/.installed: e2e/requirements.txt
 
 $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-go
 	@mkdir -p bin/tools
-	cd e2e/tools && go build -o ../../bin/tools/ ./protogen \
+	cd e2e/tools && go build -o ../../bin/tools/ ./protogen ./crdgen \
 		google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
 		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
 	@touch $@

@@ -4,18 +4,22 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/chat"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/gateway"
+	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/mesh"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -39,7 +43,9 @@ func commands() []command {
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
 		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
 		{"check", "look whether this machine has what a mesh needs", check},
+		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
+		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
 		{"version", "print the version", version},
 		{"help", "print this", help},
 	}
@@ -199,6 +205,7 @@ func fetch(ctx context.Context, args []string, std files) error {
 	o := mesh.Options{Progress: std.err}
 	fs := newFlags("setup", std)
 	setupFlags(fs, &o)
+	inventory := fs.Bool("json", false, "print what was fetched: archives and files with their hashes")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
@@ -206,8 +213,73 @@ func fetch(ctx context.Context, args []string, std files) error {
 	if err != nil {
 		return program.Setup(err)
 	}
+	if *inventory {
+		parts, err := setup.Inventory(o.Setup(false))
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(std.out).Encode(parts)
+	}
 	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\nmodel    %s\n", paths.Envoy, paths.Runtime, paths.Model)
 	return nil
+}
+
+func installModels(ctx context.Context, args []string, std files) error {
+	o := mesh.Options{Progress: std.err}
+	fs := newFlags("install-models", std)
+	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetches (default $MILLRACE_CACHE, else .cache of the checkout)")
+	fs.StringVar(&o.Model, "model", os.Getenv("MILLRACE_MODEL"), "`path` of the GGUF file to install (default $MILLRACE_MODEL, else what set-up fetches)")
+	to := fs.String("to", "", "`folder` that gets "+config.DefaultModel+".gguf")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	if *to == "" {
+		return program.Usage(errors.New("-to is missing; set it to a folder"))
+	}
+	from, err := setup.Model(ctx, o.Setup(false))
+	if err != nil {
+		return program.Setup(err)
+	}
+	file := filepath.Join(*to, config.DefaultModel+".gguf")
+	wrote, err := setup.Copy(ctx, from, file)
+	if err != nil {
+		return program.Setup(fmt.Errorf("install-models: %w", err))
+	}
+	what := "was there"
+	if wrote {
+		what = "written"
+	}
+	_, err = fmt.Fprintln(std.out, file, what)
+	return err
+}
+
+// keepIdentity is what runs beside the programs of a Pod.
+func keepIdentity(ctx context.Context, args []string, std files) error {
+	var o identity.Options
+	fs := newFlags("identity", std)
+	roles := fs.String("roles", "", "`ROLE,…` of the Pod's programs: extproc, engine, nodeagent, envoy, xds, operator")
+	fs.StringVar(&o.Out, "out", "/run/millrace/tls", "`folder` for ROLE.pem (certificate and key) and ca.pem; for Envoy certificate.json and authorities.json, too")
+	fs.StringVar(&o.Authority, "authority", "", "`https://host:port` of the authority, which xds serves")
+	fs.StringVar(&o.Token, "token", "/var/run/secrets/millrace/token", "`file` with a token of the Pod's ServiceAccount for audience "+identity.Audience)
+	fs.StringVar(&o.CA, "ca", "/etc/millrace/ca/tls.crt", "`file` with the authorities of the mesh, one of which must have signed the authority's certificate")
+	fs.StringVar(&o.CACert, "ca-cert", "", "`file` with the authorities, where the Pod has their key: nobody is asked then")
+	fs.StringVar(&o.CAKey, "ca-key", "", "`file` with the key of one of them")
+	fs.DurationVar(&o.Life, "life", 24*time.Hour, "with -ca-key, how long a certificate lives")
+	only := fs.Bool("check", false, "check the files in -out as a peer would, and end: a startup probe")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	if err := o.Validate(*roles, *only); err != nil {
+		return program.Usage(&obs.Hint{Err: err, Next: "run millrace identity -h for all flags"})
+	}
+	if !*only {
+		return identity.Run(ctx, o, obs.Logger(std.err, "identity"))
+	}
+	certs, err := identity.Check(o, time.Now())
+	for _, c := range certs {
+		fmt.Fprintf(std.out, "%s until %s\n", c.ID, c.Until.Format(time.RFC3339))
+	}
+	return err
 }
 
 func version(_ context.Context, _ []string, std files) error {
@@ -218,7 +290,7 @@ func version(_ context.Context, _ []string, std files) error {
 func help(_ context.Context, _ []string, std files) error {
 	text := "Millrace routes OpenAI requests to the engine that finishes them first.\n\nusage: millrace COMMAND [flags]\n\n"
 	for _, c := range commands() {
-		text += fmt.Sprintf("  %-8s %s\n", c.name, c.does)
+		text += fmt.Sprintf("  %-14s %s\n", c.name, c.does)
 	}
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.

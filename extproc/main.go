@@ -46,6 +46,7 @@ func main() { os.Exit(program.Main("extproc", run)) }
 type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
+	leave                      time.Duration
 	secure                     secure
 }
 
@@ -63,6 +64,7 @@ func (o *options) add(f *program.Flags) {
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
+	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
 	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign a gateway's certificates, where -tls-cert is not of a mesh; none: anybody may ask")
 	f.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
@@ -77,6 +79,9 @@ func (o *options) validate() error {
 	if o.traces != "" {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
+	}
+	if o.leave < 0 {
+		errs = append(errs, fmt.Errorf("-leave: %s; must be ≥ 0", o.leave))
 	}
 	errs = append(errs, o.secure.validate(o.flags.TLS()))
 	o.flags.Guarded = o.secure.on()
@@ -120,14 +125,19 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	}
 	server := newServer(env, stream.NewServer(stream.NewCore(picker, reg), tracer), health, options)
 
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return source.Run(ctx) })
+	serving, stop := program.Outlive(ctx, o.leave)
+	defer stop()
+	g, serving := errgroup.WithContext(serving)
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(serving, cancel)
+	g.Go(func() error { return source.Run(serving) })
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(func() error {
-		return env.Admin(ctx, func() []obs.Condition { return append(source.Conditions(), o.secure.conditions()...) })
+		return env.Admin(serving, func() []obs.Condition { return append(source.Conditions(), o.secure.conditions()...) })
 	})
 	g.Go(func() error {
 		follow(ctx, health, picker.Known())
+		<-serving.Done()
 		end(server)
 		return nil
 	})
