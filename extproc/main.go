@@ -48,6 +48,7 @@ type options struct {
 	listen, xds, fleet, traces string
 	leave                      time.Duration
 	secure                     secure
+	plain                      plain
 }
 
 // run obeys the command line.
@@ -62,6 +63,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
+	o.plain.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
@@ -123,7 +125,11 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if err != nil {
 		return err
 	}
-	server := newServer(env, stream.NewServer(stream.NewCore(picker, reg), tracer), health, options)
+	processor := stream.NewServer(stream.NewCore(picker, reg), tracer)
+	server := newServer(env, processor, health, options)
+	if err := o.plain.open(env, processor, health); err != nil {
+		return err
+	}
 
 	serving, stop := program.Outlive(ctx, o.leave)
 	defer stop()
@@ -132,12 +138,14 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	context.AfterFunc(serving, cancel)
 	g.Go(func() error { return source.Run(serving) })
 	g.Go(func() error { return server.Serve(ln) })
+	g.Go(o.plain.serve)
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition { return append(source.Conditions(), o.secure.conditions()...) })
 	})
 	g.Go(func() error {
 		follow(ctx, health, picker.Known())
 		<-serving.Done()
+		o.plain.end(grace)
 		end(server)
 		return nil
 	})
@@ -165,16 +173,21 @@ func (o *options) source(env *program.Env, picker *pick.Picker) (source, error) 
 
 // newServer returns the gRPC server.
 func newServer(env *program.Env, processor *stream.Server, health *health.Server, options []grpc.ServerOption) *grpc.Server {
-	s := env.GRPC(keepalive.ServerParameters{}, append(append(options, stream.ServerOptions()...),
+	s := env.GRPC(keepalive.ServerParameters{}, append(options, serverOptions()...)...)
+	extprocv3.RegisterExternalProcessorServer(s, processor)
+	grpc_health_v1.RegisterHealthServer(s, health)
+	return s
+}
+
+// serverOptions are those of every port.
+func serverOptions() []grpc.ServerOption {
+	return append(stream.ServerOptions(),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(16*window),
 		// Envoy may ping as it likes: it finds out within seconds that we hang.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
-	)...)
-	extprocv3.RegisterExternalProcessorServer(s, processor)
-	grpc_health_v1.RegisterHealthServer(s, health)
-	return s
+	)
 }
 
 // end lets streams in flight continue for a while, and then cuts them.

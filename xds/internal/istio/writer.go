@@ -20,8 +20,8 @@ import (
 
 // Leader says who of several xds writes.
 type Leader interface {
-	// Leader returns the term of the one who leads, and whether it is this process.
-	Leader() (term uint64, leads bool)
+	// Leads reports whether it is this process, surely.
+	Leads() bool
 }
 
 const (
@@ -104,7 +104,7 @@ func (w *Writer) Run(ctx context.Context, latest func() (*fleet.Snapshot, <-chan
 		defer w.cluster.stop()
 		for {
 			snap, next := latest()
-			if _, leads := w.leader.Leader(); leads && snap.Settled && snap.Desired != nil {
+			if w.leader.Leads() && snap.Settled && snap.Desired != nil {
 				w.step(ctx, snap, queue, time.Now())
 			}
 			select {
@@ -296,7 +296,7 @@ func (w *Writer) awake() {
 
 // write does one write, and remembers what came of it.
 func (w *Writer) write(ctx context.Context, a action) {
-	if _, leads := w.leader.Leader(); !leads {
+	if !w.leader.Leads() {
 		w.mu.Lock()
 		w.done[a.key].busy = false
 		w.mu.Unlock()
