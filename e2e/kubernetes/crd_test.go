@@ -66,9 +66,9 @@ type document struct {
 }
 
 var (
-	documentEnd  = regexp.MustCompile(`(?m)^---.*\n`)
-	kindOf   = regexp.MustCompile(`(?m)^kind: *(\w+)`)
-	comments = regexp.MustCompile(`(?m)^# want .*\n?`)
+	documentEnd = regexp.MustCompile(`(?m)^---.*\n`)
+	kindOf      = regexp.MustCompile(`(?m)^kind: *(\w+)`)
+	comments    = regexp.MustCompile(`(?m)^# want .*\n?`)
 )
 
 // documents returns the objects of a file.
@@ -163,7 +163,9 @@ func checkSays(d document) []string {
 // of the path.
 func (c cause) same(fault string) bool {
 	rest, ok := strings.CutPrefix(fault, strings.TrimPrefix(c.Field, "<nil>"))
-	return ok && strings.HasSuffix(c.Message, ": "+strings.TrimPrefix(rest, ": "))
+	// CEL quotes as Go does, but for control characters without a letter.
+	message := strings.ReplaceAll(c.Message, "\x7f", `\x7f`)
+	return ok && strings.HasSuffix(message, ": "+strings.TrimPrefix(rest, ": "))
 }
 
 // compare returns what only one of both says.
@@ -305,7 +307,7 @@ func testCRDsTakeWhatCheckTakes(t *testing.T, c *cluster.Cluster) {
 	if len(kinds) < len(kubeapi.Resources) {
 		t.Errorf("examples of %v only", kinds)
 	}
-	if out, err := c.Kubectl(t.Context(), "apply", "--validate=strict", "--namespace=kube-public", "-f", filepath.Join(repository, "manifests", "mesh.yaml")); err != nil {
+	if out, err := c.Kubectl(t.Context(), "apply", "--validate=strict", "--namespace=kube-system", "-f", filepath.Join(repository, "manifests", "mesh.yaml")); err != nil {
 		t.Error(out, err)
 	}
 	t.Logf("%d objects apply as they are: %v", len(all), kinds)
@@ -315,7 +317,7 @@ func testCRDsTakeWhatCheckTakes(t *testing.T, c *cluster.Cluster) {
 func storedSpec(t *testing.T, c *cluster.Cluster, kind, name, spec string) []byte {
 	t.Helper()
 	text := fmt.Sprintf(`{"apiVersion":"millrace.dev/v1alpha1","kind":%q,"metadata":{"name":%q},"spec":%s}`, kind, name, spec)
-	b, err := c.API(t.Context(), "POST", "/apis/millrace.dev/v1alpha1/namespaces/default/"+kubeapi.Resources[kind], "application/json", strings.NewReader(text))
+	b, err := c.API(t.Context(), "POST", "/apis/millrace.dev/v1alpha1/namespaces/kube-public/"+kubeapi.Resources[kind], "application/json", strings.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +376,7 @@ func testModelsScale(t *testing.T, c *cluster.Cluster) {
 	storedSpec(t, c, config.KindModel, "scaled", `{"weights":"a.gguf","replicas":1}`)
 	run := func(args ...string) string {
 		t.Helper()
-		out, err := c.Kubectl(t.Context(), args...)
+		out, err := c.Kubectl(t.Context(), append(args, "--namespace=kube-public")...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -386,7 +388,7 @@ func testModelsScale(t *testing.T, c *cluster.Cluster) {
 		`"conditions":[{"type":"Ready","status":"True","reason":"SomeReady","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}],` +
 		`"inForce":{"generation":1,"spec":{"weights":"before.gguf","any":{"thing":1}}}}}`
 	run("patch", "model/scaled", "--subresource=status", "--type=merge", "-p", status)
-	if got, want := run("get", "--raw", "/apis/millrace.dev/v1alpha1/namespaces/default/models/scaled/scale"), `"spec":{"replicas":3},"status":{"replicas":2,"selector":"serves.millrace.dev/scaled=true"}`; !strings.Contains(got, want) {
+	if got, want := run("get", "--raw", "/apis/millrace.dev/v1alpha1/namespaces/kube-public/models/scaled/scale"), `"spec":{"replicas":3},"status":{"replicas":2,"selector":"serves.millrace.dev/scaled=true"}`; !strings.Contains(got, want) {
 		t.Errorf("scale is %s, want %s", got, want)
 	}
 	wide := run("get", "mdl", "scaled", "-o", "wide")
@@ -405,7 +407,7 @@ func testModelsScale(t *testing.T, c *cluster.Cluster) {
 			t.Errorf("explain %s:\n%s", short, got)
 		}
 	}
-	t.Log("\n" + wide + "\n" + run("explain", "mdl.spec.backend"))
+	t.Log("\n" + wide)
 }
 
 // testCRDsJudgeAsCheckDoes judges random objects by -check and by the API server.
