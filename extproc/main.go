@@ -48,7 +48,7 @@ type options struct {
 	listen, xds, fleet, traces string
 	leave                      time.Duration
 	secure                     secure
-	plain                      plain
+	cleartext                  cleartext
 }
 
 // run obeys the command line.
@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
-	o.plain.flag(f)
+	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
@@ -127,7 +127,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	}
 	processor := stream.NewServer(stream.NewCore(picker, reg), tracer)
 	server := newServer(env, processor, health, options)
-	if err := o.plain.open(env, processor, health); err != nil {
+	if err := o.cleartext.open(env, processor, health); err != nil {
 		return err
 	}
 
@@ -138,14 +138,14 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	context.AfterFunc(serving, cancel)
 	g.Go(func() error { return source.Run(serving) })
 	g.Go(func() error { return server.Serve(ln) })
-	g.Go(o.plain.serve)
+	g.Go(o.cleartext.serve)
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition { return append(source.Conditions(), o.secure.conditions()...) })
 	})
 	g.Go(func() error {
 		follow(ctx, health, picker.Known())
 		<-serving.Done()
-		o.plain.end(grace)
+		o.cleartext.end(grace)
 		end(server)
 		return nil
 	})

@@ -145,7 +145,7 @@ const levels = 64
 
 // slack is how far a weight may be from what is written, in levels, without being
 // written again: one that wavers between two levels is written once.
-const slack = 0.75
+const slack = 1
 
 // Level returns the weight that is to be written where the one before is written: 1 to
 // levels, as Istio takes 0 for unset. before is 0 if there is none.

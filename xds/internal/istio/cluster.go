@@ -160,7 +160,7 @@ func foundOf(k Kind, u *unstructured.Unstructured) *Found {
 	spec, _, _ := unstructured.NestedMap(u.Object, "spec")
 	weight, _, _ := unstructured.NestedInt64(u.Object, "spec", "weight")
 	f := &Found{
-		kind: k, hash: hashOf(u.GetLabels(), spec), said: u.GetAnnotations()[writtenAnnotation],
+		kind: k, hash: hashOf(u.GetLabels(), spec), written: u.GetAnnotations()[writtenAnnotation],
 		leaving: u.GetDeletionTimestamp() != nil, model: u.GetLabels()[modelLabel], weight: uint32(max(0, weight)),
 	}
 	for _, m := range u.GetManagedFields() {
@@ -178,7 +178,7 @@ func ownsSpec(fields []byte) bool {
 }
 
 // errTaken is why an object of somebody else is left alone.
-var errTaken = errors.New("somebody else's object has the name")
+var errTaken = errors.New("an object of another owner has the name")
 
 // write does what the action says and returns the object as it is then, and how many bytes
 // were sent.

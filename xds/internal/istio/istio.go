@@ -129,7 +129,7 @@ func jsonOf(v any) map[string]any {
 	}
 	var m map[string]any
 	if err := json.Unmarshal(b, &m); err != nil {
-		panic(fmt.Sprintf("istio: %T: %v", v, err))
+		panic(fmt.Sprintf("istio: %T: %v", v, err)) // JSON that was made here
 	}
 	return m
 }

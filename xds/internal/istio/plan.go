@@ -10,8 +10,8 @@ import (
 type Found struct {
 	// hash identifies what we compare: our labels and the spec.
 	hash string
-	// said is the hash of what we wrote last, by the object itself.
-	said string
+	// written is the hash of what we wrote last, by the object itself.
+	written string
 	// weight of a WorkloadEntry.
 	weight uint32
 	// by is who else has written fields of the spec; empty: nobody.
@@ -136,7 +136,7 @@ func change(k Key, o *Object, f *Found, m *memory) action {
 	switch {
 	case f == nil && m != nil && m.wrote == o.hash:
 		a.by = "somebody who deleted it"
-	case f != nil && f.said != f.hash:
+	case f != nil && f.written != f.hash:
 		a.verb, a.by = restore, cmp.Or(f.by, "somebody")
 	}
 	return a
