@@ -304,15 +304,15 @@ func scaled(p *plane) {
 
 func wrongObjects(p *plane) {
 	p.model("m", "{weights: m.gguf, replicas: 2, default: true}")
-	p.model("n", "{weights: n.gguf, replicas: 0, default: true}")
+	p.model("other", "{weights: n.gguf, replicas: 0, default: true}")
 	p.eventually("a second default", "False Conflict spec.default: true; is already so for the model m", 10*time.Second, func() string {
-		return p.condition("model/n", "Accepted")
+		return p.condition("model/other", "Accepted")
 	})
 	p.apply("apiVersion: millrace.dev/v1alpha1\nkind: Policy\nmetadata: {name: default, namespace: millrace}\nspec: {rewrites: [{model: x, to: [{model: nobody}]}]}\n")
 	p.eventually("a rewrite to nobody", `False MissingModel spec.rewrites[0].to[0].model: "nobody"; must be the id of a model that is served`, 10*time.Second, func() string {
 		return p.condition("policy/default", "Accepted")
 	})
-	p.kubectl("-n", planeNamespace, "delete", "policy/default", "model/n")
+	p.kubectl("-n", planeNamespace, "delete", "policy/default", "model/other")
 	p.served("all that is good", 10*time.Second, hostA, hostB)
 	p.eventually("the good one", "True Valid ", 10*time.Second, func() string { return p.condition("model/m", "Accepted") })
 }
@@ -345,9 +345,9 @@ func (p *plane) requests(from int) (all []string, to int) {
 }
 
 func nothingAtRest(p *plane) {
-	pause(p.t.Context(), 6*time.Second)
+	pause(p.t.Context(), 4*time.Second)
 	_, from := p.requests(0)
-	pause(p.t.Context(), 10*time.Second)
+	pause(p.t.Context(), 5*time.Second)
 	all, _ := p.requests(from)
 	for _, r := range all {
 		if strings.HasPrefix(r, "patch ") {
@@ -403,7 +403,7 @@ func apiServerAway(p *plane) {
 		s.reset()
 	}
 	p.kube.StopAPI()
-	pause(p.t.Context(), 25*time.Second) // the lease is over
+	pause(p.t.Context(), 17*time.Second) // the lease is over
 	for _, x := range []int{leads, follows} {
 		p.xds[x].end(syscall.SIGKILL)
 		p.xds[x].start()
@@ -428,7 +428,7 @@ func apiServerAway(p *plane) {
 		p.t.Fatal(err)
 	}
 	p.kubectl("-n", planeNamespace, "scale", "model/m", "--replicas=2")
-	p.served("changes are taken again", time.Minute, hostA, hostB)
+	p.served("changes are taken again", time.Minute, hostB, hostC) // where they have moved
 	p.kubectl("-n", planeNamespace, "wait", "--for=jsonpath={.status.ready}=2/2", "--timeout=60s", "model/m")
 }
 
@@ -439,7 +439,7 @@ func endsInOrder(p *plane) {
 	p.eventually("the other leads", p.xds[follows].name, 10*time.Second, p.holder)
 	p.t.Logf("the lease changed hands %s after SIGTERM", time.Since(began).Round(time.Millisecond))
 	p.xds[leads].start()
-	p.served("both push the same", 20*time.Second, hostA, hostB)
+	p.served("both push the same", 20*time.Second, hostB, hostC)
 }
 
 func modelsGo(p *plane) {
