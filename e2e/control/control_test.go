@@ -1,8 +1,10 @@
 //go:build kube
 
-// Package kubernetes tests Millrace in Kubernetes: on a cluster of this machine, with
-// what it would really have to do with.
-package kubernetes
+// Package control tests several xds in front of a real API server, with nodes and
+// gateways that are fakes: what a cluster of containers would take minutes for.
+//
+// Run by `make test-kube`. Its one rule: xds has no more rights than its Role.
+package control
 
 import (
 	"context"

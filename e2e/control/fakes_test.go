@@ -1,6 +1,6 @@
 //go:build kube
 
-package kubernetes
+package control
 
 import (
 	"bufio"
