@@ -33,8 +33,8 @@ type checkout struct {
 	out  string // where programs are built
 }
 
-// build compiles all programs: without paths, times and versions of this machine, so
-// that the same source gives the same bytes.
+// build compiles all programs: without paths, times and settings of this machine, so
+// that the same source gives the same bytes. Settings end up in a program's build info.
 func (c checkout) build(ctx context.Context) error {
 	for _, cgo := range []bool{false, true} {
 		args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", c.out + "/"}
@@ -45,7 +45,8 @@ func (c checkout) build(ctx context.Context) error {
 		}
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir = c.root
-		cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "GOFLAGS=", "CGO_ENABLED="+map[bool]string{false: "0", true: "1"}[cgo])
+		cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "GOAMD64=v1", "GOFLAGS=", "GOEXPERIMENT=",
+			"CGO_CFLAGS=-O2 -Wno-deprecated-declarations", "CGO_CPPFLAGS=", "CGO_CXXFLAGS=", "CGO_LDFLAGS=", "CGO_ENABLED="+map[bool]string{false: "0", true: "1"}[cgo])
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
