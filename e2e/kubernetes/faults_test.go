@@ -308,7 +308,8 @@ func onNodes(t *testing.T, do func(*cluster.Node, context.Context) error) {
 }
 
 func replaceAll(t *testing.T, f *faulty) {
-	kubectl(t, "rollout", "restart", "-n", f.ns, "deployment", "daemonset")
+	kubectl(t, "rollout", "restart", "-n", f.ns, "deployment")
+	kubectl(t, "rollout", "restart", "-n", f.ns, "daemonset")
 	f.whole(t)
 }
 
