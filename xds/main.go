@@ -160,7 +160,7 @@ func follow(ctx context.Context, s source, nodes *fleet.Service, prober *probe.P
 		p, next := s.Latest()
 		nodes.Post(ctx, fleet.Desired{Published: p})
 		if p.State != nil {
-			if err := prober.Set(inventory.Probed(inventory.OfObjects(p.State.Endpoints))); err != nil {
+			if err := prober.Set(inventory.OfObjects(p.State.Endpoints)); err != nil {
 				return err // addresses have been checked
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/kvevents"
 )
 
@@ -26,7 +27,7 @@ type events struct {
 }
 
 // newEvents returns what follows an endpoint's events; nil: it publishes none.
-func (p *Prober) newEvents(spec config.Endpoint) *events {
+func (p *Prober) newEvents(spec inventory.Entry) *events {
 	k := spec.KVEvents
 	if k == (config.KVEvents{}) {
 		return nil

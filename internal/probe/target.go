@@ -10,14 +10,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/scrape"
 )
 
 // target is an endpoint that is probed.
 type target struct {
 	// Constant after newTarget.
-	spec   config.Endpoint
+	spec   inventory.Entry
 	typ    *scrape.Type  // nil: it has no metrics
 	page   *http.Request // nil like typ
 	health *http.Request
@@ -45,7 +45,7 @@ type target struct {
 }
 
 // newTarget returns the endpoint, which is taken to be well until it is probed.
-func newTarget(spec config.Endpoint) (*target, error) {
+func newTarget(spec inventory.Entry) (*target, error) {
 	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots}
 	var err error
 	if t.health, err = scrape.NewRequest("http://" + spec.Address + "/health"); err != nil {
@@ -63,7 +63,9 @@ func newTarget(spec config.Endpoint) (*target, error) {
 
 // Same reports whether what is known of an endpoint by probes is true of another entry of
 // its address, too.
-func Same(a, b config.Endpoint) bool { return a.Type == b.Type && a.Metrics == b.Metrics }
+func Same(a, b inventory.Entry) bool {
+	return a.UID == b.UID && a.Type == b.Type && a.Metrics == b.Metrics
+}
 
 // inherit takes over what was found out of the same endpoint.
 func (t *target) inherit(old *target) {

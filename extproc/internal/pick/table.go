@@ -119,6 +119,19 @@ type Policy struct {
 	MaxBody int64
 	// Rewrites are by the name that clients use for a model.
 	Rewrites map[string]*Rewrite
+	// Rewrite is for requests whose model has none of Rewrites; nil: those keep theirs.
+	Rewrite *Rewrite
+	// Picker is whether headers of the endpoint-picker protocol's clients count: which
+	// objective a request has, who is to be treated fairly, under which name its model is
+	// forwarded. Objectives are the priorities of objectives by their name.
+	Picker     bool
+	Objectives map[string]string
+	// Conformance is whether the headers count, and are set, by which the conformance suite
+	// of the inference extension steers a picker and sees what it does.
+	Conformance bool
+	// Awaited is whether endpoints come and go by themselves: a request may wait for the
+	// first one, where the policy has a queue.
+	Awaited bool
 	// Explain is whether clients that ask get to know why a request went where it went.
 	Explain bool
 	// Flow is the rules for when endpoints are busy; nil: none ever are.
@@ -134,10 +147,21 @@ type Table struct {
 	// Default serves requests that name no known model on paths that we do not
 	// know; nil: none does.
 	Default *Model
+	// Any serves requests that name a model that is not in Models: its endpoints know names
+	// that we don't; nil: none does.
+	Any *Model
 }
 
 // Model returns the model with an id, or nil.
 func (t *Table) Model(name []byte) *Model { return t.Models[string(name)] }
+
+// Serving returns the model that serves requests for an id, or nil.
+func (t *Table) Serving(name []byte) *Model {
+	if m := t.Model(name); m != nil {
+		return m
+	}
+	return t.Any
+}
 
 // Endpoint returns the model's endpoint with an address, or nil.
 func (m *Model) Endpoint(address string) *Endpoint {
