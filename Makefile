@@ -16,6 +16,7 @@ export CGO_CFLAGS ?= -Wno-deprecated-declarations
 
 PROGRAMS := . ./extproc ./xds ./nodeagent ./engine
 PROTOS := $(wildcard */*pb/*.proto)
+GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.*
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 # Packages whose tests need nothing but Go; those below e2e run real processes.
@@ -69,12 +70,13 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet -tags vllm ./e2e/...
 	cd e2e/tools && go vet ./...
 	bin/tools/staticcheck -checks inherit,-ST1012 ./...
-	@was=$$(cat $(PROTOS:%.proto=%*.go) | sha256sum); $(MAKE) --no-print-directory generate; \
-		if [ "$$was" != "$$(cat $(PROTOS:%.proto=%*.go) | sha256sum)" ]; then \
-		echo "generated code was not up to date with its .proto: commit what make generate has changed" >&2; exit 1; fi
+	@was=$$(cat $(GENERATED) | sha256sum); $(MAKE) --no-print-directory generate; \
+		if [ "$$was" != "$$(cat $(GENERATED) | sha256sum)" ]; then \
+		echo "generated code was not up to date with its .proto or Go types: commit what make generate has changed" >&2; exit 1; fi
 
-generate: $(TOOLS) ## make Go code of the .proto files
+generate: $(TOOLS) ## make Go code of the .proto files, and copies of Kubernetes objects
 	bin/tools/protogen -validate $$(go list -m -f '{{.Dir}}' github.com/envoyproxy/protoc-gen-validate) -plugins bin/tools $(PROTOS)
+	bin/tools/controller-gen object paths=./internal/kubeapi paths=./internal/config
 
 clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
 	rm -rf bin .millrace
@@ -95,7 +97,8 @@ $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-
 	@mkdir -p bin/tools
 	cd e2e/tools && go build -o ../../bin/tools/ ./protogen \
 		google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
-		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
+		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck \
+		sigs.k8s.io/controller-tools/cmd/controller-gen
 	@touch $@
 
 .PHONY: need-go need-g++

@@ -15,7 +15,9 @@ import (
 
 	"millrace.dev/millrace/internal/chat"
 	"millrace.dev/millrace/internal/doctor"
+	"millrace.dev/millrace/internal/gateway"
 	"millrace.dev/millrace/internal/mesh"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
@@ -35,6 +37,7 @@ func commands() []command {
 		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
+		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
 		{"check", "look whether this machine has what a mesh needs", check},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
 		{"version", "print the version", version},
@@ -145,6 +148,8 @@ func talk(ctx context.Context, args []string, std files) error {
 	fs := newFlags("chat", std)
 	fs.StringVar(&o.URL, "url", "", "`address` of the API (default: that of the mesh in -dir, else http://127.0.0.1:10000)")
 	fs.StringVar(&o.Model, "model", "", "`id` of the model (default: the first that the API lists)")
+	ask := fs.String("ask", "", "`text` to ask, once, instead of what is typed")
+	fs.DurationVar(&o.Wait, "wait", 0, "how long to try again while nobody answers")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
 	if err := fs.Read(args); err != nil {
 		return err
@@ -155,7 +160,23 @@ func talk(ctx context.Context, args []string, std files) error {
 			o.URL = "http://" + s.Listen
 		}
 	}
+	if *ask != "" {
+		o.In, o.Interactive = strings.NewReader(*ask), false
+	}
 	return chat.Run(ctx, o)
+}
+
+func gatewayOf(ctx context.Context, args []string, std files) error {
+	o := gateway.Options{Log: obs.Logger(std.err, "gateway")}
+	fs := newFlags("gateway", std)
+	fs.StringVar(&o.Admin, "admin", "127.0.0.1:9901", "`ip:port` of Envoy's admin port")
+	fs.StringVar(&o.Probes, "probes", "127.0.0.1:8081", "`ip:port` of /healthz, /readyz and Envoy's /metrics, in plain text")
+	fs.DurationVar(&o.Linger, "linger", 5*time.Second, "how long requests are still taken once the end was asked for, until nobody sends any more")
+	fs.DurationVar(&o.Grace, "grace", time.Minute, "longest wait for requests in flight, -linger included; then they are cut")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	return gateway.Run(ctx, o)
 }
 
 func check(ctx context.Context, args []string, std files) error {

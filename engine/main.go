@@ -291,5 +291,9 @@ func conditions(s *supervise.Supervisor) []obs.Condition {
 	if snap.State == enginepb.State_READY {
 		return nil
 	}
-	return []obs.Condition{{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard"}}
+	return []obs.Condition{{
+		Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard",
+		// An engine that is assigned nothing is ready for whatever comes.
+		Mild: snap.State == enginepb.State_IDLE,
+	}}
 }

@@ -125,6 +125,9 @@ func TestServesUntilTheEnd(t *testing.T) {
 		if !strings.Contains(string(body), text) {
 			t.Errorf("%s: %s, want %s", url, body, text)
 		}
+		if strings.HasSuffix(url, "/readyz") && resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s; an engine with nothing to serve is ready", url, resp.Status)
+		}
 	}
 	cancel()
 	if err := <-done; err != nil {

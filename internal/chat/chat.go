@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
+	"time"
 
 	"millrace.dev/millrace/internal/obs"
 )
@@ -33,6 +35,11 @@ type Options struct {
 	// Interactive is whether a person types: then there is a prompt, and an error
 	// does not end the chat.
 	Interactive bool
+	// Wait is how long the first question is asked again while nobody answers it: a mesh
+	// that was just installed has to load its model.
+	Wait time.Duration
+
+	transport http.RoundTripper // a test's; nil: the network
 }
 
 // conversation is a chat under way.
@@ -46,13 +53,10 @@ type conversation struct {
 // Run talks until In ends, /quit, or ctx ends. Without a person it returns the
 // first error.
 func Run(ctx context.Context, o Options) error {
-	c := &conversation{Options: o, client: &client{url: strings.TrimSuffix(o.URL, "/")}}
+	c := &conversation{Options: o, client: &client{url: strings.TrimSuffix(o.URL, "/"), http: http.Client{Transport: o.transport}}}
 	c.reset()
-	if c.Model == "" {
-		var err error
-		if c.Model, err = c.client.firstModel(ctx); err != nil {
-			return unreachable(o.URL, err)
-		}
+	if err := c.choose(ctx, time.Now().Add(o.Wait)); err != nil {
+		return unreachable(o.URL, err)
 	}
 	if o.Interactive {
 		fmt.Fprintf(o.Err, "%s at %s. /reset starts anew, /quit ends.\n", c.Model, o.URL)
@@ -60,6 +64,42 @@ func Run(ctx context.Context, o Options) error {
 	err := c.turnsFrom(ctx, lines(ctx, o.In))
 	if ctx.Err() != nil {
 		return nil
+	}
+	return err
+}
+
+// again is the time between two attempts to be answered.
+const again = time.Second
+
+// choose finds out the model, and tries it until deadline: it answers one token.
+func (c *conversation) choose(ctx context.Context, deadline time.Time) error {
+	for {
+		err := c.reach(ctx)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(again):
+		}
+	}
+}
+
+// reach finds out the model if none is named; where it may have to be waited for, it is
+// asked for a word.
+func (c *conversation) reach(ctx context.Context) (err error) {
+	model := c.Model
+	if model == "" {
+		if model, err = c.client.firstModel(ctx); err != nil {
+			return err
+		}
+	}
+	if c.Wait > 0 {
+		_, err = c.client.ask(ctx, model, c.session, []message{{Role: "user", Content: "Hello"}}, 1, io.Discard)
+	}
+	if err == nil {
+		c.Model = model
 	}
 	return err
 }
@@ -153,7 +193,7 @@ func (c *conversation) reset() { c.turns, c.session = nil, rand.Text() }
 // turn asks once. A turn without an answer leaves nothing in the conversation.
 func (c *conversation) turn(ctx context.Context, text string) error {
 	turns := append(c.turns, message{Role: "user", Content: text})
-	a, err := c.client.ask(ctx, c.Model, c.session, turns, c.Out)
+	a, err := c.client.ask(ctx, c.Model, c.session, turns, maxAnswer, c.Out)
 	if a.text != "" {
 		fmt.Fprintln(c.Out)
 	}

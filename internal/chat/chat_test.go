@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -19,9 +20,15 @@ type fake struct {
 	sessions []string
 	turns    []int
 	fail     int // number of the request to refuse, from 1
+	empty    int // how often it lists no model
 }
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/v1/models" && f.empty > 0 {
+		f.empty--
+		fmt.Fprint(w, `{"object":"list","data":[]}`)
+		return
+	}
 	if r.URL.Path == "/v1/models" {
 		fmt.Fprint(w, `{"object":"list","data":[{"id":"smollm2"}]}`)
 		return
@@ -76,6 +83,33 @@ func TestAConversationKeepsItsHistory(t *testing.T) {
 			t.Errorf("summary %q, want %q in it", info, want)
 		}
 	}
+}
+
+func TestAMeshThatStartsIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, tt := range []struct {
+			wait time.Duration
+			want string // of the error
+		}{{wait: time.Minute}, {wait: 0, want: "serves no model"}, {wait: 2 * time.Second, want: "serves no model"}} {
+			f := &fake{empty: 5}
+			var out bytes.Buffer
+			err := Run(t.Context(), Options{
+				URL: "http://mesh", In: strings.NewReader("hi"), Out: &out, Err: io.Discard, Wait: tt.wait, transport: direct{f},
+			})
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) || err == nil && out.String() != "turn 1\n" {
+				t.Errorf("waiting %s: %q, %v", tt.wait, out.String(), err)
+			}
+		}
+	})
+}
+
+// direct is a transport without a network.
+type direct struct{ http.Handler }
+
+func (d direct) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	d.ServeHTTP(w, r)
+	return w.Result(), nil
 }
 
 func TestAnErrorEndsAScriptButNoPerson(t *testing.T) {

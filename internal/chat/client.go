@@ -85,10 +85,10 @@ func (c *client) firstModel(ctx context.Context) (string, error) {
 // maxAnswer bounds an answer, in tokens: small models don't always find an end.
 const maxAnswer = 512
 
-// ask sends a conversation and writes the answer to w while it comes.
-func (c *client) ask(ctx context.Context, model, session string, turns []message, w io.Writer) (answer, error) {
+// ask sends a conversation and writes the answer, of at most limit tokens, to w while it comes.
+func (c *client) ask(ctx context.Context, model, session string, turns []message, limit int, w io.Writer) (answer, error) {
 	body, err := json.Marshal(map[string]any{
-		"model": model, "messages": turns, "stream": true, "max_tokens": maxAnswer,
+		"model": model, "messages": turns, "stream": true, "max_tokens": limit,
 		"stream_options": map[string]bool{"include_usage": true},
 	})
 	if err != nil {

@@ -69,6 +69,8 @@ type Model struct {
 }
 
 // ModelSpec says which weights a model has and how it is laid out.
+//
+// +kubebuilder:object:generate=true
 type ModelSpec struct {
 	// Weights is the path of a GGUF file on the nodes, of a folder for a backend of
 	// kind "vllm", and must be left out for kind "openai"; a relative one starts at
@@ -94,6 +96,8 @@ type ModelSpec struct {
 }
 
 // Backend is how the inference engine of a model is run, on every node alike.
+//
+// +kubebuilder:object:generate=true
 type Backend struct {
 	// Kind is "llamacpp", "vllm" or "openai", an external server.
 	// Default "llamacpp".
@@ -126,6 +130,8 @@ type Backend struct {
 }
 
 // Layout is how one replica lies on the nodes.
+//
+// +kubebuilder:object:generate=true
 type Layout struct {
 	// Stages is how many nodes share the layers, 1 to 256. Default 1.
 	Stages int `json:"stages"`
@@ -149,6 +155,8 @@ type Policy struct {
 }
 
 // PolicySpec is the rules for requests.
+//
+// +kubebuilder:object:generate=true
 type PolicySpec struct {
 	// Sessions is how conversations are recognised and remembered.
 	Sessions Sessions `json:"sessions"`
@@ -167,6 +175,8 @@ type PolicySpec struct {
 	// Flow is what happens when all endpoints of a model are busy, and what each
 	// tenant may use.
 	Flow Flow `json:"flow"`
+	// Istio is which Envoys of an Istio mesh route to the engines themselves.
+	Istio Istio `json:"istio"`
 }
 
 // Sessions is how conversations are recognised and remembered.
@@ -279,6 +289,7 @@ func newPolicy() Policy {
 			Priorities: Priorities{Header: wire.PriorityHeader, Default: wire.Standard},
 			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
 			Flow:       newFlow(),
+			Istio:      Istio{TLS: TLSNone},
 		},
 	}
 }

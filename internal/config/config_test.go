@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -152,6 +153,12 @@ func TestUnits(t *testing.T) {
 	var b Bytes
 	if err := b.UnmarshalText([]byte("9223372036854775807Ki")); err == nil {
 		t.Errorf("a size that overflows is %d", b)
+	}
+	for text, want := range map[string]Bytes{`1024`: 1024, `"1Ki"`: 1024, `null`: 7} {
+		b := Bytes(7)
+		if err := json.Unmarshal([]byte(text), &b); err != nil || b != want {
+			t.Errorf("JSON %s is size %d, %v; want %d", text, b, err, want)
+		}
 	}
 }
 

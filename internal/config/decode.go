@@ -68,6 +68,8 @@ func (d *decoder) value(path string, n *yaml.Node, v reflect.Value) {
 		d.object(path, n, v)
 	case reflect.Slice:
 		d.list(path, n, v)
+	case reflect.Map:
+		d.texts(path, n, v)
 	default:
 		d.scalar(path, n, v)
 	}
@@ -127,6 +129,35 @@ func (d *decoder) list(path string, n *yaml.Node, v reflect.Value) {
 		out = reflect.Append(out, entry.Elem())
 	}
 	v.Set(out)
+}
+
+// texts reads a mapping of strings, such as labels. An empty one is none.
+func (d *decoder) texts(path string, n *yaml.Node, v reflect.Value) {
+	if n.Kind != yaml.MappingNode {
+		d.fault(n, path, "%s; must be an object of strings", shown(n))
+		return
+	}
+	out := make(map[string]string, len(n.Content)/2)
+	lines := make(map[string]int, len(n.Content)/2)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		at := join2(path, key.Value)
+		if first, ok := lines[key.Value]; ok {
+			d.fault(key, at, "is already set in line %d; must be set once", first)
+			continue
+		}
+		lines[key.Value] = key.Line
+		if key.Kind != yaml.ScalarNode {
+			d.fault(key, path, "%s; must be a string", shown(key))
+			continue
+		}
+		var text string
+		d.value(at, value, reflect.ValueOf(&text).Elem())
+		out[key.Value] = text
+	}
+	if len(out) > 0 {
+		v.Set(reflect.ValueOf(out))
+	}
 }
 
 func (d *decoder) text(path string, n *yaml.Node, u encoding.TextUnmarshaler) {

@@ -35,6 +35,8 @@ type Endpoints struct {
 }
 
 // EndpointsSpec is engines that are run by somebody else.
+//
+// +kubebuilder:object:generate=true
 type EndpointsSpec struct {
 	// Endpoints are the engines; all objects together have at most 16384. A model that one
 	// serves needs no Model object: the tokens of its prompts are estimated then.
@@ -42,6 +44,8 @@ type EndpointsSpec struct {
 }
 
 // Endpoint is one engine that is run by somebody else.
+//
+// +kubebuilder:object:generate=true
 type Endpoint struct {
 	// Address is "ip:port" of its API, as Envoy's cluster has it.
 	Address string `json:"address"`

@@ -8,6 +8,8 @@ import (
 
 // Flow is what happens when all endpoints of a model are busy, and what a tenant
 // may use.
+//
+// +kubebuilder:object:generate=true
 type Flow struct {
 	// Queue is how many requests for one model may wait in extproc until an endpoint
 	// has a place, 0 to 65536; further ones are answered with 429, sheddable ones

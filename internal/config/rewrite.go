@@ -7,6 +7,8 @@ import (
 
 // Rewrite lets other models serve requests for a name: one that is stable while
 // models change behind it, or a share of a model's requests to try another.
+//
+// +kubebuilder:object:generate=true
 type Rewrite struct {
 	// Model is the name that clients use; it need not be that of a model. No two
 	// rewrites have the same.

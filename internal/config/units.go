@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"math"
 	"strconv"
@@ -69,4 +70,13 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	}
 	*b = Bytes(n * unit)
 	return nil
+}
+
+// UnmarshalJSON reads a size written as a string or as a number: an API server keeps
+// what it was given.
+func (b *Bytes) UnmarshalJSON(text []byte) error {
+	if string(text) == "null" {
+		return nil
+	}
+	return b.UnmarshalText(bytes.Trim(text, `"`))
 }

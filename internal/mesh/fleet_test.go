@@ -97,17 +97,3 @@ func TestChildrenAreCountedAcrossEngines(t *testing.T) {
 		t.Errorf("rows %+v, want the shard instead of the backend", s.Processes)
 	}
 }
-
-func TestGauge(t *testing.T) {
-	for line, want := range map[string]int{
-		"http.gateway.downstream_rq_active: 3": 3,
-		"http.admin.downstream_rq_active: 1":   0,
-		"listener.x.downstream_rq_active: 2":   0,
-		"http.gateway.downstream_rq_active: x": 0,
-		"":                                     0,
-	} {
-		if got := gauge(line); got != want {
-			t.Errorf("gauge(%q) = %d, want %d", line, got, want)
-		}
-	}
-}

@@ -27,10 +27,21 @@ type Condition struct {
 // stopGrace is how long Serve waits for requests in flight when it is to end.
 const stopGrace = 2 * time.Second
 
-// Admin returns the handler of a program's admin port: /metrics, /healthz (200
-// while the process answers), /readyz (the list of conditions, with 503 while one of
-// them is not mild; a nil conditions is never unready) and /debug/pprof/.
+// Admin returns the handler of a program's admin port: the pages of Probes and
+// /debug/pprof/.
 func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
+	mux := Probes(reg, conditions)
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// Probes returns the handler of the pages that hold no secret and cost little: /metrics,
+// /healthz (200 while the process answers) and /readyz (the list of conditions, with 503
+// while one of them is not mild; a nil conditions is never unready).
+func Probes(reg *prometheus.Registry, conditions func() []Condition) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -39,10 +50,6 @@ func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		writeConditions(w, conditions)
 	})
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	return mux
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
@@ -34,6 +35,8 @@ type Env struct {
 	name  string
 	flags *Flags
 	admin net.Listener
+	// probes is nil where nobody asks for it.
+	probes net.Listener
 }
 
 // Listen opens the address of the flag of that name. With an identity its
@@ -56,7 +59,7 @@ func (e *Env) listen(name, address string, u use) (net.Listener, error) {
 		_ = ln.Close()
 		return nil, Usage(&obs.Hint{Err: fmt.Errorf("%s: %s is not on loopback, and would be reached in plain text", name, bound), Next: openHint})
 	}
-	if e.Identity == nil || u == admin && !e.guardsAdmin(ln) {
+	if e.Identity == nil || u == probes || u == admin && !e.guardsAdmin(ln) {
 		return ln, nil
 	}
 	return e.Identity.Listener(ln, "h2", "http/1.1"), nil
@@ -85,13 +88,22 @@ func (e *Env) HTTP(ctx context.Context, ln net.Listener, what string, h http.Han
 	return obs.Serve(ctx, ln, h, func(srv *http.Server) { e.Identity.Server(srv, what) })
 }
 
-// Admin serves the admin page until ctx ends. conditions returns what is wrong now.
+// Admin serves the admin page, and what of it is for probes, until ctx ends. conditions
+// returns what is wrong now.
 func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) error {
-	page := obs.Admin(e.Metrics, func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) })
-	if e.guardsAdmin(e.admin) {
-		return e.HTTP(ctx, e.admin, mtls.Admin, page)
+	all := func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) }
+	g, ctx := errgroup.WithContext(ctx)
+	if e.probes != nil {
+		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(e.Metrics, all)) })
 	}
-	return obs.Serve(ctx, e.admin, page)
+	g.Go(func() error {
+		page := obs.Admin(e.Metrics, all)
+		if e.guardsAdmin(e.admin) {
+			return e.HTTP(ctx, e.admin, mtls.Admin, page)
+		}
+		return obs.Serve(ctx, e.admin, page)
+	})
+	return g.Wait()
 }
 
 // AdminAddress is where the admin page is.

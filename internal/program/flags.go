@@ -25,7 +25,7 @@ type Flags struct {
 	// page, without an identity of the mesh. Validate may set it.
 	Guarded bool
 
-	metrics                  string
+	metrics, probes          string
 	check, version, insecure bool
 	tls                      mtls.Files
 	id                       mtls.ID
@@ -47,6 +47,7 @@ const (
 	listen               // of a port that has TLS when the program has an identity
 	cleartext            // of a port that never has it
 	admin                // of the admin page
+	probes               // of the pages that hold no secret, or empty
 )
 
 // NewFlags returns the flags of a program or of a command. It prints nothing but the
@@ -111,7 +112,7 @@ func (f *Flags) validate(more func() error) error {
 	open := false
 	for _, a := range f.addresses {
 		switch {
-		case a.use == dial && f.check && *a.value == "":
+		case a.use == probes && *a.value == "", a.use == dial && f.check && *a.value == "":
 		case !isAddress(*a.value):
 			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", a.name, *a.value))
 		case f.open(a.use, *a.value):
@@ -134,7 +135,7 @@ const openHint = "give the program an identity with -tls-cert, -tls-key and -tls
 
 // open reports whether an address would be reached in plain text from elsewhere.
 func (f *Flags) open(u use, address string) bool {
-	if f.insecure || isLoopback(address) {
+	if f.insecure || u == probes || isLoopback(address) {
 		return false
 	}
 	return u == cleartext || f.tls.CA == "" && !(u == listen && f.Guarded)

@@ -75,6 +75,8 @@ func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error
 	f := NewFlags(p.Name, stderr)
 	f.StringVar(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/; elsewhere than on loopback an operator's certificate is asked for, if there is TLS")
 	f.addresses = append(f.addresses, address{"metrics", &f.metrics, admin})
+	f.StringVar(&f.probes, "probes", "", "`ip:port` of /healthz, /readyz and /metrics alone, in plain text also where there is TLS: for kubelet and Prometheus, who have no certificate of the mesh; none: only -metrics has them")
+	f.addresses = append(f.addresses, address{"probes", &f.probes, probes})
 	f.StringVar(&f.tls.Cert, "tls-cert", "", "`file` with the program's certificate, PEM, read again when it changes; none: plain text")
 	f.StringVar(&f.tls.Key, "tls-key", "", "`file` with its key; may be the same")
 	f.StringVar(&f.tls.CA, "tls-ca", "", "`file` with the authorities of the mesh: every link is mutual TLS")
@@ -142,6 +144,12 @@ func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *
 		return err
 	}
 	defer e.admin.Close()
+	if f.probes != "" {
+		if e.probes, err = e.listen("probes", f.probes, probes); err != nil {
+			return err
+		}
+		defer e.probes.Close()
+	}
 	return p.Serve(ctx, e)
 }
 

@@ -64,7 +64,7 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 			want: `^-metrics: "x"; must be ip:port; -listen: "127.0.0.1:99999"; must be ip:port; -peer: ""; must be ip:port; -word: bad; -word: bad again$`, code: ExitUsage,
 		},
 		{
-			name: "cleartext off loopback", args: []string{"-peer", "xds:7100", "-listen", "0.0.0.0:0", "-metrics", "[::]:0"},
+			name: "cleartext off loopback", args: []string{"-peer", "xds:7100", "-listen", "0.0.0.0:0", "-metrics", "[::]:0", "-probes", "0.0.0.0:0"},
 			want: `^-metrics: \[::\]:0 is not on loopback, and would be reached in plain text; -listen: 0.0.0.0:0 .*; -peer: xds:7100 `, code: ExitUsage,
 		},
 		{name: "a certificate without its key", args: []string{"-check", "-tls-cert", "c"}, want: "-tls-cert and -tls-key; must be given both", code: ExitUsage},
@@ -112,12 +112,18 @@ func TestVersionCheckAndHelpStartNothing(t *testing.T) {
 }
 
 func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(free.Addr().String())
+	free.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
 		p := try(nil)
-		done <- p.Run(ctx, []string{"-peer", "127.0.0.1:7100"}, w)
+		done <- p.Run(ctx, []string{"-peer", "127.0.0.1:7100", "-probes", "127.0.0.1:" + port}, w)
 		w.Close()
 	}()
 	b := make([]byte, 1000)
@@ -129,15 +135,22 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 	if m == nil {
 		t.Fatalf("first line %s", b[:n])
 	}
-	for path, want := range map[string]string{"/readyz": `"tried"`, "/metrics": "process_cpu_seconds_total"} {
-		resp, err := http.Get("http://" + string(m[1]) + path)
+	for _, tt := range []struct{ host, path, want string }{
+		{string(m[1]), "/readyz", `"tried"`},
+		{string(m[1]), "/metrics", "process_cpu_seconds_total"},
+		{string(m[1]), "/debug/pprof/", "goroutine"},
+		{"127.0.0.1:" + port, "/readyz", `"tried"`},
+		{"127.0.0.1:" + port, "/metrics", "process_cpu_seconds_total"},
+		{"127.0.0.1:" + port, "/debug/pprof/", "404"},
+	} {
+		resp, err := http.Get("http://" + tt.host + tt.path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		body, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if !strings.Contains(string(body), want) {
-			t.Errorf("%s lacks %s", path, want)
+		if !strings.Contains(string(body), tt.want) {
+			t.Errorf("%s%s lacks %s", tt.host, tt.path, tt.want)
 		}
 	}
 	http.DefaultClient.CloseIdleConnections()
