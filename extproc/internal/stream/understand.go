@@ -30,7 +30,7 @@ type understood struct {
 	// asked is the client's name for the model if that is another; else empty. name is
 	// what the model is called in what is forwarded then.
 	asked, name string
-	priority string
+	priority    string
 	// blind is whether the body was not decoded: no field of the openai.Request counts.
 	blind bool
 	// unseen is whether a rewrite of the policy may have been meant, but no body came.
