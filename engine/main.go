@@ -33,6 +33,7 @@ import (
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/wire"
 )
 
 func main() { os.Exit(program.Main("engine", run)) }
@@ -55,7 +56,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 }
 
 func (o *options) flags(f *program.Flags) {
-	f.StringVar(&o.node, "node", "", "name of this node")
+	f.StringVar(&o.node, "node", "", "name of this node; of a Kubernetes node's name, each \".\" becomes \"-\"")
 	f.Listen(&o.http, "http", "127.0.0.1:0", "`ip:port` of the OpenAI API")
 	f.Listen(&o.grpc, "grpc", "127.0.0.1:0", "`ip:port` of the Engine service")
 	f.Listen(&o.shard, "shard", "", "`ip:port` where other nodes reach this node's shard")
@@ -77,6 +78,7 @@ func (o *options) load() error {
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 func (o *options) validate() error {
+	o.node = wire.NodeName(o.node)
 	var errs []error
 	if !nodeName.MatchString(o.node) {
 		errs = append(errs, fmt.Errorf("-node: %q; must be a name of a-z, 0-9 and -", o.node))

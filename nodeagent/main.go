@@ -19,6 +19,7 @@ import (
 
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/nodeagent/internal/gpu"
 	"millrace.dev/millrace/nodeagent/internal/host"
 	"millrace.dev/millrace/nodeagent/internal/report"
@@ -44,7 +45,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 }
 
 func (o *options) flags(f *program.Flags) {
-	f.StringVar(&o.report.Node, "node", hostName(), "name of this node")
+	f.StringVar(&o.report.Node, "node", hostName(), "name of this node; of a Kubernetes node's name, each \".\" becomes \"-\"")
 	f.StringVar(&o.report.Zone, "zone", "", "failure domain of this node, for example a rack")
 	f.Dial(&o.report.Engine, "engine", "", "`ip:port` of the engine's gRPC service")
 	f.Dial(&o.report.XDS, "xds", "", "`ip:port` of xds")
@@ -80,6 +81,7 @@ var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // validate returns all that is wrong with the flags.
 func (o *options) validate() error {
+	o.report.Node = wire.NodeName(o.report.Node)
 	var errs []error
 	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if !nodeName.MatchString(o.report.Node) {

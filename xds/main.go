@@ -68,7 +68,8 @@ func (o *options) add(f *program.Flags) {
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
 	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; none: the defaults")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
-	f.StringVar(&o.extproc, "extproc", "", "`ip:port,…` of every extproc; none: Envoy routes by weight alone")
+	f.StringVar(&o.extproc, "extproc", "", "`host:port,…` of every extproc, a name for all of its addresses; none: Envoy routes by weight alone")
+	f.IntVar(&o.site.Pickers, "extprocs", 0, "how many extprocs there are, among which budgets of tenants are divided; 0: as many as -extproc names")
 	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
 	f.StringVar(&o.secrets, "envoy-tls", "", "`folder`, on Envoy's machine, with certificate.json and authorities.json, by which Envoy reaches extproc and engines")
@@ -81,6 +82,9 @@ func (o *options) validate() (err error) {
 	}
 	if o.traces != "" {
 		o.site.Traces, err = obs.ParseTarget(o.traces)
+	}
+	if o.site.Pickers < 0 {
+		err = errors.Join(err, errors.New("-extprocs; must be ≥ 0"))
 	}
 	if (o.secrets == "") != (o.flags.TLS().CA == "") {
 		err = errors.Join(err, errors.New("-envoy-tls; goes with -tls-ca: both or neither, as Envoy has TLS where the others have it"))

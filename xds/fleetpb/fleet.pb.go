@@ -164,7 +164,10 @@ type NodeReport struct {
 	SameEngine    uint64 `protobuf:"varint,11,opt,name=same_engine,json=sameEngine,proto3" json:"same_engine,omitempty"`
 	// The last directive, if the engine has refused it for good. It will not be asked
 	// again before another generation comes.
-	Refused       *Refusal `protobuf:"bytes,40,opt,name=refused,proto3" json:"refused,omitempty"`
+	Refused *Refusal `protobuf:"bytes,40,opt,name=refused,proto3" json:"refused,omitempty"`
+	// The highest term of which the node obeys directives, or did shortly: who leads with
+	// a lower one has been replaced. 0: nobody has named a term.
+	Term          uint64 `protobuf:"varint,100,opt,name=term,proto3" json:"term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -281,6 +284,13 @@ func (x *NodeReport) GetRefused() *Refusal {
 		return x.Refused
 	}
 	return nil
+}
+
+func (x *NodeReport) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
 }
 
 // Refusal is an assignment that an engine does not take, however often it is asked.
@@ -583,7 +593,11 @@ func (x *Gpu) GetMissing() []string {
 type Directive struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the node's engine is to serve, or a release; unset: leave it as it is.
-	Assignment    *enginepb.Assignment `protobuf:"bytes,1,opt,name=assignment,proto3" json:"assignment,omitempty"`
+	Assignment *enginepb.Assignment `protobuf:"bytes,1,opt,name=assignment,proto3" json:"assignment,omitempty"`
+	// Since which change of leaders this xds has led, of several that the node reports to;
+	// holds for its stream until another directive says otherwise. A node obeys the highest
+	// one. 0: it is the only xds, or does not lead.
+	Term          uint64 `protobuf:"varint,100,opt,name=term,proto3" json:"term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -623,6 +637,13 @@ func (x *Directive) GetAssignment() *enginepb.Assignment {
 		return x.Assignment
 	}
 	return nil
+}
+
+func (x *Directive) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
 }
 
 type WatchRequest struct {
@@ -2232,7 +2253,7 @@ var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xd3\x04\n" +
+	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xe7\x04\n" +
 	"\n" +
 	"NodeReport\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x19\n" +
@@ -2248,7 +2269,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	" \x01(\x04R\rsameTelemetry\x12\x1f\n" +
 	"\vsame_engine\x18\v \x01(\x04R\n" +
 	"sameEngine\x12:\n" +
-	"\arefused\x18( \x01(\v2 .millrace.fleet.v1alpha1.RefusalR\arefused\"T\n" +
+	"\arefused\x18( \x01(\v2 .millrace.fleet.v1alpha1.RefusalR\arefused\x12\x12\n" +
+	"\x04term\x18d \x01(\x04R\x04term\"T\n" +
 	"\aRefusal\x12'\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04B\a\xfaB\x042\x02 \x00R\n" +
@@ -2283,11 +2305,12 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x0fecc_uncorrected\x18\n" +
 	" \x01(\x04R\x0eeccUncorrected\x12\x12\n" +
 	"\x04lost\x18\v \x01(\bR\x04lost\x12\"\n" +
-	"\amissing\x18\f \x03(\tB\b\xfaB\x05\x92\x01\x02\x10 R\amissing\"Q\n" +
+	"\amissing\x18\f \x03(\tB\b\xfaB\x05\x92\x01\x02\x10 R\amissing\"e\n" +
 	"\tDirective\x12D\n" +
 	"\n" +
 	"assignment\x18\x01 \x01(\v2$.millrace.engine.v1alpha1.AssignmentR\n" +
-	"assignment\"\x0e\n" +
+	"assignment\x12\x12\n" +
+	"\x04term\x18d \x01(\x04R\x04term\"\x0e\n" +
 	"\fWatchRequest\"\x82\x03\n" +
 	"\tFleetView\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +

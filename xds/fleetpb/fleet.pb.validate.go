@@ -247,6 +247,8 @@ func (m *NodeReport) validate(all bool) error {
 		}
 	}
 
+	// no validation rules for Term
+
 	if len(errors) > 0 {
 		return NodeReportMultiError(errors)
 	}
@@ -899,6 +901,8 @@ func (m *Directive) validate(all bool) error {
 			}
 		}
 	}
+
+	// no validation rules for Term
 
 	if len(errors) > 0 {
 		return DirectiveMultiError(errors)

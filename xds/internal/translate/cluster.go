@@ -15,6 +15,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/desired"
@@ -239,7 +240,8 @@ func http2(interval, timeout float64) map[string]*anypb.Any {
 // extproc returns the cluster of the pickers. Its health check takes out one that
 // hangs; requests then pass without it.
 func extproc(addrs []string) (*clusterv3.Cluster, error) {
-	c := cluster(extprocCluster, clusterv3.Cluster_STATIC)
+	c := cluster(extprocCluster, discovery(addrs...))
+	c.DnsRefreshRate = dnsEvery(c)
 	if err := hosts(c, addrs); err != nil {
 		return nil, fmt.Errorf("extproc: %w", err)
 	}
@@ -261,16 +263,32 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 }
 
 func traces(addr string) (*clusterv3.Cluster, error) {
-	typ := clusterv3.Cluster_STATIC
-	if host, _, err := net.SplitHostPort(addr); err == nil && net.ParseIP(host) == nil {
-		typ = clusterv3.Cluster_STRICT_DNS
-	}
-	c := cluster(tracesCluster, typ)
+	c := cluster(tracesCluster, discovery(addr))
 	if err := hosts(c, []string{addr}); err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
 	c.TypedExtensionProtocolOptions = http2(5, 5)
 	return c, nil
+}
+
+// discovery returns how Envoy finds the hosts of addresses: a name stands for all of its
+// addresses.
+func discovery(addrs ...string) clusterv3.Cluster_DiscoveryType {
+	for _, a := range addrs {
+		if host, _, err := net.SplitHostPort(strings.TrimSpace(a)); err == nil && net.ParseIP(host) == nil {
+			return clusterv3.Cluster_STRICT_DNS
+		}
+	}
+	return clusterv3.Cluster_STATIC
+}
+
+// dnsEvery is how often names of pickers are resolved: one that has come takes requests
+// that soon. One that has gone is found out by its health check before.
+func dnsEvery(c *clusterv3.Cluster) *durationpb.Duration {
+	if c.GetType() != clusterv3.Cluster_STRICT_DNS {
+		return nil
+	}
+	return seconds(1)
 }
 
 // hosts gives the cluster the hosts of the addresses.

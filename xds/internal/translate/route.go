@@ -51,6 +51,7 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 
 // apiRoutes returns the routes to the engines for what matches: the model that
 // extproc has set, without extproc the one that the body names, or the default one.
+// Where no model is desired, Envoy says so: there is nobody to ask.
 func apiRoutes(d *desired.State, match func() *routev3.RouteMatch, rewrite string, timeout *durationpb.Duration) []*routev3.Route {
 	to := func(m *routev3.RouteMatch, model string) *routev3.Route {
 		options := asked()
@@ -65,6 +66,9 @@ func apiRoutes(d *desired.State, match func() *routev3.RouteMatch, rewrite strin
 		}}}
 	}
 	var all []*routev3.Route
+	if len(d.Models) == 0 {
+		return []*routev3.Route{direct(match, 503, "no model is served: none is desired")}
+	}
 	for _, m := range d.Models {
 		chosen := match()
 		chosen.Headers = []*routev3.HeaderMatcher{exactly(wire.ModelHeader, m.Name)}
@@ -135,7 +139,7 @@ type model struct {
 
 // modelRoutes answers what is asked about models, which needs no engine.
 func modelRoutes(d *desired.State) []*routev3.Route {
-	var list []model
+	list := []model{} // an empty one is said as [], not as null
 	var each []*routev3.Route
 	for _, name := range modelNames(d) {
 		m := model{ID: name, Object: "model", OwnedBy: "millrace"}

@@ -48,8 +48,12 @@ type Resources map[string]map[string]proto.Message
 type Site struct {
 	// Gateway is "ip:port" of Envoy's public listener.
 	Gateway string
-	// ExtProc has "ip:port" of each extproc; empty: there is none.
+	// ExtProc has "ip:port" of each extproc, or "name:port" of all addresses of a name;
+	// empty: there is none.
 	ExtProc []string
+	// Pickers is how many extprocs there are, where a name stands for several; 0: as many as
+	// ExtProc has.
+	Pickers int
 	// AccessLog is the path of Envoy's access log; empty: there is none.
 	AccessLog string
 	// Traces is "host:port" of the OTLP receiver; empty: nothing is traced.
@@ -74,7 +78,7 @@ func Static(s Site, d *desired.State, keys [][]byte) (Resources, error) {
 		RouteType:       {gatewayName: routes(d)},
 		ClusterType:     clusters,
 		wire.ModelType:  models(d),
-		wire.PolicyType: {"default": policy.State(d.Policy.Spec, keys, len(s.ExtProc))},
+		wire.PolicyType: {"default": policy.State(d.Policy.Spec, keys, max(s.Pickers, len(s.ExtProc)))},
 	}, nil
 }
 

@@ -83,6 +83,13 @@ func snapshot() *fleet.Snapshot {
 	}}
 }
 
+// none is a state in which nothing is served.
+func none() *desired.State {
+	f := config.Default()
+	f.Models = nil
+	return desired.Next(nil, f, nil)
+}
+
 func TestGolden(t *testing.T) {
 	site, state := full(t)
 	static := func(s Site, d *desired.State, keys [][]byte) Resources {
@@ -95,6 +102,7 @@ func TestGolden(t *testing.T) {
 	tests := map[string]Resources{
 		"full":  static(site, state, keys),
 		"bare":  static(Site{Gateway: "0.0.0.0:80"}, desired.Next(nil, config.Default(), nil), nil),
+		"none":  static(Site{Gateway: "0.0.0.0:80", ExtProc: []string{"extproc.millrace.svc:7200"}}, none(), nil),
 		"fleet": Fleet(state, snapshot()),
 		"empty": Fleet(state, &fleet.Snapshot{}),
 	}
