@@ -6,9 +6,6 @@
 package inventory
 
 import (
-	"reflect"
-	"slices"
-
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 )
@@ -26,9 +23,7 @@ type Entry struct {
 
 // Equal reports whether both say the same.
 func (e Entry) Equal(o Entry) bool {
-	a, b := e, o
-	a.Models, b.Models = nil, nil
-	return slices.Equal(e.Models, o.Models) && reflect.DeepEqual(a, b)
+	return e.UID == o.UID && e.Source == o.Source && e.Endpoint.Equal(o.Endpoint)
 }
 
 // OfObjects returns the endpoints that objects of a desired state name. An address that

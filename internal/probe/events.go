@@ -9,7 +9,6 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/config"
-	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/kvevents"
 )
 
@@ -27,7 +26,7 @@ type events struct {
 }
 
 // newEvents returns what follows an endpoint's events; nil: it publishes none.
-func (p *Prober) newEvents(spec inventory.Entry) *events {
+func (p *Prober) newEvents(spec Endpoint) *events {
 	k := spec.KVEvents
 	if k == (config.KVEvents{}) {
 		return nil

@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/kvevents"
 	"millrace.dev/millrace/internal/scrape"
 )
@@ -90,15 +89,15 @@ func New(o Options, log *slog.Logger, reg prometheus.Registerer) *Prober {
 
 // Set says who exists, each address once. What is known of those that were there
 // before stays, if it is true of their entries still: see Same.
-func (p *Prober) Set(entries []inventory.Entry) error {
+func (p *Prober) Set(endpoints []Endpoint) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := make(map[string]*target, len(entries))
+	all := make(map[string]*target, len(endpoints))
 	models := map[string]bool{}
-	for _, spec := range entries {
+	for _, spec := range endpoints {
 		models[spec.Models[0]] = true
 		old := p.targets[spec.Address]
-		if old != nil && old.spec.Equal(spec) {
+		if old != nil && old.spec.UID == spec.UID && old.spec.Endpoint.Equal(spec.Endpoint) {
 			all[spec.Address] = old
 			continue
 		}

@@ -13,6 +13,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -76,7 +77,7 @@ func (l *Local) load(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	return l.prober.Set(entries)
+	return l.prober.Set(endpoints.Probed(entries))
 }
 
 // loadLocked reads the file and makes it the fleet, but for who is probed.

@@ -162,7 +162,7 @@ func (p *probed) setEntriesLocked(entries []inventory.Entry, now time.Time) {
 		l := &local{entry: entry}
 		if old != nil {
 			l.model = old.model
-			if probe.Same(old.entry, entry) {
+			if endpoints.Same(old.entry, entry) {
 				l.last = old.last
 			}
 		}
