@@ -21,6 +21,8 @@ type decoder struct {
 	kind, name string
 	// faults found, without the name of the file.
 	faults []Fault
+	// conflicts with other objects.
+	conflicts []Fault
 	// lines holds the line of each field that is set, by its path.
 	lines map[string]int
 	// nodes read so far.

@@ -151,31 +151,52 @@ func (e Endpoint) validateAlone(at, which string, taken map[string]string, r *ru
 func (r *reader) endpoints(d *decoder, n *yaml.Node) {
 	e := Endpoints{APIVersion: APIVersion, Kind: KindEndpoints}
 	d.value("", n, reflect.ValueOf(&e).Elem())
-	d.check(r.validateEndpoints(e, d))
+	if d.check(e.validate()); r.out(d) {
+		return
+	}
 	r.once(d, KindEndpoints+"/"+e.Metadata.Name, "metadata.name", strconv.Quote(e.Metadata.Name)+"; is already the name of the endpoints")
+	e.Spec.Endpoints = r.alone(e.Spec.Endpoints, d)
 	r.file.Endpoints = append(r.file.Endpoints, e)
 }
 
-// validateEndpoints returns the rules that the object breaks, by path.
-func (r *reader) validateEndpoints(e Endpoints, d *decoder) []Fault {
+// validate returns the rules that the object breaks by itself, by path.
+func (e Endpoints) validate() []Fault {
 	var broken rules
 	broken.matches("metadata.name", e.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
-	all := len(e.Spec.Endpoints)
-	for _, other := range r.file.Endpoints {
-		all += len(other.Spec.Endpoints)
-	}
-	switch {
-	case len(e.Spec.Endpoints) == 0:
+	if len(e.Spec.Endpoints) == 0 {
 		broken.broken("spec.endpoints", "missing; must be a list with at least one entry")
-	case all > maxEndpoints:
-		broken.broken("spec.endpoints", "%d in all objects; must be ≤ %d", all, maxEndpoints)
 	}
 	for i, one := range e.Spec.Endpoints {
-		at := "spec.endpoints[" + strconv.Itoa(i) + "]"
-		one.validate(at, &broken)
-		one.validateAlone(at, "the endpoint in line "+strconv.Itoa(d.line(at+".address")), r.taken, &broken)
+		one.validate("spec.endpoints["+strconv.Itoa(i)+"]", &broken)
 	}
 	return broken
+}
+
+// alone returns those of an object's endpoints that have to themselves what only one may
+// have; of the others it adds the conflicts.
+func (r *reader) alone(all []Endpoint, d *decoder) []Endpoint {
+	var broken rules
+	total := len(all)
+	for _, other := range r.file.Endpoints {
+		total += len(other.Spec.Endpoints)
+	}
+	if total > maxEndpoints {
+		broken.broken("spec.endpoints", "%d in all objects; must be ≤ %d", total, maxEndpoints)
+		all = all[:max(0, len(all)-(total-maxEndpoints))]
+	}
+	kept := make([]Endpoint, 0, len(all))
+	for i, one := range all {
+		at, had := "spec.endpoints["+strconv.Itoa(i)+"]", len(broken)
+		which := "the endpoint " + r.where(d, at+".address")
+		if r.each {
+			which = "an endpoint of " + d.name
+		}
+		if one.validateAlone(at, which, r.taken, &broken); len(broken) == had {
+			kept = append(kept, one)
+		}
+	}
+	d.conflicts = append(d.conflicts, d.located(broken)...)
+	return kept
 }
 
 // implied returns the models that endpoints serve and that have no object of their own:

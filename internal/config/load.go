@@ -75,7 +75,7 @@ func Read(name string, text []byte) (File, Source, error) {
 	if err != nil {
 		return File{}, src, Fault{File: name, Text: err.Error()}
 	}
-	r := reader{dir: filepath.Dir(full), lineOf: map[string]int{}, taken: map[string]string{}, at: src.at}
+	r := reader{dir: filepath.Dir(full), taken: map[string]string{}, at: src.at}
 	r.documents(text)
 	r.checkTargets()
 	for i := range r.faults {
@@ -87,16 +87,17 @@ func Read(name string, text []byte) (File, Source, error) {
 	return r.complete(), src, nil
 }
 
-// reader collects the objects of one file.
+// reader collects the objects of one file, or of an API server.
 type reader struct {
 	dir    string
 	file   File
 	faults []Fault
-	// lineOf holds the line of each object, by what only one may have: for example
-	// "Model/smollm2", "Policy", "default".
-	lineOf map[string]int
-	// taken has which of the Endpoints has an address.
+	// taken has where the object is that has what only one may have, by that: for
+	// example "Model/smollm2", "Policy", "default", or an endpoint's address.
 	taken map[string]string
+	// each is whether every object is in force by itself, as far as it has no faults, and
+	// not only all of them.
+	each bool
 	// policyAt knows the lines of the policy; nil: there is none.
 	policyAt *decoder
 	// at has the decoder of each object, by kind and name.
@@ -119,7 +120,8 @@ func (r *reader) documents(text []byte) {
 			return
 		}
 		if len(n.Content) == 1 && n.Content[0].ShortTag() != "!!null" {
-			r.document(n.Content[0])
+			d := r.document(n.Content[0])
+			r.faults = append(append(r.faults, d.faults...), d.conflicts...)
 		}
 	}
 }
@@ -133,34 +135,40 @@ func syntax(err error) Fault {
 	return Fault{Text: "not YAML: " + err.Error()}
 }
 
-func (r *reader) document(n *yaml.Node) {
+// document reads one object. Where it has faults and each object is in force by
+// itself, it is not.
+func (r *reader) document(n *yaml.Node) *decoder {
+	d := &decoder{lines: map[string]int{"": n.Line}}
 	if n.Kind != yaml.MappingNode {
-		r.faults = append(r.faults, Fault{Line: n.Line, Text: shown(n) + "; must be an object with apiVersion, kind, metadata and spec"})
-		return
+		d.fault(n, "", "%s; must be an object with apiVersion, kind, metadata and spec", shown(n))
+		return d
 	}
-	d := decoder{lines: map[string]int{"": n.Line}}
 	d.kind, d.name = field(n, "kind"), nameOf(n)
-	r.at[d.kind+"/"+d.name] = &d
-	defer func() {
-		for i := range d.faults {
-			d.faults[i].Kind, d.faults[i].Name = d.kind, d.name
-		}
-		r.faults = append(r.faults, d.faults...)
-	}()
+	r.at[d.kind+"/"+d.name] = d
 	switch kind := d.kind; kind {
 	case KindModel:
-		r.model(&d, n)
+		r.model(d, n)
 	case KindPolicy:
-		r.policy(&d, n)
+		r.policy(d, n)
 	case KindEndpoints:
-		r.endpoints(&d, n)
+		r.endpoints(d, n)
 	default:
 		d.fault(n, "kind", "%q; must be %s, %s or %s", kind, KindModel, KindPolicy, KindEndpoints)
 	}
 	if v := field(n, "apiVersion"); v != APIVersion {
 		d.faults = append(d.faults, Fault{Line: d.line("apiVersion"), Path: "apiVersion", Text: fmt.Sprintf("%q; must be %q", v, APIVersion)})
 	}
+	for _, faults := range [][]Fault{d.faults, d.conflicts} {
+		for i := range faults {
+			faults[i].Kind, faults[i].Name = d.kind, d.name
+		}
+	}
+	return d
 }
+
+// out reports whether an object with these faults is not in force, so that it takes
+// nothing from others.
+func (r *reader) out(d *decoder) bool { return r.each && len(d.faults) > 0 }
 
 // nameOf returns the name of an object; "" if it has none.
 func nameOf(n *yaml.Node) string {
@@ -194,11 +202,11 @@ func (r *reader) model(d *decoder, n *yaml.Node) {
 	if len(m.Spec.Layout) == 0 {
 		m.Spec.Layout = []Layout{{Stages: 1}}
 	}
-	d.check(m.validate())
-	r.once(d, KindModel+"/"+m.Metadata.Name, "metadata.name", strconv.Quote(m.Metadata.Name)+"; is already the name of the model")
-	if m.Spec.Default {
-		r.once(d, "default", "spec.default", "true; is already so for the model")
+	if d.check(m.validate()); r.out(d) {
+		return
 	}
+	r.once(d, KindModel+"/"+m.Metadata.Name, "metadata.name", strconv.Quote(m.Metadata.Name)+"; is already the name of the model")
+	m.Spec.Default = m.Spec.Default && r.once(d, "default", "spec.default", "true; is already so for the model")
 	m.Spec.absolute(r.dir)
 	r.file.Models = append(r.file.Models, m)
 }
@@ -206,20 +214,23 @@ func (r *reader) model(d *decoder, n *yaml.Node) {
 func (r *reader) policy(d *decoder, n *yaml.Node) {
 	p := newPolicy()
 	d.value("", n, reflect.ValueOf(&p).Elem())
-	d.check(p.validate())
+	if d.check(p.validate()); r.out(d) {
+		return
+	}
 	r.once(d, KindPolicy, "kind", "a second policy; must be one, as that")
 	p.Spec.absolute(r.dir)
 	r.file.Policy, r.policyAt = p, d
 }
 
-// once refuses a second object with what only one may have.
-func (r *reader) once(d *decoder, key, path, text string) {
-	line := d.line(path)
-	if first, ok := r.lineOf[key]; ok {
-		d.faults = append(d.faults, Fault{Line: line, Path: path, Text: fmt.Sprintf("%s in line %d", text, first)})
-		return
+// once refuses a second object with what only one may have, and reports whether the
+// object is the first.
+func (r *reader) once(d *decoder, key, path, text string) bool {
+	if first, ok := r.taken[key]; ok {
+		d.conflicts = append(d.conflicts, Fault{Line: d.line(path), Path: path, Text: text + " " + first})
+		return false
 	}
-	r.lineOf[key] = line
+	r.taken[key] = r.where(d, path)
+	return true
 }
 
 // check adds broken rules to the faults, except for fields that could not be
@@ -229,12 +240,19 @@ func (d *decoder) check(broken []Fault) {
 	for _, f := range d.faults {
 		unread[f.Path] = true
 	}
-	for _, f := range broken {
+	for _, f := range d.located(broken) {
 		if !unread[f.Path] {
-			f.Line, f.Kind, f.Name = d.line(f.Path), d.kind, d.name
 			d.faults = append(d.faults, f)
 		}
 	}
+}
+
+// located gives broken rules their object and the lines of their fields.
+func (d *decoder) located(broken []Fault) []Fault {
+	for i, f := range broken {
+		broken[i].Line, broken[i].Kind, broken[i].Name = d.line(f.Path), d.kind, d.name
+	}
+	return broken
 }
 
 // complete returns the file with what it does not say.
@@ -247,7 +265,7 @@ func (r *reader) complete() File {
 	for _, name := range f.implied() {
 		f.Models = append(f.Models, impliedModel(name))
 	}
-	if len(f.Models) == 0 {
+	if len(f.Models) == 0 && !r.each {
 		f.Models = Default().Models
 	}
 	for i := range f.Endpoints {
@@ -255,7 +273,7 @@ func (r *reader) complete() File {
 			f.Endpoints[i].Spec.Endpoints[j].complete()
 		}
 	}
-	if _, ok := r.lineOf["default"]; !ok {
+	if _, ok := r.taken["default"]; !ok && len(f.Models) > 0 {
 		f.Models[0].Spec.Default = true
 	}
 	return f

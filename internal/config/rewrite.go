@@ -83,13 +83,13 @@ func (r *reader) checkTargets() {
 	if r.policyAt == nil || len(r.faults) > 0 {
 		return
 	}
+	r.faults = append(r.faults, r.targets(r.complete())...)
+}
+
+// targets returns where the file's policy sends requests to models that are not in f.
+func (r *reader) targets(f File) []Fault {
 	var broken rules
-	models := r.complete().Models
-	known := func(name string) bool {
-		return slices.ContainsFunc(models, func(m Model) bool { return m.Metadata.Name == name })
-	}
-	validateTargets("spec.rewrites", r.file.Policy.Spec.Rewrites, known, &broken)
-	validateDegrade("spec.flow.degrade", r.file.Policy.Spec.Flow.Degrade, known, &broken)
-	r.policyAt.check(broken)
-	r.faults = append(r.faults, r.policyAt.faults...)
+	validateTargets("spec.rewrites", r.file.Policy.Spec.Rewrites, f.known, &broken)
+	validateDegrade("spec.flow.degrade", r.file.Policy.Spec.Flow.Degrade, f.known, &broken)
+	return r.policyAt.located(broken)
 }
