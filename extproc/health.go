@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"net"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
@@ -13,7 +16,12 @@ const (
 	liveness  = "liveness"
 	readiness = "readiness"
 	processor = "envoy.service.ext_proc.v3.ExternalProcessor"
+	// extension is what the reference pickers' charts ask for.
+	extension = "inference-extension"
 )
+
+// ready are those that are well once the fleet is known.
+var ready = []string{readiness, processor, extension}
 
 // newHealth returns the health of an extproc that knows no fleet yet. The server as a
 // whole and its liveness are good as soon as it answers: without news of the fleet it
@@ -21,8 +29,9 @@ const (
 func newHealth() *health.Server {
 	h := health.NewServer()
 	h.SetServingStatus(liveness, grpc_health_v1.HealthCheckResponse_SERVING)
-	h.SetServingStatus(readiness, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
-	h.SetServingStatus(processor, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	for _, name := range ready {
+		h.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	}
 	return h
 }
 
@@ -31,10 +40,45 @@ func newHealth() *health.Server {
 func follow(ctx context.Context, h *health.Server, known <-chan struct{}) {
 	select {
 	case <-known:
-		h.SetServingStatus(readiness, grpc_health_v1.HealthCheckResponse_SERVING)
-		h.SetServingStatus(processor, grpc_health_v1.HealthCheckResponse_SERVING)
+		for _, name := range ready {
+			h.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
+		}
 		<-ctx.Done()
 	case <-ctx.Done():
 	}
 	h.Shutdown()
+}
+
+// healthPort is a port of health alone; nil: there is none.
+type healthPort struct {
+	server *grpc.Server
+	ln     net.Listener
+}
+
+// healthPort opens the port of -health. What it says is no secret, so that it is in
+// plain text wherever it listens: kubelet asks without TLS.
+func (o *options) healthPort(h *health.Server) (*healthPort, error) {
+	if o.health == "" {
+		return nil, nil
+	}
+	ln, err := net.Listen("tcp", o.health)
+	if err != nil {
+		return nil, fmt.Errorf("health: %w", err)
+	}
+	p := &healthPort{grpc.NewServer(), ln}
+	grpc_health_v1.RegisterHealthServer(p.server, h)
+	return p, nil
+}
+
+func (p *healthPort) serve() error {
+	if p == nil {
+		return nil
+	}
+	return p.server.Serve(p.ln)
+}
+
+func (p *healthPort) stop() {
+	if p != nil {
+		p.server.Stop()
+	}
 }

@@ -45,6 +45,14 @@ type Pool struct {
 	Selector map[string]string
 	// Ports are the ports of a Pod, each of which is an endpoint.
 	Ports []int
+	// Picker is whom gateways ask which of them to use.
+	Picker Picker
+}
+
+// Picker is a Service of the pool's namespace, and its port; the zero Picker is nobody.
+type Picker struct {
+	Service string
+	Port    int
 }
 
 // Has reports whether a Pod belongs to the pool, ready or not.

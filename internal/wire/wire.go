@@ -38,6 +38,10 @@ const (
 	OldRenameHeader = "x-gateway-model-name-rewrite"
 )
 
+// PoolHeader is gRPC metadata by which a gateway names the pool, "namespace/name", that a
+// stream of the external processor is for.
+const PoolHeader = "x-millrace-pool"
+
 // Headers by which the conformance suite of the inference extension steers a picker, and
 // sees who has answered.
 const (

@@ -6,6 +6,7 @@
 package pick
 
 import (
+	"iter"
 	"sync"
 	"sync/atomic"
 
@@ -93,6 +94,8 @@ type Model struct {
 	Endpoints []*Endpoint
 	// WithBlocks is the Endpoints that have Blocks.
 	WithBlocks []*Endpoint
+	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
+	Awaited bool
 	*Learned
 
 	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints
@@ -129,9 +132,6 @@ type Policy struct {
 	// Conformance is whether the headers count, and are set, by which the conformance suite
 	// of the inference extension steers a picker and sees what it does.
 	Conformance bool
-	// Awaited is whether endpoints come and go by themselves: a request may wait for the
-	// first one, where the policy has a queue.
-	Awaited bool
 	// Explain is whether clients that ask get to know why a request went where it went.
 	Explain bool
 	// Flow is the rules for when endpoints are busy; nil: none ever are.
@@ -154,6 +154,28 @@ type Table struct {
 
 // Model returns the model with an id, or nil.
 func (t *Table) Model(name []byte) *Model { return t.Models[string(name)] }
+
+// All returns all models, Any among them.
+func (t *Table) All() iter.Seq[*Model] {
+	return func(yield func(*Model) bool) {
+		for _, m := range t.Models {
+			if !yield(m) {
+				return
+			}
+		}
+		if t.Any != nil {
+			yield(t.Any)
+		}
+	}
+}
+
+// Named returns the model with a name of ours, or nil: one of Models, or Any.
+func (t *Table) Named(name string) *Model {
+	if t.Any != nil && t.Any.Name == name {
+		return t.Any
+	}
+	return t.Models[name]
+}
 
 // Serving returns the model that serves requests for an id, or nil.
 func (t *Table) Serving(name []byte) *Model {
