@@ -38,6 +38,15 @@ type kind struct {
 	convert func(*unstructured.Unstructured) any
 }
 
+// pause is how long the kind is left alone if it is absent.
+func (k *kind) pause() time.Duration {
+	if k.pools {
+		return soon
+	}
+	return seldom
+}
+
+// name is how people call the kind.
 func (k *kind) name() string {
 	if k.gvr.Group == "" {
 		return k.gvr.Resource
@@ -129,8 +138,9 @@ var parameters = runtime.NewParameterCodec(func() *runtime.Scheme {
 // while it was away is soon known.
 var pause = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.3, Steps: 6, Cap: 10 * time.Second}
 
-// seldom is how long a kind is left alone that is not there, or not for us.
-const seldom = 30 * time.Second
+// soon and seldom are how long a kind is left alone that is not there, or not for us: one
+// of pools, which must be, and others.
+const soon, seldom = 5 * time.Second, 30 * time.Second
 
 // follow keeps a shelf true to the objects of a kind in a namespace until ctx ends.
 func (c *client) follow(ctx context.Context, k kindOf, s *shelf, log *slog.Logger) error {
@@ -141,8 +151,12 @@ func (c *client) follow(ctx context.Context, k kindOf, s *shelf, log *slog.Logge
 		expected = &corev1.Pod{}
 	}
 	note := func(err error) {
+		level := slog.LevelInfo
+		if k.optional && missing(explain(err)) {
+			level = slog.LevelDebug // most clusters have one of the API groups
+		}
 		if was, now := s.note(explain(err)); was != now {
-			log.Info("kubernetes changed", "kind", k.name(), "namespace", k.namespace, "error", now, "was", was)
+			log.Log(ctx, level, "kubernetes changed", "kind", k.name(), "namespace", k.namespace, "error", now, "was", was)
 		}
 	}
 	lw := &cache.ListWatch{
@@ -152,7 +166,7 @@ func (c *client) follow(ctx context.Context, k kindOf, s *shelf, log *slog.Logge
 			if absent(explain(err)) {
 				select {
 				case <-ctx.Done():
-				case <-time.After(seldom):
+				case <-time.After(k.pause()):
 				}
 			}
 			return all, err

@@ -238,14 +238,15 @@ func (w *Watcher) Conditions() []obs.Condition {
 	keys := slices.SortedFunc(maps.Keys(w.seen), func(a, b kindOf) int {
 		return cmp.Or(cmp.Compare(a.name(), b.name()), cmp.Compare(a.namespace, b.namespace))
 	})
+	pools := map[string]bool{}
 	for _, k := range keys {
 		listed, err := w.seen[k].state()
-		var denied *deniedError
+		pools[k.namespace] = pools[k.namespace] || listed && k.pools
 		switch {
 		case err == nil:
-		case errors.As(err, &denied) && k.optional && denied.status == http.StatusNotFound:
+		case k.optional && missing(err):
 			// Most clusters have one of the API groups.
-		case errors.As(err, &denied) && k.optional:
+		case k.optional && absent(err):
 			all = append(all, obs.Condition{Code: "kubernetes-right", Text: fmt.Sprintf("%s of namespace %s: %v; they do not count", k.name(), k.namespace, err),
 				Next: "give extproc's account the verbs list and watch for them, if they are to count"})
 		case listed:
@@ -256,7 +257,19 @@ func (w *Watcher) Conditions() []obs.Condition {
 				Next: "let extproc reach the API server, and give its account the verbs list and watch for them"})
 		}
 	}
+	for _, namespace := range w.namespaces() {
+		if len(w.options.Pools) > 0 && !pools[namespace] {
+			all = append(all, obs.Condition{Code: "kubernetes-unseen", Text: "InferencePools of namespace " + namespace + " were not seen in any API group",
+				Next: "install the inference extension's CRDs, and give extproc's account the verbs list and watch for inferencepools"})
+		}
+	}
 	return all
+}
+
+// missing reports whether an error says that the API server does not know something.
+func missing(err error) bool {
+	var denied *deniedError
+	return errors.As(err, &denied) && denied.status == http.StatusNotFound
 }
 
 // absent reports whether an error says that something is not there, or not for us.
