@@ -24,7 +24,7 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm bench replay lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,7 @@ test: test-unit test-e2e ## run every test, those on the real processes too
 test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with the race detector
 	go vet ./...
 	go test -race $(UNIT)
+	cd e2e/tools && go test ./...
 	go test -run Allocates $(ALLOCATING)
 
 # One package at a time: they measure time, and each wants the whole machine.
@@ -62,6 +63,11 @@ bench: build setup ## measure; prints JSON lines and a table that explain themse
 
 replay: | need-go ## run real traces through the policies, against simulated engines; TRACES=folder, ARGS="-h"
 	go run ./extproc/replay -traces "$(TRACES)" $(ARGS)
+
+# As many images as there are programs, and what they share: no root, no container engine.
+images: | need-go need-g++ ## write the programs' container images to bin/images/*.tar, for ctr, docker and skopeo
+	cd e2e/tools && go build -o ../../bin/tools/ ./images
+	bin/tools/images -cache $(MILLRACE_CACHE) $(ARGS)
 
 # ST1012 is about the names of errors; protoc-gen-validate writes `var _ error`.
 lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is up to date

@@ -4,16 +4,19 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/chat"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/gateway"
 	"millrace.dev/millrace/internal/mesh"
@@ -40,6 +43,7 @@ func commands() []command {
 		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
 		{"check", "look whether this machine has what a mesh needs", check},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
+		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
 		{"version", "print the version", version},
 		{"help", "print this", help},
 	}
@@ -199,6 +203,7 @@ func fetch(ctx context.Context, args []string, std files) error {
 	o := mesh.Options{Progress: std.err}
 	fs := newFlags("setup", std)
 	setupFlags(fs, &o)
+	inventory := fs.Bool("json", false, "print what was fetched: archives and files with their hashes")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
@@ -206,8 +211,44 @@ func fetch(ctx context.Context, args []string, std files) error {
 	if err != nil {
 		return program.Setup(err)
 	}
+	if *inventory {
+		parts, err := setup.Inventory(o.Setup(false))
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(std.out).Encode(parts)
+	}
 	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\nmodel    %s\n", paths.Envoy, paths.Runtime, paths.Model)
 	return nil
+}
+
+func installModels(ctx context.Context, args []string, std files) error {
+	o := mesh.Options{Progress: std.err}
+	fs := newFlags("install-models", std)
+	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetches (default $MILLRACE_CACHE, else .cache of the checkout)")
+	fs.StringVar(&o.Model, "model", os.Getenv("MILLRACE_MODEL"), "`path` of the GGUF file to install (default $MILLRACE_MODEL, else what set-up fetches)")
+	to := fs.String("to", "", "`folder` that gets "+config.DefaultModel+".gguf")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	if *to == "" {
+		return program.Usage(errors.New("-to is missing; set it to a folder"))
+	}
+	from, err := setup.Model(ctx, o.Setup(false))
+	if err != nil {
+		return program.Setup(err)
+	}
+	file := filepath.Join(*to, config.DefaultModel+".gguf")
+	wrote, err := setup.Copy(ctx, from, file)
+	if err != nil {
+		return program.Setup(fmt.Errorf("install-models: %w", err))
+	}
+	what := "was there"
+	if wrote {
+		what = "written"
+	}
+	_, err = fmt.Fprintln(std.out, file, what)
+	return err
 }
 
 func version(_ context.Context, _ []string, std files) error {
@@ -218,7 +259,7 @@ func version(_ context.Context, _ []string, std files) error {
 func help(_ context.Context, _ []string, std files) error {
 	text := "Millrace routes OpenAI requests to the engine that finishes them first.\n\nusage: millrace COMMAND [flags]\n\n"
 	for _, c := range commands() {
-		text += fmt.Sprintf("  %-8s %s\n", c.name, c.does)
+		text += fmt.Sprintf("  %-14s %s\n", c.name, c.does)
 	}
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.

@@ -28,6 +28,7 @@ func TestBadCommandLines(t *testing.T) {
 		{name: "unknown flag", args: []string{"up", "-colour", "red"}, want: "-colour"},
 		{name: "argument", args: []string{"up", "now"}, want: `"now"`},
 		{name: "bad capacity", args: []string{"up", "-capacity", "node-a"}, want: "NODE=TOKENS_PER_SECOND"},
+		{name: "nowhere to install to", args: []string{"install-models"}, want: "-to is missing"},
 		{name: "bad address", args: []string{"up", "-check", "-listen", "x"}, want: `-listen "x"`},
 	}
 	for _, tt := range tests {
@@ -45,7 +46,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "status", "chat", "check", "setup"} {
+	for _, command := range []string{"up", "status", "chat", "check", "setup", "install-models"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}

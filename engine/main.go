@@ -43,6 +43,7 @@ type options struct {
 	node, http, grpc, logs, traces string
 	// shard and backend are where this node's processes listen.
 	shard, backend string
+	leave, grace   time.Duration
 	kinds          kinds
 }
 
@@ -62,6 +63,8 @@ func (o *options) flags(f *program.Flags) {
 	f.Listen(&o.shard, "shard", "", "`ip:port` where other nodes reach this node's shard")
 	f.Cleartext(&o.backend, "backend", "", "`ip:port` where the backend listens")
 	f.StringVar(&o.logs, "logs", ".", "`folder` for the logs of backend and shard")
+	f.DurationVar(&o.leave, "leave", 0, "how long requests are still taken after it was reported that no more are to come")
+	f.DurationVar(&o.grace, "grace", 10*time.Second, "how long running requests may last after -leave, when engine is to end")
 	f.StringVar(&o.traces, "traces", "", "where spans go: otlp://host:port")
 	o.kinds.flags(f.FlagSet)
 }
@@ -82,6 +85,9 @@ func (o *options) validate() error {
 	var errs []error
 	if !nodeName.MatchString(o.node) {
 		errs = append(errs, fmt.Errorf("-node: %q; must be a name of a-z, 0-9 and -", o.node))
+	}
+	if o.leave < 0 || o.grace <= 0 {
+		errs = append(errs, fmt.Errorf("-leave: %s, -grace: %s; must be ≥ 0 and > 0", o.leave, o.grace))
 	}
 	if o.traces != "" {
 		_, err := obs.ParseTarget(o.traces)
@@ -120,23 +126,28 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	kinds := o.kinds.open(shards.local, o.backend, shards.ways, transport, reg, log)
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
-		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log,
+		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log, Leave: o.leave, Grace: o.grace,
 		Running: func() int { return gate.Load().Running }, Served: meter.Served,
 		Security: func(node string) grpc.DialOption { return env.Identity.DialOption(mtls.IsEngineOf(node)) },
 	})
 	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Kinds: kinds, Snapshot: supervisor.Snapshot})
+	// Requests are answered until the supervisor has drained. Where others are to know
+	// before, so is who watches.
+	serving, drained := context.WithCancel(context.WithoutCancel(ctx))
+	defer drained()
+	watched := ctx
+	if o.leave > 0 {
+		watched = serving
+	}
 	handler := api.New(api.Config{
 		Node: o.node, Kinds: kinds, Transport: transport, Serving: supervisor.Serving,
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
 	})
 	server := status.New(status.Config{
 		Node: o.node, HTTP: o.http, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
-		Supervisor: supervisor, Gate: gate, Meter: meter, Cache: cache, Ends: ctx.Done(),
+		Supervisor: supervisor, Gate: gate, Meter: meter, Cache: cache, Ends: watched.Done(),
 	})
 
-	// Requests are answered until the supervisor has drained.
-	serving, drained := context.WithCancel(context.WithoutCancel(ctx))
-	defer drained()
 	g := errgroup.Group{}
 	g.Go(func() error {
 		defer drained()
@@ -147,7 +158,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return nil
 	})
 	g.Go(func() error { return env.HTTP(serving, web, mtls.OpenAI, handler) })
-	g.Go(func() error { return serveGRPC(ctx, env, rpc, server) })
+	g.Go(func() error { return serveGRPC(watched, env, rpc, server) })
 	g.Go(func() error { return shards.run(serving, supervisor) })
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition { return conditions(supervisor) })

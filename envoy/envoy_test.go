@@ -14,17 +14,32 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/bootstrap.json")
 
 func TestBootstrap(t *testing.T) {
-	got, err := Bootstrap(Options{Admin: "127.0.0.1:9901", XDS: "127.0.0.1:7100"})
+	golden(t, filepath.Join("testdata", "bootstrap.json"), Options{Admin: "127.0.0.1:9901", XDS: "127.0.0.1:7100"})
+}
+
+// TestChartHasTheBootstrap holds that the Envoy of the Helm chart starts as ours does. The
+// chart replaces the name of xds.
+func TestChartHasTheBootstrap(t *testing.T) {
+	golden(t, filepath.Join("..", "manifests", "charts", "millrace", "files", "envoy.json"), Options{
+		Admin: "127.0.0.1:9901", XDS: "xds.invalid:7100",
+		TLS: &mtls.EnvoyServer{Folder: "/run/millrace/tls", Server: mtls.ID{Domain: "millrace", Role: mtls.XDS}, Protocol: "h2"},
+	})
+}
+
+// golden compares a bootstrap with a file.
+func golden(t *testing.T, path string, o Options) {
+	t.Helper()
+	got, err := Bootstrap(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join("testdata", "bootstrap.json")
 	if *update {
 		if err := os.WriteFile(path, got, 0o644); err != nil {
 			t.Fatal(err)

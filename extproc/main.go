@@ -47,6 +47,7 @@ func main() { os.Exit(program.Main("extproc", run)) }
 type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
+	leave                      time.Duration
 	secure                     secure
 	// Of pools.
 	poolNames, config, kubeconfig, health string
@@ -75,6 +76,7 @@ func (o *options) add(f *program.Flags) {
 	f.StringVar(&o.health, "health", "", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
 	f.BoolVar(&o.conformance, "conformance-headers", false, "with -pool: obey and set the test headers of the inference extension's conformance suite")
 	o.reference.add(f)
+	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
 	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign a gateway's certificates, where -tls-cert is not of a mesh; none: anybody may ask")
 	f.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
@@ -89,6 +91,9 @@ func (o *options) validate() error {
 	if o.traces != "" {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
+	}
+	if o.leave < 0 {
+		errs = append(errs, fmt.Errorf("-leave: %s; must be ≥ 0", o.leave))
 	}
 	errs = append(errs, o.secure.validate(o.flags.TLS()))
 	o.flags.Guarded = o.secure.on()
@@ -162,15 +167,20 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return answers.Run(ctx) })
+	serving, stop := program.Outlive(ctx, o.leave)
+	defer stop()
+	g, serving := errgroup.WithContext(serving)
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(serving, cancel)
+	g.Go(func() error { return answers.Run(serving) })
 	g.Go(func() error { return kubelet.serve() })
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(func() error {
-		return env.Admin(ctx, func() []obs.Condition { return append(answers.Conditions(), o.secure.conditions()...) })
+		return env.Admin(serving, func() []obs.Condition { return append(answers.Conditions(), o.secure.conditions()...) })
 	})
 	g.Go(func() error {
 		follow(ctx, health, answers.known)
+		<-serving.Done()
 		end(server, o.grace())
 		kubelet.stop()
 		return nil

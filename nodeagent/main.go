@@ -32,6 +32,7 @@ type options struct {
 	report   report.Config
 	capacity float64
 	nvml     string
+	leave    time.Duration
 	sensors  *report.Sensors
 }
 
@@ -48,11 +49,12 @@ func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.report.Node, "node", hostName(), "name of this node; of a Kubernetes node's name, each \".\" becomes \"-\"")
 	f.StringVar(&o.report.Zone, "zone", "", "failure domain of this node, for example a rack")
 	f.Dial(&o.report.Engine, "engine", "", "`ip:port` of the engine's gRPC service")
-	f.Dial(&o.report.XDS, "xds", "", "`ip:port` of xds")
+	f.Dial(&o.report.XDS, "xds", "", "`host:port` of xds; a name for every xds behind it")
 	f.Float64Var(&o.capacity, "capacity", 0, "what this node is worth, in tokens per second; 0: as measured")
 	f.StringVar(&o.nvml, "nvml", "", "`path` of the NVML library; empty: the system's, if there is one")
 	f.DurationVar(&o.report.Interval, "interval", 500*time.Millisecond, "time between heartbeats")
 	f.DurationVar(&o.report.Timeout, "timeout", 1500*time.Millisecond, "silence after which xds counts this node as hung")
+	f.DurationVar(&o.leave, "leave", 0, "how long it continues to report when it is to end, while its engine has not ended")
 }
 
 // load finds what there is to read here.
@@ -69,12 +71,28 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	log := env.Log.With("node", o.report.Node)
 	o.report.Identity = env.Identity
 	reporter := report.New(o.report, o.sensors, log, env.Metrics)
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := errgroup.WithContext(o.stay(ctx, reporter))
 	g.Go(func() error { return o.sensors.GPU.Run(ctx) })
 	g.Go(func() error { return reporter.Run(ctx) })
 	g.Go(func() error { return env.Admin(ctx, reporter.Conditions) })
 	log.Info("ready", "metrics", env.AdminAddress(), "engine", o.report.Engine, "xds", o.report.XDS)
 	return g.Wait()
+}
+
+// stay returns a context that ends after ctx: an engine that ends with it, and drains, is
+// reported on.
+func (o *options) stay(ctx context.Context, r *report.Reporter) context.Context {
+	if o.leave == 0 {
+		return ctx
+	}
+	staying, end := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		defer end()
+		last, cancel := context.WithTimeout(staying, o.leave)
+		defer cancel()
+		r.AwaitEngineEnd(last)
+	})
+	return staying
 }
 
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -98,6 +116,9 @@ func (o *options) validate() error {
 	}
 	if o.report.Timeout < 2*o.report.Interval || o.report.Timeout < 200*time.Millisecond || o.report.Timeout > 5*time.Minute {
 		fault("-timeout: %s; must be ≥ 200ms, ≥ 2 × -interval and ≤ 5m", o.report.Timeout)
+	}
+	if o.leave < 0 {
+		fault("-leave: %s; must be ≥ 0", o.leave)
 	}
 	return errors.Join(errs...)
 }

@@ -164,7 +164,7 @@ func arguments(c config) []string {
 
 // Flags adds the flags that say with what llama.cpp is run.
 func (p *Programs) Flags(fs *flag.FlagSet) {
-	fs.StringVar(&p.Runtime, "runtime", "", "`folder` with llama.cpp's binding and RPC plugin")
+	fs.StringVar(&p.Runtime, "runtime", os.Getenv("MILLRACE_RUNTIME"), "`folder` with llama.cpp's binding and RPC plugin (default $MILLRACE_RUNTIME)")
 	fs.StringVar(&p.LlamaServer, "llama-server", "", "native llama-server to use instead of the runtime")
 	fs.StringVar(&p.RPCServer, "rpc-server", "", "native ggml-rpc-server to use instead of the runtime")
 }

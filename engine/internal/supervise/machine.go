@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -91,7 +92,7 @@ const (
 	// without a token before it is probed.
 	stallOpaque = time.Minute
 	// drainFor bounds how long running requests keep a drained backend alive, where
-	// the assignment in force does not say it, and when the engine ends.
+	// the assignment in force does not say it.
 	drainFor = 10 * time.Second
 	// healthyAfter is how long a process must have run for its next death to count
 	// as the first one.
@@ -103,6 +104,11 @@ const (
 // Machine decides what an engine does next. It does no I/O: Step takes the world
 // and returns commands.
 type Machine struct {
+	// Constant after NewMachine. leave is how long requests are still taken after it has
+	// been reported that the backend drains, grace how long running ones may last beyond
+	// that when the engine ends.
+	leave, grace time.Duration
+
 	have *enginepb.Assignment // in force, perhaps a release; nil: none
 	next *enginepb.Assignment // waits for the drain
 	quit bool
@@ -144,9 +150,9 @@ type part struct {
 	asked   bool   // whether a start is under way
 }
 
-// NewMachine returns a machine without an assignment.
-func NewMachine(now time.Time) *Machine {
-	m := &Machine{state: enginepb.State_IDLE, reason: idle, since: now}
+// NewMachine returns a machine without an assignment. A grace of 0 is drainFor.
+func NewMachine(now time.Time, leave, grace time.Duration) *Machine {
+	m := &Machine{leave: leave, grace: cmp.Or(grace, drainFor), state: enginepb.State_IDLE, reason: idle, since: now}
 	for r := range m.parts {
 		m.parts[r].backoff = proc.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second, Reset: healthyAfter}
 	}
@@ -264,7 +270,7 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	if m.drain.IsZero() {
 		m.drain = w.Now
 	}
-	if w.Parts[backend.Head].Up && w.Running > 0 && w.Now.Sub(m.drain) < m.patience() && !m.wedged(w) {
+	if m.awaits(w) {
 		return enginepb.State_DRAINING, why + " for running requests", true
 	}
 	m.have, m.next, m.drain = m.next, nil, time.Time{}
@@ -276,10 +282,32 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	return enginepb.State_DRAINING, why, m.quit
 }
 
+// awaits reports whether what drains is kept alive: requests run, or may still come. A
+// shard that is not the head's own does not know; it is used as long as it uses the CPU.
+func (m *Machine) awaits(w World) bool {
+	passed := w.Now.Sub(m.drain) - m.leave
+	switch {
+	case w.Parts[backend.Head].Up:
+		return (passed < 0 || w.Running > 0 && passed < m.patience()) && !m.wedged(w)
+	case m.have.GetStage() > 0 && m.leave > 0 && w.Parts[backend.Shard].Up:
+		return passed < 0 || w.Parts[backend.Shard].Idle < stallIdle && passed < m.patience()
+	}
+	return false
+}
+
+// leaving reports whether the backend drains and still takes requests: of who sends
+// them, some don't know yet.
+func (m *Machine) leaving(now time.Time) bool {
+	return m.state == enginepb.State_DRAINING && m.parts[backend.Head].up && m.have != nil && now.Sub(m.drain) < m.leave
+}
+
 // patience is how long running requests may last. That of the assignment in force
 // counts: the requests were sent under its rules.
 func (m *Machine) patience() time.Duration {
-	if d := m.have.GetBackend().GetDrain(); d != nil && !m.quit {
+	if m.quit {
+		return m.grace
+	}
+	if d := m.have.GetBackend().GetDrain(); d != nil {
 		return d.AsDuration()
 	}
 	return drainFor

@@ -26,7 +26,7 @@ type sim struct {
 
 func newSim(t *testing.T, a *enginepb.Assignment) *sim {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	s := &sim{t: t, m: NewMachine(now), w: World{Now: now}}
+	s := &sim{t: t, m: NewMachine(now, 0, 0), w: World{Now: now}}
 	if a != nil {
 		s.assign(a)
 	}
@@ -564,4 +564,65 @@ func (s *sim) calm() {
 		}
 		s.after(6 * time.Second)
 	}
+}
+
+// TestLeavingTakesRequestsForAWhile: who sends requests gets to know that no more are to
+// come before they are refused.
+func TestLeavingTakesRequestsForAWhile(t *testing.T) {
+	const leave, grace = time.Second, 20 * time.Second
+	leaving := func(a *enginepb.Assignment) *sim {
+		s := ready(t, a)
+		s.m.leave, s.m.grace = leave, grace
+		return s
+	}
+	t.Run("at the end", func(t *testing.T) {
+		s := leaving(assignment(1, 0, 1))
+		s.m.Quit()
+		s.after(time.Millisecond).want(enginepb.State_DRAINING, "the engine ends")
+		if !s.m.leaving(s.w.Now) {
+			t.Error("requests are refused at once")
+		}
+		s.w.Running = 1
+		s.after(leave).want(enginepb.State_DRAINING, "the engine ends")
+		if s.m.leaving(s.w.Now) || s.kills[backend.Head] != 0 {
+			t.Errorf("after %s: taken %t, %d kills", leave, s.m.leaving(s.w.Now), s.kills[backend.Head])
+		}
+		s.after(grace - time.Second)
+		if s.kills[backend.Head] != 0 {
+			t.Error("a request is cut off within its grace")
+		}
+		s.after(time.Second)
+		if !s.m.Idle() {
+			t.Error("still running after the grace")
+		}
+	})
+	t.Run("before another assignment", func(t *testing.T) {
+		s := leaving(assignment(1, 0, 1))
+		other := assignment(2, 0, 1)
+		other.Backend.Weights = "v"
+		s.assign(other)
+		s.after(time.Millisecond).want(enginepb.State_DRAINING, "a new assignment waits")
+		if !s.m.leaving(s.w.Now) {
+			t.Error("requests are refused at once")
+		}
+		if s.after(leave); s.kills[backend.Head] != 1 || s.starts[backend.Head] != 2 {
+			t.Errorf("%d kills, %d starts", s.kills[backend.Head], s.starts[backend.Head])
+		}
+	})
+	t.Run("a shard whose head may be busy", func(t *testing.T) {
+		s := newSim(t, assignment(1, 1, 2))
+		s.m.leave, s.m.grace = leave, grace
+		s.w.Peers = []Peer{{Epoch: 1}}
+		s.after(0)
+		s.serve(backend.Shard).after(time.Millisecond).want(enginepb.State_READY, "")
+		s.m.Quit()
+		s.after(time.Millisecond).after(5*time.Second).want(enginepb.State_DRAINING, "the engine ends")
+		if s.kills[backend.Shard] != 0 {
+			t.Error("a shard is ended that works")
+		}
+		s.w.Parts[backend.Shard].Idle = stallIdle
+		if s.after(time.Millisecond); s.kills[backend.Shard] != 1 {
+			t.Error("a shard is not ended that does nothing")
+		}
+	})
 }

@@ -140,6 +140,7 @@ func (p *peer) view(now time.Time) Peer {
 		v.Why = "silent"
 	case !p.oursLocked():
 		v.Why = "serves something else"
+	case p.last.GetState() == enginepb.State_DRAINING: // its shard works until we have ended
 	case p.last.GetState() != enginepb.State_READY:
 		v.Why = p.last.GetReason()
 	}

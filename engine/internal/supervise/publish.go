@@ -3,6 +3,7 @@ package supervise
 import (
 	"context"
 	"slices"
+	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
@@ -65,6 +66,7 @@ func same(a, b *Snapshot) bool {
 func (s *Supervisor) serveLocked(ctx context.Context, next *Snapshot) {
 	v := s.serving.Load()
 	switch {
+	case v != nil && next.State == enginepb.State_DRAINING && s.machine.leaving(time.Now()):
 	case v != nil && next.State == enginepb.State_DRAINING:
 		s.serving.Store(nil)
 		v.close(ErrEnds)

@@ -42,6 +42,9 @@ type Config struct {
 	Running func() int
 	Served  func() time.Time
 	Log     *slog.Logger
+	// Leave is how long requests are still taken after it was reported that no more are to
+	// come, Grace how long running ones may last beyond that when the engine ends; 0: 10 s.
+	Leave, Grace time.Duration
 	// Security returns how the engine of another node is connected to; nil: in plain text.
 	Security func(node string) grpc.DialOption
 }
@@ -129,7 +132,7 @@ type probed struct {
 func New(cfg Config) *Supervisor {
 	now := time.Now()
 	s := &Supervisor{
-		cfg: cfg, wake: make(chan struct{}, 1), machine: NewMachine(now), changed: make(chan struct{}),
+		cfg: cfg, wake: make(chan struct{}, 1), machine: NewMachine(now, cfg.Leave, cfg.Grace), changed: make(chan struct{}),
 		// Runs grow over restarts of the engine.
 		firstRun: uint64(now.UnixMilli()),
 	}

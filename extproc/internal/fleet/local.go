@@ -38,7 +38,7 @@ type Local struct {
 // tables and findings to picker, and reads tokenizers with load.
 func NewLocal(path string, picker Picker, load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) (*Local, error) {
 	l := &Local{path: path, picker: picker}
-	l.probed.init("the file of the fleet", l, load, log, reg)
+	l.probed.init("the file of the fleet", l, load, nil, log, reg)
 	l.metrics.file(reg)
 	if err := l.load(time.Now()); err != nil {
 		return nil, err

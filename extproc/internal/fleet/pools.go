@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -65,7 +64,7 @@ type PoolsOptions struct {
 	// Load reads tokenizers.
 	Load func(path string) (pick.Counter, error)
 	// Get fetches a page, as scrape.Client does; nil: over the network.
-	Get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
+	Get getter
 }
 
 // Pools keeps the endpoints of InferencePools. Set says who they are.
@@ -74,7 +73,7 @@ type Pools struct {
 
 	// Constant after NewPools.
 	options PoolsOptions
-	get     func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
+	get     getter
 	close   func()
 	wake    chan struct{}  // holds one: something is to be taken in
 	due     chan *learning // to be asked who they are
@@ -101,7 +100,7 @@ func NewPools(o PoolsOptions, log *slog.Logger, reg prometheus.Registerer) (*Poo
 		client := scrape.NewClient()
 		p.get, p.close = client.Get, client.Close
 	}
-	p.probed.init("pools", p, o.Load, log, reg)
+	p.probed.init("pools", p, o.Load, o.Get, log, reg)
 	for _, picker := range o.Pickers {
 		p.pools = append(p.pools, &pool{picker: picker, models: map[string]*model{}})
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -59,11 +60,14 @@ type local struct {
 	last  *probe.Observation // nil: none
 }
 
+// getter fetches a page, as scrape.Client does; nil: over the network.
+type getter = func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
+
 // init makes p ready; who names the endpoints, for people.
-func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) {
+func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), get getter, log *slog.Logger, reg prometheus.Registerer) {
 	p.owner, p.log, p.metrics, p.loader = o, log, newLocalMetrics(who, reg), newLoader(load, log)
 	p.state, p.locals = newState(false), map[string]*local{}
-	p.prober = probe.New(probe.Options{Program: "extproc", Observed: p.observed, Working: p.working}, log, reg)
+	p.prober = probe.New(probe.Options{Program: "extproc", Observed: p.observed, Working: p.working, Get: get}, log, reg)
 	p.registerKnown(reg)
 	for _, t := range types {
 		p.state.answered[t] = true

@@ -1,6 +1,6 @@
-// Package report is the voice of a node: it watches the node's engine, says what
-// the engine and the node's sensors are up to in one stream to xds, and hands
-// what xds wants to the engine.
+// Package report is the voice of a node: it watches the node's engine, reports what
+// the engine and the node's sensors are up to in one stream to each xds, and hands
+// what the leading xds wants to the engine.
 //
 // nodeagent runs one Reporter. The rule: a report never says more than is known
 // at that moment. An engine that is silent or away is reported as that, and an
@@ -44,12 +44,22 @@ type (
 	Received struct{ Status *enginepb.Status }
 	// Lost is the end of the engine's stream, or that it could not be had.
 	Lost struct{ Err error }
-	// Up is a new stream to xds.
-	Up struct{}
-	// Down is the end of the stream to xds, or that it could not be had.
-	Down struct{ Err error }
-	// Directed is a directive from xds.
-	Directed struct{ Directive *fleetpb.Directive }
+	// Up is a new stream to the xds at that address.
+	Up struct{ XDS string }
+	// Down is the end of the stream to an xds, or that it could not be had.
+	Down struct {
+		XDS string
+		Err error
+	}
+	// Gone is that nobody tries to reach an xds any more: its name stands for others.
+	Gone struct{ XDS string }
+	// Resolved is whether the addresses of every xds could be found out; nil: they could.
+	Resolved struct{ Err error }
+	// Directed is a directive from an xds.
+	Directed struct {
+		XDS       string
+		Directive *fleetpb.Directive
+	}
 	// Assigned is the engine's answer to an assignment.
 	Assigned struct {
 		Generation uint64
@@ -99,11 +109,11 @@ type Agent struct {
 	news     bool             // whether that has changed since the last report
 
 	// Of xds.
-	up   bool
-	down string    // why it is not up; empty: not tried yet
-	seq  uint64    // of the last report of this stream
-	beat time.Time // of the next heartbeat
-	soon time.Time // earliest next report of the cache alone
+	leaders leaders
+	unnamed string    // why the addresses of every xds are not known; empty: they are
+	seq     uint64    // of the last report, to any xds
+	beat    time.Time // of the next heartbeat
+	soon    time.Time // earliest next report of the cache alone
 
 	// Of directives.
 	want    *enginepb.Assignment // nil: nothing
@@ -126,26 +136,36 @@ type observed struct {
 
 // NewAgent returns an agent that knows nothing yet.
 func NewAgent(node, zone string, interval, timeout time.Duration, now time.Time) *Agent {
-	return &Agent{node: node, zone: zone, interval: interval, timeout: timeout, received: now, beat: now, due: now}
+	return &Agent{node: node, zone: zone, interval: interval, timeout: timeout, received: now, beat: now, due: now, leaders: newLeaders()}
 }
 
 // Step advances the agent by one event.
 func (a *Agent) Step(now time.Time, ev Event) Effects {
 	var fx Effects
 	a.excuse(now)
+	a.leaders.pass(now)
 	switch ev := ev.(type) {
 	case Received:
 		a.receive(now, ev.Status)
 	case Lost:
 		a.lost = clip(wire.EngineUnreachable + cause(ev.Err))
 	case Up:
-		a.up, a.down, a.seq = true, "", 0
-		fx.log("xds connected", false)
+		if !a.leaders.connected() {
+			a.seq = 0
+		}
+		a.leaders.join(ev.XDS)
+		fx.log("xds connected", false, "xds", ev.XDS)
 		fx.Report = a.observe(now).known
 	case Down:
-		a.disconnect(ev.Err, &fx)
+		if a.leaders.leave(ev.XDS, cause(ev.Err)) {
+			fx.log("xds lost", true, "xds", ev.XDS, "err", cause(ev.Err))
+		}
+	case Gone:
+		a.leaders.forget(ev.XDS)
+	case Resolved:
+		a.resolved(ev.Err, &fx)
 	case Directed:
-		a.direct(ev.Directive, &fx)
+		a.direct(now, ev, &fx)
 	case Assigned:
 		a.assigned(now, ev, &fx)
 	case Tick:
@@ -191,17 +211,25 @@ func (a *Agent) receive(now time.Time, s *enginepb.Status) {
 // Cache returns what the engine's KV cache holds; nil: not known.
 func (a *Agent) Cache() *enginepb.Cache { return a.cache }
 
-func (a *Agent) disconnect(err error, fx *Effects) {
-	if a.up || a.down == "" {
-		fx.log("xds lost", true, "err", cause(err))
+func (a *Agent) resolved(err error, fx *Effects) {
+	before := a.unnamed
+	if a.unnamed = ""; err != nil {
+		a.unnamed = clip(err.Error())
 	}
-	a.up, a.down = false, cause(err)
+	if before == "" && err != nil {
+		fx.log("addresses of xds not found, the known ones stay", true, "err", err)
+	}
 }
 
-// direct takes what xds wants of the engine. What was wanted before is
-// forgotten: xds knows best.
-func (a *Agent) direct(d *fleetpb.Directive, fx *Effects) {
-	if d.GetAssignment() == nil {
+// direct takes what the leading xds wants of the engine. What was wanted before is
+// forgotten: xds knows best. Who has been replaced as the leader is not obeyed.
+func (a *Agent) direct(now time.Time, ev Directed, fx *Effects) {
+	d := ev.Directive
+	obeyed, news := a.leaders.named(now, ev.XDS, d.GetTerm())
+	if news {
+		fx.log("xds leads", !obeyed, "xds", ev.XDS, "term", d.GetTerm(), "obeyed", obeyed)
+	}
+	if !obeyed || d.GetAssignment() == nil {
 		return
 	}
 	err := d.ValidateAll()
@@ -280,7 +308,7 @@ func (a *Agent) notice(now time.Time, fx *Effects) {
 	if a.news && !now.Before(a.soon) {
 		fx.Report = t.known
 	}
-	fx.Report = fx.Report && a.up
+	fx.Report = fx.Report && a.leaders.connected()
 	if fx.Report {
 		a.news, a.soon = false, now.Add(cacheEvery)
 	}
@@ -334,7 +362,7 @@ func (a *Agent) Wake(now time.Time) time.Time {
 	if a.owed() && !a.asking {
 		wake = earlier(wake, a.askFrom)
 	}
-	if a.news && a.up {
+	if a.news && a.leaders.connected() {
 		wake = earlier(wake, a.soon)
 	}
 	if wake.Before(now) {
@@ -351,7 +379,7 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// Report returns the next report of the stream with these readings. Its error
+// Report returns the next report, for every xds, with these readings. Its error
 // says which rule of the contract it would break; it must not be sent then.
 func (a *Agent) Report(now time.Time, t *fleetpb.Telemetry) (*fleetpb.NodeReport, error) {
 	a.seq++
@@ -363,6 +391,7 @@ func (a *Agent) Report(now time.Time, t *fleetpb.Telemetry) (*fleetpb.NodeReport
 		Timeout:   durationpb.New(a.timeout),
 		Telemetry: t,
 		Refused:   a.refused,
+		Term:      a.leaders.fence(),
 	}
 	if r.EngineError = a.wrong(now); r.EngineError == "" {
 		r.Engine = a.status
@@ -373,9 +402,10 @@ func (a *Agent) Report(now time.Time, t *fleetpb.Telemetry) (*fleetpb.NodeReport
 // Conditions returns what is wrong now, for /readyz.
 func (a *Agent) Conditions(now time.Time, t *fleetpb.Telemetry) []obs.Condition {
 	var list []obs.Condition
-	if !a.up {
-		list = append(list, obs.Condition{Code: "xds_unreachable", Text: "xds: " + orElse(a.down, "not connected yet"),
-			Next: "start xds, or give its address with -xds"})
+	list = append(list, a.leaders.conditions()...)
+	if a.unnamed != "" {
+		list = append(list, obs.Condition{Code: "xds_not_found", Text: "xds: " + a.unnamed, Mild: true,
+			Next: "see whether its name can be resolved; the addresses that were known stay"})
 	}
 	if wrong := a.wrong(now); wrong != "" {
 		code, _, _ := strings.Cut(wrong, ":")
@@ -424,11 +454,4 @@ func clip(s string) string {
 		s = s[:maxReason]
 	}
 	return strings.ToValidUTF8(s, "")
-}
-
-func orElse(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

@@ -32,7 +32,7 @@ func assignment(generation uint64) *enginepb.Assignment {
 }
 
 func directed(generation uint64) Directed {
-	return Directed{&fleetpb.Directive{Assignment: assignment(generation)}}
+	return Directed{Directive: &fleetpb.Directive{Assignment: assignment(generation)}}
 }
 
 func telemetry() *fleetpb.Telemetry {
@@ -219,21 +219,21 @@ func TestRefusedAssignmentIsDropped(t *testing.T) {
 
 func TestInvalidDirectiveIsRefused(t *testing.T) {
 	a := ready(t)
-	fx := a.Step(start, Directed{&fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9, Model: "m"}}})
+	fx := a.Step(start, Directed{Directive: &fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9, Model: "m"}}})
 	if r, err := a.Report(start, telemetry()); err != nil || r.GetRefused().GetGeneration() != 9 || r.GetRefused().GetReason() != "replica: missing" {
 		t.Errorf("report %v, %v; want the refusal", r, err)
 	}
 	if fx.Assign != nil || len(fx.Log) != 1 || fx.Log[0].Text != "directive refused" {
 		t.Errorf("effects %+v", fx)
 	}
-	if fx := a.Step(start, Directed{&fleetpb.Directive{}}); fx.Assign != nil || len(fx.Log) != 0 {
+	if fx := a.Step(start, Directed{Directive: &fleetpb.Directive{}}); fx.Assign != nil || len(fx.Log) != 0 {
 		t.Errorf("an empty directive has effects %+v", fx)
 	}
 }
 
 func TestReleaseIsHandedOn(t *testing.T) {
 	a := ready(t)
-	fx := a.Step(start, Directed{&fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9}}})
+	fx := a.Step(start, Directed{Directive: &fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9}}})
 	if !fx.Assign.Releases() || fx.Assign.GetGeneration() != 9 {
 		t.Errorf("assign %v, want the release", fx.Assign)
 	}
@@ -248,7 +248,7 @@ func TestNewStreamBeginsAtOneAndAtOnce(t *testing.T) {
 	if _, err := a.Report(start, telemetry()); err != nil {
 		t.Fatal(err)
 	}
-	a.Step(start, Down{errors.New("gone")})
+	a.Step(start, Down{Err: errors.New("gone")})
 	if fx := a.Step(start, engineIs(enginepb.State_BROKEN, 1, 1)); fx.Report {
 		t.Error("a report without a stream")
 	}
@@ -277,7 +277,7 @@ func TestConditions(t *testing.T) {
 		t.Errorf("all well: %s", got)
 	}
 	a.Step(start, Lost{errors.New("x")})
-	a.Step(start, Down{errors.New("x")})
+	a.Step(start, Down{Err: errors.New("x")})
 	if got := codes(&fleetpb.Telemetry{Error: "nvml: init"}); got != "xds_unreachable engine_unreachable telemetry_incomplete" {
 		t.Errorf("all wrong: %s", got)
 	}
@@ -296,8 +296,8 @@ func FuzzAgent(f *testing.F) {
 			if !fx.Report {
 				continue
 			}
-			if r, err := a.Report(now, telemetry()); err != nil || !a.up || (r.GetEngine() == nil) == (r.GetEngineError() == "") {
-				t.Fatalf("report %v, up %t, %v", r, a.up, err)
+			if r, err := a.Report(now, telemetry()); err != nil || !a.leaders.connected() || (r.GetEngine() == nil) == (r.GetEngineError() == "") {
+				t.Fatalf("report %v, up %t, %v", r, a.leaders.connected(), err)
 			}
 			if wake := a.Wake(now); wake.Before(now) || wake.After(now.Add(beat)) {
 				t.Fatalf("wake %s after now", wake.Sub(now))
@@ -315,7 +315,7 @@ func anyEvent(b byte) Event {
 	case 2:
 		return Lost{errors.New(string([]byte{b, b}))}
 	case 3:
-		return Down{nil}
+		return Down{}
 	case 4:
 		return directed(uint64(b % 4))
 	case 5:
@@ -325,7 +325,7 @@ func anyEvent(b byte) Event {
 	case 7:
 		return Received{nil}
 	case 8:
-		return Directed{nil}
+		return Directed{XDS: "a"}
 	default:
 		return Tick{}
 	}

@@ -3,6 +3,8 @@ package report
 import (
 	"context"
 	"log/slog"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -21,7 +24,8 @@ type Config struct {
 	Node, Zone string
 	// Engine is the address of the engine's gRPC service.
 	Engine string
-	// XDS is the address of xds.
+	// XDS is where xds is, "ip:port", or "name:port" for all addresses of the name, which
+	// is followed.
 	XDS string
 	// Identity is what the reporter shows of itself; nil: it speaks plain text.
 	Identity *mtls.Source
@@ -44,17 +48,28 @@ type Reporter struct {
 	log     *slog.Logger
 	metrics *metrics
 	dial    dialer
+	resolve resolver
 
 	// events go to the loop; it always reads on.
 	events chan Event
-	// reports holds the newest report that is not sent yet; an older one is
-	// thrown away, since a heartbeat says all.
-	reports chan outgoing
 	// assignments holds one at most: the agent has one on its way at a time.
 	assignments chan *enginepb.Assignment
 
 	// Atomic.
 	view atomic.Pointer[view]
+
+	// mu guards the field below.
+	mu sync.Mutex
+	// streams are those to each xds, by address.
+	streams map[string]*outbox
+}
+
+// outbox is what goes to one xds: the newest report that is not sent yet. An older one
+// is thrown away, since a heartbeat says all.
+type outbox struct {
+	reports chan outgoing
+	// left is closed when the address is not one of xds any more.
+	left chan struct{}
 }
 
 // outgoing is a report with all that is known of the engine's cache: what of both is
@@ -69,7 +84,7 @@ type view struct {
 	conditions []obs.Condition
 	telemetry  *fleetpb.Telemetry
 	engine     observed
-	up         bool // whether the stream to xds is
+	up         bool // whether a stream to an xds is
 }
 
 // New returns a reporter. Its metrics are in reg.
@@ -79,8 +94,9 @@ func New(cfg Config, sensor Sensor, log *slog.Logger, reg prometheus.Registerer)
 		sensor:      sensor,
 		log:         log,
 		dial:        dialTCP,
+		resolve:     lookup,
 		events:      make(chan Event),
-		reports:     make(chan outgoing, 1),
+		streams:     make(map[string]*outbox),
 		assignments: make(chan *enginepb.Assignment, 1),
 	}
 	r.view.Store(&view{conditions: []obs.Condition{{Code: "starting", Text: "nothing is known yet"}}})
@@ -96,9 +112,31 @@ func (r *Reporter) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.loop(ctx) })
 	g.Go(func() error { return r.listen(ctx) })
-	g.Go(func() error { return r.speak(ctx) })
+	g.Go(func() error { return r.follow(ctx) })
 	g.Go(func() error { return r.assign(ctx) })
 	return g.Wait()
+}
+
+// endEvery is how often AwaitEngineEnd looks, and how long it lets the report of the end
+// be on its way.
+const endEvery = 100 * time.Millisecond
+
+// AwaitEngineEnd returns when the engine can't be reached any more, and that was
+// reported, or when ctx ends.
+func (r *Reporter) AwaitEngineEnd(ctx context.Context) {
+	tick := time.NewTicker(endEvery)
+	defer tick.Stop()
+	for ended := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if ended {
+				return
+			}
+			ended = r.view.Load().engine.wrong == strings.TrimSpace(wire.EngineUnreachable)
+		}
+	}
 }
 
 func (r *Reporter) loop(ctx context.Context) error {
@@ -114,7 +152,7 @@ func (r *Reporter) loop(ctx context.Context) error {
 			telemetry = r.sensor.Telemetry(now)
 		}
 		r.apply(now, agent, ev, fx, telemetry)
-		r.view.Store(&view{agent.Conditions(now, telemetry), telemetry, agent.reported, agent.up})
+		r.view.Store(&view{agent.Conditions(now, telemetry), telemetry, agent.reported, agent.leaders.connected()})
 		timer.Reset(agent.Wake(now).Sub(now))
 		select {
 		case <-ctx.Done():
@@ -139,8 +177,8 @@ func (r *Reporter) apply(now time.Time, agent *Agent, ev Event, fx Effects, tele
 	if fx.Assign != nil {
 		r.assignments <- fx.Assign
 	}
-	if _, ok := ev.(Down); ok {
-		r.take() // of the stream that ended
+	if down, ok := ev.(Down); ok {
+		r.outbox(down.XDS).empty() // of the stream that ended
 	}
 	if !fx.Report {
 		return
@@ -151,14 +189,33 @@ func (r *Reporter) apply(now time.Time, agent *Agent, ev Event, fx Effects, tele
 		r.log.Error("report breaks the contract", "err", err)
 		return
 	}
-	r.take()
-	r.reports <- outgoing{report, agent.Cache()}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, o := range r.streams {
+		o.put(outgoing{report, agent.Cache()})
+	}
 }
 
-// take removes a report that was not sent yet.
-func (r *Reporter) take() {
+// outbox returns what goes to the xds at an address; nil: nothing.
+func (r *Reporter) outbox(xds string) *outbox {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.streams[xds]
+}
+
+// put leaves a report, in place of one that has not been sent.
+func (o *outbox) put(report outgoing) {
+	o.empty()
+	o.reports <- report // has room: only the loop puts
+}
+
+// empty removes a report that was not sent yet.
+func (o *outbox) empty() {
+	if o == nil {
+		return
+	}
 	select {
-	case <-r.reports:
+	case <-o.reports:
 	default:
 	}
 }

@@ -353,11 +353,13 @@ func TestDirectiveReachesTheEngineAlsoAfterItsRestart(t *testing.T) {
 
 func TestSlowXDSGetsTheNewestReport(t *testing.T) {
 	r := New(Config{Node: "node-a"}, fixed{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	out := &outbox{reports: make(chan outgoing, 1), left: make(chan struct{})}
+	r.streams["a"] = out
 	a := ready(t)
 	for range 5 {
 		r.apply(start, a, Tick{}, Effects{Report: true}, telemetry())
 	}
-	if got := <-r.reports; got.GetSeq() != 5 {
+	if got := <-out.reports; got.GetSeq() != 5 {
 		t.Errorf("report %d waits, want the newest", got.GetSeq())
 	}
 }

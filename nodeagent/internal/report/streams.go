@@ -68,8 +68,8 @@ func (r *Reporter) dialEngine() (*grpc.ClientConn, error) {
 	return r.dial(r.cfg.Engine, r.cfg.Identity.DialOption(mtls.IsEngineOf(r.cfg.Node)))
 }
 
-func (r *Reporter) dialXDS() (*grpc.ClientConn, error) {
-	return r.dial(r.cfg.XDS, r.cfg.Identity.DialOption(mtls.Is(mtls.XDS)))
+func (r *Reporter) dialXDS(addr string) (*grpc.ClientConn, error) {
+	return r.dial(addr, r.cfg.Identity.DialOption(mtls.Is(mtls.XDS)))
 }
 
 // retry calls once again and again until ctx ends, with a back-off after calls
@@ -125,16 +125,23 @@ func (r *Reporter) listenOnce(ctx context.Context) error {
 	return err
 }
 
-// speak keeps the stream to xds.
-func (r *Reporter) speak(ctx context.Context) error {
-	retry(ctx, func(ctx context.Context) {
-		r.deliver(ctx, Down{r.speakOnce(ctx)})
+// speak keeps the stream to the xds at an address, until ctx ends; one that is open when
+// the address is left continues until it ends.
+func (r *Reporter) speak(ctx context.Context, addr string, out *outbox) {
+	trying, stop := context.WithCancel(ctx)
+	defer stop()
+	retry(trying, func(context.Context) {
+		r.deliver(ctx, Down{addr, r.speakOnce(ctx, addr, out)})
+		select {
+		case <-out.left:
+			stop()
+		default:
+		}
 	})
-	return nil
 }
 
-func (r *Reporter) speakOnce(ctx context.Context) error {
-	conn, err := r.dialXDS()
+func (r *Reporter) speakOnce(ctx context.Context, addr string, out *outbox) error {
+	conn, err := r.dialXDS(addr)
 	if err != nil {
 		return err
 	}
@@ -144,33 +151,33 @@ func (r *Reporter) speakOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !r.deliver(ctx, Up{}) {
+	if !r.deliver(ctx, Up{addr}) {
 		return ctx.Err()
 	}
-	g.Go(func() error { return r.receiveDirectives(ctx, stream) })
-	g.Go(func() error { return r.sendReports(ctx, stream) })
+	g.Go(func() error { return r.receiveDirectives(ctx, addr, stream) })
+	g.Go(func() error { return r.sendReports(ctx, out, stream) })
 	return g.Wait()
 }
 
-func (r *Reporter) receiveDirectives(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
+func (r *Reporter) receiveDirectives(ctx context.Context, addr string, stream fleetpb.Fleet_ReportClient) error {
 	for {
 		d, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		r.deliver(ctx, Directed{d})
+		r.deliver(ctx, Directed{addr, d})
 	}
 }
 
 // sendReports sends until the stream ends. Why it ended is known to
 // receiveDirectives, which ends ctx.
-func (r *Reporter) sendReports(ctx context.Context, stream fleetpb.Fleet_ReportClient) error {
+func (r *Reporter) sendReports(ctx context.Context, out *outbox, stream fleetpb.Fleet_ReportClient) error {
 	var sent outgoing
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case report := <-r.reports:
+		case report := <-out.reports:
 			if stream.Send(report.since(&sent)) != nil {
 				<-ctx.Done()
 				return nil

@@ -39,6 +39,9 @@ type Node struct {
 	// Lost is whether the node has been away for so long that what it had is
 	// to be laid out elsewhere.
 	Lost bool
+	// Cordoned is why nothing new may be laid out there, and what is there is to move away
+	// where it can; empty: it is not.
+	Cordoned string
 	// Ready is whether the engine's last status was READY.
 	Ready bool
 	// Engine is the "ip:port" of its engine's gRPC service, Shard where its
@@ -65,9 +68,20 @@ type Replica struct {
 	Stages []*enginepb.Stage
 	// Leaving is whether it is not desired any more, and serves until its turn comes.
 	Leaving bool
+	// Moved is whether it runs elsewhere, too, by now, and serves until it takes requests
+	// there.
+	Moved bool
 	// Refused is the assignment that the head's engine has refused, in place of which
 	// it runs what it did; nil: none.
 	Refused *enginepb.Assignment
+}
+
+// Name returns the replica's name; where it has moved, that of what it leaves behind.
+func (r Replica) Name() string {
+	if !r.Moved {
+		return r.Spec.Replica
+	}
+	return r.Spec.Replica + "@" + r.Stages[0].GetNode()
 }
 
 // Assignment returns the assignment of the stage's node.
@@ -160,8 +174,10 @@ func Make(in Input) Plan {
 	p := newPlanner(in)
 	p.adopt(true)
 	p.adopt(false)
+	p.adoptMoved()
 	p.adoptLeaving()
 	p.placeNew()
+	p.move()
 	p.change()
 	p.placeAll()
 	p.retireStrays()

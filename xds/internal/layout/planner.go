@@ -41,6 +41,9 @@ type planner struct {
 	next uint64
 	// ending has what is to end by the plan in force, by replica.
 	ending map[string][]Retiring
+	// moved are of the plan in force, or found running, what is left behind of replicas
+	// that move.
+	moved []Replica
 	// busy has a replica of each model that is on its way up, as far as it is known.
 	busy map[string]string
 
@@ -52,6 +55,7 @@ type planner struct {
 	changes []edit
 	// leaving are in force and not desired.
 	leaving    []*Replica
+	outgoing   []*Replica // that have moved and are kept
 	retiring   []Retiring
 	waits      map[string]string
 	conditions []obs.Condition
@@ -110,6 +114,10 @@ func newPlanner(in Input) *planner {
 // inForce finds the assignment in force of each replica.
 func (p *planner) inForce() {
 	for _, r := range p.in.Previous.Replicas {
+		if r.Moved {
+			p.moved = append(p.moved, r)
+			continue
+		}
 		name, a := r.Spec.Replica, r.Assignment(0)
 		p.had[name], p.planned[name] = a, true
 		if r.Refused != nil {
@@ -142,6 +150,7 @@ func (p *planner) inForce() {
 			p.had[name] = a
 		}
 	}
+	p.findMoved()
 }
 
 // ends reports whether the assignment is to end by the plan in force.
@@ -460,7 +469,7 @@ func (p *planner) free(spec Spec) []string {
 	var names []string
 	for _, name := range p.names {
 		owner, n := p.reserved[name], p.nodes[name]
-		if n.Usable && n.Running == nil && p.taken[name] == "" && (owner == "" || owner == spec.Replica) {
+		if n.Usable && n.Cordoned == "" && n.Running == nil && p.taken[name] == "" && (owner == "" || owner == spec.Replica) {
 			names = append(names, name)
 		}
 	}
@@ -476,6 +485,8 @@ func (p *planner) named(spec Spec) (names []string, why string) {
 			faults = append(faults, fmt.Sprintf("%s serves %s", name, p.taken[name]))
 		case !n.Usable:
 			faults = append(faults, name+" doesn't report")
+		case n.Cordoned != "":
+			faults = append(faults, name+" is not to be used: "+n.Cordoned)
 		case n.Running != nil:
 			faults = append(faults, fmt.Sprintf("%s still runs %s", name, n.Running.GetReplica()))
 		}
@@ -486,7 +497,7 @@ func (p *planner) named(spec Spec) (names []string, why string) {
 // plan returns what was decided.
 func (p *planner) plan() Plan {
 	plan := Plan{Retiring: p.retiring, Waits: p.waits, Conditions: p.conditions}
-	for _, r := range slices.Concat(p.placed, p.leaving) {
+	for _, r := range slices.Concat(p.placed, p.leaving, p.outgoing) {
 		if r != nil {
 			plan.Replicas = append(plan.Replicas, *r)
 		}

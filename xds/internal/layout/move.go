@@ -1,0 +1,87 @@
+package layout
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// A replica on a cordoned node moves first and leaves then: while it starts elsewhere
+// under a new generation, what it leaves behind serves on.
+
+// findMoved finds what is left behind that no plan knows: an xds before this one has
+// moved it.
+func (p *planner) findMoved() {
+	for _, name := range p.names {
+		n := p.nodes[name]
+		a := n.Running
+		had := p.had[a.GetReplica()]
+		if a == nil || a.GetStage() != 0 || had == nil || had.GetGeneration() <= a.GetGeneration() || p.ends(a) || p.cordoned(a.GetStages()) == "" {
+			continue
+		}
+		known := slices.ContainsFunc(p.moved, func(r Replica) bool { return r.Stages[0].GetNode() == name })
+		if !known && !slices.Equal(nodesOf(had.GetStages()), nodesOf(a.GetStages())) {
+			p.moved = append(p.moved, Replica{Spec: specOf(a), Generation: a.GetGeneration(), Stages: a.GetStages(), Leaving: true, Moved: true})
+		}
+	}
+}
+
+// adoptMoved keeps what is left behind until the replica takes requests where it went.
+func (p *planner) adoptMoved() {
+	for _, r := range p.moved {
+		i := slices.IndexFunc(p.in.Specs, func(s Spec) bool { return s.Replica == r.Spec.Replica })
+		if i < 0 || !p.up(r.Spec.Replica, r.Assignment(0)) {
+			continue
+		}
+		if to := p.placed[i]; to != nil && p.up(to.Spec.Replica, to.Assignment(0)) || !p.take(r.Spec.Replica, r.Assignment(0)) {
+			continue
+		}
+		p.outgoing = append(p.outgoing, &r)
+		p.waits[r.Spec.Replica] = fmt.Sprintf("moves away from %s", p.cordoned(r.Stages))
+	}
+}
+
+// move places replicas anew that are on cordoned nodes and name no nodes.
+func (p *planner) move() {
+	for i, spec := range p.in.Specs {
+		r := p.placed[i]
+		if r == nil || len(spec.Nodes) > 0 || p.changing(i) {
+			continue
+		}
+		why := p.cordoned(r.Stages)
+		if why == "" {
+			continue
+		}
+		if free := len(p.free(spec)); free < len(spec.Shares) {
+			p.waits[spec.Replica] = cmp.Or(p.waits[spec.Replica],
+				fmt.Sprintf("is to leave %s; it needs %d free %s, and there %s", why, len(spec.Shares), plural(len(spec.Shares)), list(p.free(spec))))
+			continue
+		}
+		if p.up(spec.Replica, r.Assignment(0)) {
+			old := *r
+			old.Leaving, old.Moved = true, true
+			p.outgoing = append(p.outgoing, &old)
+			p.waits[spec.Replica] = "moves away from " + why
+		} else {
+			p.drop(r)
+		}
+		p.placed[i], _ = p.place(spec)
+	}
+}
+
+// changing reports whether what is in force of a spec is to change.
+func (p *planner) changing(spec int) bool {
+	return slices.ContainsFunc(p.changes, func(c edit) bool { return c.spec == spec })
+}
+
+// cordoned returns which of the stages' nodes is cordoned, and why; empty: none is.
+func (p *planner) cordoned(stages []*enginepb.Stage) string {
+	for _, s := range stages {
+		if why := p.nodes[s.GetNode()].Cordoned; why != "" {
+			return fmt.Sprintf("%s (%s)", s.GetNode(), why)
+		}
+	}
+	return ""
+}

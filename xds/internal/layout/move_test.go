@@ -1,0 +1,164 @@
+package layout
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"millrace.dev/millrace/engine/enginepb"
+)
+
+// moving is a fleet of which nodes do what they are asked when the test says so.
+type moving struct {
+	t        *testing.T
+	nodes    map[string]*Node
+	order    []string
+	specs    []Spec
+	previous Plan
+	amnesia  bool // whether each plan is made by an xds that was just started
+	at       int  // seconds that have passed
+}
+
+func newMoving(t *testing.T, specs []Spec, names ...string) *moving {
+	m := &moving{t: t, nodes: map[string]*Node{}, order: names, specs: specs}
+	for _, n := range names {
+		m.nodes[n] = &Node{Name: n, Usable: true, Engine: n + ":1", Shard: n + ":2"}
+	}
+	return m
+}
+
+func (m *moving) input() Input {
+	m.at++
+	in := Input{Specs: m.specs, Previous: m.previous, Published: true, Now: day.Add(time.Duration(m.at) * time.Second)}
+	for _, n := range m.order {
+		in.Nodes = append(in.Nodes, *m.nodes[n])
+	}
+	if m.amnesia {
+		in.Previous = Plan{}
+	}
+	return in
+}
+
+// plan makes the next plan, and returns where replicas are: * takes requests, - is left
+// behind; then what is to end.
+func (m *moving) plan() string {
+	in := m.input()
+	p := Make(in)
+	m.previous = p
+	return m.show(p)
+}
+
+func (m *moving) show(p Plan) string {
+	var all []string
+	for _, r := range p.Replicas {
+		mark := "*"
+		for i, s := range r.Stages {
+			n := m.nodes[s.GetNode()]
+			if !n.Ready || n.Running.GetReplica() != r.Spec.Replica || !enginepb.SameProcess(n.Running, r.Assignment(i)) {
+				mark = ""
+			}
+		}
+		all = append(all, fmt.Sprintf("%s=%s%s", r.Name(), strings.Join(r.Nodes(), ","), mark))
+	}
+	for _, t := range p.Retiring {
+		all = append(all, "-"+t.Had.GetReplica()+"="+strings.Join(t.Nodes, ","))
+	}
+	return strings.Join(all, " ")
+}
+
+// obey lets nodes carry out the last plan; ready is whether what they start is at once.
+func (m *moving) obey(ready bool) {
+	for _, t := range m.previous.Retiring {
+		for _, name := range t.Nodes {
+			n := m.nodes[name]
+			n.Running, n.Ready, n.Generation = nil, false, t.Generation
+		}
+	}
+	for _, r := range m.previous.Replicas {
+		for i, s := range r.Stages {
+			n := m.nodes[s.GetNode()]
+			if n.Running.GetGeneration() < r.Generation {
+				n.Running, n.Generation, n.Ready = r.Assignment(i), r.Generation, false
+			}
+			n.Ready = n.Ready || ready
+		}
+	}
+}
+
+func TestReplicasMoveAwayFromACordonedNodeBeforeTheyLeave(t *testing.T) {
+	for _, amnesia := range []bool{false, true} {
+		t.Run(fmt.Sprintf("a new leader each time: %t", amnesia), func(t *testing.T) {
+			m := newMoving(t, []Spec{spec("m-0", 1)}, "a", "b", "c")
+			m.plan()
+			m.obey(true)
+			m.amnesia = amnesia
+			want := func(when, want string) {
+				t.Helper()
+				if got := m.plan(); got != want {
+					t.Errorf("%s: %q, want %q", when, got, want)
+				}
+			}
+			want("at rest", "m-0=a*")
+			m.nodes["a"].Cordoned, m.nodes["b"].Cordoned = "cordoned", "cordoned"
+			want("cordoned", "m-0=c m-0@a=a*")
+			m.obey(false)
+			want("starting elsewhere", "m-0=c m-0@a=a*")
+			if got := m.show(Observe(m.input())); got != "m-0=a*" {
+				t.Errorf("an xds that follows serves %q", got)
+			}
+			m.obey(true)
+			want("it takes requests there", "m-0=c* -m-0=a")
+			m.obey(true)
+			want("it has moved", "m-0=c*")
+			m.nodes["a"].Cordoned = ""
+			want("uncordoned", "m-0=c*")
+		})
+	}
+}
+
+func TestReplicaThatCannotMoveStays(t *testing.T) {
+	m := newMoving(t, []Spec{spec("m-0", 1), spec("m-1", 1, "b")}, "a", "b")
+	m.plan()
+	m.obey(true)
+	m.nodes["a"].Cordoned, m.nodes["b"].Cordoned = "cordoned", "drained"
+	if got := m.plan(); got != "m-0=a* m-1=b*" {
+		t.Errorf("plan %q, want all as it was", got)
+	}
+	if got, want := m.previous.Waits["m-0"], "is to leave a (cordoned); it needs 1 free node, and there is none"; got != want {
+		t.Errorf("m-0 waits: %q, want %q", got, want)
+	}
+	if got := m.previous.Waits["m-1"]; got != "" {
+		t.Errorf("m-1, which names its node, waits: %q", got)
+	}
+}
+
+// TestObserveShowsWhatRuns: a plan that is not followed yet changes nothing of it.
+func TestObserveShowsWhatRuns(t *testing.T) {
+	m := newMoving(t, []Spec{spec("m-0", 2), spec("m-1", 1)}, "a", "b", "c", "d")
+	observe := func() string { return m.show(Observe(m.input())) }
+	if got := Observe(m.input()); len(got.Replicas) != 0 || got.Complete() || len(got.Waits) != 2 {
+		t.Errorf("nothing runs: %+v", got)
+	}
+	m.plan()
+	if got := observe(); got != "" {
+		t.Errorf("before it runs: %q", got)
+	}
+	m.obey(true)
+	if got := observe(); got != "m-0=a,b* m-1=c*" || !Observe(m.input()).Complete() {
+		t.Errorf("it runs: %q", got)
+	}
+	m.specs = []Spec{spec("m-0", 1), spec("n-0", 1)} // another layout, another model
+	m.plan()
+	if got := observe(); got != "m-0=a,b* m-1=c*" {
+		t.Errorf("something else is desired: %q", got)
+	}
+	m.nodes["c"].Ready = false
+	if got := observe(); got != "m-0=a,b*" {
+		t.Errorf("what is not desired has ended: %q", got)
+	}
+	m.nodes["b"].Lost = true
+	if got := observe(); got != "" {
+		t.Errorf("a part of it is lost: %q", got)
+	}
+}

@@ -1,0 +1,90 @@
+package layout
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
+)
+
+// Observe returns what the nodes run as a plan that changes nothing: that of an xds that
+// does not lead. It depends on the nodes' reports alone, so that every xds serves the
+// same, whatever the leading one is about to do. The previous plan is not read.
+func Observe(in Input) Plan {
+	p := newPlanner(Input{Specs: in.Specs, Nodes: in.Nodes, Now: in.Now})
+	groups := p.groups()
+	plan := Plan{Waits: make(map[string]string)}
+	var others []Replica
+	for _, spec := range in.Specs {
+		of := groups[spec.Replica]
+		delete(groups, spec.Replica)
+		if len(of) == 0 {
+			plan.Waits[spec.Replica] = "no node runs it"
+			plan.Conditions = append(plan.Conditions, obs.Condition{
+				Code: "not-placed", Text: fmt.Sprintf("replica %s is not placed: no node runs it", spec.Replica),
+				Next: "see what the leading xds says of it",
+			})
+			continue
+		}
+		plan.Replicas = append(plan.Replicas, of[0])
+		for _, r := range of[1:] {
+			if r.Leaving, r.Moved = true, true; p.up(spec.Replica, r.Assignment(0)) {
+				others = append(others, r)
+			}
+		}
+	}
+	for name, of := range groups {
+		for i, r := range of {
+			if r.Leaving, r.Moved = true, i > 0; p.up(name, r.Assignment(0)) {
+				others = append(others, r)
+			}
+		}
+	}
+	slices.SortFunc(others, func(a, b Replica) int { return strings.Compare(a.Name(), b.Name()) })
+	plan.Replicas = append(plan.Replicas, others...)
+	return plan
+}
+
+// groups returns what runs by the name of the replica: what takes requests first, then
+// by generation, the latest first.
+func (p *planner) groups() map[string][]Replica {
+	type key struct{ replica, nodes string }
+	of := func(a *enginepb.Assignment) key {
+		return key{a.GetReplica(), strings.Join(nodesOf(a.GetStages()), " ")}
+	}
+	latest := make(map[key]*enginepb.Assignment)
+	for _, name := range p.names {
+		a := p.nodes[name].Running
+		if n := p.nodes[name]; a == nil || n.Lost {
+			continue
+		}
+		if known := latest[of(a)]; known == nil || known.GetGeneration() < a.GetGeneration() {
+			latest[of(a)] = a
+		}
+	}
+	all := make(map[string][]Replica)
+	for k, a := range latest {
+		broken := slices.ContainsFunc(a.GetStages(), func(s *enginepb.Stage) bool {
+			n, known := p.nodes[s.GetNode()]
+			return known && n.Running != nil && of(n.Running) != k || n.Lost
+		})
+		if !broken {
+			all[k.replica] = append(all[k.replica], Replica{Spec: specOf(a), Generation: a.GetGeneration(), Stages: a.GetStages()})
+		}
+	}
+	for name, of := range all {
+		up := func(r Replica) int {
+			if p.up(name, r.Assignment(0)) {
+				return 0
+			}
+			return 1
+		}
+		slices.SortFunc(of, func(a, b Replica) int {
+			return cmp.Or(cmp.Compare(up(a), up(b)), cmp.Compare(b.Generation, a.Generation), strings.Compare(a.Stages[0].GetNode(), b.Stages[0].GetNode()))
+		})
+	}
+	return all
+}
