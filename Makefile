@@ -24,10 +24,10 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm bench replay images lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm test-kube kube-programs bench replay images lint generate clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: build ## start a whole mesh on this machine; ARGS="-nodes 4" passes flags
 	@exec bin/millrace up $(ARGS)
@@ -57,6 +57,12 @@ test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a m
 test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 	go test -tags vllm -count=1 -p 1 -timeout 60m -v -run TestVLLM ./e2e/kinds ./e2e/noxds
+
+kube-programs: | need-go ## build what clusters of the tests are made of into the user's cache, once: 10 min, 5 GB of memory
+	go run ./e2e/cluster/kube -build
+
+test-kube: kube-programs build setup ## run the tests on a real Kubernetes cluster of this machine; needs root
+	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster
 
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)

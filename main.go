@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/gateway"
+	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/mesh"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -42,6 +43,7 @@ func commands() []command {
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
 		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
 		{"check", "look whether this machine has what a mesh needs", check},
+		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
 		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
 		{"version", "print the version", version},
@@ -248,6 +250,35 @@ func installModels(ctx context.Context, args []string, std files) error {
 		what = "written"
 	}
 	_, err = fmt.Fprintln(std.out, file, what)
+	return err
+}
+
+// keepIdentity is what runs beside the programs of a Pod.
+func keepIdentity(ctx context.Context, args []string, std files) error {
+	var o identity.Options
+	fs := newFlags("identity", std)
+	roles := fs.String("roles", "", "`ROLE,…` of the Pod's programs: extproc, engine, nodeagent, envoy, xds, operator")
+	fs.StringVar(&o.Out, "out", "/run/millrace/tls", "`folder` for ROLE.pem (certificate and key) and ca.pem; for Envoy certificate.json and authorities.json, too")
+	fs.StringVar(&o.Authority, "authority", "", "`https://host:port` of the authority, which xds serves")
+	fs.StringVar(&o.Token, "token", "/var/run/secrets/millrace/token", "`file` with a token of the Pod's ServiceAccount for audience "+identity.Audience)
+	fs.StringVar(&o.CA, "ca", "/etc/millrace/ca/tls.crt", "`file` with the authorities of the mesh, one of which must have signed the authority's certificate")
+	fs.StringVar(&o.CACert, "ca-cert", "", "`file` with the authorities, where the Pod has their key: nobody is asked then")
+	fs.StringVar(&o.CAKey, "ca-key", "", "`file` with the key of one of them")
+	fs.DurationVar(&o.Life, "life", 24*time.Hour, "with -ca-key, how long a certificate lives")
+	only := fs.Bool("check", false, "check the files in -out as a peer would, and end: a startup probe")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	if err := o.Validate(*roles, *only); err != nil {
+		return program.Usage(&obs.Hint{Err: err, Next: "run millrace identity -h for all flags"})
+	}
+	if !*only {
+		return identity.Run(ctx, o, obs.Logger(std.err, "identity"))
+	}
+	certs, err := identity.Check(o, time.Now())
+	for _, c := range certs {
+		fmt.Fprintf(std.out, "%s until %s\n", c.ID, c.Until.Format(time.RFC3339))
+	}
 	return err
 }
 

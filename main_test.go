@@ -29,6 +29,10 @@ func TestBadCommandLines(t *testing.T) {
 		{name: "argument", args: []string{"up", "now"}, want: `"now"`},
 		{name: "bad capacity", args: []string{"up", "-capacity", "node-a"}, want: "NODE=TOKENS_PER_SECOND"},
 		{name: "nowhere to install to", args: []string{"install-models"}, want: "-to is missing"},
+		{name: "identity of nobody", args: []string{"identity", "-check", "-roles", "root"}, want: `-roles: role "root"; must be one of`},
+		{name: "an authority in plain text", args: []string{"identity", "-roles", "envoy", "-authority", "http://xds:7102"}, want: `-authority: "http://xds:7102"; must be https://`},
+		{name: "half an authority", args: []string{"identity", "-roles", "xds", "-ca-key", "k"}, want: "-ca-cert and -ca-key; must be given both"},
+		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "must be one of them"},
 		{name: "bad address", args: []string{"up", "-check", "-listen", "x"}, want: `-listen "x"`},
 	}
 	for _, tt := range tests {
@@ -46,7 +50,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "status", "chat", "check", "setup", "install-models"} {
+	for _, command := range []string{"up", "status", "chat", "check", "setup", "identity", "install-models"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}

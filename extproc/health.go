@@ -2,12 +2,13 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"millrace.dev/millrace/internal/program"
 )
 
 // Services of the endpoint-picker protocol whose health is served, besides that of the
@@ -57,13 +58,13 @@ type healthPort struct {
 
 // healthPort opens the port of -health. What it says is no secret, so that it is in
 // plain text wherever it listens: kubelet asks without TLS.
-func (o *options) healthPort(h *health.Server) (*healthPort, error) {
+func (o *options) healthPort(env *program.Env, h *health.Server) (*healthPort, error) {
 	if o.health == "" {
 		return nil, nil
 	}
-	ln, err := net.Listen("tcp", o.health)
+	ln, err := env.Open("health", o.health)
 	if err != nil {
-		return nil, fmt.Errorf("health: %w", err)
+		return nil, err
 	}
 	p := &healthPort{grpc.NewServer(), ln}
 	grpc_health_v1.RegisterHealthServer(p.server, h)

@@ -50,10 +50,10 @@ type options struct {
 	leave                      time.Duration
 	secure                     secure
 	// Of pools.
-	poolNames, config, kubeconfig, health string
-	conformance                           bool
-	reference                             reference
-	pools                                 []pool.Name // nil: xds or a file says who the endpoints are
+	poolNames, config, health string
+	conformance               bool
+	reference                 reference
+	pools                     []pool.Name // nil: xds or a file says who the endpoints are
 }
 
 // run obeys the command line.
@@ -72,8 +72,7 @@ func (o *options) add(f *program.Flags) {
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of InferencePools in Kubernetes whose endpoints are picked, without xds")
 	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and Models whose tokenizers count; none: defaults")
-	f.StringVar(&o.kubeconfig, "kubeconfig", "", "with -pool: `file` that says how to reach Kubernetes; none: $KUBECONFIG, else as a Pod does")
-	f.StringVar(&o.health, "health", "", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
+	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
 	f.BoolVar(&o.conformance, "conformance-headers", false, "with -pool: obey and set the test headers of the inference extension's conformance suite")
 	o.reference.add(f)
 	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
@@ -115,8 +114,8 @@ func (o *options) validatePools() error {
 	switch {
 	case len(o.pools) > 0 && (o.fleet != "" || o.flags.Given("xds")):
 		return errors.New("-pool, -fleet and -xds; must be one of them")
-	case len(o.pools) == 0 && (o.config != "" || o.kubeconfig != "" || o.conformance):
-		return errors.New("-config, -kubeconfig and -conformance-headers; go with -pool")
+	case len(o.pools) == 0 && (o.config != "" || o.conformance):
+		return errors.New("-config and -conformance-headers; go with -pool")
 	}
 	return nil
 }
@@ -162,7 +161,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 	server := newServer(env, answers.processor, health, options)
-	kubelet, err := o.healthPort(health)
+	kubelet, err := o.healthPort(env, health)
 	if err != nil {
 		return err
 	}

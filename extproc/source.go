@@ -98,9 +98,9 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	if err != nil {
 		return nil, program.Config(err)
 	}
-	watcher, err := pool.New(o.watched(), o.kubeconfig, env.Log)
+	watcher, err := pool.New(o.watched(), env.Log)
 	if err != nil {
-		return nil, program.Setup(&obs.Hint{Err: err, Next: "run extproc in a Pod with a service account, or set -kubeconfig"})
+		return nil, program.Setup(&obs.Hint{Err: err, Next: "run extproc in a Pod with a service account, or set $KUBECONFIG"})
 	}
 	r.pools = pools
 	return &answering{source: pooled{pools, watcher}, processor: stream.NewRouted(r.route, tracer), known: pools.Synced()}, nil

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"math/big"
 	"os"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,6 +19,7 @@ import (
 
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/stamp"
 )
 
 // selfSignedFor is how long a certificate of our own is good: longer than we run.
@@ -33,6 +33,10 @@ type secure struct {
 	// anybody may ask.
 	clients string
 	self    bool
+
+	// Of a server that runs: what the files say, and the certificate that is none of them.
+	value *stamp.Value[*tls.Config]
+	own   []tls.Certificate
 }
 
 // on is whether there is TLS at all.
@@ -53,119 +57,69 @@ func (s *secure) validate(f mtls.Files) error {
 	case s.clients != "" && !s.on():
 		return errors.New("-tls-client-ca; goes with -tls-cert and -tls-key, or with -secure-serving")
 	}
-	return s.read()
-}
-
-// read returns what is wrong with the files now.
-func (s *secure) read() error {
-	_, err := (&keeper{secure: s}).load()
+	_, err := s.read()
 	return err
 }
 
 // conditions lists files that have become bad: the certificate before is in force.
 func (s *secure) conditions() []obs.Condition {
-	if err := s.read(); err != nil {
+	if s.value == nil {
+		return nil
+	}
+	if _, err := s.value.Latest(); err != nil {
 		return []obs.Condition{{Code: "certificate", Text: err.Error(), Next: "mend the files; until then the certificate from before is served"}}
 	}
 	return nil
 }
 
 // options are those of a server whose port is as secure.
-func (s *secure) options(log *slog.Logger) ([]grpc.ServerOption, error) {
+func (s *secure) options(log *slog.Logger) (all []grpc.ServerOption, err error) {
 	if !s.on() {
 		return nil, nil
 	}
-	c, err := s.credentials(log)
-	return []grpc.ServerOption{grpc.Creds(c)}, err
-}
-
-// credentials returns the server's credentials. The files are read again for a
-// handshake, which is seldom, if they have changed; while they are bad the certificate
-// from before stays.
-func (s *secure) credentials(log *slog.Logger) (credentials.TransportCredentials, error) {
-	k := &keeper{secure: s, log: log}
 	if s.self {
 		cert, err := selfSigned()
 		if err != nil {
 			return nil, err
 		}
-		k.own = []tls.Certificate{cert}
+		s.own = []tls.Certificate{cert}
 	}
-	if _, err := k.config(); err != nil {
-		return nil, err
-	}
-	return credentials.NewTLS(&tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return k.config() },
-	}), nil
-}
-
-// keeper keeps what the files say.
-type keeper struct {
-	// Constant.
-	*secure
-	log *slog.Logger
-	own []tls.Certificate // nil: from files
-
-	// mu guards the fields below.
-	mu    sync.Mutex
-	stamp string      // of the files as they were read last
-	last  *tls.Config // the last good one
-}
-
-// config returns the configuration in force.
-func (k *keeper) config() (*tls.Config, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	stamp := k.stampOf()
-	if stamp == k.stamp && k.last != nil {
-		return k.last, nil
-	}
-	c, err := k.load()
-	switch {
-	case err == nil:
-		if k.last != nil {
-			k.log.Info("certificate read again")
-		}
-		k.last = c
-	case k.last == nil:
-		return nil, err
-	default:
-		k.log.Warn("certificate is bad, the one from before stays", "error", err)
-	}
-	k.stamp = stamp
-	return k.last, nil
-}
-
-// stampOf changes when the files do.
-func (k *keeper) stampOf() (stamp string) {
-	for _, name := range []string{k.cert, k.key, k.clients} {
-		if st, err := os.Stat(name); name != "" && err == nil {
-			stamp += fmt.Sprint(st.ModTime().UnixNano(), st.Size(), " ")
-		}
-	}
-	return stamp
-}
-
-func (k *keeper) load() (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: k.own, NextProtos: []string{"h2"}}
-	if k.cert != "" {
-		pair, err := tls.LoadX509KeyPair(k.cert, k.key)
+	s.value, err = stamp.Load([]string{s.cert, s.key, s.clients}, s.read, func(_ *tls.Config, err error) {
 		if err != nil {
-			return nil, fmt.Errorf("-tls-cert %s, -tls-key %s: %w", k.cert, k.key, err)
+			log.Warn("certificate not read, the one from before stays", "err", err)
+			return
+		}
+		log.Info("certificate read again")
+	})
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			c, _ := s.value.Latest()
+			return c, nil
+		},
+	}))}, err
+}
+
+// read returns what the files say.
+func (s *secure) read() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: s.own, NextProtos: []string{"h2"}}
+	if s.cert != "" {
+		pair, err := tls.LoadX509KeyPair(s.cert, s.key)
+		if err != nil {
+			return nil, fmt.Errorf("-tls-cert %s, -tls-key %s: %w", s.cert, s.key, err)
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}
-	if k.clients == "" {
+	if s.clients == "" {
 		return c, nil
 	}
-	b, err := os.ReadFile(k.clients)
+	b, err := os.ReadFile(s.clients)
 	if err != nil {
 		return nil, fmt.Errorf("-tls-client-ca: %w", err)
 	}
 	c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
 	if !c.ClientCAs.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("-tls-client-ca %s: no certificate in it; must be PEM", k.clients)
+		return nil, fmt.Errorf("-tls-client-ca %s: no certificate in it; must be PEM", s.clients)
 	}
 	return c, nil
 }

@@ -91,7 +91,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("while the file is bad", second)
-	p.log.await(t, "certificate is bad, the one from before stays")
+	p.log.await(t, "certificate not read, the one from before stays")
 	if got := p.get(t, "/readyz"); !strings.Contains(got, `"code":"certificate"`) || !strings.Contains(got, cert) {
 		t.Errorf("/readyz says nothing of the bad file: %s", got)
 	}

@@ -42,6 +42,7 @@ type options struct {
 	secrets                         string
 	settle                          time.Duration
 	site                            translate.Site
+	authority                       authority
 	source                          source
 	log                             *slog.Logger
 }
@@ -74,6 +75,7 @@ func (o *options) add(f *program.Flags) {
 	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
 	f.StringVar(&o.secrets, "envoy-tls", "", "`folder`, on Envoy's machine, with certificate.json and authorities.json, by which Envoy reaches extproc and engines")
+	o.authority.flags(f)
 	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed")
 }
 
@@ -90,7 +92,7 @@ func (o *options) validate() (err error) {
 	if (o.secrets == "") != (o.flags.TLS().CA == "") {
 		err = errors.Join(err, errors.New("-envoy-tls; goes with -tls-ca: both or neither, as Envoy has TLS where the others have it"))
 	}
-	return err
+	return errors.Join(err, o.authority.validate(o.flags))
 }
 
 // load reads what the flags name. Flags that Envoy can't take are found with the
@@ -130,6 +132,10 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 	defer ln.Close()
+	certificates, err := o.authority.open(env)
+	if err != nil {
+		return err
+	}
 	log, reg := env.Log, env.Metrics
 	g, ctx := errgroup.WithContext(ctx)
 	resources := ads.New(ctx, log, reg)
@@ -148,7 +154,10 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(func() error { return pushCaches(ctx, nodes, resources, caches) })
 	g.Go(func() error { return push(ctx, nodes, resources, &rollout{site: o.site}, caches) })
 	g.Go(func() error { return server.Serve(ln) })
-	g.Go(func() error { return env.Admin(ctx, conditions(nodes, resources)) })
+	g.Go(func() error { return certificates.run(ctx) })
+	g.Go(func() error {
+		return env.Admin(ctx, func() []obs.Condition { return append(conditions(nodes, resources)(), certificates.conditions()...) })
+	})
 	g.Go(func() error {
 		<-ctx.Done()
 		server.Stop() // streams never end by themselves, and their clients come back

@@ -5,17 +5,15 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/stamp"
 )
 
-// poll is how often the files are checked. One stat costs less than a thread that
-// waits for the kernel's word, and sees what editors do (a new file under the old
-// name), links that are bent, and folders of the network.
+// poll is how often the files are checked.
 const poll = 250 * time.Millisecond
 
 // Derive completes what the text of a file says, or returns what is wrong with it.
@@ -35,7 +33,7 @@ type File struct {
 	log    *slog.Logger
 
 	// Of Run alone.
-	stamps  stamps
+	stamps  stamp.Files
 	pending bool // whether the files have changed since they were read
 
 	// mu guards the fields below.
@@ -53,7 +51,7 @@ func Open(path string, derive Derive, admit Admit, log *slog.Logger) (*File, err
 	if err != nil {
 		return nil, err
 	}
-	f.stamps = stampsOf(names)
+	f.stamps = stamp.Of(names...)
 	f.pending = true // what changed while it was read is found by the second poll
 	f.now.State = state
 	return f, nil
@@ -85,8 +83,8 @@ func (f *File) Run(ctx context.Context) error {
 
 // poll reads the files if they have changed, and stayed so since the last poll.
 func (f *File) poll() {
-	if f.stamps.renew() {
-		f.pending = true
+	if f.stamps.Changed() {
+		f.stamps, f.pending = f.stamps.Now(), true
 		return
 	}
 	if !f.pending {
@@ -95,8 +93,8 @@ func (f *File) poll() {
 	f.pending = false
 	before, _ := f.Latest()
 	state, names, err := f.read()
-	after := stampsOf(names)
-	if !f.stamps.agree(after) {
+	after := stamp.Of(names...)
+	if !f.stamps.Agree(after) {
 		f.stamps, f.pending = after, true // it changed while it was read
 		return
 	}
@@ -184,51 +182,4 @@ func cookieKey(c config.Cookie) ([]byte, error) {
 		return nil, nil
 	}
 	return c.Key()
-}
-
-// stamp identifies one state of a file.
-type stamp struct {
-	name string
-	info os.FileInfo // nil: it isn't there
-}
-
-// stamps are of all files that a State is made of.
-type stamps []stamp
-
-func stampsOf(names []string) stamps {
-	all := make(stamps, len(names))
-	for i, name := range names {
-		info, _ := os.Stat(filepath.Clean(name))
-		all[i] = stamp{name, info}
-	}
-	return all
-}
-
-// renew takes the stamps again and reports whether one has changed.
-func (s stamps) renew() (changed bool) {
-	for i, old := range s {
-		info, _ := os.Stat(filepath.Clean(old.name))
-		changed = changed || !same(info, old.info)
-		s[i].info = info
-	}
-	return changed
-}
-
-// agree reports whether the files that both have are the same.
-func (s stamps) agree(o stamps) bool {
-	for _, a := range s {
-		for _, b := range o {
-			if a.name == b.name && !same(a.info, b.info) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-func same(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
-	}
-	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }

@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -24,11 +25,14 @@ const (
 	authorityLife = 10 * 365 * 24 * time.Hour
 )
 
-// Authority signs the certificates of a mesh. Its key is nowhere but in memory.
+// Authority signs the certificates of a mesh. It is never changed.
 type Authority struct {
 	domain string
 	cert   *x509.Certificate
-	key    *ecdsa.PrivateKey
+	key    crypto.Signer
+	// trusted are all authorities of the mesh, cert among them: while one follows
+	// another there are several.
+	trusted []*x509.Certificate
 }
 
 // NewAuthority returns a new authority of a trust domain.
@@ -49,41 +53,129 @@ func NewAuthority(domain string, now time.Time) (*Authority, error) {
 		return nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
-	return &Authority{domain: domain, cert: cert, key: key}, err
+	return &Authority{domain: domain, cert: cert, key: key, trusted: []*x509.Certificate{cert}}, err
 }
 
-// PEM returns the authority's certificate: what a -tls-ca file holds.
+// defaultDomain is the trust domain of an authority whose certificate names none.
+const defaultDomain = "millrace"
+
+// ReadAuthority returns the authority of some certificates, which are all trusted, and
+// the key of one of them, which signs; all in PEM.
+func ReadAuthority(certs, key []byte) (*Authority, error) {
+	a := &Authority{domain: defaultDomain}
+	var err error
+	if a.trusted, err = readCertificates(certs); err != nil {
+		return nil, err
+	}
+	if a.key, err = readKey(key); err != nil {
+		return nil, err
+	}
+	public, ok := a.key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	for _, c := range a.trusted {
+		switch {
+		case !c.IsCA:
+			return nil, fmt.Errorf("certificate of %q; must be of an authority (basic constraint CA)", c.Subject)
+		case ok && public.Equal(c.PublicKey):
+			a.cert = c
+		}
+	}
+	if a.cert == nil {
+		return nil, errors.New("the key is of none of the certificates; must be of one of them")
+	}
+	if len(a.cert.URIs) > 0 && a.cert.URIs[0].Scheme == "spiffe" {
+		a.domain = a.cert.URIs[0].Host
+	}
+	return a, nil
+}
+
+// readCertificates returns the certificates of a text in PEM.
+func readCertificates(text []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("no certificate in it; must be PEM")
+	}
+	return all, nil
+}
+
+// readKey returns a key in any of the forms that tools write.
+func readKey(text []byte) (crypto.Signer, error) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		var key any
+		var err error
+		switch block.Type {
+		case "PRIVATE KEY":
+			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		case "EC PRIVATE KEY":
+			key, err = x509.ParseECPrivateKey(block.Bytes)
+		case "RSA PRIVATE KEY":
+			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+		default:
+			continue
+		}
+		if signer, ok := key.(crypto.Signer); ok || err != nil {
+			return signer, err
+		}
+	}
+	return nil, errors.New("no private key in it; must be PEM")
+}
+
+// Domain returns the trust domain.
+func (a *Authority) Domain() string { return a.domain }
+
+// End returns when the signing certificate ends; what it signs ends no later.
+func (a *Authority) End() time.Time { return a.cert.NotAfter }
+
+// PEM returns all authorities of the mesh: what a -tls-ca file holds.
 func (a *Authority) PEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+	var text []byte
+	for _, c := range a.trusted {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return text
 }
 
 // Issue returns a certificate and its new key as the text of one file: what -tls-cert
 // and -tls-key may both name. It is good from a little before now until life later.
 func (a *Authority) Issue(id ID, now time.Time, life time.Duration) ([]byte, error) {
-	id.Domain = a.domain
-	if _, err := Parse(id.String()); err != nil {
+	r, err := NewRequest()
+	if err != nil {
 		return nil, err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+	cert, err := a.Sign(r.Key.Public(), id, now, life)
+	return append(cert, r.KeyPEM...), err
+}
+
+// Sign returns the certificate of an identity for a key, in PEM. It is good from a
+// little before now until life later, or until the authority's own end.
+func (a *Authority) Sign(key crypto.PublicKey, id ID, now time.Time, life time.Duration) ([]byte, error) {
+	id.Domain = a.domain
+	if _, err := Parse(id.String()); err != nil {
 		return nil, err
 	}
 	t, err := template(id.String(), now, life)
 	if err != nil {
 		return nil, err
 	}
+	if t.NotAfter.After(a.cert.NotAfter) {
+		t.NotAfter = a.cert.NotAfter
+	}
 	t.KeyUsage, t.BasicConstraintsValid = x509.KeyUsageDigitalSignature, true
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, &key.PublicKey, a.key)
+	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, key, a.key)
 	if err != nil {
 		return nil, err
 	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})...), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
 func template(uri string, now time.Time, life time.Duration) (*x509.Certificate, error) {

@@ -34,6 +34,17 @@ var (
 	ofMesh = []Role{XDS, ExtProc, Envoy, Operator}
 )
 
+// ParseRole returns the role of that name.
+func ParseRole(name string) (Role, error) {
+	if r := Role(name); slices.Contains(ofNode, r) || slices.Contains(ofMesh, r) {
+		return r, nil
+	}
+	return "", fmt.Errorf("role %.100q; must be one of %v", name, append(slices.Clone(ofMesh), ofNode...))
+}
+
+// OfNode reports whether a program of the role has a node.
+func (r Role) OfNode() bool { return slices.Contains(ofNode, r) }
+
 // ID is a SPIFFE identity: spiffe://DOMAIN/node/NODE/ROLE of a node's programs,
 // spiffe://DOMAIN/ROLE of the others.
 type ID struct {

@@ -5,15 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/stamp"
 )
 
 // Files are where a program's identity is, in PEM.
@@ -32,12 +31,10 @@ type Source struct {
 	files Files
 	id    ID
 	log   *slog.Logger
+	value *stamp.Value[*material]
 
 	// mu guards the fields below.
-	mu    sync.Mutex
-	stamp string // of the files from which now was read
-	now   *material
-	fault string // why the files are not read now; empty: they are
+	mu sync.Mutex
 	// window is when lines began to count refusals that were logged.
 	window time.Time
 	lines  int
@@ -54,20 +51,38 @@ func (m *material) leaf() *x509.Certificate { return m.svid.Certificates[0] }
 
 // Load reads the files for the first time. They are read again for a handshake,
 // which is seldom, when they have changed; while they are bad, what they said before
-// stays. So a rotation needs no signal, and nothing runs in between.
+// stays.
 func Load(f Files, log *slog.Logger) (*Source, error) {
 	s := &Source{files: f, log: log}
-	s.stamp = s.stampOf()
-	m, id, err := f.read()
-	if err != nil {
-		return nil, err
-	}
-	s.now, s.id = m, id
-	return s, nil
+	var err error
+	s.value, err = stamp.Load([]string{f.Cert, f.Key, f.CA}, s.read, s.note)
+	return s, err
 }
 
 // ID returns who the program is.
 func (s *Source) ID() ID { return s.id }
+
+// read returns what the files say, if they are still of the same program.
+func (s *Source) read() (*material, error) {
+	m, id, err := s.files.read()
+	switch {
+	case err != nil:
+		return nil, err
+	case s.id == ID{}:
+		s.id = id // the first time
+	case id != s.id:
+		return nil, fmt.Errorf("-tls-cert %s: it is of %s now; must be of %s while the program runs", s.files.Cert, id, s.id)
+	}
+	return m, nil
+}
+
+func (s *Source) note(m *material, err error) {
+	if err != nil {
+		s.log.Warn("certificate not read, the one from before stays", "err", err)
+		return
+	}
+	s.log.Info("certificate read again", "id", s.id, "until", m.leaf().NotAfter)
+}
 
 // read returns what the files say, if it is of one piece.
 func (f Files) read() (*material, ID, error) {
@@ -89,42 +104,9 @@ func (f Files) read() (*material, ID, error) {
 	return &material{svid, bundle}, id, nil
 }
 
-// stampOf changes when the files do. It is taken before they are read: what changes
-// meanwhile is read the next time.
-func (s *Source) stampOf() (stamp string) {
-	for _, name := range []string{s.files.Cert, s.files.Key, s.files.CA} {
-		if st, err := os.Stat(name); err == nil {
-			var inode uint64
-			if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-				inode = sys.Ino // a file that was put in place of another may be as old and as large
-			}
-			stamp += fmt.Sprint(st.ModTime().UnixNano(), st.Size(), inode, " ")
-		}
-	}
-	return stamp
-}
-
 // current returns what is in force now.
 func (s *Source) current() *material {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	stamp := s.stampOf()
-	if stamp == s.stamp {
-		return s.now
-	}
-	m, id, err := s.files.read()
-	if err == nil && id != s.id {
-		err = fmt.Errorf("-tls-cert %s: it is of %s now; must be of %s while the program runs", s.files.Cert, id, s.id)
-	}
-	if err != nil { // a certificate that came before its key is tried again
-		if s.fault != err.Error() {
-			s.log.Warn("certificate not read, the one from before stays", "err", err)
-		}
-		s.fault = err.Error()
-		return s.now
-	}
-	s.log.Info("certificate read again", "id", id, "until", m.leaf().NotAfter)
-	s.now, s.stamp, s.fault = m, stamp, ""
+	m, _ := s.value.Latest()
 	return m
 }
 
@@ -143,12 +125,10 @@ func (s *Source) Conditions() []obs.Condition {
 	if s == nil {
 		return nil
 	}
-	m := s.current()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	m, err := s.value.Latest()
 	var all []obs.Condition
-	if s.fault != "" {
-		all = append(all, obs.Condition{Code: "certificate", Text: s.fault, Next: "mend the files; until then the certificate from before is shown"})
+	if err != nil {
+		all = append(all, obs.Condition{Code: "certificate", Text: err.Error(), Next: "mend the files; until then the certificate from before is shown"})
 	}
 	if end := m.leaf().NotAfter; time.Now().After(end) {
 		all = append(all, obs.Condition{

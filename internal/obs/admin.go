@@ -18,7 +18,7 @@ import (
 // way out, Code is for a machine and never changes its meaning.
 type Condition struct {
 	Code string `json:"code"`
-	Text string `json:"text"`
+	Text string `json:"text,omitempty"`
 	Next string `json:"next,omitempty"`
 	// Mild is whether the program is as ready as ever in spite of it.
 	Mild bool `json:"mild,omitempty"`
@@ -30,7 +30,7 @@ const stopGrace = 2 * time.Second
 // Admin returns the handler of a program's admin port: the pages of Probes and
 // /debug/pprof/.
 func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
-	mux := Probes(reg, conditions)
+	mux := pages(reg, conditions)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
@@ -38,10 +38,25 @@ func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler
 	return mux
 }
 
-// Probes returns the handler of the pages that hold no secret and cost little: /metrics,
-// /healthz (200 while the process answers) and /readyz (the list of conditions, with 503
-// while one of them is not mild; a nil conditions is never unready).
-func Probes(reg *prometheus.Registry, conditions func() []Condition) *http.ServeMux {
+// Probes returns the handler of the pages for who has no certificate, a kubelet and
+// Prometheus: those that hold no secret and cost little. Of conditions they have the
+// codes: texts name files, nodes and addresses.
+func Probes(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
+	return pages(reg, func() (list []Condition) {
+		if conditions == nil {
+			return nil
+		}
+		for _, c := range conditions() {
+			list = append(list, Condition{Code: c.Code, Mild: c.Mild})
+		}
+		return list
+	})
+}
+
+// pages returns the handler of /metrics, /healthz (200 while the process answers) and
+// /readyz (the list of conditions, with 503 while one of them is not mild; a nil
+// conditions is never unready).
+func pages(reg *prometheus.Registry, conditions func() []Condition) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {

@@ -45,6 +45,11 @@ func (e *Env) Listen(name, address string) (net.Listener, error) {
 	return e.listen(name, address, listen)
 }
 
+// Open opens the address of a flag of Optional. Its connections are anybody's.
+func (e *Env) Open(name, address string) (net.Listener, error) {
+	return e.listen(name, address, openPort)
+}
+
 func (e *Env) listen(name, address string, u use) (net.Listener, error) {
 	ln, err := net.Listen("tcp", address)
 	switch {
@@ -59,7 +64,7 @@ func (e *Env) listen(name, address string, u use) (net.Listener, error) {
 		_ = ln.Close()
 		return nil, Usage(&obs.Hint{Err: fmt.Errorf("%s: %s is not on loopback, and would be reached in plain text", name, bound), Next: openHint})
 	}
-	if e.Identity == nil || u == probes || u == admin && !e.guardsAdmin(ln) {
+	if e.Identity == nil || u >= probes || u == admin && !e.guardsAdmin(ln) {
 		return ln, nil
 	}
 	return e.Identity.Listener(ln, "h2", "http/1.1"), nil

@@ -48,6 +48,7 @@ const (
 	cleartext            // of a port that never has it
 	admin                // of the admin page
 	probes               // of the pages that hold no secret, or empty
+	openPort             // of a port that protects itself, or empty
 )
 
 // NewFlags returns the flags of a program or of a command. It prints nothing but the
@@ -76,6 +77,13 @@ func (f *Flags) Dial(p *string, name, value, usage string) {
 func (f *Flags) Cleartext(p *string, name, value, usage string) {
 	f.StringVar(p, name, value, usage)
 	f.addresses = append(f.addresses, address{name, p, cleartext})
+}
+
+// Optional adds the address of a port that is there only if it is given, and that
+// protects itself or has nothing to protect. Its listener comes from Env.Open.
+func (f *Flags) Optional(p *string, name, usage string) {
+	f.StringVar(p, name, "", usage)
+	f.addresses = append(f.addresses, address{name, p, openPort})
 }
 
 // Given reports whether the command line has the flag.
@@ -112,7 +120,7 @@ func (f *Flags) validate(more func() error) error {
 	open := false
 	for _, a := range f.addresses {
 		switch {
-		case a.use == probes && *a.value == "", a.use == dial && f.check && *a.value == "":
+		case a.use >= probes && *a.value == "", a.use == dial && f.check && *a.value == "":
 		case !isAddress(*a.value):
 			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", a.name, *a.value))
 		case f.open(a.use, *a.value):
@@ -135,7 +143,7 @@ const openHint = "give the program an identity with -tls-cert, -tls-key and -tls
 
 // open reports whether an address would be reached in plain text from elsewhere.
 func (f *Flags) open(u use, address string) bool {
-	if f.insecure || u == probes || isLoopback(address) {
+	if f.insecure || u >= probes || isLoopback(address) {
 		return false
 	}
 	return u == cleartext || f.tls.CA == "" && !(u == listen && f.Guarded)

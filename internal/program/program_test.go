@@ -39,7 +39,7 @@ func try(load error) Program {
 			}
 			defer ln.Close()
 			env.Log.Info("ready", "metrics", env.AdminAddress())
-			return env.Admin(ctx, func() []obs.Condition { return []obs.Condition{{Code: "tried"}} })
+			return env.Admin(ctx, func() []obs.Condition { return []obs.Condition{{Code: "tried", Text: "of a file"}} })
 		},
 	}
 }
@@ -67,6 +67,7 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 			name: "cleartext off loopback", args: []string{"-peer", "xds:7100", "-listen", "0.0.0.0:0", "-metrics", "[::]:0", "-probes", "0.0.0.0:0"},
 			want: `^-metrics: \[::\]:0 is not on loopback, and would be reached in plain text; -listen: 0.0.0.0:0 .*; -peer: xds:7100 `, code: ExitUsage,
 		},
+		{name: "a bad port of probes", args: []string{"-check", "-probes", "7103"}, want: `-probes: "7103"; must be ip:port`, code: ExitUsage},
 		{name: "a certificate without its key", args: []string{"-check", "-tls-cert", "c"}, want: "-tls-cert and -tls-key; must be given both", code: ExitUsage},
 		{name: "authorities without a certificate", args: []string{"-check", "-tls-ca", "c"}, want: "-tls-ca; goes with -tls-cert", code: ExitUsage},
 		{name: "a certificate without authorities", args: []string{"-check", "-tls-cert", "c", "-tls-key", "c"}, want: "-tls-cert; goes with -tls-ca", code: ExitUsage},
@@ -136,10 +137,10 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 		t.Fatalf("first line %s", b[:n])
 	}
 	for _, tt := range []struct{ host, path, want string }{
-		{string(m[1]), "/readyz", `"tried"`},
+		{string(m[1]), "/readyz", `{"code":"tried","text":"of a file"}`},
 		{string(m[1]), "/metrics", "process_cpu_seconds_total"},
 		{string(m[1]), "/debug/pprof/", "goroutine"},
-		{"127.0.0.1:" + port, "/readyz", `"tried"`},
+		{"127.0.0.1:" + port, "/readyz", `[{"code":"tried"}]`},
 		{"127.0.0.1:" + port, "/metrics", "process_cpu_seconds_total"},
 		{"127.0.0.1:" + port, "/debug/pprof/", "404"},
 	} {

@@ -3,8 +3,6 @@ package fleet
 import (
 	"errors"
 	"fmt"
-	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -13,49 +11,13 @@ import (
 	"millrace.dev/millrace/internal/obs"
 )
 
-// fileTicks is after how many ticks the file is checked: twice a second. One
-// stat costs less than a thread that waits for the kernel's word, and sees what
-// editors do (a new file under the old name), links that are bent, and folders of
-// the network.
+// fileTicks is after how many ticks the file is checked: twice a second.
 const fileTicks = 5
-
-// stamp distinguishes one state of a file from another.
-type stamp struct {
-	info os.FileInfo // nil: it isn't there
-	name string
-}
-
-// stamps are of the file of the fleet, and of the key file that it names.
-type stamps []stamp
-
-func stampsOf(names ...string) stamps {
-	all := make(stamps, len(names))
-	for i, name := range names {
-		info, _ := os.Stat(name)
-		all[i] = stamp{info, name}
-	}
-	return all
-}
-
-// changed reports whether one of the files has changed since.
-func (s stamps) changed() bool {
-	return slices.ContainsFunc(s, func(old stamp) bool {
-		info, _ := os.Stat(old.name)
-		return !same(info, old.info)
-	})
-}
-
-func same(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
-	}
-	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
-}
 
 // watch reads the file again if it has changed. One with faults changes nothing.
 func (l *Local) watch(now time.Time) {
 	l.mu.Lock()
-	changed := l.stamps.changed()
+	changed := l.stamps.Changed()
 	l.mu.Unlock()
 	if !changed {
 		return

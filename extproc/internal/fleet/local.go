@@ -16,6 +16,7 @@ import (
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/policy"
+	"millrace.dev/millrace/internal/stamp"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -30,7 +31,7 @@ type Local struct {
 	// The rest is guarded by mu.
 	table  *pick.Table // as published
 	keys   [][]byte    // of cookies, the present one first
-	stamps stamps
+	stamps stamp.Files
 	fault  error // of the file as it is; nil: it is in force
 }
 
@@ -84,13 +85,13 @@ func (l *Local) load(now time.Time) error {
 func (l *Local) loadLocked(now time.Time) ([]inventory.Entry, error) {
 	// The stamps are taken before what they are of is read: what changes meanwhile is
 	// read again.
-	l.stamps = stampsOf(l.path)
+	l.stamps = stamp.Of(l.path)
 	f, err := config.LoadFleet(l.path)
 	if err != nil {
 		return nil, err
 	}
 	if name := f.Policy.Sessions.Cookie.KeyFile; name != "" {
-		l.stamps = append(l.stamps, stampsOf(name)...)
+		l.stamps = append(l.stamps, stamp.Of(name)...)
 	}
 	key, err := cookieKey(f.Policy.Sessions.Cookie, l.keys)
 	if err != nil {

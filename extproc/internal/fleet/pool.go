@@ -11,6 +11,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/policy"
+	"millrace.dev/millrace/internal/stamp"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -174,7 +175,7 @@ func (p *Pools) load() error {
 	f.Models = nil
 	f.Policy.Spec.Flow.GatewayTimeout = config.Duration{Duration: flow.EveryGateway}
 	if p.options.File != "" {
-		p.stamps = stampsOf(p.options.File)
+		p.stamps = stamp.Of(p.options.File)
 		var err error
 		if f, err = poolsFile(p.options.File); err != nil {
 			return err
@@ -184,7 +185,7 @@ func (p *Pools) load() error {
 	if cookie.KeyFile == "" {
 		cookie.Name = "" // a key of our own would not be that of other replicas
 	} else {
-		p.stamps = append(p.stamps, stampsOf(cookie.KeyFile)...)
+		p.stamps = append(p.stamps, stamp.Of(cookie.KeyFile)...)
 	}
 	key, err := cookieKey(*cookie, p.settings.keys)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/stamp"
 )
 
 // gather is how long changes are gathered before they are taken in: it bounds what a
@@ -86,7 +87,7 @@ type Pools struct {
 	pools       []*pool  // as options.Pickers
 	discoveries map[string]*learning
 	settings    settings
-	stamps      stamps
+	stamps      stamp.Files
 	fault       error // of the file as it is; nil: it is in force
 }
 
@@ -214,7 +215,7 @@ func (p *Pools) Synced() <-chan struct{} { return p.synced }
 func (p *Pools) often(now time.Time, n int) {
 	p.mu.Lock()
 	p.askLocked(now)
-	changed := n%fileTicks == 0 && p.stamps.changed()
+	changed := n%fileTicks == 0 && p.stamps.Changed()
 	p.mu.Unlock()
 	if !changed {
 		return

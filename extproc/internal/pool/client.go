@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -25,8 +24,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+
+	"millrace.dev/millrace/internal/kube"
 )
 
 // kind is a kind of objects that is followed.
@@ -94,16 +94,8 @@ type client struct {
 	dynamic dynamic.Interface
 }
 
-// newClient returns a client by the kubeconfig at path; empty: by $KUBECONFIG, else by what
-// a Pod has.
-func newClient(path string) (*client, error) {
-	if path == "" {
-		path = os.Getenv("KUBECONFIG")
-	}
-	c, err := clientcmd.BuildConfigFromFlags("", path)
-	if path == "" {
-		c, err = rest.InClusterConfig()
-	}
+func newClient() (*client, error) {
+	c, err := kube.Config()
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}

@@ -89,10 +89,9 @@ type kindOf struct {
 	namespace string
 }
 
-// New returns a Watcher that reaches Kubernetes by the kubeconfig at path; empty: by
-// $KUBECONFIG, else as a Pod does.
-func New(o Options, path string, log *slog.Logger) (*Watcher, error) {
-	c, err := newClient(path)
+// New returns a Watcher that reaches Kubernetes as internal/kube finds it.
+func New(o Options, log *slog.Logger) (*Watcher, error) {
+	c, err := newClient()
 	if err != nil {
 		return nil, err
 	}

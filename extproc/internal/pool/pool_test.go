@@ -103,7 +103,8 @@ func watching(t *testing.T, change func(*apiServer)) (*apiServer, *Watcher, chan
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w, err := New(Options{Pools: []Name{{"ns", "p"}}}, path, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	t.Setenv("KUBECONFIG", path)
+	w, err := New(Options{Pools: []Name{{"ns", "p"}}}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
