@@ -16,7 +16,7 @@ export CGO_CFLAGS ?= -Wno-deprecated-declarations
 
 PROGRAMS := . ./extproc ./xds ./nodeagent ./engine
 PROTOS := $(wildcard */*pb/*.proto)
-GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.*
+GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* manifests/charts/millrace/crds/*
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 # Packages whose tests need nothing but Go; those below e2e run real processes.
@@ -61,8 +61,8 @@ test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front 
 kube-programs: | need-go ## build what clusters of the tests are made of into the user's cache, once: 10 min, 5 GB of memory
 	go run ./e2e/cluster/kube -build
 
-test-kube: kube-programs build setup ## run the tests on a real Kubernetes cluster of this machine; needs root
-	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster
+test-kube: kube-programs build setup images ## run the tests on a real Kubernetes cluster of this machine; needs root
+	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/kubernetes
 
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)
@@ -86,9 +86,9 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 		if [ "$$was" != "$$(cat $(GENERATED) | sha256sum)" ]; then \
 		echo "generated code was not up to date with its .proto or Go types: commit what make generate has changed" >&2; exit 1; fi
 
-generate: $(TOOLS) ## make Go code of the .proto files, and copies of Kubernetes objects
+generate: $(TOOLS) ## make Go code of the .proto files, and CRDs of the Go types
 	bin/tools/protogen -validate $$(go list -m -f '{{.Dir}}' github.com/envoyproxy/protoc-gen-validate) -plugins bin/tools $(PROTOS)
-	bin/tools/controller-gen object paths=./internal/kubeapi paths=./internal/config
+	bin/tools/crdgen -to manifests/crds,manifests/charts/millrace/crds ./internal/kubeapi ./internal/config
 
 clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
 	rm -rf bin .millrace
@@ -107,10 +107,9 @@ $(CLIENT)/.installed: e2e/requirements.txt
 
 $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-go
 	@mkdir -p bin/tools
-	cd e2e/tools && go build -o ../../bin/tools/ ./protogen \
+	cd e2e/tools && go build -o ../../bin/tools/ ./protogen ./crdgen \
 		google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
-		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck \
-		sigs.k8s.io/controller-tools/cmd/controller-gen
+		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
 	@touch $@
 
 .PHONY: need-go need-g++

@@ -43,6 +43,7 @@ type options struct {
 	settle                          time.Duration
 	site                            translate.Site
 	authority                       authority
+	cluster                         cluster
 	source                          source
 	log                             *slog.Logger
 }
@@ -76,7 +77,8 @@ func (o *options) add(f *program.Flags) {
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
 	f.StringVar(&o.secrets, "envoy-tls", "", "`folder`, on Envoy's machine, with certificate.json and authorities.json, by which Envoy reaches extproc and engines")
 	o.authority.flags(f)
-	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed")
+	o.cluster.flags(f)
+	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed; with -kube 10s")
 }
 
 func (o *options) validate() (err error) {
@@ -92,7 +94,7 @@ func (o *options) validate() (err error) {
 	if (o.secrets == "") != (o.flags.TLS().CA == "") {
 		err = errors.Join(err, errors.New("-envoy-tls; goes with -tls-ca: both or neither, as Envoy has TLS where the others have it"))
 	}
-	return errors.Join(err, o.authority.validate(o.flags))
+	return errors.Join(err, o.authority.validate(o.flags), o.cluster.validate(o))
 }
 
 // load reads what the flags name. Flags that Envoy can't take are found with the
@@ -108,6 +110,13 @@ func (o *options) load() error {
 	p, _ := base.Latest()
 	if _, err := translate.Static(o.site, p.State, nil); err != nil {
 		return program.Usage(err)
+	}
+	if o.cluster.Namespace != "" {
+		if err := o.cluster.open(o); err != nil {
+			return program.Setup(err)
+		}
+		o.source = o.cluster
+		return nil
 	}
 	if o.source, err = desired.Open(o.config, nil, o.admit, o.log); err != nil {
 		return program.Config(err)
@@ -137,6 +146,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 	log, reg := env.Log, env.Metrics
+	leading := ctx
+	ctx, stop := program.Outlive(ctx, o.cluster.leave)
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	resources := ads.New(ctx, log, reg)
 	nodes := fleet.NewService(log, reg, func() (int, []obs.Condition) { return resources.Clients(), resources.Conditions() })
@@ -147,7 +159,8 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	server := newServer(env, resources, nodes)
 
 	g.Go(func() error { return o.source.Run(ctx) })
-	g.Go(func() error { return nodes.Run(ctx, fleet.New(o.settle, time.Now())) })
+	g.Go(func() error { return nodes.Run(ctx, o.cluster.fleet(o.settle)) })
+	o.cluster.serve(ctx, leading, g, nodes)
 	g.Go(func() error { return follow(ctx, o.source, nodes, prober) })
 	g.Go(func() error { return prober.Run(ctx) })
 	caches := make(chan struct{})
@@ -156,7 +169,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(func() error { return certificates.run(ctx) })
 	g.Go(func() error {
-		return env.Admin(ctx, func() []obs.Condition { return append(conditions(nodes, resources)(), certificates.conditions()...) })
+		return env.Admin(ctx, func() []obs.Condition {
+			return append(o.cluster.conditions(leading, nodes, resources), certificates.conditions()...)
+		})
 	})
 	g.Go(func() error {
 		<-ctx.Done()
@@ -202,21 +217,4 @@ func newServer(env *program.Env, resources *ads.Server, nodes *fleet.Service) *g
 	fleetpb.RegisterFleetServer(s, nodes)
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer()) // serving, as soon as it answers
 	return s
-}
-
-// conditions returns what is wrong with xds itself. What is wrong with a node is
-// shown by status: xds is as ready as ever.
-func conditions(nodes *fleet.Service, resources *ads.Server) func() []obs.Condition {
-	return func() []obs.Condition {
-		all := resources.Conditions()
-		snap, _ := nodes.Latest()
-		if !snap.Settled {
-			all = append(all, obs.Condition{
-				Code: "not-settled",
-				Text: "waiting for the nodes to report; nothing is pushed yet",
-				Next: "wait for -settle at most",
-			})
-		}
-		return append(all, snap.ObjectConditions()...)
-	}
 }

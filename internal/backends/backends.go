@@ -9,8 +9,9 @@ package backends
 import (
 	"fmt"
 	"net/url"
-	"slices"
+	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
 // Kinds of backends.
@@ -80,8 +81,25 @@ func (f *faults) add(field Field, format string, args ...any) {
 // Most ranks of one replica, and its arguments with the length of one.
 const (
 	maxDegree = 1024
-	maxArgs   = 256
-	maxArg    = 4096
+	maxArgs   = 128
+	maxArg    = 2048
+)
+
+// The forms of a model's id at an external server and of its URL, and the most characters
+// of each, for whoever else checks them.
+const (
+	ModelPattern = `^[^\x00-\x1f\x7f]*$`
+	ModelWords   = "the model's id at the server, without control characters"
+	ModelMax     = 512
+
+	URLPattern = `^https?://([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?$`
+	URLWords   = "a URL such as http://10.0.0.7:8000"
+	URLMax     = 1024
+)
+
+var (
+	modelForm = regexp.MustCompile(ModelPattern)
+	urlForm   = regexp.MustCompile(URLPattern)
 )
 
 // Check returns everything that is impossible.
@@ -95,7 +113,8 @@ func Check(s Settings) []Fault {
 	case OpenAI:
 		f.openai(s)
 	default:
-		f.add(Kind, "%q; must be one of %s", s.Kind, strings.Join(Kinds, ", "))
+		n := len(Kinds) - 1
+		f.add(Kind, "%.80q; must be %s or %s", s.Kind, strings.Join(Kinds[:n], ", "), Kinds[n])
 	}
 	return f
 }
@@ -146,8 +165,8 @@ func (f *faults) openai(s Settings) {
 	if _, err := ParseURL(s.URL); err != nil {
 		f.add(URL, "%v", err)
 	}
-	if strings.ContainsFunc(s.ServedModel, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-		f.add(ServedModel, "%.80q; must be the model's id at the server, without control characters", s.ServedModel)
+	if utf8.RuneCountInString(s.ServedModel) > ModelMax || !modelForm.MatchString(s.ServedModel) {
+		f.add(ServedModel, "%.80q; must be %s", s.ServedModel, ModelWords)
 	}
 	if s.Stages > 1 {
 		f.add(Stages, "%d; must be 1: nodes can't share an external server", s.Stages)
@@ -190,14 +209,12 @@ func (f *faults) unset(field Field, value, instead string) {
 
 // ParseURL reads where a server is. A last "/v1" is left out: it may be there or not.
 func ParseURL(text string) (*url.URL, error) {
-	const want = "must be a URL such as http://10.0.0.7:8000"
 	if text == "" {
-		return nil, fmt.Errorf("missing; %s", want)
+		return nil, fmt.Errorf("missing; must be %s", URLWords)
 	}
-	u, err := url.Parse(text)
-	if err != nil || !slices.Contains([]string{"http", "https"}, u.Scheme) || u.Hostname() == "" ||
-		u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return nil, fmt.Errorf("%.80q; %s", text, want)
+	u, err := url.ParseRequestURI(text)
+	if err != nil || utf8.RuneCountInString(text) > URLMax || !urlForm.MatchString(text) {
+		return nil, fmt.Errorf("%.80q; must be %s", text, URLWords)
 	}
 	u.Path = strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/v1")
 	u.RawPath = ""

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // why says why an argument is engine's own to set.
@@ -45,8 +46,8 @@ func (f *faults) vllmArgs(args []string) {
 	for i, arg := range args {
 		text := ""
 		switch why := vllmWhy(arg); {
-		case len(arg) > maxArg:
-			text = "must be ≤ 4096 bytes"
+		case utf8.RuneCountInString(arg) > maxArg:
+			text = "must be ≤ 2048 characters"
 		case strings.ContainsFunc(arg, unicode.IsControl):
 			text = "must have no control characters"
 		case i == 0 && !strings.HasPrefix(arg, "-"), arg == "--":

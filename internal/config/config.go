@@ -5,6 +5,11 @@
 //
 // Its one rule: everything works without a file, and a file with faults is
 // refused whole, with all of its faults at once, each by line and path.
+//
+// The CRDs are generated from these types (internal/kubeapi): a marker says to an API
+// server what validate says here, and a test has both judge the same objects.
+//
+// +kubebuilder:validation:Optional
 package config
 
 import (
@@ -71,25 +76,35 @@ type Model struct {
 // ModelSpec says which weights a model has and how it is laid out.
 //
 // +kubebuilder:object:generate=true
+// +millrace:rule:at="weights",when="self.backend.kind == 'openai' && !(has(self.replicas) && self.replicas == 0)",holds="self.weights.size() == 0",shows="quoted",words="must be left out: the server is external, and so are its weights"
+// +millrace:rule:at="layout",when="has(self.replicas) && self.replicas >= 1",holds="self.layout.size() <= self.replicas",shows="{string(self.layout.size())} entries",words="must be ≤ {string(self.replicas)}, the number of replicas"
+// +millrace:rule:at="layout",when="self.backend.kind == 'vllm'",holds="self.layout.all(l, l.stages <= 1)",shows="[{string(self.layout.map(l, l.stages > 1).indexOf(true))}].stages: {string(self.layout.filter(l, l.stages > 1)[0].stages)}",words="must be 1: a vllm replica is on one node; split it there by backend.tensorParallel or backend.pipelineParallel"
+// +millrace:rule:at="layout",when="self.backend.kind == 'openai'",holds="self.layout.all(l, l.stages <= 1)",shows="[{string(self.layout.map(l, l.stages > 1).indexOf(true))}].stages: {string(self.layout.filter(l, l.stages > 1)[0].stages)}",words="must be 1: nodes can't share an external server"
 type ModelSpec struct {
 	// Weights is the path of a GGUF file on the nodes, of a folder for a backend of
 	// kind "vllm", and must be left out for kind "openai"; a relative one starts at
 	// the folder of the file that names it. Empty: the model that set-up fetches,
 	// only for the model named "smollm2" on llamacpp.
+	// +kubebuilder:validation:MaxLength=4096
 	Weights string `json:"weights,omitempty"`
 	// Tokenizer is the path of a GGUF or tokenizer.json file. Empty: Weights, or
 	// the tokenizer.json in it; tokens are estimated where there is neither.
+	// +kubebuilder:validation:MaxLength=4096
 	Tokenizer string `json:"tokenizer,omitempty"`
 	// Default is whether requests that name no model go to this one. Without
 	// any, the first model of the file is.
 	Default bool `json:"default,omitempty"`
 	// Backend is how the inference engine is run.
+	// +kubebuilder:default={}
 	Backend Backend `json:"backend"`
 	// Replicas is how many copies of the model run, 0 to 1024; with 0 only Endpoints
 	// serve it. Default: as many as Layout has entries.
+	// +millrace:between:least="0",most="1024"
 	Replicas int `json:"replicas"`
 	// Layout is how each replica lies on the nodes: entry i is for replica i,
 	// the last one for all further replicas. Default: one stage.
+	// +kubebuilder:validation:MaxItems=128
+	// +listType=atomic
 	Layout []Layout `json:"layout"`
 	// Implied is whether there is no object of it: Endpoints serve it.
 	Implied bool `json:"-"`
@@ -98,21 +113,51 @@ type ModelSpec struct {
 // Backend is how the inference engine of a model is run, on every node alike.
 //
 // +kubebuilder:object:generate=true
+// +millrace:rule:at="contextTokens",when="self.kind in ['llamacpp', 'vllm'] || self.kind == 'openai' && self.contextTokens != 0",holds="self.contextTokens >= 128",shows="{string(self.contextTokens)}",words="must be ≥ 128"
+// +millrace:rule:at="contextTokens",when="self.kind in ['llamacpp', 'vllm'] || self.kind == 'openai' && self.contextTokens != 0",holds="self.contextTokens <= 16777216",shows="{string(self.contextTokens)}",words="must be ≤ 16777216"
+// +millrace:rule:at="tensorParallel",when="self.kind == 'llamacpp'",holds="self.tensorParallel in [0, 1]",shows="{string(self.tensorParallel)}",words="must be 1: llamacpp splits layers over nodes: layout.stages, or choose kind vllm"
+// +millrace:rule:at="pipelineParallel",when="self.kind == 'llamacpp'",holds="self.pipelineParallel in [0, 1]",shows="{string(self.pipelineParallel)}",words="must be 1: llamacpp splits layers over nodes: layout.stages"
+// +millrace:rule:at="dataParallel",when="self.kind == 'llamacpp'",holds="self.dataParallel in [0, 1]",shows="{string(self.dataParallel)}",words="must be 1: ask for more replicas"
+// +millrace:rule:at="args",when="self.kind == 'llamacpp'",holds="self.args.size() == 0",shows="{string(self.args.size())} arguments",words="must be left out: llamacpp's binding has no command line"
+// +millrace:rule:at="url",when="self.kind == 'llamacpp'",holds="self.url.size() == 0",shows="quoted",words="must be left out: llamacpp is started by engine; choose kind openai for a server that runs already"
+// +millrace:rule:at="model",when="self.kind == 'llamacpp'",holds="self.model.size() == 0",shows="quoted",words="must be left out: llamacpp serves the model by its own name"
+// +millrace:rule:at="tensorParallel",when="self.kind == 'vllm'",holds="self.tensorParallel >= 0",shows="{string(self.tensorParallel)}",words="must be ≥ 1"
+// +millrace:rule:at="tensorParallel",when="self.kind == 'vllm'",holds="self.tensorParallel <= 1024",shows="{string(self.tensorParallel)}",words="must be ≤ 1024"
+// +millrace:rule:at="pipelineParallel",when="self.kind == 'vllm'",holds="self.pipelineParallel >= 0",shows="{string(self.pipelineParallel)}",words="must be ≥ 1"
+// +millrace:rule:at="pipelineParallel",when="self.kind == 'vllm'",holds="self.pipelineParallel <= 1024",shows="{string(self.pipelineParallel)}",words="must be ≤ 1024"
+// +millrace:rule:at="dataParallel",when="self.kind == 'vllm'",holds="self.dataParallel >= 0",shows="{string(self.dataParallel)}",words="must be ≥ 1"
+// +millrace:rule:at="dataParallel",when="self.kind == 'vllm'",holds="self.dataParallel <= 1024",shows="{string(self.dataParallel)}",words="must be ≤ 1024"
+// +millrace:rule:at="args",when="self.kind == 'vllm'",holds="self.args.size() == 0 || self.args[0].startsWith('-')",shows="[0]: {strings.quote(self.args[0].size() > 80 ? self.args[0].substring(0, 80) : self.args[0])}",words="must begin with an argument's name, such as --dtype"
+// +millrace:rule:at="url",when="self.kind == 'vllm'",holds="self.url.size() == 0",shows="quoted",words="must be left out: vllm is started by engine; choose kind openai for a server that runs already"
+// +millrace:rule:at="model",when="self.kind == 'vllm'",holds="self.model.size() == 0",shows="quoted",words="must be left out: vllm serves the model by its own name"
+// +millrace:rule:at="tensorParallel",when="self.kind == 'openai'",holds="self.tensorParallel in [0, 1]",shows="{string(self.tensorParallel)}",words="must be 1: the server is external"
+// +millrace:rule:at="pipelineParallel",when="self.kind == 'openai'",holds="self.pipelineParallel in [0, 1]",shows="{string(self.pipelineParallel)}",words="must be 1: the server is external"
+// +millrace:rule:at="dataParallel",when="self.kind == 'openai'",holds="self.dataParallel in [0, 1]",shows="{string(self.dataParallel)}",words="must be 1: the server is external"
+// +millrace:rule:at="args",when="self.kind == 'openai'",holds="self.args.size() == 0",shows="{string(self.args.size())} arguments",words="must be left out: nothing is started, the server is external"
+// +millrace:rule:at="url",missing=true,when="has(self.kind) && self.kind == 'openai'",holds="has(self.url) && self.url.size() > 0",words="missing; must be a URL such as http://10.0.0.7:8000"
 type Backend struct {
 	// Kind is "llamacpp", "vllm" or "openai", an external server.
 	// Default "llamacpp".
+	// +kubebuilder:default=llamacpp
+	// +millrace:oneOf:values={llamacpp,vllm,openai}
 	Kind string `json:"kind"`
 	// ContextTokens is the context of one sequence, 128 to 16777216 tokens.
 	// Default 4096; of kind "openai" 0, which is not known.
 	ContextTokens int `json:"contextTokens"`
 	// Slots is how many sequences are decoded at the same time, 1 to 1024.
 	// Default 4.
+	// +kubebuilder:default=4
+	// +millrace:between:least="1",most="1024"
 	Slots int `json:"slots"`
 	// Threads is the number of CPU threads of each backend process, 1 to 1024.
 	// Default 1.
+	// +kubebuilder:default=1
+	// +millrace:between:least="1",most="1024"
 	Threads int `json:"threads"`
 	// Queue is how many requests may wait for a slot, 0 to 65536; one more is
 	// refused with 429. Default 64.
+	// +kubebuilder:default=64
+	// +millrace:between:least="0",most="65536"
 	Queue int `json:"queue"`
 	// TensorParallel, PipelineParallel and DataParallel are among how many ranks of
 	// its node a "vllm" splits each layer, splits the layers, and copies the model,
@@ -122,23 +167,39 @@ type Backend struct {
 	DataParallel     int `json:"dataParallel,omitempty"`
 	// Args are more arguments of a "vllm"'s command, such as [--dtype, float32].
 	// What engine sets itself is refused.
+	// +kubebuilder:validation:MaxItems=128
+	// +listType=atomic
+	// +kubebuilder:validation:items:MaxLength=2048
+	// +millrace:each:vllmArgument:of="millrace.dev/millrace/internal/backends"
 	Args []string `json:"args,omitempty"`
 	// URL is where the server of kind "openai" is, such as http://10.0.0.7:8000.
+	// +millrace:form:name=URL,of="millrace.dev/millrace/internal/backends",optional=true,also="isURL(self)"
 	URL string `json:"url,omitempty"`
 	// Model is the model's id at that server. Default: the model's name.
+	// +millrace:form:name=Model,of="millrace.dev/millrace/internal/backends"
 	Model string `json:"model,omitempty"`
 }
 
 // Layout is how one replica lies on the nodes.
 //
 // +kubebuilder:object:generate=true
+// +millrace:rule:at="shares",holds="self.shares.size() in [0, self.stages]",shows="{string(self.shares.size())} entries",words="must be {string(self.stages)}, one a stage"
+// +millrace:rule:at="nodes",holds="self.nodes.size() in [0, self.stages]",shows="{string(self.nodes.size())} entries",words="must be {string(self.stages)}, one a stage"
 type Layout struct {
 	// Stages is how many nodes share the layers, 1 to 256. Default 1.
+	// +kubebuilder:default=1
+	// +millrace:between:least="1",most="256"
 	Stages int `json:"stages"`
 	// Shares is the relative number of layers of each stage, each > 0; they
 	// need not add up to anything. Empty: equal shares.
+	// +kubebuilder:validation:MaxItems=256
+	// +listType=atomic
+	// +millrace:each:rule:holds="self > 0.0 && self <= 1000000.0",shows="{string(self)}",words="must be > 0 and ≤ 1000000"
 	Shares []float32 `json:"shares,omitempty"`
 	// Nodes names the node of each stage, all different. Empty: any nodes.
+	// +kubebuilder:validation:MaxItems=256
+	// +listType=set
+	// +millrace:each:form:name=nodeName
 	Nodes []string `json:"nodes,omitempty"`
 }
 
@@ -159,47 +220,66 @@ type Policy struct {
 // +kubebuilder:object:generate=true
 type PolicySpec struct {
 	// Sessions is how conversations are recognised and remembered.
+	// +kubebuilder:default={}
 	Sessions Sessions `json:"sessions"`
 	// Retries is how often a request is tried.
+	// +kubebuilder:default={}
 	Retries Retries `json:"retries"`
 	// Priorities is how a request says what it is worth.
+	// +kubebuilder:default={}
 	Priorities Priorities `json:"priorities"`
 	// Limits bounds what one request may cost.
+	// +kubebuilder:default={}
 	Limits Limits `json:"limits"`
 	// Explain is whether a request with "x-millrace-debug: 1" gets to know why it went
 	// where it went, in the answer's header x-millrace-decision: it has the addresses
 	// of the engines. Default false.
 	Explain bool `json:"explain,omitempty"`
 	// Rewrites let other models serve requests for a name. Default: none.
+	// +kubebuilder:validation:MaxItems=512
+	// +listType=map
+	// +listMapKey=model
 	Rewrites []Rewrite `json:"rewrites,omitempty"`
 	// Flow is what happens when all endpoints of a model are busy, and what each
 	// tenant may use.
+	// +kubebuilder:default={}
 	Flow Flow `json:"flow"`
 	// Istio is which Envoys of an Istio mesh route to the engines themselves.
+	// +kubebuilder:default={}
 	Istio Istio `json:"istio"`
 }
 
 // Sessions is how conversations are recognised and remembered.
 type Sessions struct {
 	// Header names a request's session. Default "x-session-id".
+	// +kubebuilder:default="x-session-id"
+	// +millrace:form:name=headerName
 	Header string `json:"header"`
 	// Cookie is for clients that send no such header.
+	// +kubebuilder:default={}
 	Cookie Cookie `json:"cookie"`
 	// Idle is how long a session without requests is remembered, 1s to 720h.
 	// Default 30m.
+	// +kubebuilder:default="30m"
+	// +millrace:lasts:least="1s",most="720h"
 	Idle Duration `json:"idle"`
 	// Max is how many sessions are remembered at most, 1 to 10000000; the one
 	// idle for longest is forgotten. Default 100000.
+	// +kubebuilder:default=100000
+	// +millrace:between:least="1",most="10000000"
 	Max int `json:"max"`
 }
 
 // Cookie is the signed session cookie.
 type Cookie struct {
 	// Name of the cookie; "" sets and reads none. Default "millrace-session".
+	// +kubebuilder:default="millrace-session"
+	// +millrace:form:name=cookieName
 	Name string `json:"name"`
 	// KeyFile is the path of a file whose bytes (16 to 256) sign the cookie; a
 	// relative one starts at the folder of the file that names it. Empty: xds
 	// makes a key that lives as long as xds does.
+	// +kubebuilder:validation:MaxLength=4096
 	KeyFile string `json:"keyFile,omitempty"`
 }
 
@@ -207,14 +287,22 @@ type Cookie struct {
 // 1 (no retry) to 16, by the request's priority.
 type Retries struct {
 	// Critical attempts. Default 4.
+	// +kubebuilder:default=4
+	// +millrace:between:least="1",most="16"
 	Critical int `json:"critical"`
 	// Standard attempts. Default 4.
+	// +kubebuilder:default=4
+	// +millrace:between:least="1",most="16"
 	Standard int `json:"standard"`
 	// Sheddable attempts. Default 2.
+	// +kubebuilder:default=2
+	// +millrace:between:least="1",most="16"
 	Sheddable int `json:"sheddable"`
 	// MaxPerTry is how long one attempt may wait for response headers, which a
 	// response that is not streamed sends only when it is complete. Default 0s:
 	// as long as the request itself may take.
+	// +kubebuilder:default="0s"
+	// +millrace:lasts:least="0s",most="24h"
 	MaxPerTry Duration `json:"maxPerTry"`
 }
 
@@ -234,9 +322,13 @@ func (r Retries) Attempts(priority string) int {
 // Priorities is how a request says what it is worth.
 type Priorities struct {
 	// Header holds a request's priority. Default "x-millrace-priority".
+	// +kubebuilder:default="x-millrace-priority"
+	// +millrace:form:name=headerName
 	Header string `json:"header"`
 	// Default is the priority of a request that names none: "critical",
 	// "standard" or "sheddable". Default "standard".
+	// +kubebuilder:default=standard
+	// +millrace:oneOf:values={critical,standard,sheddable}
 	Default string `json:"default"`
 }
 
@@ -244,10 +336,14 @@ type Priorities struct {
 type Limits struct {
 	// MaxBodyBytes is the largest request body, 1Ki to 1Gi; a larger one is
 	// answered with 413. Default 16Mi.
+	// +kubebuilder:default="16Mi"
+	// +millrace:size:least=1Ki,most=1Gi
 	MaxBodyBytes Bytes `json:"maxBodyBytes"`
 	// RequestTimeout is how long a request may take once it has come in whole, retries
 	// included, 1s to 24h; its body may come in for ten minutes. A backend that is to be
 	// changed waits as long for running requests. Default 10m.
+	// +kubebuilder:default="10m"
+	// +millrace:lasts:least="1s",most="24h"
 	RequestTimeout Duration `json:"requestTimeout"`
 }
 

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding"
 	"fmt"
+	"math"
 	"reflect"
 	"strconv"
 	"strings"
@@ -25,6 +26,8 @@ type decoder struct {
 	conflicts []Fault
 	// lines holds the line of each field that is set, by its path.
 	lines map[string]int
+	// written holds durations and sizes as they are written, by path, for faults.
+	written map[string]string
 	// nodes read so far.
 	nodes int
 }
@@ -123,6 +126,10 @@ func (d *decoder) list(path string, n *yaml.Node, v reflect.Value) {
 	}
 	out := reflect.Zero(v.Type())
 	for i, item := range n.Content {
+		if item.ShortTag() == "!!null" {
+			d.fault(item, path+"["+strconv.Itoa(i)+"]", "nothing; must be left out, or say something")
+			continue
+		}
 		entry := reflect.New(v.Type().Elem())
 		if e, ok := entry.Interface().(interface{ setDefaults() }); ok {
 			e.setDefaults()
@@ -167,9 +174,22 @@ func (d *decoder) text(path string, n *yaml.Node, u encoding.TextUnmarshaler) {
 		d.fault(n, path, "%s; must be a single value", shown(n))
 		return
 	}
-	if err := u.UnmarshalText([]byte(n.Value)); err != nil {
+	text := n.Value
+	if _, size := u.(*Bytes); size && n.ShortTag() == "!!int" {
+		var number int64 // may be hexadecimal
+		if err := n.Load(&number); err == nil {
+			text = strconv.FormatInt(number, 10)
+		}
+	} else if n.ShortTag() != "!!str" {
+		text = "" // "0" without quotes is a number to an API server, and not a duration
+	}
+	if err := u.UnmarshalText([]byte(text)); err != nil {
 		d.fault(n, path, "%s; %v", shown(n), err)
 	}
+	if d.written == nil {
+		d.written = map[string]string{}
+	}
+	d.written[path] = text
 }
 
 // scalar reads a string, number or boolean.
@@ -181,7 +201,7 @@ func (d *decoder) scalar(path string, n *yaml.Node, v reflect.Value) {
 	case reflect.Bool:
 		want, tags = "true or false", "!!bool"
 	case reflect.Int:
-		want, tags = "a whole number", "!!int"
+		want, tags = "a whole number", "!!int !!float"
 	case reflect.Float32:
 		want, tags = "a number", "!!int !!float"
 	default:
@@ -189,6 +209,10 @@ func (d *decoder) scalar(path string, n *yaml.Node, v reflect.Value) {
 	}
 	if n.Kind != yaml.ScalarNode || !strings.Contains(tags, n.ShortTag()) {
 		d.fault(n, path, "%s; must be %s", shown(n), want)
+		return
+	}
+	if f, err := strconv.ParseFloat(n.Value, 64); v.Kind() == reflect.Int && err == nil && n.ShortTag() == "!!float" && f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+		v.SetInt(int64(f)) // 2.0 is a whole number to an API server
 		return
 	}
 	if err := n.Load(v.Addr().Interface()); err != nil {

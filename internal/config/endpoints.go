@@ -40,30 +40,49 @@ type Endpoints struct {
 type EndpointsSpec struct {
 	// Endpoints are the engines; all objects together have at most 16384. A model that one
 	// serves needs no Model object: the tokens of its prompts are estimated then.
+	// +kubebuilder:validation:MaxItems=1024
+	// +listType=map
+	// +listMapKey=address
 	Endpoints []Endpoint `json:"endpoints"`
 }
 
 // Endpoint is one engine that is run by somebody else.
 //
 // +kubebuilder:object:generate=true
+// +millrace:rule:at="models",missing=true,holds="has(self.models) && self.models.size() > 0",words="missing; must be a list of the model ids that it serves"
+// +millrace:rule:at="metrics",when="self.type == 'openai' && isURL(self.metrics)",holds="self.metrics.size() == 0",shows="quoted",words="an endpoint of type openai has no metrics that we know: name its type, or leave this out"
+// +millrace:rule:at="kvEvents",when="self.type != 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0 || has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0)",words="an endpoint of type {self.type} has none that we know: set type: vllm, or leave this out"
+// +millrace:rule:at="kvEvents",when="self.type == 'vllm' && has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0",holds="has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0",words="neither connect nor listen; must be one of them: connect where the engine's endpoint has a *, else listen"
+// +millrace:rule:at="kvEvents",when="self.type == 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 && has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0)",words="connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen"
 type Endpoint struct {
 	// Address is "ip:port" of its API, as Envoy's cluster has it.
+	// +kubebuilder:validation:Required
+	// +millrace:address:words="must be ip:port, as Envoy's cluster has it"
 	Address string `json:"address"`
 	// Models are the ids that it serves, at least one.
+	// +kubebuilder:validation:MaxItems=100
+	// +listType=set
+	// +millrace:each:form:name=servedName
 	Models []string `json:"models"`
 	// Type is "vllm", "sglang", "llamacpp", "tensorrtllm", "triton" or "openai", which shows
 	// no metrics. Default "openai".
+	// +kubebuilder:default=openai
+	// +millrace:oneOf:values={vllm,sglang,llamacpp,tensorrtllm,triton,openai}
 	Type string `json:"type"`
 	// Metrics is the URL of its metrics. Default: where its type has them, mostly
 	// http://ADDRESS/metrics; an "openai" endpoint has none.
+	// +millrace:form:name=metricsURL,optional=true,also="isURL(self)"
 	Metrics string `json:"metrics,omitempty"`
 	// Node is the machine that it runs on: what is on one node fails together.
 	// Default: the address without its port.
+	// +millrace:form:name=zoneName,optional=true
 	Node string `json:"node,omitempty"`
 	// Zone is its failure domain. Default: none, each node is its own.
+	// +millrace:form:name=zoneName,optional=true
 	Zone string `json:"zone,omitempty"`
 	// Slots is how many requests it works on at a time, 0 to 65536. Default 0:
 	// learned when some wait.
+	// +millrace:between:least="0",most="65536"
 	Slots int `json:"slots,omitempty"`
 	// KVEvents is where a "vllm" endpoint publishes what its KV cache holds. Default:
 	// nowhere; what is cached is guessed from what was sent.
@@ -93,41 +112,46 @@ func (e *Endpoint) complete() {
 }
 
 func (e Endpoint) validate(at string, r *rules) {
-	if a, err := netip.ParseAddrPort(e.Address); err != nil || a.Port() == 0 {
-		r.broken(at+".address", "%q; must be ip:port, as Envoy's cluster has it", e.Address)
+	if !isAddress(e.Address) {
+		r.broken(at+".address", "%.80q; must be ip:port, as Envoy's cluster has it", e.Address)
 	}
 	if len(e.Models) == 0 {
 		r.broken(at+".models", "missing; must be a list of the model ids that it serves")
 	}
+	r.between(at+".models", len(e.Models), 0, maxEndpointModels)
 	for i, m := range e.Models {
 		path := at + ".models[" + strconv.Itoa(i) + "]"
-		r.matches(path, m, servedName, "1 to 96 printable characters without spaces")
+		r.matches(path, m, servedName)
 		if slices.Contains(e.Models[:i], m) {
 			r.broken(path, "%q; must be in the list once", m)
 		}
 	}
-	if e.Type != TypeOpenAI && scrape.Named(e.Type) == nil {
-		r.broken(at+".type", "%q; must be %s or %s", e.Type, strings.Join(scrape.Names(), ", "), TypeOpenAI)
-	}
+	r.oneOf(at+".type", e.Type, append(scrape.Names(), TypeOpenAI)...)
 	e.validateMetrics(at+".metrics", r)
 	for path, name := range map[string]string{at + ".node": e.Node, at + ".zone": e.Zone} {
 		if name != "" {
-			r.matches(path, name, zoneName, `1 to 63 letters, digits, ".", "_", "/" or "-"`)
+			r.matches(path, name, zoneName)
 		}
 	}
 	r.between(at+".slots", e.Slots, 0, 65536)
 	e.KVEvents.validate(at+".kvEvents", e.Type, r)
 }
 
+// isAddress reports whether a text is ip:port, as every program and an API server reads it.
+func isAddress(text string) bool {
+	a, err := netip.ParseAddrPort(text)
+	_, port, _ := strings.Cut(text[strings.LastIndexByte(text, ']')+1:], ":")
+	return err == nil && a.Port() != 0 && len(port) <= len("65535") && a.Addr().Zone() == "" && !a.Addr().Is4In6()
+}
+
 func (e Endpoint) validateMetrics(path string, r *rules) {
 	if e.Metrics == "" {
 		return
 	}
-	u, err := url.Parse(e.Metrics)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		r.broken(path, "%q; must be a URL such as http://10.0.0.3:8000/metrics", e.Metrics)
+	if _, err := url.ParseRequestURI(e.Metrics); err != nil || !metricsURL.fits(e.Metrics) {
+		r.broken(path, "%.80q; must be %s", e.Metrics, metricsURL.words)
 	} else if e.Type == TypeOpenAI {
-		r.broken(path, "%q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
+		r.broken(path, "%.80q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
 	}
 }
 
@@ -162,7 +186,8 @@ func (r *reader) endpoints(d *decoder, n *yaml.Node) {
 // validate returns the rules that the object breaks by itself, by path.
 func (e Endpoints) validate() []Fault {
 	var broken rules
-	broken.matches("metadata.name", e.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
+	broken.matches("metadata.name", e.Metadata.Name, modelName)
+	broken.between("spec.endpoints", len(e.Spec.Endpoints), 0, maxOneObject)
 	if len(e.Spec.Endpoints) == 0 {
 		broken.broken("spec.endpoints", "missing; must be a list with at least one entry")
 	}

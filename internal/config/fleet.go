@@ -8,20 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
 )
-
-// servedName is what engines accept as the id of a model: often that of a
-// repository, with a slash.
-var servedName = regexp.MustCompile(`^[!-~]{1,96}$`)
-
-// zoneName is a failure domain or a node, whatever its people call it.
-var zoneName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
 
 // Fleet is what `extproc -fleet` reads: engines that runs elsewhere. It is one
 // YAML document.

@@ -5,7 +5,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // How a gateway of Istio reaches the engines.
@@ -34,45 +33,76 @@ const (
 
 // Istio is which Envoys of an Istio mesh route to the engines themselves, by our weights
 // and by extproc. It has no effect where xds is not in a cluster.
+//
+// +kubebuilder:object:generate=true
 type Istio struct {
 	// Gateways that serve the API, at most 64. Default: none.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +millrace:once:same="has(o.name) && has(e.name) && o.name == e.name && o.api == e.api && (has(o.__namespace__) ? has(e.__namespace__) && o.__namespace__ == e.__namespace__ : !has(e.__namespace__))",field=name
 	Gateways []IstioGatewayRef `json:"gateways,omitempty"`
 	// Sidecars of the Pods of clients.
 	Sidecars IstioSidecars `json:"sidecars,omitzero"`
 	// TLS is how engines and extproc are reached: "None", in cleartext, or
 	// "IstioMutual", where they have sidecars themselves. Default "None".
+	// +kubebuilder:default=None
+	// +millrace:oneOf:values={None,IstioMutual}
 	TLS string `json:"tls"`
 }
 
 // IstioGatewayRef is one gateway that serves the API.
+//
+// +millrace:rule:at="name",missing=true,holds="has(self.name)",words=`""; must be 1 to 253 lower-case letters, digits, "-" or "."`
+// +millrace:rule:at="mode",when="self.api == 'Istio'",holds="self.mode != 'InferencePool'",shows="quoted",words="must be EnvoyFilter where api is Istio: only Kubernetes' gateways know pools"
+// +kubebuilder:object:generate=true
 type IstioGatewayRef struct {
 	// Name of the Gateway object.
+	// +millrace:form:name=objectName
 	Name string `json:"name"`
 	// Namespace of it. Default: that of xds.
+	// +millrace:form:name=nodeName,optional=true
 	Namespace string `json:"namespace,omitempty"`
 	// API is whose Gateway it is: "Kubernetes" (gateway.networking.k8s.io) or "Istio"
 	// (networking.istio.io). Default "Kubernetes".
+	// +kubebuilder:default=Kubernetes
+	// +millrace:oneOf:values={Kubernetes,Istio}
 	API string `json:"api"`
 	// Mode is "EnvoyFilter", by weights that follow the GPUs and a filter that asks
 	// extproc, or "InferencePool", by Kubernetes' own objects, where nothing is
 	// weighted when extproc is away. Default "EnvoyFilter".
+	// +kubebuilder:default=EnvoyFilter
+	// +millrace:oneOf:values={EnvoyFilter,InferencePool}
 	Mode string `json:"mode"`
 	// Hosts for which the gateway serves the API, such as llm.example.com, at most 16.
 	// Default: for all hosts.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +millrace:each:form:name=hostName
+	// +millrace:once
 	Hosts []string `json:"hosts,omitempty"`
 	// Selector is labels of the gateway's Pods. Default: those that Istio gives to Pods
 	// of a "Kubernetes" Gateway; all gateways of the namespace for an "Istio" one.
+	// +kubebuilder:validation:MaxProperties=16
+	// +millrace:labels
 	Selector map[string]string `json:"selector,omitempty"`
 }
 
 // IstioSidecars is the sidecars of clients that call the mesh's own gateway by its
 // Service: they send to the engines themselves.
+//
+// +kubebuilder:object:generate=true
 type IstioSidecars struct {
 	// Enabled is whether there are any. Default false.
 	Enabled bool `json:"enabled,omitempty"`
 	// Namespaces of the clients, at most 64. Default: that of xds.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +millrace:each:form:name=nodeName
+	// +millrace:once
 	Namespaces []string `json:"namespaces,omitempty"`
 	// Selector is labels of the clients' Pods. Default: all Pods there.
+	// +kubebuilder:validation:MaxProperties=16
+	// +millrace:labels
 	Selector map[string]string `json:"selector,omitempty"`
 }
 
@@ -89,17 +119,33 @@ const (
 	maxSelector     = 16
 )
 
+const (
+	objectNamePattern = `^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`
+	objectNameWords   = `1 to 253 lower-case letters, digits, "-" or "."`
+	objectNameMax     = 253
+
+	hostNamePattern = `^(\*|(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)$`
+	hostNameWords   = "the name of a host in lower case, or one that begins with *."
+	hostNameMax     = 253
+
+	labelKeyPattern = `^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`
+	labelKeyWords   = "the name of a label"
+	labelKeyMax     = 317
+
+	labelValuePattern = `^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$`
+	labelValueWords   = `at most 63 letters, digits, ".", "_" or "-"`
+	labelValueMax     = 63
+)
+
 var (
-	objectName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
-	hostName   = regexp.MustCompile(`^(\*|(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)$`)
-	labelKey   = regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-	labelValue = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$`)
+	objectName = form{regexp.MustCompile(objectNamePattern), objectNameWords, objectNameMax}
+	hostName   = form{regexp.MustCompile(hostNamePattern), hostNameWords, hostNameMax}
+	labelKey   = form{regexp.MustCompile(labelKeyPattern), labelKeyWords, labelKeyMax}
+	labelValue = form{regexp.MustCompile(labelValuePattern), labelValueWords, labelValueMax}
 )
 
 func (i Istio) validate(path string, r *rules) {
-	if i.TLS != TLSNone && i.TLS != TLSIstioMutual {
-		r.broken(path+".tls", "%q; must be %s or %s", i.TLS, TLSNone, TLSIstioMutual)
-	}
+	r.oneOf(path+".tls", i.TLS, TLSNone, TLSIstioMutual)
 	r.between(path+".gateways", len(i.Gateways), 0, maxGateways)
 	for k, g := range i.Gateways {
 		at := path + ".gateways[" + strconv.Itoa(k) + "]"
@@ -114,7 +160,7 @@ func (i Istio) validate(path string, r *rules) {
 	r.between(at+".namespaces", len(s.Namespaces), 0, maxGateways)
 	for k, n := range s.Namespaces {
 		entry := at + ".namespaces[" + strconv.Itoa(k) + "]"
-		r.matches(entry, n, nodeName, `1 to 63 lower-case letters, digits or "-"`)
+		r.matches(entry, n, nodeName)
 		if slices.Contains(s.Namespaces[:k], n) {
 			r.broken(entry, "%q; must be in the list once", n)
 		}
@@ -123,25 +169,19 @@ func (i Istio) validate(path string, r *rules) {
 }
 
 func (g IstioGatewayRef) validate(at string, r *rules) {
-	r.matches(at+".name", g.Name, objectName, `1 to 253 lower-case letters, digits, "-" or "."`)
+	r.matches(at+".name", g.Name, objectName)
 	if g.Namespace != "" {
-		r.matches(at+".namespace", g.Namespace, nodeName, `1 to 63 lower-case letters, digits or "-"`)
+		r.matches(at+".namespace", g.Namespace, nodeName)
 	}
-	if g.API != KubernetesGateway && g.API != IstioGateway {
-		r.broken(at+".api", "%q; must be %s or %s", g.API, KubernetesGateway, IstioGateway)
-	}
-	switch {
-	case g.Mode != ModeEnvoyFilter && g.Mode != ModeInferencePool:
-		r.broken(at+".mode", "%q; must be %s or %s", g.Mode, ModeEnvoyFilter, ModeInferencePool)
-	case g.Mode == ModeInferencePool && g.API == IstioGateway:
+	r.oneOf(at+".api", g.API, KubernetesGateway, IstioGateway)
+	r.oneOf(at+".mode", g.Mode, ModeEnvoyFilter, ModeInferencePool)
+	if g.Mode == ModeInferencePool && g.API == IstioGateway {
 		r.broken(at+".mode", "%q; must be %s where api is %s: only Kubernetes' gateways know pools", g.Mode, ModeEnvoyFilter, IstioGateway)
 	}
 	r.between(at+".hosts", len(g.Hosts), 0, maxGatewayHosts)
 	for k, h := range g.Hosts {
 		entry := at + ".hosts[" + strconv.Itoa(k) + "]"
-		if len(h) > 253 || !hostName.MatchString(h) {
-			r.broken(entry, "%q; must be the name of a host in lower case, or one that begins with *.", h)
-		}
+		r.matches(entry, h, hostName)
 		if slices.Contains(g.Hosts[:k], h) {
 			r.broken(entry, "%q; must be in the list once", h)
 		}
@@ -152,10 +192,7 @@ func (g IstioGatewayRef) validate(at string, r *rules) {
 func validateSelector(at string, labels map[string]string, r *rules) {
 	r.between(at, len(labels), 0, maxSelector)
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		prefix, _, _ := strings.Cut(k, "/")
-		if len(prefix) > 253 || !labelKey.MatchString(k) {
-			r.broken(at, "%q; must be the name of a label", k)
-		}
-		r.matches(at+"."+k, labels[k], labelValue, `at most 63 letters, digits, ".", "_" or "-"`)
+		r.matches(at, k, labelKey)
+		r.matches(at+"."+k, labels[k], labelValue)
 	}
 }

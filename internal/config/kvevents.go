@@ -1,26 +1,25 @@
 package config
 
-import (
-	"net/netip"
-
-	"millrace.dev/millrace/internal/scrape"
-)
+import "millrace.dev/millrace/internal/scrape"
 
 // KVEvents is where an engine's events about its KV cache come from: vLLM run with
 // --kv-events-config. One of Connect and Listen is set.
 type KVEvents struct {
 	// Connect is the "ip:port" at which the engine's publisher listens: where its own
 	// configuration has a "*" in the endpoint.
+	// +millrace:address:words="must be ip:port, without tcp://",optional=true
 	Connect string `json:"connect,omitempty"`
 	// Listen is the "ip:port" at which extproc, or xds for Endpoints, listens and to which the publisher
 	// connects: what stands in the endpoint of the engine's configuration otherwise.
 	// Anybody who reaches it is believed.
+	// +millrace:address:words="must be ip:port, without tcp://",optional=true
 	Listen string `json:"listen,omitempty"`
 	// Topic is what the engine's configuration says. Default: empty.
+	// +kubebuilder:validation:MaxLength=200
 	Topic string `json:"topic,omitempty"`
 }
 
-// maxTopic bounds a topic, in bytes.
+// maxTopic bounds a topic, in characters.
 const maxTopic = 200
 
 // validate returns the rules that the setting of an endpoint of a type breaks.
@@ -37,11 +36,9 @@ func (k KVEvents) validate(at, typ string, r *rules) {
 		r.broken(at, "connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen")
 	}
 	for path, address := range map[string]string{at + ".connect": k.Connect, at + ".listen": k.Listen} {
-		if a, err := netip.ParseAddrPort(address); address != "" && (err != nil || a.Port() == 0) {
-			r.broken(path, "%q; must be ip:port, without tcp://", address)
+		if address != "" && !isAddress(address) {
+			r.broken(path, "%.80q; must be ip:port, without tcp://", address)
 		}
 	}
-	if len(k.Topic) > maxTopic {
-		r.broken(at+".topic", "%d bytes; must be ≤ %d", len(k.Topic), maxTopic)
-	}
+	r.short(at+".topic", k.Topic, maxTopic)
 }

@@ -213,6 +213,7 @@ func (r *reader) model(d *decoder, n *yaml.Node) {
 
 func (r *reader) policy(d *decoder, n *yaml.Node) {
 	p := newPolicy()
+	p.Metadata.Name = ""
 	d.value("", n, reflect.ValueOf(&p).Elem())
 	if d.check(p.validate()); r.out(d) {
 		return
@@ -247,9 +248,14 @@ func (d *decoder) check(broken []Fault) {
 	}
 }
 
-// located gives broken rules their object and the lines of their fields.
+// located gives broken rules their object and the lines of their fields, and durations
+// and sizes the words of the text.
 func (d *decoder) located(broken []Fault) []Fault {
 	for i, f := range broken {
+		_, must, _ := strings.Cut(f.Text, "; must be ")
+		if text, ok := d.written[f.Path]; ok && must != "" {
+			broken[i].Text = text + "; must be " + must
+		}
 		broken[i].Line, broken[i].Kind, broken[i].Name = d.line(f.Path), d.kind, d.name
 	}
 	return broken

@@ -9,20 +9,31 @@ import (
 // models change behind it, or a share of a model's requests to try another.
 //
 // +kubebuilder:object:generate=true
+// +millrace:rule:at="to",missing=true,holds="has(self.to) && self.to.size() > 0",shows="missing",words="must be a list of the models that serve {strings.quote(self.model)}"
 type Rewrite struct {
 	// Model is the name that clients use; it need not be that of a model. No two
 	// rewrites have the same.
+	// +kubebuilder:validation:Required
+	// +millrace:form:name=servedName
 	Model string `json:"model"`
 	// To are the models that serve them, 1 to 16. A conversation stays with one of
 	// them. They are not rewritten again.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +millrace:once:same="has(o.model) && has(e.model) && o.model == e.model || !has(e.model)",field=model
 	To []RewriteTarget `json:"to"`
 }
 
 // RewriteTarget is a model with its share of the conversations.
+//
+// +millrace:rule:at="model",missing=true,holds="has(self.model)",words=`""; must be 1 to 96 printable characters without spaces`
 type RewriteTarget struct {
 	// Model is its id.
+	// +millrace:form:name=servedName
 	Model string `json:"model"`
 	// Weight is its share beside the other weights, 1 to 1000000. Default 1.
+	// +kubebuilder:default=1
+	// +millrace:between:least="1",most="1000000"
 	Weight int `json:"weight"`
 }
 
@@ -31,7 +42,7 @@ func (t *RewriteTarget) setDefaults() { t.Weight = 1 }
 
 // Bounds of rewrites.
 const (
-	maxRewrites = 1024
+	maxRewrites = 512
 	maxTargets  = 16
 	maxWeight   = 1_000_000
 )
@@ -45,7 +56,7 @@ func validateRewrites(path string, all []Rewrite, r *rules) {
 	seen := make(map[string]bool, len(all))
 	for i, w := range all {
 		at := path + "[" + strconv.Itoa(i) + "]"
-		r.matches(at+".model", w.Model, servedName, "1 to 96 printable characters without spaces")
+		r.matches(at+".model", w.Model, servedName)
 		if seen[w.Model] {
 			r.broken(at+".model", "%q; must be in the list once", w.Model)
 		}
@@ -57,6 +68,7 @@ func validateRewrites(path string, all []Rewrite, r *rules) {
 		}
 		for k, t := range w.To {
 			to := at + ".to[" + strconv.Itoa(k) + "]"
+			r.matches(to+".model", t.Model, servedName)
 			if slices.ContainsFunc(w.To[:k], func(o RewriteTarget) bool { return o.Model == t.Model }) {
 				r.broken(to+".model", "%q; must be in the list once", t.Model)
 			}

@@ -10,6 +10,8 @@ import (
 )
 
 // Duration is a length of time, written as 30m, 1.5s or 250ms.
+//
+// +kubebuilder:validation:Type=string
 type Duration struct{ time.Duration }
 
 // MarshalText writes the duration in its shortest form, for example 30m.
@@ -36,6 +38,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 
 // Bytes is a size in bytes, written plain or with one of the suffixes Ki, Mi,
 // Gi, k, M and G.
+//
+// +kubebuilder:validation:XIntOrString
 type Bytes int64
 
 // suffixes are ordered so that the first one that divides a size makes its

@@ -1,21 +1,16 @@
 package config
 
 import (
+	"encoding"
 	"fmt"
-	"millrace.dev/millrace/internal/backends"
-	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
+	"millrace.dev/millrace/internal/backends"
 	"millrace.dev/millrace/internal/wire"
-)
-
-var (
-	modelName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
-	nodeName   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	headerName = regexp.MustCompile("^[a-z0-9!#$%&'*+.^_`|~-]{1,128}$")    // RFC 9110, section 5.6.2, lower case as in HTTP/2
-	cookieName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]{0,128}$") // RFC 6265, section 4.1.1
 )
 
 // rules collects the broken rules of one object.
@@ -34,6 +29,15 @@ func (r *rules) between(path string, value, least, most int) {
 	}
 }
 
+func (r *rules) holds(path string, value, least, most Bytes) {
+	switch {
+	case value < least:
+		r.broken(path, "%s; must be ≥ %s", text(value), text(least))
+	case value > most:
+		r.broken(path, "%s; must be ≤ %s", text(value), text(most))
+	}
+}
+
 func (r *rules) lasts(path string, value Duration, least, most time.Duration) {
 	switch {
 	case value.Duration < least:
@@ -43,14 +47,29 @@ func (r *rules) lasts(path string, value Duration, least, most time.Duration) {
 	}
 }
 
-func (r *rules) matches(path, value string, pattern *regexp.Regexp, what string) {
-	if !pattern.MatchString(value) {
-		r.broken(path, "%q; must be %s", value, what)
+// matches checks a text. It is shown to its 80th character: who gave it knows the rest.
+func (r *rules) matches(path, value string, f form) {
+	if !f.fits(value) {
+		r.broken(path, "%.80q; must be %s", value, f.words)
 	}
 }
 
-func text(d Duration) string {
-	b, _ := d.MarshalText() // never fails
+// oneOf checks a text that is one of a few.
+func (r *rules) oneOf(path, value string, values ...string) {
+	if n := len(values) - 1; !slices.Contains(values, value) {
+		r.broken(path, "%.80q; must be %s or %s", value, strings.Join(values[:n], ", "), values[n])
+	}
+}
+
+// short bounds a text that may be anything, in characters.
+func (r *rules) short(path, value string, most int) {
+	if n := utf8.RuneCountInString(value); n > most {
+		r.broken(path, "%d characters; must be ≤ %d", n, most)
+	}
+}
+
+func text(v encoding.TextMarshaler) string {
+	b, _ := v.MarshalText() // never fails
 	return string(b)
 }
 
@@ -58,12 +77,15 @@ func text(d Duration) string {
 func (m Model) validate() []Fault {
 	var r rules
 	s := m.Spec
-	r.matches("metadata.name", m.Metadata.Name, modelName, `1 to 63 lower-case letters, digits, "-" or "."`)
+	r.matches("metadata.name", m.Metadata.Name, modelName)
 	m.validateBackend(&r)
+	r.short("spec.weights", s.Weights, maxPath)
+	r.short("spec.tokenizer", s.Tokenizer, maxPath)
 	r.between("spec.replicas", s.Replicas, 0, 1024)
 	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
 		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
 	}
+	r.between("spec.layout", len(s.Layout), 0, maxLayout)
 	for i, l := range s.Layout {
 		l.validate("spec.layout["+strconv.Itoa(i)+"]", &r)
 	}
@@ -132,7 +154,7 @@ func (l Layout) validate(path string, r *rules) {
 	}
 	for i, node := range l.Nodes {
 		at := path + ".nodes[" + strconv.Itoa(i) + "]"
-		r.matches(at, node, nodeName, `1 to 63 lower-case letters, digits or "-"`)
+		r.matches(at, node, nodeName)
 		if slices.Contains(l.Nodes[:i], node) {
 			r.broken(at, "%q; must be in the list once", node)
 		}
@@ -156,15 +178,14 @@ func (p Policy) validate() []Fault {
 }
 
 func (p Priorities) validate(r *rules) {
-	r.matches("spec.priorities.header", p.Header, headerName, "the name of a header in lower case")
-	if !slices.Contains([]string{wire.Critical, wire.Standard, wire.Sheddable}, p.Default) {
-		r.broken("spec.priorities.default", "%q; must be %s, %s or %s", p.Default, wire.Critical, wire.Standard, wire.Sheddable)
-	}
+	r.matches("spec.priorities.header", p.Header, headerName)
+	r.oneOf("spec.priorities.default", p.Default, wire.Critical, wire.Standard, wire.Sheddable)
 }
 
 func (s Sessions) validate(r *rules) {
-	r.matches("spec.sessions.header", s.Header, headerName, "the name of a header in lower case")
-	r.matches("spec.sessions.cookie.name", s.Cookie.Name, cookieName, "the name of a cookie")
+	r.matches("spec.sessions.header", s.Header, headerName)
+	r.matches("spec.sessions.cookie.name", s.Cookie.Name, cookieName)
+	r.short("spec.sessions.cookie.keyFile", s.Cookie.KeyFile, maxPath)
 	r.lasts("spec.sessions.idle", s.Idle, time.Second, 720*time.Hour)
 	r.between("spec.sessions.max", s.Max, 1, 10_000_000)
 }
@@ -177,6 +198,6 @@ func (t Retries) validate(r *rules) {
 }
 
 func (l Limits) validate(r *rules) {
-	r.between("spec.limits.maxBodyBytes", int(l.MaxBodyBytes), 1<<10, 1<<30)
+	r.holds("spec.limits.maxBodyBytes", l.MaxBodyBytes, 1<<10, 1<<30)
 	r.lasts("spec.limits.requestTimeout", l.RequestTimeout, time.Second, 24*time.Hour)
 }

@@ -32,12 +32,16 @@ type State struct {
 type Object[S any] struct {
 	// Kind and Name of the object, unique in its State.
 	Kind, Name string
-	// Generation is the version of the object's content: it grows when that changes.
-	// It begins at 1 when the source starts: nobody may compare it over a restart.
+	// Generation is the version of the object's content: it grows when that changes. That
+	// of a file begins at 1 when the source starts: nobody may compare it over a restart.
+	// 0: there is no such object, what is in force is by default.
 	Generation int64
 	// Spec is the content.
 	Spec S
 }
+
+// Ref names an object.
+type Ref struct{ Kind, Name string }
 
 // Model returns a model by its name.
 func (s *State) Model(name string) (Object[config.ModelSpec], bool) {
@@ -93,6 +97,32 @@ func Next(before *State, f config.File, key []byte) *State {
 	return next
 }
 
+// Known returns the State of objects whose generations their source knows, with the key
+// of cookies, after before; before itself if nothing has changed. before may be nil. A
+// generation may be lower than before: the object was deleted and made anew.
+func Known(before *State, f config.File, generation func(kind, name string) int64, key []byte) *State {
+	next := &State{Version: 1, CookieKey: key}
+	for _, m := range f.Models {
+		next.Models = append(next.Models, known(generation, config.KindModel, m.Metadata.Name, m.Spec))
+	}
+	for _, e := range f.Endpoints {
+		next.Endpoints = append(next.Endpoints, known(generation, config.KindEndpoints, e.Metadata.Name, e.Spec))
+	}
+	next.Policy = known(generation, config.KindPolicy, f.Policy.Metadata.Name, f.Policy.Spec)
+	if before != nil {
+		next.Version = before.Version
+		if reflect.DeepEqual(before, next) {
+			return before
+		}
+		next.Version++
+	}
+	return next
+}
+
+func known[S any](generation func(kind, name string) int64, kind, name string, spec S) Object[S] {
+	return Object[S]{Kind: kind, Name: name, Generation: generation(kind, name), Spec: spec}
+}
+
 // File returns the state as the objects of a file.
 func (s *State) File() config.File {
 	f := config.File{Policy: config.Policy{
@@ -133,6 +163,13 @@ type Published struct {
 	// State is the last good one; nil: there was none yet.
 	State *State
 	// Faults is what is wrong with what the source has now, so that it is not in force;
-	// empty: State is what the source has.
+	// empty: State is what the source has. A source that takes each object by itself has
+	// faults of objects that are in force without what they name.
 	Faults []config.Fault
+	// Observed is the generation of what such a source has of each object with a fault;
+	// nil: it is the one after that in force.
+	Observed map[Ref]int64
+	// Stale is why State is not what the source has but a copy of what it had before this
+	// program started; empty: it is what the source has.
+	Stale string
 }

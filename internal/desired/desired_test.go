@@ -1,6 +1,7 @@
 package desired
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -61,5 +62,27 @@ func TestGenerationsGrowWhereTheContentChanges(t *testing.T) {
 	}
 	if s.Default() != "b" {
 		t.Errorf("default %q, want b", s.Default())
+	}
+}
+
+func TestGenerationsThatTheSourceKnows(t *testing.T) {
+	var s *State
+	tests := []struct {
+		name        string
+		text        string
+		generations map[string]int64
+		wantVersion uint64
+	}{
+		{"first", modelA + "---\n" + modelB, map[string]int64{"Model/a": 4, "Model/b": 1}, 1},
+		{"the same", modelA + "---\n" + modelB, map[string]int64{"Model/a": 4, "Model/b": 1}, 1},
+		{"deleted and made anew", modelA + "---\n" + modelB, map[string]int64{"Model/a": 1, "Model/b": 1}, 2},
+		{"with another content under the same generation", strings.Replace(modelA, "weights", "replicas: 2, weights", 1) + "---\n" + modelB, map[string]int64{"Model/a": 1, "Model/b": 1}, 3},
+	}
+	for _, tt := range tests {
+		s = Known(s, parse(t, tt.text), func(kind, name string) int64 { return tt.generations[kind+"/"+name] }, nil)
+		tt.generations["Policy/default"] = 0 // nobody has made it
+		if diff := cmp.Diff(tt.generations, generations(s)); diff != "" || s.Version != tt.wantVersion {
+			t.Errorf("%s: version %d, want %d; generations (-want +got):\n%s", tt.name, s.Version, tt.wantVersion, diff)
+		}
 	}
 }

@@ -18,12 +18,15 @@ import (
 // +kubebuilder:printcolumn:name=Status,type=string,JSONPath=`.status.reason`,description="The reason of the condition that matters most."
 // +kubebuilder:printcolumn:name=Age,type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name=Message,type=string,priority=1,JSONPath=`.status.message`,description="What to know, and what to do."
+// +millrace:rule:holds="self.metadata.name.size() <= 63",shows="metadata.name: {strings.quote(self.metadata.name)}",words=`must be 1 to 63 lower-case letters, digits, "-" or "."`
+// +millrace:rule:at=spec.endpoints,missing=true,holds="has(self.spec) && has(self.spec.endpoints) && self.spec.endpoints.size() > 0",words="missing; must be a list with at least one entry"
 type Endpoints struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	// Spec is who they are.
-	Spec config.EndpointsSpec `json:"spec"`
+	// +optional
+	Spec config.EndpointsSpec `json:"spec,omitempty"`
 	// Status is how many of them serve; xds writes it.
 	// +optional
 	Status EndpointsStatus `json:"status,omitempty"`

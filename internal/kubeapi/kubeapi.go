@@ -92,10 +92,23 @@ type Summary struct {
 	// +listMapKey=type
 	// +kubebuilder:validation:MaxItems=16
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// InForce is what is in force instead of the spec, while that is refused: the content
+	// that the object last had without a fault.
+	// +optional
+	InForce *InForce `json:"inForce,omitempty"`
 	// Reason is that of the condition that matters most.
 	// +optional
 	Reason string `json:"reason,omitempty"`
 	// Message is that of the condition that matters most.
 	// +optional
 	Message string `json:"message,omitempty"`
+}
+
+// InForce is content that an object had before.
+type InForce struct {
+	// Generation is the metadata.generation that had it.
+	Generation int64 `json:"generation"`
+	// Spec is the content.
+	// +kubebuilder:pruning:PreserveUnknownFields
+	Spec runtime.RawExtension `json:"spec"`
 }

@@ -61,6 +61,10 @@ func (f *Fleet) Step(now time.Time, ev Event) {
 		f.pushed = ev.Version
 	case Observed:
 		f.observed(ev.Observation)
+	case Leads:
+		f.lead(now, ev.Term)
+	case ClusterObserved:
+		f.observedCluster(now, ev.Nodes)
 	case Refused:
 		f.refusals = ev.Objects
 	case Closed:
@@ -81,6 +85,7 @@ func (f *Fleet) reported(now time.Time, ev Reported) {
 	if ev.Stream < n.newest {
 		return // last words of a stream that has ended or was replaced
 	}
+	f.obeyed(ev.Report.GetTerm())
 	n.newest, n.stream = ev.Stream, ev.Stream
 	n.report, n.last = ev.Report, now
 	if ev.Report.GetEngine() != nil {

@@ -43,6 +43,11 @@ type Fleet struct {
 	// refusals says which objects' resources a client refuses, and why.
 	refusals map[Key]string
 
+	// leading is whether and since when this xds directs the nodes.
+	leading leading
+	// cluster is what Kubernetes says of nodes, by name; nil: it isn't known.
+	cluster map[string]ClusterNode
+
 	nodes map[string]*node // by node name
 	// foreign are the endpoints that somebody else runs, and foreignAt where each is in it,
 	// by address.
@@ -78,17 +83,28 @@ func New(settle time.Duration, now time.Time) *Fleet {
 	}
 }
 
+// Follower is New for one of several xds: it decides nothing for the nodes until it leads.
+func Follower(settle time.Duration, now time.Time) *Fleet {
+	f := New(settle, now)
+	f.leading.follows = true
+	return f
+}
+
 // Decide concludes what is true now. Each directive is in one snapshot only, and
 // again if it has not been followed for a second.
 func (f *Fleet) Decide(now time.Time) *Snapshot {
 	f.forget(now)
-	s := &Snapshot{At: now, Desired: f.desired.State, Faults: f.desired.Faults}
+	s := &Snapshot{At: now, Desired: f.desired.State, Faults: f.desired.Faults, Term: f.leading.term, Stale: f.desired.Stale}
 	if f.desired.State == nil {
 		f.show(now, s)
 		return s
 	}
 	plan := f.plan(now)
 	s.Conditions = slices.Clone(plan.Conditions)
+	s.Waits, s.Placed = plan.Waits, make(map[string][]string, len(f.replicas))
+	for _, r := range f.replicas {
+		s.Placed[r.Name()] = r.Nodes()
+	}
 	f.judge(now, s)
 	f.weigh(now, s)
 	f.settled = f.settled || f.complete(now)
@@ -128,17 +144,35 @@ func (f *Fleet) forget(now time.Time) {
 func (f *Fleet) plan(now time.Time) layout.Plan {
 	nodes := make([]layout.Node, 0, len(f.nodes))
 	for _, name := range slices.Sorted(maps.Keys(f.nodes)) {
-		nodes = append(nodes, f.nodes[name].asLayout(now))
+		nodes = append(nodes, f.nodes[name].asLayout(now, f.cluster[name]))
 	}
 	nodes = append(nodes, f.absent(now)...)
-	plan := layout.Make(layout.Input{
+	in := layout.Input{
 		Specs: f.specs, Nodes: nodes, Now: now, Published: f.pushed == f.desired.State.Version,
 		Previous: layout.Plan{Replicas: f.replicas, Retiring: f.retiring},
-	})
-	if !f.planned && !plan.Complete() && now.Sub(f.start) < f.settle {
+	}
+	if f.leading.follows {
+		return f.observe(now, in)
+	}
+	plan := layout.Make(in)
+	switch waits := !f.planned && !(plan.Complete() && f.expected()); {
+	case waits && f.leading.term > 0 && now.Sub(f.leading.since) < f.settle:
+		return f.observe(now, in)
+	case waits && now.Sub(f.start) < f.settle:
 		return layout.Plan{}
 	}
 	f.planned, f.replicas, f.retiring = true, plan.Replicas, plan.Retiring
+	return plan
+}
+
+// observe returns what nodes run as the plan. An xds that knows too little yet has none:
+// nothing of it may be pushed.
+func (f *Fleet) observe(now time.Time, in layout.Input) layout.Plan {
+	plan := layout.Observe(in)
+	if !f.settled && !(plan.Complete() && f.expected()) && now.Sub(f.start) < f.settle {
+		return layout.Plan{}
+	}
+	f.planned, f.replicas, f.retiring = f.leading.follows, plan.Replicas, nil
 	return plan
 }
 
@@ -229,6 +263,9 @@ func moved(from, to uint32) bool {
 // replica comes first: its requests run through the other nodes, which get theirs when
 // it has let go of what it had.
 func (f *Fleet) direct(now time.Time, s *Snapshot) {
+	if f.leading.follows {
+		return
+	}
 	s.Directives = make(map[string]*enginepb.Assignment)
 	for _, r := range f.replicas {
 		head := f.nodes[r.Stages[0].GetNode()]

@@ -76,14 +76,15 @@ func (n *node) silentSince(now time.Time) (time.Time, bool) {
 	return n.last.Add(timeout), now.Sub(n.last) >= timeout
 }
 
-// asLayout returns the node as the planner sees it.
-func (n *node) asLayout(now time.Time) layout.Node {
+// asLayout returns the node as the planner sees it, with what Kubernetes says of it.
+func (n *node) asLayout(now time.Time, c ClusterNode) layout.Node {
 	_, silent := n.silentSince(now)
 	return layout.Node{
 		Name:       n.name,
-		Lost:       now.Sub(n.last) >= lostAfter,
-		Usable:     !silent && n.mute.IsZero() && n.engine.GetGrpcAddress() != "",
-		Ready:      n.mute.IsZero() && n.serves(),
+		Lost:       now.Sub(n.last) >= lostAfter || silent && c.lost(),
+		Usable:     !silent && n.mute.IsZero() && n.engine.GetGrpcAddress() != "" && c.Leaving == "",
+		Cordoned:   c.Cordoned,
+		Ready:      n.mute.IsZero() && n.serves() && c.Leaving == "",
 		Engine:     n.engine.GetGrpcAddress(),
 		Shard:      n.engine.GetShardAddress(),
 		Running:    n.engine.GetAssignment(),
@@ -109,9 +110,12 @@ type verdict struct {
 }
 
 // judge concludes what is true of the node's part in a replica.
-func (n *node) judge(now time.Time, r *layout.Replica, stage int) verdict {
+func (n *node) judge(now time.Time, r *layout.Replica, stage int, c ClusterNode) verdict {
 	if n == nil {
 		return verdict{state: notReady, reason: "has not reported yet"}
+	}
+	if c.Leaving != "" {
+		return verdict{state: notReady, reason: "leaves: " + c.Leaving}
 	}
 	if v, ok := n.judgeEngine(now, r, stage); !ok {
 		return v

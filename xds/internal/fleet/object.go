@@ -72,11 +72,20 @@ func objects(p desired.Published, refusals map[Key]string, endpoints []Endpoint,
 	for _, e := range endpoints {
 		serving[e.Replica] = e
 	}
+	for _, e := range endpoints {
+		if e.Moves != "" && e.Membership == Healthy && serving[e.Moves].Membership != Healthy {
+			serving[e.Moves] = e // it still takes requests where it was
+		}
+	}
 	var all []Object
 	known := make(map[Key]bool)
 	add := func(o Object, more ...ObjectCondition) {
 		known[o.Key] = true
-		o.Conditions = append([]ObjectCondition{acceptance(o, faults, refusals)}, more...)
+		a := acceptance(o, faults, refusals)
+		if g := p.Observed[desired.Ref(o.Key)]; g > 0 && !a.Status {
+			a.Observed = g
+		}
+		o.Conditions = append([]ObjectCondition{a}, more...)
 		all = append(all, o)
 	}
 	for _, m := range p.State.Models {
@@ -178,6 +187,12 @@ func (s *Snapshot) ObjectConditions() []obs.Condition {
 // refused returns a condition for each fault of the source.
 func (s *Snapshot) refused() []obs.Condition {
 	var all []obs.Condition
+	if s.Stale != "" {
+		all = append(all, obs.Condition{
+			Code: "desired-from-copy", Mild: true, Text: "what was desired before the start is in force: " + s.Stale,
+			Next: "see whether the API server is there; changes are taken when it is",
+		})
+	}
 	for _, f := range s.Faults {
 		all = append(all, obs.Condition{
 			Code: wire.ConfigRefused, Mild: true, Text: f.Error(),

@@ -69,7 +69,9 @@ type published struct {
 type inbox struct {
 	stream uint64
 	// directives holds the latest one that has not been sent.
-	directives chan *enginepb.Assignment
+	directives chan *fleetpb.Directive
+	// term is the one last named to the node. Guarded by Service.mu.
+	term uint64
 	// replaced is closed when a newer stream of the node has come.
 	replaced chan struct{}
 }
@@ -146,20 +148,22 @@ func (s *Service) publish(snap *Snapshot) {
 	s.logChanges(old.Snapshot, snap)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, a := range snap.Directives {
-		if in := s.nodes[name]; in != nil {
-			in.put(a)
+	for name, in := range s.nodes {
+		a := snap.Directives[name]
+		if a != nil || snap.Term != in.term {
+			in.put(&fleetpb.Directive{Assignment: a, Term: snap.Term})
 		}
 	}
 }
 
 // put leaves a directive, in place of one that has not been sent yet.
-func (in *inbox) put(a *enginepb.Assignment) {
+func (in *inbox) put(d *fleetpb.Directive) {
+	in.term = d.GetTerm()
 	select {
-	case <-in.directives:
+	case <-in.directives: // what it assigns is assigned again in a second, if it still holds
 	default:
 	}
-	in.directives <- a // has room: only publish puts
+	in.directives <- d // has room: only publish and enter put
 }
 
 // logChanges logs the endpoints that have come to another state.
@@ -173,6 +177,9 @@ func (s *Service) logChanges(old, now *Snapshot) {
 			s.log.Info("replica changed", "replica", e.Replica, "state", e.State, "reason", e.Reason,
 				"address", e.Address, "weight", e.Weight, "was", b.State)
 		}
+	}
+	if now.Term != old.Term {
+		s.log.Info("leadership changed", "term", now.Term, "was", old.Term)
 	}
 	if now.Settled && !old.Settled {
 		s.log.Info("settled", "nodes", len(now.Nodes), "replicas", len(now.Endpoints))
@@ -196,9 +203,10 @@ func (s *Service) Report(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fle
 	go func() { ended <- s.readAll(stream, in.stream, first) }() // ends with the stream, which ends when we return
 	for {
 		select {
-		case a := <-in.directives:
-			s.log.Info("directive sent", "node", first.GetNode(), "replica", a.GetReplica(), "stage", a.GetStage(), "generation", a.GetGeneration())
-			if err := stream.Send(&fleetpb.Directive{Assignment: a}); err != nil {
+		case d := <-in.directives:
+			a := d.GetAssignment()
+			s.log.Info("directive sent", "node", first.GetNode(), "replica", a.GetReplica(), "stage", a.GetStage(), "generation", a.GetGeneration(), "term", d.GetTerm())
+			if err := stream.Send(d); err != nil {
 				return err
 			}
 		case <-in.replaced:
@@ -220,7 +228,7 @@ func (s *Service) refuse(err error) error {
 
 // enter makes the stream the node's own and ends an older one.
 func (s *Service) enter(node string) (*inbox, error) {
-	in := &inbox{directives: make(chan *enginepb.Assignment, 1), replaced: make(chan struct{})}
+	in := &inbox{directives: make(chan *fleetpb.Directive, 1), replaced: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.streams++
@@ -231,6 +239,9 @@ func (s *Service) enter(node string) (*inbox, error) {
 		return nil, status.Errorf(codes.ResourceExhausted, "%d nodes are connected; no more are taken", maxNodes)
 	}
 	s.nodes[node] = in
+	if snap, _ := s.Latest(); snap.Term > 0 {
+		in.put(&fleetpb.Directive{Term: snap.Term})
+	}
 	return in, nil
 }
 

@@ -35,6 +35,7 @@ func (f *Fleet) show(now time.Time, s *Snapshot) {
 		s.Nodes = append(s.Nodes, v)
 		s.Conditions = append(s.Conditions, n.conditions(now)...)
 	}
+	s.Conditions = append(s.Conditions, f.clusterConditions()...)
 	s.Conditions = append(s.Conditions, f.conditions(s)...)
 }
 

@@ -36,6 +36,8 @@ type Snapshot struct {
 	Desired *desired.State
 	// Faults is what keeps what the source has from being Desired.
 	Faults []config.Fault
+	// Stale is why Desired is a copy of an earlier start's; empty: it is not.
+	Stale string
 	// Objects has what became of the objects of Desired.
 	Objects []Object
 	// Settled is whether the snapshot may be pushed: whatever ran when xds
@@ -48,8 +50,14 @@ type Snapshot struct {
 	Endpoints []Endpoint
 	// Nodes has every node, by name.
 	Nodes []Node
+	// Term is with which the directives are sent; 0: this is the only xds, or doesn't lead.
+	Term uint64
 	// Directives has what is to be sent to nodes now, by name of the node.
 	Directives map[string]*enginepb.Assignment
+	// Placed has the nodes of each replica that has a place, by its name, and Waits what
+	// each desired one waits for that is not as desired.
+	Placed map[string][]string
+	Waits  map[string]string
 	// Conditions has what is wrong.
 	Conditions []obs.Condition
 }
@@ -61,6 +69,9 @@ type Endpoint struct {
 	Address string
 	// Model and Replica are names.
 	Model, Replica string
+	// Moves is the replica of which this is left behind until it takes requests elsewhere;
+	// empty: it is the replica.
+	Moves string
 	// Nodes that hold a part of it, the head's first.
 	Nodes []string
 	// Zone is the head's failure domain.
@@ -130,7 +141,7 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		names := r.Nodes()
 		verdicts := make([]verdict, len(names))
 		for i, name := range names {
-			verdicts[i] = f.nodes[name].judge(now, r, i)
+			verdicts[i] = f.nodes[name].judge(now, r, i, f.cluster[name])
 			stages[name] = &standing{verdict: verdicts[i]}
 		}
 		e := f.endpoint(now, names, verdicts)
@@ -143,7 +154,10 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		} else {
 			heads[e.Address] = names[0]
 		}
-		e.Model, e.Replica = r.Spec.Model, r.Spec.Replica
+		e.Model, e.Replica, e.Moves = r.Spec.Model, r.Name(), ""
+		if r.Moved {
+			e.Moves = r.Spec.Replica
+		}
 		e.worth.Capacity = f.capacity(r.Stages, e.Speed.GetDecode())
 		head := stages[names[0]]
 		head.state, head.reason, head.head = e.State, e.Reason, e.Replica

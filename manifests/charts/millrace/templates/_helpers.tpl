@@ -155,7 +155,7 @@ livenessProbe:
     {{- end }}
     - -out=/run/millrace/tls
   startupProbe:
-    exec: {command: [millrace, identity, -check, -roles={{ $roles }}, -out=/run/millrace/tls]}
+    exec: {command: [millrace, identity, -check, "-roles={{ $roles }}", -out=/run/millrace/tls]}
     periodSeconds: 1
     timeoutSeconds: 5
     failureThreshold: 600

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/xds/internal/ads"
+	"millrace.dev/millrace/xds/internal/fleet"
+	"millrace.dev/millrace/xds/internal/kube"
+)
+
+// cluster is the flags of an xds in a Kubernetes cluster, and what they name.
+type cluster struct {
+	kube.Config
+	// leave is how long it serves on when it is to end.
+	leave time.Duration
+	*kube.Cluster
+}
+
+// settleInCluster is the default of -settle there: nodes find a restarted xds by its name.
+const settleInCluster = 10 * time.Second
+
+func (c *cluster) flags(f *program.Flags) {
+	name, err := os.Hostname()
+	if err != nil {
+		name = "xds"
+	}
+	f.StringVar(&c.Namespace, "kube", "", "Kubernetes `namespace` whose Models, Policies and Endpoints are desired, instead of -config")
+	f.StringVar(&c.Lease, "kube-lease", "millrace-xds", "`name` of the lease in it; who of several xds has it directs the nodes and writes statuses")
+	f.StringVar(&c.Identity, "kube-identity", name, "`name` of this xds in the lease, no other's")
+	f.StringVar(&c.Engines, "kube-engines", "app.kubernetes.io/name=millrace,app.kubernetes.io/component=engine", "label `selector` of the engines' Pods")
+	f.StringVar(&c.Copy, "kube-copy", "", "`file` with a copy of what is desired, for a start without API server; none: no copy")
+	f.StringVar(&c.Address, "kube-address", "", "`URL` of the API, for the statuses of models")
+	f.StringVar(&c.Models, "models", "/models", "`folder` at which relative paths of objects start, on the nodes")
+	f.StringVar(&c.CookieKey, "cookie-key", "", "`file` with the key of session cookies, where the policy names none; none: each xds makes its own")
+	f.DurationVar(&c.leave, "leave", 0, "how long it serves on when it is to end, and is not ready any more")
+}
+
+func (c *cluster) validate(o *options) error {
+	var errs []error
+	if c.leave < 0 {
+		errs = append(errs, errors.New("-leave; must be ≥ 0"))
+	}
+	if c.Namespace == "" {
+		if c.CookieKey != "" {
+			errs = append(errs, errors.New("-cookie-key; goes with -kube: a file's policy names its own"))
+		}
+		return errors.Join(errs...)
+	}
+	if o.config != "" {
+		errs = append(errs, errors.New("-config and -kube; must be one of them"))
+	}
+	if c.Lease == "" || c.Identity == "" {
+		errs = append(errs, errors.New("-kube-lease and -kube-identity; must not be empty"))
+	}
+	if !o.flags.Given("settle") {
+		o.settle = settleInCluster
+	}
+	return errors.Join(errs...)
+}
+
+// open makes the cluster the source, if there is one.
+func (c *cluster) open(o *options) (err error) {
+	c.Admit, c.Log = o.admit, o.log
+	c.Cluster, err = kube.Open(c.Config)
+	return err
+}
+
+// fleet returns the fleet, which leads at once where there is no cluster.
+func (c *cluster) fleet(settle time.Duration) *fleet.Fleet {
+	if c.Cluster == nil {
+		return fleet.New(settle, time.Now())
+	}
+	return fleet.Follower(settle, time.Now())
+}
+
+// serve runs what a cluster has more, until ctx ends; leading ends before it.
+func (c *cluster) serve(ctx, leading context.Context, g *errgroup.Group, nodes *fleet.Service) {
+	if c.Cluster != nil {
+		g.Go(func() error { return c.Serve(ctx, leading, nodes) })
+	}
+}
+
+// conditions returns what is wrong with xds itself. What is wrong with a node is
+// shown by status: xds is as ready as ever. In a cluster what one client refuses keeps
+// no other from being served.
+func (c *cluster) conditions(leading context.Context, nodes *fleet.Service, resources *ads.Server) []obs.Condition {
+	all := resources.Conditions()
+	if c.Cluster != nil {
+		for i := range all {
+			all[i].Mild = true
+		}
+		all = append(all, c.Conditions()...)
+	}
+	if leading.Err() != nil {
+		all = append(all, obs.Condition{Code: "ending", Text: "xds is to end; others serve", Next: "wait"})
+	}
+	snap, _ := nodes.Latest()
+	if !snap.Settled {
+		all = append(all, obs.Condition{
+			Code: "not-settled",
+			Text: "waiting for the nodes to report; nothing is pushed yet",
+			Next: "wait for -settle at most",
+		})
+	}
+	return append(all, snap.ObjectConditions()...)
+}

@@ -1,0 +1,361 @@
+package fleet
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// council is several xds with the nodes that report to all of them, and a model of the
+// lease: who has it, and how often it has changed hands.
+type council struct {
+	t     *testing.T
+	now   time.Time
+	state *desired.State
+	xds   []*member
+	nodes map[string]*subject
+
+	holder int // index of the xds that has the lease; -1: nobody yet
+	term   uint64
+	away   bool // whether the API server is
+	stream uint64
+	// starts counts the processes that were started, by replica.
+	starts map[string]int
+}
+
+// member is one xds.
+type member struct {
+	*Fleet
+	up   bool
+	snap *Snapshot
+	// skew is by how much its clock is wrong; paused is whether it does not run.
+	skew   time.Duration
+	paused bool
+}
+
+// subject is one node: it obeys the highest term that it has seen.
+type subject struct {
+	status  *enginepb.Status
+	term    uint64
+	streams map[int]uint64 // by index of the xds
+	seq     uint64
+}
+
+func newCouncil(t *testing.T, xds int, text string, nodes ...string) *council {
+	c := &council{t: t, now: epoch, nodes: map[string]*subject{}, holder: -1, starts: map[string]int{}}
+	for _, name := range nodes {
+		c.nodes[name] = &subject{status: idleStatus(name, 0), streams: map[int]uint64{}}
+	}
+	for range xds {
+		c.xds = append(c.xds, &member{})
+	}
+	c.desire(text)
+	for i := range xds {
+		c.start(i)
+	}
+	return c
+}
+
+func idleStatus(name string, generation uint64) *enginepb.Status {
+	return &enginepb.Status{
+		Node: name, State: enginepb.State_IDLE, Generation: generation, HttpAddress: address(name, 80),
+		GrpcAddress: address(name, 81), ShardAddress: address(name, 82),
+	}
+}
+
+func (c *council) desire(text string) {
+	c.t.Helper()
+	f, err := config.Parse("mesh.yaml", []byte(text))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.state = desired.Next(c.state, f, nil)
+	for i := range c.xds {
+		c.publish(i)
+	}
+}
+
+// publish gives an xds what is desired, as its clients know it.
+func (c *council) publish(i int) {
+	if x := c.xds[i]; x.up {
+		x.Step(c.clock(i), Desired{desired.Published{State: c.state}})
+		x.Step(c.clock(i), Pushed{c.state.Version})
+	}
+}
+
+func (c *council) clock(i int) time.Time { return c.now.Add(c.xds[i].skew) }
+
+// start starts an xds that knows nothing.
+func (c *council) start(i int) {
+	c.xds[i] = &member{Fleet: Follower(2500*time.Millisecond, c.clock(i)), up: true, skew: c.xds[i].skew}
+	c.publish(i)
+	c.xds[i].Step(c.clock(i), ClusterObserved{})
+	for _, n := range c.nodes {
+		c.stream++
+		n.streams[i] = c.stream
+	}
+}
+
+// elect gives the lease to an xds.
+func (c *council) elect(i int) {
+	if c.holder != i {
+		c.term++
+	}
+	c.holder = i
+	c.renew()
+}
+
+// renew lets all xds that run see the lease.
+func (c *council) renew() {
+	if c.away || c.holder < 0 {
+		return
+	}
+	for i, x := range c.xds {
+		switch {
+		case !x.up || x.paused:
+		case i == c.holder:
+			x.Step(c.clock(i), Leads{c.term})
+		default:
+			x.Step(c.clock(i), Leads{})
+		}
+	}
+}
+
+// beat lets 100 ms pass, in which every node reports and every xds decides.
+func (c *council) beat() {
+	c.now = c.now.Add(100 * time.Millisecond)
+	c.renew()
+	for name, n := range c.nodes {
+		for i, x := range c.xds {
+			if !x.up || x.paused {
+				continue
+			}
+			n.seq++
+			x.Step(c.clock(i), Reported{Stream: n.streams[i], Report: &fleetpb.NodeReport{
+				Node: name, Seq: n.seq, Sent: timestamppb.New(c.now), Engine: n.status, Term: n.term,
+				Telemetry: &fleetpb.Telemetry{Source: fleetpb.Telemetry_HOST, Cpus: 1},
+			}})
+		}
+	}
+	for i, x := range c.xds {
+		if !x.up || x.paused {
+			continue
+		}
+		x.snap = x.Decide(c.clock(i))
+		if x.snap.Term == 0 && len(x.snap.Directives) > 0 {
+			c.t.Fatalf("xds %d directs %v and does not lead", i, x.snap.Directives)
+		}
+		for name, n := range c.nodes {
+			if n.term = max(n.term, x.snap.Term); x.snap.Term < n.term || x.snap.Directives[name] == nil {
+				continue
+			}
+			c.obey(name, n, x.snap.Directives[name])
+		}
+	}
+}
+
+// obey lets an engine take an assignment as engines do.
+func (c *council) obey(name string, n *subject, a *enginepb.Assignment) {
+	switch {
+	case a.GetGeneration() < n.status.GetGeneration():
+		return // it refuses what is older
+	case a.Releases():
+		n.status = idleStatus(name, a.GetGeneration())
+		return
+	case n.status.GetAssignment() == nil || !enginepb.SameProcess(n.status.GetAssignment(), a):
+		c.starts[a.GetReplica()]++
+	}
+	n.status = idleStatus(name, a.GetGeneration())
+	n.status.State, n.status.Assignment = enginepb.State_READY, a
+}
+
+func (c *council) after(d time.Duration) {
+	for end := c.now.Add(d); c.now.Before(end); {
+		c.beat()
+	}
+}
+
+// served returns what the xds pushes: who takes requests, by name of the replica.
+func (c *council) served(i int) string {
+	var all []string
+	for _, e := range c.xds[i].snap.Endpoints {
+		if e.Membership == Healthy {
+			all = append(all, e.Replica+"="+strings.Join(e.Nodes, ","))
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+func (c *council) wantServed(when, want string) {
+	c.t.Helper()
+	for i, x := range c.xds {
+		if !x.up || x.paused {
+			continue
+		}
+		if got := c.served(i); got != want || !x.snap.Settled {
+			c.t.Errorf("%s: xds %d (term %d, settled %t) pushes %q, want %q", when, i, x.snap.Term, x.snap.Settled, got, want)
+		}
+	}
+}
+
+// leader returns who sends directives that are obeyed.
+func (c *council) leader() (leaders []int) {
+	for i, x := range c.xds {
+		if x.up && !x.paused && x.snap.Term > 0 {
+			leaders = append(leaders, i)
+		}
+	}
+	return leaders
+}
+
+const twoServed = "m-0=node-a,node-b m-1=node-c"
+
+func TestAllXDSPushTheSameAndOneLeads(t *testing.T) {
+	c := newCouncil(t, 2, two, "node-a", "node-b", "node-c", "node-d")
+	c.after(5 * time.Second)
+	if got := c.leader(); len(got) != 0 {
+		t.Errorf("%v lead without the lease", got)
+	}
+	c.elect(0)
+	c.after(5 * time.Second)
+	c.wantServed("first leader", twoServed)
+	started := fmt.Sprint(c.starts)
+
+	c.elect(1)
+	c.after(time.Minute)
+	c.wantServed("another leader", twoServed)
+
+	c.xds[1].up = false // killed
+	c.after(time.Minute)
+	c.wantServed("nobody leads", twoServed)
+	c.start(1)
+	c.elect(0)
+	c.after(time.Minute)
+	c.wantServed("restarted", twoServed)
+
+	c.away = true
+	c.after(10 * time.Minute)
+	c.wantServed("the API server is away", twoServed)
+	if got := c.leader(); !slices.Equal(got, []int{0}) {
+		t.Errorf("%v lead, want the last leader", got)
+	}
+	if got := fmt.Sprint(c.starts); got != started {
+		t.Errorf("processes were started again: %s, before %s", got, started)
+	}
+	delete(c.nodes, "node-c") // the last leader lays out anew what is lost
+	c.after(2 * time.Minute)
+	c.wantServed("a node is lost meanwhile", "m-0=node-a,node-b m-1=node-d")
+}
+
+func TestReplacedLeaderStops(t *testing.T) {
+	c := newCouncil(t, 2, two, "node-a", "node-b", "node-c")
+	c.elect(0)
+	c.after(5 * time.Second)
+	c.xds[0].paused = true
+	c.after(20 * time.Second)
+	c.elect(1)
+	c.after(5 * time.Second)
+	c.away = true // so that nobody but the nodes can say so
+	c.xds[0].paused = false
+	c.desire(strings.Replace(two, "m.gguf", "n.gguf", 1))
+	c.after(300 * time.Millisecond)
+	if got := c.leader(); !slices.Equal(got, []int{1}) {
+		t.Errorf("%v lead, want xds 1 alone", got)
+	}
+	c.after(time.Minute)
+	c.wantServed("changed by the successor", twoServed)
+}
+
+func TestLeaseThatWasMadeAnewCountsOn(t *testing.T) {
+	c := newCouncil(t, 2, two, "node-a", "node-b", "node-c")
+	c.term = 7
+	c.elect(0)
+	c.after(5 * time.Second)
+	c.term = 0 // somebody has deleted the lease
+	c.elect(1)
+	c.after(time.Minute)
+	if got := c.leader(); !slices.Equal(got, []int{1}) || c.xds[1].snap.Term != 9 {
+		t.Errorf("%v lead, xds 1 with term %d, want it alone with 9", got, c.xds[1].snap.Term)
+	}
+}
+
+// TestLeaderChangesAtRandom lets leaders change, die, sleep and return with wrong clocks
+// while what is desired changes and the API server comes and goes.
+func TestLeaderChangesAtRandom(t *testing.T) {
+	texts := []string{
+		two,
+		strings.Replace(two, "m.gguf", "n.gguf", 1),
+		head + "kind: Model\nmetadata: {name: m}\nspec: {weights: /m.gguf, replicas: 3}\n",
+		two + head + "kind: Model\nmetadata: {name: o}\nspec: {weights: /o.gguf}\n",
+	}
+	for seed := range uint64(12) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		c := newCouncil(t, 3, texts[0], "node-a", "node-b", "node-c", "node-d", "node-e")
+		for i := range c.xds {
+			c.xds[i].up = false
+			c.xds[i].skew = time.Duration(r.IntN(120)-60) * time.Second
+			c.start(i)
+		}
+		for range 40 {
+			i := r.IntN(len(c.xds))
+			switch r.IntN(8) {
+			case 0, 1:
+				if x := c.xds[i]; x.up && !x.paused && !c.away {
+					c.elect(i)
+				}
+			case 2:
+				c.xds[i].up = false
+			case 3:
+				if !c.xds[i].up {
+					c.start(i)
+				}
+			case 4:
+				c.xds[i].paused = !c.xds[i].paused
+			case 5:
+				c.away = !c.away
+			case 6:
+				if !c.away {
+					c.desire(texts[r.IntN(len(texts))])
+				}
+			}
+			c.after(time.Duration(r.IntN(40)) * 100 * time.Millisecond)
+		}
+		c.away = false
+		for i, x := range c.xds {
+			if x.paused = false; !x.up {
+				c.start(i)
+			}
+		}
+		c.desire(texts[3])
+		c.elect(int(seed % 3))
+		c.after(3 * time.Minute)
+		if got := c.leader(); len(got) != 1 || got[0] != c.holder {
+			t.Errorf("seed %d: %v lead, want %d", seed, got, c.holder)
+		}
+		started := fmt.Sprint(c.starts)
+		first := c.served(0)
+		if n := strings.Count(first, "="); n != 3 {
+			t.Errorf("seed %d: %q is served, want 3 replicas", seed, first)
+		}
+		c.wantServed(fmt.Sprint("seed ", seed), first)
+		c.after(time.Minute)
+		c.wantServed(fmt.Sprint("seed ", seed, ", later"), first)
+		if got := fmt.Sprint(c.starts); got != started {
+			t.Errorf("seed %d: processes are started without end: %s, then %s", seed, started, got)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+}

@@ -1,0 +1,75 @@
+package kube
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"millrace.dev/millrace/internal/desired"
+)
+
+// saved is the copy of what was there last, for a start without API server.
+type saved struct {
+	// Namespace is whose objects it has.
+	Namespace string
+	// Judged is whether the objects are known: none is not the same as not known.
+	Judged  bool
+	Objects []object
+	Goods   []good
+	// Holder is who had the lease with that term when it was last seen.
+	Holder string
+	Term   uint64
+}
+
+// load reads a copy; ok is false without one of the namespace. One that can't be read is
+// none: it is only a help.
+func load(path, namespace string) (s saved, ok bool, err error) {
+	if path == "" {
+		return saved{}, false, nil
+	}
+	b, err := os.ReadFile(path)
+	if os.IsNotExist(err) {
+		return saved{}, false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return saved{}, false, fmt.Errorf("copy: %w", err)
+	}
+	return s, s.Namespace == namespace, nil
+}
+
+// save writes a copy, whole or not at all.
+func (s saved) save(path string) error {
+	if path == "" {
+		return nil
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // of one that was not renamed
+	_, err = f.Write(b)
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	return err
+}
+
+// goodsOf returns the last good contents by object.
+func (s saved) goodsOf() map[desired.Ref]good {
+	all := make(map[desired.Ref]good, len(s.Goods))
+	for _, g := range s.Goods {
+		all[g.Ref] = g
+	}
+	return all
+}
