@@ -19,8 +19,8 @@ import (
 	"millrace.dev/millrace/extproc/internal/fleet"
 )
 
-// apiServer is as much of one as a Watcher asks: lists, and watches that end when it is
-// told so.
+// apiServer is as much of one as a Watcher asks: lists, and watches that end when
+// something is set.
 type apiServer struct {
 	mu     sync.Mutex
 	status map[string]int    // by resource.group; 0: all is well
