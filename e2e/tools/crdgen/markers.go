@@ -222,7 +222,7 @@ func (o once) ApplyToSchema(_ *context, s *schema) error {
 		field = "." + o.Field
 	}
 	at := "self.map(e, self.filter(o, " + same + ").size() > 1).lastIndexOf(true)"
-	add(s, "", "self.all(e, self.exists_one(o, "+same+"))",
+	add(s, "", "self.all(e, self.filter(o, "+same+").size() <= 1)",
 		"[{string("+at+")}]"+field+": {strings.quote(self["+at+"]"+field+")}; must be in the list once")
 	return nil
 }
