@@ -21,6 +21,7 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
@@ -188,7 +189,7 @@ func follow(ctx context.Context, s source, nodes *fleet.Service, prober *probe.P
 		p, next := s.Latest()
 		nodes.Post(ctx, fleet.Desired{Published: p})
 		if p.State != nil {
-			if err := prober.Set(inventory.Probed(inventory.OfObjects(p.State.Endpoints))); err != nil {
+			if err := prober.Set(endpoints.Probed(inventory.OfObjects(p.State.Endpoints))); err != nil {
 				return err // addresses have been checked
 			}
 		}

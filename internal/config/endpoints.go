@@ -92,6 +92,12 @@ type Endpoint struct {
 // maxEndpoints bounds the endpoints of a fleet.
 const maxEndpoints = 16384
 
+// Equal reports whether both say the same.
+func (e Endpoint) Equal(o Endpoint) bool {
+	return e.Address == o.Address && slices.Equal(e.Models, o.Models) && e.Type == o.Type && e.Metrics == o.Metrics &&
+		e.Node == o.Node && e.Zone == o.Zone && e.Slots == o.Slots && e.KVEvents == o.KVEvents
+}
+
 // setDefaults makes an entry that says nothing an unknown server.
 func (e *Endpoint) setDefaults() { e.Type = TypeOpenAI }
 
