@@ -98,7 +98,8 @@ type ModelSpec struct {
 	// +kubebuilder:default={}
 	Backend Backend `json:"backend"`
 	// Replicas is how many copies of the model run, 0 to 1024; with 0 only Endpoints
-	// serve it. Default: as many as Layout has entries.
+	// serve it. Default: as many as Layout has entries. Set it where something else, such
+	// as an autoscaler, is to change it.
 	// +millrace:between:least="0",most="1024"
 	Replicas int `json:"replicas"`
 	// Layout is how each replica lies on the nodes: entry i is for replica i,
@@ -159,12 +160,15 @@ type Backend struct {
 	// +kubebuilder:default=64
 	// +millrace:between:least="0",most="65536"
 	Queue int `json:"queue"`
-	// TensorParallel, PipelineParallel and DataParallel are among how many ranks of
-	// its node a "vllm" splits each layer, splits the layers, and copies the model,
+	// TensorParallel is among how many ranks of its node a "vllm" splits each layer,
 	// 1 to 1024. Default 1.
-	TensorParallel   int `json:"tensorParallel,omitempty"`
+	TensorParallel int `json:"tensorParallel,omitempty"`
+	// PipelineParallel is among how many ranks of its node a "vllm" splits the layers,
+	// 1 to 1024. Default 1.
 	PipelineParallel int `json:"pipelineParallel,omitempty"`
-	DataParallel     int `json:"dataParallel,omitempty"`
+	// DataParallel is on how many ranks of its node a "vllm" has the model, 1 to 1024.
+	// Default 1.
+	DataParallel int `json:"dataParallel,omitempty"`
 	// Args are more arguments of a "vllm"'s command, such as [--dtype, float32].
 	// What engine sets itself is refused.
 	// +kubebuilder:validation:MaxItems=128
