@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"text/template"
@@ -181,6 +182,18 @@ func (n *Node) startAgents() error {
 func (n *Node) StartKubelet() error {
 	return n.m.start("kubelet", n.c.program("programs"), "kubelet", "--config="+filepath.Join(n.dir, "kubelet.yaml"), "--kubeconfig="+n.c.pki.path(n.Name+".conf"),
 		"--root-dir=/run/kubelet", "--node-ip="+n.IP, "--hostname-override="+n.Name, "--node-labels=topology.kubernetes.io/zone="+n.Zone)
+}
+
+// Command returns a command that runs on the node, in its network, as cluster-admin by
+// KUBECONFIG. Its working folder is /, and it sees this machine's files.
+func (n *Node) Command(name string, args ...string) (*exec.Cmd, error) {
+	config, err := n.c.pki.connect("admin-"+n.Name+".conf", "admin", n.c.server)
+	if err != nil {
+		return nil, err
+	}
+	cmd := n.m.command(name, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+config)
+	return cmd, nil
 }
 
 // StopKubelet kills kubelet. Containers run on.
