@@ -62,7 +62,7 @@ kube-programs: | need-go ## build what clusters of the tests are made of into th
 	go run ./e2e/cluster/kube -build
 
 test-kube: kube-programs build setup images ## run the tests on a real Kubernetes cluster of this machine; needs root
-	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/kubernetes
+	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/control ./e2e/kubernetes
 
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)

@@ -184,14 +184,16 @@ func compare(faults []string, causes []cause) (check []string, server []cause) {
 }
 
 // more reports whether a cause adds nothing to the faults of -check: it is about the form
-// of what must be left out, or /scale's own rule about replicas.
+// of what must be left out, or about a backend of no kind, or /scale's own rule about
+// replicas.
 func (c cause) more(faults []string) bool {
 	if c.Field == ".spec.replicas" {
 		return slices.ContainsFunc(faults, func(f string) bool { return strings.HasPrefix(f, "spec.replicas: -") })
 	}
 	return slices.ContainsFunc(faults, func(f string) bool {
 		path, text, _ := strings.Cut(f, ": ")
-		return strings.HasPrefix(c.Field, path) && strings.Contains(text, "must be left out")
+		return strings.HasPrefix(c.Field, path) && strings.Contains(text, "must be left out") ||
+			path == "spec.backend.kind" && strings.HasPrefix(c.Field, "spec.backend.")
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	overridev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
 	robinv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -15,7 +16,6 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/desired"
@@ -240,8 +240,8 @@ func http2(interval, timeout float64) map[string]*anypb.Any {
 // extproc returns the cluster of the pickers. Its health check takes out one that
 // hangs; requests then pass without it.
 func extproc(addrs []string) (*clusterv3.Cluster, error) {
-	c := cluster(extprocCluster, discovery(addrs...))
-	c.DnsRefreshRate = dnsEvery(c)
+	c := cluster(extprocCluster, clusterv3.Cluster_STATIC)
+	find(c, addrs...)
 	if err := hosts(c, addrs); err != nil {
 		return nil, fmt.Errorf("extproc: %w", err)
 	}
@@ -263,7 +263,8 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 }
 
 func traces(addr string) (*clusterv3.Cluster, error) {
-	c := cluster(tracesCluster, discovery(addr))
+	c := cluster(tracesCluster, clusterv3.Cluster_STATIC)
+	find(c, addr)
 	if err := hosts(c, []string{addr}); err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
@@ -271,24 +272,17 @@ func traces(addr string) (*clusterv3.Cluster, error) {
 	return c, nil
 }
 
-// discovery returns how Envoy finds the hosts of addresses: a name stands for all of its
-// addresses.
-func discovery(addrs ...string) clusterv3.Cluster_DiscoveryType {
+// find lets Envoy find out what names among the addresses stand for: all of their
+// addresses, asked for every second. One that has come takes requests that soon; one that
+// has gone is found out by its health check before.
+func find(c *clusterv3.Cluster, addrs ...string) {
 	for _, a := range addrs {
 		if host, _, err := net.SplitHostPort(strings.TrimSpace(a)); err == nil && net.ParseIP(host) == nil {
-			return clusterv3.Cluster_STRICT_DNS
+			c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+				Name: "envoy.cluster.dns", TypedConfig: pack(&dnsv3.DnsCluster{DnsRefreshRate: seconds(1)}),
+			}}
 		}
 	}
-	return clusterv3.Cluster_STATIC
-}
-
-// dnsEvery is how often names of pickers are resolved: one that has come takes requests
-// that soon. One that has gone is found out by its health check before.
-func dnsEvery(c *clusterv3.Cluster) *durationpb.Duration {
-	if c.GetType() != clusterv3.Cluster_STRICT_DNS {
-		return nil
-	}
-	return seconds(1)
 }
 
 // hosts gives the cluster the hosts of the addresses.
