@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -81,6 +82,9 @@ type Pools struct {
 	took    sync.Once      // for synced
 	synced  chan struct{}  // closed when a Cluster was taken in
 
+	// Atomic.
+	latest atomic.Pointer[Cluster] // as Set has given it; nil: not yet
+
 	// The rest is guarded by mu.
 	cluster     *Cluster // nil: none yet
 	stale       bool     // whether cluster or discoveries have changed since they were taken in
@@ -113,6 +117,7 @@ func NewPools(o PoolsOptions, log *slog.Logger, reg prometheus.Registerer) (*Poo
 
 // Set takes in what Kubernetes says now.
 func (p *Pools) Set(c *Cluster) {
+	p.latest.Store(c)
 	p.mu.Lock()
 	p.cluster, p.stale = c, true
 	p.mu.Unlock()
@@ -298,12 +303,11 @@ func (p *Pools) Conditions() []obs.Condition {
 
 // Named returns the number of the pool with a name, "namespace/name".
 func (p *Pools) Named(name string) (int, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cluster == nil {
+	c := p.latest.Load()
+	if c == nil {
 		return 0, false
 	}
-	i := slices.IndexFunc(p.cluster.Pools, func(own Pool) bool { return own.Namespace+"/"+own.Name == name })
+	i := slices.IndexFunc(c.Pools, func(own Pool) bool { return own.Namespace+"/"+own.Name == name })
 	return i, i >= 0
 }
 
@@ -312,13 +316,12 @@ func (p *Pools) Named(name string) (int, bool) {
 func (p *Pools) AskedAs(host string, port int) (n int, ok bool) {
 	service, rest, _ := strings.Cut(host, ".")
 	namespace, _, _ := strings.Cut(rest, ".")
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cluster == nil {
+	c := p.latest.Load()
+	if c == nil {
 		return 0, false
 	}
-	for i := range p.cluster.Pools {
-		own := &p.cluster.Pools[i]
+	for i := range c.Pools {
+		own := &c.Pools[i]
 		if own.Picker.Service != service || own.Namespace != namespace || port != 0 && own.Picker.Port != port {
 			continue
 		}

@@ -318,7 +318,7 @@ func TestAskedAs(t *testing.T) {
 	w := newPools(t, 3, "")
 	third := poolNamed("third", "all", "1")
 	third.Picker = inventory.Picker{Service: "epp-first", Port: 9004}
-	w.pools.cluster = &Cluster{Pools: []Pool{poolNamed("first", "a", "b"), poolNamed("second", "a", "b"), third}}
+	w.pools.Set(&Cluster{Pools: []Pool{poolNamed("first", "a", "b"), poolNamed("second", "a", "b"), third}})
 	tests := []struct {
 		host string
 		port int

@@ -243,8 +243,8 @@ func (w *Watcher) Conditions() []obs.Condition {
 		pools[k.namespace] = pools[k.namespace] || listed && k.pools
 		switch {
 		case err == nil:
-		case k.optional && missing(err):
-			// Most clusters have one of the API groups.
+		case k.optional && (missing(err) || absent(err) && w.elsewhere(k)):
+			// Most clusters have one of the API groups, and most accounts rights to one.
 		case k.optional && absent(err):
 			all = append(all, obs.Condition{Code: "kubernetes-right", Text: fmt.Sprintf("%s of namespace %s: %v; they do not count", k.name(), k.namespace, err),
 				Next: "give extproc's account the verbs list and watch for them, if they are to count"})
@@ -263,6 +263,16 @@ func (w *Watcher) Conditions() []obs.Condition {
 		}
 	}
 	return all
+}
+
+// elsewhere reports whether another group's objects of a kind are seen.
+func (w *Watcher) elsewhere(k kindOf) bool {
+	for other, s := range w.seen {
+		if listed, _ := s.state(); listed && other.namespace == k.namespace && other.gvr.Resource == k.gvr.Resource {
+			return true
+		}
+	}
+	return false
 }
 
 // missing reports whether an error says that the API server does not know something.

@@ -153,6 +153,7 @@ func TestWhatIsOptionalNeedNotBeThere(t *testing.T) {
 			a.status[kind+".inference.networking.x-k8s.io"] = 404
 		}
 		a.status["inferencemodelrewrites.llm-d.ai"] = 403
+		a.status["inferenceobjectives.inference.networking.x-k8s.io"] = 403 // llm-d's are seen
 	})
 	c := until(t, found, func(c *fleet.Cluster) bool { return c.Pools[0].Exists })
 	if len(c.Pods) != 1 || c.Pools[0].Objectives["o"] != 7 {
