@@ -271,6 +271,29 @@ func TestNothingBadIsWritten(t *testing.T) {
 	}
 }
 
+func TestRenewal(t *testing.T) {
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	at := func(m int) time.Time { return now.Add(time.Duration(m) * time.Minute) }
+	short := mtls.Certificate{From: at(-2), Until: at(2)} // dated back by all of its life
+	for _, tt := range []struct {
+		name   string
+		certs  []mtls.Certificate
+		issued time.Time
+		spread float64
+		want   time.Time
+	}{
+		{"half of its life", []mtls.Certificate{{From: at(-5), Until: at(1440)}}, now, 0, at(720)},
+		{"a tenth earlier", []mtls.Certificate{{From: at(-5), Until: at(1440)}}, now, 1, at(648)},
+		{"the first to end", []mtls.Certificate{{From: at(-5), Until: at(1440)}, {From: at(-5), Until: at(60)}}, now, 0, at(30)},
+		{"a short life", []mtls.Certificate{short}, now, 0, at(1)},
+		{"of before a restart", []mtls.Certificate{short}, time.Time{}, 0, at(0)},
+	} {
+		if got := renewal(tt.certs, tt.issued, tt.spread); !got.Equal(tt.want) {
+			t.Errorf("%s: %s; want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	for _, tt := range []struct {
 		failures int

@@ -87,7 +87,7 @@ func (k *keeper) start(now time.Time) {
 	if errors.Join(err, err2, err3) != nil || join(string(known)) != join(string(known), string(mount)) {
 		return
 	}
-	k.next = renewal(certs, k.spread())
+	k.next = renewal(certs, time.Time{}, k.spread())
 	k.log.Info("certificates of before are good", "until", certs[0].Until, "renewal", k.next)
 }
 
@@ -103,7 +103,7 @@ func (k *keeper) renew(ctx context.Context, now time.Time) {
 	k.watched, k.last = stamp.Of(k.Options.watched()...), now.Round(0)
 	certs, err := k.get(ctx, now)
 	if err == nil {
-		k.failures, k.fault, k.next = 0, "", renewal(certs, k.spread())
+		k.failures, k.fault, k.next = 0, "", renewal(certs, now.Round(0), k.spread())
 		for _, c := range certs {
 			k.log.Info("certificate", "id", c.ID, "until", c.Until, "renewal", k.next)
 		}
@@ -170,12 +170,17 @@ func check(roles []mtls.Role, keys map[mtls.Role][]byte, r Response, now time.Ti
 }
 
 // renewal returns when certificates are to be renewed: when the first of them has half
-// of its life behind it, or up to a tenth of that earlier.
-func renewal(certs []mtls.Certificate, spread float64) time.Time {
+// of its life behind it, or up to a tenth of that earlier. Their life begins when they
+// were issued, if that is known: they are dated back.
+func renewal(certs []mtls.Certificate, issued time.Time, spread float64) time.Time {
 	var first time.Time
 	for _, c := range certs {
-		half := c.Until.Sub(c.From) / 2
-		at := c.From.Add(half - time.Duration(spread*float64(half)/10))
+		from := c.From
+		if !issued.IsZero() {
+			from = issued
+		}
+		half := c.Until.Sub(from) / 2
+		at := from.Add(half - time.Duration(spread*float64(half)/10))
 		if first.IsZero() || at.Before(first) {
 			first = at
 		}

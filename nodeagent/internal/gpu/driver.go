@@ -12,9 +12,15 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// systemLibrary is the driver's library by the name that the system's linker
-// finds it by.
-const systemLibrary = "libnvidia-ml.so.1"
+// libraries are where the driver's library is, in this order: by the name that the
+// system's linker finds it by, and where device plugins and the GPU operator mount it
+// into containers that have no linker's cache of it.
+var libraries = []string{
+	"libnvidia-ml.so.1",
+	"/usr/local/nvidia/lib64/libnvidia-ml.so.1",
+	"/run/nvidia/driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+	"/run/nvidia/driver/usr/lib/aarch64-linux-gnu/libnvidia-ml.so.1",
+}
 
 // maxGPUs is how many GPUs one report holds.
 const maxGPUs = 64
@@ -98,12 +104,25 @@ func load(path string) (symbols, error) {
 	return s, nil
 }
 
+// first loads the library at path, or if that is empty the first one that is there.
+func first(path string) (string, symbols, error) {
+	if path != "" {
+		s, err := load(path)
+		return path, s, err
+	}
+	var s symbols
+	var err error
+	for _, path := range libraries {
+		if s, err = load(path); !errors.Is(err, errNoLibrary) {
+			return path, s, err
+		}
+	}
+	return "", s, err
+}
+
 // open loads and initialises the library at path and finds its GPUs.
 func open(path string) (*driver, error) {
-	if path == "" {
-		path = systemLibrary
-	}
-	s, err := load(path)
+	path, s, err := first(path)
 	if err != nil {
 		return nil, err
 	}

@@ -308,3 +308,21 @@ func TestRunEndsWithItsContext(t *testing.T) {
 		t.Error("the driver was left open")
 	}
 }
+
+// TestFindsTheDriversMount has the library only where a container gets it mounted.
+func TestFindsTheDriversMount(t *testing.T) {
+	mounted := fake(t, "")
+	system := libraries
+	t.Cleanup(func() { libraries = system })
+	libraries = []string{"libmillrace-no-such.so.1", mounted, "libmillrace-no-such.so.2"}
+	if path, _, err := first(""); err != nil || path != mounted {
+		t.Errorf("first() = %q, %v; want %s", path, err, mounted)
+	}
+	libraries = []string{"libmillrace-no-such.so.1", "libmillrace-no-such.so.2"}
+	if _, _, err := first(""); problem("", err) != "" || err == nil {
+		t.Errorf("without a driver: %v; must be an error that is no problem", err)
+	}
+	if _, _, err := first("libmillrace-no-such.so.1"); problem("libmillrace-no-such.so.1", err) == "" {
+		t.Error("a library that was named and is not there must be a problem")
+	}
+}
