@@ -1,6 +1,7 @@
 // Command xds is the control plane: nodes report to it, it decides who serves
 // what and with what weight, and publishes it to Envoy and extproc by delta ADS and the
-// nodes by directives. All it knows it learns again after a restart.
+// nodes by directives. All it knows it learns again after a restart. In a cluster several
+// serve, and one of them directs the nodes.
 package main
 
 import (

@@ -3,7 +3,7 @@
 // resources and directives are made of it, and by `millrace up`.
 //
 // Its one rule: a State that was published is never changed, and one with a fault is
-// never published. File is the source on a laptop.
+// never published. File is the source on a laptop, xds/internal/kube the one in a cluster.
 package desired
 
 import (
