@@ -13,6 +13,9 @@ import (
 // machine. They connect by loopback, as cluster-admin.
 func (c *Cluster) Kubeconfig() string { return c.kubeconfig }
 
+// Tools returns the folder of the cluster's kubectl and helm.
+func (c *Cluster) Tools() string { return c.programs }
+
 // Env returns the environment in which the cluster's kubectl and helm come first in
 // PATH and find the cluster.
 func (c *Cluster) Env() []string {
