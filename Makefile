@@ -24,7 +24,7 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm test-kube kube-programs bench replay images lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm kube test-kube kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,8 +61,11 @@ test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front 
 kube-programs: | need-go ## build what clusters of the tests are made of into the user's cache, once: 10 min, 5 GB of memory
 	go run ./e2e/cluster/kube -build
 
+kube: kube-programs setup images ## bring up Kubernetes with Millrace in it on this machine, until Ctrl-C; needs root. ARGS="-nodes 2 -istio"
+	@go build -o bin/tools/kube ./e2e/cluster/kube; exec bin/tools/kube $(ARGS)
+
 test-kube: kube-programs build setup images ## run the tests on a real Kubernetes cluster of this machine; needs root
-	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/kubernetes
+	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/control ./e2e/kubernetes
 
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)
@@ -80,7 +83,9 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	@echo gofmt -l; bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted: $$bad" >&2; exit 1; fi
 	go vet ./...
 	go vet -tags vllm ./e2e/...
+	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes
 	cd e2e/tools && go vet ./...
+	cd e2e/kube && go vet ./pid1
 	bin/tools/staticcheck -checks inherit,-ST1012 ./...
 	@was=$$(cat $(GENERATED) | sha256sum); $(MAKE) --no-print-directory generate; \
 		if [ "$$was" != "$$(cat $(GENERATED) | sha256sum)" ]; then \

@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"regexp"
 	"time"
@@ -43,6 +44,7 @@ type options struct {
 	node, http, grpc, logs, traces string
 	// shard and backend are where this node's processes listen.
 	shard, backend string
+	cleartext      bool // whether the OpenAI API has no TLS in any case
 	leave, grace   time.Duration
 	kinds          kinds
 }
@@ -59,6 +61,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.node, "node", "", "name of this node; of a Kubernetes node's name, each \".\" becomes \"-\"")
 	f.Listen(&o.http, "http", "127.0.0.1:0", "`ip:port` of the OpenAI API")
+	f.BoolVar(&o.cleartext, "http-plain-text", false, "serve the OpenAI API in plain text, to anybody, though there is TLS: for a mesh of services that encrypts by itself, or gateways that speak nothing else")
 	f.Listen(&o.grpc, "grpc", "127.0.0.1:0", "`ip:port` of the Engine service")
 	f.Listen(&o.shard, "shard", "", "`ip:port` where other nodes reach this node's shard")
 	f.Cleartext(&o.backend, "backend", "", "`ip:port` where the backend listens")
@@ -104,7 +107,11 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 	defer flush()
-	web, err := env.Listen("http", o.http)
+	listen := env.Listen
+	if o.cleartext {
+		listen = env.Open
+	}
+	web, err := listen("http", o.http)
 	if err != nil {
 		return err
 	}
@@ -144,7 +151,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
 	})
 	server := status.New(status.Config{
-		Node: o.node, HTTP: o.http, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
+		Node: o.node, HTTP: o.http, PlainText: o.cleartext, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
 		Supervisor: supervisor, Gate: gate, Meter: meter, Cache: cache, Ends: watched.Done(),
 	})
 
@@ -157,7 +164,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		follow(serving, supervisor, gate, &room{Kinds: kinds, Meter: meter, cache: cache, log: log})
 		return nil
 	})
-	g.Go(func() error { return env.HTTP(serving, web, mtls.OpenAI, handler) })
+	g.Go(func() error { return o.api(serving, env, web, handler) })
 	g.Go(func() error { return serveGRPC(watched, env, rpc, server) })
 	g.Go(func() error { return shards.run(serving, supervisor) })
 	g.Go(func() error {
@@ -165,6 +172,14 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	})
 	log.Info("ready", "http", o.http, "grpc", o.grpc, "metrics", env.AdminAddress())
 	return g.Wait()
+}
+
+// api serves the OpenAI API until ctx ends.
+func (o *options) api(ctx context.Context, env *program.Env, ln net.Listener, h http.Handler) error {
+	if o.cleartext {
+		return obs.Serve(ctx, ln, h)
+	}
+	return env.HTTP(ctx, ln, mtls.OpenAI, h)
 }
 
 // serveGRPC serves until ctx ends. Streams are cut: their other ends come back.

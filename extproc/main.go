@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"millrace.dev/millrace/extproc/internal/fleet"
-	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/pool"
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/internal/mtls"
@@ -48,6 +49,12 @@ type options struct {
 	listen, xds, fleet, traces string
 	leave                      time.Duration
 	secure                     secure
+	cleartext                  cleartext
+	// Of pools.
+	poolNames, config, health string
+	conformance               bool
+	reference                 reference
+	pools                     []pool.Name // nil: xds or a file says who the endpoints are
 }
 
 // run obeys the command line.
@@ -62,8 +69,14 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
+	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
+	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of InferencePools in Kubernetes whose endpoints are picked, without xds")
+	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and Models whose tokenizers count; none: defaults")
+	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
+	f.BoolVar(&o.conformance, "conformance-headers", false, "with -pool: obey and set the test headers of the inference extension's conformance suite")
+	o.reference.add(f)
 	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
 	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign a gateway's certificates, where -tls-cert is not of a mesh; none: anybody may ask")
@@ -72,7 +85,7 @@ func (o *options) add(f *program.Flags) {
 
 // validate returns all that is wrong with the flags.
 func (o *options) validate() error {
-	var errs []error
+	errs := []error{o.validatePools()}
 	if o.fleet != "" && o.flags.Given("xds") {
 		errs = append(errs, errors.New("-fleet and -xds; must be one of them"))
 	}
@@ -88,8 +101,34 @@ func (o *options) validate() error {
 	return errors.Join(errs...)
 }
 
-// check reads the file of the fleet, if there is one.
+// validatePools returns what is wrong with the flags of pools.
+func (o *options) validatePools() error {
+	if o.poolNames != "" {
+		names, err := pool.ParseNames(o.poolNames)
+		if err != nil {
+			return fmt.Errorf("-pool: %w", err)
+		}
+		o.pools = names
+	}
+	if err := o.reference.validate(o); err != nil {
+		return err
+	}
+	switch {
+	case len(o.pools) > 0 && (o.fleet != "" || o.flags.Given("xds")):
+		return errors.New("-pool, -fleet and -xds; must be one of them")
+	case len(o.pools) == 0 && (o.config != "" || o.conformance):
+		return errors.New("-config and -conformance-headers; go with -pool")
+	}
+	return nil
+}
+
+// check reads the file of the fleet or of pools, if there is one.
 func (o *options) check(stderr io.Writer) error {
+	if o.config != "" {
+		if err := fleet.CheckPools(o.config); err != nil {
+			return program.Config(err)
+		}
+	}
 	if o.fleet != "" {
 		if err := fleet.CheckFile(o.fleet, prompt.Load); err != nil {
 			return program.Config(err)
@@ -112,73 +151,90 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	}
 	defer flush()
 
-	log, reg := env.Log, env.Metrics
-	picker := pick.New(reg)
-	source, err := o.source(env, picker)
+	answers, err := o.answering(env, tracer)
 	if err != nil {
 		return err
 	}
+	log := env.Log
+	o.note(log)
 	health := newHealth()
 	options, err := o.secure.options(log)
 	if err != nil {
 		return err
 	}
-	server := newServer(env, stream.NewServer(stream.NewCore(picker, reg), tracer), health, options)
+	server := newServer(env, answers.processor, health, options)
+	if err := o.cleartext.open(env, answers.processor, health); err != nil {
+		return err
+	}
+	kubelet, err := o.healthPort(env, health)
+	if err != nil {
+		return err
+	}
 
 	serving, stop := program.Outlive(ctx, o.leave)
 	defer stop()
 	g, serving := errgroup.WithContext(serving)
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(serving, cancel)
-	g.Go(func() error { return source.Run(serving) })
+	g.Go(func() error { return answers.Run(serving) })
+	g.Go(func() error { return kubelet.serve() })
 	g.Go(func() error { return server.Serve(ln) })
+	g.Go(o.cleartext.serve)
 	g.Go(func() error {
-		return env.Admin(serving, func() []obs.Condition { return append(source.Conditions(), o.secure.conditions()...) })
+		return env.Admin(serving, func() []obs.Condition { return append(answers.Conditions(), o.secure.conditions()...) })
 	})
 	g.Go(func() error {
-		follow(ctx, health, picker.Known())
+		follow(ctx, health, answers.known)
 		<-serving.Done()
-		end(server)
+		o.cleartext.end(o.grace())
+		end(server, o.grace())
+		kubelet.stop()
 		return nil
 	})
 	log.Info("ready", "grpc", ln.Addr().String(), "metrics", env.AdminAddress())
 	return g.Wait()
 }
 
-// source is who says what the fleet is.
-type source interface {
-	Run(ctx context.Context) error
-	Conditions() []obs.Condition
-}
-
-// source returns xds or the file.
-func (o *options) source(env *program.Env, picker *pick.Picker) (source, error) {
-	if o.fleet == "" {
-		return fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics), nil
-	}
-	l, err := fleet.NewLocal(o.fleet, picker, prompt.Load, env.Log, env.Metrics)
-	if err != nil {
-		return nil, program.Config(err)
-	}
-	return l, nil
-}
-
 // newServer returns the gRPC server.
 func newServer(env *program.Env, processor *stream.Server, health *health.Server, options []grpc.ServerOption) *grpc.Server {
-	s := env.GRPC(keepalive.ServerParameters{}, append(append(options, stream.ServerOptions()...),
-		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.InitialWindowSize(window),
-		grpc.InitialConnWindowSize(16*window),
-		// Envoy may ping as it likes: it finds out within seconds that we hang.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
-	)...)
+	s := env.GRPC(keepalive.ServerParameters{}, append(options, serverOptions()...)...)
 	extprocv3.RegisterExternalProcessorServer(s, processor)
 	grpc_health_v1.RegisterHealthServer(s, health)
 	return s
 }
 
+// serverOptions are those of every port.
+func serverOptions() []grpc.ServerOption {
+	return append(stream.ServerOptions(),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.InitialWindowSize(window),
+		grpc.InitialConnWindowSize(16*window),
+		// Envoy may ping as it likes: it finds out within seconds that we hang.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
+	)
+}
+
+// grace is how long streams in flight may continue.
+func (o *options) grace() time.Duration {
+	if o.reference.names() {
+		return o.reference.drain
+	}
+	return grace
+}
+
+// note logs what of the command line has no effect.
+func (o *options) note(log *slog.Logger) {
+	flags, plugins := o.reference.notes()
+	if len(flags) > 0 {
+		log.Warn("flags without effect", "flags", flags)
+	}
+	if len(plugins) > 0 {
+		log.Warn("plugins without effect; extproc decides by predicted time (extproc/README.md)", "file", o.reference.configFile, "plugins", plugins)
+	}
+}
+
 // end lets streams in flight continue for a while, and then cuts them.
-func end(s *grpc.Server) {
+func end(s *grpc.Server, grace time.Duration) {
 	cut := time.AfterFunc(grace, s.Stop)
 	defer cut.Stop()
 	s.GracefulStop()

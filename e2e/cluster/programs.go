@@ -140,8 +140,9 @@ func (k kit) build(ctx context.Context, log *slog.Logger) (err error) {
 	log.Info("build, once", "what", k.name, "into", dir)
 	began := time.Now()
 	b := &bench{dir: dir + ".new", module: filepath.Join(rig.Root(), k.module)}
-	// Built in a cache of its own, 7 GB that nobody needs afterwards.
-	defer func() { _, _ = os.RemoveAll(b.dir), os.RemoveAll(b.dir+".gocache") }()
+	// Built in a cache of its own, 7 GB that nobody needs afterwards. One that was named
+	// is somebody's, and stays.
+	defer func() { _, _ = os.RemoveAll(b.dir), os.RemoveAll(b.ownCache()) }()
 	if err := errors.Join(os.RemoveAll(b.dir), os.MkdirAll(filepath.Join(b.dir, "images"), 0o755)); err != nil {
 		return err
 	}
@@ -158,9 +159,9 @@ type bench struct {
 	module string
 }
 
-// goCache is where the go command keeps what it has compiled: a folder of its own,
-// unless somebody who edits e2e/kube names one to keep.
-func (b *bench) goCache() string { return cmp.Or(os.Getenv("MILLRACE_KUBE_GOCACHE"), b.dir+".gocache") }
+func (b *bench) ownCache() string { return b.dir + ".gocache" }
+
+func (b *bench) goCache() string { return cmp.Or(os.Getenv("MILLRACE_KUBE_GOCACHE"), b.ownCache()) }
 
 // goTool runs the go command in the module and returns what it prints.
 func (b *bench) goTool(ctx context.Context, args ...string) (string, error) {

@@ -624,7 +624,9 @@ type Status struct {
 	// the first status has all of it. Unset: nothing came, or it was not asked for.
 	Cache *CacheReport `protobuf:"bytes,15,opt,name=cache,proto3" json:"cache,omitempty"`
 	// What the backend can do as it is run; unset with no assignment.
-	Capabilities  *Capabilities `protobuf:"bytes,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Capabilities *Capabilities `protobuf:"bytes,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// Whether the OpenAI API is plain text in a mesh whose other links are TLS.
+	HttpPlainText bool `protobuf:"varint,130,opt,name=http_plain_text,json=httpPlainText,proto3" json:"http_plain_text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -769,6 +771,13 @@ func (x *Status) GetCapabilities() *Capabilities {
 		return x.Capabilities
 	}
 	return nil
+}
+
+func (x *Status) GetHttpPlainText() bool {
+	if x != nil {
+		return x.HttpPlainText
+	}
+	return false
 }
 
 // Capabilities is what a backend can do as it is run.
@@ -1458,7 +1467,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\vAssignReply\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"\xde\x06\n" +
+	"generation\"\x87\a\n" +
 	"\x06Status\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x1e\n" +
 	"\n" +
@@ -1481,7 +1490,8 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x05speed\x18\r \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x128\n" +
 	"\x06totals\x18\x0e \x01(\v2 .millrace.engine.v1alpha1.TotalsR\x06totals\x12;\n" +
 	"\x05cache\x18\x0f \x01(\v2%.millrace.engine.v1alpha1.CacheReportR\x05cache\x12J\n" +
-	"\fcapabilities\x18\x1e \x01(\v2&.millrace.engine.v1alpha1.CapabilitiesR\fcapabilities\"\xca\x02\n" +
+	"\fcapabilities\x18\x1e \x01(\v2&.millrace.engine.v1alpha1.CapabilitiesR\fcapabilities\x12'\n" +
+	"\x0fhttp_plain_text\x18\x82\x01 \x01(\bR\rhttpPlainText\"\xca\x02\n" +
 	"\fCapabilities\x12%\n" +
 	"\x0econtext_tokens\x18\x01 \x01(\rR\rcontextTokens\x12\x1e\n" +
 	"\n" +

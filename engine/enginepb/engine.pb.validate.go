@@ -1298,6 +1298,8 @@ func (m *Status) validate(all bool) error {
 		}
 	}
 
+	// no validation rules for HttpPlainText
+
 	if len(errors) > 0 {
 		return StatusMultiError(errors)
 	}

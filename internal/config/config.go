@@ -98,11 +98,12 @@ type ModelSpec struct {
 	// +kubebuilder:default={}
 	Backend Backend `json:"backend"`
 	// Replicas is how many copies of the model run, 0 to 1024; with 0 only Endpoints
-	// serve it. Default: as many as Layout has entries.
+	// serve it. Default: as many as Layout has entries. Set it where something else, such
+	// as an autoscaler, is to change it.
 	// +millrace:between:least="0",most="1024"
 	Replicas int `json:"replicas"`
 	// Layout is how each replica lies on the nodes: entry i is for replica i,
-	// the last one for all further replicas. Default: one stage.
+	// the last one for all further replicas. At most 128 entries. Default: one stage.
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
 	Layout []Layout `json:"layout"`
@@ -159,14 +160,17 @@ type Backend struct {
 	// +kubebuilder:default=64
 	// +millrace:between:least="0",most="65536"
 	Queue int `json:"queue"`
-	// TensorParallel, PipelineParallel and DataParallel are among how many ranks of
-	// its node a "vllm" splits each layer, splits the layers, and copies the model,
+	// TensorParallel is among how many ranks of its node a "vllm" splits each layer,
 	// 1 to 1024. Default 1.
-	TensorParallel   int `json:"tensorParallel,omitempty"`
+	TensorParallel int `json:"tensorParallel,omitempty"`
+	// PipelineParallel is among how many ranks of its node a "vllm" splits the layers,
+	// 1 to 1024. Default 1.
 	PipelineParallel int `json:"pipelineParallel,omitempty"`
-	DataParallel     int `json:"dataParallel,omitempty"`
+	// DataParallel is on how many ranks of its node a "vllm" has the model, 1 to 1024.
+	// Default 1.
+	DataParallel int `json:"dataParallel,omitempty"`
 	// Args are more arguments of a "vllm"'s command, such as [--dtype, float32].
-	// What engine sets itself is refused.
+	// What engine sets itself is refused. At most 128.
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
 	// +kubebuilder:validation:items:MaxLength=2048
@@ -235,7 +239,7 @@ type PolicySpec struct {
 	// where it went, in the answer's header x-millrace-decision: it has the addresses
 	// of the engines. Default false.
 	Explain bool `json:"explain,omitempty"`
-	// Rewrites let other models serve requests for a name. Default: none.
+	// Rewrites let other models serve requests for a name, at most 512. Default: none.
 	// +kubebuilder:validation:MaxItems=512
 	// +listType=map
 	// +listMapKey=model

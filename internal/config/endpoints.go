@@ -38,8 +38,9 @@ type Endpoints struct {
 //
 // +kubebuilder:object:generate=true
 type EndpointsSpec struct {
-	// Endpoints are the engines; all objects together have at most 16384. A model that one
-	// serves needs no Model object: the tokens of its prompts are estimated then.
+	// Endpoints are the engines, at most 1024; all objects together have at most 16384. A
+	// model that one serves needs no Model object: the tokens of its prompts are estimated
+	// then.
 	// +kubebuilder:validation:MaxItems=1024
 	// +listType=map
 	// +listMapKey=address
@@ -50,7 +51,7 @@ type EndpointsSpec struct {
 //
 // +kubebuilder:object:generate=true
 // +millrace:rule:at="models",missing=true,holds="has(self.models) && self.models.size() > 0",words="missing; must be a list of the model ids that it serves"
-// +millrace:rule:at="metrics",when="self.type == 'openai' && isURL(self.metrics)",holds="self.metrics.size() == 0",shows="quoted",words="an endpoint of type openai has no metrics that we know: name its type, or leave this out"
+// +millrace:rule:at="metrics",when="self.type == 'openai'",holds="self.metrics.size() == 0",shows="quoted",words="an endpoint of type openai has no metrics that we know: name its type, or leave this out"
 // +millrace:rule:at="kvEvents",when="self.type != 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0 || has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0)",words="an endpoint of type {self.type} has none that we know: set type: vllm, or leave this out"
 // +millrace:rule:at="kvEvents",when="self.type == 'vllm' && has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0",holds="has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0",words="neither connect nor listen; must be one of them: connect where the engine's endpoint has a *, else listen"
 // +millrace:rule:at="kvEvents",when="self.type == 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 && has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0)",words="connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen"
@@ -59,7 +60,7 @@ type Endpoint struct {
 	// +kubebuilder:validation:Required
 	// +millrace:address:words="must be ip:port, as Envoy's cluster has it"
 	Address string `json:"address"`
-	// Models are the ids that it serves, at least one.
+	// Models are the ids that it serves, 1 to 100.
 	// +kubebuilder:validation:MaxItems=100
 	// +listType=set
 	// +millrace:each:form:name=servedName
@@ -91,6 +92,12 @@ type Endpoint struct {
 
 // maxEndpoints bounds the endpoints of a fleet.
 const maxEndpoints = 16384
+
+// Equal reports whether both say the same.
+func (e Endpoint) Equal(o Endpoint) bool {
+	return e.Address == o.Address && slices.Equal(e.Models, o.Models) && e.Type == o.Type && e.Metrics == o.Metrics &&
+		e.Node == o.Node && e.Zone == o.Zone && e.Slots == o.Slots && e.KVEvents == o.KVEvents
+}
 
 // setDefaults makes an entry that says nothing an unknown server.
 func (e *Endpoint) setDefaults() { e.Type = TypeOpenAI }
@@ -144,7 +151,8 @@ func (e Endpoint) validateMetrics(path string, r *rules) {
 	}
 	if _, err := url.ParseRequestURI(e.Metrics); err != nil || !metricsURL.fits(e.Metrics) {
 		r.broken(path, "%.80q; must be %s", e.Metrics, metricsURL.words)
-	} else if e.Type == TypeOpenAI {
+	}
+	if e.Type == TypeOpenAI {
 		r.broken(path, "%.80q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"reflect"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -59,5 +60,28 @@ func TestEndpointsAlone(t *testing.T) {
 	}
 	if len(f.Models) != 2 || f.DefaultModel().Metadata.Name != "m" || f.Models[0].Spec.Replicas != 0 || f.Models[0].Spec.TokenizerFile() != "" {
 		t.Errorf("models %+v", f.Models)
+	}
+}
+
+// TestEndpointEqual finds a difference in every field.
+func TestEndpointEqual(t *testing.T) {
+	full := Endpoint{
+		Address: "a", Models: []string{"m"}, Type: "t", Metrics: "u", Node: "n", Zone: "z", Slots: 1, KVEvents: KVEvents{Topic: "k"},
+	}
+	same := full
+	same.Models = []string{"m"}
+	if !full.Equal(same) {
+		t.Error("equal ones differ")
+	}
+	v := reflect.ValueOf(full)
+	for i := range v.NumField() {
+		if v.Field(i).IsZero() {
+			t.Fatalf("the test leaves %s out", v.Type().Field(i).Name)
+		}
+		other := full
+		reflect.ValueOf(&other).Elem().Field(i).SetZero()
+		if full.Equal(other) {
+			t.Errorf("no difference by %s", v.Type().Field(i).Name)
+		}
 	}
 }

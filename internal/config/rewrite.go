@@ -20,7 +20,7 @@ type Rewrite struct {
 	// them. They are not rewritten again.
 	// +kubebuilder:validation:MaxItems=16
 	// +listType=atomic
-	// +millrace:once:same="has(o.model) && has(e.model) && o.model == e.model || !has(e.model)",field=model
+	// +millrace:once:same="has(o.model) && has(e.model) && o.model == e.model",field=model
 	To []RewriteTarget `json:"to"`
 }
 

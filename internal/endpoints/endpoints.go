@@ -16,6 +16,23 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
+// Probed returns what a Prober is to be set to.
+func Probed(entries []inventory.Entry) []probe.Endpoint {
+	all := make([]probe.Endpoint, len(entries))
+	for i, e := range entries {
+		all[i] = probed(e)
+	}
+	return all
+}
+
+// Same reports whether what was observed of an endpoint is true of another entry of its
+// address, too.
+func Same(a, b inventory.Entry) bool { return probe.Same(probed(a), probed(b)) }
+
+func probed(e inventory.Entry) probe.Endpoint {
+	return probe.Endpoint{Endpoint: e.Endpoint, UID: e.UID}
+}
+
 var states = map[probe.State]fleetpb.EndpointState_State{
 	probe.Ready: fleetpb.EndpointState_READY, probe.Suspect: fleetpb.EndpointState_SUSPECT, probe.NotReady: fleetpb.EndpointState_NOT_READY,
 }

@@ -13,9 +13,17 @@ import (
 // Entry is one endpoint that exists.
 type Entry struct {
 	config.Endpoint
+	// UID is the identity of what is behind the address: where it is another one, nothing
+	// that was known of the address is true any more. Empty: the address is all there is.
+	UID string
 	// Source is the kind and name of what names it, for example "Endpoints/pool"; empty: a
 	// fleet's file does.
 	Source string
+}
+
+// Equal reports whether both say the same.
+func (e Entry) Equal(o Entry) bool {
+	return e.UID == o.UID && e.Source == o.Source && e.Endpoint.Equal(o.Endpoint)
 }
 
 // OfObjects returns the endpoints that objects of a desired state name. An address that
@@ -30,15 +38,6 @@ func OfObjects(objects []desired.Object[config.EndpointsSpec]) []Entry {
 				all = append(all, Entry{Endpoint: e, Source: o.Kind + "/" + o.Name})
 			}
 		}
-	}
-	return all
-}
-
-// Probed returns what a Prober is to be set to.
-func Probed(entries []Entry) []config.Endpoint {
-	all := make([]config.Endpoint, len(entries))
-	for i, e := range entries {
-		all[i] = e.Endpoint
 	}
 	return all
 }

@@ -18,7 +18,7 @@ import (
 // +kubebuilder:printcolumn:name=Status,type=string,JSONPath=`.status.reason`,description="The reason of the condition that matters most."
 // +kubebuilder:printcolumn:name=Age,type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name=Message,type=string,priority=1,JSONPath=`.status.message`,description="What to know, and what to do."
-// +millrace:rule:holds="self.metadata.name.size() <= 63",shows="metadata.name: {strings.quote(self.metadata.name)}",words=`must be 1 to 63 lower-case letters, digits, "-" or "."`
+// +millrace:rule:holds="self.metadata.name.size() <= 63",shows="metadata.name: {strings.quote(self.metadata.name.size() > 80 ? self.metadata.name.substring(0, 80) : self.metadata.name)}",words=`must be 1 to 63 lower-case letters, digits, "-" or "."`
 // +millrace:rule:at=spec.endpoints,missing=true,holds="has(self.spec) && has(self.spec.endpoints) && self.spec.endpoints.size() > 0",words="missing; must be a list with at least one entry"
 type Endpoints struct {
 	metav1.TypeMeta   `json:",inline"`

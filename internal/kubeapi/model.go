@@ -21,7 +21,7 @@ import (
 // +kubebuilder:printcolumn:name=Status,type=string,JSONPath=`.status.reason`,description="The reason of the condition that matters most."
 // +kubebuilder:printcolumn:name=Age,type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name=Message,type=string,priority=1,JSONPath=`.status.message`,description="What to know, and what to do."
-// +millrace:rule:holds="self.metadata.name.size() <= 63",shows="metadata.name: {strings.quote(self.metadata.name)}",words=`must be 1 to 63 lower-case letters, digits, "-" or "."`
+// +millrace:rule:holds="self.metadata.name.size() <= 63",shows="metadata.name: {strings.quote(self.metadata.name.size() > 80 ? self.metadata.name.substring(0, 80) : self.metadata.name)}",words=`must be 1 to 63 lower-case letters, digits, "-" or "."`
 // +millrace:rule:at=spec.weights,missing=true,when="self.spec.backend.kind == 'llamacpp' && self.metadata.name != 'smollm2' && !(has(self.spec.replicas) && self.spec.replicas == 0)",holds="has(self.spec.weights) && self.spec.weights.size() > 0",words="missing; must be the path of a GGUF file (only smollm2 can do without)"
 // +millrace:rule:at=spec.weights,missing=true,when="self.spec.backend.kind == 'vllm' && !(has(self.spec.replicas) && self.spec.replicas == 0)",holds="has(self.spec.weights) && self.spec.weights.size() > 0",words="missing; must be the path of a folder with the model"
 type Model struct {

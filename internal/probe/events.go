@@ -26,7 +26,7 @@ type events struct {
 }
 
 // newEvents returns what follows an endpoint's events; nil: it publishes none.
-func (p *Prober) newEvents(spec config.Endpoint) *events {
+func (p *Prober) newEvents(spec Endpoint) *events {
 	k := spec.KVEvents
 	if k == (config.KVEvents{}) {
 		return nil

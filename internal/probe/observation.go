@@ -27,8 +27,8 @@ type Speed struct{ Prefill, Decode float64 }
 // Observation is how one endpoint is at one moment. It is not changed once it is
 // published.
 type Observation struct {
-	// Address is the endpoint's.
-	Address string
+	// Address is the endpoint's, UID what is behind it.
+	Address, UID string
 	// State, and Err why it is not Ready; nil: it is.
 	State State
 	Err   error

@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/kvevents"
 	"millrace.dev/millrace/internal/scrape"
 )
@@ -90,17 +89,22 @@ func New(o Options, log *slog.Logger, reg prometheus.Registerer) *Prober {
 
 // Set says who exists, each address once. What is known of those that were there
 // before stays, if it is true of their entries still: see Same.
-func (p *Prober) Set(endpoints []config.Endpoint) error {
+func (p *Prober) Set(endpoints []Endpoint) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all := make(map[string]*target, len(endpoints))
 	models := map[string]bool{}
 	for _, spec := range endpoints {
+		models[spec.Models[0]] = true
+		old := p.targets[spec.Address]
+		if old != nil && old.spec.UID == spec.UID && old.spec.Endpoint.Equal(spec.Endpoint) {
+			all[spec.Address] = old
+			continue
+		}
 		t, err := newTarget(spec)
 		if err != nil {
 			return err
 		}
-		old := p.targets[spec.Address]
 		if old != nil && Same(old.spec, spec) {
 			t.inherit(old)
 		}
@@ -110,7 +114,6 @@ func (p *Prober) Set(endpoints []config.Endpoint) error {
 			t.events = p.newEvents(spec)
 		}
 		all[spec.Address] = t
-		models[spec.Models[0]] = true
 	}
 	p.targets = all
 	for model := range p.usual {
@@ -262,7 +265,7 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 // publishLocked publishes how an endpoint is.
 func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, fresh bool) {
 	o := &Observation{
-		Address: t.spec.Address, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
+		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
 		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens,
 		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics,
 	}

@@ -74,14 +74,14 @@ const (
 )
 
 // two are a vLLM and a llama-server of one model.
-func two() []config.Endpoint {
-	return []config.Endpoint{
-		{Address: a, Models: []string{"m"}, Type: "vllm", Metrics: pageA},
-		{Address: b, Models: []string{"m"}, Type: "llamacpp", Metrics: pageB},
+func two() []Endpoint {
+	return []Endpoint{
+		{Endpoint: config.Endpoint{Address: a, Models: []string{"m"}, Type: "vllm", Metrics: pageA}},
+		{Endpoint: config.Endpoint{Address: b, Models: []string{"m"}, Type: "llamacpp", Metrics: pageB}},
 	}
 }
 
-func start(t *testing.T, o Options, endpoints []config.Endpoint, f func(p *Prober, w *world)) {
+func start(t *testing.T, o Options, endpoints []Endpoint, f func(p *Prober, w *world)) {
 	w := &world{pages: map[string]string{}, errs: map[string]error{}, asked: map[string]int{}, observed: map[string]Observation{}}
 	w.pages[pageA] = fmt.Sprintf(vllmPage, 0, 0, 100, 10, 1.0, 1.0)
 	w.pages[pageB] = "llamacpp:requests_processing 0\n"
@@ -259,7 +259,7 @@ func TestOurOwnSleep(t *testing.T) {
 }
 
 // publishing is two endpoints of which the first publishes events: nobody is there.
-func publishing() []config.Endpoint {
+func publishing() []Endpoint {
 	all := two()
 	all[0].KVEvents = config.KVEvents{Connect: "127.0.0.1:1"}
 	return all

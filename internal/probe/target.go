@@ -14,10 +14,17 @@ import (
 	"millrace.dev/millrace/internal/scrape"
 )
 
+// Endpoint is who is to be probed.
+type Endpoint struct {
+	config.Endpoint
+	// UID is the identity of what is behind the address, if that may become another one.
+	UID string
+}
+
 // target is an endpoint that is probed.
 type target struct {
 	// Constant after newTarget.
-	spec   config.Endpoint
+	spec   Endpoint
 	typ    *scrape.Type  // nil: it has no metrics
 	page   *http.Request // nil like typ
 	health *http.Request
@@ -45,7 +52,7 @@ type target struct {
 }
 
 // newTarget returns the endpoint, which is taken to be well until it is probed.
-func newTarget(spec config.Endpoint) (*target, error) {
+func newTarget(spec Endpoint) (*target, error) {
 	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots}
 	var err error
 	if t.health, err = scrape.NewRequest("http://" + spec.Address + "/health"); err != nil {
@@ -63,7 +70,9 @@ func newTarget(spec config.Endpoint) (*target, error) {
 
 // Same reports whether what is known of an endpoint by probes is true of another entry of
 // its address, too.
-func Same(a, b config.Endpoint) bool { return a.Type == b.Type && a.Metrics == b.Metrics }
+func Same(a, b Endpoint) bool {
+	return a.UID == b.UID && a.Type == b.Type && a.Metrics == b.Metrics
+}
 
 // inherit takes over what was found out of the same endpoint.
 func (t *target) inherit(old *target) {

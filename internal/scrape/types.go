@@ -1,6 +1,7 @@
 package scrape
 
 import (
+	"bytes"
 	"cmp"
 	"net"
 	"slices"
@@ -144,3 +145,28 @@ func (t *Type) Events() bool { return t != nil && t.events }
 
 // Adapters reports whether engines of the type show LoRA adapters. t may be nil.
 func (t *Type) Adapters() bool { return t != nil && t.adapters != "" }
+
+// Name returns the type's name in configurations.
+func (t *Type) Name() string { return t.name }
+
+// Pages returns where engines of the types that we know show their metrics at "ip:port",
+// the most usual place first.
+func Pages(address string) []string {
+	var all []string
+	for _, t := range types {
+		if url := t.URL(address); !slices.Contains(all, url) {
+			all = append(all, url)
+		}
+	}
+	return all
+}
+
+// TypeOf returns the type whose page it is; nil: none that we know.
+func TypeOf(page []byte) *Type {
+	for _, t := range types {
+		if bytes.HasPrefix(page, []byte(t.prefix)) || bytes.Contains(page, []byte("\n"+t.prefix)) {
+			return t
+		}
+	}
+	return nil
+}

@@ -24,6 +24,31 @@ const (
 	EnvoyTimeoutHeader = "x-envoy-expected-rq-timeout-ms"
 )
 
+// Headers of a request with fixed names, by which clients of the inference extension's
+// endpoint pickers say what they want, and their names of before.
+const (
+	// ObjectiveHeader names an InferenceObjective.
+	ObjectiveHeader    = "x-llm-d-inference-objective"
+	OldObjectiveHeader = "x-gateway-inference-objective"
+	// FairnessHeader names who is to have a fair share.
+	FairnessHeader    = "x-llm-d-inference-fairness-id"
+	OldFairnessHeader = "x-gateway-inference-fairness-id"
+	// RenameHeader is the name under which the model is to be forwarded.
+	RenameHeader    = "x-llm-d-model-name-rewrite"
+	OldRenameHeader = "x-gateway-model-name-rewrite"
+)
+
+// PoolHeader is gRPC metadata by which a gateway names the pool, "namespace/name", that a
+// stream of the external processor is for.
+const PoolHeader = "x-millrace-pool"
+
+// Headers by which the conformance suite of the inference extension steers a picker, and
+// sees who has answered.
+const (
+	SelectionHeader = "test-epp-endpoint-selection"
+	ServedHeader    = "x-conformance-test-served-endpoint"
+)
+
 // Prefixes of headers that choose a host, a model or a retry policy. What a client sends
 // under them is removed, but for the headers that the policy names.
 const (

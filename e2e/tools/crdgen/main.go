@@ -9,12 +9,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"sigs.k8s.io/controller-tools/pkg/crd"
 	"sigs.k8s.io/controller-tools/pkg/deepcopy"
 	"sigs.k8s.io/controller-tools/pkg/genall"
 	"sigs.k8s.io/controller-tools/pkg/markers"
+	"sigs.k8s.io/yaml"
 )
 
 func main() {
@@ -31,13 +33,72 @@ func run(to, packages []string) error {
 	if err := generate(deepcopy.Generator{}, genall.OutputArtifacts{}, packages); err != nil {
 		return err
 	}
-	for _, dir := range to {
-		crds := generator{crd.Generator{AllowDangerousTypes: &yes, OmitToolVersion: &yes}}
-		if err := generate(crds, genall.OutputToDirectory(dir), packages); err != nil {
+	dir, err := os.MkdirTemp("", "crdgen-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	crds := generator{crd.Generator{AllowDangerousTypes: &yes, OmitToolVersion: &yes}}
+	if err := generate(crds, genall.OutputToDirectory(dir), packages); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := write(filepath.Join(dir, f.Name()), to); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// write puts a CRD into the folders, its descriptions without the line breaks of our
+// comments: kubectl explain makes its own.
+func write(file string, to []string) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var o any
+	if err := yaml.Unmarshal(b, &o); err != nil {
+		return err
+	}
+	flow(o)
+	if b, err = yaml.Marshal(o); err != nil {
+		return err
+	}
+	for _, dir := range to {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(file)), b, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flow takes the line breaks out of the paragraphs of all descriptions.
+func flow(o any) {
+	switch o := o.(type) {
+	case []any:
+		for _, v := range o {
+			flow(v)
+		}
+	case map[string]any:
+		for k, v := range o {
+			if text, ok := v.(string); ok && k == "description" {
+				all := strings.Split(text, "\n\n")
+				for i, paragraph := range all {
+					all[i] = strings.ReplaceAll(paragraph, "\n", " ")
+				}
+				o[k] = strings.Join(all, "\n\n")
+			}
+			flow(v)
+		}
+	}
 }
 
 func generate(g genall.Generator, out genall.OutputRule, packages []string) error {

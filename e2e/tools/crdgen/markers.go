@@ -222,7 +222,7 @@ func (o once) ApplyToSchema(_ *context, s *schema) error {
 		field = "." + o.Field
 	}
 	at := "self.map(e, self.filter(o, " + same + ").size() > 1).lastIndexOf(true)"
-	add(s, "", "self.all(e, self.exists_one(o, "+same+"))",
+	add(s, "", "self.all(e, self.filter(o, "+same+").size() <= 1)",
 		"[{string("+at+")}]"+field+": {strings.quote(self["+at+"]"+field+")}; must be in the list once")
 	return nil
 }
@@ -267,7 +267,7 @@ func (labels) ApplyToSchema(c *context, s *schema) error {
 	s.AdditionalProperties.Schema.MaxLength = &value.most
 	bad := "!k.matches(" + celQuote(key.pattern) + ") || k.size() > " + strconv.FormatInt(key.most, 10)
 	add(s, "", "!self.exists(k, "+bad+")",
-		"{strings.quote(self.filter(k, "+bad+")[0])}; must be "+key.words)
+		quoted("self.filter(k, "+bad+")[0]")+"; must be "+key.words)
 	bad = "!self[k].matches(" + celQuote(value.pattern) + ")"
 	first := "self.filter(k, " + bad + ")[0]"
 	add(s, "", "!self.exists(k, "+bad+")",

@@ -73,7 +73,7 @@ func (p part) layers() (string, layer, error) {
 		if of != "" {
 			name = of
 		}
-		l.files[to] = file{Mode: 0o644 | st.Mode()&0o111, Path: from}
+		l.files[to] = file{Mode: 0o644 | st.Mode()&0o111, Path: from, hash: sum}
 	}
 	for _, a := range p.Archives {
 		l.components = append(l.components, component{Kind: "pypi", Name: a.Project, Version: a.Version, SHA256: a.SHA256})

@@ -101,8 +101,12 @@ func (b builder) layers(ctx context.Context) (map[string]layer, error) {
 		return nil, err
 	}
 	all := map[string]layer{}
+	sources, err := b.sources(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, p := range programs() {
-		l, err := b.program(ctx, p.name)
+		l, err := b.program(p.name, sources)
 		if err != nil {
 			return nil, err
 		}
@@ -128,6 +132,12 @@ func (b builder) layers(ctx context.Context) (map[string]layer, error) {
 		return nil, err
 	}
 	all["base"].files.bundle()
+	for name, l := range all {
+		if l.files, err = l.files.hashed(); err != nil {
+			return nil, err
+		}
+		all[name] = l
+	}
 	for _, i := range images() {
 		l, err := i.bill(all)
 		if err != nil {

@@ -33,8 +33,8 @@ type checkout struct {
 	out  string // where programs are built
 }
 
-// build compiles all programs: without paths, times and versions of this machine, so
-// that the same source gives the same bytes.
+// build compiles all programs: without paths, times and settings of this machine, so
+// that the same source gives the same bytes. Settings end up in a program's build info.
 func (c checkout) build(ctx context.Context) error {
 	for _, cgo := range []bool{false, true} {
 		args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", c.out + "/"}
@@ -45,7 +45,8 @@ func (c checkout) build(ctx context.Context) error {
 		}
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir = c.root
-		cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "GOFLAGS=", "CGO_ENABLED="+map[bool]string{false: "0", true: "1"}[cgo])
+		cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=amd64", "GOAMD64=v1", "GOFLAGS=", "GOEXPERIMENT=",
+			"CGO_CFLAGS=-O2 -Wno-deprecated-declarations", "CGO_CPPFLAGS=", "CGO_CXXFLAGS=", "CGO_LDFLAGS=", "CGO_ENABLED="+map[bool]string{false: "0", true: "1"}[cgo])
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
@@ -55,8 +56,8 @@ func (c checkout) build(ctx context.Context) error {
 }
 
 // program returns the layer of a program of ours: itself and the licences of all
-// that is in it.
-func (c checkout) program(ctx context.Context, name string) (layer, error) {
+// that is in it, by the folders of sources.
+func (c checkout) program(name string, sources map[string]string) (layer, error) {
 	from := filepath.Join(c.out, name)
 	info, err := buildinfo.ReadFile(from)
 	if err != nil {
@@ -64,28 +65,13 @@ func (c checkout) program(ctx context.Context, name string) (layer, error) {
 	}
 	l := layer{files: tree{}}
 	l.files.program(binaries+name, from)
-	l.files[licences+"millrace/LICENSE"] = file{Mode: 0o644, Path: filepath.Join(c.root, "LICENSE")}
 	l.components = modules(info)
-	goroot, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
-	if err != nil {
-		return layer{}, fmt.Errorf("go env GOROOT: %w", err)
-	}
-	if err := l.files.licence("go/stdlib/", strings.TrimSpace(string(goroot))); err != nil {
-		return layer{}, err
-	}
-	folders, err := c.folders(ctx)
-	if err != nil {
-		return layer{}, err
-	}
-	for _, m := range info.Deps {
-		if m.Replace != nil {
-			m = m.Replace
-		}
-		dir, ok := folders[m.Path]
+	for _, m := range l.components {
+		dir, ok := sources[m.Name]
 		if !ok {
-			return layer{}, fmt.Errorf("%s: module %s is not in the module cache", name, m.Path)
+			return layer{}, fmt.Errorf("%s: module %s is not in the module cache", name, m.Name)
 		}
-		if err := l.files.licence("go/"+m.Path+"/", dir); err != nil {
+		if err := l.files.licence("go/"+m.Name+"/", dir); err != nil {
 			return layer{}, err
 		}
 	}
@@ -105,15 +91,19 @@ func modules(info *debug.BuildInfo) []component {
 	return all
 }
 
-// folders are the sources of all modules that are there, by path.
-func (c checkout) folders(ctx context.Context) (map[string]string, error) {
+// sources are the folders of all modules that are there, by path; "stdlib" is Go's own.
+func (c checkout) sources(ctx context.Context) (map[string]string, error) {
 	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-json=Path,Dir", "all")
 	cmd.Dir = c.root
 	b, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("go list -m all: %w", err)
 	}
-	folders := map[string]string{}
+	goroot, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env GOROOT: %w", err)
+	}
+	folders := map[string]string{"stdlib": strings.TrimSpace(string(goroot))}
 	for dec := json.NewDecoder(strings.NewReader(string(b))); dec.More(); {
 		var m struct{ Path, Dir string }
 		if err := dec.Decode(&m); err != nil {

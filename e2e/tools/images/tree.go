@@ -33,6 +33,8 @@ type file struct {
 	// Path is the file on this machine whose content it has; "": Data is the content.
 	Path string
 	Data []byte
+	// hash is the SHA-256 of the content once it was read; nil before.
+	hash []byte
 }
 
 func (t tree) text(name, text string) { t[name] = file{Mode: 0o644, Data: []byte(text)} }
@@ -105,8 +107,27 @@ func (t tree) sum() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
+// hashed is t with the hash of each content, so that several images read it once.
+func (t tree) hashed() (tree, error) {
+	all := maps.Clone(t)
+	for name, f := range t {
+		var err error
+		if f.Mode.IsRegular() {
+			f.hash, err = f.sum()
+		}
+		if err != nil {
+			return nil, err
+		}
+		all[name] = f
+	}
+	return all, nil
+}
+
 // sum is the SHA-256 of the content.
 func (f file) sum() ([]byte, error) {
+	if f.hash != nil {
+		return f.hash, nil
+	}
 	r, err := f.open()
 	if err != nil {
 		return nil, err

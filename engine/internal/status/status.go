@@ -37,6 +37,8 @@ type Config struct {
 	Node string
 	// HTTP, GRPC, Backend and Shard are "ip:port".
 	HTTP, GRPC, Backend, Shard string
+	// PlainText is whether HTTP has no TLS though the others have.
+	PlainText bool
 	// Kinds are what this engine can run.
 	Kinds      backend.Kinds
 	Supervisor *supervise.Supervisor
@@ -181,7 +183,7 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 	v := &enginepb.Status{
 		Node: s.cfg.Node, Generation: snap.Generation, Assignment: snap.Assignment, Epoch: snap.Epoch,
 		State: snap.State, Reason: short(snap.Reason), Since: timestamppb.New(snap.Since),
-		HttpAddress: s.cfg.HTTP, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
+		HttpAddress: s.cfg.HTTP, HttpPlainText: s.cfg.PlainText, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
 		Load: &enginepb.Load{
 			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
 			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cacheLog(snap.Assignment).Tokens(),

@@ -308,7 +308,7 @@ func TestKeysRotate(t *testing.T) {
 
 func TestLocalMetricsAreWellFormed(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
-	newLocalMetrics(reg)
+	newLocalMetrics("a test", reg).file(reg)
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v %v", problems, err)

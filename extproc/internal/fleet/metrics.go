@@ -68,35 +68,41 @@ func endpointGauges(who string) (*prometheus.GaugeVec, map[pick.State]prometheus
 	return all, by
 }
 
-// localMetrics of the fleet of a file.
+// localMetrics of endpoints that are probed.
 type localMetrics struct {
-	good      prometheus.Gauge
-	reads     map[bool]prometheus.Counter // by whether the file was good
 	endpoints map[pick.State]prometheus.Gauge
 	mute      prometheus.Gauge
+	// Of the fleet of a file; nil: there is none.
+	good  prometheus.Gauge
+	reads map[bool]prometheus.Counter // by whether the file was good
 }
 
-func newLocalMetrics(reg prometheus.Registerer) *localMetrics {
-	endpoints, byState := endpointGauges("the file of the fleet names")
-	reads := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "millrace_extproc_fleet_reads_total",
-		Help: "Times that the file of the fleet had changed and was read, by what came of it.",
-	}, []string{"result"})
+func newLocalMetrics(who string, reg prometheus.Registerer) *localMetrics {
+	endpoints, byState := endpointGauges(who + " names")
 	m := &localMetrics{
-		good: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_extproc_fleet_file_good",
-			Help: "Whether the file of the fleet as it is now is in force (1) or an earlier one is (0).",
-		}),
-		reads:     map[bool]prometheus.Counter{true: reads.WithLabelValues("good"), false: reads.WithLabelValues("bad")},
 		endpoints: byState,
 		mute: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_extproc_endpoints_without_metrics",
 			Help: "Endpoints whose metrics do not come though they should.",
 		}),
 	}
-	m.good.Set(1)
-	reg.MustRegister(m.good, reads, endpoints, m.mute)
+	reg.MustRegister(endpoints, m.mute)
 	return m
+}
+
+// file adds the metrics of a file.
+func (m *localMetrics) file(reg prometheus.Registerer) {
+	reads := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_fleet_reads_total",
+		Help: "Times that the file of the fleet had changed and was read, by what came of it.",
+	}, []string{"result"})
+	m.reads = map[bool]prometheus.Counter{true: reads.WithLabelValues("good"), false: reads.WithLabelValues("bad")}
+	m.good = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "millrace_extproc_fleet_file_good",
+		Help: "Whether the file of the fleet as it is now is in force (1) or an earlier one is (0).",
+	})
+	m.good.Set(1)
+	reg.MustRegister(m.good, reads)
 }
 
 // read counts that the file was read.

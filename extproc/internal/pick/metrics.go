@@ -48,7 +48,7 @@ func (p *Picker) inFlight() (requests, tokens int64) {
 		return 0, 0
 	}
 	seen := map[*Live]bool{} // an endpoint may serve several models
-	for _, m := range t.Models {
+	for m := range t.All() {
 		for _, e := range m.Endpoints {
 			if seen[e.Live] {
 				continue

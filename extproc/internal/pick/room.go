@@ -4,11 +4,14 @@ import "time"
 
 // Room returns how many more requests the model's endpoints can take, each as many
 // as its slots and the allowance. Not bounded: nobody is ready, which waiting does not
-// mend, or slots are not known and nothing waits, so that there seems to be room.
+// mend unless endpoints are awaited, or slots are not known and nothing waits, so that there seems to be room.
 func (m *Model) Room(allowance int, now time.Time) (free int, bounded bool) {
 	at := now.UnixNano()
+	nobody := m.Awaited
 	for _, e := range m.Endpoints {
-		if e.tier(at) != tierReady {
+		tier := e.tier(at)
+		nobody = nobody && tier == tierNone
+		if tier != tierReady {
 			continue
 		}
 		w := e.load(at, &usual{})
@@ -22,5 +25,5 @@ func (m *Model) Room(allowance int, now time.Time) (free int, bounded bool) {
 		free += max(0, slots+allowance-int(w.requests))
 		bounded = true
 	}
-	return free, bounded
+	return free, bounded || nobody
 }

@@ -31,6 +31,14 @@ func TestRoom(t *testing.T) {
 		{"slots not known", []*Endpoint{endpoint(0, Ready, 5, &Report{Requests: 5}), endpoint(2, Ready, 9, nil)}, 0, false},
 		{"slots seen by what waits", []*Endpoint{endpoint(0, Ready, 0, &Report{Requests: 5, Waiting: 3})}, 0, true},
 	}
+	awaited := &Model{Awaited: true, Learned: new(Learned)}
+	if free, bounded := awaited.Room(1, now); free != 0 || !bounded {
+		t.Errorf("where the first endpoint is awaited, Room() = %d, %v", free, bounded)
+	}
+	awaited.Endpoints = []*Endpoint{endpoint(4, Suspect, 0, nil)}
+	if _, bounded := awaited.Room(1, now); bounded {
+		t.Error("a request waits though a suspect could be asked")
+	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if free, bounded := (&Model{Endpoints: tt.es, Learned: new(Learned)}).Room(1, now); free != tt.free || bounded != tt.bounded {

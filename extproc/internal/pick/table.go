@@ -6,6 +6,7 @@
 package pick
 
 import (
+	"iter"
 	"sync"
 	"sync/atomic"
 
@@ -93,6 +94,8 @@ type Model struct {
 	Endpoints []*Endpoint
 	// WithBlocks is the Endpoints that have Blocks.
 	WithBlocks []*Endpoint
+	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
+	Awaited bool
 	*Learned
 
 	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints
@@ -119,6 +122,16 @@ type Policy struct {
 	MaxBody int64
 	// Rewrites are by the name that clients use for a model.
 	Rewrites map[string]*Rewrite
+	// Rewrite is for requests whose model has none of Rewrites; nil: those keep theirs.
+	Rewrite *Rewrite
+	// Picker is whether headers of the endpoint-picker protocol's clients count: which
+	// objective a request has, who is to be treated fairly, under which name its model is
+	// forwarded. Objectives are the priorities of objectives by their name.
+	Picker     bool
+	Objectives map[string]string
+	// Conformance is whether the headers count, and are set, by which the conformance suite
+	// of the inference extension steers a picker and sees what it does.
+	Conformance bool
 	// Explain is whether clients that ask get to know why a request went where it went.
 	Explain bool
 	// Flow is the rules for when endpoints are busy; nil: none ever are.
@@ -134,10 +147,43 @@ type Table struct {
 	// Default serves requests that name no known model on paths that we do not
 	// know; nil: none does.
 	Default *Model
+	// Any serves requests that name a model that is not in Models: its endpoints know names
+	// that we don't; nil: none does.
+	Any *Model
 }
 
 // Model returns the model with an id, or nil.
 func (t *Table) Model(name []byte) *Model { return t.Models[string(name)] }
+
+// All returns all models, Any among them.
+func (t *Table) All() iter.Seq[*Model] {
+	return func(yield func(*Model) bool) {
+		for _, m := range t.Models {
+			if !yield(m) {
+				return
+			}
+		}
+		if t.Any != nil {
+			yield(t.Any)
+		}
+	}
+}
+
+// Named returns the model with a name of ours, or nil: one of Models, or Any.
+func (t *Table) Named(name string) *Model {
+	if t.Any != nil && t.Any.Name == name {
+		return t.Any
+	}
+	return t.Models[name]
+}
+
+// Serving returns the model that serves requests for an id, or nil.
+func (t *Table) Serving(name []byte) *Model {
+	if m := t.Model(name); m != nil {
+		return m
+	}
+	return t.Any
+}
 
 // Endpoint returns the model's endpoint with an address, or nil.
 func (m *Model) Endpoint(address string) *Endpoint {

@@ -93,7 +93,7 @@ func degrade(c *flow.Controller, in *input, u *understood, n *counted, r *openai
 	if u.asked == "" {
 		u.asked = u.model.Name
 	}
-	u.model = small
+	u.model, u.name = small, small.Name
 	u.rename(r, mem)
 	*n = count(in, u, r)
 	c.Degraded()

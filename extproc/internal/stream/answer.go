@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +38,9 @@ func (a *answer) tokens() int {
 func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	a := &x.answer
 	reply := Reply{Kind: ResponseHeaders, Explanation: a.explanation}
+	if x.table != nil && x.table.Policy.Conformance {
+		reply.Served = cmp.Or(head.Served, "fail: missing destination endpoint served metadata")
+	}
 	a.explanation = nil
 	a.begun = true
 	if x.decision.Choice == nil || a.good || a.served != nil || head.Status == 0 {

@@ -22,6 +22,9 @@ type names struct {
 	// flow is whether there is flow control; seed is what tenants are hashed with.
 	flow bool
 	seed maphash.Seed
+	// picker is whether clients of the endpoint-picker protocol are understood, conformance
+	// whether its conformance suite is.
+	picker, conformance bool
 }
 
 // inbound is a message from Envoy, a ProcessingRequest. It is read from its
@@ -39,6 +42,8 @@ type inbound struct {
 	hasModes bool    // whether Envoy said modes; one too old to say is taken to buffer
 	served   string
 	subset   subset
+	selected subset     // by the conformance suite
+	fair     bool       // whether Tenant is by a header of the picker protocol
 	hold     mem.Buffer // what Body lies in; nil: Body is empty
 }
 
@@ -50,7 +55,7 @@ func (in *inbound) reset() {
 	}
 	in.Event = Event{}
 	in.known, in.observed, in.served = false, false, ""
-	in.subset = subset{}
+	in.subset, in.selected, in.fair = subset{}, subset{}, false
 	in.modes, in.hasModes = [2]Mode{}, false
 }
 
@@ -94,6 +99,9 @@ func (in *inbound) read(b []byte) error {
 	switch in.Kind {
 	case RequestHeaders:
 		in.Request.Only = in.subset.only()
+		if in.selected.given {
+			in.Request.Only = in.selected.only()
+		}
 		if !in.hasModes {
 			in.Request.Mode = Buffered
 		}
@@ -209,6 +217,7 @@ func (in *inbound) requestHeader(key, value []byte) {
 func (in *inbound) otherHeader(key, value []byte) {
 	head, names := &in.Request, &in.names
 	switch {
+	case names.picker && in.pickerHeader(key, value):
 	case names.flow && in.flowHeader(key, value):
 	case string(key) == names.session:
 		head.Session = string(value)
@@ -218,6 +227,31 @@ func (in *inbound) otherHeader(key, value []byte) {
 		head.Debug = head.Debug || string(key) == wire.DebugHeader && string(value) == "1"
 		head.Forbidden = append(head.Forbidden, string(key))
 	}
+}
+
+// pickerHeader takes in a header of the endpoint-picker protocol's clients; false: it is
+// none. It is forwarded.
+func (in *inbound) pickerHeader(key, value []byte) bool {
+	head := &in.Request
+	switch string(key) {
+	case wire.ObjectiveHeader, wire.OldObjectiveHeader:
+		head.Objective = same(&in.recent.Objective, value)
+	case wire.FairnessHeader, wire.OldFairnessHeader:
+		if !in.names.flow || len(value) == 0 {
+			break
+		}
+		head.Tenant, in.fair = maphash.Bytes(in.names.seed, value)|1, true
+	case wire.RenameHeader, wire.OldRenameHeader:
+		head.Rename = same(&in.recent.Rename, value)
+	case wire.SelectionHeader:
+		if !in.names.conformance || len(value) == 0 {
+			return false
+		}
+		in.selected = subset{given: true, hosts: appendHosts(nil, string(value))}
+	default:
+		return false
+	}
+	return true
 }
 
 // flowHeader takes in a header that matters to flow control; false: it doesn't.
@@ -233,6 +267,9 @@ func (in *inbound) flowHeader(key, value []byte) bool {
 		}
 	case tenant != "" && name == tenant,
 		tenant == "" && (name == "authorization" || name == "x-api-key"):
+		if in.fair {
+			return true // who is to be treated fairly is said
+		}
 		head.Tenant = maphash.Bytes(in.names.seed, value[bytes.LastIndexByte(value, ' ')+1:]) | 1
 	default:
 		return false

@@ -88,6 +88,9 @@ type RequestHead struct {
 	Cookie  string
 	// Priority is the value of the policy's priority header.
 	Priority string
+	// Objective is the name of the request's objective. Rename is under which name its model
+	// is to be forwarded.
+	Objective, Rename string
 	// Debug is whether the client wants to know why.
 	Debug bool
 	// Tenant is who asks, as a hash; 0: not said.
@@ -129,6 +132,8 @@ type Reply struct {
 	Cookie string
 	// Explanation is the header that says why; empty: it did not ask.
 	Explanation []byte
+	// Served is the header that shows the conformance suite who answered; empty: none.
+	Served string
 	// Error is what an Immediate reply answers the client.
 	Error *openai.Error
 	// Wait is how long an Extend reply asks for.

@@ -366,7 +366,7 @@ func (x *Exchange) Tick(now time.Time) {
 // refresh takes a newer table for the rest of the exchange, unless that has no such
 // model any more.
 func (x *Exchange) refresh(t *pick.Table) {
-	if m := t.Models[x.understood.model.Name]; m != nil {
+	if m := t.Named(x.understood.model.Name); m != nil {
 		x.table, x.understood.model = t, m
 	}
 }

@@ -130,7 +130,7 @@ func (o *outbound) chunk(b []byte) mem.Buffer {
 
 // changesHeaders reports whether the reply says anything of headers.
 func (r *Reply) changesHeaders() bool {
-	return r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil
+	return r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil || r.Served != ""
 }
 
 // headers writes the header mutation.
@@ -148,6 +148,9 @@ func (o *outbound) headers(r *Reply) {
 	}
 	if r.Explanation != nil {
 		header(w, wire.DecisionHeader, r.Explanation, core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+	}
+	if r.Served != "" {
+		header(w, wire.ServedHeader, r.Served, core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
 	}
 	if r.Cookie != "" {
 		header(w, "set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD)

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"errors"
 	"hash/maphash"
 	"io"
@@ -54,7 +55,7 @@ func (c *Core) names() names {
 	if t == nil {
 		return names{}
 	}
-	n := names{session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, seed: c.seed}
+	n := names{session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
 	if p := t.Policy.Flow; p != nil {
 		n.flow, n.tenant = true, p.TenantHeader
 	}
@@ -87,24 +88,33 @@ func kept(b []byte) []byte {
 // Server is the ext_proc service. Its gRPC server is made with ServerOptions.
 type Server struct {
 	extproc.UnimplementedExternalProcessorServer
-	core   *Core
+	route  Route
 	tracer trace.Tracer // nil: no tracing
 }
 
-// NewServer returns the service; a nil tracer turns tracing off.
+// Route returns the core that is to answer a stream, by its context.
+type Route func(ctx context.Context) *Core
+
+// NewServer returns the service of one core; a nil tracer turns tracing off.
 func NewServer(core *Core, tracer trace.Tracer) *Server {
-	return &Server{core: core, tracer: tracer}
+	return NewRouted(func(context.Context) *Core { return core }, tracer)
+}
+
+// NewRouted returns the service of several cores.
+func NewRouted(route Route, tracer trace.Tracer) *Server {
+	return &Server{route: route, tracer: tracer}
 }
 
 // Process serves one stream: it reads an event, steps, writes the replies.
 func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, extproc.ProcessingResponse]) error {
-	m := s.core.metrics
+	core := s.route(st.Context())
+	m := core.metrics
 	m.started.Inc()
 	m.streams.Inc()
 	defer m.streams.Dec()
-	x := s.core.Begin()
-	defer s.core.Finish(x)
-	x.in.names = s.core.names()
+	x := core.Begin()
+	defer core.Finish(x)
+	x.in.names = core.names()
 	r := &receiver{st: st, in: &x.in}
 	defer r.close()
 	var (
@@ -146,7 +156,7 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 // send writes the replies to the event in in; ready is when they could be known.
 func (s *Server) send(st stream, x *Exchange, in *inbound, replies []Reply, began, ready time.Time) error {
 	for i := range replies {
-		s.note(st.Context(), &replies[i], began, ready)
+		s.note(st.Context(), x.core.metrics, &replies[i], began, ready)
 		x.out.reply, x.out.hold = &replies[i], in.hold
 		if err := st.SendMsg(&x.out); err != nil {
 			return err

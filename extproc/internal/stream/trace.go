@@ -37,11 +37,11 @@ func (c carrier) Keys() []string {
 
 // note counts and traces a reply that ends the request's part of an exchange:
 // began is when its first event came, ready when its last did.
-func (s *Server) note(ctx context.Context, r *Reply, began, ready time.Time) {
+func (s *Server) note(ctx context.Context, m *metrics, r *Reply, began, ready time.Time) {
 	if r.Decision == nil && r.Error == nil {
 		return
 	}
-	s.core.metrics.decisions.Observe(time.Since(ready).Seconds())
+	m.decisions.Observe(time.Since(ready).Seconds())
 	if s.tracer == nil {
 		return
 	}

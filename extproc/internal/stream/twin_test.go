@@ -168,11 +168,11 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 	if r.Kind == Extend {
 		return &extproc.ProcessingResponse{OverrideMessageTimeout: durationpb.New(r.Wait)}
 	}
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil {
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil && r.Served == "" {
 		return unchangedReplies[r.Kind]
 	}
 	common := &extproc.CommonResponse{}
-	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil {
+	if r.Decision != nil || len(r.Remove) > 0 || r.Cookie != "" || r.Length > 0 || r.Explanation != nil || r.Served != "" {
 		common.HeaderMutation = &extproc.HeaderMutation{RemoveHeaders: r.Remove}
 	}
 	out := &extproc.ProcessingResponse{}
@@ -186,6 +186,9 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 		common.HeaderMutation.SetHeaders = []*core.HeaderValueOption{
 			option("set-cookie", r.Cookie, core.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD),
 		}
+	}
+	if r.Served != "" {
+		common.HeaderMutation.SetHeaders = append(common.HeaderMutation.SetHeaders, option(wire.ServedHeader, r.Served, core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD))
 	}
 	if r.Explanation != nil {
 		why := option("x-millrace-decision", string(r.Explanation), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)

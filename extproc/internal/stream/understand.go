@@ -27,9 +27,10 @@ type input struct {
 type understood struct {
 	// model serves the request; nil: there is none, and Envoy's own policy chooses.
 	model *pick.Model
-	// asked is the client's name for the model if that is another; else empty.
-	asked    string
-	priority string
+	// asked is the client's name for the model if that is another; else empty. name is
+	// what the model is called in what is forwarded then.
+	asked, name string
+	priority    string
 	// blind is whether the body was not decoded: no field of the openai.Request counts.
 	blind bool
 	// unseen is whether a rewrite of the policy may have been meant, but no body came.
@@ -117,7 +118,7 @@ func (u *understood) decode(in *input, r *openai.Request, body []byte) *openai.E
 	}
 	switch {
 	case len(r.Model) > 0:
-		u.model, u.asked = modelOf(in, r)
+		u.model, u.asked, u.name = modelOf(in, r)
 	case r.Cut || in.api.Row().AnyModel:
 		u.model = in.table.Default
 	}
@@ -146,14 +147,14 @@ func parse(in *input, r *openai.Request, body []byte) *openai.Error {
 // guess finds the model of a request that was not decoded: the one that it names all
 // the same, else the default.
 func (u *understood) guess(in *input, r *openai.Request, body []byte) {
-	u.model, u.asked = nil, ""
+	u.model, u.asked, u.name = nil, "", ""
 	switch {
 	case len(body) > 0 && parse(in, r, body) == nil && complete(in):
-		u.model, u.asked = modelOf(in, r)
+		u.model, u.asked, u.name = modelOf(in, r)
 	case len(body) > 0 && len(r.Model) > 0:
 		// Envoy has cut it off behind the model's name. It can't be changed: the rest of
 		// it passes through.
-		u.model = in.table.Model(r.Model)
+		u.model = in.table.Serving(r.Model)
 	case body == nil:
 		u.unseen = in.api != apis.Other && len(in.table.Policy.Rewrites) > 0
 	}
@@ -162,23 +163,29 @@ func (u *understood) guess(in *input, r *openai.Request, body []byte) {
 	}
 }
 
-// modelOf returns the model that serves a request, nil if there is none, and the
-// client's name for it if the policy gives it another.
-func modelOf(in *input, r *openai.Request) (m *pick.Model, asked string) {
+// modelOf returns the model that serves a request, nil if there is none. If the gateway or
+// the policy gives it another name than the client's, that is name, and asked the client's.
+func modelOf(in *input, r *openai.Request) (m *pick.Model, asked, name string) {
+	if name := in.head.Rename; name != "" && name != string(r.Model) {
+		return in.table.Serving([]byte(name)), string(r.Model), name
+	}
 	rewrite := in.table.Policy.Rewrites[string(r.Model)]
 	if rewrite == nil {
-		return in.table.Model(r.Model), ""
+		rewrite = in.table.Policy.Rewrite
+	}
+	if rewrite == nil || in.head.Rename != "" {
+		return in.table.Serving(r.Model), "", ""
 	}
 	if m = continued(in, r, rewrite); m == nil {
 		m = rewrite.Choose(in.table, conversation(in, r))
 	}
 	switch {
 	case m == nil:
-		return in.table.Model(r.Model), ""
-	case m.Name == rewrite.Model:
-		return m, ""
+		return in.table.Serving(r.Model), "", ""
+	case m.Name == string(r.Model):
+		return m, "", ""
 	}
-	return m, rewrite.Model
+	return m, string(r.Model), m.Name
 }
 
 // continued returns the model that made the response which the request continues:
@@ -233,18 +240,23 @@ func conversation(in *input, r *openai.Request) session.Key {
 	return k
 }
 
-// rename has the body forwarded with the name of the model that serves it.
+// rename has the body forwarded with the name that its model is to have.
 func (u *understood) rename(r *openai.Request, mem *bodies) {
-	mem.renamed = r.WithModel(mem.renamed[:0], u.model.Name)
+	mem.renamed = r.WithModel(mem.renamed[:0], u.name)
 	u.forward.body = mem.renamed
 }
 
-// priorityOf is the request's own priority, if it names one that exists.
+// priorityOf is the request's own priority, if it names one that exists, else that of its
+// objective.
 func priorityOf(in *input) string {
 	switch p := in.head.Priority; p {
 	case wire.Critical, wire.Standard, wire.Sheddable:
 		return p
-	default:
-		return in.table.Policy.Priority
 	}
+	if in.head.Objective != "" {
+		if p, ok := in.table.Policy.Objectives[in.head.Objective]; ok {
+			return p
+		}
+	}
+	return in.table.Policy.Priority
 }

@@ -23,7 +23,17 @@ func (f *fleet) inputOf(body string, edit ...func(*RequestHead)) *input {
 // twoModels adds a model "n", and has "n" serve requests for "auto".
 func twoModels(t *pick.Table) {
 	t.Models["n"] = &pick.Model{Name: "n", Seed: session.Seed("n"), Endpoints: t.Default.Endpoints, Learned: new(pick.Learned)}
+	t.Policy.Objectives = map[string]string{"bulk": wire.Sheddable}
 	t.Policy.Rewrites = map[string]*pick.Rewrite{"auto": {Model: "auto", To: []pick.Target{{Model: "n", Weight: 1}}}}
+}
+
+// anyModel is a picker that does not know all names.
+func anyModel(in *input) {
+	in.table.Any = &pick.Model{Name: "any", Endpoints: in.table.Default.Endpoints, Learned: new(pick.Learned)}
+}
+
+func renameAll(in *input) {
+	in.table.Policy.Rewrite = &pick.Rewrite{To: []pick.Target{{Model: "n", Weight: 1}}}
 }
 
 func TestUnderstand(t *testing.T) {
@@ -47,6 +57,15 @@ func TestUnderstand(t *testing.T) {
 		{name: "it names one that does not exist", body: chat("m"), head: func(h *RequestHead) { h.Priority = "urgent" }, model: "m"},
 		{name: "a model that is served by another", body: chat("auto"), model: "n", asked: "auto", forward: chat("n")},
 		{name: "no such model", body: chat("x"), err: "model_not_found"},
+		{name: "no such model, where engines know names that we don't", body: chat("x"), edit: anyModel, model: "any"},
+		{name: "any name, where a rule is for all", body: chat("x"), edit: renameAll, model: "n", asked: "x", forward: chat("n")},
+		{name: "its own rule before that for all", body: chat("auto"), edit: renameAll, model: "n", asked: "auto", forward: chat("n")},
+		{name: "the gateway renames its model", body: chat("auto"), head: func(h *RequestHead) { h.Rename = "m" }, model: "m", asked: "auto", forward: chat("m")},
+		{name: "the gateway leaves it as it is", body: chat("m"), head: func(h *RequestHead) { h.Rename = "m" }, model: "m"},
+		{name: "the gateway names one that only engines know", body: chat("m"), head: func(h *RequestHead) { h.Rename = "y" }, edit: anyModel, model: "any", asked: "m", forward: chat("y")},
+		{name: "it names an objective", body: chat("m"), head: func(h *RequestHead) { h.Objective = "bulk" }, model: "m", priority: wire.Sheddable},
+		{name: "it names a priority, too", body: chat("m"), head: func(h *RequestHead) { h.Objective, h.Priority = "bulk", wire.Critical }, model: "m", priority: wire.Critical},
+		{name: "it names no objective of ours", body: chat("m"), head: func(h *RequestHead) { h.Objective = "other" }, model: "m"},
 		{name: "no model", body: `{"messages":[]}`, err: "missing_required_parameter"},
 		{name: "not JSON", body: `{`, err: "invalid_json"},
 		{name: "cut off behind its model", body: `{"model":"n","messages":[{"role":"user","con`, edit: part, model: "n", blind: true},
@@ -77,7 +96,7 @@ func TestUnderstand(t *testing.T) {
 			if tt.priority == "" {
 				tt.priority = wire.Standard
 			}
-			got := understood{model: f.table.Models[tt.model], asked: tt.asked, priority: tt.priority, blind: tt.blind, unseen: tt.unseen, size: len(tt.body), forward: u.forward}
+			got := understood{model: f.table.Named(tt.model), asked: tt.asked, priority: tt.priority, blind: tt.blind, unseen: tt.unseen, size: len(tt.body), forward: u.forward}
 			if u.model != got.model || u.asked != got.asked || u.priority != got.priority || u.blind != got.blind || u.unseen != got.unseen || u.size != got.size {
 				t.Errorf("understand() = %+v, want %+v", u, got)
 			}

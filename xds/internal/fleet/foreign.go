@@ -57,7 +57,7 @@ func foreignOf(s *desired.State, had []*Foreign) []*Foreign {
 	all := make([]*Foreign, len(entries))
 	for i, e := range entries {
 		var last *probe.Observation
-		if old := before[e.Address]; old != nil && probe.Same(old.Endpoint, e.Endpoint) {
+		if old := before[e.Address]; old != nil && endpoints.Same(old.Entry, e) {
 			last = old.Last
 		}
 		all[i] = newForeign(e, last)

@@ -67,6 +67,8 @@ type Snapshot struct {
 type Endpoint struct {
 	// Address is "ip:port" of the head's API.
 	Address string
+	// PlainText is whether that API has no TLS, though the mesh has.
+	PlainText bool
 	// Model and Replica are names.
 	Model, Replica string
 	// Moves is the replica of which this is left behind until it takes requests elsewhere;
@@ -234,7 +236,7 @@ func (f *Fleet) endpoint(now time.Time, names []string, verdicts []verdict) Endp
 		Membership: Healthy, worth: weight.Replica{Health: 1, Freshness: 1},
 	}
 	if head != nil {
-		e.Address = head.engine.GetHttpAddress()
+		e.Address, e.PlainText = head.engine.GetHttpAddress(), head.engine.GetHttpPlainText()
 		e.Zone = head.report.GetZone()
 		e.Load, e.Speed, e.Epoch, e.Cache = head.engine.GetLoad(), head.engine.GetSpeed(), head.engine.GetEpoch(), head.cache
 	}

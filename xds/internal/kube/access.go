@@ -91,7 +91,10 @@ func (c *Cluster) dial(access *rest.Config) (err error) {
 	for _, k := range kinds() {
 		by[k] = cache.ByObject{Namespaces: own, Transform: cache.TransformStripManagedFields()}
 	}
-	if c.cache, err = cache.New(access, cache.Options{Scheme: scheme, Mapper: resources, ByObject: by}); err != nil {
+	if c.cache, err = cache.New(access, cache.Options{
+		Scheme: scheme, Mapper: resources, ByObject: by,
+		DefaultWatchErrorHandler: func(_ context.Context, _ *toolscache.Reflector, err error) { c.missed(err) },
+	}); err != nil {
 		return fmt.Errorf("-kube: %w", err)
 	}
 	if c.client, err = client.New(access, client.Options{Scheme: scheme, Mapper: resources}); err != nil {

@@ -73,6 +73,9 @@ type Config struct {
 	CookieKey string
 	// Address is the URL of the API for the statuses of models; empty: not known.
 	Address string
+	// Unmet returns what of the policy can't be followed though it is in force; nil:
+	// nothing is known of that.
+	Unmet func() []obs.Condition
 	// Admit returns what keeps a State from being in force.
 	Admit desired.Admit
 	// Log is where changes are logged.
@@ -101,6 +104,7 @@ type Cluster struct {
 	// Atomic.
 	elector  atomic.Pointer[leaderelection.LeaderElector] // nil: none yet
 	answered atomic.Int64                                 // when the API server last did, ns since the epoch
+	unread   atomic.Pointer[string]                       // why something could not be listed or watched last; nil: it could
 
 	// mu guards the fields below.
 	mu     sync.Mutex
@@ -298,14 +302,31 @@ func (c *Cluster) followNodes(ctx context.Context, f Fleet) error {
 
 // Conditions returns what is wrong with the way to the cluster. xds is as ready as ever.
 func (c *Cluster) Conditions() []obs.Condition {
-	last := time.Unix(0, c.answered.Load())
-	if time.Since(last) < awayAfter {
-		return nil
+	var all []obs.Condition
+	if last := time.Unix(0, c.answered.Load()); time.Since(last) >= awayAfter {
+		all = append(all, obs.Condition{
+			Code: "api-server-away", Mild: true, Text: fmt.Sprintf("the API server has not answered since %s", last.UTC().Format(time.TimeOnly)),
+			Next: "see whether it is there, and whether the account may get and update the lease; routing does not need it",
+		})
 	}
-	return []obs.Condition{{
-		Code: "api-server-away", Mild: true, Text: fmt.Sprintf("the API server has not answered since %s", last.UTC().Format(time.TimeOnly)),
-		Next: "see whether it is there, and whether the account may get and update the lease; routing does not need it",
-	}}
+	c.mu.Lock()
+	stale := c.judged.published.State == nil || c.judged.published.Stale != ""
+	c.mu.Unlock()
+	if why := c.unread.Load(); why != nil && stale {
+		all = append(all, obs.Condition{
+			Code: "objects-not-read", Mild: true, Text: "the objects are not known: " + *why,
+			Next: "install the CRDs, and give the account of xds the rights of its Role",
+		})
+	}
+	return all
+}
+
+// missed takes in why something could not be listed or watched. It is tried again.
+func (c *Cluster) missed(err error) {
+	why := err.Error()
+	if before := c.unread.Swap(&why); before == nil || *before != why {
+		c.cfg.Log.Warn("not listed or watched", "err", err)
+	}
 }
 
 // wait returns whether d has passed before ctx ended.

@@ -8,6 +8,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	overridev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
 	robinv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -15,7 +16,6 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/desired"
@@ -76,13 +76,7 @@ func engines(name string) *clusterv3.Cluster {
 	eds.InitialFetchTimeout = seconds(0.2)
 	c := cluster(name, clusterv3.Cluster_EDS)
 	c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: eds}
-	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
-		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{
-			Metadata: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.DestinationHeader)},
-		}},
-		SelectedHostKey: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.ServedKey)},
-		FallbackPolicy:  policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{})),
-	}))
+	c.LoadBalancingPolicy = picked()
 	c.HealthChecks = []*corev3.HealthCheck{engineCheck()}
 	c.OutlierDetection = outliers(5)
 	// A machine that stalls for seconds fails the checks of all its engines at once.
@@ -96,6 +90,18 @@ func engines(name string) *clusterv3.Cluster {
 	// machine, because the connection's streams die with it.
 	c.TypedExtensionProtocolOptions = http2(0.5, 2)
 	return c
+}
+
+// picked returns the policy by which hosts are chosen: the ones that extproc names, in
+// its order, and else round robin by weight.
+func picked() *clusterv3.LoadBalancingPolicy {
+	return policies(extension("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
+		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{
+			Metadata: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.DestinationHeader)},
+		}},
+		SelectedHostKey: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.ServedKey)},
+		FallbackPolicy:  policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{})),
+	}))
 }
 
 // servedByOthers returns the models that endpoints serve which somebody else runs.
@@ -118,16 +124,7 @@ func servedByOthers(d *desired.State) map[string]bool {
 // until its time is over. Those that come after it go elsewhere, as xds and extproc find
 // out that nothing is answered there.
 func speakHTTP1(c *clusterv3.Cluster) {
-	c.TypedExtensionProtocolOptions = protocol(&httpv3.HttpProtocolOptions{
-		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
-			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
-					// Usage comes in trailers from our own engines.
-					HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true},
-				},
-			},
-		},
-	})
+	c.TypedExtensionProtocolOptions = http1()
 	for _, h := range c.GetHealthChecks() {
 		h.GetHttpHealthCheck().ExpectedStatuses = []*typev3.Int64Range{{Start: 200, End: 500}}
 	}
@@ -240,30 +237,36 @@ func http2(interval, timeout float64) map[string]*anypb.Any {
 // extproc returns the cluster of the pickers. Its health check takes out one that
 // hangs; requests then pass without it.
 func extproc(addrs []string) (*clusterv3.Cluster, error) {
-	c := cluster(extprocCluster, discovery(addrs...))
-	c.DnsRefreshRate = dnsEvery(c)
+	c := cluster(extprocCluster, clusterv3.Cluster_STATIC)
+	find(c, addrs...)
 	if err := hosts(c, addrs); err != nil {
 		return nil, fmt.Errorf("extproc: %w", err)
 	}
 	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{}))
-	c.HealthChecks = []*corev3.HealthCheck{{
-		Timeout:               seconds(0.5),
-		Interval:              seconds(0.25),
-		NoTrafficInterval:     seconds(0.25),
-		UnhealthyInterval:     seconds(0.25),
-		UnhealthyEdgeInterval: seconds(0.25),
-		HealthyEdgeInterval:   seconds(0.25),
-		UnhealthyThreshold:    wrapperspb.UInt32(2),
-		HealthyThreshold:      wrapperspb.UInt32(1),
-		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
-	}}
+	c.HealthChecks = []*corev3.HealthCheck{pickerCheck(0.25)}
 	c.OutlierDetection = outliers(5)
 	c.TypedExtensionProtocolOptions = http2(5, 5)
 	return c, nil
 }
 
+// pickerCheck asks an extproc each interval, in seconds, whether it serves.
+func pickerCheck(interval float64) *corev3.HealthCheck {
+	return &corev3.HealthCheck{
+		Timeout:               seconds(2 * interval),
+		Interval:              seconds(interval),
+		NoTrafficInterval:     seconds(interval),
+		UnhealthyInterval:     seconds(interval),
+		UnhealthyEdgeInterval: seconds(interval),
+		HealthyEdgeInterval:   seconds(interval),
+		UnhealthyThreshold:    wrapperspb.UInt32(2),
+		HealthyThreshold:      wrapperspb.UInt32(1),
+		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
+	}
+}
+
 func traces(addr string) (*clusterv3.Cluster, error) {
-	c := cluster(tracesCluster, discovery(addr))
+	c := cluster(tracesCluster, clusterv3.Cluster_STATIC)
+	find(c, addr)
 	if err := hosts(c, []string{addr}); err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
@@ -271,24 +274,17 @@ func traces(addr string) (*clusterv3.Cluster, error) {
 	return c, nil
 }
 
-// discovery returns how Envoy finds the hosts of addresses: a name stands for all of its
-// addresses.
-func discovery(addrs ...string) clusterv3.Cluster_DiscoveryType {
+// find lets Envoy find out what names among the addresses stand for: all of their
+// addresses, asked for every second. One that has come takes requests that soon; one that
+// has gone is found out by its health check before.
+func find(c *clusterv3.Cluster, addrs ...string) {
 	for _, a := range addrs {
 		if host, _, err := net.SplitHostPort(strings.TrimSpace(a)); err == nil && net.ParseIP(host) == nil {
-			return clusterv3.Cluster_STRICT_DNS
+			c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+				Name: "envoy.cluster.dns", TypedConfig: pack(&dnsv3.DnsCluster{DnsRefreshRate: seconds(1)}),
+			}}
 		}
 	}
-	return clusterv3.Cluster_STATIC
-}
-
-// dnsEvery is how often names of pickers are resolved: one that has come takes requests
-// that soon. One that has gone is found out by its health check before.
-func dnsEvery(c *clusterv3.Cluster) *durationpb.Duration {
-	if c.GetType() != clusterv3.Cluster_STRICT_DNS {
-		return nil
-	}
-	return seconds(1)
 }
 
 // hosts gives the cluster the hosts of the addresses.

@@ -58,7 +58,7 @@ func member(e fleet.Endpoint) *endpointv3.LbEndpoint {
 	if e.Membership == fleet.Unhealthy {
 		h.HealthStatus = corev3.HealthStatus_UNHEALTHY
 	}
-	if e.Foreign != nil {
+	if e.Foreign != nil || e.PlainText {
 		h.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": mark()}}
 	}
 	return h

@@ -27,7 +27,8 @@ const (
 	alpn2 = "h2"
 )
 
-// cleartext marks a host that somebody else runs, without TLS.
+// cleartext marks a host without TLS: one that somebody else runs, or an engine whose
+// API is plain text.
 const cleartext = "cleartext"
 
 // secure gives the clusters of our own programs mutual TLS, if the mesh has it.
@@ -43,9 +44,9 @@ func (s Site) secure(all map[string]proto.Message) error {
 			server.Server.Role = mtls.ExtProc
 		case strings.HasPrefix(name, enginesPrefix):
 			server.Server.Role = mtls.Engine
+			c.TransportSocketMatches = hostsInCleartext()
 			if mixed(c) {
 				server.Protocol = alpn1
-				c.TransportSocketMatches = hostsOfOthers()
 			}
 			for _, h := range c.GetHealthChecks() { // they speak HTTP/1.1 in any case
 				h.TlsOptions = &corev3.HealthCheck_TlsOptions{AlpnProtocols: []string{alpn1}}
@@ -62,8 +63,8 @@ func (s Site) secure(all map[string]proto.Message) error {
 	return nil
 }
 
-// hostsOfOthers lets hosts that are marked so be reached without TLS.
-func hostsOfOthers() []*clusterv3.Cluster_TransportSocketMatch {
+// hostsInCleartext lets hosts that are marked so be reached without TLS.
+func hostsInCleartext() []*clusterv3.Cluster_TransportSocketMatch {
 	return []*clusterv3.Cluster_TransportSocketMatch{{
 		Name: cleartext, Match: mark(),
 		TransportSocket: &corev3.TransportSocket{
@@ -81,7 +82,7 @@ func mixed(c *clusterv3.Cluster) bool {
 	return options.UnmarshalTo(&o) == nil && o.GetExplicitHttpConfig().GetHttpProtocolOptions() != nil
 }
 
-// mark is what such servers have in their metadata.
+// mark is what hosts without TLS have in their metadata.
 func mark() *structpb.Struct {
 	return &structpb.Struct{Fields: map[string]*structpb.Value{cleartext: structpb.NewBoolValue(true)}}
 }
