@@ -61,8 +61,8 @@ test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front 
 kube-programs: | need-go ## build what clusters of the tests are made of into the user's cache, once: 10 min, 5 GB of memory
 	go run ./e2e/cluster/kube -build
 
-kube: kube-programs build setup images ## bring up a Kubernetes cluster on this machine with the chart in it; needs root; Ctrl-C ends it. ARGS="-nodes 2 -istio"
-	@exec go run ./e2e/cluster/kube $(ARGS)
+kube: kube-programs setup images ## bring up Kubernetes with Millrace in it on this machine, until Ctrl-C; needs root. ARGS="-nodes 2 -istio"
+	@go build -o bin/tools/kube ./e2e/cluster/kube; exec bin/tools/kube $(ARGS)
 
 test-kube: kube-programs build setup images ## run the tests on a real Kubernetes cluster of this machine; needs root
 	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/control ./e2e/kubernetes
@@ -83,8 +83,9 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	@echo gofmt -l; bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted: $$bad" >&2; exit 1; fi
 	go vet ./...
 	go vet -tags vllm ./e2e/...
-	go vet -tags kube ./e2e/...
+	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes
 	cd e2e/tools && go vet ./...
+	cd e2e/kube && go vet ./pid1
 	bin/tools/staticcheck -checks inherit,-ST1012 ./...
 	@was=$$(cat $(GENERATED) | sha256sum); $(MAKE) --no-print-directory generate; \
 		if [ "$$was" != "$$(cat $(GENERATED) | sha256sum)" ]; then \
