@@ -23,7 +23,7 @@ const (
 )
 
 // suiteServices are the Services of the suite's pickers, which serve TLS with
-// certificates of their own making: Istio has to be told.
+// certificates of their own making, which Istio is not to verify.
 var suiteServices = []string{
 	"primary-endpoint-picker-svc", "secondary-endpoint-picker-svc", "appprotocol-http-endpoint-picker-svc",
 	"appprotocol-h2c-endpoint-picker-svc", "dp-endpoint-picker-svc",
