@@ -49,6 +49,7 @@ type options struct {
 	listen, xds, fleet, traces string
 	leave                      time.Duration
 	secure                     secure
+	cleartext                  cleartext
 	// Of pools.
 	poolNames, config, health string
 	conformance               bool
@@ -68,6 +69,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
+	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of InferencePools in Kubernetes whose endpoints are picked, without xds")
@@ -161,6 +163,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 	server := newServer(env, answers.processor, health, options)
+	if err := o.cleartext.open(env, answers.processor, health); err != nil {
+		return err
+	}
 	kubelet, err := o.healthPort(env, health)
 	if err != nil {
 		return err
@@ -174,12 +179,14 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(func() error { return answers.Run(serving) })
 	g.Go(func() error { return kubelet.serve() })
 	g.Go(func() error { return server.Serve(ln) })
+	g.Go(o.cleartext.serve)
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition { return append(answers.Conditions(), o.secure.conditions()...) })
 	})
 	g.Go(func() error {
 		follow(ctx, health, answers.known)
 		<-serving.Done()
+		o.cleartext.end(o.grace())
 		end(server, o.grace())
 		kubelet.stop()
 		return nil
@@ -190,16 +197,21 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 
 // newServer returns the gRPC server.
 func newServer(env *program.Env, processor *stream.Server, health *health.Server, options []grpc.ServerOption) *grpc.Server {
-	s := env.GRPC(keepalive.ServerParameters{}, append(append(options, stream.ServerOptions()...),
+	s := env.GRPC(keepalive.ServerParameters{}, append(options, serverOptions()...)...)
+	extprocv3.RegisterExternalProcessorServer(s, processor)
+	grpc_health_v1.RegisterHealthServer(s, health)
+	return s
+}
+
+// serverOptions are those of every port.
+func serverOptions() []grpc.ServerOption {
+	return append(stream.ServerOptions(),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(16*window),
 		// Envoy may ping as it likes: it finds out within seconds that we hang.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
-	)...)
-	extprocv3.RegisterExternalProcessorServer(s, processor)
-	grpc_health_v1.RegisterHealthServer(s, health)
-	return s
+	)
 }
 
 // grace is how long streams in flight may continue.

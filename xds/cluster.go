@@ -67,7 +67,7 @@ func (c *cluster) validate(o *options) error {
 
 // open makes the cluster the source, if there is one.
 func (c *cluster) open(o *options) (err error) {
-	c.Admit, c.Log = o.admit, o.log
+	c.Admit, c.Unmet, c.Log = o.admit, o.mesh.conditions, o.log
 	c.Cluster, err = kube.Open(c.Config)
 	return err
 }

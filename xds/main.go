@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,7 @@ type options struct {
 	site                            translate.Site
 	authority                       authority
 	cluster                         cluster
+	mesh                            mesh
 	source                          source
 	log                             *slog.Logger
 }
@@ -79,6 +81,7 @@ func (o *options) add(f *program.Flags) {
 	f.StringVar(&o.secrets, "envoy-tls", "", "`folder`, on Envoy's machine, with certificate.json and authorities.json, by which Envoy reaches extproc and engines")
 	o.authority.flags(f)
 	o.cluster.flags(f)
+	o.mesh.flags(f)
 	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed; with -kube 10s")
 }
 
@@ -95,7 +98,7 @@ func (o *options) validate() (err error) {
 	if (o.secrets == "") != (o.flags.TLS().CA == "") {
 		err = errors.Join(err, errors.New("-envoy-tls; goes with -tls-ca: both or neither, as Envoy has TLS where the others have it"))
 	}
-	return errors.Join(err, o.authority.validate(o.flags), o.cluster.validate(o))
+	return errors.Join(err, o.authority.validate(o.flags), o.cluster.validate(o), o.mesh.validate(&o.cluster))
 }
 
 // load reads what the flags name. Flags that Envoy can't take are found with the
@@ -146,6 +149,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if err != nil {
 		return err
 	}
+	if err := o.mesh.open(env, &o.cluster); err != nil {
+		return err
+	}
 	log, reg := env.Log, env.Metrics
 	leading := ctx
 	ctx, stop := program.Outlive(ctx, o.cluster.leave)
@@ -162,6 +168,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(func() error { return o.source.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx, o.cluster.fleet(o.settle)) })
 	o.cluster.serve(ctx, leading, g, nodes)
+	o.mesh.serve(ctx, g, nodes)
 	g.Go(func() error { return follow(ctx, o.source, nodes, prober) })
 	g.Go(func() error { return prober.Run(ctx) })
 	caches := make(chan struct{})
@@ -171,7 +178,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(func() error { return certificates.run(ctx) })
 	g.Go(func() error {
 		return env.Admin(ctx, func() []obs.Condition {
-			return append(o.cluster.conditions(leading, nodes, resources), certificates.conditions()...)
+			return slices.Concat(o.cluster.conditions(leading, nodes, resources), certificates.conditions(), o.mesh.conditions())
 		})
 	})
 	g.Go(func() error {

@@ -293,14 +293,11 @@ func uninstallUnderLoad(t *testing.T, url string, uninstall func()) string {
 // are no definitions, as "resource/name".
 func everything(t *testing.T, ns string) []string {
 	t.Helper()
-	var all []string
-	for _, scope := range []string{"--namespaced=true", "--namespaced=false"} {
-		for _, resource := range strings.Fields(kubectl(t, "api-resources", "--verbs=list,delete", "-o", "name", scope)) {
-			if name, _, _ := strings.Cut(resource, "."); name == "events" || name == "customresourcedefinitions" || name == "nodes" {
-				continue
-			}
-			all = append(all, strings.Fields(kubectl(t, "get", resource, "-n", ns, "-o", "name"))...)
+	var resources []string
+	for _, r := range strings.Fields(kubectl(t, "api-resources", "--verbs=list,delete", "-o", "name")) {
+		if name, _, _ := strings.Cut(r, "."); name != "events" && name != "customresourcedefinitions" && name != "nodes" {
+			resources = append(resources, r)
 		}
 	}
-	return all
+	return strings.Fields(kubectl(t, "get", strings.Join(resources, ","), "-n", ns, "-o", "name"))
 }

@@ -53,6 +53,7 @@ func TestCRDs(t *testing.T) {
 		"refuse what -check refuses": testCRDsRefuseWhatCheckRefuses,
 		"take what -check takes":     testCRDsTakeWhatCheckTakes,
 		"default as config does":     testCRDsDefaultAsConfigDoes,
+		"are as large as for -check": testCRDsAreAsLargeAsForCheck,
 		"scale":                      testModelsScale,
 		"judge as -check does":       testCRDsJudgeAsCheckDoes,
 	} {
@@ -370,6 +371,57 @@ func testCRDsDefaultAsConfigDoes(t *testing.T, c *cluster.Cluster) {
 	}
 	if again, _ := config.Merge("/", objects); !cmp.Equal(f, again) {
 		t.Errorf("what is stored means something else (-given +stored):\n%s", cmp.Diff(f, again))
+	}
+}
+
+// testCRDsAreAsLargeAsForCheck holds that lists and texts of the largest size are taken by
+// both, and larger ones by none. An API server has words of its own for sizes.
+func testCRDsAreAsLargeAsForCheck(t *testing.T, c *cluster.Cluster) {
+	list := func(n int, entry string) string {
+		var all []string
+		for i := range n {
+			all = append(all, strings.ReplaceAll(entry, "N", fmt.Sprint(i)))
+		}
+		return "[" + strings.Join(all, ",") + "]"
+	}
+	text := func(n int, _ string) string { return fmt.Sprintf("%q", strings.Repeat("é", n)) }
+	for _, tt := range []struct {
+		kind, spec string // in which VALUE is what has a size
+		most       int
+		value      func(n int, entry string) string
+		entry      string
+	}{
+		{config.KindModel, `{"weights":"a","replicas":1024,"layout":VALUE}`, 128, list, `{}`},
+		{config.KindModel, `{"weights":"a","layout":[{"stages":256,"nodes":VALUE}]}`, 256, list, `"n-N"`},
+		{config.KindModel, `{"weights":"a","layout":[{"stages":256,"shares":VALUE}]}`, 256, list, `N.5`},
+		{config.KindModel, `{"weights":"a","backend":{"kind":"vllm","args":VALUE}}`, 128, list, `"-xN"`},
+		{config.KindModel, `{"weights":"a","backend":{"kind":"vllm","args":["--x",VALUE]}}`, 2048, text, ""},
+		{config.KindModel, `{"weights":VALUE}`, 4096, text, ""},
+		{config.KindModel, `{"replicas":0,"tokenizer":VALUE}`, 4096, text, ""},
+		{config.KindModel, `{"backend":{"kind":"openai","url":"http://a","model":VALUE}}`, 512, text, ""},
+		{config.KindEndpoints, `{"endpoints":VALUE}`, 1024, list, `{"address":"10.0.0.1:1N","models":["a"]}`},
+		{config.KindEndpoints, `{"endpoints":[{"address":"10.0.0.1:1","models":VALUE}]}`, 100, list, `"m-N"`},
+		{config.KindEndpoints, `{"endpoints":[{"address":"10.0.0.1:1","models":["m"],"type":"vllm","kvEvents":{"listen":"10.0.0.1:2","topic":VALUE}}]}`, 200, text, ""},
+		{config.KindPolicy, `{"sessions":{"cookie":{"keyFile":VALUE}}}`, 4096, text, ""},
+		{config.KindPolicy, `{"rewrites":VALUE}`, 512, list, `{"model":"a-N","to":[{"model":"smollm2"}]}`},
+		{config.KindPolicy, `{"rewrites":[{"model":"a","to":VALUE}]}`, 16, list, `{"model":"m-N"}`},
+		{config.KindPolicy, `{"flow":{"degrade":VALUE}}`, 512, list, `{"model":"m-N","to":"smollm2"}`},
+		{config.KindPolicy, `{"istio":{"gateways":VALUE}}`, 64, list, `{"name":"g-N"}`},
+		{config.KindPolicy, `{"istio":{"gateways":[{"name":"g","hosts":VALUE}]}}`, 16, list, `"h-N"`},
+		{config.KindPolicy, `{"istio":{"sidecars":{"namespaces":VALUE}}}`, 64, list, `"n-N"`},
+	} {
+		for _, n := range []int{tt.most, tt.most + 1} {
+			spec := strings.Replace(tt.spec, "VALUE", tt.value(n, tt.entry), 1)
+			name := map[string]string{config.KindPolicy: "default"}[tt.kind]
+			if name == "" {
+				name = "large"
+			}
+			d := document{file: randomFile, kind: tt.kind, text: fmt.Sprintf(`{"apiVersion":"millrace.dev/v1alpha1","kind":%q,"metadata":{"name":%q},"spec":%s}`, tt.kind, name, spec)}
+			says, got := checkSays(d), refusal(t, c, d)
+			if large := n > tt.most; (len(says) > 0) != large || (got.Message != "") != large {
+				t.Errorf("%s with %d: -check says %.200q, the API server %.200q", tt.spec, n, says, got.Message)
+			}
+		}
 	}
 }
 

@@ -103,7 +103,7 @@ type ModelSpec struct {
 	// +millrace:between:least="0",most="1024"
 	Replicas int `json:"replicas"`
 	// Layout is how each replica lies on the nodes: entry i is for replica i,
-	// the last one for all further replicas. Default: one stage.
+	// the last one for all further replicas. At most 128 entries. Default: one stage.
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
 	Layout []Layout `json:"layout"`
@@ -170,7 +170,7 @@ type Backend struct {
 	// Default 1.
 	DataParallel int `json:"dataParallel,omitempty"`
 	// Args are more arguments of a "vllm"'s command, such as [--dtype, float32].
-	// What engine sets itself is refused.
+	// What engine sets itself is refused. At most 128.
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
 	// +kubebuilder:validation:items:MaxLength=2048
@@ -239,7 +239,7 @@ type PolicySpec struct {
 	// where it went, in the answer's header x-millrace-decision: it has the addresses
 	// of the engines. Default false.
 	Explain bool `json:"explain,omitempty"`
-	// Rewrites let other models serve requests for a name. Default: none.
+	// Rewrites let other models serve requests for a name, at most 512. Default: none.
 	// +kubebuilder:validation:MaxItems=512
 	// +listType=map
 	// +listMapKey=model

@@ -38,8 +38,9 @@ type Endpoints struct {
 //
 // +kubebuilder:object:generate=true
 type EndpointsSpec struct {
-	// Endpoints are the engines; all objects together have at most 16384. A model that one
-	// serves needs no Model object: the tokens of its prompts are estimated then.
+	// Endpoints are the engines, at most 1024; all objects together have at most 16384. A
+	// model that one serves needs no Model object: the tokens of its prompts are estimated
+	// then.
 	// +kubebuilder:validation:MaxItems=1024
 	// +listType=map
 	// +listMapKey=address
@@ -59,7 +60,7 @@ type Endpoint struct {
 	// +kubebuilder:validation:Required
 	// +millrace:address:words="must be ip:port, as Envoy's cluster has it"
 	Address string `json:"address"`
-	// Models are the ids that it serves, at least one.
+	// Models are the ids that it serves, 1 to 100.
 	// +kubebuilder:validation:MaxItems=100
 	// +listType=set
 	// +millrace:each:form:name=servedName

@@ -41,7 +41,7 @@ type Flow struct {
 	// +kubebuilder:default=0.5
 	// +millrace:between:least="0",most="1"
 	DegradeAt float32 `json:"degradeAt"`
-	// Degrade names smaller models for sheddable requests. Default: none.
+	// Degrade names smaller models for sheddable requests, at most 512. Default: none.
 	// +kubebuilder:validation:MaxItems=512
 	// +listType=map
 	// +listMapKey=model

@@ -73,6 +73,9 @@ type Config struct {
 	CookieKey string
 	// Address is the URL of the API for the statuses of models; empty: not known.
 	Address string
+	// Unmet returns what of the policy can't be followed though it is in force; nil:
+	// nothing is known of that.
+	Unmet func() []obs.Condition
 	// Admit returns what keeps a State from being in force.
 	Admit desired.Admit
 	// Log is where changes are logged.

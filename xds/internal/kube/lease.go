@@ -48,8 +48,8 @@ func (c *Cluster) lead(ctx, leading context.Context, f Fleet) error {
 	return nil
 }
 
-// leads reports whether this xds surely has the lease.
-func (c *Cluster) leads() bool {
+// Leads reports whether this xds surely has the lease.
+func (c *Cluster) Leads() bool {
 	e := c.elector.Load()
 	return e != nil && e.IsLeader()
 }

@@ -11,6 +11,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/kubeapi"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/internal/fleet"
 )
 
@@ -279,9 +280,36 @@ func endpointsStatus(v verdict, snap *fleet.Snapshot) kubeapi.EndpointsStatus {
 	return kubeapi.EndpointsStatus{Summary: summary(v, acceptance(v, snap), readiness(v, snap)), Ready: fmt.Sprintf("%d/%d", up, total)}
 }
 
-// policyStatus returns the status of a Policy, but for its times.
-func policyStatus(v verdict, snap *fleet.Snapshot) kubeapi.PolicyStatus {
-	return kubeapi.PolicyStatus{Summary: summary(v, acceptance(v, snap), readiness(v, snap))}
+// policyStatus returns the status of a Policy, but for its times. unmet is what of it
+// can't be followed.
+func policyStatus(v verdict, snap *fleet.Snapshot, unmet []obs.Condition) kubeapi.PolicyStatus {
+	d := metav1.Condition{Type: kubeapi.Degraded, Status: metav1.ConditionFalse, Reason: kubeapi.ReasonAsDesired, ObservedGeneration: v.Generation}
+	var texts []string
+	for _, c := range unmet {
+		texts = append(texts, c.Text)
+	}
+	if len(unmet) > 0 {
+		d.Status, d.Reason, d.Message = metav1.ConditionTrue, reasonOfCode(unmet[0].Code), clip(strings.Join(texts, "; "))
+	}
+	return kubeapi.PolicyStatus{Summary: summary(v, acceptance(v, snap), readiness(v, snap), d)}
+}
+
+// reasonOfCode returns a condition's code as Kubernetes has reasons: "istio-forbidden" is
+// "IstioForbidden".
+func reasonOfCode(code string) string {
+	var b strings.Builder
+	for _, word := range strings.Split(code, "-") {
+		b.WriteString(strings.ToUpper(word[:min(1, len(word))]) + word[min(1, len(word)):])
+	}
+	return b.String()
+}
+
+// unmet returns what of the policy can't be followed.
+func (c *Cluster) unmet() []obs.Condition {
+	if c.cfg.Unmet == nil {
+		return nil
+	}
+	return c.cfg.Unmet()
 }
 
 // readiness is the condition Ready of an object of which the fleet states it.

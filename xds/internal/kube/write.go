@@ -55,7 +55,7 @@ func (c *Cluster) writeAll(ctx context.Context, f Fleet) error {
 		case <-tick.C:
 		}
 		snap, _ := f.Latest()
-		if !c.leads() || !snap.Settled {
+		if !c.Leads() || !snap.Settled {
 			clear(done)
 			continue
 		}
@@ -91,7 +91,7 @@ func (c *Cluster) writeStatuses(ctx context.Context, snap *fleet.Snapshot, done 
 		if !ok || string(u.GetUID()) != v.UID {
 			continue
 		}
-		status, same := statusFor(v, snap, c.cfg.Address, u)
+		status, same := c.statusFor(v, snap, u)
 		if same || done[v.Ref].recent(status) {
 			continue
 		}
@@ -101,12 +101,12 @@ func (c *Cluster) writeStatuses(ctx context.Context, snap *fleet.Snapshot, done 
 }
 
 // statusFor returns the status that an object is to have, and whether it has it.
-func statusFor(v verdict, snap *fleet.Snapshot, address string, u unstructured.Unstructured) (status any, same bool) {
+func (c *Cluster) statusFor(v verdict, snap *fleet.Snapshot, u unstructured.Unstructured) (status any, same bool) {
 	switch v.Kind {
 	case config.KindModel:
 		var had kubeapi.ModelStatus
 		statusOf(u, &had)
-		s := modelStatus(v, snap, address)
+		s := modelStatus(v, snap, c.cfg.Address)
 		keepTimes(&s.Summary, &had.Summary, now())
 		keepRowTimes(s.Rows, had.Rows, now())
 		keepWeights(s.Rows, had.Rows)
@@ -120,7 +120,7 @@ func statusFor(v verdict, snap *fleet.Snapshot, address string, u unstructured.U
 	default:
 		var had kubeapi.PolicyStatus
 		statusOf(u, &had)
-		s := policyStatus(v, snap)
+		s := policyStatus(v, snap, c.unmet())
 		keepTimes(&s.Summary, &had.Summary, now())
 		return s, equal(s, had)
 	}

@@ -76,13 +76,7 @@ func engines(name string) *clusterv3.Cluster {
 	eds.InitialFetchTimeout = seconds(0.2)
 	c := cluster(name, clusterv3.Cluster_EDS)
 	c.EdsClusterConfig = &clusterv3.Cluster_EdsClusterConfig{EdsConfig: eds}
-	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
-		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{
-			Metadata: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.DestinationHeader)},
-		}},
-		SelectedHostKey: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.ServedKey)},
-		FallbackPolicy:  policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{})),
-	}))
+	c.LoadBalancingPolicy = picked()
 	c.HealthChecks = []*corev3.HealthCheck{engineCheck()}
 	c.OutlierDetection = outliers(5)
 	// A machine that stalls for seconds fails the checks of all its engines at once.
@@ -96,6 +90,18 @@ func engines(name string) *clusterv3.Cluster {
 	// machine, because the connection's streams die with it.
 	c.TypedExtensionProtocolOptions = http2(0.5, 2)
 	return c
+}
+
+// picked returns the policy by which hosts are chosen: the ones that extproc names, in
+// its order, and else round robin by weight.
+func picked() *clusterv3.LoadBalancingPolicy {
+	return policies(extension("envoy.load_balancing_policies.override_host", &overridev3.OverrideHost{
+		OverrideHostSources: []*overridev3.OverrideHost_OverrideHostSource{{
+			Metadata: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.DestinationHeader)},
+		}},
+		SelectedHostKey: &metadatav3.MetadataKey{Key: wire.LBNamespace, Path: segments(wire.ServedKey)},
+		FallbackPolicy:  policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{})),
+	}))
 }
 
 // servedByOthers returns the models that endpoints serve which somebody else runs.
@@ -118,16 +124,7 @@ func servedByOthers(d *desired.State) map[string]bool {
 // until its time is over. Those that come after it go elsewhere, as xds and extproc find
 // out that nothing is answered there.
 func speakHTTP1(c *clusterv3.Cluster) {
-	c.TypedExtensionProtocolOptions = protocol(&httpv3.HttpProtocolOptions{
-		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
-			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
-					// Usage comes in trailers from our own engines.
-					HttpProtocolOptions: &corev3.Http1ProtocolOptions{EnableTrailers: true},
-				},
-			},
-		},
-	})
+	c.TypedExtensionProtocolOptions = http1()
 	for _, h := range c.GetHealthChecks() {
 		h.GetHttpHealthCheck().ExpectedStatuses = []*typev3.Int64Range{{Start: 200, End: 500}}
 	}
@@ -246,20 +243,25 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 		return nil, fmt.Errorf("extproc: %w", err)
 	}
 	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{}))
-	c.HealthChecks = []*corev3.HealthCheck{{
-		Timeout:               seconds(0.5),
-		Interval:              seconds(0.25),
-		NoTrafficInterval:     seconds(0.25),
-		UnhealthyInterval:     seconds(0.25),
-		UnhealthyEdgeInterval: seconds(0.25),
-		HealthyEdgeInterval:   seconds(0.25),
-		UnhealthyThreshold:    wrapperspb.UInt32(2),
-		HealthyThreshold:      wrapperspb.UInt32(1),
-		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
-	}}
+	c.HealthChecks = []*corev3.HealthCheck{pickerCheck(0.25)}
 	c.OutlierDetection = outliers(5)
 	c.TypedExtensionProtocolOptions = http2(5, 5)
 	return c, nil
+}
+
+// pickerCheck asks an extproc each interval, in seconds, whether it serves.
+func pickerCheck(interval float64) *corev3.HealthCheck {
+	return &corev3.HealthCheck{
+		Timeout:               seconds(2 * interval),
+		Interval:              seconds(interval),
+		NoTrafficInterval:     seconds(interval),
+		UnhealthyInterval:     seconds(interval),
+		UnhealthyEdgeInterval: seconds(interval),
+		HealthyEdgeInterval:   seconds(interval),
+		UnhealthyThreshold:    wrapperspb.UInt32(2),
+		HealthyThreshold:      wrapperspb.UInt32(1),
+		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
+	}
 }
 
 func traces(addr string) (*clusterv3.Cluster, error) {

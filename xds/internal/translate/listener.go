@@ -107,19 +107,19 @@ func filters(s Site) []*hcmv3.HttpFilter {
 		// Switched on by the routes to engines alone: a request without a route
 		// (broken headers, a bomb of them) is answered and cut off at once, with
 		// no time to ask anybody about the answer.
-		ask := filter(extprocFilter, picker())
+		ask := filter(extprocFilter, Picker(extprocCluster))
 		ask.Disabled = true
 		all = append(all, ask)
 	}
 	return append(all, modelReader(), filter("envoy.filters.http.router", &routerv3.Router{}))
 }
 
-// picker returns the filter that asks extproc. It fails open: without an answer
-// the request goes where the cluster's weights send it.
-func picker() *extprocv3.ExternalProcessor {
+// Picker returns the filter that asks the extproc of a cluster. It fails open: without an
+// answer the request goes where the cluster's weights send it.
+func Picker(cluster string) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: extprocCluster}},
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster}},
 			RetryPolicy: &corev3.RetryPolicy{
 				RetryOn:      "connect-failure,reset,refused-stream,unavailable",
 				NumRetries:   wrapperspb.UInt32(2),
