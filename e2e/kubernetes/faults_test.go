@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ import (
 
 var (
 	seed    = flag.Uint64("seed", 1, "of the questions that are asked while things break")
+	long    = flag.Bool("long", false, "keep kubelet stopped until Kubernetes gives up the node")
 	apiAway = flag.Duration("api-away", time.Minute, "how long the API server and etcd are stopped; 10m is what users are promised")
 )
 
@@ -34,6 +36,10 @@ type faulty struct {
 	// service is the address of the gateway for clients, front that of the gateway's Pod on
 	// the first node, which no fault of the second node takes away.
 	service, front string
+	// page is where that Pod shows Envoy's figures, reached from the first node.
+	page string
+	// client speaks from the first node.
+	client *http.Client
 	// more are figures of a fault besides those of its load.
 	more map[string]any
 }
@@ -83,7 +89,7 @@ func faults() []fault {
 // break, one after the other, under load. It prints a JSON line for each.
 func TestFaults(t *testing.T) {
 	const ns = "faults"
-	f := &faulty{ns: ns, service: install(t, ns)}
+	f := &faulty{ns: ns, service: install(t, ns), client: kube.HTTP()}
 	for _, x := range faults() {
 		t.Run(x.name, func(t *testing.T) {
 			f.more = map[string]any{}
@@ -244,7 +250,7 @@ func (f *faulty) reach(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.front = "http://" + address
+		f.front, f.page = "http://"+address, "http://"+p.ip+":8081/metrics"
 		return
 	}
 	t.Fatal("no gateway runs on the first node")
@@ -360,8 +366,10 @@ func (f *faulty) notReady(t *testing.T, began time.Time) {
 func stopKubelet(t *testing.T, f *faulty) {
 	began := time.Now()
 	kube.Node(1).StopKubelet()
-	f.notReady(t, began)
-	wait(t.Context(), 5*time.Second)
+	if *long {
+		f.notReady(t, began)
+	}
+	wait(t.Context(), 15*time.Second)
 	if err := kube.Node(1).StartKubelet(); err != nil {
 		t.Fatal(err)
 	}
@@ -386,13 +394,61 @@ func fillDisk(t *testing.T, f *faulty) {
 }
 
 func killNode(t *testing.T, f *faulty) {
+	before, err := f.endpoints(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	began := time.Now()
 	kube.Node(1).Kill()
+	rig.Wait(t, rig.BackLimit, "Envoy has lost the node's endpoints", func() error {
+		n, err := f.endpoints(t.Context())
+		if err == nil && n >= before {
+			err = fmt.Errorf("%v endpoints, %v before", n, before)
+		}
+		return err
+	})
+	// The goal is 2 s. It is not met yet (30 s seen, on a machine at load 33), so the figure is
+	// shown and not judged: an Envoy whose control plane died with the node keeps what it had
+	// until the connection's keepalive ends it.
+	f.more["ours_s"] = seconds(time.Since(began))
 	f.notReady(t, began)
 	if err := kube.Node(1).Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	f.back(t)
+}
+
+// endpoints is how many endpoints of engines the gateway on the first node knows.
+func (f *faulty) endpoints(ctx context.Context) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.page, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := f.client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	sum := 0.0
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, `envoy_cluster_membership_total{envoy_cluster_name="engines`) {
+			continue
+		}
+		w := strings.Fields(line)
+		n, err := strconv.ParseFloat(w[len(w)-1], 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	if sum == 0 {
+		return 0, fmt.Errorf("%s has no cluster of engines: %.300s", f.page, text)
+	}
+	return sum, nil
 }
 
 // back waits until the second node is in use again.
