@@ -24,7 +24,7 @@ CLIENT := $(MILLRACE_CACHE)/client
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm kube test-kube kube-programs bench replay images lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ kube: kube-programs setup images ## bring up Kubernetes with Millrace in it on t
 
 test-kube: kube-programs build setup images ## run the tests on a real Kubernetes cluster of this machine; needs root
 	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/control ./e2e/kubernetes
+
+test-conformance: kube-programs build setup images ## run the conformance suites of Gateway API and its inference extension; ARGS="-picker lwepp" for the latter's own picker
+	go test -tags kube,conformance -count=1 -timeout 60m -v -run Conformance ./e2e/kubernetes $(ARGS)
 
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)

@@ -1,9 +1,11 @@
-//go:build kube
+//go:build kube && conformance
 
 package kubernetes
 
 import (
+	"archive/tar"
 	"bufio"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -16,11 +18,8 @@ import (
 
 var picker = flag.String("picker", "extproc", "the endpoint picker of the inference extension's conformance suite: extproc, or lwepp, its own")
 
-// Names that the inference extension's conformance suite gives to what it makes.
-const (
-	suiteNamespace = "inference-conformance-app-backend"
-	suitePicker    = "registry.k8s.io/gateway-api-inference-extension/lwepp:v1.6.0"
-)
+// suiteNamespace is where the inference extension's suite has its pickers.
+const suiteNamespace = "inference-conformance-app-backend"
 
 // suiteServices are the Services of the suite's pickers, which serve TLS with
 // certificates of their own making, which Istio is not to verify.
@@ -60,11 +59,16 @@ func suiteImages(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	kubectl(t, "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(suites, "crds"))
 	archives := []string{filepath.Join(suites, "images", "echo-basic.tar"), filepath.Join(suites, "images", "lwepp.tar")}
 	if *picker == "extproc" {
 		ours := filepath.Join(t.TempDir(), "picker.tar")
 		program := filepath.Join("..", "..", "bin", "images", ".programs", "extproc")
-		if err := cluster.Archive(ours, []string{"/extproc", "-conformance-headers"}, map[string]string{"/extproc": program}, suitePicker); err != nil {
+		names, err := namesOf(archives[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cluster.Archive(ours, []string{"/extproc", "-conformance-headers"}, map[string]string{"/extproc": program}, names...); err != nil {
 			t.Fatal(err)
 		}
 		archives[1] = ours
@@ -77,6 +81,29 @@ func suiteImages(t *testing.T) string {
 		}
 	}
 	return suites
+}
+
+// namesOf returns the names of the image in a docker archive.
+func namesOf(archive string) ([]string, error) {
+	f, err := os.Open(archive)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if err != nil {
+			return nil, fmt.Errorf("%s: manifest.json: %w", archive, err)
+		}
+		if h.Name != "manifest.json" {
+			continue
+		}
+		var manifest []struct{ RepoTags []string }
+		if err := json.NewDecoder(r).Decode(&manifest); err != nil {
+			return nil, fmt.Errorf("%s: manifest.json: %w", archive, err)
+		}
+		return manifest[0].RepoTags, nil
+	}
 }
 
 // conform runs a suite on the first node, where gateways can be reached, and returns
