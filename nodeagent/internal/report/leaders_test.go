@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -101,12 +102,12 @@ type replicas struct {
 	kill map[string]func()
 	// named are the addresses that the name has; none: it can't be resolved.
 	named []string
-	asked time.Duration // how long an answer takes
+	asked atomic.Int64 // how long an answer takes, in nanoseconds
 }
 
 func (s *replicas) resolve(ctx context.Context, _ string) ([]netip.Addr, error) {
 	select {
-	case <-time.After(s.asked):
+	case <-time.After(time.Duration(s.asked.Load())):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -197,10 +198,10 @@ func TestEveryXDSOfANameGetsReports(t *testing.T) {
 		if c := r.Conditions(); len(c) != 1 || c[0].Code != "xds_not_found" || !c[0].Mild {
 			t.Errorf("conditions %v", c)
 		}
-		s.asked = time.Hour // late, and then wrong
+		s.asked.Store(int64(time.Hour)) // late, and then wrong
 		sleep(time.Minute)
 		check("a name server that hangs", "10.0.0.2", "10.0.0.3")
-		s.asked = 0
+		s.asked.Store(0)
 		s.name("192.0.2.1", "10.0.0.2", "10.0.0.3")
 		sleep(time.Minute)
 		check("an address of nobody", "10.0.0.2", "10.0.0.3")

@@ -164,7 +164,7 @@ func foundOf(k Kind, u *unstructured.Unstructured) *Found {
 		leaving: u.GetDeletionTimestamp() != nil, model: u.GetLabels()[modelLabel], weight: uint32(max(0, weight)),
 	}
 	for _, m := range u.GetManagedFields() {
-		if m.Manager != manager && m.Subresource == "" && m.FieldsV1 != nil && ownsSpec(m.FieldsV1.Raw) {
+		if m.Manager != manager && m.Subresource == "" && m.FieldsV1 != nil && ownsSpec(m.FieldsV1.GetRawBytes()) {
 			f.by = m.Manager
 		}
 	}
