@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -202,10 +203,11 @@ func (n *fakeNode) started() int {
 
 // subscriber is a gateway as far as xds knows: it keeps the endpoints of one model.
 type subscriber struct {
-	mu    sync.Mutex
-	hosts []string
-	known bool
-	least int // the fewest hosts since reset
+	mu      sync.Mutex
+	hosts   []string
+	known   bool
+	version map[string]string // of the endpoints, by name, as the last xds had it
+	least   int               // the fewest hosts since reset
 }
 
 // follow subscribes at an address until ctx ends.
@@ -227,8 +229,11 @@ func (s *subscriber) followOnce(ctx context.Context, address, model string) {
 		return
 	}
 	const typ = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	s.mu.Lock()
+	version := maps.Clone(s.version)
+	s.mu.Unlock()
 	err = stream.Send(&discoveryv3.DeltaDiscoveryRequest{
-		Node: &corev3.Node{Id: "test"}, TypeUrl: typ, ResourceNamesSubscribe: []string{"engines/" + model},
+		Node: &corev3.Node{Id: "test"}, TypeUrl: typ, ResourceNamesSubscribe: []string{"engines/" + model}, InitialResourceVersions: version,
 	})
 	for err == nil {
 		var r *discoveryv3.DeltaDiscoveryResponse
@@ -248,7 +253,7 @@ func (s *subscriber) take(r *discoveryv3.DeltaDiscoveryResponse) {
 		if res.GetResource().UnmarshalTo(&a) != nil {
 			continue
 		}
-		s.hosts, s.known = nil, true
+		s.hosts, s.known, s.version = nil, true, map[string]string{res.GetName(): res.GetVersion()}
 		for _, l := range a.GetEndpoints() {
 			for _, e := range l.GetLbEndpoints() {
 				s.hosts = append(s.hosts, e.GetEndpoint().GetAddress().GetSocketAddress().GetAddress())
@@ -258,7 +263,7 @@ func (s *subscriber) take(r *discoveryv3.DeltaDiscoveryResponse) {
 		s.least = min(s.least, len(s.hosts))
 	}
 	if len(r.GetRemovedResources()) > 0 {
-		s.hosts, s.least = nil, 0
+		s.hosts, s.least, s.version = nil, 0, nil
 	}
 }
 
