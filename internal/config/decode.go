@@ -87,6 +87,22 @@ func (d *decoder) object(path string, n *yaml.Node, v reflect.Value) {
 		return
 	}
 	fields := fieldsOf(v.Type())
+	d.eachKey(path, n, func(at string, key, value *yaml.Node) {
+		index, ok := fields[key.Value]
+		if !ok || key.Kind != yaml.ScalarNode {
+			d.unknown(key, at, v.Type())
+			return
+		}
+		if value.ShortTag() != "!!null" {
+			d.lines[at] = key.Line // that of the value may be the next one
+		}
+		d.value(at, value, v.Field(index))
+	})
+}
+
+// eachKey calls f for each key of a mapping, with the path of its value. One that is
+// set again is a fault.
+func (d *decoder) eachKey(path string, n *yaml.Node, f func(at string, key, value *yaml.Node)) {
 	seen := make(map[string]int, len(n.Content)/2)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
@@ -96,15 +112,7 @@ func (d *decoder) object(path string, n *yaml.Node, v reflect.Value) {
 			continue
 		}
 		seen[key.Value] = key.Line
-		index, ok := fields[key.Value]
-		if !ok || key.Kind != yaml.ScalarNode {
-			d.unknown(key, at, v.Type())
-			continue
-		}
-		if value.ShortTag() != "!!null" {
-			d.lines[at] = key.Line // that of the value may be the next one
-		}
-		d.value(at, value, v.Field(index))
+		f(at, key, value)
 	}
 }
 
@@ -147,23 +155,15 @@ func (d *decoder) texts(path string, n *yaml.Node, v reflect.Value) {
 		return
 	}
 	out := make(map[string]string, len(n.Content)/2)
-	lines := make(map[string]int, len(n.Content)/2)
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		at := join2(path, key.Value)
-		if first, ok := lines[key.Value]; ok {
-			d.fault(key, at, "is already set in line %d; must be set once", first)
-			continue
-		}
-		lines[key.Value] = key.Line
+	d.eachKey(path, n, func(at string, key, value *yaml.Node) {
 		if key.Kind != yaml.ScalarNode {
 			d.fault(key, path, "%s; must be a string", shown(key))
-			continue
+			return
 		}
 		var text string
 		d.value(at, value, reflect.ValueOf(&text).Elem())
 		out[key.Value] = text
-	}
+	})
 	if len(out) > 0 {
 		v.Set(reflect.ValueOf(out))
 	}

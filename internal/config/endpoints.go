@@ -120,13 +120,7 @@ func (e Endpoint) validate(at string, r *rules) {
 		r.broken(at+".models", "missing; must be a list of the model ids that it serves")
 	}
 	r.between(at+".models", len(e.Models), 0, maxEndpointModels)
-	for i, m := range e.Models {
-		path := at + ".models[" + strconv.Itoa(i) + "]"
-		r.matches(path, m, servedName)
-		if slices.Contains(e.Models[:i], m) {
-			r.broken(path, "%q; must be in the list once", m)
-		}
-	}
+	r.eachOnce(at+".models", e.Models, servedName)
 	r.oneOf(at+".type", e.Type, append(scrape.Names(), TypeOpenAI)...)
 	e.validateMetrics(at+".metrics", r)
 	for path, name := range map[string]string{at + ".node": e.Node, at + ".zone": e.Zone} {

@@ -158,13 +158,7 @@ func (i Istio) validate(path string, r *rules) {
 	}
 	s, at := i.Sidecars, path+".sidecars"
 	r.between(at+".namespaces", len(s.Namespaces), 0, maxGateways)
-	for k, n := range s.Namespaces {
-		entry := at + ".namespaces[" + strconv.Itoa(k) + "]"
-		r.matches(entry, n, nodeName)
-		if slices.Contains(s.Namespaces[:k], n) {
-			r.broken(entry, "%q; must be in the list once", n)
-		}
-	}
+	r.eachOnce(at+".namespaces", s.Namespaces, nodeName)
 	validateSelector(at+".selector", s.Selector, r)
 }
 
@@ -179,13 +173,7 @@ func (g IstioGatewayRef) validate(at string, r *rules) {
 		r.broken(at+".mode", "%q; must be %s where api is %s: only Kubernetes' gateways know pools", g.Mode, ModeEnvoyFilter, IstioGateway)
 	}
 	r.between(at+".hosts", len(g.Hosts), 0, maxGatewayHosts)
-	for k, h := range g.Hosts {
-		entry := at + ".hosts[" + strconv.Itoa(k) + "]"
-		r.matches(entry, h, hostName)
-		if slices.Contains(g.Hosts[:k], h) {
-			r.broken(entry, "%q; must be in the list once", h)
-		}
-	}
+	r.eachOnce(at+".hosts", g.Hosts, hostName)
 	validateSelector(at+".selector", g.Selector, r)
 }
 

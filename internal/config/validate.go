@@ -54,6 +54,17 @@ func (r *rules) matches(path, value string, f form) {
 	}
 }
 
+// eachOnce checks the texts of a list: the form of each, and that none is there twice.
+func (r *rules) eachOnce(path string, values []string, f form) {
+	for i, v := range values {
+		at := path + "[" + strconv.Itoa(i) + "]"
+		r.matches(at, v, f)
+		if slices.Contains(values[:i], v) {
+			r.broken(at, "%q; must be in the list once", v)
+		}
+	}
+}
+
 // oneOf checks a text that is one of a few.
 func (r *rules) oneOf(path, value string, values ...string) {
 	if n := len(values) - 1; !slices.Contains(values, value) {
@@ -152,13 +163,7 @@ func (l Layout) validate(path string, r *rules) {
 	if n := len(l.Nodes); n > 0 && n != l.Stages {
 		r.broken(path+".nodes", "%d entries; must be %d, one a stage", n, l.Stages)
 	}
-	for i, node := range l.Nodes {
-		at := path + ".nodes[" + strconv.Itoa(i) + "]"
-		r.matches(at, node, nodeName)
-		if slices.Contains(l.Nodes[:i], node) {
-			r.broken(at, "%q; must be in the list once", node)
-		}
-	}
+	r.eachOnce(path+".nodes", l.Nodes, nodeName)
 }
 
 // validate returns the rules that the policy breaks, by path.

@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/mtls"
 )
 
 // saved is the copy of what was there last, for a start without API server.
@@ -50,19 +50,7 @@ func (s saved) save(path string) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // of one that was not renamed
-	_, err = f.Write(b)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
+	return mtls.WriteFile(path, b)
 }
 
 // goodsOf returns the last good contents by object.
