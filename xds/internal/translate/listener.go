@@ -63,11 +63,11 @@ func listeners(s Site, d *desired.State) (map[string]proto.Message, error) {
 			}}}},
 		}, nil
 	}
-	plain, err := listener(gatewayName, s.Gateway, nil)
+	open, err := listener(gatewayName, s.Gateway, nil)
 	if err != nil {
 		return nil, err
 	}
-	all := map[string]proto.Message{gatewayName: plain}
+	all := map[string]proto.Message{gatewayName: open}
 	if s.HTTPS != nil {
 		if all[httpsName], err = listener(httpsName, s.HTTPS.Gateway, s.HTTPS.socket()); err != nil {
 			return nil, err
