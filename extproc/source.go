@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -88,6 +89,11 @@ func (p pooled) Conditions() []obs.Condition {
 	return append(p.watcher.Conditions(), p.Pools.Conditions()...)
 }
 
+// garbage is how much of it there may be, in percent of what is in use. That includes the
+// index of prefixes, most of which is never touched: by Go's own 100 % the garbage of a
+// thousand Pods would be more than all that is in use.
+const garbage = 40
+
 // allPools is the label of what is of all pools together.
 const allPools = "*"
 
@@ -100,6 +106,9 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	}
 	if len(names) > 1 {
 		names = append(names, allPools)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbage)
 	}
 	r := &router{cores: make([]*stream.Core, len(names))}
 	options := fleet.PoolsOptions{File: o.config, Pages: o.reference.pages, Conformance: o.conformance, Load: prompt.Load}

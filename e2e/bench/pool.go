@@ -94,8 +94,8 @@ func pool(ctx context.Context, b *bench) error {
 		cpu.add(high.cpu, low.cpu)
 	}
 	for _, f := range []figure{
-		{What: fmt.Sprintf("idle, %d Pods", probeEndpoints), Unit: "cores", Value: cores},
-		{What: fmt.Sprintf("idle, %d Pods, resident", probeEndpoints), Unit: "MiB", Value: memory / (1 << 20)},
+		{What: fmt.Sprintf("idle, %d Pods", probeEndpoints), Unit: "cores", Value: cores, Goal: "≤ 0.02"},
+		{What: fmt.Sprintf("idle, %d Pods, resident", probeEndpoints), Unit: "MiB", Value: memory / (1 << 20), Goal: "≤ 64"},
 		{What: fmt.Sprintf("a change of one of %d Pods", probeEndpoints), Unit: "CPU ms", Value: change},
 		{What: fmt.Sprintf("a decision among %d Pods, 2 KiB", probeEndpoints), Unit: "CPU µs/decision", Value: median(cpu.value), Floor: median(cpu.floor), Ratio: cpu.ratio(), Goal: "≤ 1.2 × floor"},
 	} {

@@ -111,7 +111,8 @@ func NewPools(o PoolsOptions, log *slog.Logger, reg prometheus.Registerer) (*Poo
 		client := scrape.NewClient()
 		p.get, p.close = client.Get, client.Close
 	}
-	p.probed.init("pools", p, o.Load, o.Get, log, reg)
+	// Who asks endpoints who they are and who probes them do so over the same connections.
+	p.probed.init("pools", p, o.Load, p.get, log, reg)
 	for _, picker := range o.Pickers {
 		p.pools = append(p.pools, &pool{picker: picker, models: map[string]*model{}})
 	}
