@@ -239,7 +239,7 @@ func (p *Pools) Synced() <-chan struct{} { return p.synced }
 // often asks endpoints again who they are, and reads the file again when it has changed.
 func (p *Pools) often(now time.Time, n int) {
 	p.mu.Lock()
-	p.askLocked(now)
+	p.askLocked(now, n)
 	changed := n%fileTicks == 0 && p.stamps.Changed()
 	p.mu.Unlock()
 	if !changed {
