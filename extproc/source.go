@@ -135,8 +135,8 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	return &answering{source: pooled{pools, watcher, peers}, processor: stream.NewRouted(r.route, tracer), peers: peers, known: pools.Synced()}, nil
 }
 
-// peers returns what lets replicas know of each other's requests. They are reached where
-// this one listens, as securely as gateways reach it.
+// peers returns what publishes to the other replicas where requests went. They are reached
+// where this one listens, as securely as gateways reach it.
 func (o *options) peers(env *program.Env, placed func(int, func(int) (string, prefix.Placement))) (*peer.Peers, error) {
 	_, text, err := net.SplitHostPort(o.listen)
 	if err != nil {
@@ -160,8 +160,8 @@ const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 // what kubelet says. Where there is no such Pod nobody is taken for a replica.
 func self() pool.Name {
 	host, _ := os.Hostname()
-	said, _ := os.ReadFile(namespaceFile)
-	return pool.Name{Namespace: cmp.Or(os.Getenv("NAMESPACE"), strings.TrimSpace(string(said))), Name: cmp.Or(os.Getenv("POD_NAME"), host)}
+	namespace, _ := os.ReadFile(namespaceFile)
+	return pool.Name{Namespace: cmp.Or(os.Getenv("NAMESPACE"), strings.TrimSpace(string(namespace))), Name: cmp.Or(os.Getenv("POD_NAME"), host)}
 }
 
 // router finds the core that is to answer a stream.

@@ -79,13 +79,13 @@ type endpoint struct {
 	// work is what its engine had done when it last reported; nil: it reports that with its
 	// answers, or has not yet.
 	work *scrape.Sample
-	// shown is the endpoint as the last table has it, and looks what that was made of.
+	// shown is the endpoint as the last table has it, basis what that was made of.
 	shown *pick.Endpoint
-	looks looks
+	basis basis
 }
 
-// looks is what tables show of an endpoint.
-type looks struct {
+// basis is what an endpoint in a table is made of.
+type basis struct {
 	resource *fleetpb.EndpointState
 	kv       *prefix.Cache
 	blocks   *blocks.Set
@@ -379,8 +379,8 @@ func (s *state) cachedTokens() (sum uint64) {
 
 // view returns the endpoint as tables have it: a new one only if something has changed.
 func (e *endpoint) view() *pick.Endpoint {
-	if now := (looks{e.resource, e.kv, e.blocks, e.base, e.adapters}); e.looks != now {
-		e.looks, e.shown = now, e.show()
+	if now := (basis{e.resource, e.kv, e.blocks, e.base, e.adapters}); e.basis != now {
+		e.basis, e.shown = now, e.show()
 	}
 	return e.shown
 }

@@ -87,8 +87,12 @@ func (r *replica) next(t *testing.T) placed {
 // awaitFollower waits until somebody follows the replica, or nobody does.
 func (r *replica) awaitFollower(t *testing.T, want bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); r.followed.Load() != want; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
+	limit, tick := time.After(10*time.Second), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for r.followed.Load() != want {
+		select {
+		case <-tick.C:
+		case <-limit:
 			t.Fatalf("followed is not %v", want)
 		}
 	}

@@ -61,8 +61,8 @@ func podOf(p *corev1.Pod, events int) inventory.Pod {
 var revisions = []string{"pod-template-hash", "controller-revision-hash", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"}
 
 // peersOf returns the addresses of the Pods that are what self is: those of its namespace
-// with the same labels, but for revisions. They may not be Ready yet: to be told early does
-// no harm.
+// with the same labels, but for revisions. They may not be Ready yet: to be followed
+// early does no harm.
 func peersOf(self Name, pods []inventory.Pod) []string {
 	i := slices.IndexFunc(pods, func(p inventory.Pod) bool { return p.Namespace == self.Namespace && p.Name == self.Name })
 	if i < 0 {

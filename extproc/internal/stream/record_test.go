@@ -12,8 +12,8 @@ import (
 
 func TestRecord(t *testing.T) {
 	f := newFleet(2)
-	told := &peers{}
-	f.table.Policy.Peers = told
+	others := &peers{}
+	f.table.Policy.Peers = others
 	index, e := f.table.Policy.Prefixes, f.model.Endpoints[1]
 	chain := []prefix.Link{{Key: 11, Tokens: 100}, {Key: 12, Tokens: 200}}
 	l := located{chain: chain, named: 21}
@@ -40,7 +40,7 @@ func TestRecord(t *testing.T) {
 
 	// Whoever records the same knows the same.
 	other := prefix.New(1000, time.Hour)
-	for _, p := range told.placed {
+	for _, p := range others.placed {
 		other.Record(p, e.KV, epoch)
 	}
 	for _, k := range []session.Key{11, 12, 21, responseKey(f.model, []byte("resp_1"))} {
@@ -49,12 +49,12 @@ func TestRecord(t *testing.T) {
 			t.Errorf("key %d: %+v, want %+v", k, got, want)
 		}
 	}
-	if want := []string{e.Address, e.Address, e.Address, e.Address}; !slices.Equal(told.at, want) {
-		t.Errorf("placed at %v, want %v", told.at, want)
+	if want := []string{e.Address, e.Address, e.Address, e.Address}; !slices.Equal(others.at, want) {
+		t.Errorf("placed at %v, want %v", others.at, want)
 	}
 }
 
-// peers remembers what others would be told.
+// peers remembers what is published to others.
 type peers struct {
 	at     []string
 	placed []prefix.Placement
