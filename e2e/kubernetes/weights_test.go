@@ -231,14 +231,18 @@ func (w *weighed) weightsFollow(t *testing.T) {
 	}
 }
 
+// number asks something else each time, same always the same, which engines have cached.
+func number(i int) any { return rig.Ask(1, fmt.Sprintf("number %d", i)) }
+func same(int) any     { return rig.Ask(1, "a number") }
+
 // share sends n requests and returns the share of them that the throttled node answered.
-func (w *weighed) share(t *testing.T, url string, n int) float64 {
+func (w *weighed) share(t *testing.T, url string, n int, ask func(i int) any) float64 {
 	t.Helper()
 	var mu sync.Mutex
 	served := map[string]int{}
 	var errs []error
 	rig.Each(n, 4, func(i int) {
-		_, a, err := rig.Complete(t.Context(), url, rig.Ask(1, fmt.Sprintf("number %d", i)))
+		_, a, err := rig.Complete(t.Context(), url, ask(i))
 		mu.Lock()
 		defer mu.Unlock()
 		served[a.Header.Get("x-millrace-node")]++
