@@ -75,7 +75,8 @@ func TestIstio(t *testing.T) {
 	t.Run("weights follow GPUs", w.weightsFollow)
 	t.Run("a throttled node loses its share", func(t *testing.T) {
 		w.throttle(t, throttled)
-		if got := w.share(t, front, 100, number); got > 0.4 {
+		// One client: while the other node is free nothing speaks for this one.
+		if got := w.share(t, front, 40, 1, number); got > 0.25 {
 			t.Errorf("with a quarter of its clock it gets %.0f %% of the requests", 100*got)
 		}
 	})
@@ -90,7 +91,7 @@ func TestIstio(t *testing.T) {
 		})
 		for name, url := range map[string]string{"our gateway": front, "Istio's gateway": url} {
 			const want, off = throttled / (100.0 + throttled), 0.05
-			if got := w.share(t, url, 1000, same); got < want-off || got > want+off {
+			if got := w.share(t, url, 1000, 4, same); got < want-off || got > want+off {
 				t.Errorf("through %s the throttled node gets %.1f %% of the requests, by its weight it is %.1f %%", name, 100*got, 100*want)
 			}
 		}

@@ -235,13 +235,14 @@ func (w *weighed) weightsFollow(t *testing.T) {
 func number(i int) any { return rig.Ask(1, fmt.Sprintf("number %d", i)) }
 func same(int) any     { return rig.Ask(1, "a number") }
 
-// share sends n requests and returns the share of them that the throttled node answered.
-func (w *weighed) share(t *testing.T, url string, n int, ask func(i int) any) float64 {
+// share sends n requests of some clients and returns the share of them that the throttled
+// node answered.
+func (w *weighed) share(t *testing.T, url string, n, clients int, ask func(i int) any) float64 {
 	t.Helper()
 	var mu sync.Mutex
 	served := map[string]int{}
 	var errs []error
-	rig.Each(n, 4, func(i int) {
+	rig.Each(n, clients, func(i int) {
 		_, a, err := rig.Complete(t.Context(), url, ask(i))
 		mu.Lock()
 		defer mu.Unlock()
