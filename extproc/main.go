@@ -24,6 +24,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pool"
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
+	"millrace.dev/millrace/extproc/peerpb"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -162,7 +163,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if err != nil {
 		return err
 	}
-	server := newServer(env, answers.processor, health, options)
+	server := newServer(env, answers, health, options)
 	if err := o.cleartext.open(env, answers.processor, health); err != nil {
 		return err
 	}
@@ -196,9 +197,12 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 }
 
 // newServer returns the gRPC server.
-func newServer(env *program.Env, processor *stream.Server, health *health.Server, options []grpc.ServerOption) *grpc.Server {
+func newServer(env *program.Env, answers *answering, health *health.Server, options []grpc.ServerOption) *grpc.Server {
 	s := env.GRPC(keepalive.ServerParameters{}, append(options, serverOptions()...)...)
-	extprocv3.RegisterExternalProcessorServer(s, processor)
+	extprocv3.RegisterExternalProcessorServer(s, answers.processor)
+	if answers.peers != nil {
+		peerpb.RegisterPeersServer(s, answers.peers)
+	}
 	grpc_health_v1.RegisterHealthServer(s, health)
 	return s
 }

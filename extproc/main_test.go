@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -180,7 +181,7 @@ func start(t *testing.T, flags ...string) *extproc {
 	done := make(chan error, 1)
 	go func() {
 		all := append([]string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0"}, flags...)
-		if !slices.Contains(flags, "-fleet") {
+		if !slices.Contains(flags, "-fleet") && !slices.Contains(flags, "-pool") {
 			all = append(all, "-xds", xds)
 		}
 		done <- run(ctx, all, p.log)
@@ -494,7 +495,13 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	for _, n := range names.FindAllString(string(readme), -1) {
 		reported[n] = true
 	}
-	for _, flags := range [][]string{nil, {"-fleet", "testdata/fleet.yaml"}} {
+	config := filepath.Join(t.TempDir(), "kubeconfig") // of an API server that is away
+	text := `{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c}}], clusters: [{name: c, cluster: {server: "http://127.0.0.1:1"}}]}`
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", config)
+	for _, flags := range [][]string{nil, {"-fleet", "testdata/fleet.yaml"}, {"-pool", "ns/p"}} {
 		p := start(t, flags...)
 		for line := range strings.Lines(p.get(t, "/metrics")) {
 			if rest, ok := strings.CutPrefix(line, "# TYPE "); ok && strings.HasPrefix(rest, "millrace_") {

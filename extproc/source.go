@@ -1,19 +1,27 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net"
+	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 
 	"millrace.dev/millrace/extproc/internal/fleet"
+	"millrace.dev/millrace/extproc/internal/peer"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/pool"
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/internal/mtls"
@@ -32,6 +40,7 @@ type source interface {
 type answering struct {
 	source
 	processor *stream.Server
+	peers     *peer.Peers     // nil: there are no other replicas to know of each other
 	known     <-chan struct{} // closed when the fleet is known
 }
 
@@ -58,13 +67,20 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 type pooled struct {
 	*fleet.Pools
 	watcher *pool.Watcher
+	peers   *peer.Peers
 }
 
 // Run follows the pools until ctx ends.
 func (p pooled) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.Pools.Run(ctx) })
-	g.Go(func() error { return p.watcher.Run(ctx, p.Set) })
+	g.Go(func() error { return p.peers.Run(ctx) })
+	g.Go(func() error {
+		return p.watcher.Run(ctx, func(c *fleet.Cluster) {
+			p.Set(c)
+			p.peers.Set(c.Peers)
+		})
+	})
 	return g.Wait()
 }
 
@@ -72,6 +88,11 @@ func (p pooled) Run(ctx context.Context) error {
 func (p pooled) Conditions() []obs.Condition {
 	return append(p.watcher.Conditions(), p.Pools.Conditions()...)
 }
+
+// garbage is how much of it there may be, in percent of what is in use. That includes the
+// index of prefixes, most of which is never touched: by Go's own 100 % the garbage of a
+// thousand Pods would be more than all that is in use.
+const garbage = 40
 
 // allPools is the label of what is of all pools together.
 const allPools = "*"
@@ -86,6 +107,9 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	if len(names) > 1 {
 		names = append(names, allPools)
 	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbage)
+	}
 	r := &router{cores: make([]*stream.Core, len(names))}
 	options := fleet.PoolsOptions{File: o.config, Pages: o.reference.pages, Conformance: o.conformance, Load: prompt.Load}
 	for i, name := range names {
@@ -94,6 +118,11 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 		r.cores[i] = stream.NewCore(picker, reg)
 		options.Pickers = append(options.Pickers, picker)
 	}
+	peers, err := o.peers(env, func(n int, placement func(int) (string, prefix.Placement)) { r.pools.Placed(n, placement) })
+	if err != nil {
+		return nil, err
+	}
+	options.Peers = peers
 	pools, err := fleet.NewPools(options, env.Log, env.Metrics)
 	if err != nil {
 		return nil, program.Config(err)
@@ -103,7 +132,36 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 		return nil, program.Setup(&obs.Hint{Err: err, Next: "run extproc in a Pod with a service account, or set $KUBECONFIG"})
 	}
 	r.pools = pools
-	return &answering{source: pooled{pools, watcher}, processor: stream.NewRouted(r.route, tracer), known: pools.Synced()}, nil
+	return &answering{source: pooled{pools, watcher, peers}, processor: stream.NewRouted(r.route, tracer), peers: peers, known: pools.Synced()}, nil
+}
+
+// peers returns what publishes to the other replicas where requests went. They are reached
+// where this one listens, as securely as gateways reach it.
+func (o *options) peers(env *program.Env, placed func(int, func(int) (string, prefix.Placement))) (*peer.Peers, error) {
+	_, text, err := net.SplitHostPort(o.listen)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	dial := env.Identity.DialOption(mtls.Is(mtls.ExtProc))
+	if o.secure.on() {
+		dial = grpc.WithTransportCredentials(credentials.NewTLS(o.secure.client()))
+	}
+	return peer.New(peer.Options{Port: port, Dial: dial, Placed: placed}, env.Log, env.Metrics), nil
+}
+
+// namespaceFile is where kubelet says in which namespace a Pod is.
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// self is the Pod in which this is: $POD_NAME, else the host's name, of $NAMESPACE, else of
+// what kubelet says. Where there is no such Pod nobody is taken for a replica.
+func self() pool.Name {
+	host, _ := os.Hostname()
+	namespace, _ := os.ReadFile(namespaceFile)
+	return pool.Name{Namespace: cmp.Or(os.Getenv("NAMESPACE"), strings.TrimSpace(string(namespace))), Name: cmp.Or(os.Getenv("POD_NAME"), host)}
 }
 
 // router finds the core that is to answer a stream.
@@ -154,7 +212,7 @@ func askedAs(authority string) (host string, port int) {
 
 // watched is what is to be followed in Kubernetes.
 func (o *options) watched() pool.Options {
-	w := pool.Options{Group: o.reference.poolGroup, Fixed: o.reference.fixed, EventsPort: o.reference.plugins.eventsPort}
+	w := pool.Options{Self: self(), Group: o.reference.poolGroup, Fixed: o.reference.fixed, EventsPort: o.reference.plugins.eventsPort}
 	for _, n := range o.pools {
 		if len(w.Fixed) == 0 {
 			w.Pools = append(w.Pools, n)

@@ -100,6 +100,19 @@ func (s *secure) options(log *slog.Logger) (all []grpc.ServerOption, err error) 
 	}))}, err
 }
 
+// client is how another replica is reached: it serves what this one does, by a certificate
+// that nobody verifies, as gateways don't, and shows its own where it is asked for one.
+func (s *secure) client() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
+		InsecureSkipVerify: true, // keeps listeners out; who may join is up to the network
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			c, _ := s.value.Latest()
+			return &c.Certificates[0], nil
+		},
+	}
+}
+
 // read returns what the files say.
 func (s *secure) read() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: s.own, NextProtos: []string{"h2"}}

@@ -93,6 +93,10 @@ var matrix = []struct {
 	{name: "no gateway", values: "{gateway: {enabled: false}}", not: []string{"Deployment/r-millrace-gateway", "Pod/r-millrace-test"}},
 	{name: "a load balancer with TLS", values: "{gateway: {https: {secret: public}, service: {type: LoadBalancer, port: 8080, annotations: {a: b}}, accessLog: \"\"}}"},
 	{name: "GPUs", values: "{engine: {gpus: 8, runtimeClassName: nvidia, image: {repository: r.example/vllm, tag: \"1\"}, args: [-vllm, /vllm]}}"},
+	{
+		name: "a driver's folder", values: `{nodeagent: {args: [-nvml=/driver/libnvidia-ml.so.1], extraEnv: [{name: A, value: /a/$(NODE_NAME)}],
+			extraVolumes: [{name: driver, emptyDir: {}}], extraVolumeMounts: [{name: driver, mountPath: /driver, readOnly: true}]}}`,
+	},
 	{name: "a claim", values: "{models: {install: false, volume: {emptyDir: null, persistentVolumeClaim: {claimName: models}}}}"},
 	{
 		name: "placed by hand", values: `{labels: {team: a}, image: {tag: "2", pullSecrets: [{name: s}]}, xds: &all {
@@ -163,13 +167,16 @@ func TestChartMatrix(t *testing.T) {
 // TestChartRefusesBadValues holds that a wrong value is an error that names it.
 func TestChartRefusesBadValues(t *testing.T) {
 	for values, want := range map[string]string{
-		"mode=gateway":     "/mode",
-		"xds.replicas=0":   "/xds/replicas",
-		"xds.replica=3":    "additional properties 'replica' not allowed",
-		"gateway.linger=5": "/gateway/linger",
-		"mode=picker":      "picker.pools: none; must name the InferencePools",
-		"engine.nodeSelector.millrace\\.dev/engine=":                    "/engine/nodeSelector",
-		"ca.secret=a,ca.certManager.enabled=true":                       "ca.secret and ca.certManager.enabled; must be one of them",
+		"mode=gateway":                               "/mode",
+		"xds.replicas=0":                             "/xds/replicas",
+		"xds.replica=3":                              "additional properties 'replica' not allowed",
+		"gateway.linger=5":                           "/gateway/linger",
+		"nodeagent.extraVolumes[0].name=tls":         "/nodeagent/extraVolumes/0/name",
+		"nodeagent.extraVolumeMounts[0].name=driver": "missing property 'mountPath'",
+		"nodeagent.extraEnv[0].values=a":             "/nodeagent/extraEnv/0",
+		"mode=picker":                                "picker.pools: none; must name the InferencePools",
+		"engine.nodeSelector.millrace\\.dev/engine=": "/engine/nodeSelector",
+		"ca.secret=a,ca.certManager.enabled=true":    "ca.secret and ca.certManager.enabled; must be one of them",
 		"mode=picker,picker.pools[0].name=a,picker.create.enabled=true": "picker.create.selector: none",
 	} {
 		if values == "engine.nodeSelector.millrace\\.dev/engine=" {

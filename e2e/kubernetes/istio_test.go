@@ -32,14 +32,19 @@ spec:
   listeners: [{name: http, port: 80, protocol: HTTP}]
 `
 
+// throttled is what is left of a clock, in percent.
+const throttled = 25
+
 // istioKinds are the kinds of what xds writes for Istio.
 const istioKinds = "serviceentries,workloadentries,destinationrules,virtualservices,envoyfilters,httproutes,inferencepools"
 
 // TestIstio has Istio's own Envoys route to the engines: a gateway, and the sidecar of a
-// client; by extproc, and by weight when there is none.
+// client; by extproc, and by weight when there is none. The nodes have GPUs, of which one
+// is throttled.
 func TestIstio(t *testing.T) {
 	const ns = "meshed"
-	install(t, ns, "istio.enabled=true", "engine.plainText=true", "networkPolicy.enabled=false")
+	gpus := newFakeGPUs(t)
+	front := install(t, ns, append(gpus.values(), "istio.enabled=true", "engine.plainText=true", "networkPolicy.enabled=false")...) + rig.ChatPath
 	apply(t, in(ns, istioGateway))
 	apply(t, in(ns, fmt.Sprintf(istioPolicy, `{gateways: [{name: public}], sidecars: {enabled: true}}`)))
 	rig.Wait(t, backLimit, "a WorkloadEntry of each engine", func() error {
@@ -66,6 +71,15 @@ func TestIstio(t *testing.T) {
 	})
 	t.Run("sidecar", func(t *testing.T) { chatBySidecar(t, ns) })
 	t.Run("edits are undone", func(t *testing.T) { undoneEdit(t, ns) })
+	w := newWeighed(t, ns, gpus)
+	t.Run("weights follow GPUs", w.weightsFollow)
+	t.Run("a throttled node loses its share", func(t *testing.T) {
+		w.throttle(t, throttled)
+		// One client: while the other node is free nothing speaks for this one.
+		if got := w.share(t, front, 40, 1, number); got > 0.25 {
+			t.Errorf("with a quarter of its clock it gets %.0f %% of the requests", 100*got)
+		}
+	})
 	t.Run("without extproc", func(t *testing.T) {
 		kubectl(t, "scale", "deployment/millrace-extproc", "-n", ns, "--replicas=0")
 		rig.Wait(t, backLimit, "no extproc", func() error {
@@ -75,9 +89,10 @@ func TestIstio(t *testing.T) {
 			}
 			return err
 		})
-		for n := range 10 {
-			if _, _, err := rig.Complete(t.Context(), url, rig.ShortQuestions(0, n)); err != nil {
-				t.Error(err)
+		for name, url := range map[string]string{"our gateway": front, "Istio's gateway": url} {
+			const want, off = throttled / (100.0 + throttled), 0.05
+			if got := w.share(t, url, 1000, 4, same); got < want-off || got > want+off {
+				t.Errorf("through %s the throttled node gets %.1f %% of the requests, by its weight it is %.1f %%", name, 100*got, 100*want)
 			}
 		}
 	})

@@ -101,21 +101,27 @@ func newPicking(t *testing.T) *picking {
 		return err
 	})
 	p.admin = rig.Address(ports[1])
+	p.picks = p.start(t, rig.Address(ports[0]), p.admin)
+	rig.Wait(t, time.Minute, "the pool is known", func() error { return rig.HasCondition(p.admin, "pool-empty") })
+	return p
+}
+
+// start starts a picker that listens at an address.
+func (p *picking) start(t *testing.T, listen, admin string, env ...string) extproc.ExternalProcessorClient {
+	t.Helper()
 	program, err := rig.Program("extproc")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "-pool", "default/p", "-listen", rig.Address(ports[0]), "-metrics", p.admin)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+api.Kubeconfig())
+	cmd := exec.Command(program, "-pool", "default/p", "-listen", listen, "-metrics", admin)
+	cmd.Env = append(append(os.Environ(), "KUBECONFIG="+p.api.Kubeconfig()), env...)
 	rig.Start(t, "extproc", cmd)
-	conn, err := grpc.NewClient(rig.Address(ports[0]), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	p.picks = extproc.NewExternalProcessorClient(conn)
-	rig.Wait(t, time.Minute, "the pool is known", func() error { return rig.HasCondition(p.admin, "pool-empty") })
-	return p
+	return extproc.NewExternalProcessorClient(conn)
 }
 
 func (p *picking) kubectl(t *testing.T, args ...string) {
@@ -163,35 +169,56 @@ func (p *picking) mark(t *testing.T, name, ip string, ready bool) {
 
 // pick asks for a decision and notes who is named.
 func (p *picking) pick(ctx context.Context) ([]string, error) {
-	st, err := p.picks.Process(ctx)
+	hosts, err := decide(ctx, p.picks, "GET", "/x", "")
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, host := range hosts {
+		p.last[host] = now
+		if _, ok := p.first[host]; !ok {
+			p.first[host] = now
+		}
+	}
+	return hosts, nil
+}
+
+// decide asks a picker who is to answer a request, as Envoy does that buffers its body, and
+// returns whom it names.
+func decide(ctx context.Context, picks extproc.ExternalProcessorClient, method, path, body string) ([]string, error) {
+	st, err := picks.Process(ctx)
 	if err != nil {
 		return nil, err
 	}
 	err = st.Send(&extproc.ProcessingRequest{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{
-		EndOfStream: true,
-		Headers:     &core.HeaderMap{Headers: []*core.HeaderValue{{Key: ":method", RawValue: []byte("GET")}, {Key: ":path", RawValue: []byte("/x")}}},
+		EndOfStream: body == "",
+		Headers: &core.HeaderMap{Headers: []*core.HeaderValue{
+			{Key: ":method", RawValue: []byte(method)}, {Key: ":path", RawValue: []byte(path)}, {Key: "content-type", RawValue: []byte("application/json")},
+		}},
 	}}})
 	if err != nil {
 		return nil, err
 	}
 	m, err := st.Recv()
+	if err == nil && body != "" {
+		err = st.Send(&extproc.ProcessingRequest{Request: &extproc.ProcessingRequest_RequestBody{RequestBody: &extproc.HttpBody{Body: []byte(body), EndOfStream: true}}})
+		if err == nil {
+			m, err = st.Recv()
+		}
+	}
 	_ = st.CloseSend()
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	for _, h := range m.GetRequestHeaders().GetResponse().GetHeaderMutation().GetSetHeaders() {
+	answer := m.GetRequestHeaders().GetResponse()
+	if body != "" {
+		answer = m.GetRequestBody().GetResponse()
+	}
+	for _, h := range answer.GetHeaderMutation().GetSetHeaders() {
 		if h.GetHeader().GetKey() == "x-gateway-destination-endpoint" {
-			hosts := strings.Split(string(h.GetHeader().GetRawValue()), ",")
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			for _, host := range hosts {
-				p.last[host] = now
-				if _, ok := p.first[host]; !ok {
-					p.first[host] = now
-				}
-			}
-			return hosts, nil
+			return strings.Split(string(h.GetHeader().GetRawValue()), ","), nil
 		}
 	}
 	return nil, nil
@@ -326,5 +353,77 @@ func TestPoolOutlivesTheAPIServer(t *testing.T) {
 	rig.Wait(t, time.Minute, "extproc says that the pool is gone", func() error { return rig.HasCondition(p.admin, "pool-missing") })
 	if hosts, err := p.pick(t.Context()); err != nil || len(hosts) != 0 {
 		t.Errorf("without the pool %v are named, %v", hosts, err)
+	}
+}
+
+// TestPoolReplicasAgree has a conversation's next turn go where it is cached, whichever of
+// two replicas is asked: they find each other, and what one has sent where both know.
+func TestPoolReplicasAgree(t *testing.T) {
+	const engines, conversations = 10, 10
+	p := newPicking(t)
+	for i := range engines {
+		name, ip := fmt.Sprintf("engine-%d", i), fmt.Sprintf("127.9.1.%d", i+1)
+		p.engine(t, ip)
+		p.create(t, name)
+		p.mark(t, name, ip, true)
+	}
+	ports := rig.MustPorts(t, 3)
+	var replicas []extproc.ExternalProcessorClient
+	var admins []string
+	for i := range 2 {
+		name, ip := fmt.Sprintf("picker-%d", i), fmt.Sprintf("127.9.2.%d", i+1)
+		p.request(t, http.MethodPost, "", object{
+			"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name, "labels": object{"app": "epp", "pod-template-hash": name}},
+			"spec": object{"nodeName": "nowhere", "containers": []any{object{"name": "c", "image": "none"}}},
+		})
+		p.mark(t, name, ip, true)
+		admin := rig.Address(ports[1+i])
+		replicas = append(replicas, p.start(t, fmt.Sprintf("%s:%d", ip, ports[0]), admin, "POD_NAME="+name, "NAMESPACE=default"))
+		admins = append(admins, admin)
+	}
+	for _, admin := range admins {
+		rig.Wait(t, time.Minute, "replicas and engines are known", func() error {
+			all, err := rig.Metrics(admin)
+			if n := all["millrace_extproc_peers"]; err == nil && n != 1 {
+				err = fmt.Errorf("%v peers", n)
+			}
+			if n := all[`millrace_extproc_endpoints{state="ready"}`]; err == nil && n != engines {
+				err = fmt.Errorf("%v endpoints", n)
+			}
+			return err
+		})
+	}
+	turn := func(conversation, n int) string {
+		var messages []any
+		for i := range n {
+			messages = append(messages, object{"role": "user", "content": fmt.Sprintf("%d, %d: %s", conversation, i, strings.Repeat("a long question. ", 200))},
+				object{"role": "assistant", "content": "an answer"})
+		}
+		b, err := json.Marshal(object{"model": "m", "messages": messages})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for c := range conversations {
+		var home string
+		for n := 1; n <= 4; n++ {
+			hosts, err := decide(t.Context(), replicas[n%2], http.MethodPost, rig.ChatPath, turn(c, n))
+			if err != nil || len(hosts) == 0 {
+				t.Fatalf("turn %d: %v, %v", n, hosts, err)
+			}
+			if n > 1 && hosts[0] != home {
+				t.Errorf("conversation %d: turn %d goes to %s, the one before went to %s", c, n, hosts[0], home)
+			}
+			home = hosts[0]
+			other, sent := admins[(n+1)%2], float64(2*c+(n+1)/2)
+			rig.Wait(t, 10*time.Second, "the other replica knows", func() error {
+				got, err := rig.Metric(other, `millrace_extproc_peer_placements_total{result="received"}`)
+				if err == nil && got < sent {
+					err = fmt.Errorf("%v received, want %v", got, sent)
+				}
+				return err
+			})
+		}
 	}
 }

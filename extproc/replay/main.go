@@ -41,7 +41,8 @@ var traces = []struct {
 // options is what the flags say.
 type options struct {
 	dir, trace, policy, fleets, loads string
-	engines, pickers, seeds           int
+	engines, seeds                    int
+	pickers                           replay.Pickers
 	json                              bool
 }
 
@@ -55,7 +56,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 	fs.StringVar(&o.fleets, "fleet", "gpu,mixed,cpu", "fleets of engines: gpu, mixed, cpu")
 	fs.StringVar(&o.loads, "load", "0.2,0.5,0.8,0.95", "loads, as shares of capacity")
 	fs.IntVar(&o.engines, "engines", 8, "engines in a fleet")
-	fs.IntVar(&o.pickers, "pickers", 1, "extprocs that take turns")
+	fs.IntVar(&o.pickers.N, "pickers", 1, "extprocs that take turns")
+	fs.BoolVar(&o.pickers.Peers, "peers", false, "extprocs let each other know what they have sent, as those of a pool do")
+	fs.BoolVar(&o.pickers.Guess, "guess", false, "engines report nothing of their caches, as those of a pool without KV events")
 	fs.IntVar(&o.seeds, "seeds", 3, "runs of each, of which the median is shown")
 	fs.BoolVar(&o.json, "json", false, "print JSON lines instead of tables")
 	if err := fs.Parse(args); err != nil {

@@ -72,37 +72,50 @@ func (p *Pool) Has(pod *Pod) bool {
 // Pods that are Ready and do not terminate. Of several Pods with one address the youngest
 // has it: the others are leftovers of which nobody has taken notice yet.
 func OfPods(pool *Pool, pods []Pod) []Entry {
-	type claim struct {
-		Entry
-		created time.Time
-	}
-	var all []claim
+	all := make([]claim, 0, len(pods)*len(pool.Ports))
 	for i := range pods {
 		pod := &pods[i]
+		if !pod.Ready || pod.Terminating || !pool.Has(pod) {
+			continue
+		}
 		ip, err := netip.ParseAddr(pod.IP)
-		if err != nil || !pod.Ready || pod.Terminating || !pool.Has(pod) {
+		if err != nil {
 			continue
 		}
 		for rank, port := range pool.Ports {
 			if pod.Active != nil && !slices.Contains(pod.Active, port) || port < 1 || port > 65535 {
 				continue
 			}
-			at := func(port int) string { return netip.AddrPortFrom(ip, uint16(port)).String() }
-			e := Entry{Source: "Pod/" + pod.Name, UID: pod.UID}
-			e.Address, e.Node, e.Zone = at(port), cmp.Or(pod.Node, pod.IP), pod.Zone
-			if events := pod.Events.Port + rank; pod.Events.Port > 0 && events <= 65535 {
-				e.KVEvents = config.KVEvents{Connect: at(events), Topic: pod.Events.Topic}
-			}
-			all = append(all, claim{e, pod.Created})
+			all = append(all, claim{at(ip, port), pod, ip, rank})
 		}
 	}
 	slices.SortFunc(all, func(a, b claim) int {
-		return cmp.Or(cmp.Compare(a.Address, b.Address), b.created.Compare(a.created), cmp.Compare(b.UID, a.UID))
+		return cmp.Or(cmp.Compare(a.address, b.address), b.pod.Created.Compare(a.pod.Created), cmp.Compare(b.pod.UID, a.pod.UID))
 	})
-	all = slices.CompactFunc(all, func(a, b claim) bool { return a.Address == b.Address })
+	all = slices.CompactFunc(all, func(a, b claim) bool { return a.address == b.address })
 	entries := make([]Entry, len(all))
 	for i := range all {
-		entries[i] = all[i].Entry
+		entries[i] = all[i].entry()
 	}
 	return entries
 }
+
+// claim is that a Pod has an address. A thousand are sorted for each change of one Pod:
+// entries are made of what is left.
+type claim struct {
+	address string
+	pod     *Pod
+	ip      netip.Addr
+	rank    int // which of the pool's ports it is
+}
+
+func (c *claim) entry() Entry {
+	e := Entry{Source: "Pod/" + c.pod.Name, UID: c.pod.UID}
+	e.Address, e.Node, e.Zone = c.address, cmp.Or(c.pod.Node, c.pod.IP), c.pod.Zone
+	if events := c.pod.Events.Port + c.rank; c.pod.Events.Port > 0 && events <= 65535 {
+		e.KVEvents = config.KVEvents{Connect: at(c.ip, events), Topic: c.pod.Events.Topic}
+	}
+	return e
+}
+
+func at(ip netip.Addr, port int) string { return netip.AddrPortFrom(ip, uint16(port)).String() }

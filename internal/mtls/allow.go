@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/extproc/peerpb"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -62,6 +63,7 @@ var grants = map[string][]grant{
 	extprocv3.ExternalProcessor_Process_FullMethodName: {{role: Envoy}},
 	grpc_health_v1.Health_Check_FullMethodName:         everybody,
 	grpc_health_v1.Health_Watch_FullMethodName:         everybody,
+	peerpb.Peers_Follow_FullMethodName:                 {{role: ExtProc}},
 	// Of xds. Policies hold the keys of cookies: they are extproc's alone.
 	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName:  {{role: Envoy, types: envoysTypes}, {role: ExtProc, types: ourTypes}},
 	discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName: {{role: Envoy, types: envoysTypes}, {role: ExtProc, types: ourTypes}},

@@ -186,17 +186,21 @@ func (p *Prober) working(t *target) bool {
 
 // work probes endpoints as they come.
 func (p *Prober) work(ctx context.Context) error {
-	var buf []byte
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case t := <-p.queue:
-			buf = p.probe(ctx, t, buf)
+			buf := pages.Get().(*[]byte)
+			*buf = p.probe(ctx, t, *buf)
+			pages.Put(buf)
 			t.busy.Store(false)
 		}
 	}
 }
+
+// pages are buffers: few workers read at the same time.
+var pages = sync.Pool{New: func() any { return new([]byte) }}
 
 // probe probes one endpoint and takes in what that finds.
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {

@@ -61,9 +61,12 @@ func NewRequest(address string) (*http.Request, error) {
 	}
 	return &http.Request{
 		Method: http.MethodGet, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{"User-Agent": {"millrace"}, "Accept": {"text/plain"}},
+		Header: header,
 	}, nil
 }
+
+// header is that of every request: nobody changes it.
+var header = http.Header{"User-Agent": {"millrace"}, "Accept": {"text/plain"}}
 
 // Get reads the page into buf and returns it, with the buffer to be used next. The
 // error is ErrSilent, ErrGone, a StatusError, or one of reading the answer.

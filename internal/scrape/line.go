@@ -34,10 +34,17 @@ type lines struct {
 // line is a connection.
 type line struct {
 	conn  net.Conn
-	in    *bufio.Reader
-	out   bytes.Buffer
 	since time.Time // when it was last used
 }
+
+// talk is the buffers of a question and its answer. Few are needed at a time, whatever the
+// number of connections.
+type talk struct {
+	in  *bufio.Reader
+	out bytes.Buffer
+}
+
+var talks = sync.Pool{New: func() any { return &talk{in: bufio.NewReaderSize(nil, readBuffer)} }}
 
 // get fetches one page and returns the status, also with an error.
 func (l *lines) get(ctx context.Context, r *http.Request, buf []byte) (status int, page []byte, err error) {
@@ -52,7 +59,7 @@ func (l *lines) get(ctx context.Context, r *http.Request, buf []byte) (status in
 	if err != nil {
 		return 0, buf, err
 	}
-	return l.ask(ctx, &line{conn: conn, in: bufio.NewReaderSize(conn, readBuffer)}, r, buf)
+	return l.ask(ctx, &line{conn: conn}, r, buf)
 }
 
 // stale is whether the server may have closed an idle connection.
@@ -80,19 +87,25 @@ func (l *lines) ask(ctx context.Context, v *line, r *http.Request, buf []byte) (
 	_ = v.conn.SetDeadline(deadline)
 	ended := context.AfterFunc(ctx, func() { _ = v.conn.SetDeadline(time.Unix(1, 0)) })
 	defer ended()
-	v.out.Reset()
-	if err := r.Write(&v.out); err != nil {
+	t := talks.Get().(*talk)
+	defer func() {
+		t.in.Reset(nil)
+		talks.Put(t)
+	}()
+	t.in.Reset(v.conn)
+	t.out.Reset()
+	if err := r.Write(&t.out); err != nil {
 		return 0, buf, err
 	}
-	if _, err := v.conn.Write(v.out.Bytes()); err != nil {
+	if _, err := v.conn.Write(t.out.Bytes()); err != nil {
 		return 0, buf, err
 	}
-	resp, err := http.ReadResponse(v.in, r)
+	resp, err := http.ReadResponse(t.in, r)
 	if err != nil {
 		return 0, buf, err
 	}
 	buf, err = readAll(resp.Body, buf)
-	if err == nil && !resp.Close && v.in.Buffered() == 0 && ended() {
+	if err == nil && !resp.Close && t.in.Buffered() == 0 && ended() {
 		again = l.put(r.URL.Host, v)
 	}
 	return resp.StatusCode, buf, err

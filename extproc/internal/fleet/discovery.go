@@ -66,11 +66,14 @@ func (p *Pools) modelsLocked(address string) []string {
 	return nil
 }
 
+// newsTicks is after how many ticks it is checked who shows models that it has not named.
+const newsTicks = 5
+
 // askLocked has those asked who are due. One whose engine runs adapters that it did not
-// name, or which has begun anew, is due at once.
-func (p *Pools) askLocked(now time.Time) {
+// name, or which has begun anew, is due soon. n is the number of the tick.
+func (p *Pools) askLocked(now time.Time, n int) {
 	for address, s := range p.discoveries {
-		if s.answered && !s.due.IsZero() && p.newsLocked(address, s) {
+		if n%newsTicks == 0 && s.answered && !s.due.IsZero() && p.newsLocked(address, s) {
 			s.due = now
 		}
 		if !s.due.IsZero() && !now.Before(s.due) && !p.offerLocked(s) {

@@ -129,7 +129,7 @@ func (o *pool) model(name string, p *Pools) *pick.Model {
 // own objects say.
 func (o *pool) policy(p *Pools) *pick.Policy {
 	rules := *p.state.policy
-	rules.Picker, rules.Conformance = true, p.options.Conformance
+	rules.Picker, rules.Conformance, rules.Peers = true, p.options.Conformance, p.options.Peers
 	rules.Objectives = make(map[string]string, len(o.spec.Objectives))
 	for name, priority := range o.spec.Objectives {
 		rules.Objectives[name] = class(priority)

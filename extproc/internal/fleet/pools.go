@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
@@ -33,6 +34,8 @@ type Cluster struct {
 	Pools []Pool
 	// Pods are all Pods of the pools' namespaces.
 	Pods []inventory.Pod
+	// Peers are the addresses of extproc's other replicas, as far as they are among the Pods.
+	Peers []string
 }
 
 // Pool is an InferencePool with what belongs to it.
@@ -63,6 +66,9 @@ type PoolsOptions struct {
 	Pages func(address string) []string
 	// Conformance is whether headers of the conformance suite count.
 	Conformance bool
+	// Peers are the other replicas of extproc, which are to know what is placed where; nil:
+	// there are none.
+	Peers pick.Peers
 	// Load reads tokenizers.
 	Load func(path string) (pick.Counter, error)
 	// Get fetches a page, as scrape.Client does; nil: over the network.
@@ -105,7 +111,8 @@ func NewPools(o PoolsOptions, log *slog.Logger, reg prometheus.Registerer) (*Poo
 		client := scrape.NewClient()
 		p.get, p.close = client.Get, client.Close
 	}
-	p.probed.init("pools", p, o.Load, o.Get, log, reg)
+	// Who asks endpoints who they are and who probes them do so over the same connections.
+	p.probed.init("pools", p, o.Load, p.get, log, reg)
 	for _, picker := range o.Pickers {
 		p.pools = append(p.pools, &pool{picker: picker, models: map[string]*model{}})
 	}
@@ -213,13 +220,26 @@ func (p *Pools) entriesLocked(now time.Time) []inventory.Entry {
 	return all
 }
 
+// Placed takes in what another replica has sent to an endpoint, or what came of it.
+func (p *Pools) Placed(n int, placement func(i int) (address string, what prefix.Placement)) {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range n {
+		address, what := placement(i)
+		if e := p.state.endpoints[address]; e != nil {
+			p.state.policy.Prefixes.Record(what, e.kv, now)
+		}
+	}
+}
+
 // Synced is closed when what Kubernetes says was taken in once.
 func (p *Pools) Synced() <-chan struct{} { return p.synced }
 
 // often asks endpoints again who they are, and reads the file again when it has changed.
 func (p *Pools) often(now time.Time, n int) {
 	p.mu.Lock()
-	p.askLocked(now)
+	p.askLocked(now, n)
 	changed := n%fileTicks == 0 && p.stamps.Changed()
 	p.mu.Unlock()
 	if !changed {

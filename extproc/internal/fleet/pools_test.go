@@ -17,6 +17,8 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/scrape"
@@ -333,4 +335,30 @@ func TestAskedAs(t *testing.T) {
 			t.Errorf("AskedAs(%q, %d) = %d, %v; want %d", tt.host, tt.port, got, ok, tt.want)
 		}
 	}
+}
+
+// TestPlacedElsewhere takes in what another replica has sent to a Pod that is there.
+func TestPlacedElsewhere(t *testing.T) {
+	bubble(t, 1, "", func(t *testing.T, w *pooledWorld) {
+		w.serves("10.0.0.1:80", "m")
+		w.pools.Set(&Cluster{Pools: []Pool{poolNamed("p", "app", "a")}, Pods: []inventory.Pod{podAt("a", "10.0.0.1", "a")}})
+		settle()
+		all := map[string]prefix.Placement{
+			"10.0.0.1:80": {Chain: []prefix.Link{{Key: 5, Tokens: 50}}, Name: 6, Tokens: 60},
+			"10.0.0.2:80": {Name: 7, Tokens: 70},
+		}
+		for address, what := range all {
+			w.pools.Placed(1, func(int) (string, prefix.Placement) { return address, what })
+		}
+		table := w.pickers[0].table()
+		index, cache := table.Policy.Prefixes, table.Models["m"].Endpoints[0].KV
+		for key, tokens := range map[session.Key]uint32{5: 50, 6: 60} {
+			if m, ok := index.Get(key, time.Now()); !ok || m.Cache != cache.ID() || m.Tokens != tokens {
+				t.Errorf("key %d: %+v, %v", key, m, ok)
+			}
+		}
+		if m, ok := index.Get(7, time.Now()); ok {
+			t.Errorf("at a Pod that is not there: %+v", m)
+		}
+	})
 }

@@ -79,6 +79,18 @@ type endpoint struct {
 	// work is what its engine had done when it last reported; nil: it reports that with its
 	// answers, or has not yet.
 	work *scrape.Sample
+	// shown is the endpoint as the last table has it, basis what that was made of.
+	shown *pick.Endpoint
+	basis basis
+}
+
+// basis is what an endpoint in a table is made of.
+type basis struct {
+	resource *fleetpb.EndpointState
+	kv       *prefix.Cache
+	blocks   *blocks.Set
+	base     string
+	adapters *pick.Adapters
 }
 
 // model is one model with what lives on between tables.
@@ -365,8 +377,15 @@ func (s *state) cachedTokens() (sum uint64) {
 	return sum
 }
 
-// view returns the endpoint as tables have it.
+// view returns the endpoint as tables have it: a new one only if something has changed.
 func (e *endpoint) view() *pick.Endpoint {
+	if now := (basis{e.resource, e.kv, e.blocks, e.base, e.adapters}); e.basis != now {
+		e.basis, e.shown = now, e.show()
+	}
+	return e.shown
+}
+
+func (e *endpoint) show() *pick.Endpoint {
 	m := e.resource
 	return &pick.Endpoint{
 		Address: m.GetAddress(),

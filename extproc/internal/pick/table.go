@@ -101,6 +101,12 @@ type Model struct {
 	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints
 }
 
+// Peers know then, too, what is cached where.
+type Peers interface {
+	// Place says what is cached at an address. It does not wait, and keeps nothing of p.
+	Place(address string, p prefix.Placement)
+}
+
 // Policy is the rules for requests.
 type Policy struct {
 	// SessionHeader names a session, in lower case.
@@ -109,6 +115,9 @@ type Policy struct {
 	Cookies *session.Cookies
 	// Prefixes remembers where prompts are cached.
 	Prefixes *prefix.Index
+	// Peers are the other extprocs of the same endpoints, where engines do not report to all
+	// what they have cached; nil: there are none.
+	Peers Peers
 	// Candidates, Critical and Sheddable are the most hosts named for a standard,
 	// a critical and a sheddable request; 1 to MaxCandidates.
 	Candidates, Critical, Sheddable int

@@ -340,6 +340,15 @@ func (s *shelf) all() []any {
 	return objects
 }
 
+// each calls f for all objects, in any order.
+func (s *shelf) each(f func(any)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.objects {
+		f(o)
+	}
+}
+
 // state returns whether the objects were seen, and how the last try went.
 func (s *shelf) state() (listed bool, err error) {
 	s.mu.Lock()

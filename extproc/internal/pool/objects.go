@@ -3,6 +3,7 @@ package pool
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -54,6 +55,32 @@ func podOf(p *corev1.Pod, events int) inventory.Pod {
 		pod.Events.Port = events
 	}
 	return pod
+}
+
+// revisions are labels by which Pods of one Deployment, StatefulSet or DaemonSet differ.
+var revisions = []string{"pod-template-hash", "controller-revision-hash", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"}
+
+// peersOf returns the addresses of the Pods that are what self is: those of its namespace
+// with the same labels, but for revisions. They may not be Ready yet: to be followed
+// early does no harm.
+func peersOf(self Name, pods []inventory.Pod) []string {
+	i := slices.IndexFunc(pods, func(p inventory.Pod) bool { return p.Namespace == self.Namespace && p.Name == self.Name })
+	if i < 0 {
+		return nil
+	}
+	selector := maps.Clone(pods[i].Labels)
+	for _, label := range revisions {
+		delete(selector, label)
+	}
+	alike := inventory.Pool{Namespace: self.Namespace, Selector: selector}
+	var all []string
+	for j := range pods {
+		if p := &pods[j]; j != i && p.IP != "" && !p.Terminating && alike.Has(p) {
+			all = append(all, p.IP)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // portsOf reads "8000,8001". What is no port is left out; none at all leaves an empty list.

@@ -220,3 +220,32 @@ func TestRewrites(t *testing.T) {
 		t.Errorf("otherwise (-want +got):\n%s", diff)
 	}
 }
+
+// TestPeersOf finds the Pods that are what one Pod is, whatever their revision.
+func TestPeersOf(t *testing.T) {
+	at := func(name, ip string, labels ...string) inventory.Pod {
+		p := inventory.Pod{Namespace: "ns", Name: name, IP: ip, Labels: map[string]string{"app": "epp"}}
+		for i := 0; i < len(labels); i += 2 {
+			p.Labels[labels[i]] = labels[i+1]
+		}
+		return p
+	}
+	leaves := at("leaves", "10.0.0.5")
+	leaves.Terminating = true
+	elsewhere := at("elsewhere", "10.0.0.6")
+	elsewhere.Namespace = "other"
+	pods := []inventory.Pod{
+		at("new", "10.0.0.3", "pod-template-hash", "2"), at("self", "10.0.0.1", "pod-template-hash", "1"), at("old", "10.0.0.2", "pod-template-hash", "1"),
+		at("other", "10.0.0.4", "app", "engine"), at("starts", ""), leaves, elsewhere,
+	}
+	if diff := cmp.Diff([]string{"10.0.0.2", "10.0.0.3"}, peersOf(Name{"ns", "self"}, pods)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := peersOf(Name{"ns", "somebody"}, pods); got != nil {
+		t.Errorf("who is not among the Pods has peers %v", got)
+	}
+	alone := inventory.Pod{Namespace: "ns", Name: "bare", IP: "10.0.0.9"}
+	if got := peersOf(Name{"ns", "bare"}, append(pods, alone)); got != nil {
+		t.Errorf("a Pod without labels has peers %v", got)
+	}
+}

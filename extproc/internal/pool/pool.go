@@ -68,6 +68,8 @@ type Options struct {
 	Group string
 	// Fixed are pools that are not Kubernetes objects: their Pods are followed all the same.
 	Fixed []inventory.Pool
+	// Self is the Pod in which extproc runs; empty: it is not known, nor are other replicas.
+	Self Name
 	// EventsPort is where Pods publish events of their KV caches that announce nothing; 0:
 	// they do not.
 	EventsPort int
@@ -195,11 +197,10 @@ func (w *Watcher) cluster() *fleet.Cluster {
 	}
 	for k, s := range w.seen {
 		if k.kind == pods {
-			for _, o := range s.all() {
-				c.Pods = append(c.Pods, o.(inventory.Pod))
-			}
+			s.each(func(o any) { c.Pods = append(c.Pods, o.(inventory.Pod)) })
 		}
 	}
+	c.Peers = peersOf(w.options.Self, c.Pods)
 	return c
 }
 

@@ -208,6 +208,32 @@ func (t *set) read(k session.Key) (e entry, used int64, ok bool) {
 	return entry{}, 0, false
 }
 
+// Placement is what is cached somewhere since a request was sent there, or answered.
+type Placement struct {
+	// Chain is the prompt's prefixes, shortest first; of one that was answered the last
+	// counts.
+	Chain []Link
+	// Name is the client's for the conversation; 0: it has none.
+	Name session.Key
+	// Tokens are cached of the conversation.
+	Tokens uint32
+	// Answered is whether it was answered, Fresh how many of Tokens are recorded with that.
+	Answered bool
+	Fresh    uint32
+}
+
+// Record records a placement at c.
+func (x *Index) Record(p Placement, c *Cache, now time.Time) {
+	if n := len(p.Chain); !p.Answered {
+		x.Use(p.Chain, c, now)
+	} else if n > 0 {
+		x.Answered(p.Chain[n-1].Key, c, p.Tokens, p.Fresh, now)
+	}
+	if p.Name != 0 {
+		x.Name(p.Name, c, p.Tokens, now)
+	}
+}
+
 // Use records that a prompt with these prefixes, shortest first, is worked on at
 // c: all of them are cached there.
 //

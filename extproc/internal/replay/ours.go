@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,10 +20,24 @@ var start = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
 func clock(ms float64) time.Time { return start.Add(time.Duration(ms * 1e6)) }
 
+// Pickers are the extprocs that take turns.
+type Pickers struct {
+	// N is how many there are.
+	N int
+	// Guess is whether engines report nothing of their caches, as those of an InferencePool
+	// without KV events: each picker knows then what it has sent itself.
+	Guess bool
+	// Peers is whether pickers let each other know what they have sent, as those of an
+	// InferencePool do.
+	Peers bool
+}
+
 // millrace is several extprocs, which take turns and know of each other's requests
 // only what engines report.
 type millrace struct {
 	pickers []*picker
+	guess   bool
+	peers   bool
 	owner   []int // by request: who chose
 	next    int
 	logs    []*log    // by engine: what it reports to all of them
@@ -48,12 +63,12 @@ type asked struct {
 	output      int // expected
 }
 
-func newMillrace(t *Trace, engines []Engine, pickers int) *millrace {
-	m := &millrace{owner: make([]int, len(t.Requests))}
+func newMillrace(t *Trace, engines []Engine, pickers Pickers) *millrace {
+	m := &millrace{owner: make([]int, len(t.Requests)), guess: pickers.Guess, peers: pickers.Peers}
 	for _, e := range engines {
 		m.logs = append(m.logs, &log{capacity: e.Cache, reported: map[session.Key]lastReport{}})
 	}
-	for range pickers {
+	for range pickers.N {
 		p := &picker{
 			Picker: pick.New(prometheus.NewRegistry()),
 			model:  &pick.Model{Name: "m", Seed: session.Seed("m"), Learned: new(pick.Learned)},
@@ -90,13 +105,18 @@ func (m *millrace) Choose(id int, r *Request, ms float64) int {
 	}
 	first := &a.choice.List[0]
 	a.reservation = first.Reserve(&q)
-	p.index.Use(a.chain, first.KV, now)
-	for i, e := range p.model.Endpoints {
-		if e == first.Endpoint {
-			return i
+	engine := slices.Index(p.model.Endpoints, first.Endpoint)
+	m.place(p, engine, prefix.Placement{Chain: a.chain}, now)
+	return engine
+}
+
+// place records what p has placed at an engine, where it is known.
+func (m *millrace) place(p *picker, engine int, what prefix.Placement, now time.Time) {
+	for _, other := range m.pickers {
+		if other == p || m.peers {
+			other.index.Record(what, other.model.Endpoints[engine].KV, now)
 		}
 	}
-	return -1
 }
 
 // chainOf makes the links of a prompt whose pieces are the trace's blocks.
@@ -139,9 +159,7 @@ func (m *millrace) Done(d *Done, ms float64) {
 	predicted := first.Wait + first.Prefill + first.Decode/math.Max(1, float64(a.output))
 	m.errors = append(m.errors, math.Abs(predicted-(d.First-d.Came))/math.Max(1, d.First-d.Came))
 	p.Learn(p.model, e, first, u, a.sent, now)
-	if n := len(a.chain); n > 0 {
-		p.index.Answered(a.chain[n-1].Key, e.KV, uint32(u.Prompt+u.Completion), uint32(u.Completion), now)
-	}
+	m.place(p, d.Engine, prefix.Placement{Chain: a.chain, Tokens: uint32(u.Prompt + u.Completion), Answered: true, Fresh: uint32(u.Completion)}, now)
 	a.reservation.Release()
 	p.report(d, now)
 	if n := len(a.chain); n > 0 {
@@ -155,8 +173,8 @@ func (m *millrace) Reports(loads []Load, ms float64) {
 		for _, p := range m.pickers {
 			e := p.model.Endpoints[i]
 			e.ReportFromFleet(l.report(), clock(ms))
-			if len(m.pickers) == 1 {
-				continue // it has sent all of it
+			if m.guess || len(m.pickers) == 1 {
+				continue // nothing is reported, or the only picker has sent all of it
 			}
 			for _, s := range fresh {
 				p.index.Report(e.KV, s.id, s.links, clock(ms))

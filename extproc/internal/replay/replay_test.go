@@ -77,7 +77,7 @@ func TestEveryRequestIsAnsweredOnce(t *testing.T) {
 	for _, name := range Policies {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2))
-			done, busy := Run(tr, f.Engines, newPolicy(name, tr, f, 2, r), 1, r)
+			done, busy := Run(tr, f.Engines, newPolicy(name, tr, f, Pickers{N: 2}, r), 1, r)
 			at := map[int][]Done{}
 			for i, d := range done {
 				if d.ID != i || d.Came > d.Began || d.Began >= d.First || d.First > d.End {
@@ -124,7 +124,7 @@ func most(ds []Done) (n int) {
 func TestRunsAreRepeatable(t *testing.T) {
 	tr, f := read(t, talk(20, 5)), small(3)
 	for _, name := range Policies {
-		a, b := Measure(tr, f, name, 0.8, 1, 2), Measure(tr, f, name, 0.8, 1, 2)
+		a, b := Measure(tr, f, name, 0.8, Pickers{N: 1}, 2), Measure(tr, f, name, 0.8, Pickers{N: 1}, 2)
 		if d := cmp.Diff(a, b); d != "" {
 			t.Errorf("%s: %s", name, d)
 		}
@@ -133,7 +133,7 @@ func TestRunsAreRepeatable(t *testing.T) {
 
 func TestOursKeepsConversationsTogether(t *testing.T) {
 	tr, f := read(t, talk(40, 10)), small(4)
-	ours, turns := Measure(tr, f, Ours, 0.5, 1, 1), Measure(tr, f, "round robin", 0.5, 1, 1)
+	ours, turns := Measure(tr, f, Ours, 0.5, Pickers{N: 1}, 1), Measure(tr, f, "round robin", 0.5, Pickers{N: 1}, 1)
 	if ours.Oracle < 0.95 || ours.P99 > turns.P99 {
 		t.Errorf("cached %.2f of what is possible, p99 %.0f ms against %.0f by turns", ours.Oracle, ours.P99, turns.P99)
 	}

@@ -40,7 +40,7 @@ var Policies = []string{"round robin", "least request", "session hash", "longest
 // Ours is the policy of extproc.
 const Ours = "millrace"
 
-func newPolicy(name string, t *Trace, f Fleet, pickers int, r *rand.Rand) Policy {
+func newPolicy(name string, t *Trace, f Fleet, pickers Pickers, r *rand.Rand) Policy {
 	c := counting{make([]int, len(f.Engines))}
 	switch name {
 	case "round robin":
@@ -90,7 +90,7 @@ type Row struct {
 }
 
 // Measure runs a policy on a trace at a load, once for each seed.
-func Measure(t *Trace, f Fleet, policy string, load float64, pickers, seeds int) Row {
+func Measure(t *Trace, f Fleet, policy string, load float64, pickers Pickers, seeds int) Row {
 	factor, all, bound := stretch(t, f, load)
 	var rows []Row
 	for seed := range uint64(max(1, seeds)) {

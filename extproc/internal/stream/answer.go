@@ -53,7 +53,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		x.reservation.Move(a.served.Live)
 	}
 	if first := x.choice.List[0].Endpoint; a.good && a.served != nil && a.served.KV != first.KV {
-		record(x.table.Policy.Prefixes, &x.located, x.counted.prompt, a.served, now)
+		record(x.table.Policy, &x.located, x.counted.prompt, a.served, now)
 	}
 	x.learn(head, now)
 	if x.located.cookie != 0 && head.Status < 500 {
@@ -79,7 +79,7 @@ func (x *Exchange) identify(id string, now time.Time) {
 		return
 	}
 	a.identified = true
-	recordResponse(x.table.Policy.Prefixes, x.understood.model, id, x.counted.prompt+x.counted.output, a.served, now)
+	recordResponse(x.table.Policy, x.understood.model, id, x.counted.prompt+x.counted.output, a.served, now)
 }
 
 // learn takes in what the engine says of its load, of this request and of its response,
@@ -103,7 +103,7 @@ func (x *Exchange) learn(head *AnswerHead, now time.Time) {
 	a.learned = true
 	usage.Shape = x.counted.shape
 	x.core.picker.Learn(x.understood.model, a.served, predicted(x.choice.List, a.served), usage, x.sent, now)
-	recordAnswer(x.table.Policy.Prefixes, &x.located, &usage, a.served, now)
+	recordAnswer(x.table.Policy, &x.located, &usage, a.served, now)
 }
 
 // predicted is what was predicted of who answered.

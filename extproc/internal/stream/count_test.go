@@ -62,8 +62,7 @@ func TestCount(t *testing.T) {
 
 func TestCountOfWhatContinuesAResponse(t *testing.T) {
 	f := newFleet(2)
-	index := f.table.Policy.Prefixes
-	recordResponse(index, f.model, "resp_1", 1000, f.model.Endpoints[1], epoch)
+	recordResponse(f.table.Policy, f.model, "resp_1", 1000, f.model.Endpoints[1], epoch)
 	in := f.inputOf(`{"model":"m","input":"hi","previous_response_id":"resp_1"}`, func(h *RequestHead) { h.Path = "/v1/responses" })
 	var r openai.Request
 	if err := r.Parse(in.api, in.body); err != nil {

@@ -304,7 +304,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	if policy.Ours {
 		d.Chain = l.chain
 	}
-	record(policy.Prefixes, &l, n.prompt, first.Endpoint, in.now)
+	record(policy, &l, n.prompt, first.Endpoint, in.now)
 	x.laps.end(lapRecord)
 	return x.reply(k, d, out)
 }

@@ -61,7 +61,7 @@ func TestLocate(t *testing.T) {
 			if tt.sent {
 				l := located{named: session.Named(f.model.Seed, "s1")}
 				l.chain, _ = chainOf(f.model.Seed, &r, n.prompt, nil)
-				record(f.table.Policy.Prefixes, &l, n.prompt, f.model.Endpoints[1], epoch)
+				record(f.table.Policy, &l, n.prompt, f.model.Endpoints[1], epoch)
 			}
 			l := locate(in, &u, &n, &r, nil, &found)
 			if first, _, _ := strings.Cut(l.session, ":"); first != tt.session {

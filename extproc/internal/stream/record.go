@@ -10,28 +10,29 @@ import (
 
 // record remembers that a prompt of so many tokens is worked on at an endpoint, whose
 // cache has it then. It is the fifth stage.
-func record(index *prefix.Index, l *located, tokens int, e *pick.Endpoint, now time.Time) {
-	index.Use(l.chain, e.KV, now)
-	if l.named != 0 {
-		index.Name(l.named, e.KV, uint32(tokens), now)
-	}
+func record(p *pick.Policy, l *located, tokens int, e *pick.Endpoint, now time.Time) {
+	place(p, prefix.Placement{Chain: l.chain, Name: l.named, Tokens: uint32(tokens)}, e, now)
 }
 
 // recordAnswer remembers what is cached behind a prompt now that its answer is whole.
-func recordAnswer(index *prefix.Index, l *located, u *pick.Usage, e *pick.Endpoint, now time.Time) {
-	all := uint32(max(0, u.Prompt+u.Completion))
-	if n := len(l.chain); n > 0 {
-		index.Answered(l.chain[n-1].Key, e.KV, all, uint32(max(0, u.Completion)), now)
-	}
-	if l.named != 0 {
-		index.Name(l.named, e.KV, all, now)
-	}
+func recordAnswer(p *pick.Policy, l *located, u *pick.Usage, e *pick.Endpoint, now time.Time) {
+	place(p, prefix.Placement{
+		Chain: l.chain, Name: l.named, Tokens: uint32(max(0, u.Prompt+u.Completion)), Answered: true, Fresh: uint32(max(0, u.Completion)),
+	}, e, now)
 }
 
 // recordResponse remembers who made the response with an id, and how many tokens a
 // request has that continues it.
-func recordResponse(index *prefix.Index, m *pick.Model, id string, tokens int, e *pick.Endpoint, now time.Time) {
-	index.Name(responseKey(m, []byte(id)), e.KV, uint32(tokens), now)
+func recordResponse(p *pick.Policy, m *pick.Model, id string, tokens int, e *pick.Endpoint, now time.Time) {
+	place(p, prefix.Placement{Name: responseKey(m, []byte(id)), Tokens: uint32(tokens)}, e, now)
+}
+
+// place remembers what is cached at an endpoint, and has other extprocs remember it.
+func place(p *pick.Policy, what prefix.Placement, e *pick.Endpoint, now time.Time) {
+	p.Prefixes.Record(what, e.KV, now)
+	if p.Peers != nil {
+		p.Peers.Place(e.Address, what)
+	}
 }
 
 // responseKey names the session of a response by its id.

@@ -1,0 +1,25 @@
+package peer
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics of Peers.
+type metrics struct {
+	peers                   prometheus.Gauge
+	sent, received, dropped prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	placements := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_peer_placements_total",
+		Help: "Requests of which replicas let each other know where they went, and answers to them.",
+	}, []string{"result"})
+	m := &metrics{
+		peers: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "millrace_extproc_peers",
+			Help: "Other replicas that are followed.",
+		}),
+		sent: placements.WithLabelValues("sent"), received: placements.WithLabelValues("received"), dropped: placements.WithLabelValues("dropped"),
+	}
+	reg.MustRegister(m.peers, placements)
+	return m
+}
