@@ -96,6 +96,17 @@ func TestFiltersFitAnyEnvoy(t *testing.T) {
 	}
 }
 
+// TestExtprocIsAskedByItsHost holds what an Envoy beside extproc refused: the name of Istio's
+// cluster, which is no authority of HTTP.
+func TestExtprocIsAskedByItsHost(t *testing.T) {
+	objects, _ := Static(site, state(t, `{sidecars: {enabled: true}}`))
+	i := slices.IndexFunc(objects, func(o *Object) bool { return o.Kind == EnvoyFilter })
+	text := fmt.Sprint(objects[i].Spec)
+	if want := "authority:" + site.pickerHost(); strings.Count(text, want) != 2 {
+		t.Errorf("%s must be in the filter and in the health check: %s", want, text)
+	}
+}
+
 func TestEntries(t *testing.T) {
 	d := state(t, `{sidecars: {enabled: true}}`)
 	theirs := &fleet.Foreign{}
