@@ -53,8 +53,8 @@ func gatewayBootstrap() string {
 }
 
 // Sidecar returns what Istio's injector would add to a Pod: the first of its
-// initContainers, and a volume, as JSON. Its Envoy gets the connections of the Pod by
-// REDIRECT, or is told whom to listen for (NONE).
+// initContainers, and a volume, as JSON. With interception REDIRECT somebody sends the Pod's
+// connections to its Envoy, with NONE clients connect to it.
 func Sidecar(account, interception string, labels map[string]string) (container, volume string) {
 	env := func(name, field string) object {
 		return object{"name": name, "valueFrom": object{"fieldRef": object{"fieldPath": field}}}

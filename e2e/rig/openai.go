@@ -172,7 +172,7 @@ func Converse(ctx context.Context, url string, q Chat, turns int, header func(la
 			last = a.Header
 		}
 		all = append(all, Turn{c.Text(), a.Header.Get("x-millrace-replica"), c.Usage.Prompt, c.Usage.Details.Cached})
-		q.Messages = append(q.Messages, Assistant(c.Text()), User(fmt.Sprintf("Go on, part %d.", n)))
+		q.Messages = append(q.Messages, Assistant(c.Text()), User(fmt.Sprintf("Continue with part %d.", n)))
 	}
 	return all, nil
 }

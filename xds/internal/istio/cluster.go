@@ -228,7 +228,7 @@ func (c *cluster) write(ctx context.Context, a action) (*Found, int, error) {
 	return foundOf(a.kind, now), n, nil
 }
 
-// taken reports whether an object is somebody else's: neither its labels nor its
+// taken reports whether an object has another owner: neither its labels nor its
 // annotation are ours. Who edits our objects may have removed the one or the other.
 func (c *cluster) taken(u unstructured.Unstructured) bool {
 	ours := labels.SelectorFromSet(c.site.Selector()).Matches(labels.Set(u.GetLabels()))
