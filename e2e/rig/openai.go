@@ -154,6 +154,7 @@ type Turn struct {
 	Replica string // who answered
 	Prompt  int    // tokens
 	Cached  int    // tokens of the prompt that the replica had in its cache
+	Why     string // it was this replica, where the request asked for that
 }
 
 // Converse holds a conversation that begins with a chat request, whose messages it does
@@ -171,31 +172,44 @@ func Converse(ctx context.Context, url string, q Chat, turns int, header func(la
 		if SessionCookie(a.Header) != "" {
 			last = a.Header
 		}
-		all = append(all, Turn{c.Text(), a.Header.Get("x-millrace-replica"), c.Usage.Prompt, c.Usage.Details.Cached})
+		all = append(all, Turn{c.Text(), a.Header.Get("x-millrace-replica"), c.Usage.Prompt, c.Usage.Details.Cached, a.Header.Get("x-millrace-decision")})
 		q.Messages = append(q.Messages, Assistant(c.Text()), User(fmt.Sprintf("Continue with part %d.", n)))
 	}
 	return all, nil
 }
 
-// MustStay fails the test unless one replica, which says its name, has answered all turns,
+// Stayed says what is wrong unless one replica, which says its name, has answered all turns,
 // and had ever more of them in its cache. Some engines cache whole blocks of tokens, so
 // that two turns may have the same of them.
-func MustStay(t testing.TB, turns []Turn) {
-	t.Helper()
+func Stayed(turns []Turn) error {
+	var errs []error
 	var cached []int
 	for i, turn := range turns {
 		if home := turns[0].Replica; turn.Replica != home || home == "" {
-			t.Errorf("turn %d went to %q, the first to %q", i+1, turn.Replica, home)
+			errs = append(errs, fmt.Errorf("turn %d went to %q, the first to %q: %s", i+1, turn.Replica, home, turn.Why))
 		}
 		if i > 0 && (turn.Cached == 0 || turn.Cached < turns[i-1].Cached) {
-			t.Errorf("turn %d: %d cached tokens of %d, %d in the turn before", i+1, turn.Cached, turn.Prompt, turns[i-1].Cached)
+			errs = append(errs, fmt.Errorf("turn %d: %d cached tokens of %d, %d in the turn before", i+1, turn.Cached, turn.Prompt, turns[i-1].Cached))
 		}
 		cached = append(cached, turn.Cached)
 	}
 	if n := len(turns); n < 3 || turns[n-1].Cached <= turns[1].Cached {
-		t.Errorf("cached tokens by turn %v; must grow", cached)
+		errs = append(errs, fmt.Errorf("cached tokens by turn %v; must grow", cached))
 	}
-	t.Logf("cached tokens by turn at %s: %v", turns[0].Replica, cached)
+	return errors.Join(errs...)
+}
+
+// MustStay fails the test unless the conversation has stayed.
+func MustStay(t testing.TB, turns []Turn) {
+	t.Helper()
+	if err := Stayed(turns); err != nil {
+		t.Error(err)
+	}
+	var cached []int
+	for _, turn := range turns {
+		cached = append(cached, turn.Cached)
+	}
+	t.Logf("cached tokens by turn: %v", cached)
 }
 
 // SessionCookie returns the session cookie that an answer set, as a request sends
