@@ -26,40 +26,22 @@ func TestTenTurnsStayOnOneReplica(t *testing.T) {
 	m := shared(t)
 	tests := []struct {
 		name   string
-		header func(turn int, last http.Header) []string
+		header func(last http.Header) []string
 	}{
-		{"by header", func(int, http.Header) []string { return []string{"x-session-id", "ten-turns"} }},
-		{"by cookie", func(_ int, last http.Header) []string { return []string{"cookie", rig.SessionCookie(last)} }},
-		{"by its beginning", func(int, http.Header) []string { return nil }},
+		{"by header", func(http.Header) []string { return []string{"x-session-id", "ten-turns"} }},
+		{"by cookie", func(last http.Header) []string { return []string{"cookie", rig.SessionCookie(last)} }},
+		{"by its beginning", func(http.Header) []string { return nil }},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { m.tenTurns(t, tt.name, tt.header) })
+		t.Run(tt.name, func(t *testing.T) {
+			q := rig.Ask(6, "We speak about what is known "+tt.name+". Say something.")
+			turns, err := rig.Converse(t.Context(), m.URL(t, chatPath), q, 10, tt.header)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rig.MustStay(t, turns)
+		})
 	}
-}
-
-func (m *mesh) tenTurns(t *testing.T, about string, header func(int, http.Header) []string) {
-	req := rig.Ask(6, "We speak about what is known "+about+". Say something.")
-	var first, last http.Header
-	var cached []int
-	for turn := range 10 {
-		a := rig.MustPost(t, m.URL(t, "/v1/chat/completions"), req, header(turn, last)...)
-		if first == nil {
-			first = a.Header
-		}
-		if rig.SessionCookie(a.Header) != "" || last == nil {
-			last = a.Header
-		}
-		if got, want := a.Header.Get("x-millrace-replica"), first.Get("x-millrace-replica"); got != want || got == "" {
-			t.Errorf("turn %d went to %q, the first to %q", turn+1, got, want)
-		}
-		body := rig.Decode[rig.Completion](t, a.Body)
-		cached = append(cached, body.Usage.Details.Cached)
-		if turn > 0 && body.Usage.Details.Cached == 0 {
-			t.Errorf("turn %d: no cached tokens of %d", turn+1, body.Usage.Prompt)
-		}
-		req.Messages = append(req.Messages, rig.Assistant(body.Choices[0].Message.Content), rig.User(fmt.Sprintf("Go on, part %d.", turn)))
-	}
-	t.Logf("replica %s, cached tokens by turn %v", first.Get("x-millrace-replica"), cached)
 }
 
 // leastShare is what a replica of two must get of the conversations while both

@@ -20,7 +20,7 @@ func (c *Cluster) applyManifest(ctx context.Context, name string) error {
 	}
 	var b strings.Builder
 	if err := t.Execute(&b, map[string]string{
-		"Programs": programsImage, "Envoy": envoyImage, "DNS": dnsIP, "Domain": domain, "Istiod": istiodIP,
+		"Programs": programsImage, "Envoy": envoyImage, "DNS": dnsIP, "Domain": domain, "Istiod": istiodIP, "Gateway": gatewayBootstrap(),
 	}); err != nil {
 		return err
 	}
@@ -34,7 +34,8 @@ func (c *Cluster) applyManifest(ctx context.Context, name string) error {
 func (c *Cluster) applyDNS(ctx context.Context) error { return c.applyManifest(ctx, "dns.yaml.tmpl") }
 
 // applyIstio starts istiod, whose gateways are stock Envoy, with the resource
-// definitions of Istio, Gateway API and the inference extension.
+// definitions of Istio, Gateway API and the inference extension, and the agent of its
+// Envoys.
 func (c *Cluster) applyIstio(ctx context.Context) error {
 	if _, err := c.Kubectl(ctx, "apply", "--server-side", "-f", filepath.Join(c.programs, "crds")); err != nil {
 		return err
@@ -47,6 +48,9 @@ func (c *Cluster) applyIstio(ctx context.Context) error {
 		if err := n.Import(envoy); err != nil {
 			return err
 		}
+	}
+	if err := c.serveSecrets(); err != nil {
+		return err
 	}
 	return c.applyManifest(ctx, "istio.yaml.tmpl")
 }

@@ -152,23 +152,11 @@ func (s *subject) running() (float64, error) {
 func (s *subject) conversation(t *testing.T) {
 	for _, header := range [][]string{{"x-session-id", "kinds"}, nil} {
 		q := s.ask(6, fmt.Sprintf("We speak about what is known, by a header: %t. Say something of it.", header != nil))
-		home, cached := "", []int{}
-		for turn := range 10 {
-			c, a, err := rig.Complete(t.Context(), s.URL(t, rig.ChatPath), q, header...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			replica := a.Header.Get(wire.ReplicaHeader)
-			if home == "" {
-				home = replica
-			}
-			if replica != home || replica == "" || turn > 0 && c.Usage.Details.Cached == 0 {
-				t.Errorf("turn %d: %d cached tokens at %q, the first was at %q", turn+1, c.Usage.Details.Cached, replica, home)
-			}
-			cached = append(cached, c.Usage.Details.Cached)
-			q.Messages = append(q.Messages, rig.Assistant(c.Text()), rig.User(fmt.Sprintf("Go on, part %d.", turn)))
+		turns, err := rig.Converse(t.Context(), s.URL(t, rig.ChatPath), q, 10, func(http.Header) []string { return header })
+		if err != nil {
+			t.Fatal(err)
 		}
-		t.Logf("figure: cached tokens by turn at %s: %v", home, cached)
+		rig.MustStay(t, turns)
 	}
 }
 

@@ -232,7 +232,7 @@ func TestChartFromInstallToUninstall(t *testing.T) {
 }
 
 // ofNamespace is what every namespace has.
-var ofNamespace = []string{"configmap/kube-root-ca.crt", "serviceaccount/default", "namespace/chart-life"}
+var ofNamespace = []string{"configmap/kube-root-ca.crt", "configmap/istio-ca-root-cert", "serviceaccount/default", "namespace/chart-life"}
 
 // rollout waits until all is replaced; helm may not wait for a DaemonSet.
 func rollout(t *testing.T, ns string) {

@@ -218,7 +218,14 @@ type pod struct{ name, uid, ip, node string }
 // pods are those of a component that run, the ones of the last node first.
 func (f *faulty) pods(t *testing.T, component string) []pod {
 	t.Helper()
-	out := kubectl(t, "get", "pods", "-n", f.ns, "-l", "app.kubernetes.io/component="+component, "--field-selector=status.phase=Running",
+	return podsOf(t, f.ns, component)
+}
+
+// podsOf returns the Pods of an installation's component that run, the ones of the last
+// node first.
+func podsOf(t *testing.T, ns, component string) []pod {
+	t.Helper()
+	out := kubectl(t, "get", "pods", "-n", ns, "-l", "app.kubernetes.io/instance=millrace,app.kubernetes.io/component="+component, "--field-selector=status.phase=Running",
 		"-o", `jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.status.podIP} {.spec.nodeName} {.metadata.deletionTimestamp}{"\n"}{end}`)
 	var all []pod
 	for line := range strings.Lines(out) {
@@ -268,6 +275,12 @@ func (f *faulty) whole(t *testing.T) {
 // kill ends a program of a Pod at once.
 func (f *faulty) kill(t *testing.T, p pod, program string) {
 	t.Helper()
+	rig.Kill(t, p.process(t, program))
+}
+
+// process returns the id of a process of a Pod by the name of its program.
+func (p pod) process(t *testing.T, program string) int {
+	t.Helper()
 	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
 		t.Fatal(err)
@@ -285,10 +298,10 @@ func (f *faulty) kill(t *testing.T, p pod, program string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		rig.Kill(t, pid)
-		return
+		return pid
 	}
 	t.Fatalf("no process %s in %s", program, p.name)
+	return 0
 }
 
 // evict asks Kubernetes to move a Pod elsewhere, which a disruption budget may delay.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +43,7 @@ func TestSecurity(t *testing.T) {
 	t.Run("tokens that are not of the mesh are good for nothing", tokens)
 	t.Run("a certificate is good for its own node and role", certificates)
 	t.Run("certificates follow each other", func(t *testing.T) { renewals(t, load) })
-	t.Run("rights", rights)
+	t.Run("rights", func(t *testing.T) { rightsUsed(t, victim) })
 	load.MustAllSucceed(t)
 	t.Log(load)
 }
@@ -279,45 +278,4 @@ func renewals(t *testing.T, load *rig.Load) {
 		})
 	}
 	load.More(t, 10)
-}
-
-// streamed returns the right that client-go uses instead of one to list: it has the list
-// come on the watch, and falls back to a list where the API server can't do that.
-func streamed(right string) string { return strings.Replace(right, " list ", " watch ", 1) }
-
-// rights prints what each account may, and compares it with the audit log: nothing that
-// was asked is forbidden, and nothing that may be asked is not.
-func rights(t *testing.T) {
-	// All kinds of objects, so that all of them have a status.
-	apply(t, in(victim, `apiVersion: millrace.dev/v1alpha1
-kind: Endpoints
-metadata: {name: elsewhere}
-spec: {endpoints: [{address: "192.0.2.99:8000", models: [elsewhere]}]}
----
-apiVersion: millrace.dev/v1alpha1
-kind: Policy
-metadata: {name: default}
-spec: {}
-`))
-	for _, account := range strings.Fields(kubectl(t, "get", "serviceaccounts", "-n", victim, "-o", "jsonpath={.items[*].metadata.name}")) {
-		t.Logf("%s:\n%s", account, kubectl(t, "auth", "can-i", "--list", "-n", victim, "--as", "system:serviceaccount:"+victim+":"+account))
-	}
-	may := mayOf(t, victim)
-	rig.Wait(t, time.Minute, "every right is used", func() error {
-		did, refused := didOf(t, victim)
-		if len(refused) > 0 {
-			return rig.Final(fmt.Errorf("forbidden: %q", refused))
-		}
-		var unused []string
-		for _, right := range may {
-			if !slices.Contains(did, right) && !slices.Contains(did, streamed(right)) {
-				unused = append(unused, right)
-			}
-		}
-		if len(unused) > 0 {
-			return fmt.Errorf("unused: %q; did %q", unused, did)
-		}
-		return nil
-	})
-	t.Logf("%d rights, all used (lists come on watches): %q", len(may), may)
 }

@@ -3,7 +3,6 @@
 package kubernetes
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -86,43 +85,14 @@ type weighed struct {
 func newWeighed(t *testing.T, ns string, gpus *fakeGPUs) *weighed {
 	t.Helper()
 	w := &weighed{gpus: gpus, node: kube.Node(1).Name, client: kube.HTTP()}
-	f := &faulty{ns: ns}
-	for _, p := range f.pods(t, "engine") {
+	for _, p := range podsOf(t, ns, "engine") {
 		if p.node == w.node {
 			w.ip, w.agent = p.ip, "http://"+p.ip+":7401/metrics"
 		}
 	}
-	w.ours = "http://" + forwardPod(t, ns, f.pods(t, "gateway")[0].name, 9901)
+	w.ours = "http://" + forwardPod(t, ns, podsOf(t, ns, "gateway")[0].name, 9901)
 	w.istios = "http://" + kubectl(t, "get", "pods", "-n", ns, "-l", "gateway.networking.k8s.io/gateway-name=public", "-o", "jsonpath={.items[0].status.podIP}") + ":15000"
 	return w
-}
-
-// forwardPod reaches a port of a Pod's loopback, as people do, and returns the address here.
-func forwardPod(t *testing.T, ns, pod string, port int) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(kube.Tools(), "kubectl"), "port-forward", "-n", ns, "pod/"+pod, fmt.Sprintf(":%d", port))
-	cmd.Env = kube.Env()
-	cmd.WaitDelay = time.Second
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stderr = t.Output()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	lines := bufio.NewReader(out)
-	line, err := lines.ReadString('\n')
-	address, _, ok := strings.Cut(strings.TrimPrefix(line, "Forwarding from "), " ")
-	if err != nil || !ok {
-		t.Fatalf("kubectl port-forward: %q, %v", line, err)
-	}
-	go func() { _, _ = io.Copy(io.Discard, lines) }() // until it ends
-	return address
 }
 
 func (w *weighed) get(ctx context.Context, url string) (string, error) {

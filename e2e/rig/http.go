@@ -40,23 +40,44 @@ func Do(req *http.Request) (Answer, error) {
 
 // Send posts the body as it is; header holds pairs of name and value.
 func Send(ctx context.Context, url string, body io.Reader, header ...string) (Answer, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
+	req, err := request(ctx, url, body, header...)
 	if err != nil {
 		return Answer{}, err
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Add(header[i], header[i+1])
 	}
 	return Do(req)
 }
 
+// request returns a request that posts the body.
+func request(ctx context.Context, url string, body io.Reader, header ...string) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
+	if err != nil {
+		return nil, err
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	if host := req.Header.Get("host"); host != "" {
+		req.Host = host // which net/http takes from nowhere else
+	}
+	return req, nil
+}
+
+// post returns a request that posts v as JSON.
+func post(ctx context.Context, url string, v any, header ...string) (*http.Request, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return request(ctx, url, bytes.NewReader(b), append([]string{"content-type", "application/json"}, header...)...)
+}
+
 // Post sends v as JSON; header holds pairs of name and value.
 func Post(ctx context.Context, url string, v any, header ...string) (Answer, error) {
-	b, err := json.Marshal(v)
+	req, err := post(ctx, url, v, header...)
 	if err != nil {
 		return Answer{}, err
 	}
-	return Send(ctx, url, bytes.NewReader(b), append([]string{"content-type", "application/json"}, header...)...)
+	return Do(req)
 }
 
 // MustPost posts v and fails the test unless the answer is 200.

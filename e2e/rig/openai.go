@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"testing"
 	"time"
 )
 
@@ -16,6 +18,8 @@ import (
 const (
 	ChatPath       = "/v1/chat/completions"
 	CompletionPath = "/v1/completions"
+	ResponsePath   = "/v1/responses"
+	EmbeddingPath  = "/v1/embeddings"
 )
 
 // Message is one turn of a conversation.
@@ -96,18 +100,116 @@ type APIError struct {
 // Complete posts a request for a chat completion or a completion and decodes the
 // answer, which must be 200 and have a choice. For goroutines other than the test's.
 func Complete(ctx context.Context, url string, v any, header ...string) (Completion, Answer, error) {
-	var c Completion
+	c, a, err := Call[Completion](ctx, url, v, header...)
+	if err == nil && len(c.Choices) == 0 {
+		err = fmt.Errorf("no choices: %.300s", a.Body)
+	}
+	return c, a, err
+}
+
+// Call posts v as JSON and decodes the answer, which must be 200.
+func Call[T any](ctx context.Context, url string, v any, header ...string) (T, Answer, error) {
+	var to T
 	a, err := Post(ctx, url, v, header...)
 	if err == nil && a.Status != http.StatusOK {
 		err = fmt.Errorf("status %d: %.300s", a.Status, a.Body)
 	}
 	if err == nil {
-		err = json.Unmarshal(a.Body, &c)
+		err = json.Unmarshal(a.Body, &to)
 	}
-	if err == nil && len(c.Choices) == 0 {
-		err = fmt.Errorf("no choices: %.300s", a.Body)
+	return to, a, err
+}
+
+// Response is the body of a response, as /v1/responses has it.
+type Response struct {
+	Object string `json:"object"`
+	Output []struct {
+		Content []struct {
+			Text string `json:"text"`
+		} `json:"content"`
+	} `json:"output"`
+}
+
+// Text is the response's text.
+func (r Response) Text() string {
+	var text strings.Builder
+	for _, o := range r.Output {
+		for _, c := range o.Content {
+			text.WriteString(c.Text)
+		}
 	}
-	return c, a, err
+	return text.String()
+}
+
+// Embeddings is the body of the embeddings of several texts.
+type Embeddings struct {
+	Data []struct {
+		Embedding []float64 `json:"embedding"`
+	} `json:"data"`
+}
+
+// Turn is how one turn of a conversation went.
+type Turn struct {
+	Text    string
+	Replica string // who answered
+	Prompt  int    // tokens
+	Cached  int    // tokens of the prompt that the replica had in its cache
+	Why     string // it was this replica, where the request asked for that
+}
+
+// Converse holds a conversation that begins with a chat request, whose messages it does
+// not change, and returns its turns. header returns what a turn's request carries, given the
+// header of the last answer that set a session cookie, nil if none did.
+func Converse(ctx context.Context, url string, q Chat, turns int, header func(last http.Header) []string) ([]Turn, error) {
+	var all []Turn
+	var last http.Header
+	q.Messages = slices.Clone(q.Messages)
+	for n := range turns {
+		c, a, err := Complete(ctx, url, q, header(last)...)
+		if err != nil {
+			return all, fmt.Errorf("turn %d: %w", n+1, err)
+		}
+		if SessionCookie(a.Header) != "" {
+			last = a.Header
+		}
+		all = append(all, Turn{c.Text(), a.Header.Get("x-millrace-replica"), c.Usage.Prompt, c.Usage.Details.Cached, a.Header.Get("x-millrace-decision")})
+		q.Messages = append(q.Messages, Assistant(c.Text()), User(fmt.Sprintf("Continue with part %d.", n)))
+	}
+	return all, nil
+}
+
+// Stayed says what is wrong unless one replica, which says its name, has answered all turns,
+// and had ever more of them in its cache. Some engines cache whole blocks of tokens, so
+// that two turns may have the same of them.
+func Stayed(turns []Turn) error {
+	var errs []error
+	var cached []int
+	for i, turn := range turns {
+		if home := turns[0].Replica; turn.Replica != home || home == "" {
+			errs = append(errs, fmt.Errorf("turn %d went to %q, the first to %q: %s", i+1, turn.Replica, home, turn.Why))
+		}
+		if i > 0 && (turn.Cached == 0 || turn.Cached < turns[i-1].Cached) {
+			errs = append(errs, fmt.Errorf("turn %d: %d cached tokens of %d, %d in the turn before", i+1, turn.Cached, turn.Prompt, turns[i-1].Cached))
+		}
+		cached = append(cached, turn.Cached)
+	}
+	if n := len(turns); n < 3 || turns[n-1].Cached <= turns[1].Cached {
+		errs = append(errs, fmt.Errorf("cached tokens by turn %v; must grow", cached))
+	}
+	return errors.Join(errs...)
+}
+
+// MustStay fails the test unless the conversation has stayed.
+func MustStay(t testing.TB, turns []Turn) {
+	t.Helper()
+	if err := Stayed(turns); err != nil {
+		t.Error(err)
+	}
+	var cached []int
+	for _, turn := range turns {
+		cached = append(cached, turn.Cached)
+	}
+	t.Logf("cached tokens by turn: %v", cached)
 }
 
 // SessionCookie returns the session cookie that an answer set, as a request sends
@@ -126,27 +228,19 @@ type Streamed struct {
 	Text   string
 	Chunks int // data events before [DONE]
 	Usage  Usage
-	Done   bool // whether [DONE] came
+	Done   bool // whether [DONE] came, or what ends a response
 	Header http.Header
 	First  time.Duration // from the request to the first text
 	Took   time.Duration
 }
 
-// Stream posts a streamed chat or completion request and reads it to its end. chunk,
+// Stream posts a streamed chat, completion or response and reads it to its end. chunk,
 // if not nil, is called with the text of each event; an error of it ends the stream.
 // v must marshal to an object with "stream": true.
 func Stream(ctx context.Context, url string, v any, chunk func(text string) error, header ...string) (s Streamed, _ error) {
-	b, err := json.Marshal(v)
+	req, err := post(ctx, url, v, header...)
 	if err != nil {
 		return s, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(b))
-	if err != nil {
-		return s, err
-	}
-	req.Header.Set("content-type", "application/json")
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Add(header[i], header[i+1])
 	}
 	begin := time.Now()
 	defer func() { s.Took = time.Since(begin) }()
@@ -176,7 +270,7 @@ func Stream(ctx context.Context, url string, v any, chunk func(text string) erro
 		return s, err
 	}
 	if !s.Done {
-		return s, errors.New("the stream ended without [DONE]")
+		return s, errors.New("the stream ended without [DONE] or response.completed")
 	}
 	return s, nil
 }
@@ -194,6 +288,8 @@ func (s *Streamed) event(data string, at time.Duration, chunk func(string) error
 		}
 		Usage *Usage
 		Error json.RawMessage
+		// Of a response's stream.
+		Type, Delta string
 	}
 	if err := json.Unmarshal([]byte(data), &e); err != nil {
 		return fmt.Errorf("%w in %.300s", err, data)
@@ -205,8 +301,15 @@ func (s *Streamed) event(data string, at time.Duration, chunk func(string) error
 	if e.Usage != nil {
 		s.Usage = *e.Usage
 	}
+	s.Done = e.Type == "response.completed"
+	texts := []string{}
+	if e.Type == "response.output_text.delta" {
+		texts = append(texts, e.Delta)
+	}
 	for _, c := range e.Choices {
-		text := c.Text + c.Delta.Content
+		texts = append(texts, c.Text+c.Delta.Content)
+	}
+	for _, text := range texts {
 		if text != "" && s.First == 0 {
 			s.First = at
 		}

@@ -74,6 +74,8 @@ func TestStream(t *testing.T) {
 		wantErr    string
 	}{
 		{"whole", first + last + "data: [DONE]\n\n", 200, Streamed{Text: "Hey", Chunks: 2, Usage: Usage{Prompt: 7}, Done: true}, ""},
+		{"a response", `data: {"type":"response.created","response":{}}` + "\n\n" + `data: {"type":"response.output_text.delta","delta":"Hey"}` + "\n\n" +
+			`data: {"type":"response.completed","response":{}}` + "\n\n", 200, Streamed{Text: "Hey", Chunks: 3, Done: true}, ""},
 		{"cut", first, 200, Streamed{Text: "He", Chunks: 1}, "without [DONE]"},
 		{"an error", first + `data: {"error":{"message":"x"}}` + "\n\n", 200, Streamed{Text: "He", Chunks: 1}, "error event"},
 		{"refused", "no", 503, Streamed{}, "status 503: no"},

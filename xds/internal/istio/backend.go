@@ -86,7 +86,11 @@ func (b *builder) pickers(exportTo []string) (*networking.ServiceEntry, bool) {
 		if _, err := netip.ParseAddr(host); err != nil {
 			e.Resolution = networking.ServiceEntry_DNS
 		}
-		e.Endpoints = append(e.Endpoints, &networking.WorkloadEntry{Address: host, Ports: map[string]uint32{grpcPort: port}})
+		w := &networking.WorkloadEntry{Address: host, Ports: map[string]uint32{grpcPort: port}}
+		if b.istio.TLS == config.TLSIstioMutual {
+			w.ServiceAccount = b.Name + "-extproc" // whoever else has the address is not asked
+		}
+		e.Endpoints = append(e.Endpoints, w)
 	}
 	return e, true
 }

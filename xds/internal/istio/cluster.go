@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -212,11 +213,11 @@ func (c *cluster) write(ctx context.Context, a action) (*Found, int, error) {
 	now, err := objects.Apply(ctx, a.key.Name, u, metav1.ApplyOptions{FieldManager: manager})
 	if apierrors.IsConflict(err) {
 		// Somebody else has written fields of it: of an object of ours, or of theirs.
-		there, getErr := objects.Get(ctx, a.key.Name, metav1.GetOptions{})
-		switch {
-		case getErr != nil:
-			return nil, 0, getErr
-		case !labels.SelectorFromSet(c.site.Selector()).Matches(labels.Set(there.GetLabels())) && there.GetAnnotations()[writtenAnnotation] == "":
+		there, listErr := objects.List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", a.key.Name).String()})
+		if listErr != nil {
+			return nil, 0, listErr
+		}
+		if slices.ContainsFunc(there.Items, c.taken) {
 			return nil, 0, errTaken
 		}
 		now, err = objects.Apply(ctx, a.key.Name, u, metav1.ApplyOptions{FieldManager: manager, Force: true})
@@ -225,6 +226,13 @@ func (c *cluster) write(ctx context.Context, a action) (*Found, int, error) {
 		return nil, 0, err
 	}
 	return foundOf(a.kind, now), n, nil
+}
+
+// taken reports whether an object has another owner: neither its labels nor its
+// annotation are ours. Who edits our objects may have removed the one or the other.
+func (c *cluster) taken(u unstructured.Unstructured) bool {
+	ours := labels.SelectorFromSet(c.site.Selector()).Matches(labels.Set(u.GetLabels()))
+	return !ours && u.GetAnnotations()[writtenAnnotation] == ""
 }
 
 // unstructured returns the object as it is sent.

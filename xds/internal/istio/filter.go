@@ -40,7 +40,7 @@ func (b *builder) filter(f filter) {
 			ApplyTo: to, Match: m, Patch: &networking.EnvoyFilter_Patch{Operation: op, Value: structOf(v)},
 		})
 	}
-	for _, h := range translate.GuestFilters(b.d, b.picker()) {
+	for _, h := range translate.GuestFilters(b.d, b.picker(), b.pickerHost()) {
 		patch(networking.EnvoyFilter_HTTP_FILTER, networking.EnvoyFilter_Patch_INSERT_BEFORE, beforeRouter(), h)
 	}
 	route := translate.GuestRoute(b.d, b.picker())
@@ -62,7 +62,7 @@ func (b *builder) filter(f filter) {
 		if f.context != networking.EnvoyFilter_GATEWAY {
 			interval = sidecarCheck
 		}
-		patch(networking.EnvoyFilter_CLUSTER, networking.EnvoyFilter_Patch_MERGE, onCluster(b.pickerHost()), translate.GuestPickers(interval))
+		patch(networking.EnvoyFilter_CLUSTER, networking.EnvoyFilter_Patch_MERGE, onCluster(b.pickerHost()), translate.GuestPickers(interval, b.pickerHost()))
 	}
 	e := &networking.EnvoyFilter{ConfigPatches: all}
 	if len(f.selector) > 0 {

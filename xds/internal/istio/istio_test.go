@@ -3,6 +3,7 @@ package istio
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +96,17 @@ func TestFiltersFitAnyEnvoy(t *testing.T) {
 	}
 }
 
+// TestExtprocIsAskedByItsHost holds what an Envoy beside extproc refused: the name of Istio's
+// cluster, which is no authority of HTTP.
+func TestExtprocIsAskedByItsHost(t *testing.T) {
+	objects, _ := Static(site, state(t, `{sidecars: {enabled: true}}`))
+	i := slices.IndexFunc(objects, func(o *Object) bool { return o.Kind == EnvoyFilter })
+	text := fmt.Sprint(objects[i].Spec)
+	if want := "authority:" + site.pickerHost(); strings.Count(text, want) != 2 {
+		t.Errorf("%s must be in the filter and in the health check: %s", want, text)
+	}
+}
+
 func TestEntries(t *testing.T) {
 	d := state(t, `{sidecars: {enabled: true}}`)
 	theirs := &fleet.Foreign{}
@@ -120,6 +132,24 @@ func TestEntries(t *testing.T) {
 	}
 	if got := Entries(site, state(t, `{}`), snap); got != nil {
 		t.Errorf("without spec.istio: %v", got)
+	}
+}
+
+// TestMutualTLSNamesAccounts holds that Envoys of a mesh with mutual TLS take nobody else for
+// an engine, or for extproc.
+func TestMutualTLSNamesAccounts(t *testing.T) {
+	for tls, want := range map[string]string{"None": "<nil> <nil>", "IstioMutual": "millrace-engine millrace-extproc"} {
+		d := state(t, `{tls: `+tls+`, sidecars: {enabled: true}}`)
+		engine, ok := Workload(site, d, Entry{Name: "x", Model: "a", Address: "10.0.0.1:8000"}, 1)
+		if !ok {
+			t.Fatal("no object of an endpoint")
+		}
+		objects, _ := Static(site, d)
+		i := slices.IndexFunc(objects, func(o *Object) bool { return o.Kind == ServiceEntry && o.Name == "millrace-extproc" })
+		picker := objects[i].Spec["endpoints"].([]any)[0].(map[string]any)
+		if got := fmt.Sprint(engine.Spec["serviceAccount"], " ", picker["serviceAccount"]); got != want {
+			t.Errorf("tls %s: accounts %s, want %s", tls, got, want)
+		}
 	}
 }
 

@@ -243,14 +243,15 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 		return nil, fmt.Errorf("extproc: %w", err)
 	}
 	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{}))
-	c.HealthChecks = []*corev3.HealthCheck{pickerCheck(0.25)}
+	c.HealthChecks = []*corev3.HealthCheck{pickerCheck(0.25, "")}
 	c.OutlierDetection = outliers(5)
 	c.TypedExtensionProtocolOptions = http2(5, 5)
 	return c, nil
 }
 
-// pickerCheck asks an extproc each interval, in seconds, whether it serves.
-func pickerCheck(interval float64) *corev3.HealthCheck {
+// pickerCheck asks an extproc each interval, in seconds, whether it serves, by the same
+// authority as Picker.
+func pickerCheck(interval float64, authority string) *corev3.HealthCheck {
 	return &corev3.HealthCheck{
 		Timeout:               seconds(2 * interval),
 		Interval:              seconds(interval),
@@ -260,7 +261,7 @@ func pickerCheck(interval float64) *corev3.HealthCheck {
 		HealthyEdgeInterval:   seconds(interval),
 		UnhealthyThreshold:    wrapperspb.UInt32(2),
 		HealthyThreshold:      wrapperspb.UInt32(1),
-		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
+		HealthChecker:         &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{Authority: authority}},
 	}
 }
 

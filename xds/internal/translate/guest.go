@@ -29,9 +29,9 @@ const (
 )
 
 // GuestFilters returns the filters, to stand in this order before the router's: one that
-// removes what a client must not say, and one that asks the extproc of a cluster; without
-// a cluster there is only the first.
-func GuestFilters(d *desired.State, extproc string) []*hcmv3.HttpFilter {
+// removes what a client must not say, and one that asks the extproc of a cluster by the
+// name of its host; without a cluster there is only the first.
+func GuestFilters(d *desired.State, extproc, host string) []*hcmv3.HttpFilter {
 	filter := func(name string, m proto.Message) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, Disabled: true, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(m)}}
 	}
@@ -41,7 +41,7 @@ func GuestFilters(d *desired.State, extproc string) []*hcmv3.HttpFilter {
 		ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
 	}})}
 	if extproc != "" {
-		all = append(all, filter(guestPicker, Picker(extproc)))
+		all = append(all, filter(guestPicker, Picker(extproc, host)))
 	}
 	return all
 }
@@ -109,12 +109,12 @@ func GuestEngines(d *desired.State, model string) *clusterv3.Cluster {
 }
 
 // GuestPickers returns what is added to the cluster of the extprocs, which are asked each
-// interval, in seconds, whether they serve.
-func GuestPickers(interval float64) *clusterv3.Cluster {
+// interval, in seconds, whether they serve, by the name of their host.
+func GuestPickers(interval float64, host string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(upstreamBuffer),
 		TypedExtensionProtocolOptions: http2(5, 5),
-		HealthChecks:                  []*corev3.HealthCheck{pickerCheck(interval)},
+		HealthChecks:                  []*corev3.HealthCheck{pickerCheck(interval, host)},
 		IgnoreHealthOnHostRemoval:     true,
 	}
 }

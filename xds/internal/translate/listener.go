@@ -124,7 +124,7 @@ func filters(s Site) []*hcmv3.HttpFilter {
 		// Switched on by the routes to engines alone: a request without a route
 		// (broken headers, a bomb of them) is answered and cut off at once, with
 		// no time to ask anybody about the answer.
-		ask := filter(extprocFilter, Picker(extprocCluster))
+		ask := filter(extprocFilter, Picker(extprocCluster, ""))
 		ask.Disabled = true
 		all = append(all, ask)
 	}
@@ -132,11 +132,12 @@ func filters(s Site) []*hcmv3.HttpFilter {
 }
 
 // Picker returns the filter that asks the extproc of a cluster. It fails open: without an
-// answer the request goes where the cluster's weights send it.
-func Picker(cluster string) *extprocv3.ExternalProcessor {
+// answer the request goes where the cluster's weights send it. authority is for whom Envoy
+// asks; "" is the cluster's name, which must then be one that HTTP allows.
+func Picker(cluster, authority string) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster}},
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster, Authority: authority}},
 			RetryPolicy: &corev3.RetryPolicy{
 				RetryOn:      "connect-failure,reset,refused-stream,unavailable",
 				NumRetries:   wrapperspb.UInt32(2),
