@@ -448,7 +448,7 @@ func TestFlags(t *testing.T) {
 		code int
 	}{
 		{"unknown flag", []string{"-nonsense"}, "flag provided but not defined: -nonsense", program.ExitUsage},
-		{"argument", []string{"x"}, `argument "x"; must be only flags`, program.ExitUsage},
+		{"argument", []string{"x"}, `unexpected argument "x"; there are only flags`, program.ExitUsage},
 		{"addresses, all at once", []string{"-listen", "a", "-xds", "b"}, `-listen: "a"; must be ip:port; -xds: "b"; must be ip:port`, program.ExitUsage},
 		{"traces", []string{"-check", "-traces", "x"}, `traces: "x"; must be otlp://host:port`, program.ExitUsage},
 		{"port in use", []string{"-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", program.ExitInUse},

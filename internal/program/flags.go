@@ -104,7 +104,7 @@ func (f *Flags) Read(args []string) error {
 	case err != nil:
 		return f.usage(err)
 	case f.NArg() > 0:
-		return f.usage(fmt.Errorf("argument %q; must be only flags", f.Arg(0)))
+		return f.usage(fmt.Errorf("unexpected argument %q; there are only flags", f.Arg(0)))
 	}
 	return nil
 }

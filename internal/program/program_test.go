@@ -58,7 +58,7 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 		code int
 	}{
 		{name: "unknown flag", args: []string{"-nope"}, want: "flag provided but not defined: -nope", code: ExitUsage},
-		{name: "an argument", args: []string{"word"}, want: `argument "word"; must be only flags`, code: ExitUsage},
+		{name: "an argument", args: []string{"word"}, want: `unexpected argument "word"; there are only flags`, code: ExitUsage},
 		{
 			name: "all wrong values at once, in one line", args: []string{"-metrics", "x", "-listen", "127.0.0.1:99999", "-word", "worse"},
 			want: `^-metrics: "x"; must be ip:port; -listen: "127.0.0.1:99999"; must be ip:port; -peer: ""; must be ip:port; -word: bad; -word: bad again$`, code: ExitUsage,

@@ -83,7 +83,7 @@ func newLocalMetrics(who string, reg prometheus.Registerer) *localMetrics {
 		endpoints: byState,
 		mute: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_extproc_endpoints_without_metrics",
-			Help: "Endpoints whose metrics do not come though they should.",
+			Help: "Endpoints that return no usable metrics though they should.",
 		}),
 	}
 	reg.MustRegister(endpoints, m.mute)

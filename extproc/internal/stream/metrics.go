@@ -25,7 +25,7 @@ var statuses = []int{400, 404, 413, 415, 429, 503}
 func newMetrics(reg prometheus.Registerer) *metrics {
 	errors := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_errors_total",
-		Help: "Requests that were answered with an error in the engine's stead, by HTTP status.",
+		Help: "Requests that extproc answered itself, with an error, by HTTP status.",
 	}, []string{"status"})
 	m := &metrics{
 		decisions: prometheus.NewHistogram(prometheus.HistogramOpts{
