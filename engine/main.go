@@ -320,7 +320,7 @@ func conditions(s *supervise.Supervisor) []obs.Condition {
 	switch {
 	case snap.State == enginepb.State_READY:
 		return nil
-	case snap.State == enginepb.State_IDLE && snap.Generation == 0:
+	case snap.State == enginepb.State_IDLE && snap.Version == (enginepb.Version{}):
 		// Where engines are replaced one after the other, the next one must not end before
 		// this one serves what it is for.
 		c.Text, c.Next = "xds has not said yet what to serve, or that nothing is to be served", "see whether the node's nodeagent reaches xds"

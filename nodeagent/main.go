@@ -19,6 +19,7 @@ import (
 
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/nodeagent/internal/gpu"
 	"millrace.dev/millrace/nodeagent/internal/host"
@@ -108,8 +109,8 @@ func (o *options) validate() error {
 	if len(o.report.Zone) > 63 {
 		fault("-zone: %d bytes; must be ≤ 63", len(o.report.Zone))
 	}
-	if !(o.capacity >= 0 && o.capacity <= 1e9) {
-		fault("-capacity: %g; must be ≥ 0 and ≤ 1e9", o.capacity)
+	if o.capacity != 0 && !trust.Within(o.capacity, 1e-3, 1e9) {
+		fault("-capacity: %g; must be 0, or ≥ 0.001 and ≤ 1e9", o.capacity)
 	}
 	if o.report.Interval < 50*time.Millisecond || o.report.Interval > time.Minute {
 		fault("-interval: %s; must be ≥ 50ms and ≤ 1m", o.report.Interval)

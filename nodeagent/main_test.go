@@ -181,7 +181,7 @@ func TestBadFlagsAllAtOnce(t *testing.T) {
 	}
 	for _, want := range []string{
 		`-node: "A_b"; must be 1 to 63 lower-case letters, digits or "-"`,
-		`-engine: "x"; must be ip:port`, `-metrics: "127.0.0.1:99999"; must be ip:port`, `-xds: ""; must be ip:port`, "-capacity: -1; must be ≥ 0", "-interval: 1ms; must be ≥ 50ms",
+		`-engine: "x"; must be ip:port`, `-metrics: "127.0.0.1:99999"; must be ip:port`, `-xds: ""; must be ip:port`, "-capacity: -1; must be 0, or ≥ 0.001", "-interval: 1ms; must be ≥ 50ms",
 		"-timeout: 1ms; must be ≥ 200ms", "-zone: 64 bytes; must be ≤ 63",
 	} {
 		if !strings.Contains(err.Error(), want) {

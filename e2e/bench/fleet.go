@@ -187,7 +187,8 @@ func (a *fakeAgent) status() *enginepb.Status {
 	}
 	if a.assignment != nil {
 		s.State, s.Reason = enginepb.State_READY, ""
-		s.Generation, s.Assignment, s.Epoch = a.assignment.GetGeneration(), a.assignment, 1
+		s.Generation, s.ControlEpoch = a.assignment.GetGeneration(), a.assignment.GetControlEpoch()
+		s.Assignment, s.Epoch = a.assignment, 1
 	}
 	return s
 }

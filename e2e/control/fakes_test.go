@@ -111,14 +111,14 @@ type fakeNode struct {
 
 func newFakeNode(name string, at int) *fakeNode {
 	n := &fakeNode{name: name, at: at}
-	n.status = n.idle(0)
+	n.status = n.idle(enginepb.Version{})
 	return n
 }
 
-func (n *fakeNode) idle(generation uint64) *enginepb.Status {
+func (n *fakeNode) idle(v enginepb.Version) *enginepb.Status {
 	address := func(port int) string { return fmt.Sprintf("198.51.100.%d:%d", n.at, port) }
 	return &enginepb.Status{
-		Node: n.name, State: enginepb.State_IDLE, Generation: generation, Since: timestamppb.Now(),
+		Node: n.name, State: enginepb.State_IDLE, Generation: v.Generation, ControlEpoch: v.Epoch, Since: timestamppb.Now(),
 		HttpAddress: address(8000), GrpcAddress: address(8001), ShardAddress: address(8002),
 	}
 }
@@ -181,11 +181,11 @@ func (n *fakeNode) obey(d *fleetpb.Directive) {
 	defer n.mu.Unlock()
 	n.term = max(n.term, d.GetTerm())
 	a := d.GetAssignment()
-	if d.GetTerm() < n.term || a == nil || a.GetGeneration() <= n.status.GetGeneration() {
+	if d.GetTerm() < n.term || a == nil || n.status.Version() == a.Version() || n.status.Version().After(a.Version()) {
 		return
 	}
 	had := n.status.GetAssignment()
-	n.status = n.idle(a.GetGeneration())
+	n.status = n.idle(a.Version())
 	if a.Releases() {
 		return
 	}

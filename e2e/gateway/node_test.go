@@ -138,7 +138,7 @@ func (n *fakeNode) report(seq uint64) *fleetpb.NodeReport {
 	if n.mute == "" {
 		s := n.status
 		r.Engine = &enginepb.Status{
-			Node: s.Node, Generation: s.Generation, State: s.State, Reason: s.Reason, HttpAddress: s.HttpAddress,
+			Node: s.Node, Generation: s.Generation, ControlEpoch: s.ControlEpoch, State: s.State, Reason: s.Reason, HttpAddress: s.HttpAddress,
 			GrpcAddress: s.GrpcAddress, ShardAddress: s.ShardAddress, Assignment: s.Assignment,
 		}
 	}
@@ -174,7 +174,8 @@ func (n *fakeNode) stream(ctx context.Context, c fleetpb.FleetClient) error {
 				return
 			}
 			n.set(func(s *enginepb.Status) {
-				s.Assignment, s.Generation, s.State = d.GetAssignment(), d.GetAssignment().GetGeneration(), enginepb.State_READY
+				a := d.GetAssignment()
+				s.Assignment, s.Generation, s.ControlEpoch, s.State = a, a.GetGeneration(), a.GetControlEpoch(), enginepb.State_READY
 			})
 		}
 	}()

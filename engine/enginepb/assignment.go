@@ -2,8 +2,11 @@ package enginepb
 
 import (
 	"errors"
+	"fmt"
 
 	"google.golang.org/protobuf/proto"
+
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Releases reports whether the assignment only ends what the engine serves.
@@ -12,7 +15,7 @@ func (a *Assignment) Releases() bool {
 }
 
 // Check returns which rule the assignment breaks that its definition can't say: a
-// release has nothing but a generation, anything else is whole.
+// release has nothing but a version, anything else is whole, and addresses are of hosts.
 func (a *Assignment) Check() error {
 	switch {
 	case a.Releases() && a.GetStage() > 0:
@@ -27,6 +30,24 @@ func (a *Assignment) Check() error {
 		return errors.New("stages: missing; must be at least one")
 	case a.GetBackend() == nil:
 		return errors.New("backend: missing")
+	}
+	for i, s := range a.GetStages() {
+		if err := s.check(); err != nil {
+			return fmt.Errorf("stages[%d].%w", i, err)
+		}
+	}
+	return nil
+}
+
+// check returns which of the stage's addresses is none of a host.
+func (s *Stage) check() error {
+	if err := trust.Address(s.GetEngineAddress()); err != nil {
+		return fmt.Errorf("engine_address: %w", err)
+	}
+	if text := s.GetShardAddress(); text != "" {
+		if err := trust.Address(text); err != nil {
+			return fmt.Errorf("shard_address: %w", err)
+		}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@
 package enginepb
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -95,7 +96,7 @@ func (c *Cache) Add(r *CacheReport) *Cache {
 // entries between that nobody knows, so the log is not complete.
 func (c *Cache) append(s *CacheSegment) {
 	i, found := slices.BinarySearchFunc(c.Segments, s.GetId(), func(s *CacheSegment, id uint64) int {
-		return int(min(1, max(-1, int64(s.GetId()-id))))
+		return cmp.Compare(s.GetId(), id)
 	})
 	if !found {
 		if s.GetFrom() == 0 && s.GetId() >= c.Oldest {

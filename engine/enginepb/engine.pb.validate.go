@@ -315,6 +315,8 @@ func (m *Assignment) validate(all bool) error {
 		}
 	}
 
+	// no validation rules for ControlEpoch
+
 	if len(errors) > 0 {
 		return AssignmentMultiError(errors)
 	}
@@ -871,6 +873,8 @@ func (m *AssignReply) validate(all bool) error {
 
 	// no validation rules for Generation
 
+	// no validation rules for ControlEpoch
+
 	if len(errors) > 0 {
 		return AssignReplyMultiError(errors)
 	}
@@ -1297,6 +1301,8 @@ func (m *Status) validate(all bool) error {
 			}
 		}
 	}
+
+	// no validation rules for ControlEpoch
 
 	// no validation rules for HttpPlainText
 
@@ -1828,26 +1834,34 @@ func (m *Speed) validate(all bool) error {
 
 	var errors []error
 
-	if val := m.GetPrefill(); val < 0 || val > 1e+09 {
-		err := SpeedValidationError{
-			field:  "Prefill",
-			reason: "value must be inside range [0, 1e+09]",
+	if m.GetPrefill() != 0 {
+
+		if val := m.GetPrefill(); val < 0.001 || val > 1e+09 {
+			err := SpeedValidationError{
+				field:  "Prefill",
+				reason: "value must be inside range [0.001, 1e+09]",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
 		}
-		if !all {
-			return err
-		}
-		errors = append(errors, err)
+
 	}
 
-	if val := m.GetDecode(); val < 0 || val > 1e+09 {
-		err := SpeedValidationError{
-			field:  "Decode",
-			reason: "value must be inside range [0, 1e+09]",
+	if m.GetDecode() != 0 {
+
+		if val := m.GetDecode(); val < 0.001 || val > 1e+09 {
+			err := SpeedValidationError{
+				field:  "Decode",
+				reason: "value must be inside range [0.001, 1e+09]",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
 		}
-		if !all {
-			return err
-		}
-		errors = append(errors, err)
+
 	}
 
 	if len(errors) > 0 {

@@ -12,11 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"millrace.dev/millrace/extproc/internal/replay"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/trust"
 )
 
 func main() {
@@ -103,9 +103,9 @@ func (o *options) one(w io.Writer, t *replay.Trace) error {
 			return fmt.Errorf("-fleet: %q; must be of gpu, mixed, cpu", name)
 		}
 		for _, l := range strings.Split(o.loads, ",") {
-			load, err := strconv.ParseFloat(l, 64)
-			if err != nil || load <= 0 {
-				return fmt.Errorf("-load: %q; must be a number above 0", l)
+			load, err := trust.Number(l, 1e-3, 1e3)
+			if err != nil {
+				return fmt.Errorf("-load: %w", err)
 			}
 			if err := o.print(w, o.rows(t, fleet, load)); err != nil {
 				return err

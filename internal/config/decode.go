@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"millrace.dev/millrace/internal/trust"
 )
 
 // maxNodes bounds how many nodes of one object are read, aliases followed, so
@@ -211,7 +213,7 @@ func (d *decoder) scalar(path string, n *yaml.Node, v reflect.Value) {
 		d.fault(n, path, "%s; must be %s", shown(n), want)
 		return
 	}
-	if f, err := strconv.ParseFloat(n.Value, 64); v.Kind() == reflect.Int && err == nil && n.ShortTag() == "!!float" && f == math.Trunc(f) && math.Abs(f) < 1<<53 {
+	if f, err := trust.Number(n.Value, -1<<53, 1<<53); v.Kind() == reflect.Int && err == nil && n.ShortTag() == "!!float" && f == math.Trunc(f) {
 		v.SetInt(int64(f)) // 2.0 is a whole number to an API server
 		return
 	}

@@ -13,6 +13,7 @@ import (
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -90,11 +91,16 @@ func speed(o *probe.Observation) *enginepb.Speed {
 	if s == (probe.Speed{}) {
 		return nil
 	}
-	return &enginepb.Speed{Prefill: min(s.Prefill, maxSpeed), Decode: min(s.Decode, maxSpeed)}
+	return &enginepb.Speed{Prefill: within(s.Prefill), Decode: within(s.Decode)}
 }
 
-// maxSpeed is the fastest engine that is believed in, in tokens per second.
-const maxSpeed = 1e9
+// within returns a speed as the contract has it, in tokens per second; 0: not known.
+func within(speed float64) float64 {
+	if speed == 0 {
+		return 0
+	}
+	return trust.Clamp(speed, 1e-3, 1e9)
+}
 
 func count(n float64) uint32 { return uint32(min(n, math.MaxUint32)) }
 

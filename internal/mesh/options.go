@@ -6,17 +6,16 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Most processes of one machine.
@@ -157,9 +156,9 @@ func ParseCapacity(text string) (map[string]float64, error) {
 			continue
 		}
 		node, figure, _ := strings.Cut(part, "=")
-		v, err := strconv.ParseFloat(figure, 64)
-		if err != nil || math.IsNaN(v) || v < 0 || v > 1e9 {
-			return nil, fmt.Errorf("%q; must be NODE=TOKENS_PER_SECOND, the figure 0 to 1e9", part)
+		v, err := trust.Number(figure, 0, 1e9)
+		if err != nil || v > 0 && v < 1e-3 {
+			return nil, fmt.Errorf("%q; must be NODE=TOKENS_PER_SECOND, the figure 0 or from 0.001 to 1e9", part)
 		}
 		if _, twice := capacity[node]; twice {
 			return nil, fmt.Errorf("%q; the node has a figure already", part)

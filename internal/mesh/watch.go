@@ -6,9 +6,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -56,22 +58,28 @@ func watchFleet(ctx context.Context, addr string, security grpc.DialOption, use 
 
 type receiver[T any] interface{ Recv() (*T, error) }
 
+// message is a pointer to a T that is a message.
+type message[T any] interface {
+	*T
+	proto.Message
+}
+
 // follow opens a stream again and again. What breaks it is not printed: the
 // supervisor knows better whether the process at the other end runs.
-func follow[T any](ctx context.Context, open func(context.Context) (receiver[T], error), use func(*T)) {
+func follow[T any, M message[T]](ctx context.Context, open func(context.Context) (receiver[T], error), use func(*T)) {
 	for ctx.Err() == nil {
 		if stream, err := open(ctx); err == nil {
-			drainStream(stream, use)
+			drainStream[T, M](stream, use)
 		}
 		sleep(ctx, rewatch)
 	}
 }
 
-func drainStream[T any](stream receiver[T], use func(*T)) {
+func drainStream[T any, M message[T]](stream receiver[T], use func(*T)) {
 	for {
 		msg, err := stream.Recv()
-		if err != nil {
-			return
+		if err != nil || trust.Finite(M(msg)) != nil {
+			return // state.json is JSON, which has no NaN
 		}
 		use(msg)
 	}

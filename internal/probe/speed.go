@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/trust"
 )
 
 const (
@@ -28,14 +29,29 @@ type speeds struct {
 	published Speed
 }
 
+// Bounds of what one sample may weigh, in milliseconds and tokens, so that those after it
+// outweigh it soon, whatever it was; and of speeds that are believed, in tokens per second.
+const (
+	mostSampleMs, mostSample = 1e5, 1e5
+	leastSpeed, mostSpeed    = 1e-3, 1e9
+)
+
+// weighed returns the time and the tokens of a sample as they count: in the same proportion.
+func weighed(ms, tokens float64) (float64, float64) {
+	share := min(1, mostSampleMs/ms, mostSample/tokens)
+	return share * ms, share * tokens
+}
+
 // add takes in what one engine has done, company requests at a time.
 func (s *speeds) add(d *scrape.Since, company float64) {
 	if n := d.Prompt - d.Cached; n > 0 && d.PrefillMs > 0 {
-		s.prefillMs, s.prefill = speedKeep*s.prefillMs+d.PrefillMs, speedKeep*s.prefill+n
+		ms, n := weighed(d.PrefillMs, n)
+		s.prefillMs, s.prefill = speedKeep*s.prefillMs+ms, speedKeep*s.prefill+n
 	}
 	if d.Output > 0 && d.DecodeMs > 0 {
 		alone := d.DecodeMs / (1 + speedCrowd*max(0, company-1))
-		s.decodeMs, s.decode = speedKeep*s.decodeMs+alone, speedKeep*s.decode+d.Output
+		ms, n := weighed(alone, d.Output)
+		s.decodeMs, s.decode = speedKeep*s.decodeMs+ms, speedKeep*s.decode+n
 	}
 }
 
@@ -55,5 +71,5 @@ func rate(tokens, ms float64) float64 {
 	if ms <= 0 {
 		return 0
 	}
-	return 1000 * tokens / ms
+	return trust.Clamp(1000*tokens/ms, leastSpeed, mostSpeed)
 }

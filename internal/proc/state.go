@@ -23,6 +23,9 @@ type Stat struct {
 	CPU time.Duration
 	// RSS is the resident memory in bytes.
 	RSS uint64
+	// Start is when it was started, in ticks since the machine was: with its id it names a
+	// process, and no later one that has got the same id.
+	Start uint64
 }
 
 // State reads /proc/PID/stat. The error is os.ErrNotExist when there is no such
@@ -44,7 +47,7 @@ func parseStat(b []byte) (Stat, error) {
 		return Stat{}, fmt.Errorf("stat %.40q: too short", b)
 	}
 	var n [22]int64
-	for _, k := range []int{1, 2, 11, 12, 21} {
+	for _, k := range []int{1, 2, 11, 12, 19, 21} {
 		v, err := strconv.ParseInt(string(fields[k]), 10, 64)
 		if err != nil {
 			return Stat{}, fmt.Errorf("stat field %d: %w", k+3, err)
@@ -57,6 +60,7 @@ func parseStat(b []byte) (Stat, error) {
 		Group:  int(n[2]),
 		CPU:    time.Duration(n[11]+n[12]) * tick,
 		RSS:    uint64(n[21]) * uint64(os.Getpagesize()),
+		Start:  uint64(n[19]),
 	}, nil
 }
 

@@ -9,9 +9,9 @@ package scrape
 
 import (
 	"bytes"
-	"math"
 	"math/bits"
-	"strconv"
+
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Sample is what one page says of its engine. A series that is missing is 0, and
@@ -142,6 +142,9 @@ func (r *scan) sample() Sample {
 			*s.at(f) /= float64(n)
 		}
 	}
+	for f := Field(1); f < 1<<fields; f <<= 1 {
+		*s.at(f) = min(*s.at(f), most) // many lines may add up to more
+	}
 	s.KV = min(1, s.KV)
 	if both := KVBlocks | BlockTokens; s.Has&KVTokens == 0 && s.Has&both == both && s.KVBlocks*s.BlockTokens <= most {
 		s.Has |= KVTokens
@@ -271,8 +274,8 @@ func number(b []byte) (float64, bool) {
 	if n == 0 || n > 40 {
 		return 0, false
 	}
-	v, err := strconv.ParseFloat(string(b[:n]), 64)
-	return v, err == nil && v >= 0 && v <= most && !math.IsNaN(v)
+	v, err := trust.Number(string(b[:n]), 0, most)
+	return v, err == nil
 }
 
 // Since is what happened between two samples of one engine.

@@ -1,7 +1,9 @@
 // Package state is DIR/state.json: what runs of a mesh, where, and since when.
 //
 // Written by `millrace up` alone; read by status, chat and anybody who likes.
-// Its one rule: the file never claims that a process runs which does not.
+// Its one rule: nobody who reads it by this package is made to believe that a process runs
+// which does not. The file itself may be out of date, where the disk is full; the lock
+// beside it says so.
 package state
 
 import (
@@ -25,8 +27,10 @@ type Process struct {
 	Role string `json:"role"`
 	// Node is empty for what exists once.
 	Node string `json:"node"`
-	// PID is 0 while the process is down.
-	PID int `json:"pid"`
+	// PID is 0 while the process is down. Start is when the kernel started it, in ticks
+	// since the machine was: another process of the same id has another one.
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start,omitempty"`
 	// Addrs are "ip:port" by use: http, grpc, admin, metrics, rpc.
 	Addrs map[string]string `json:"addrs"`
 	// Restarts counts the starts after the first one.
@@ -69,6 +73,9 @@ type State struct {
 	// TLS is the folder of the certificates that the programs show each other, with the
 	// operator's own; empty: they speak cleartext.
 	TLS string `json:"tls,omitempty"`
+	// Stale is whether the file can't be written now, so that it is what was true when it
+	// last could be. It is not in the file.
+	Stale bool `json:"-"`
 	// Faults are what is wrong with the user's configuration, so that what was in force
 	// before it still is; empty: nothing.
 	Faults []Fault `json:"faults,omitempty"`
@@ -109,7 +116,8 @@ const fileName = "state.json"
 var ErrNone = errors.New("no mesh was started here")
 
 // Read returns the state of the mesh in dir, and whether its `millrace up` runs.
-// When it does not, every process is shown as down: none of them can be left.
+// When it does not, every process is shown as down: none of them can be left. When the file
+// is out of date, nothing of it is taken for true that can't be verified.
 func Read(dir string) (s State, running bool, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, fileName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -122,13 +130,16 @@ func Read(dir string) (s State, running bool, err error) {
 		return State{}, false, fmt.Errorf("%s: %w", filepath.Join(dir, fileName), err)
 	}
 	running = Locked(dir)
-	s.Ready = s.Ready && running
+	s.Stale = running && marked(dir)
+	s.Ready = s.Ready && running && !s.Stale
 	for i := range s.Processes {
 		p := &s.Processes[i]
 		if !running {
 			p.PID, p.Reason = 0, "millrace up has ended"
 		}
-		verify(p, time.Now())
+		if verify(p, time.Now()); s.Stale && p.Status == Down {
+			p.Reason = "not known: state.json is out of date, and who ran there then has ended"
+		}
 	}
 	return s, running, nil
 }

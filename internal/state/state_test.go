@@ -2,9 +2,11 @@ package state
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -113,6 +115,74 @@ func TestUpdateTriesAgainAfterAnError(t *testing.T) {
 	}
 	if s, _, err := Read(dir); err != nil || s.Model != "m" {
 		t.Errorf("Read() = %+v, %v; want the change", s, err)
+	}
+}
+
+func TestStateThatCannotBeWrittenIsNotBelieved(t *testing.T) {
+	p, err := proc.Start(exec.Command("sleep", "60"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, dir := newStore(t, Process{Name: "xds", PID: p.PID()}, Process{Name: "up", PID: os.Getpid()})
+	lock, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if s, _, err := Read(dir); err != nil || s.Stale || !s.Ready || s.Processes[0].Status != Running {
+		t.Fatalf("Read() = %+v, %v; want all well", s, err)
+	}
+	blocked := filepath.Join(dir, fileName+".tmp") // as a full disk does
+	if err := os.Mkdir(blocked, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.Stop(time.Second)
+	if err := st.Update(func(*State) {}); err == nil {
+		t.Fatal("an unwritable file was no error")
+	}
+	s, running, err := Read(dir)
+	if err != nil || !running || !s.Stale || s.Ready {
+		t.Errorf("Read() = %+v, %v, %v; want it running, stale and not known to be ready", s, running, err)
+	}
+	if x := s.Processes[0]; x.PID != 0 || x.Status != Down || !strings.Contains(x.Reason, "out of date") {
+		t.Errorf("the process that has ended is %+v", x)
+	}
+	if x := s.Processes[1]; x.PID != os.Getpid() || x.Status != Running {
+		t.Errorf("the process that runs still is %+v", x)
+	}
+	if err := os.Remove(blocked); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Update(func(*State) {}); err != nil {
+		t.Fatal(err)
+	}
+	if s, _, err := Read(dir); err != nil || s.Stale || !s.Ready {
+		t.Errorf("Read() = %+v, %v once it can be written; want all well", s, err)
+	}
+}
+
+func TestAnotherProcessOfTheSameIDIsAnother(t *testing.T) {
+	_, dir := newStore(t, Process{Name: "xds", PID: os.Getpid()})
+	lock, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	s, _, err := Read(dir)
+	if err != nil || s.Processes[0].Start == 0 {
+		t.Fatalf("Read() = %+v, %v; want the start of the process", s, err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := fmt.Sprintf(`"start": %d`, s.Processes[0].Start)
+	other := strings.Replace(string(text), start, `"start": 1`, 1)
+	if err := os.WriteFile(filepath.Join(dir, fileName), []byte(other), 0o644); err != nil || other == string(text) {
+		t.Fatalf("%v: %s", err, text)
+	}
+	if s, _, err = Read(dir); err != nil || s.Processes[0].PID != 0 || s.Processes[0].Status != Down {
+		t.Errorf("Read() = %+v, %v; want the process of before ended", s, err)
 	}
 }
 

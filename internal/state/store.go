@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,7 +17,9 @@ import (
 // Store keeps the file in step with what is reported, and with the kernel: a
 // process that has ended is never written as alive.
 type Store struct {
-	path string // constant
+	// Constant.
+	path string
+	lock *os.File // to say by it that the file can't be written
 
 	// mu guards the fields below, and the order of writes.
 	mu      sync.Mutex
@@ -27,7 +30,11 @@ type Store struct {
 
 // Create writes the first state of a mesh to s.Dir.
 func Create(s State) (*Store, error) {
-	st := &Store{path: filepath.Join(s.Dir, fileName), state: clone(s)}
+	lock, err := openLock(s.Dir) // until the process ends
+	if err != nil {
+		return nil, err
+	}
+	st := &Store{path: filepath.Join(s.Dir, fileName), lock: lock, state: clone(s)}
 	return st, st.Update(func(*State) {})
 }
 
@@ -36,9 +43,17 @@ func Create(s State) (*Store, error) {
 func (st *Store) Update(change func(*State)) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	before := make(map[string]int, len(st.state.Processes)) // process ids by name
+	for _, p := range st.state.Processes {
+		before[p.Name] = p.PID
+	}
 	change(&st.state)
 	for i := range st.state.Processes {
-		verify(&st.state.Processes[i], time.Now())
+		p := &st.state.Processes[i]
+		if p.PID != before[p.Name] {
+			p.Start = 0 // it is another one
+		}
+		verify(p, time.Now())
 	}
 	return st.writeLocked()
 }
@@ -65,16 +80,20 @@ func clone(s State) State {
 	return s
 }
 
-// verify asks the kernel about a process that is said to run.
+// verify asks the kernel about a process that is said to run. One that has its id and was
+// started at another time is another one. A Start that is not known yet becomes known.
 func verify(p *Process, now time.Time) {
 	if p.PID == 0 {
-		p.Status = Down
+		p.Status, p.Start = Down, 0
 		return
 	}
 	stat, err := proc.State(p.PID)
+	if p.Start == 0 {
+		p.Start = stat.Start
+	}
 	switch {
-	case err != nil, stat.State == 'Z', stat.State == 'X':
-		p.PID, p.Status, p.Since = 0, Down, now.UTC()
+	case err != nil, stat.State == 'Z', stat.State == 'X', stat.Start != p.Start:
+		p.PID, p.Start, p.Status, p.Since = 0, 0, Down, now.UTC()
 		p.Reason = "the process has ended"
 	case stat.State == 'T':
 		p.Status, p.Reason = Stopped, "stopped by a signal (SIGSTOP); kill -CONT lets it run again"
@@ -96,7 +115,7 @@ func (st *Store) writeLocked() error {
 	if st.err = err; err == nil {
 		st.written = b
 	}
-	return err
+	return errors.Join(err, mark(st.lock, err != nil))
 }
 
 func replace(path string, b []byte) error {

@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/state"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -63,7 +65,7 @@ func askXDS(ctx context.Context, s *state.State, me *mtls.Source) (*fleetpb.Flee
 	if err != nil {
 		return nil, err
 	}
-	return stream.Recv()
+	return received(stream.Recv())
 }
 
 // askEngines asks every engine at the same time and leaves out the silent ones.
@@ -103,7 +105,15 @@ func askEngine(ctx context.Context, addr string, security grpc.DialOption) (*eng
 	if err != nil {
 		return nil, err
 	}
-	return stream.Recv()
+	return received(stream.Recv())
+}
+
+// received returns a message whose numbers are numbers: a report is JSON, which has no NaN.
+func received[M proto.Message](m M, err error) (M, error) {
+	if err == nil {
+		err = trust.Finite(m)
+	}
+	return m, err
 }
 
 // asNode is what an engine says of itself in the form of xds.

@@ -240,6 +240,10 @@ func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
 		r.add("down", "no mesh runs here: `millrace up` has ended", "millrace up -dir "+s.Dir)
 		return
 	}
+	if s.Stale {
+		r.add("state-stale", "state.json is out of date: `millrace up` can't write it; whether the mesh is ready, and who runs in place of what has ended, is not known",
+			"free space in "+s.Dir+", or make it writable; it is written again by itself within a second")
+	}
 	for _, f := range s.Faults {
 		r.add(wire.ConfigRefused, f.Text, "correct the file; what was in force before stays meanwhile")
 	}

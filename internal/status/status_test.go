@@ -280,3 +280,13 @@ func TestJSONSaysWhatABackendCanDo(t *testing.T) {
 		t.Errorf("a silent node can %+v", n.Capabilities)
 	}
 }
+
+func TestStateThatIsOutOfDateIsSaid(t *testing.T) {
+	r := build(state.State{Dir: "/d", Stale: true}, true, fromXDS, nightView(), now)
+	for _, c := range r.Conditions {
+		if c.Code == "state-stale" && strings.Contains(c.Text, "state.json is out of date") && strings.Contains(c.Next, "/d") {
+			return
+		}
+	}
+	t.Errorf("conditions %v, none of which says so", r.Conditions)
+}

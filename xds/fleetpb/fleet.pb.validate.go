@@ -247,7 +247,16 @@ func (m *NodeReport) validate(all bool) error {
 		}
 	}
 
-	// no validation rules for Term
+	if m.GetTerm() > 9223372036854775807 {
+		err := NodeReportValidationError{
+			field:  "Term",
+			reason: "value must be less than or equal to 9223372036854775807",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
 
 	if len(errors) > 0 {
 		return NodeReportMultiError(errors)
@@ -371,6 +380,8 @@ func (m *Refusal) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	// no validation rules for ControlEpoch
+
 	if len(errors) > 0 {
 		return RefusalMultiError(errors)
 	}
@@ -492,15 +503,19 @@ func (m *Telemetry) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
-	if val := m.GetCapacity(); val < 0 || val > 1e+09 {
-		err := TelemetryValidationError{
-			field:  "Capacity",
-			reason: "value must be inside range [0, 1e+09]",
+	if m.GetCapacity() != 0 {
+
+		if val := m.GetCapacity(); val < 0.001 || val > 1e+09 {
+			err := TelemetryValidationError{
+				field:  "Capacity",
+				reason: "value must be inside range [0.001, 1e+09]",
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
 		}
-		if !all {
-			return err
-		}
-		errors = append(errors, err)
+
 	}
 
 	if val := m.GetCpuUtilization(); val < 0 || val > 1 {
@@ -902,7 +917,16 @@ func (m *Directive) validate(all bool) error {
 		}
 	}
 
-	// no validation rules for Term
+	if m.GetTerm() > 9223372036854775807 {
+		err := DirectiveValidationError{
+			field:  "Term",
+			reason: "value must be less than or equal to 9223372036854775807",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
 
 	if len(errors) > 0 {
 		return DirectiveMultiError(errors)

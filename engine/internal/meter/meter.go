@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Totals count since the engine started.
@@ -37,6 +38,14 @@ const (
 	speedWeight  = 0.2
 	lengthWeight = 0.05
 	firstLength  = 64 // tokens of a completion, until one was seen
+)
+
+// Least and Most bound a speed that is believed, in tokens per second, as the contract has
+// it, and mostTokens what one request is believed to have had. A backend's word beyond
+// them is a fault of its own, and must not keep the engine from reporting.
+const (
+	Least, Most = 1e-3, 1e9
+	mostTokens  = 1 << 32
 )
 
 // Serve says that the backend has just given a token.
@@ -81,13 +90,13 @@ func (m *Meter) Add(u backend.Usage, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.totals.Requests++
-	m.totals.Prompt += u.Prompt
-	m.totals.Cached += u.Cached
-	m.totals.Generated += u.Completion
+	m.totals.Prompt += min(u.Prompt, mostTokens)
+	m.totals.Cached += min(u.Cached, mostTokens)
+	m.totals.Generated += min(u.Completion, mostTokens)
 	m.recent.add(now)
 	m.measureLocked(u.Speed())
 	if u.Completion > 0 {
-		m.length = blend(m.length, float64(u.Completion), lengthWeight)
+		m.length = blend(m.length, float64(min(u.Completion, mostTokens)), lengthWeight)
 	}
 }
 
@@ -99,8 +108,16 @@ func (m *Meter) Measure(s backend.Speed) {
 }
 
 func (m *Meter) measureLocked(s backend.Speed) {
-	m.speed.Prefill = blend(m.speed.Prefill, s.Prefill, speedWeight)
-	m.speed.Decode = blend(m.speed.Decode, s.Decode, speedWeight)
+	m.speed.Prefill = blend(m.speed.Prefill, believed(s.Prefill), speedWeight)
+	m.speed.Decode = blend(m.speed.Decode, believed(s.Decode), speedWeight)
+}
+
+// believed returns a speed, or 0 where nothing can be as fast or as slow.
+func believed(speed float64) float64 {
+	if !trust.Within(speed, Least, Most) {
+		return 0
+	}
+	return speed
 }
 
 // Calibrate takes the speed of a probe, where requests have not shown one yet.
@@ -108,10 +125,10 @@ func (m *Meter) Calibrate(s backend.Speed) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.speed.Prefill == 0 {
-		m.speed.Prefill = s.Prefill
+		m.speed.Prefill = believed(s.Prefill)
 	}
 	if m.speed.Decode == 0 {
-		m.speed.Decode = s.Decode
+		m.speed.Decode = believed(s.Decode)
 	}
 }
 

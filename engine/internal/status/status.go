@@ -22,6 +22,7 @@ import (
 	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // defaultInterval is the longest time between two statuses where the caller
@@ -60,7 +61,7 @@ func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
 // Watch streams the engine's status.
 func (s *Server) Watch(req *enginepb.WatchRequest, stream grpc.ServerStreamingServer[enginepb.Status]) error {
-	if err := req.Validate(); err != nil {
+	if err := trust.Message(req); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	interval := defaultInterval
@@ -133,20 +134,17 @@ func (s *Server) wait(ctx context.Context, tick *time.Ticker, changed, logged <-
 
 // Assign sets what the engine serves from now on.
 func (s *Server) Assign(_ context.Context, a *enginepb.Assignment) (*enginepb.AssignReply, error) {
-	if err := a.ValidateAll(); err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
-	if err := a.Check(); err != nil {
+	if err := trust.Message(a); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := s.check(a); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	generation, err := s.cfg.Supervisor.Assign(a)
+	v, err := s.cfg.Supervisor.Assign(a)
 	if err != nil {
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	return &enginepb.AssignReply{Generation: generation}, nil
+	return &enginepb.AssignReply{Generation: v.Generation, ControlEpoch: v.Epoch}, nil
 }
 
 // check holds the rules that span several fields.
@@ -181,14 +179,14 @@ func (s *Server) check(a *enginepb.Assignment) error {
 func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 	load, speed, totals := s.cfg.Gate.Load(), s.cfg.Meter.Speed(), s.cfg.Meter.Totals()
 	v := &enginepb.Status{
-		Node: s.cfg.Node, Generation: snap.Generation, Assignment: snap.Assignment, Epoch: snap.Epoch,
+		Node: s.cfg.Node, Generation: snap.Version.Generation, ControlEpoch: snap.Version.Epoch, Assignment: snap.Assignment, Epoch: snap.Epoch,
 		State: snap.State, Reason: short(snap.Reason), Since: timestamppb.New(snap.Since),
 		HttpAddress: s.cfg.HTTP, HttpPlainText: s.cfg.PlainText, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
 		Load: &enginepb.Load{
 			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
 			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cacheLog(snap.Assignment).Tokens(),
 		},
-		Speed: &enginepb.Speed{Prefill: speed.Prefill, Decode: speed.Decode},
+		Speed: &enginepb.Speed{Prefill: within(speed.Prefill), Decode: within(speed.Decode)},
 		Totals: &enginepb.Totals{
 			Requests: totals.Requests, PromptTokens: totals.Prompt, CachedTokens: totals.Cached, GeneratedTokens: totals.Generated,
 		},
@@ -213,6 +211,14 @@ func (s *Server) process(p supervise.Process) *enginepb.Process {
 		Role: p.Role.String(), Pid: uint32(p.PID), Address: address, Restarts: p.Restarts,
 		Since: timestamppb.New(p.Since), RssBytes: p.RSS, Cpu: durationpb.New(p.CPU),
 	}
+}
+
+// within returns a speed as the contract has it, in tokens per second; 0: not measured.
+func within(speed float64) float64 {
+	if speed == 0 {
+		return 0
+	}
+	return trust.Clamp(speed, meter.Least, meter.Most)
 }
 
 // maxReason is the contract's bound, in runes; a backend's own message may be longer.

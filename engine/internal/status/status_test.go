@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"os/exec"
 	"strings"
@@ -126,6 +127,8 @@ func TestAssignRefuses(t *testing.T) {
 			a.Backend = &enginepb.Backend{Kind: enginepb.Backend_OPENAI, Slots: 1, Threads: 1, MaxBodyBytes: 1024}
 		}, "backend.url: missing"},
 		{"no weights", func(a *enginepb.Assignment) { a.Backend.Weights = "" }, "backend.weights: missing"},
+		{"a share that is no number", func(a *enginepb.Assignment) { a.Stages[1].Share = float32(math.NaN()) }, "stages[1].share: NaN; must be a finite number"},
+		{"a peer at an address of many", func(a *enginepb.Assignment) { a.Stages[1].ShardAddress = "224.0.0.1:5" }, "stages[1].shard_address: \"224.0.0.1:5\"; must be the ip:port of one host"},
 		{"a peer without a shard", func(a *enginepb.Assignment) { a.Stages[1].ShardAddress = "" }, "stages[1].shard_address"},
 	}
 	for _, tt := range tests {

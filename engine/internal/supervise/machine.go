@@ -162,20 +162,27 @@ func NewMachine(now time.Time, leave, grace time.Duration) *Machine {
 const idle = "no model is assigned"
 
 // Assign takes a new assignment, which has been validated. One that differs only
-// in its generation, or in what concerns admission, changes no process.
+// in its version, or in what concerns admission, changes no process. What is on its way
+// here longer than its successor is refused; no version is so high that nothing comes
+// after it.
 func (m *Machine) Assign(a *enginepb.Assignment) error {
 	last := m.have
 	if m.next != nil {
 		last = m.next
 	}
 	switch {
-	case a.GetGeneration() < last.GetGeneration():
-		return fmt.Errorf("generation %d is older than %d, which is in force", a.GetGeneration(), last.GetGeneration())
-	case a.GetGeneration() == last.GetGeneration() && !proto.Equal(a, last):
-		return fmt.Errorf("generation %d is in force with another content", a.GetGeneration())
+	case last.Version().After(a.Version()):
+		return fmt.Errorf("%s is older than %s, which is in force: assign a later one, or one of another control epoch", named(a), named(last))
+	case a.Version() == last.Version() && !proto.Equal(a, last):
+		return fmt.Errorf("%s is in force with another content: assign another version", named(a))
 	}
 	m.next = a
 	return nil
+}
+
+// named names a version for a person.
+func named(a *enginepb.Assignment) string {
+	return fmt.Sprintf("generation %d of control epoch %d", a.GetGeneration(), a.GetControlEpoch())
 }
 
 // Quit makes the machine drain and never start anything again.

@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -475,6 +476,34 @@ func TestAssignRefuses(t *testing.T) {
 	}
 	if err := s.m.Assign(proto.CloneOf(s.m.have)); err != nil {
 		t.Errorf("the assignment in force: %v", err)
+	}
+}
+
+// TestNoVersionIsTheLast: whatever is in force, a later control epoch and another control
+// plane are taken, and what the same one made before is not.
+func TestNoVersionIsTheLast(t *testing.T) {
+	for _, had := range []enginepb.Version{{}, {Epoch: 5, Generation: 9}, {Epoch: 5, Generation: math.MaxUint64}, {Epoch: math.MaxUint64, Generation: math.MaxUint64}} {
+		for _, tt := range []struct {
+			name string
+			v    enginepb.Version
+			want bool
+		}{
+			{"the next control epoch", enginepb.Version{Epoch: had.Epoch + 1, Generation: 1}, true},
+			{"another control plane, of an earlier clock", enginepb.Version{Epoch: had.Epoch - 1<<40, Generation: 1}, true},
+			{"another control plane, of a later clock", enginepb.Version{Epoch: had.Epoch + 1<<40, Generation: 1}, true},
+			{"what is older", enginepb.Version{Epoch: had.Epoch - 1, Generation: math.MaxUint64}, false},
+		} {
+			m := NewMachine(time.Unix(1000, 0), 0, 0)
+			if had.Generation > 0 {
+				if err := m.Assign(&enginepb.Assignment{ControlEpoch: had.Epoch, Generation: had.Generation}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := m.Assign(&enginepb.Assignment{ControlEpoch: tt.v.Epoch, Generation: tt.v.Generation})
+			if want := tt.want || had.Generation == 0; (err == nil) != want {
+				t.Errorf("%v in force, %s %v: %v", had, tt.name, tt.v, err)
+			}
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Peers are asked for a status every peerInterval and count as silent after
@@ -74,7 +75,7 @@ func (p *peer) stream(ctx context.Context, client enginepb.EngineClient, changed
 		if err != nil {
 			return
 		}
-		if err := s.Validate(); err != nil {
+		if err := trust.Message(s); err != nil {
 			p.refuse(err)
 			return
 		}

@@ -30,7 +30,7 @@ func (s *Supervisor) publish(ctx context.Context) {
 
 func (s *Supervisor) snapshotLocked() *Snapshot {
 	m := s.machine
-	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Generation: m.have.GetGeneration()}
+	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Version: m.have.Version()}
 	if !m.have.Releases() {
 		next.Assignment = m.have
 	}
@@ -58,7 +58,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 
 // same reports whether b need not be sent at once to those who have a.
 func same(a, b *Snapshot) bool {
-	return a.State == b.State && a.Reason == b.Reason && a.Generation == b.Generation && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
+	return a.State == b.State && a.Reason == b.Reason && a.Version == b.Version && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
 		slices.EqualFunc(a.Processes, b.Processes, func(p, q Process) bool { return p.Role == q.Role && p.PID == q.PID })
 }
 

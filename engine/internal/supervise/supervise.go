@@ -84,8 +84,8 @@ type Snapshot struct {
 	State  enginepb.State
 	Reason string
 	Since  time.Time
-	// Generation is that of the assignment in force, also of a release; 0: none.
-	Generation uint64
+	// Version is that of the assignment in force, also of a release.
+	Version    enginepb.Version
 	Assignment *enginepb.Assignment // nil: none, or released
 	Epoch      uint64
 	Processes  []Process
@@ -161,16 +161,16 @@ func (s *Supervisor) Serving() (*Serving, string) {
 	return nil, snap.Reason
 }
 
-// Assign takes a new assignment. It returns the generation in force.
-func (s *Supervisor) Assign(a *enginepb.Assignment) (uint64, error) {
+// Assign takes a new assignment. It returns the version in force.
+func (s *Supervisor) Assign(a *enginepb.Assignment) (enginepb.Version, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.machine.Assign(proto.CloneOf(a))
 	s.Wake()
 	if err != nil {
-		return s.snapshot.Load().Generation, err
+		return s.snapshot.Load().Version, err
 	}
-	return a.GetGeneration(), nil
+	return a.Version(), nil
 }
 
 // Wake makes the loop step at once.

@@ -219,7 +219,7 @@ func TestUndoDuringADrainKeepsItsRequests(t *testing.T) {
 	assign(t, s, assignment(3, 0, 1))
 	snap := await(t, s, enginepb.State_READY, "")
 	now, _ := s.Serving()
-	if snap.Processes[0].PID != pid || snap.Generation != 3 || before.Alive.Err() != nil {
+	if snap.Processes[0].PID != pid || snap.Version.Generation != 3 || before.Alive.Err() != nil {
 		t.Errorf("the undo has ended what runs: %+v, %v", snap, before.Alive.Err())
 	}
 	if now == nil || now.Open.Err() != nil || now.Alive != before.Alive {

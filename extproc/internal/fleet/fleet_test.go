@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -93,6 +94,33 @@ func TestTable(t *testing.T) {
 	p := tb.Policy
 	if p.SessionHeader != "x-session-id" || p.Candidates != 3 || p.Critical != 5 || p.Sheddable != 2 || p.MaxBody != 1000 || p.Cookies == nil {
 		t.Errorf("policy %+v", p)
+	}
+}
+
+func TestNumbersThatAreNoneAreRefusedByName(t *testing.T) {
+	nan := math.NaN()
+	endpoint := func(edit func(*fleetpb.EndpointState)) *discovery.DeltaDiscoveryResponse {
+		return say(wire.EndpointType, resource("127.0.0.1:1", "2", endpointState("127.0.0.1:1", edit)))
+	}
+	policy := proto.CloneOf(somePolicy)
+	policy.Flow = &fleetpb.Flow{Reserve: nan}
+	tests := map[string]*discovery.DeltaDiscoveryResponse{
+		"health: NaN":              endpoint(func(m *fleetpb.EndpointState) { m.Health = nan }),
+		"speed.prefill: NaN":       endpoint(func(m *fleetpb.EndpointState) { m.Speed.Prefill = nan }),
+		"work.output_tokens: NaN":  endpoint(func(m *fleetpb.EndpointState) { m.Work = &fleetpb.EndpointState_Work{OutputTokens: nan} }),
+		"work.decode_seconds: NaN": endpoint(func(m *fleetpb.EndpointState) { m.Work = &fleetpb.EndpointState_Work{DecodeSeconds: nan} }),
+		"flow.reserve: NaN":        say(wire.PolicyType, resource("default", "2", policy)),
+	}
+	for want, r := range tests {
+		s := full(t)
+		before, reserve := s.table().Models["m"].Endpoints[0], s.table().Policy.Flow.Reserve
+		if err := s.apply(r, time.Now()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("apply() = %v, want %s", err, want)
+		}
+		after := s.table().Models["m"].Endpoints[0]
+		if after.Health != before.Health || after.Prior != before.Prior || s.table().Policy.Flow.Reserve != reserve {
+			t.Errorf("%s: what was there before does not stay", want)
+		}
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -120,7 +121,7 @@ func newState(ours bool) *state {
 // message is what our resources have in common.
 type message interface {
 	proto.Message
-	Validate() error
+	ValidateAll() error
 }
 
 // apply takes in one response. Resources that break the rules are left as they
@@ -182,7 +183,7 @@ func unpack(r *discovery.Resource, m message, name func() string) error {
 	if err := r.GetResource().UnmarshalTo(m); err != nil {
 		return err
 	}
-	if err := m.Validate(); err != nil {
+	if err := trust.Message(m); err != nil {
 		return err
 	}
 	if name() != r.GetName() {
@@ -418,10 +419,14 @@ func nodes(m *fleetpb.EndpointState) []string {
 	return []string{m.GetNode()}
 }
 
+// leastRate and mostRate bound how slow and how fast an engine is taken to be by its own
+// word, in tokens per second.
+const leastRate, mostRate = 1e-2, 1e7
+
 // perToken turns tokens per second into milliseconds per token; 0: unknown.
 func perToken(rate float64) float64 {
-	if rate <= 0 {
+	if !(rate > 0) {
 		return 0
 	}
-	return 1000 / rate
+	return 1000 / trust.Clamp(rate, leastRate, mostRate)
 }

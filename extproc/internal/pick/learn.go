@@ -4,6 +4,8 @@ import (
 	"math"
 	"sync/atomic"
 	"time"
+
+	"millrace.dev/millrace/internal/trust"
 )
 
 // How fast we learn and forget.
@@ -38,6 +40,22 @@ const (
 	// outlier is by what factor a token may take longer or shorter than was expected:
 	// one that is further off counts as so much.
 	outlier = 4
+	// farthest is by what factor anything may be faster or slower than the engine says of
+	// itself, and pooledFarthest what of that is believed of a model's other engines where
+	// it does say something.
+	farthest, pooledFarthest = 1e6, 64
+	// contradictions is how many answers in a row must be further off than outlier, on one
+	// side, for what was learned before to be forgotten: whatever it was, it is not true.
+	contradictions = 8
+	// contradictedStep is the share of the way that a value moves an average that was
+	// contradicted.
+	contradictedStep = 0.5
+	// farMean is by what factor a value is far from a moving average.
+	farMean = 8
+	// mostTokens bounds what one answer is believed to have had.
+	mostTokens = 1 << 24
+	// mostCompany bounds how many requests an engine is taken to work on at a time.
+	mostCompany = 4096
 	// halfLife is how long it takes until what was learned counts for half: an
 	// engine that was slow once, and gets little to do, is to be tried again.
 	halfLife = time.Minute
@@ -52,6 +70,8 @@ type Rates struct {
 	// prefill is by what factor a prompt token takes longer than the engine has said of
 	// itself, as a logarithm, at full health; prefills, how many answers it rests on.
 	prefill, prefills float64
+	// prefillOff is how many answers in a row were far off that, below 0 if faster.
+	prefillOff int
 	// decode is what answers show of tokens made.
 	decode line
 	// Share of the tokens estimated to be cached that were.
@@ -65,6 +85,7 @@ type Rates struct {
 type line struct {
 	x, y, xx, xy float64
 	n            float64 // answers that they rest on
+	off          int     // answers in a row that were outliers; below 0: faster ones
 }
 
 // fit returns the time alone, and by what share of it each further request slows
@@ -84,7 +105,11 @@ func (l *line) add(x, y, weight float64) {
 	if l.n >= 1 {
 		alone, crowd := l.fit()
 		expected := alone * (1 + crowd*x)
-		y = min(max(y, expected/outlier), expected*outlier)
+		if l.off = counted(l.off, y, expected, outlier); max(l.off, -l.off) >= contradictions {
+			*l = line{}
+		} else {
+			y = trust.Clamp(y, expected/outlier, expected*outlier)
+		}
 	}
 	l.n += weight
 	s := weight * max(decodeStep, 1/l.n)
@@ -92,6 +117,19 @@ func (l *line) add(x, y, weight float64) {
 	l.y += s * (y - l.y)
 	l.xx += s * (x*x - l.xx)
 	l.xy += s * (x*y - l.xy)
+}
+
+// counted returns how many values in a row are far from what was expected, on the same
+// side: below 0 if they are lower.
+func counted(off int, value, expected, far float64) int {
+	switch {
+	case value > expected*far:
+		return max(0, off) + 1
+	case value < expected/far:
+		return min(0, off) - 1
+	default:
+		return 0
+	}
 }
 
 // left is the share of what was learned that still counts now.
@@ -122,6 +160,28 @@ type Usage struct {
 	PrefillMs, DecodeMs float64
 	// Shape is the request's.
 	Shape Shape
+}
+
+// believed returns what can be true of an answer that took so many milliseconds as we saw
+// it; 0: we did not see it. Of what an engine says, neither time nor tokens can be more
+// than there was room for.
+func (u Usage) believed(took float64) Usage {
+	most := mostTokens
+	if s := &u.Shape; s.Choices > 0 && s.Limit >= 0 {
+		most = min(most, s.Choices*min(s.Limit, most))
+	}
+	u.Completion = max(0, min(u.Completion, most))
+	u.Prompt = max(0, min(u.Prompt, mostTokens))
+	if known := u.Shape.Prompt; known > 0 {
+		u.Prompt = min(u.Prompt, mostRatio*max(known, u.Shape.Guess))
+	}
+	u.Cached = max(0, min(u.Cached, u.Prompt))
+	longest := math.MaxFloat64
+	if took > 0 {
+		longest = took * float64(max(1, u.Shape.Choices))
+	}
+	u.PrefillMs, u.DecodeMs = trust.Clamp(u.PrefillMs, 0, longest), trust.Clamp(u.DecodeMs, 0, longest)
+	return u
 }
 
 // pace is an endpoint's speed now, in milliseconds per token, by what it says
@@ -180,11 +240,21 @@ type seen struct {
 	// prompt's tokens were taken to be cached.
 	company   float64
 	estimated int
+	// far is by what factor it may differ from that.
+	far float64
+}
+
+// pooled is what it shows of the other engines of the model.
+func (s seen) pooled(prior Speed) seen {
+	if prior.Decode > 0 && prior.Prefill > 0 {
+		s.far = pooledFarthest
+	}
+	return s
 }
 
 // learn takes one answer in.
 func (e *Endpoint) learn(u Usage, company float64, estimated int, now int64) seen {
-	s := seen{Usage: u, prior: e.prior(), health: e.Health, company: company, estimated: estimated}
+	s := seen{Usage: u, prior: e.prior(), health: e.Health, company: trust.Clamp(company, 1, mostCompany), estimated: estimated, far: farthest}
 	update(&e.rates, &s, now)
 	e.changed()
 	return s
@@ -212,11 +282,11 @@ func (r *Rates) take(s *seen) {
 		alone, crowd := r.decode.fit()
 		own := s.PrefillMs*s.health - s.prior.Decode*alone*(1+crowd*(s.company-1))
 		if share := own / (s.PrefillMs * s.health); share > 0 {
-			step(&r.prefill, &r.prefills, own/n/s.prior.Prefill, min(1, n/enoughPrefill)*share*share)
+			r.prefillStep(trust.Clamp(own/n/s.prior.Prefill, 1/s.far, s.far), min(1, n/enoughPrefill)*share*share)
 		}
 	}
 	if n := float64(s.Completion); n >= 2 && s.DecodeMs > 0 {
-		r.decode.add(max(0, s.company-1), s.DecodeMs*s.health/n/s.prior.Decode, min(1, n/enoughDecode))
+		r.decode.add(max(0, s.company-1), trust.Clamp(s.DecodeMs*s.health/n/s.prior.Decode, 1/s.far, s.far), min(1, n/enoughDecode))
 	}
 	if s.estimated > 0 {
 		r.hit += endpointStep * (min(1, float64(s.Cached)/float64(s.estimated)) - r.hit)
@@ -224,17 +294,23 @@ func (r *Rates) take(s *seen) {
 	}
 }
 
-// step moves a factor, given as its logarithm, towards one that was seen; weight is
-// how much of an answer that was.
-func step(factor, seen *float64, ratio, weight float64) {
+// prefillStep moves the factor of a prompt's tokens, a logarithm, towards one that was seen;
+// weight is how much of an answer that was.
+func (r *Rates) prefillStep(ratio, weight float64) {
 	weight = min(1, weight)
-	*seen += weight
-	far := math.Log(min(max(ratio, 1e-6), 1e6)) - *factor
+	if r.prefills >= 1 {
+		r.prefillOff = counted(r.prefillOff, ratio, math.Exp(r.prefill), outlier)
+	}
+	if max(r.prefillOff, -r.prefillOff) >= contradictions {
+		r.prefill, r.prefills, r.prefillOff = math.Log(ratio), 0, 0
+	}
+	r.prefills += weight
+	far := math.Log(ratio) - r.prefill
 	share := stepSlower
 	if far < 0 {
 		share = stepFaster
 	}
-	*factor += weight * max(share, 1/(*seen+1)) * far
+	r.prefill += weight * max(share, 1/(r.prefills+1)) * far
 }
 
 // Learned is what the answers of a model taught, and its tokenizer. All of it
@@ -307,10 +383,12 @@ func (l *Learned) learn(u Usage) {
 }
 
 // average is a moving average that forgets. The first values count for more: the
-// guess that stands in before them is only a guess.
+// guess that stands in before them is only a guess. So do values that contradict it one
+// after the other.
 type average struct {
 	bits atomic.Uint64 // of a float64
 	n    atomic.Uint32 // values taken in
+	off  atomic.Int32  // values in a row that were far off; below 0: lower ones
 }
 
 func (a *average) value(first float64) float64 {
@@ -320,8 +398,23 @@ func (a *average) value(first float64) float64 {
 	return first
 }
 
-func (a *average) add(x, first float64) {
+// add takes a value in.
+func (a *average) add(x, first float64) { a.move(x, a.contradicted(x, first, farMean), first) }
+
+// contradicted reports whether x, like enough values before it, is off by a factor on the
+// same side.
+func (a *average) contradicted(x, first, far float64) bool {
+	off := counted(int(a.off.Load()), x, a.value(first), far)
+	a.off.Store(int32(max(-contradictions, min(contradictions, off))))
+	return max(off, -off) >= contradictions
+}
+
+// move moves the average towards x, by much or by little.
+func (a *average) move(x float64, much bool, first float64) {
 	step := max(modelStep, 1/float64(a.n.Add(1)+1))
+	if much {
+		step = contradictedStep
+	}
 	for {
 		b := a.bits.Load()
 		v := first

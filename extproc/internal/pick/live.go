@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// trust is how long a load report that came with an answer outweighs
+// trustFor is how long a load report that came with an answer outweighs
 // the fleet's reports, which are up to a second late.
-const trust = time.Second
+const trustFor = time.Second
 
 // Live is what changes about an endpoint between two tables. All of it is
 // atomic.
@@ -101,7 +101,7 @@ func (l *Live) load(now int64, usual *usual) work {
 		w.prompt, w.output = float64(l.prompt.Load())/w.requests, float64(l.output.Load())/w.requests
 	}
 	r := l.fromAnswer.Load()
-	if fleet := l.fromFleet.Load(); r == nil || fleet != nil && fleet.at > r.at && now-r.at > int64(trust) {
+	if fleet := l.fromFleet.Load(); r == nil || fleet != nil && fleet.at > r.at && now-r.at > int64(trustFor) {
 		r = fleet
 	}
 	if r == nil {

@@ -1,19 +1,26 @@
 package pick
 
-import "time"
+import (
+	"math"
+	"time"
+
+	"millrace.dev/millrace/internal/trust"
+)
 
 // Measured takes in what the endpoint's engine shows that it has done for everybody
 // since it was last scraped: u adds up so many requests (0: not said), on company
 // of which it worked at a time. For engines that say nothing of single answers.
 func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company float64, now time.Time) {
-	u.Cached = min(u.Cached, u.Prompt)
+	requests = trust.Clamp(requests, 0, math.MaxInt32)
+	u = u.believed(0)
 	seen := e.learn(u, max(1, company), 0, now.UnixNano())
 	p.metrics.cached.Add(float64(u.Cached))
 	p.metrics.prompt.Add(float64(u.Prompt))
 	if m == nil {
 		return
 	}
-	update(&m.speed, &seen, now.UnixNano())
+	pooled := seen.pooled(e.Prior)
+	update(&m.speed, &pooled, now.UnixNano())
 	mean := Usage{Prompt: u.Prompt, Cached: u.Cached}
 	if requests >= 1 {
 		mean.Completion = int(float64(u.Completion)/requests + 0.5)

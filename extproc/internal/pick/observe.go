@@ -72,6 +72,7 @@ func (m *metrics) compare(predicted *Candidate, completion int, took float64) {
 // candidate that was chosen, at sent; now the answer is whole.
 func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sent, now time.Time) {
 	took := now.Sub(sent)
+	u = u.believed(1000 * took.Seconds())
 	company := math.Max(1, predicted.Company)
 	estimated := 0
 	if predicted.Endpoint.Live == e.Live {
@@ -84,7 +85,8 @@ func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sen
 		company = (company + min(max(1, w.requests), float64(e.Slots))) / 2
 	}
 	seen := e.learn(u, company, estimated, now.UnixNano())
-	update(&m.speed, &seen, now.UnixNano())
+	pooled := seen.pooled(e.Prior)
+	update(&m.speed, &pooled, now.UnixNano())
 	m.learn(u)
 	if idle := e.KV.Idle(now.Unix()); idle > 0 {
 		m.idle.add(idle, idle)

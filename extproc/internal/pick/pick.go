@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -423,10 +424,13 @@ func (c *Candidate) cached(q *Query, hit float64) {
 	}
 }
 
+// longestPrefill bounds how long a prompt is taken to be worked on, in milliseconds.
+const longestPrefill = 3.6e6
+
 // Reserve adds the request to the candidate's load.
 func (c *Candidate) Reserve(q *Query) Reservation {
 	r := c.Live.Reserve(q.Prompt-c.Cached, q.Output)
-	r.prefill = int64(c.Prefill * 1e6)
+	r.prefill = int64(trust.Clamp(c.Prefill, 0, longestPrefill) * 1e6)
 	if name := c.Adapter(q.Model); name != "" {
 		c.Adapters.use(name)
 	}

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 
 	"millrace.dev/millrace/internal/apis"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Shape is what of a request the length of its answer is estimated by, beside its words.
@@ -159,9 +160,10 @@ func (l *Learned) learnMean(prompt float64) {
 
 // ratio takes a ratio in, bounded by those before it.
 func (a *average) ratio(x, first float64) {
-	if a.n.Load() >= ratioKnown {
-		v := a.value(first)
-		x = min(max(x, v/ratioStep), v*ratioStep)
+	x = trust.Clamp(x, leastRatio, mostRatio)
+	much := a.contradicted(x, first, ratioStep)
+	if v := a.value(first); a.n.Load() >= ratioKnown && !much {
+		x = trust.Clamp(x, v/ratioStep, v*ratioStep)
 	}
-	a.add(min(max(x, leastRatio), mostRatio), first)
+	a.move(x, much, first)
 }

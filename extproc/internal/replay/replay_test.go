@@ -202,7 +202,8 @@ func TestBadTraces(t *testing.T) {
 	tests := []struct{ text, want string }{
 		{"", "made: no requests"},
 		{"{", "made:1: unexpected end of JSON input"},
-		{`{"input_length":-1}`, "made:1: input_length, output_length, timestamp: must be 0 to 16777216"},
+		{`{"input_length":-1}`, "made:1: input_length, output_length, timestamp: must be 0 to 16777216; the last to 1e+15"},
+		{`{"input_length":16,"timestamp":1e300}`, "made:1: input_length, output_length, timestamp: must be 0 to 16777216; the last to 1e+15"},
 		{`{"input_length":16,"hash_ids":[1,2,3]}`, "made:1: hash_ids: 3 blocks of 16 tokens for a prompt of 16"},
 	}
 	for _, tt := range tests {

@@ -18,6 +18,7 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Request is one request of a trace.
@@ -60,6 +61,7 @@ type line struct {
 const (
 	maxLine   = 4 << 20
 	maxTokens = 1 << 24
+	maxTime   = 1e15 // milliseconds
 )
 
 // Read reads a trace of JSON lines whose blocks have so many tokens.
@@ -73,8 +75,8 @@ func Read(name string, block int, r io.Reader) (*Trace, error) {
 		if err := json.Unmarshal(sc.Bytes(), &l); err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", name, n, err)
 		}
-		if l.Input < 0 || l.Input > maxTokens || l.Output < 0 || l.Output > maxTokens || l.Timestamp < 0 {
-			return nil, fmt.Errorf("%s:%d: input_length, output_length, timestamp: must be 0 to %d", name, n, maxTokens)
+		if l.Input < 0 || l.Input > maxTokens || l.Output < 0 || l.Output > maxTokens || !trust.Within(l.Timestamp, 0, maxTime) {
+			return nil, fmt.Errorf("%s:%d: input_length, output_length, timestamp: must be 0 to %d; the last to %g", name, n, maxTokens, maxTime)
 		}
 		if len(l.Hashes) > l.Input/block+1 {
 			return nil, fmt.Errorf("%s:%d: hash_ids: %d blocks of %d tokens for a prompt of %d", name, n, len(l.Hashes), block, l.Input)

@@ -2,12 +2,12 @@ package stream
 
 import (
 	"cmp"
-	"strconv"
 	"strings"
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/apis"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -159,14 +159,16 @@ func parseLoad(s string) (r pick.Report, ok bool) {
 	return r, ok
 }
 
+// mostNumber is the largest number that is believed.
+const mostNumber = 1e15
+
 // pairs calls f for each name=number of a list; others are passed over.
 func pairs(s string, f func(name string, v float64)) {
 	for s != "" {
 		var pair string
 		pair, s, _ = strings.Cut(s, ",")
 		name, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
-		v, err := strconv.ParseFloat(value, 64)
-		if err == nil && v >= 0 && v <= 1e15 { // no NaN either
+		if v, err := trust.Number(value, 0, mostNumber); err == nil {
 			f(name, v)
 		}
 	}

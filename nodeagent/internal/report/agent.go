@@ -9,6 +9,7 @@ package report
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -62,8 +64,8 @@ type (
 	}
 	// Assigned is the engine's answer to an assignment.
 	Assigned struct {
-		Generation uint64
-		Err        error
+		Version enginepb.Version
+		Err     error
 	}
 	// Tick is that the time of Wake has come.
 	Tick struct{}
@@ -126,12 +128,12 @@ type Agent struct {
 
 // observed is what makes a report urgent when it changes.
 type observed struct {
-	known      bool
-	state      enginepb.State
-	generation uint64
-	epoch      uint64
-	wrong      string // prefix of engine_error; empty: a status is had
-	refused    uint64 // generation of the directive that is refused; 0: none
+	known   bool
+	state   enginepb.State
+	version enginepb.Version
+	epoch   uint64
+	wrong   string           // prefix of engine_error; empty: a status is had
+	refused enginepb.Version // of the directive that is refused; zero: none
 }
 
 // NewAgent returns an agent that knows nothing yet.
@@ -149,6 +151,7 @@ func (a *Agent) Step(now time.Time, ev Event) Effects {
 		a.receive(now, ev.Status)
 	case Lost:
 		a.lost = clip(wire.EngineUnreachable + cause(ev.Err))
+		a.refused = nil // what comes next may be another release of it
 	case Up:
 		if !a.leaders.connected() {
 			a.seq = 0
@@ -190,12 +193,8 @@ func (a *Agent) excuse(now time.Time) {
 // receive takes a status from the engine, unless a report with it would be refused.
 func (a *Agent) receive(now time.Time, s *enginepb.Status) {
 	a.received = now
-	if err := s.Validate(); err != nil {
+	if err := trust.Message(s); err != nil {
 		a.lost = clip(wire.EngineInvalid + err.Error())
-		return
-	}
-	if err := s.GetCache().Check(); err != nil {
-		a.lost = clip(wire.EngineInvalid + "cache: " + err.Error())
 		return
 	}
 	if s.GetNode() != a.node {
@@ -225,6 +224,11 @@ func (a *Agent) resolved(err error, fx *Effects) {
 // forgotten: xds knows best. Who has been replaced as the leader is not obeyed.
 func (a *Agent) direct(now time.Time, ev Directed, fx *Effects) {
 	d := ev.Directive
+	err := trust.Message(d)
+	if err != nil && d.GetTerm() > math.MaxInt64 {
+		fx.log("directive refused", true, "err", err)
+		return // nobody could ever lead after that one
+	}
 	obeyed, news := a.leaders.named(now, ev.XDS, d.GetTerm())
 	if news {
 		fx.log("xds leads", !obeyed, "xds", ev.XDS, "term", d.GetTerm(), "obeyed", obeyed)
@@ -232,20 +236,16 @@ func (a *Agent) direct(now time.Time, ev Directed, fx *Effects) {
 	if !obeyed || d.GetAssignment() == nil {
 		return
 	}
-	err := d.ValidateAll()
-	if err == nil {
-		err = d.GetAssignment().Check()
-	}
 	if err != nil {
-		a.refuse(d.GetAssignment().GetGeneration(), err)
+		a.refuse(d.GetAssignment().Version(), err)
 		fx.log("directive refused", true, "err", err)
 		return
 	}
-	if a.refused.GetGeneration() != d.GetAssignment().GetGeneration() {
+	if a.refused.Version() != d.GetAssignment().Version() {
 		a.refused = nil
 	}
 	if !proto.Equal(a.want, d.GetAssignment()) {
-		fx.log("directive", false, "generation", d.GetAssignment().GetGeneration(), "model", d.GetAssignment().GetModel(),
+		fx.log("directive", false, "generation", d.GetAssignment().GetGeneration(), "control_epoch", d.GetAssignment().GetControlEpoch(), "model", d.GetAssignment().GetModel(),
 			"replica", d.GetAssignment().GetReplica(), "stage", d.GetAssignment().GetStage())
 	}
 	a.want, a.askFrom = d.GetAssignment(), time.Time{}
@@ -253,27 +253,27 @@ func (a *Agent) direct(now time.Time, ev Directed, fx *Effects) {
 
 func (a *Agent) assigned(now time.Time, ev Assigned, fx *Effects) {
 	a.asking = false
-	if a.want.GetGeneration() != ev.Generation {
+	if a.want.Version() != ev.Version {
 		return // something newer is wanted by now
 	}
 	a.askFrom = now.Add(assignAgain)
 	if ev.Err == nil {
 		return
 	}
-	fx.log("assignment not taken", true, "generation", ev.Generation, "err", cause(ev.Err))
+	fx.log("assignment not taken", true, "generation", ev.Version.Generation, "control_epoch", ev.Version.Epoch, "err", cause(ev.Err))
 	switch status.Code(ev.Err) {
 	case codes.InvalidArgument:
-		a.refuse(ev.Generation, ev.Err)
+		a.refuse(ev.Version, ev.Err)
 		a.want = nil // the engine will never take it
 	case codes.FailedPrecondition:
-		a.want = nil // it is too old: xds sees what the engine has instead
+		a.want = nil // xds sees what the engine has, and gives another version
 	}
 }
 
 // refuse notes that a directive will never be followed, for xds to know.
-func (a *Agent) refuse(generation uint64, err error) {
-	if generation > 0 {
-		a.refused = &fleetpb.Refusal{Generation: generation, Reason: clip(cause(err))}
+func (a *Agent) refuse(v enginepb.Version, err error) {
+	if v.Generation > 0 {
+		a.refused = &fleetpb.Refusal{Generation: v.Generation, ControlEpoch: v.Epoch, Reason: clip(cause(err))}
 	}
 }
 
@@ -286,9 +286,11 @@ func (a *Agent) ask(now time.Time, fx *Effects) {
 	}
 }
 
-// owed is whether the engine answers and does not do yet what is wanted.
+// owed is whether the engine answers and does not do yet what is wanted, or is about to
+// leave it for something else, which may have been on its way for long.
 func (a *Agent) owed() bool {
-	return a.want != nil && a.lost == "" && a.status != nil && a.status.GetGeneration() < a.want.GetGeneration()
+	return a.want != nil && a.lost == "" && a.status != nil &&
+		(a.status.Version() != a.want.Version() || a.status.GetState() == enginepb.State_DRAINING)
 }
 
 // notice asks for a report when what is observed of the engine changed or the time
@@ -322,12 +324,12 @@ func (a *Agent) observe(now time.Time) observed {
 	if wrong == wire.EngineStarting {
 		return observed{}
 	}
-	refused := a.refused.GetGeneration()
+	refused := a.refused.Version()
 	if wrong != "" {
 		prefix, _, _ := strings.Cut(wrong, " ")
 		return observed{known: true, wrong: prefix, refused: refused}
 	}
-	return observed{known: true, refused: refused, state: a.status.GetState(), generation: a.status.GetGeneration(), epoch: a.status.GetEpoch()}
+	return observed{known: true, refused: refused, state: a.status.GetState(), version: a.status.Version(), epoch: a.status.GetEpoch()}
 }
 
 // wrong returns why there is no status to report; empty if there is one.
@@ -396,7 +398,7 @@ func (a *Agent) Report(now time.Time, t *fleetpb.Telemetry) (*fleetpb.NodeReport
 	if r.EngineError = a.wrong(now); r.EngineError == "" {
 		r.Engine = a.status
 	}
-	return r, r.Validate()
+	return r, trust.Message(r)
 }
 
 // Conditions returns what is wrong now, for /readyz.
@@ -428,8 +430,8 @@ func (fx *Effects) engineChanged(now, before observed, reason string) {
 	case !now.known:
 	case now.wrong != "":
 		fx.log("engine lost", true, "reason", reason)
-	case now.state != before.state || now.epoch != before.epoch || now.generation != before.generation:
-		fx.log("engine state", false, "state", now.state.String(), "generation", now.generation, "epoch", now.epoch, "reason", reason)
+	case now.state != before.state || now.epoch != before.epoch || now.version != before.version:
+		fx.log("engine state", false, "state", now.state.String(), "generation", now.version.Generation, "epoch", now.epoch, "reason", reason)
 	}
 }
 

@@ -2,6 +2,7 @@ package report
 
 import (
 	"errors"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -162,14 +163,14 @@ func TestEngineIsAskedUntilItDoesWhatIsWanted(t *testing.T) {
 	if got := step(directed(5)); got != nil {
 		t.Error("asked twice at the same time")
 	}
-	if got := step(Assigned{5, status.Error(codes.Unavailable, "gone")}); got != nil {
+	if got := step(Assigned{enginepb.Version{Generation: 5}, status.Error(codes.Unavailable, "gone")}); got != nil {
 		t.Error("asked again without a pause")
 	}
 	now = now.Add(assignAgain)
 	if got := step(Tick{}); got.GetGeneration() != 5 {
 		t.Error("not asked again after the pause")
 	}
-	if got := step(Assigned{5, nil}); got != nil {
+	if got := step(Assigned{enginepb.Version{Generation: 5}, nil}); got != nil {
 		t.Error("asked again after it was taken")
 	}
 	if got := step(engineIs(enginepb.State_READY, 5, 2)); got != nil {
@@ -190,7 +191,7 @@ func TestNewerDirectiveOvertakes(t *testing.T) {
 	if a.Step(start, directed(6)).Assign != nil {
 		t.Fatal("asked while the first is on its way")
 	}
-	if got := a.Step(start, Assigned{5, nil}).Assign; got.GetGeneration() != 6 {
+	if got := a.Step(start, Assigned{enginepb.Version{Generation: 5}, nil}).Assign; got.GetGeneration() != 6 {
 		t.Errorf("told %v, want generation 6", got)
 	}
 }
@@ -199,7 +200,7 @@ func TestRefusedAssignmentIsDropped(t *testing.T) {
 	for _, code := range []codes.Code{codes.FailedPrecondition, codes.InvalidArgument} {
 		a := ready(t)
 		a.Step(start, directed(5))
-		a.Step(start, Assigned{5, status.Error(code, "no")})
+		a.Step(start, Assigned{enginepb.Version{Generation: 5}, status.Error(code, "no")})
 		if got := a.Step(start.Add(time.Hour), engineIs(enginepb.State_READY, 1, 1)).Assign; got != nil {
 			t.Errorf("%s: asked again", code)
 		}
@@ -231,13 +232,80 @@ func TestInvalidDirectiveIsRefused(t *testing.T) {
 	}
 }
 
+func TestStatusThatXDSWouldRefuseIsNotSent(t *testing.T) {
+	tests := map[string]func(*enginepb.Status){
+		"speed.decode: NaN":     func(s *enginepb.Status) { s.Speed = &enginepb.Speed{Decode: math.NaN()} },
+		"http_address: ":        func(s *enginepb.Status) { s.HttpAddress = "0.0.0.0:80" },
+		"assignment.model":      func(s *enginepb.Status) { s.Assignment = &enginepb.Assignment{Generation: 1, Replica: "m-0"} },
+		"assignment: a release": func(s *enginepb.Status) { s.Assignment = &enginepb.Assignment{Generation: 1} },
+	}
+	for want, edit := range tests {
+		a := ready(t)
+		bad := engineIs(enginepb.State_READY, 1, 1)
+		edit(bad.Status)
+		a.Step(start, bad)
+		if got := said(t, a, start); !strings.HasPrefix(got, "invalid: ") || !strings.Contains(got, want) {
+			t.Errorf("%s: the report says %q", want, got)
+		}
+		a.Step(start, engineIs(enginepb.State_READY, 1, 1))
+		if got := said(t, a, start); got != "READY" {
+			t.Errorf("%s: the report says %q once the engine is well again", want, got)
+		}
+	}
+}
+
+// TestEveryRefusalHasAWayBack: an engine that is ahead, is led away, or was started anew is
+// asked again for what is wanted.
+func TestEveryRefusalHasAWayBack(t *testing.T) {
+	a := ready(t)
+	a.Step(start, directed(5))
+	a.Step(start, Assigned{enginepb.Version{Generation: 5}, nil})
+	now := start.Add(assignAgain)
+	ahead := engineIs(enginepb.State_READY, math.MaxUint64, 1)
+	if got := a.Step(now, ahead).Assign; got.GetGeneration() != 5 {
+		t.Errorf("an engine ahead of what is wanted is assigned %v", got)
+	}
+	a.Step(now, Assigned{enginepb.Version{Generation: 5}, status.Error(codes.FailedPrecondition, "older")})
+	later := directed(1)
+	later.Directive.Assignment.ControlEpoch = 7
+	now = now.Add(assignAgain)
+	if got := a.Step(now, later).Assign; got.GetControlEpoch() != 7 {
+		t.Errorf("assigned %v, want what is of the next control epoch", got)
+	}
+	v := later.Directive.GetAssignment().Version()
+	a.Step(now, Assigned{v, nil})
+	led := engineIs(enginepb.State_DRAINING, 1, 1)
+	led.Status.ControlEpoch = 7
+	now = now.Add(assignAgain)
+	if got := a.Step(now, led).Assign; got.Version() != v {
+		t.Errorf("an engine that drains what is wanted is assigned %v", got)
+	}
+	a.Step(now, Assigned{v, status.Error(codes.InvalidArgument, "no such backend")})
+	if r, _ := a.Report(now, telemetry()); r.GetRefused().Version() != v {
+		t.Errorf("refused %v, want %v", r.GetRefused(), v)
+	}
+	a.Step(now, Lost{errors.New("ended")})
+	a.Step(now, engineIs(enginepb.State_IDLE, 0, 0))
+	if r, _ := a.Report(now, telemetry()); r.GetRefused() != nil {
+		t.Errorf("an engine that was started anew still refuses %v", r.GetRefused())
+	}
+}
+
+func TestNobodyLeadsAfterTheLastTerm(t *testing.T) {
+	a := ready(t)
+	a.Step(start, Directed{Directive: &fleetpb.Directive{Term: math.MaxUint64}})
+	if got := a.Step(start, directed(5)).Assign; got.GetGeneration() != 5 {
+		t.Errorf("assigned %v; a term beyond the contract's is obeyed", got)
+	}
+}
+
 func TestReleaseIsHandedOn(t *testing.T) {
 	a := ready(t)
 	fx := a.Step(start, Directed{Directive: &fleetpb.Directive{Assignment: &enginepb.Assignment{Generation: 9}}})
 	if !fx.Assign.Releases() || fx.Assign.GetGeneration() != 9 {
 		t.Errorf("assign %v, want the release", fx.Assign)
 	}
-	a.Step(start, Assigned{9, nil})
+	a.Step(start, Assigned{enginepb.Version{Generation: 9}, nil})
 	if fx := a.Step(start.Add(time.Hour), engineIs(enginepb.State_IDLE, 9, 1)); fx.Assign != nil {
 		t.Errorf("asked again: %v", fx.Assign)
 	}
@@ -319,9 +387,9 @@ func anyEvent(b byte) Event {
 	case 4:
 		return directed(uint64(b % 4))
 	case 5:
-		return Assigned{uint64(b % 4), nil}
+		return Assigned{enginepb.Version{Generation: uint64(b % 4)}, nil}
 	case 6:
-		return Assigned{uint64(b % 4), status.Error(codes.Code(b%17), "x")}
+		return Assigned{enginepb.Version{Generation: uint64(b % 4)}, status.Error(codes.Code(b%17), "x")}
 	case 7:
 		return Received{nil}
 	case 8:

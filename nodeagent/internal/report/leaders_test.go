@@ -83,7 +83,7 @@ func TestHighestTermIsObeyed(t *testing.T) {
 				}
 				if took {
 					generation++
-					a.Step(now, Assigned{generation, nil})
+					a.Step(now, Assigned{enginepb.Version{Generation: generation}, nil})
 					a.Step(now, engineIs(enginepb.State_READY, generation, 1))
 				}
 			}

@@ -205,7 +205,7 @@ func (r *Reporter) assign(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case a := <-r.assignments:
-			r.deliver(ctx, Assigned{a.GetGeneration(), r.assignOnce(ctx, a)})
+			r.deliver(ctx, Assigned{a.Version(), r.assignOnce(ctx, a)})
 		}
 	}
 }

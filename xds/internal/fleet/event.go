@@ -85,7 +85,8 @@ func (f *Fleet) reported(now time.Time, ev Reported) {
 	if ev.Stream < n.newest {
 		return // last words of a stream that has ended or was replaced
 	}
-	f.obeyed(ev.Report.GetTerm())
+	f.met(ev.Report.GetEngine().Version())
+	f.met(ev.Report.GetEngine().GetAssignment().Version())
 	n.newest, n.stream = ev.Stream, ev.Stream
 	n.report, n.last = ev.Report, now
 	if ev.Report.GetEngine() != nil {

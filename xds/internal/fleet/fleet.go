@@ -45,6 +45,8 @@ type Fleet struct {
 
 	// leading is whether and since when this xds directs the nodes.
 	leading leading
+	// last is the version of an assignment that was given out last.
+	last enginepb.Version
 	// cluster is what Kubernetes says of nodes, by name; nil: it isn't known.
 	cluster map[string]ClusterNode
 
@@ -77,6 +79,7 @@ func New(settle time.Duration, now time.Time) *Fleet {
 	return &Fleet{
 		settle:    settle,
 		start:     now,
+		last:      enginepb.Version{Epoch: enginepb.EpochAt(now.UnixMicro()), Generation: nothing},
 		nodes:     make(map[string]*node),
 		endpoints: make(map[string]*Endpoint),
 		stages:    make(map[string]*standing),
@@ -94,6 +97,7 @@ func Follower(settle time.Duration, now time.Time) *Fleet {
 // again if it has not been followed for a second.
 func (f *Fleet) Decide(now time.Time) *Snapshot {
 	f.forget(now)
+	f.deposed()
 	s := &Snapshot{At: now, Desired: f.desired.State, Faults: f.desired.Faults, Term: f.leading.term, Stale: f.desired.Stale}
 	if f.desired.State == nil {
 		f.show(now, s)
@@ -148,7 +152,7 @@ func (f *Fleet) plan(now time.Time) layout.Plan {
 	}
 	nodes = append(nodes, f.absent(now)...)
 	in := layout.Input{
-		Specs: f.specs, Nodes: nodes, Now: now, Published: f.pushed == f.desired.State.Version,
+		Specs: f.specs, Nodes: nodes, Last: f.last, Now: now, Published: f.pushed == f.desired.State.Version,
 		Previous: layout.Plan{Replicas: f.replicas, Retiring: f.retiring},
 	}
 	if f.leading.follows {
@@ -162,7 +166,38 @@ func (f *Fleet) plan(now time.Time) layout.Plan {
 		return layout.Plan{}
 	}
 	f.planned, f.replicas, f.retiring = true, plan.Replicas, plan.Retiring
+	for _, r := range plan.Replicas {
+		f.given(r.Version)
+	}
+	for _, t := range plan.Retiring {
+		f.given(t.Version)
+	}
 	return plan
+}
+
+// given notes that a version is in force, of those that this xds makes.
+func (f *Fleet) given(v enginepb.Version) {
+	if v.Epoch == f.last.Epoch {
+		f.last.Generation = max(f.last.Generation, v.Generation)
+	}
+}
+
+// met takes in a version that a node has. One that comes after all that this xds has given
+// out is nobody's, and what is given out in its epoch would be refused there: the next
+// epoch begins. Whatever a node claims costs no other node anything.
+func (f *Fleet) met(v enginepb.Version) {
+	if v.After(f.last) {
+		f.last = enginepb.Version{Epoch: v.Epoch + 1, Generation: nothing}
+	}
+}
+
+// begin begins another control epoch, as this xds begins to lead.
+func (f *Fleet) begin(now time.Time) {
+	next := enginepb.EpochAt(now.UnixMicro())
+	if next <= f.last.Epoch { // the clock has gone back
+		next = f.last.Epoch + 1
+	}
+	f.last = enginepb.Version{Epoch: next, Generation: nothing}
 }
 
 // observe returns what nodes run as the plan. An xds that knows too little yet has none:
@@ -271,7 +306,7 @@ func (f *Fleet) direct(now time.Time, s *Snapshot) {
 		head := f.nodes[r.Stages[0].GetNode()]
 		for i, st := range r.Stages {
 			n := f.nodes[st.GetNode()]
-			if a := r.Assignment(i); i == 0 || head.letsGo(a.GetGeneration()) {
+			if a := r.Assignment(i); i == 0 || head.letsGo(a.Version()) {
 				f.send(now, s, n, a, n.follows(a))
 			}
 		}
@@ -281,7 +316,7 @@ func (f *Fleet) direct(now time.Time, s *Snapshot) {
 	}
 	for name, n := range f.nodes {
 		if e := n.engine; e.GetState() == enginepb.State_IDLE && e.GetGeneration() == 0 && f.stages[name] == nil {
-			f.send(now, s, n, &enginepb.Assignment{Generation: nothing}, false) // it waits for a word
+			f.send(now, s, n, &enginepb.Assignment{ControlEpoch: f.last.Epoch, Generation: nothing}, false) // it waits for a word
 		}
 	}
 	for _, t := range f.retiring {
@@ -303,20 +338,26 @@ const nothing = 1
 // send leaves a directive for a node that does not follow it yet. One that takes a
 // replica out of service waits until the gateway knows that.
 func (f *Fleet) send(now time.Time, s *Snapshot, n *node, a *enginepb.Assignment, follows bool) {
-	switch {
+	switch v := a.Version(); {
 	case n == nil || n.stream == 0 || !n.mute.IsZero() || n.engine == nil:
 		return
 	case follows:
-		n.directed = 0 // should it forget, it gets the directive again at once
+		n.directed = enginepb.Version{} // should it forget, it gets the directive again at once
 		return
-	case n.report.GetRefused().GetGeneration() == a.GetGeneration():
+	case n.report.GetRefused().Version() == v:
 		return // it never will
-	case n.directed == a.GetGeneration() && now.Sub(n.directedAt) < directAgain:
+	case n.directed == v && now.Sub(n.directedAt) < directAgain:
 		return
-	case n.serves() && !enginepb.SameProcess(n.engine.GetAssignment(), a) && now.Before(time.UnixMicro(int64(a.GetGeneration())).Add(leaveFor)) &&
-		time.UnixMicro(int64(a.GetGeneration())).Sub(now) < leaveFor: // a clock may have gone back
+	case n.serves() && !enginepb.SameProcess(n.engine.GetAssignment(), a) && f.young(now, v):
 		return
 	}
-	n.directed, n.directedAt = a.GetGeneration(), now
+	n.directed, n.directedAt = a.Version(), now
 	s.Directives[n.name] = a
+}
+
+// young reports whether a version was made so short a time ago that the gateway may still
+// send requests by what was before it.
+func (f *Fleet) young(now time.Time, v enginepb.Version) bool {
+	age := now.Sub(time.UnixMicro(int64(v.Generation)))
+	return v.Epoch == f.last.Epoch && age < leaveFor && -age < leaveFor // a clock may have gone back
 }

@@ -123,13 +123,13 @@ func (w *world) decide() *Snapshot {
 	for name, a := range w.snap.Directives {
 		if a.Releases() {
 			w.nodes[name].status = &enginepb.Status{
-				Node: name, State: enginepb.State_IDLE, Generation: a.GetGeneration(),
+				Node: name, State: enginepb.State_IDLE, Generation: a.GetGeneration(), ControlEpoch: a.GetControlEpoch(),
 				HttpAddress: address(name, 80), GrpcAddress: address(name, 81), ShardAddress: address(name, 82),
 			}
 			continue
 		}
 		w.nodes[name].status = &enginepb.Status{
-			Node: name, State: enginepb.State_READY, Generation: a.GetGeneration(), Assignment: a,
+			Node: name, State: enginepb.State_READY, Generation: a.GetGeneration(), ControlEpoch: a.GetControlEpoch(), Assignment: a,
 			HttpAddress: address(name, 80), GrpcAddress: address(name, 81), ShardAddress: address(name, 82),
 		}
 	}
@@ -355,7 +355,7 @@ func TestEngineNotReadyLeavesAtOnce(t *testing.T) {
 
 func clone(s *enginepb.Status, state enginepb.State, reason string) *enginepb.Status {
 	return &enginepb.Status{
-		Node: s.Node, State: state, Reason: reason, Generation: s.Generation, Assignment: s.Assignment,
+		Node: s.Node, State: state, Reason: reason, Generation: s.Generation, ControlEpoch: s.ControlEpoch, Assignment: s.Assignment,
 		HttpAddress: s.HttpAddress, GrpcAddress: s.GrpcAddress, ShardAddress: s.ShardAddress, Epoch: s.Epoch, Speed: s.Speed,
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -31,6 +32,9 @@ type council struct {
 	stream uint64
 	// starts counts the processes that were started, by replica.
 	starts map[string]int
+	// late is how many of 8 assignments reach their engine late; nobody's do where it is 0.
+	late int
+	r    *rand.Rand
 }
 
 // member is one xds.
@@ -43,18 +47,34 @@ type member struct {
 	paused bool
 }
 
-// subject is one node: it obeys the highest term that it has seen.
+// subject is one node, agent and engine: it obeys the highest term that somebody has named
+// within 30 s.
 type subject struct {
 	status  *enginepb.Status
 	term    uint64
+	named   map[uint64]time.Time   // when each term was last named
+	want    *enginepb.Assignment   // nil: nothing
+	onTheir []*enginepb.Assignment // way to the engine
+	lie     func(*fleetpb.NodeReport)
 	streams map[int]uint64 // by index of the xds
 	seq     uint64
+}
+
+// fence takes in a term that is named now; 0: none is.
+func (n *subject) fence(now time.Time, term uint64) {
+	n.named[term] = now
+	n.term = 0
+	for t, last := range n.named {
+		if now.Sub(last) < 30*time.Second {
+			n.term = max(n.term, t)
+		}
+	}
 }
 
 func newCouncil(t *testing.T, xds int, text string, nodes ...string) *council {
 	c := &council{t: t, now: epoch, nodes: map[string]*subject{}, holder: -1, starts: map[string]int{}}
 	for _, name := range nodes {
-		c.nodes[name] = &subject{status: idleStatus(name, 0), streams: map[int]uint64{}}
+		c.nodes[name] = &subject{status: idleStatus(name, enginepb.Version{}), streams: map[int]uint64{}, named: map[uint64]time.Time{}}
 	}
 	for range xds {
 		c.xds = append(c.xds, &member{})
@@ -66,9 +86,9 @@ func newCouncil(t *testing.T, xds int, text string, nodes ...string) *council {
 	return c
 }
 
-func idleStatus(name string, generation uint64) *enginepb.Status {
+func idleStatus(name string, v enginepb.Version) *enginepb.Status {
 	return &enginepb.Status{
-		Node: name, State: enginepb.State_IDLE, Generation: generation, HttpAddress: address(name, 80),
+		Node: name, State: enginepb.State_IDLE, Generation: v.Generation, ControlEpoch: v.Epoch, HttpAddress: address(name, 80),
 		GrpcAddress: address(name, 81), ShardAddress: address(name, 82),
 	}
 }
@@ -141,10 +161,15 @@ func (c *council) beat() {
 				continue
 			}
 			n.seq++
-			x.Step(c.clock(i), Reported{Stream: n.streams[i], Report: &fleetpb.NodeReport{
+			r := &fleetpb.NodeReport{
 				Node: name, Seq: n.seq, Sent: timestamppb.New(c.now), Engine: n.status, Term: n.term,
 				Telemetry: &fleetpb.Telemetry{Source: fleetpb.Telemetry_HOST, Cpus: 1},
-			}})
+			}
+			if n.lie != nil {
+				r = proto.CloneOf(r)
+				n.lie(r)
+			}
+			x.Step(c.clock(i), Reported{Stream: n.streams[i], Report: r})
 		}
 	}
 	for i, x := range c.xds {
@@ -156,27 +181,49 @@ func (c *council) beat() {
 			c.t.Fatalf("xds %d directs %v and does not lead", i, x.snap.Directives)
 		}
 		for name, n := range c.nodes {
-			if n.term = max(n.term, x.snap.Term); x.snap.Term < n.term || x.snap.Directives[name] == nil {
-				continue
+			if n.fence(c.now, x.snap.Term); x.snap.Term == n.term && x.snap.Directives[name] != nil {
+				n.want = x.snap.Directives[name]
 			}
-			c.obey(name, n, x.snap.Directives[name])
 		}
+	}
+	for name, n := range c.nodes {
+		c.assert(name, n)
 	}
 }
 
-// obey lets an engine take an assignment as engines do.
-func (c *council) obey(name string, n *subject, a *enginepb.Assignment) {
-	switch {
-	case a.GetGeneration() < n.status.GetGeneration():
-		return // it refuses what is older
+// assert lets an agent give its engine what is wanted, as agents do: until it is there, or
+// refused.
+func (c *council) assert(name string, n *subject) {
+	if n.want != nil && n.status.Version() != n.want.Version() {
+		n.onTheir = append(n.onTheir, n.want)
+	}
+	var later []*enginepb.Assignment
+	for _, a := range n.onTheir {
+		if c.late > 0 && c.r.IntN(8) < c.late {
+			later = append(later, a)
+		} else if !c.obey(name, n, a) && n.want != nil && a.Version() == n.want.Version() {
+			n.want = nil
+		}
+	}
+	n.onTheir = later
+}
+
+// obey lets an engine take an assignment as engines do, and returns whether it does.
+func (c *council) obey(name string, n *subject, a *enginepb.Assignment) bool {
+	switch had := n.status.Version(); {
+	case had.After(a.Version()):
+		return false // it refuses what is older
+	case had == a.Version():
+		return proto.Equal(a, n.status.GetAssignment()) || a.Releases() && n.status.GetAssignment() == nil
 	case a.Releases():
-		n.status = idleStatus(name, a.GetGeneration())
-		return
+		n.status = idleStatus(name, a.Version())
+		return true
 	case n.status.GetAssignment() == nil || !enginepb.SameProcess(n.status.GetAssignment(), a):
 		c.starts[a.GetReplica()]++
 	}
-	n.status = idleStatus(name, a.GetGeneration())
+	n.status = idleStatus(name, a.Version())
 	n.status.State, n.status.Assignment = enginepb.State_READY, a
+	return true
 }
 
 func (c *council) after(d time.Duration) {

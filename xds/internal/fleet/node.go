@@ -58,8 +58,8 @@ type node struct {
 	cache *enginepb.Cache
 	// mute is since when the agent can't get its engine's status; zero: it can.
 	mute time.Time
-	// directed is the generation last sent down, and when.
-	directed   uint64
+	// directed is the version last sent down, and when.
+	directed   enginepb.Version
 	directedAt time.Time
 }
 
@@ -88,8 +88,8 @@ func (n *node) asLayout(now time.Time, c ClusterNode) layout.Node {
 		Engine:     n.engine.GetGrpcAddress(),
 		Shard:      n.engine.GetShardAddress(),
 		Running:    n.engine.GetAssignment(),
-		Generation: n.engine.GetGeneration(),
-		Refused:    n.report.GetRefused().GetGeneration(),
+		Version:    n.engine.Version(),
+		Refused:    n.report.GetRefused().Version(),
 		RefusedWhy: n.report.GetRefused().GetReason(),
 	}
 }
@@ -166,13 +166,17 @@ func (n *node) runs(r *layout.Replica, stage int) bool {
 	if had.GetReplica() != r.Spec.Replica || int(had.GetStage()) != stage {
 		return false
 	}
-	return had.GetGeneration() == r.Generation || enginepb.SameProcess(had, r.Assignment(stage))
+	return had.Version() == r.Version || enginepb.SameProcess(had, r.Assignment(stage))
 }
 
 // letsGo reports whether the head of a replica has let go of what it had before the
-// assignment of that generation: it runs that, or nothing.
-func (n *node) letsGo(generation uint64) bool {
-	return n != nil && n.engine != nil && (n.engine.GetGeneration() >= generation || n.engine.GetAssignment() == nil)
+// assignment of that version: it runs that, or nothing.
+func (n *node) letsGo(v enginepb.Version) bool {
+	if n == nil || n.engine == nil {
+		return false
+	}
+	had := n.engine.Version()
+	return had == v || had.After(v) || n.engine.GetAssignment() == nil
 }
 
 // follows returns whether the node's engine serves the assignment already.
@@ -181,6 +185,6 @@ func (n *node) follows(a *enginepb.Assignment) bool {
 		return false
 	}
 	had := n.engine.GetAssignment()
-	return n.engine.GetGeneration() == a.GetGeneration() &&
+	return n.engine.Version() == a.Version() &&
 		had.GetReplica() == a.GetReplica() && had.GetStage() == a.GetStage()
 }

@@ -24,7 +24,7 @@ type machine struct {
 	seq    uint64
 
 	have, next *enginepb.Assignment // nil: nothing
-	generation uint64
+	version    enginepb.Version
 	state      enginepb.State
 	left       int // beats until the drain or the start is over
 	starts     int // of processes
@@ -127,7 +127,7 @@ func (m *mesh) report(e *machine) {
 	}
 	e.seq++
 	s := &enginepb.Status{
-		Node: e.name, State: e.state, Generation: e.generation, Assignment: e.have,
+		Node: e.name, State: e.state, Generation: e.version.Generation, ControlEpoch: e.version.Epoch, Assignment: e.have,
 		HttpAddress: address(e.name, 80), GrpcAddress: address(e.name, 81), ShardAddress: address(e.name, 82),
 	}
 	m.fleet.Step(m.now, Reported{Stream: e.stream, Report: &fleetpb.NodeReport{
@@ -140,12 +140,15 @@ func (m *mesh) report(e *machine) {
 func (e *machine) assign(m *mesh, a *enginepb.Assignment) {
 	m.t.Helper()
 	m.directives[fmt.Sprint(e.name, a.GetGeneration())]++
-	last := max(e.generation, e.next.GetGeneration())
+	last := e.version
+	if e.next != nil {
+		last = e.next.Version()
+	}
 	switch {
-	case a.GetGeneration() < last:
+	case last.After(a.Version()):
 		return
 	case slices.Contains(a.GetBackend().GetArgs(), refusedArgs):
-		e.refused = &fleetpb.Refusal{Generation: a.GetGeneration(), Reason: "backend.args[0]: must not be"}
+		e.refused = &fleetpb.Refusal{Generation: a.GetGeneration(), ControlEpoch: a.GetControlEpoch(), Reason: "backend.args[0]: must not be"}
 		return
 	}
 	e.refused = nil
@@ -165,7 +168,7 @@ func (e *machine) assign(m *mesh, a *enginepb.Assignment) {
 }
 
 func (e *machine) take(a *enginepb.Assignment) {
-	e.have, e.generation, e.next = a, a.GetGeneration(), nil
+	e.have, e.version, e.next = a, a.Version(), nil
 	if a.Releases() {
 		e.have = nil
 	}
@@ -286,7 +289,7 @@ func (m *mesh) show() string {
 	var b strings.Builder
 	for _, name := range m.names() {
 		e := m.machines[name]
-		fmt.Fprintf(&b, "%s %s gen %d runs %s/%d of %d, next %v\n", name, e.state, e.generation, e.have.GetReplica(), e.have.GetStage(), len(e.have.GetStages()), e.next.GetReplica())
+		fmt.Fprintf(&b, "%s %s version %v runs %s/%d of %d, next %v\n", name, e.state, e.version, e.have.GetReplica(), e.have.GetStage(), len(e.have.GetStages()), e.next.GetReplica())
 	}
 	return b.String()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -69,6 +71,15 @@ func good(node string, seq uint64) *fleetpb.NodeReport {
 	}
 }
 
+// assigned is what an engine may say that it serves.
+func assigned() *enginepb.Assignment {
+	return &enginepb.Assignment{
+		Generation: 7, Model: "m", Replica: "m-0",
+		Stages:  []*enginepb.Stage{{Node: "node-a", EngineAddress: "10.0.0.1:81", Share: 1}},
+		Backend: &enginepb.Backend{Kind: enginepb.Backend_LLAMACPP, Weights: "/m.gguf", Slots: 1, Threads: 1, MaxBodyBytes: 1024},
+	}
+}
+
 func open(t *testing.T, c fleetpb.FleetClient) fleetpb.Fleet_ReportClient {
 	t.Helper()
 	stream, err := c.Report(context.Background())
@@ -97,18 +108,45 @@ func TestReportsThatBreakARule(t *testing.T) {
 		{name: "another's engine", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.Node = "node-b" }), want: "engine.node"},
 		{name: "a host name", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.HttpAddress = "localhost:80" }), want: `engine.http_address: "localhost:80"; must be ip:port`},
 		{name: "port 0", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.GrpcAddress = "10.0.0.1:0" }), want: "engine.grpc_address"},
+		{name: "a speed that is none", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.Speed = &enginepb.Speed{Decode: math.NaN()} }), want: "engine.speed.decode: NaN; must be a finite number"},
+		{name: "an infinite one", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.Speed = &enginepb.Speed{Prefill: math.Inf(1)} }), want: "Prefill"},
+		{name: "one so small that its inverse is infinite", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.Speed = &enginepb.Speed{Decode: 5e-324} }), want: "Decode"},
+		{name: "a capacity that is none", reports: edit(func(r *fleetpb.NodeReport) { r.Telemetry.Capacity = math.NaN() }), want: "telemetry.capacity: NaN"},
+		{name: "a figure of a GPU", reports: edit(func(r *fleetpb.NodeReport) {
+			r.Telemetry.Gpus = []*fleetpb.Gpu{{Uuid: "a"}, {Uuid: "b", ClockRatio: math.NaN()}}
+		}), want: "telemetry.gpus[1].clock_ratio: NaN"},
+		{name: "a share of an assignment", reports: edit(func(r *fleetpb.NodeReport) {
+			r.Engine.Assignment = assigned()
+			r.Engine.Assignment.Stages[0].Share = float32(math.NaN())
+		}), want: "engine.assignment.stages[0].share: NaN"},
+		{name: "a time that is none", reports: edit(func(r *fleetpb.NodeReport) { r.Sent.Seconds = math.MaxInt64 }), want: "sent: "},
+		{name: "a duration that is none", reports: edit(func(r *fleetpb.NodeReport) {
+			r.Engine.Processes = []*enginepb.Process{{Role: "shard", Cpu: &durationpb.Duration{Seconds: math.MaxInt64}}}
+		}), want: "engine.processes[0].cpu: "},
+		{name: "an unspecified address", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.HttpAddress = "0.0.0.0:80" }), want: "engine.http_address: \"0.0.0.0:80\"; must be the ip:port of one host, and this is an unspecified one"},
+		{name: "a link-local address", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.HttpAddress = "169.254.169.254:80" }), want: "a link-local one"},
+		{name: "a multicast shard", reports: edit(func(r *fleetpb.NodeReport) { r.Engine.ShardAddress = "[ff02::1]:80" }), want: "engine.shard_address: \"[ff02::1]:80\"; must be the ip:port of one host, and this is a multicast one"},
+		{name: "a stage at a link-local address", reports: edit(func(r *fleetpb.NodeReport) {
+			r.Engine.Assignment = assigned()
+			r.Engine.Assignment.Stages[0].EngineAddress = "[::ffff:169.254.169.254]:80"
+		}), want: "engine.assignment.stages[0].engine_address: "},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				_, c := dialService(t)
-				stream := open(t, c)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				stream, err := c.Report(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
 				for _, r := range tt.reports {
 					if err := stream.Send(r); err != nil {
 						t.Fatal(err)
 					}
 				}
-				_, err := stream.Recv()
+				_, err = stream.Recv()
 				if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("stream ended with %v, want INVALID_ARGUMENT …%s…", err, tt.want)
 				}

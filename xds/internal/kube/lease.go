@@ -69,7 +69,7 @@ func (c *Cluster) sawLease(ctx context.Context, r resourcelock.LeaderElectionRec
 	c.answered.Store(time.Now().UnixNano())
 	term := uint64(0)
 	if r.HolderIdentity == c.cfg.Identity {
-		term = uint64(r.LeaderTransitions) + 1
+		term = uint64(max(0, r.LeaderTransitions)) + 1
 	}
 	f.Post(ctx, fleet.Leads{Term: term})
 	c.mu.Lock()

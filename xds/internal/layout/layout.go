@@ -49,11 +49,11 @@ type Node struct {
 	Engine, Shard string
 	// Running is the assignment in force there; nil: none, or unknown.
 	Running *enginepb.Assignment
-	// Generation is that of the assignment or release in force there.
-	Generation uint64
-	// Refused is the generation of a directive that the engine has refused for good,
-	// RefusedWhy its reason; 0: none.
-	Refused    uint64
+	// Version is that of the assignment or release in force there.
+	Version enginepb.Version
+	// Refused is the version of a directive that the engine has refused for good,
+	// RefusedWhy its reason; zero: none.
+	Refused    enginepb.Version
 	RefusedWhy string
 }
 
@@ -62,8 +62,8 @@ type Replica struct {
 	// Spec is what is to run there: what is desired, or, until its turn comes, what
 	// does run.
 	Spec Spec
-	// Generation is the version of the replica's assignments.
-	Generation uint64
+	// Version is that of the replica's assignments.
+	Version enginepb.Version
 	// Stages has the replica's stages, the head first.
 	Stages []*enginepb.Stage
 	// Leaving is whether it is not desired any more, and serves until its turn comes.
@@ -87,12 +87,13 @@ func (r Replica) Name() string {
 // Assignment returns the assignment of the stage's node.
 func (r Replica) Assignment(stage int) *enginepb.Assignment {
 	return &enginepb.Assignment{
-		Generation: r.Generation,
-		Model:      r.Spec.Model,
-		Replica:    r.Spec.Replica,
-		Stage:      uint32(stage),
-		Stages:     r.Stages,
-		Backend:    r.Spec.Backend,
+		ControlEpoch: r.Version.Epoch,
+		Generation:   r.Version.Generation,
+		Model:        r.Spec.Model,
+		Replica:      r.Spec.Replica,
+		Stage:        uint32(stage),
+		Stages:       r.Stages,
+		Backend:      r.Spec.Backend,
 	}
 }
 
@@ -114,18 +115,19 @@ type Retiring struct {
 	Had *enginepb.Assignment
 	// Nodes are those that run it, by name.
 	Nodes []string
-	// Generation is that of the release.
-	Generation uint64
+	// Version is that of the release.
+	Version enginepb.Version
 }
 
 // Release returns the release for each of its nodes.
 func (r Retiring) Release() *enginepb.Assignment {
-	return &enginepb.Assignment{Generation: r.Generation}
+	return &enginepb.Assignment{ControlEpoch: r.Version.Epoch, Generation: r.Version.Generation}
 }
 
-// Runs reports whether an assignment in force on a node is what is to end.
+// Runs reports whether an assignment in force on a node is what is to end: whatever of the
+// replica was not assigned after the release was decided.
 func (r Retiring) Runs(a *enginepb.Assignment) bool {
-	return a != nil && a.GetReplica() == r.Had.GetReplica() && a.GetGeneration() <= r.Had.GetGeneration() &&
+	return a != nil && a.GetReplica() == r.Had.GetReplica() && !a.Version().After(r.Version) &&
 		slices.EqualFunc(a.GetStages(), r.Had.GetStages(), func(a, b *enginepb.Stage) bool { return a.GetNode() == b.GetNode() })
 }
 
@@ -159,6 +161,9 @@ type Input struct {
 	// Published is whether the gateways know what is desired. Until then a model that is
 	// not desired any more is still asked for.
 	Published bool
+	// Last is the version that this xds has given out last. What is new comes after it,
+	// whatever versions nodes claim to have.
+	Last enginepb.Version
 	// Now bounds new generations from below, in microseconds.
 	Now time.Time
 }

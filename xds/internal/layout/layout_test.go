@@ -2,6 +2,7 @@ package layout
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
 )
@@ -41,7 +43,7 @@ func running(n Node, r Replica, stage int) Node {
 func short(p Plan) []string {
 	var all []string
 	for _, r := range p.Replicas {
-		all = append(all, fmt.Sprintf("%s@%d=%s", r.Spec.Replica, r.Generation, strings.Join(r.Nodes(), ",")))
+		all = append(all, fmt.Sprintf("%s@%d=%s", r.Spec.Replica, r.Version.Generation, strings.Join(r.Nodes(), ",")))
 	}
 	for _, c := range p.Conditions {
 		all = append(all, c.Text)
@@ -131,12 +133,30 @@ func TestMake(t *testing.T) {
 	}
 }
 
-func TestGenerationsOnlyGrow(t *testing.T) {
+func TestVersionsOnlyGrow(t *testing.T) {
 	had := make1([]Spec{spec("m-0", 1)}, []Node{node("a")}, nil, later).Replicas
 	other := []Spec{{Model: "m", Replica: "m-0", Backend: &enginepb.Backend{Weights: "/other.gguf"}, Shares: []float32{1}}}
-	plan := make1(other, []Node{running(node("a"), had[0], 0)}, nil, day) // the clock went back
-	if got := plan.Replicas[0].Generation; got <= had[0].Generation {
-		t.Errorf("generation %d after %d", got, had[0].Generation)
+	in := Input{Specs: other, Nodes: []Node{running(node("a"), had[0], 0)}, Published: true, Now: day, Last: had[0].Version} // the clock went back
+	if got := Make(in).Replicas[0].Version; !got.After(had[0].Version) {
+		t.Errorf("version %v after %v", got, had[0].Version)
+	}
+	in.Nodes[0].Running.Generation = math.MaxUint64
+	in.Nodes[0].Version = in.Nodes[0].Running.Version()
+	in.Last = enginepb.Version{Epoch: 1} // as whoever met that version continues
+	if got := Make(in).Replicas[0].Version; !got.After(in.Nodes[0].Version) {
+		t.Errorf("version %v after %v", got, in.Nodes[0].Version)
+	}
+}
+
+func TestSameVersionWithAnotherContentIsReplaced(t *testing.T) {
+	had := make1([]Spec{spec("m-0", 1)}, []Node{node("a")}, nil, day).Replicas
+	n := running(node("a"), had[0], 0)
+	n.Running = proto.CloneOf(n.Running)
+	n.Running.Backend.Weights = "/other.gguf"
+	n.Version = n.Running.Version()
+	plan := Make(Input{Specs: []Spec{spec("m-0", 1)}, Nodes: []Node{n}, Previous: Plan{Replicas: had}, Published: true, Now: day, Last: had[0].Version})
+	if got := plan.Replicas[0]; !got.Version.After(n.Version) || got.Spec.Backend.GetWeights() != "/m.gguf" {
+		t.Errorf("planned %v of %v, want a version after %v of what is desired", got.Version, got.Spec.Backend, n.Version)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 )
 
 // A replica on a cordoned node moves first and leaves then: while it starts elsewhere
-// under a new generation, what it leaves behind serves on.
+// under a new version, what it leaves behind serves on.
 
 // findMoved finds what is left behind that no plan knows: an xds before this one has
 // moved it.
@@ -18,12 +18,12 @@ func (p *planner) findMoved() {
 		n := p.nodes[name]
 		a := n.Running
 		had := p.had[a.GetReplica()]
-		if a == nil || a.GetStage() != 0 || had == nil || had.GetGeneration() <= a.GetGeneration() || p.ends(a) || p.cordoned(a.GetStages()) == "" {
+		if a == nil || a.GetStage() != 0 || had == nil || had.Version().Compare(a.Version()) <= 0 || p.ends(a) || p.cordoned(a.GetStages()) == "" {
 			continue
 		}
 		known := slices.ContainsFunc(p.moved, func(r Replica) bool { return r.Stages[0].GetNode() == name })
 		if !known && !slices.Equal(nodesOf(had.GetStages()), nodesOf(a.GetStages())) {
-			p.moved = append(p.moved, Replica{Spec: specOf(a), Generation: a.GetGeneration(), Stages: a.GetStages(), Leaving: true, Moved: true})
+			p.moved = append(p.moved, Replica{Spec: specOf(a), Version: a.Version(), Stages: a.GetStages(), Leaving: true, Moved: true})
 		}
 	}
 }

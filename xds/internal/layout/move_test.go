@@ -72,14 +72,14 @@ func (m *moving) obey(ready bool) {
 	for _, t := range m.previous.Retiring {
 		for _, name := range t.Nodes {
 			n := m.nodes[name]
-			n.Running, n.Ready, n.Generation = nil, false, t.Generation
+			n.Running, n.Ready, n.Version = nil, false, t.Version
 		}
 	}
 	for _, r := range m.previous.Replicas {
 		for i, s := range r.Stages {
 			n := m.nodes[s.GetNode()]
-			if n.Running.GetGeneration() < r.Generation {
-				n.Running, n.Generation, n.Ready = r.Assignment(i), r.Generation, false
+			if r.Version.After(n.Running.Version()) {
+				n.Running, n.Version, n.Ready = r.Assignment(i), r.Version, false
 			}
 			n.Ready = n.Ready || ready
 		}

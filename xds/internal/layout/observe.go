@@ -49,7 +49,7 @@ func Observe(in Input) Plan {
 }
 
 // groups returns what runs by the name of the replica: what takes requests first, then
-// by generation, the latest first.
+// by version, the latest first.
 func (p *planner) groups() map[string][]Replica {
 	type key struct{ replica, nodes string }
 	of := func(a *enginepb.Assignment) key {
@@ -61,7 +61,7 @@ func (p *planner) groups() map[string][]Replica {
 		if n := p.nodes[name]; a == nil || n.Lost {
 			continue
 		}
-		if known := latest[of(a)]; known == nil || known.GetGeneration() < a.GetGeneration() {
+		if known := latest[of(a)]; known == nil || known.Version().Compare(a.Version()) < 0 {
 			latest[of(a)] = a
 		}
 	}
@@ -72,7 +72,7 @@ func (p *planner) groups() map[string][]Replica {
 			return known && n.Running != nil && of(n.Running) != k || n.Lost
 		})
 		if !broken {
-			all[k.replica] = append(all[k.replica], Replica{Spec: specOf(a), Generation: a.GetGeneration(), Stages: a.GetStages()})
+			all[k.replica] = append(all[k.replica], Replica{Spec: specOf(a), Version: a.Version(), Stages: a.GetStages()})
 		}
 	}
 	for name, of := range all {
@@ -83,7 +83,7 @@ func (p *planner) groups() map[string][]Replica {
 			return 1
 		}
 		slices.SortFunc(of, func(a, b Replica) int {
-			return cmp.Or(cmp.Compare(up(a), up(b)), cmp.Compare(b.Generation, a.Generation), strings.Compare(a.Stages[0].GetNode(), b.Stages[0].GetNode()))
+			return cmp.Or(cmp.Compare(up(a), up(b)), b.Version.Compare(a.Version), strings.Compare(a.Stages[0].GetNode(), b.Stages[0].GetNode()))
 		})
 	}
 	return all

@@ -37,8 +37,8 @@ type planner struct {
 	taken map[string]string
 	// reserved has the replica that names a node of its own, by the node's name.
 	reserved map[string]string
-	// next is the generation for what is new.
-	next uint64
+	// next is the version for what is new.
+	next enginepb.Version
 	// ending has what is to end by the plan in force, by replica.
 	ending map[string][]Retiring
 	// moved are of the plan in force, or found running, what is left behind of replicas
@@ -85,7 +85,7 @@ func newPlanner(in Input) *planner {
 		reserved:  make(map[string]string),
 		ending:    make(map[string][]Retiring),
 		busy:      make(map[string]string),
-		next:      uint64(max(1, in.Now.UnixMicro())),
+		next:      enginepb.Version{Epoch: in.Last.Epoch, Generation: max(in.Last.Generation+1, uint64(max(1, in.Now.UnixMicro())))},
 		placed:    make([]*Replica, len(in.Specs)),
 		faults:    make([]*obs.Condition, len(in.Specs)),
 		waits:     make(map[string]string),
@@ -93,17 +93,12 @@ func newPlanner(in Input) *planner {
 	for _, n := range in.Nodes {
 		p.names = append(p.names, n.Name)
 		p.nodes[n.Name] = n
-		p.next = max(p.next, n.Running.GetGeneration()+1, n.Generation+1, n.Refused+1)
 	}
 	slices.Sort(p.names)
 	for _, s := range in.Specs {
 		p.specs[s.Replica] = s
 	}
-	for _, r := range in.Previous.Replicas {
-		p.next = max(p.next, r.Generation+1)
-	}
 	for _, t := range in.Previous.Retiring {
-		p.next = max(p.next, t.Generation+1)
 		p.ending[t.Had.GetReplica()] = append(p.ending[t.Had.GetReplica()], t)
 	}
 	p.inForce()
@@ -120,17 +115,17 @@ func (p *planner) inForce() {
 		}
 		name, a := r.Spec.Replica, r.Assignment(0)
 		p.had[name], p.planned[name] = a, true
-		if r.Refused != nil {
-			p.refused[name] = r.Refused
-		}
 		head := p.nodes[a.GetStages()[0].GetNode()]
-		if head.Refused == a.GetGeneration() {
+		if no := r.Refused; no != nil && (!head.Usable || head.Refused == no.Version()) {
+			p.refused[name] = no // else the engine is another one, and may take it
+		}
+		if head.Refused == a.Version() {
 			p.refused[name] = a
 			if head.Running.GetReplica() == name {
 				p.had[name] = head.Running
 			}
 		}
-		if head.Refused > 0 && head.Refused == p.refused[name].GetGeneration() {
+		if head.Refused != (enginepb.Version{}) && head.Refused == p.refused[name].Version() {
 			p.why[name] = head.RefusedWhy
 		}
 	}
@@ -140,8 +135,8 @@ func (p *planner) inForce() {
 		if a == nil || p.ends(a) {
 			continue
 		}
-		// Nodes of one replica may be at different generations: the latest one holds.
-		if known := running[a.GetReplica()]; known == nil || known.GetGeneration() < a.GetGeneration() {
+		// Nodes of one replica may be at different versions: the latest one holds.
+		if known := running[a.GetReplica()]; known == nil || known.Version().Compare(a.Version()) < 0 {
 			running[a.GetReplica()] = a
 		}
 	}
@@ -159,7 +154,7 @@ func (p *planner) ends(a *enginepb.Assignment) bool {
 }
 
 // carry takes over what is to end and still runs. What is desired again, and runs on
-// all of its nodes, goes back into force under a new generation.
+// all of its nodes, goes back into force under a new version.
 func (p *planner) carry() {
 	for _, t := range p.in.Previous.Retiring {
 		name := t.Had.GetReplica()
@@ -174,7 +169,7 @@ func (p *planner) carry() {
 		}
 		if spec, desired := p.specs[name]; desired && p.had[name] == nil && len(left) == len(t.Had.GetStages()) && p.stays(spec, t.Had) {
 			if back := p.at(spec, t.Had).Assignment(0); enginepb.SameProcess(back, t.Had) {
-				back.Generation = p.next
+				back.ControlEpoch, back.Generation = p.next.Epoch, p.next.Generation
 				p.had[name], p.planned[name] = back, true
 				continue
 			}
@@ -207,7 +202,7 @@ func (p *planner) adopt(planned bool) {
 				continue
 			}
 		}
-		kept := &Replica{Spec: specOf(had), Generation: had.GetGeneration(), Stages: had.GetStages()}
+		kept := &Replica{Spec: specOf(had), Version: had.Version(), Stages: had.GetStages()}
 		p.placed[i] = kept
 		if to == nil {
 			p.changes = append(p.changes, edit{spec: i, from: kept})
@@ -217,7 +212,7 @@ func (p *planner) adopt(planned bool) {
 		switch a := to.Assignment(0); {
 		case equal(a, had) && !p.overtaken(had):
 			p.placed[i] = to
-			if no != nil && no.GetGeneration() == had.GetGeneration() { // and it runs nothing else
+			if no != nil && no.Version() == had.Version() { // and it runs nothing else
 				p.waits[spec.Replica] = "its engine refuses it: " + p.why[spec.Replica]
 			}
 		case no != nil && equal(a, no):
@@ -225,7 +220,7 @@ func (p *planner) adopt(planned bool) {
 			p.refusedBy[spec.Model] = spec.Replica
 			p.waits[spec.Replica] = "its engine refuses it: " + p.why[spec.Replica]
 		case enginepb.SameProcess(a, had):
-			to.Generation = p.next
+			to.Version = p.next
 			p.placed[i] = to
 		default:
 			p.changes = append(p.changes, edit{spec: i, from: kept, to: to})
@@ -248,7 +243,7 @@ func (p *planner) adoptLeaving() {
 		if !p.up(name, had) || !p.take(name, had) {
 			continue
 		}
-		p.leaving = append(p.leaving, &Replica{Spec: specOf(had), Generation: had.GetGeneration(), Stages: had.GetStages(), Leaving: true})
+		p.leaving = append(p.leaving, &Replica{Spec: specOf(had), Version: had.Version(), Stages: had.GetStages(), Leaving: true})
 	}
 }
 
@@ -273,17 +268,26 @@ func (p *planner) take(name string, a *enginepb.Assignment) bool {
 func (p *planner) stale(a *enginepb.Assignment) bool {
 	return slices.ContainsFunc(a.GetStages(), func(s *enginepb.Stage) bool {
 		r := p.nodes[s.GetNode()].Running
-		return r.GetGeneration() > a.GetGeneration() && r.GetReplica() != a.GetReplica() &&
+		return r.Version().Compare(a.Version()) > 0 && r.GetReplica() != a.GetReplica() &&
 			slices.Contains(nodesOf(r.GetStages()), s.GetNode())
 	})
 }
 
-// overtaken reports whether a node of an assignment has taken a later one, so that it
-// would refuse this one.
+// overtaken reports whether a node of an assignment has taken a later one, or the same
+// version with another content, so that it would refuse this one.
 func (p *planner) overtaken(a *enginepb.Assignment) bool {
-	return slices.ContainsFunc(a.GetStages(), func(s *enginepb.Stage) bool {
-		return p.nodes[s.GetNode()].Generation > a.GetGeneration()
-	})
+	for i, s := range a.GetStages() {
+		n := p.nodes[s.GetNode()]
+		if n.Version.After(a.Version()) || n.Version == a.Version() && !runs(n.Running, a, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// runs reports whether what a node runs is its stage of an assignment.
+func runs(running, a *enginepb.Assignment, stage int) bool {
+	return running.GetModel() == a.GetModel() && running.GetReplica() == a.GetReplica() && int(running.GetStage()) == stage && equal(running, a)
 }
 
 // drop takes a replica out of force: its nodes are free once they run nothing.
@@ -305,9 +309,9 @@ func (p *planner) stays(spec Spec, had *enginepb.Assignment) bool {
 		(len(spec.Nodes) == 0 || slices.Equal(spec.Nodes, nodesOf(had.GetStages())))
 }
 
-// at returns what is desired on the nodes of an assignment, at its generation.
+// at returns what is desired on the nodes of an assignment, at its version.
 func (p *planner) at(spec Spec, had *enginepb.Assignment) *Replica {
-	r := &Replica{Spec: spec, Generation: had.GetGeneration()}
+	r := &Replica{Spec: spec, Version: had.Version()}
 	for i, s := range had.GetStages() {
 		r.Stages = append(r.Stages, p.stage(spec, i, s))
 	}
@@ -323,7 +327,7 @@ func specOf(a *enginepb.Assignment) Spec {
 	return s
 }
 
-// equal reports whether two assignments of one replica differ at most in generation
+// equal reports whether two assignments of one replica differ at most in version
 // and stage.
 func equal(a, b *enginepb.Assignment) bool {
 	return proto.Equal(a.GetBackend(), b.GetBackend()) &&
@@ -352,7 +356,7 @@ func (p *planner) stage(spec Spec, i int, had *enginepb.Stage) *enginepb.Stage {
 func (p *planner) up(name string, a *enginepb.Assignment) bool {
 	for _, s := range a.GetStages() {
 		n := p.nodes[s.GetNode()]
-		runs := n.Running.GetReplica() == name && (n.Running.GetGeneration() == a.GetGeneration() || enginepb.SameProcess(n.Running, a))
+		runs := n.Running.GetReplica() == name && (n.Running.Version() == a.Version() || enginepb.SameProcess(n.Running, a))
 		if n.Lost || !n.Ready || !runs {
 			return false
 		}
@@ -377,10 +381,10 @@ func (p *planner) retireStrays() {
 		key := a.GetReplica() + " " + strings.Join(nodesOf(a.GetStages()), " ")
 		t := strays[key]
 		if t == nil {
-			t = &Retiring{Had: a, Generation: p.next}
+			t = &Retiring{Had: a, Version: p.next}
 			strays[key] = t
 		}
-		if t.Nodes = append(t.Nodes, name); t.Had.GetGeneration() < a.GetGeneration() {
+		if t.Nodes = append(t.Nodes, name); t.Had.Version().Compare(a.Version()) < 0 {
 			t.Had = a
 		}
 	}
@@ -456,7 +460,7 @@ func (p *planner) place(spec Spec) (*Replica, *obs.Condition) {
 			Next: "start more nodes, or lower spec.replicas or spec.layout of the model",
 		}
 	}
-	r := &Replica{Spec: spec, Generation: p.next}
+	r := &Replica{Spec: spec, Version: p.next}
 	for i, name := range names[:len(spec.Shares)] {
 		p.taken[name] = spec.Replica
 		r.Stages = append(r.Stages, p.stage(spec, i, &enginepb.Stage{Node: name}))

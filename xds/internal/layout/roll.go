@@ -51,7 +51,7 @@ func (p *planner) apply(c edit) {
 		p.drop(c.from)
 		return
 	}
-	c.to.Generation = p.next
+	c.to.Version = p.next
 	p.placed[c.spec] = c.to
 }
 

@@ -8,8 +8,10 @@ package weight
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -30,35 +32,73 @@ type Replica struct {
 	Freshness float64
 }
 
+// most is how much more than another replica one can be worth to the weights: its capacity
+// counts for so many times the median of the others' at most. A node that claims more than
+// all others together takes from the others what such a node would, and no more.
+const most = 16
+
 // Of returns the weights of all replicas of one model, in their order, each
 // from 1 to Full: capacity × health × freshness, scaled so that the largest
 // capacity has Full. The scale takes capacities only, so that one replica's
-// trouble changes no other's weight: half the capacity is half the weight.
+// trouble changes no other's weight: half the capacity is half the weight, down to a
+// sixteenth of the median.
 //
 // A replica of unknown capacity counts as the mean of the known ones: just
 // started, it must neither draw all traffic nor starve.
 func Of(replicas []Replica) []uint32 {
-	mean, largest := known(replicas)
+	capacities := bounded(replicas)
+	mean, largest := known(capacities)
 	weights := make([]uint32, len(replicas))
 	for i, r := range replicas {
-		capacity := r.Capacity
-		if capacity <= 0 {
+		capacity := capacities[i]
+		if capacity == 0 {
 			capacity = mean
 		}
-		w := Full * capacity / largest * r.Health * r.Freshness
-		weights[i] = uint32(max(1, min(Full, math.Round(w))))
+		weights[i] = uint32(math.Round(trust.Clamp(Full*capacity/largest*r.Health*r.Freshness, 1, Full)))
 	}
 	return weights
 }
 
+// bounded returns the capacities as they count; 0: unknown.
+func bounded(replicas []Replica) []float64 {
+	capacities := make([]float64, len(replicas))
+	var sorted []float64 // those that are known
+	for i, r := range replicas {
+		if trust.Within(r.Capacity, math.SmallestNonzeroFloat64, math.MaxFloat64) {
+			capacities[i] = r.Capacity
+			sorted = append(sorted, r.Capacity)
+		}
+	}
+	if len(sorted) < 2 {
+		return capacities
+	}
+	slices.Sort(sorted)
+	for i, c := range capacities {
+		if c > 0 {
+			capacities[i] = min(c, most*medianWithout(sorted, c))
+		}
+	}
+	return capacities
+}
+
+// medianWithout returns the median of sorted numbers but for one of them, the lower one of
+// two.
+func medianWithout(sorted []float64, one float64) float64 {
+	middle := (len(sorted) - 2) / 2
+	if at, _ := slices.BinarySearch(sorted, one); at <= middle {
+		middle++
+	}
+	return sorted[middle]
+}
+
 // known returns the mean and the largest of the known capacities, 1 without any.
-func known(replicas []Replica) (mean, largest float64) {
+func known(capacities []float64) (mean, largest float64) {
 	n := 0
-	for _, r := range replicas {
-		if r.Capacity > 0 {
+	for _, c := range capacities {
+		if c > 0 {
 			n++
-			mean += r.Capacity
-			largest = max(largest, r.Capacity)
+			mean += c
+			largest = max(largest, c)
 		}
 	}
 	if n == 0 {

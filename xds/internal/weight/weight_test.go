@@ -28,7 +28,11 @@ func TestOf(t *testing.T) {
 			replicas: []Replica{{Capacity: 100, Health: 0.5, Freshness: 0.5}, well(50)},
 			want:     []uint32{250, 500},
 		},
-		{name: "never below one", replicas: []Replica{well(1e9), {Capacity: 1, Health: 0.1, Freshness: 0.1}}, want: []uint32{1000, 1}},
+		{name: "never below one", replicas: []Replica{well(1000), {Capacity: 1, Health: 0.1, Freshness: 0.1}}, want: []uint32{1000, 1}},
+		{name: "who claims everything takes little from another", replicas: []Replica{well(1e9), well(50)}, want: []uint32{1000, 63}},
+		{name: "nor from several", replicas: []Replica{well(60), well(1e9), well(50)}, want: []uint32{75, 1000, 63}},
+		{name: "nor are those who claim nothing taken to be like that", replicas: []Replica{well(50), well(1e9), well(0), well(50)}, want: []uint32{63, 1000, 375, 63}},
+		{name: "no number is no weight of 0", replicas: []Replica{well(math.NaN()), well(math.Inf(1)), {Capacity: 50, Health: math.NaN(), Freshness: 1}, well(50)}, want: []uint32{1000, 1000, 1, 1000}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
