@@ -23,7 +23,7 @@ type Fleet struct {
 	// Models says more about some of the models that the endpoints serve.
 	Models []FleetModel `json:"models,omitempty"`
 	// Policy is the rules for requests. What Envoy alone can keep (maxPerTry,
-	// requestTimeout, istio) must be left out: it is set in Envoy's configuration.
+	// requestTimeout, cors, istio) must be left out: it is set in Envoy's configuration.
 	Policy PolicySpec `json:"policy"`
 }
 
@@ -41,7 +41,7 @@ type FleetModel struct {
 
 // notHere are settings of the policy that need the xds program, which publishes them
 // to Envoy.
-var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.istio"}
+var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.cors", "policy.istio"}
 
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.
