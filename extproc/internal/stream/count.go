@@ -13,6 +13,8 @@ type counted struct {
 	// tokenizer has counted them all.
 	prompt int
 	exact  bool
+	// stream is whether the answer comes as it is made.
+	stream bool
 	// output is the tokens that all answers together are expected to have.
 	output int
 	// before is the match of the response that the request continues, whose tokens are
@@ -28,7 +30,7 @@ const upload = 2048
 
 // count counts the tokens of a request that has a model. It is the second stage.
 func count(in *input, u *understood, r *openai.Request) counted {
-	n := counted{shape: shapeOf(in, u, r)}
+	n := counted{shape: shapeOf(in, u, r), stream: !u.blind && r.Stream}
 	s, how := &n.shape, in.api.Row().Counted
 	switch c := u.model.Counter(); {
 	case u.blind || how == apis.Size:
@@ -55,7 +57,7 @@ func shapeOf(in *input, u *understood, r *openai.Request) pick.Shape {
 	s := pick.Shape{API: in.api, Blind: u.blind, Limit: -1, Choices: 1}
 	if !u.blind {
 		s.Tools, s.Stream = r.Tools != nil, r.Stream
-		s.Limit, s.Choices = r.MaxTokens, max(1, r.Choices)
+		s.Limit, s.Choices = r.MaxTokens, max(1, r.Choices)*max(1, len(r.Prompts))
 	}
 	if u.blind || in.api.Row().Counted == apis.Size {
 		s.Guess = int(max(in.head.Length, int64(u.size), 0) / 4)

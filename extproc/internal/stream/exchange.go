@@ -114,7 +114,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 // End gives back what the exchange has taken. It is called once, whatever the
 // reason that the stream ended for.
 func (x *Exchange) End(now time.Time) {
-	x.admission.settle(x.answer.tokens(), now)
+	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
 	x.phase = over
 }
