@@ -102,7 +102,7 @@ func (l *Local) loadLocked(now time.Time) ([]inventory.Entry, error) {
 	names := f.ModelNames()
 	maps.DeleteFunc(l.state.models, func(name string, _ *model) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
-		l.state.setModel(&fleetpb.ModelState{Name: name, Tokenizer: f.Tokenizer(name), Default: name == f.DefaultModel()})
+		l.state.setModel(&fleetpb.ModelState{Name: name, Tokenizer: f.Tokenizer(name), ContextTokens: uint32(f.ContextTokens(name)), Default: name == f.DefaultModel()})
 	}
 	l.loader.want(l.state.tokenizers())
 	entries := make([]inventory.Entry, len(f.Endpoints))

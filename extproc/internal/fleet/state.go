@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -335,7 +336,9 @@ func (s *state) table() *pick.Table {
 	}
 	t := &pick.Table{Policy: s.policy, Models: make(map[string]*pick.Model, len(s.models))}
 	for name, m := range s.models {
-		t.Models[name] = &pick.Model{Name: name, Seed: session.Seed(name), Learned: m.learned}
+		t.Models[name] = &pick.Model{
+			Name: name, Seed: session.Seed(name), Learned: m.learned, Context: int(min(m.resource.GetContextTokens(), math.MaxInt32)),
+		}
 		if m.resource.GetDefault() {
 			t.Default = t.Models[name]
 		}

@@ -26,6 +26,8 @@ type Request struct {
 	IgnoreEOS, Stops bool
 	// Choices is how many answers are generated for each prompt, 1 or more.
 	Choices int
+	// Truncates is whether the client wants a prompt that is too long cut.
+	Truncates bool
 	// Previous is the id of the response that this request continues; nil: none.
 	Previous []byte
 	// User is the client's name for who asks: user, or Anthropic's metadata.user_id;
@@ -220,6 +222,10 @@ func (r *Request) length(s *scanner, name []byte) bool {
 		return ok
 	case "ignore_eos":
 		r.IgnoreEOS = s.peek() == 't'
+	case "truncate_prompt_tokens":
+		r.Truncates = r.Truncates || s.peek() != 'n'
+	case "truncation":
+		r.Truncates = r.Truncates || bytes.HasPrefix(s.b[s.i:], []byte(`"auto"`))
 	case "cache_salt":
 		r.Salted = s.peek() == '"'
 	case "stop", "stop_sequences":

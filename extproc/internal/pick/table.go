@@ -94,6 +94,8 @@ type Model struct {
 	Endpoints []*Endpoint
 	// WithBlocks is the Endpoints that have Blocks.
 	WithBlocks []*Endpoint
+	// Context is how many tokens a prompt and its answer may have; 0: not known.
+	Context int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	Awaited bool
 	*Learned

@@ -85,6 +85,9 @@ func degrade(c *flow.Controller, in *input, u *understood, n *counted, r *openai
 	if u.priority != wire.Sheddable || small == nil || u.blind || !whole || r.Previous != nil {
 		return flow.Pass{}, false
 	}
+	if small.Context > 0 && n.prompt >= small.Context {
+		return flow.Pass{}, false
+	}
 	ask := askOf(in, u, n)
 	pass, ok := c.Queue(small.Name).Try(&ask, small)
 	if !ok {

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"cmp"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -79,10 +78,7 @@ func worked(n *counted, c *pick.Candidate, begun bool, from, to time.Time) int {
 	}
 	// Its answers are made at the same time.
 	made := ms * float64(n.shape.Choices) * float64(c.Output) / max(c.Decode, 1e-3)
-	most := float64(math.MaxInt32)
-	if n.shape.Limit >= 0 {
-		most = float64(n.shape.Limit) * float64(n.shape.Choices)
-	}
+	most := float64(n.most) * float64(n.shape.Choices)
 	if begun {
 		made = max(1, made)
 	}

@@ -255,8 +255,14 @@ func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []
 		return x.open(k, out)
 	}
 	x.laps.end(lapRead)
+	if err := fits(&in, &u, &x.request, nil); err != nil {
+		return x.fail(err, out)
+	}
 	n := count(&in, &u, &x.request)
 	x.laps.end(lapCount)
+	if err := fits(&in, &u, &x.request, &n); err != nil {
+		return x.fail(err, out)
+	}
 	a, err := admit(x.core.flow, &in, &u, &n, &x.request, &x.bodies)
 	x.admission, x.understood, x.counted = a, u, n
 	switch {

@@ -140,6 +140,9 @@ func (m *Model) Count(text []byte) int { return m.tokens(text, false) }
 // (BOS, EOS) are in.
 func (m *Model) CountPrompt(prompt []byte) int { return m.tokens(prompt, true) + m.added }
 
+// Cuts reports whether words of a text are so long that its count is an estimate.
+func (m *Model) Cuts(text []byte) bool { return m.bpe.cuts(text) }
+
 // tokens counts text. With control, control tokens are found in it.
 func (m *Model) tokens(text []byte, control bool) (n int) {
 	text = m.normalize(text)
