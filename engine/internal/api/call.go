@@ -99,6 +99,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	if name := c.backend.Closed().Set(c.req.fields); name != "" {
 		return badRequest(name, "%s is not the client's to set here: leave it out", name)
 	}
+	if failed := c.fits(int64(v.Assignment.GetBackend().GetContextTokens())); failed != nil {
+		return failed
+	}
 	body = c.req.apply(body)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errGone)

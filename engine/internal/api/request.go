@@ -7,13 +7,11 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"strconv"
 	"time"
 	"unicode/utf8"
 
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/apis"
-	"millrace.dev/millrace/internal/wire"
 )
 
 // readFor bounds how long a client may take to send a body.
@@ -31,6 +29,8 @@ type request struct {
 	// model can't end one.
 	limit, answers, least int64
 	endless               bool
+	// truncates is whether a prompt that is too long is to be cut.
+	truncates bool
 	// renamed are the fields that the backend gets under another name; "": not at all.
 	renamed map[string]string
 	// fields are those of the body.
@@ -128,7 +128,10 @@ func (q *request) read(op operation, fields map[string]json.RawMessage) *apiErro
 	if err := field(fields, "stream", "true or false", &q.stream); err != nil {
 		return err
 	}
+	v, ok := fields["truncate_prompt_tokens"]
+	q.truncates = ok && string(v) != "null" || string(fields["truncation"]) == `"auto"`
 	if !op.Generates {
+		q.answers = listed(fields[op.Input])
 		return nil
 	}
 	if err := q.readLimits(op, fields); err != nil {
@@ -275,7 +278,7 @@ func emptyList(raw json.RawMessage) bool {
 
 // promptTokens is extproc's exact count, or an estimate from the size.
 func promptTokens(r *http.Request, size int) int64 {
-	if n, err := strconv.ParseInt(r.Header.Get(wire.PromptTokensHeader), 10, 32); err == nil && n > 0 {
+	if n, exact := counted(r); exact {
 		return n
 	}
 	return int64(size/bytesPerToken) + 1
