@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -13,6 +12,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Fleet is what `extproc -fleet` reads: engines that runs elsewhere. It is one
@@ -49,7 +50,7 @@ var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.
 func LoadFleet(path string) (Fleet, error) {
-	b, err := os.ReadFile(path)
+	b, err := regular.Read(path, MaxFile)
 	if err != nil {
 		return Fleet{}, err
 	}
@@ -65,8 +66,8 @@ func ParseFleet(name string, text []byte) (Fleet, error) {
 		return Fleet{}, Fault{File: name, Text: err.Error()}
 	}
 	d := decoder{lines: map[string]int{"": 1}}
-	if len(text) > maxFile {
-		d.faults = append(d.faults, Fault{Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), maxFile)})
+	if len(text) > MaxFile {
+		d.faults = append(d.faults, Fault{Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), MaxFile)})
 	} else if n, fault := single(text); fault != nil {
 		d.faults = append(d.faults, *fault)
 	} else {

@@ -22,12 +22,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 
 	"golang.org/x/text/unicode/norm"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // ErrUnknown is in the error of a tokenizer that this package doesn't have. The
@@ -63,7 +64,7 @@ func Load(path string) (*Model, error) {
 }
 
 func load(path string) (*Model, error) {
-	file, err := os.Open(path)
+	file, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}
