@@ -94,9 +94,10 @@ func runtime() *bootstrapv3.LayeredRuntime {
 	}}}
 }
 
-// maxHeap is what connections and bodies may take of Envoy's memory, in bytes: four times
-// the bodies that the policy lets be held (limits.maxHeldBytes), as it is by default.
-const maxHeap = 1 << 30
+// maxHeap is what Envoy may take of memory, in bytes: three times the bodies that the policy
+// lets be held (limits.maxBytesInFlight), as it is by default, and what Envoy is without any. In
+// a container of 1 GiB it is reached before the kernel ends the process.
+const maxHeap = 896 << 20
 
 // overload returns what happens when memory runs out, whatever takes it: new requests get
 // 503, and those that hold most are cut.

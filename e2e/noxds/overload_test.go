@@ -19,11 +19,11 @@ import (
 	"millrace.dev/millrace/e2e/rig"
 )
 
-// plainEngines are servers that answer at once, and count what they get.
-type plainEngines struct{ chats, bytes atomic.Int64 }
+// countingEngines are servers that answer at once, and count what they get.
+type countingEngines struct{ chats, bytes atomic.Int64 }
 
 // start starts one at its address.
-func (e *plainEngines) start(f *fleet, i int) {
+func (e *countingEngines) start(f *fleet, i int) {
 	ln, err := net.Listen("tcp", rig.Address(f.ports.engines[i]))
 	if err != nil {
 		f.t.Fatal(err)
@@ -44,10 +44,10 @@ func (e *plainEngines) start(f *fleet, i int) {
 
 // TestBounds attacks a fleet whose engines are no part of what is shown.
 func TestBounds(t *testing.T) {
-	e := &plainEngines{}
+	e := &countingEngines{}
 	f := newFleetOf(t, e.start, func(file string) string {
 		file = strings.ReplaceAll(file, "type: llamacpp", "type: openai")
-		return strings.Replace(file, "policy:\n", "models: [{name: smollm2, contextTokens: 4096}]\npolicy:\n  limits: {maxHeldBytes: 128Mi}\n", 1)
+		return strings.Replace(file, "policy:\n", "models: [{name: smollm2, contextTokens: 4096}]\npolicy:\n  limits: {maxBytesInFlight: 128Mi}\n", 1)
 	})
 	t.Run("headers", f.testHeaders)
 	t.Run("prompts that can't fit", func(t *testing.T) { f.testLongPrompts(t, e) })
@@ -88,7 +88,7 @@ func (f *fleet) testHeaders(t *testing.T) {
 	t.Logf("statuses: %v", count)
 }
 
-func (f *fleet) testLongPrompts(t *testing.T, e *plainEngines) {
+func (f *fleet) testLongPrompts(t *testing.T, e *countingEngines) {
 	before := e.chats.Load()
 	body := `{"model":"smollm2","messages":[` + strings.Repeat(`{"role":"user","content":"a"},`, 100_000) + `{"role":"user","content":"a"}]}`
 	began := time.Now()
@@ -108,7 +108,7 @@ func (f *fleet) testLongPrompts(t *testing.T, e *plainEngines) {
 
 // testBodiesInFlight sends 64 large bodies at once. None goes to an engine without a
 // decision, Envoy's memory stays bounded, and small requests are served meanwhile.
-func (f *fleet) testBodiesInFlight(t *testing.T, e *plainEngines) {
+func (f *fleet) testBodiesInFlight(t *testing.T, e *countingEngines) {
 	before := e.bytes.Load()
 	// Media are not counted, so that it fits its context.
 	large := []byte(`{"model":"smollm2","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` +

@@ -66,7 +66,7 @@ func TestMemoryOfAllPublishers(t *testing.T) {
 	} else {
 		t.Logf("%d publishers took %d MiB", publishers, got)
 	}
-	// A small one is heard as before.
+	// A small one is taken in as before.
 	p := greet(t, dial(t, listen), "")
 	p.say(0, []byte("not a batch"))
 	if k, _ := e.blocks.Knowledge(); k == blocks.Whole {

@@ -6,7 +6,7 @@ import (
 )
 
 // Value is what some files say. They are read again when somebody asks and they have
-// changed; while they are bad, what they said before stays. So a rotation needs no
+// changed; while they are bad, what they content before stays. So a rotation needs no
 // signal, and nothing runs in between. It is for what is asked seldom: each time
 // costs a stat of each file.
 type Value[T any] struct {
@@ -16,15 +16,15 @@ type Value[T any] struct {
 	note  func(T, error)
 
 	// Atomic.
-	latest atomic.Pointer[said[T]]
+	latest atomic.Pointer[content[T]]
 
 	// mu guards the field below, and is held while files are read: nobody waits for it.
 	mu    sync.Mutex
 	stamp Files // of the files from which latest was read
 }
 
-// said is what files said when they were good last.
-type said[T any] struct {
+// content is what files content when they were good last.
+type content[T any] struct {
 	now T
 	err error // why they are not read now; nil: they are
 }
@@ -37,11 +37,11 @@ func Load[T any](names []string, read func() (T, error), note func(T, error)) (*
 	if err != nil {
 		return nil, err
 	}
-	v.latest.Store(&said[T]{now: now})
+	v.latest.Store(&content[T]{now: now})
 	return v, nil
 }
 
-// Latest returns what the files said when they were good last, and what is wrong
+// Latest returns what the files content when they were good last, and what is wrong
 // with them now. Files that are bad are tried again each time: a certificate may have
 // come before its key. While somebody else reads them, that is what was known before.
 func (v *Value[T]) Latest() (T, error) {
@@ -57,14 +57,14 @@ func (v *Value[T]) Latest() (T, error) {
 	stamp := Of(v.names...)
 	now, err := v.read()
 	if err != nil {
-		v.latest.Store(&said[T]{old.now, err})
+		v.latest.Store(&content[T]{old.now, err})
 		if old.err == nil || old.err.Error() != err.Error() {
 			v.note(old.now, err)
 		}
 		return old.now, err
 	}
 	v.stamp = stamp
-	v.latest.Store(&said[T]{now: now})
+	v.latest.Store(&content[T]{now: now})
 	v.note(now, nil)
 	return now, nil
 }

@@ -2863,7 +2863,7 @@ func (m *PolicyState) validate(all bool) error {
 
 	// no validation rules for Explain
 
-	// no validation rules for MaxHeldBytes
+	// no validation rules for MaxBytesInFlight
 
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)

@@ -97,7 +97,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	}
 	a.explanation = nil
 	a.begun, a.at = true, now
-	x.unhold()
+	x.freeRoom()
 	if x.decision.Choice == nil || a.good || a.served != nil || head.Status == 0 {
 		return reply
 	}

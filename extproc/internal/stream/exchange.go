@@ -117,7 +117,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 func (x *Exchange) End(now time.Time) {
 	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
-	x.unhold()
+	x.freeRoom()
 	x.phase = over
 }
 
@@ -143,7 +143,7 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	if err := x.refuse(); err != nil {
 		return x.fail(err, out)
 	}
-	if err := x.hold(ev.End); err != nil {
+	if err := x.takeRoom(ev.End); err != nil {
 		return x.fail(err, out)
 	}
 	switch {
@@ -361,7 +361,7 @@ func (x *Exchange) reply(k Kind, d *Decision, out []Reply) []Reply {
 // fail answers the client with an error.
 func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
 	x.phase = over
-	x.unhold()
+	x.freeRoom()
 	err.Dialect = apis.DialectOf(x.head.Path)
 	x.core.metrics.refused(err.Status)
 	return append(out, Reply{Kind: Immediate, Error: err})

@@ -249,7 +249,7 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 	return c, nil
 }
 
-// pickerPings are what finds an extproc that hangs: what is asked of it goes on without it
+// pickerPings are what finds an extproc that hangs: what is asked of it continues without it
 // when its connection is closed. One that is busy answers them beside its work.
 func pickerPings() map[string]*anypb.Any { return http2(1, 3) }
 

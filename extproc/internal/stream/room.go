@@ -7,7 +7,7 @@ import (
 )
 
 // Envoy holds a body from its first byte until the answer begins, and so do we while we
-// look at it: what all of them may be together is bounded by the policy. A request has
+// decode it: what all of them may be together is bounded by the policy. A request has
 // room for its body before that comes, so that a burst of bodies is refused at their
 // headers, while both programs can still answer.
 
@@ -18,30 +18,30 @@ const light = 256 << 10
 // lightShare is how much of the room is for light bodies alone.
 const lightShare = 0.25
 
-// held is how many bytes of bodies are held at a time.
-type held struct{ bytes atomic.Int64 }
+// room is how many bytes of bodies are held at a time.
+type room struct{ bytes atomic.Int64 }
 
 // take takes room for a body of so many bytes of most in all; false: there is none. A
 // body always has room if no other is held.
-func (h *held) take(size, most int64) bool {
-	room := most
+func (r *room) take(size, most int64) bool {
+	left := most
 	if size > light {
-		room -= int64(lightShare * float64(most))
+		left -= int64(lightShare * float64(most))
 	}
 	for {
-		n := h.bytes.Load()
-		if n > 0 && n+size > room {
+		n := r.bytes.Load()
+		if n > 0 && n+size > left {
 			return false
 		}
-		if h.bytes.CompareAndSwap(n, n+size) {
+		if r.bytes.CompareAndSwap(n, n+size) {
 			return true
 		}
 	}
 }
 
-// hold takes room for the request's body, or answers it.
-func (x *Exchange) hold(end bool) *openai.Error {
-	if x.table == nil || x.table.Policy.MaxHeld <= 0 || x.head.Mode != Buffered && x.head.Mode != Duplex {
+// takeRoom takes room for the request's body, or answers it.
+func (x *Exchange) takeRoom(end bool) *openai.Error {
+	if x.table == nil || x.table.Policy.MaxInFlight <= 0 || x.head.Mode != Buffered && x.head.Mode != Duplex {
 		return nil
 	}
 	size := x.head.Length
@@ -56,7 +56,7 @@ func (x *Exchange) hold(end bool) *openai.Error {
 	if size <= 0 {
 		return nil
 	}
-	if !x.core.held.take(size, x.table.Policy.MaxHeld) {
+	if !x.core.room.take(size, x.table.Policy.MaxInFlight) {
 		return openai.Busy()
 	}
 	x.size = size
@@ -69,13 +69,13 @@ const unsaid = 4 << 20
 // came says how many bytes the body has, and its copies.
 func (x *Exchange) came(size int64) {
 	if x.size > 0 && size != x.size {
-		x.core.held.bytes.Add(size - x.size)
+		x.core.room.bytes.Add(size - x.size)
 		x.size = size
 	}
 }
 
-// unhold gives the room back. Doing it again does nothing.
-func (x *Exchange) unhold() {
-	x.core.held.bytes.Add(-x.size)
+// freeRoom gives the room back. Doing it again does nothing.
+func (x *Exchange) freeRoom() {
+	x.core.room.bytes.Add(-x.size)
 	x.size = 0
 }
