@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
-	"os"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +18,7 @@ import (
 
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
 )
 
@@ -126,7 +126,7 @@ func (s *secure) read() (*tls.Config, error) {
 	if s.clients == "" {
 		return c, nil
 	}
-	b, err := os.ReadFile(s.clients)
+	b, err := regular.Read(s.clients, 1<<20)
 	if err != nil {
 		return nil, fmt.Errorf("-tls-client-ca: %w", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -13,6 +12,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Fleet is what `extproc -fleet` reads: engines that runs elsewhere. It is one
@@ -34,6 +35,9 @@ type FleetModel struct {
 	// Tokenizer is the path of a GGUF or tokenizer.json file; a relative one starts
 	// at the folder of the file that names it. Empty: tokens are estimated.
 	Tokenizer string `json:"tokenizer,omitempty"`
+	// ContextTokens is the context of one sequence in its engines, 128 to 16777216 tokens:
+	// longer prompts are refused. 0: not known, the engines refuse them.
+	ContextTokens int `json:"contextTokens,omitempty"`
 	// Default is whether requests whose model is not known go to this one. Without
 	// any, the first model of the first endpoint is.
 	Default bool `json:"default,omitempty"`
@@ -46,7 +50,7 @@ var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.
 func LoadFleet(path string) (Fleet, error) {
-	b, err := os.ReadFile(path)
+	b, err := regular.Read(path, MaxFile)
 	if err != nil {
 		return Fleet{}, err
 	}
@@ -62,8 +66,8 @@ func ParseFleet(name string, text []byte) (Fleet, error) {
 		return Fleet{}, Fault{File: name, Text: err.Error()}
 	}
 	d := decoder{lines: map[string]int{"": 1}}
-	if len(text) > maxFile {
-		d.faults = append(d.faults, Fault{Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), maxFile)})
+	if len(text) > MaxFile {
+		d.faults = append(d.faults, Fault{Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), MaxFile)})
 	} else if n, fault := single(text); fault != nil {
 		d.faults = append(d.faults, *fault)
 	} else {
@@ -167,6 +171,9 @@ func validateModels(models []FleetModel, served map[string]bool, r *rules) {
 		case slices.ContainsFunc(models[:i], func(o FleetModel) bool { return o.Name == m.Name }):
 			r.broken(at+".name", "%q; must be in the list once", m.Name)
 		}
+		if n := m.ContextTokens; n != 0 && (n < 128 || n > 1<<24) {
+			r.broken(at+".contextTokens", "%d; must be 128 to %d, or left out", n, 1<<24)
+		}
 		if m.Default && byDefault >= 0 {
 			r.broken(at+".default", "true; is already so for models[%d]", byDefault)
 		} else if m.Default {
@@ -184,6 +191,16 @@ func (f *Fleet) complete(dir string) {
 	for i := range f.Endpoints {
 		f.Endpoints[i].complete()
 	}
+}
+
+// ContextTokens returns the context of a model's engines; 0: it is not known.
+func (f Fleet) ContextTokens(model string) int {
+	for _, m := range f.Models {
+		if m.Name == model {
+			return m.ContextTokens
+		}
+	}
+	return 0
 }
 
 // ModelNames returns the ids of all models that endpoints serve, sorted.

@@ -5,18 +5,21 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
-	"os"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Sizes of a cookie key, in bytes.
 const (
 	minKey = 16
 	maxKey = 256
+	// A file may hold the key in hexadecimal, with white space around it.
+	maxKeyFile = 4 << 10
 )
 
 // Key reads KeyFile: the key in hexadecimal, in base64, or as it is.
 func (c Cookie) Key() ([]byte, error) {
-	text, err := os.ReadFile(c.KeyFile)
+	text, err := regular.Read(c.KeyFile, maxKeyFile)
 	if err != nil {
 		return nil, err
 	}

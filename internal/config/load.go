@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -14,10 +13,12 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
-// maxFile is the largest file that is read, in bytes.
-const maxFile = 4 << 20
+// MaxFile is the largest file that is read, in bytes.
+const MaxFile = 4 << 20
 
 // Load reads the file at path; without a path it is Default. Its error is one
 // Fault a line, or that of reading the file.
@@ -25,7 +26,7 @@ func Load(path string) (File, error) {
 	if path == "" {
 		return Default(), nil
 	}
-	b, err := os.ReadFile(path)
+	b, err := regular.Read(path, MaxFile)
 	if err != nil {
 		return File{}, err
 	}
@@ -68,8 +69,8 @@ func (s Source) Locate(f Fault) Fault {
 // Read is Parse that also returns where the objects are.
 func Read(name string, text []byte) (File, Source, error) {
 	src := Source{name: name, at: map[string]*decoder{}}
-	if len(text) > maxFile {
-		return File{}, src, Fault{File: name, Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), maxFile)}
+	if len(text) > MaxFile {
+		return File{}, src, Fault{File: name, Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), MaxFile)}
 	}
 	full, err := filepath.Abs(name)
 	if err != nil {

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
 )
 
@@ -137,7 +137,7 @@ func (f *File) read() (*State, []string, error) {
 	if f.path == "" {
 		file = config.Default()
 	} else {
-		text, err := os.ReadFile(f.path)
+		text, err := regular.Read(f.path, config.MaxFile)
 		if err != nil {
 			return nil, names, err
 		}

@@ -54,7 +54,13 @@ const (
 	maxRank   = 1 << 16
 	maxSize   = 1 << 16 // tokens in a block
 	maxEvents = 1 << 16 // in a batch
+	// maxWords is how many tokens a batch may have, and how many hashes: more than an
+	// engine works on in a step. A byte of a message may stand for one.
+	maxWords = 1 << 20
 )
+
+// errWords is returned for a batch with too many of them.
+var errWords = fmt.Errorf("more than %d tokens or hashes in a batch", maxWords)
 
 // Decode reads the payload of a message into b, whose memory it uses again. It knows
 // both forms of vLLM: events as maps, and as arrays (before 0.20).
@@ -270,6 +276,9 @@ func (b *Batch) extraList(rest []byte, e *Event) ([]uint64, error) {
 		return nil, fmt.Errorf("extra_keys: not one for each of %d blocks", len(e.Hashes))
 	}
 	from := len(b.hashes)
+	if from+int(n) > maxWords {
+		return nil, errWords
+	}
 	for range n {
 		var h uint64
 		if h, rest, err = extraOf(rest, e.Adapter); err != nil {
@@ -310,6 +319,9 @@ func (b *Batch) hashList(rest []byte) ([]uint64, []byte, error) {
 		return nil, nil, err
 	}
 	from := len(b.hashes)
+	if from+int(n) > maxWords {
+		return nil, nil, errWords
+	}
 	for range n {
 		var h uint64
 		if h, rest, err = hash(rest); err != nil {
@@ -326,6 +338,9 @@ func (b *Batch) tokenList(rest []byte) ([]uint32, []byte, error) {
 		return nil, nil, err
 	}
 	from := len(b.tokens)
+	if from+int(n) > maxWords {
+		return nil, nil, errWords
+	}
 	for range n {
 		var id uint32
 		if id, rest, err = msgp.ReadUint32Bytes(rest); err != nil {

@@ -177,6 +177,7 @@ func (f *Follower) serve(ctx context.Context, conn net.Conn) error {
 		f.log.Warn("publisher of cache events refused", "peer", conn.RemoteAddr().String(), "error", err)
 		return err
 	}
+	defer p.release()
 	l := &line{follower: f}
 	f.join(l)
 	f.log.Info("publisher of cache events connected", "peer", conn.RemoteAddr().String())
@@ -199,7 +200,6 @@ type line struct {
 	follower *Follower
 	seq      uint64 // of the last message
 	received bool   // whether there was one
-	batch    Batch
 
 	// Guarded by Follower.mu, and changed by the line alone.
 	whole   bool  // whether all that it has stored is known
@@ -266,16 +266,20 @@ func (l *line) take(parts [][]byte) {
 	if first {
 		l.begin()
 	}
-	defer l.batch.trim()
-	if err := l.batch.Decode(parts[2]); err != nil {
+	batch := <-batches
+	defer func() {
+		batch.trim()
+		batches <- batch
+	}()
+	if err := batch.Decode(parts[2]); err != nil {
 		l.lose("message refused", err)
 		return
 	}
 	if l.refused != nil {
 		l.setRefused(nil)
 	}
-	for i := range l.batch.Events {
-		l.apply(&l.batch.Events[i])
+	for i := range batch.Events {
+		l.apply(&batch.Events[i])
 	}
 }
 

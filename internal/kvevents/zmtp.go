@@ -14,12 +14,11 @@ import (
 // Bounds of what a publisher may send. Memory is taken as bytes come, not as they
 // are announced.
 const (
-	// maxMessage bounds all parts of a message together, in bytes.
-	maxMessage = 64 << 20
+	// maxMessage bounds all parts of a message together, in bytes: some ten times what an
+	// engine says of the longest prompt.
+	maxMessage = 8 << 20
 	maxParts   = 8
 	maxCommand = 4 << 10
-	// keptMessage is the most memory in bytes that is kept for the next message.
-	keptMessage = 1 << 20
 )
 
 // handshakeWait is how long a peer may take to say who it is.
@@ -44,6 +43,7 @@ type peer struct {
 	in    *bufio.Reader
 	parts [][]byte
 	buf   bytes.Buffer // of all parts
+	heavy bool         // whether the message has its turn
 }
 
 // newPeer shakes hands over conn and subscribes to what begins with topic.
@@ -143,6 +143,11 @@ func (p *peer) part(size uint64) ([]byte, error) {
 	if size > maxMessage-uint64(from) {
 		return nil, errTooLong
 	}
+	if uint64(from)+size > light {
+		if err := p.claim(); err != nil {
+			return nil, err
+		}
+	}
 	n, err := io.CopyN(&p.buf, p.in, int64(size))
 	if err != nil {
 		return nil, err
@@ -152,10 +157,14 @@ func (p *peer) part(size uint64) ([]byte, error) {
 
 // next waits for a message and returns its parts, which are valid until the next call.
 func (p *peer) next() ([][]byte, error) {
+	clear(p.parts) // they hold the memory of the last message
 	p.parts = p.parts[:0]
 	p.buf.Reset()
-	if p.buf.Cap() > keptMessage {
+	if p.buf.Cap() > 2*light {
 		p.buf = bytes.Buffer{}
+	}
+	if err := p.release(); err != nil {
+		return nil, err
 	}
 	var ends []int
 	for {

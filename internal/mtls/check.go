@@ -5,11 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Certificate is what a program would show.
@@ -49,7 +50,7 @@ func (f Files) Verify(now time.Time) (Certificate, error) {
 	var text [3][]byte
 	for i, name := range []string{f.Cert, f.Key, f.CA} {
 		var err error
-		if text[i], err = os.ReadFile(name); err != nil {
+		if text[i], err = regular.Read(name, maxFile); err != nil {
 			return Certificate{}, err
 		}
 	}

@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
 )
 
@@ -86,7 +88,7 @@ func (s *Source) note(m *material, err error) {
 
 // read returns what the files say, if it is of one piece.
 func (f Files) read() (*material, ID, error) {
-	svid, err := x509svid.Load(f.Cert, f.Key)
+	svid, err := f.svid()
 	if err != nil {
 		return nil, ID{}, fmt.Errorf("-tls-cert %s, -tls-key %s: %w", f.Cert, f.Key, err)
 	}
@@ -94,7 +96,7 @@ func (f Files) read() (*material, ID, error) {
 	if err != nil {
 		return nil, ID{}, fmt.Errorf("-tls-cert %s: %w", f.Cert, err)
 	}
-	bundle, err := x509bundle.Load(svid.ID.TrustDomain(), f.CA)
+	bundle, err := f.bundle(svid.ID.TrustDomain())
 	if err == nil && bundle.Empty() {
 		err = errors.New("no certificate in it")
 	}
@@ -102,6 +104,29 @@ func (f Files) read() (*material, ID, error) {
 		return nil, ID{}, fmt.Errorf("-tls-ca %s: %w", f.CA, err)
 	}
 	return &material{svid, bundle}, id, nil
+}
+
+// maxFile is the largest file with certificates or keys, in bytes.
+const maxFile = 1 << 20
+
+func (f Files) svid() (*x509svid.SVID, error) {
+	cert, err := regular.Read(f.Cert, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	key, err := regular.Read(f.Key, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	return x509svid.Parse(cert, key)
+}
+
+func (f Files) bundle(of spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	b, err := regular.Read(f.CA, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	return x509bundle.Parse(of, b)
 }
 
 // current returns what is in force now.

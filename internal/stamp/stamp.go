@@ -11,6 +11,8 @@ package stamp
 import (
 	"os"
 	"slices"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Files is one state of some files.
@@ -26,7 +28,7 @@ func Of(names ...string) Files {
 	var all Files
 	for _, name := range names {
 		if name != "" {
-			info, _ := os.Stat(name)
+			info, _ := regular.Stat(name)
 			all = append(all, file{name, info})
 		}
 	}
@@ -45,7 +47,7 @@ func (f Files) Now() Files {
 // Changed reports whether one of the files has changed since.
 func (f Files) Changed() bool {
 	return slices.ContainsFunc(f, func(old file) bool {
-		info, _ := os.Stat(old.name)
+		info, _ := regular.Stat(old.name)
 		return !same(info, old.info)
 	})
 }

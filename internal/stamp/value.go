@@ -1,9 +1,12 @@
 package stamp
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // Value is what some files say. They are read again when somebody asks and they have
-// changed; while they are bad, what they said before stays. So a rotation needs no
+// changed; while they are bad, what they content before stays. So a rotation needs no
 // signal, and nothing runs in between. It is for what is asked seldom: each time
 // costs a stat of each file.
 type Value[T any] struct {
@@ -12,43 +15,56 @@ type Value[T any] struct {
 	read  func() (T, error)
 	note  func(T, error)
 
-	// mu guards the fields below.
+	// Atomic.
+	latest atomic.Pointer[content[T]]
+
+	// mu guards the field below, and is held while files are read: nobody waits for it.
 	mu    sync.Mutex
-	stamp Files // of the files from which now was read
-	now   T
-	err   error // why the files are not read now; nil: they are
+	stamp Files // of the files from which latest was read
+}
+
+// content is what files content when they were good last.
+type content[T any] struct {
+	now T
+	err error // why they are not read now; nil: they are
 }
 
 // Load reads the files for the first time. note is called each time that they were
 // read again, and when they are bad in another way than before.
 func Load[T any](names []string, read func() (T, error), note func(T, error)) (*Value[T], error) {
 	v := &Value[T]{names: names, read: read, note: note, stamp: Of(names...)}
-	var err error
-	if v.now, err = read(); err != nil {
+	now, err := read()
+	if err != nil {
 		return nil, err
 	}
+	v.latest.Store(&content[T]{now: now})
 	return v, nil
 }
 
-// Latest returns what the files said when they were good last, and what is wrong
+// Latest returns what the files content when they were good last, and what is wrong
 // with them now. Files that are bad are tried again each time: a certificate may have
-// come before its key.
+// come before its key. While somebody else reads them, that is what was known before.
 func (v *Value[T]) Latest() (T, error) {
-	v.mu.Lock()
+	old := v.latest.Load()
+	if !v.mu.TryLock() {
+		return old.now, old.err
+	}
 	defer v.mu.Unlock()
+	old = v.latest.Load()
 	if !v.stamp.Changed() {
-		return v.now, v.err
+		return old.now, old.err
 	}
 	stamp := Of(v.names...)
 	now, err := v.read()
 	if err != nil {
-		if v.err == nil || v.err.Error() != err.Error() {
-			v.note(v.now, err)
+		v.latest.Store(&content[T]{old.now, err})
+		if old.err == nil || old.err.Error() != err.Error() {
+			v.note(old.now, err)
 		}
-		v.err = err
-		return v.now, err
+		return old.now, err
 	}
-	v.now, v.err, v.stamp = now, nil, stamp
+	v.stamp = stamp
+	v.latest.Store(&content[T]{now: now})
 	v.note(now, nil)
 	return now, nil
 }

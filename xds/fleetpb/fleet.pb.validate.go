@@ -2887,6 +2887,8 @@ func (m *PolicyState) validate(all bool) error {
 
 	// no validation rules for Explain
 
+	// no validation rules for MaxBytesInFlight
+
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)
 	}

@@ -42,6 +42,7 @@ type call struct {
 	sent   time.Time // when it went to the backend
 	begun  time.Time // when the backend's first byte came
 	usage  backend.Usage
+	events uint64        // that came of a stream: of tokens, nearly all
 	use    *cachelog.Use // nil: the request names no keys of its prompt
 	cached bool          // whether the backend has the prompt in its cache
 	status int           // for the metrics; 499: the client went away
@@ -95,6 +96,13 @@ func (c *call) serve(ctx context.Context) *apiError {
 		return unknownModel(c.req.model)
 	}
 	c.serving, c.backend, c.prompt = v, c.cfg.Kinds.Of(v.Assignment), promptTokens(c.r, len(body))
+	if name := c.backend.Closed().Set(c.req.fields); name != "" {
+		return badRequest(name, "%s is not the client's to set here: leave it out", name)
+	}
+	if failed := c.fits(int64(v.Assignment.GetBackend().GetContextTokens())); failed != nil {
+		return failed
+	}
+	body = c.req.apply(body)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errGone)
 	if failed := c.enter(ctx, cancel); failed != nil {
@@ -132,10 +140,14 @@ func (c *call) tokens() int64 {
 		return c.prompt
 	}
 	out := c.cfg.Meter.Length()
+	if c.req.endless {
+		out = int64(c.serving.Assignment.GetBackend().GetContextTokens())
+	}
+	out = max(out, c.req.least)
 	if c.req.limit > 0 {
 		out = min(out, c.req.limit)
 	}
-	return c.prompt + out
+	return c.prompt + out*max(1, c.req.answers)
 }
 
 // ended distinguishes a client that left from a backend that was lost.
@@ -246,6 +258,18 @@ func (c *call) account(now time.Time) {
 	c.cfg.Meter.Add(c.usage, now)
 	c.answeredCache()
 	c.cfg.Metrics.answered(c.req.model, c.usage, c.begun.Sub(c.started), now.Sub(c.started))
+}
+
+// generate counts events of a stream: nearly every one is a token.
+func (c *call) generate(events int) {
+	c.events += uint64(events)
+	c.ticket.Progress(int64(events))
+}
+
+// cut counts a request that has come to no end: by what was generated of it.
+func (c *call) cut() {
+	c.usage = backend.Usage{Prompt: uint64(c.prompt), Completion: c.events}
+	c.cfg.Meter.Cut(c.events)
 }
 
 func (c *call) load() string {

@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
+	"slices"
 	"time"
 	"unicode/utf8"
 
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/apis"
-	"millrace.dev/millrace/internal/wire"
 )
 
 // readFor bounds how long a client may take to send a body.
@@ -25,8 +24,15 @@ const bytesPerToken = 4
 type request struct {
 	model  string
 	stream bool
-	// limit is the largest number of tokens to generate; 0: not said.
-	limit int64
+	// limit is the largest number of tokens to generate of an answer, answers how many
+	// are generated, least what each has at least; 0: not said. endless is whether the
+	// model can't end one.
+	limit, answers, least int64
+	endless               bool
+	// truncates is whether a prompt that is too long is to be cut.
+	truncates bool
+	// renamed are the fields that the backend gets under another name; "": not at all.
+	renamed map[string]string
 	// fields are those of the body.
 	fields map[string]json.RawMessage
 }
@@ -100,12 +106,14 @@ func parse(op operation, body []byte) (request, *apiError) {
 // names no model is for the one that is served.
 func glance(body []byte, model string) request {
 	q := request{model: model}
-	var named struct {
-		Model  string `json:"model"`
-		Stream bool   `json:"stream"`
+	if json.Unmarshal(body, &q.fields) != nil {
+		return q
 	}
-	if json.Unmarshal(body, &q.fields) == nil && json.Unmarshal(body, &named) == nil && named.Model != "" {
-		q.model, q.stream = named.Model, named.Stream
+	// By way of a struct, "Model" would do, too: no backend takes it.
+	var named string
+	if json.Unmarshal(q.fields["model"], &named) == nil && named != "" {
+		q.model = named
+		_ = json.Unmarshal(q.fields["stream"], &q.stream)
 	}
 	return q
 }
@@ -120,19 +128,112 @@ func (q *request) read(op operation, fields map[string]json.RawMessage) *apiErro
 	if err := field(fields, "stream", "true or false", &q.stream); err != nil {
 		return err
 	}
-	for _, name := range op.Limits {
+	v, ok := fields["truncate_prompt_tokens"]
+	q.truncates = ok && string(v) != "null" || string(fields["truncation"]) == `"auto"`
+	if !op.Generates {
+		q.answers = listed(fields[op.Input])
+		return nil
+	}
+	if err := q.readLimits(op, fields); err != nil {
+		return err
+	}
+	return q.readAnswers(fields)
+}
+
+// readLimits reads what bounds an answer. The first of the operation's own limits counts,
+// and it alone goes to the backend: which of several counts there, nobody need know. Without
+// one of them a limit of another operation, or of a backend's own, takes its place.
+func (q *request) readLimits(op operation, fields map[string]json.RawMessage) *apiError {
+	counts := ""
+	for _, name := range slices.Concat(op.Limits, apis.Limits[:]) {
+		raw, given := fields[name]
+		own := slices.Contains(op.Limits, name)
 		var n int64
 		if err := field(fields, name, "an integer", &n); err != nil {
 			return err
 		}
-		if n < 0 {
+		switch {
+		case !given || name == counts:
+		case own && n < 0:
 			return badRequest(name, "%s: %d; must be ≥ 0", name, n)
-		}
-		if q.limit == 0 {
-			q.limit = n
+		case counts != "" || n < 0 || string(raw) == "null": // below 0 means none to a backend
+			q.rename(name, "")
+		default:
+			counts, q.limit = name, n
+			if !own {
+				q.rename(name, op.Limits[len(op.Limits)-1])
+			}
 		}
 	}
 	return nil
+}
+
+// readAnswers reads how many answers are generated, and what their length is at least.
+func (q *request) readAnswers(fields map[string]json.RawMessage) *apiError {
+	for i, name := range apis.Choices {
+		n := int64(1)
+		if err := field(fields, name, "an integer", &n); err != nil {
+			return err
+		}
+		if n < 1 || n > mostAnswers {
+			return badRequest(name, "%s: %d; must be 1 to %d", name, n, mostAnswers)
+		}
+		q.answers = max(q.answers, n)
+		if _, given := fields[name]; given && i == len(apis.Choices)-1 { // no API's: a backend's own name for the first
+			q.rename(name, "")
+			if _, also := fields[apis.Choices[0]]; !also {
+				q.rename(name, apis.Choices[0])
+			}
+		}
+	}
+	if err := field(fields, "min_tokens", "an integer", &q.least); err != nil {
+		return err
+	}
+	if err := field(fields, "ignore_eos", "true or false", &q.endless); err != nil {
+		return err
+	}
+	q.answers *= listed(fields["prompt"])
+	return nil
+}
+
+// mostAnswers bounds how many answers one request may want.
+const mostAnswers = 128
+
+// listed is how many prompts there are.
+func listed(prompt json.RawMessage) int64 {
+	var list []json.RawMessage
+	if len(prompt) == 0 || prompt[0] != '[' || json.Unmarshal(prompt, &list) != nil {
+		return 1
+	}
+	n := int64(0)
+	for _, p := range list {
+		if p[0] == '"' || p[0] == '[' || p[0] == '{' {
+			n++
+		}
+	}
+	return max(1, n) // one, as token ids
+}
+
+// rename has the backend get a field under another name; "": not at all.
+func (q *request) rename(name, to string) {
+	if q.renamed == nil {
+		q.renamed = map[string]string{}
+	}
+	q.renamed[name] = to
+}
+
+// apply renames the fields of a body.
+func (q *request) apply(body []byte) []byte {
+	if len(q.renamed) == 0 {
+		return body
+	}
+	for name, to := range q.renamed {
+		if to != "" {
+			q.fields[to] = q.fields[name]
+		}
+		delete(q.fields, name)
+	}
+	return backend.Rename(body, q.renamed)
 }
 
 // field decodes one field; one that is absent or null leaves into as it is.
@@ -177,7 +278,7 @@ func emptyList(raw json.RawMessage) bool {
 
 // promptTokens is extproc's exact count, or an estimate from the size.
 func promptTokens(r *http.Request, size int) int64 {
-	if n, err := strconv.ParseInt(r.Header.Get(wire.PromptTokensHeader), 10, 32); err == nil && n > 0 {
+	if n, exact := counted(r); exact {
 		return n
 	}
 	return int64(size/bytesPerToken) + 1

@@ -54,6 +54,7 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 	c.w.WriteHeader(http.StatusOK)
 	first, end, last, whole := c.copy(events, buf, n, err)
 	if !whole {
+		c.cut()
 		if c.r.Context().Err() != nil {
 			c.status = statusGone
 		}
@@ -102,7 +103,7 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 				first = append(first, buf[:min(n, firstKept-len(first))]...)
 			}
 			c.cfg.Meter.Serve(now)
-			c.ticket.Progress(int64(bytes.Count(buf[:n], eventEnd)))
+			c.generate(bytes.Count(buf[:n], eventEnd))
 			part := buf[:n]
 			if filter != nil {
 				part = filter.Pass(part)

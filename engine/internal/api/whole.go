@@ -24,11 +24,12 @@ func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 		}
 		c.cfg.Meter.Serve(now)
 		_, _ = whole.Write(buf[:n])
-		c.ticket.Progress(int64(bytes.Count(buf[:n], eventEnd)))
+		c.generate(bytes.Count(buf[:n], eventEnd))
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
+			c.cut()
 			return c.ended(ctx, err)
 		}
 	}

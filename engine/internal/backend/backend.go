@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/blocks"
@@ -68,6 +69,8 @@ type Kind interface {
 // Dialect is how a backend's answers differ from those of the API, and how it is to
 // be asked so that they don't.
 type Dialect interface {
+	// Closed are the fields that are not the client's to set.
+	Closed() Closed
 	// Prepare says how a request is sent. It may use the memory behind r.Body.
 	Prepare(a *enginepb.Assignment, r Request) Way
 	// Usage reads the account at the end of an answer, unary or a stream's last
@@ -110,6 +113,23 @@ type Load struct {
 	Used, Total uint64
 	// Speed is that of what it did since it was last asked.
 	Speed Speed
+}
+
+// Closed are fields that a backend has beside the API and that are for whoever runs it:
+// by name, the values in JSON that change nothing.
+type Closed map[string][]string
+
+// Set returns the first by name of a request's fields that is closed, and would change
+// something; "": none is.
+func (c Closed) Set(fields map[string]json.RawMessage) string {
+	first := ""
+	for name, harmless := range c {
+		v, ok := fields[name]
+		if ok && string(v) != "null" && !slices.Contains(harmless, string(v)) && (first == "" || name < first) {
+			first = name
+		}
+	}
+	return first
 }
 
 // Error is what the backend answers instead of a completion, in OpenAI's terms.

@@ -104,3 +104,35 @@ func onlyUsage(event []byte) bool {
 	}
 	return ok && json.Unmarshal([]byte(data), &v) == nil && v.Choices != nil && len(v.Choices) == 0 && v.Usage != nil
 }
+
+// Rename returns the JSON object with other names for some of its fields; those whose new
+// name is "" are left out.
+func Rename(body []byte, names map[string]string) []byte {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return body
+	}
+	out := append(make([]byte, 0, len(body)+Room), '{')
+	for dec.More() {
+		key, err := dec.Token()
+		var value json.RawMessage
+		if err != nil || dec.Decode(&value) != nil {
+			return body
+		}
+		name, _ := key.(string)
+		if to, ok := names[name]; ok && to == "" {
+			continue
+		} else if ok {
+			name = to
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		quoted, err := json.Marshal(name)
+		if err != nil {
+			return body
+		}
+		out = append(append(append(out, quoted...), ':'), value...)
+	}
+	return append(out, '}')
+}

@@ -97,3 +97,17 @@ func FuzzFilter(f *testing.F) {
 		}
 	})
 }
+
+func TestRename(t *testing.T) {
+	names := map[string]string{"a": "", "b": "z"}
+	tests := []struct{ body, want string }{
+		{`{"a":1,"b":[{"a":1}],"c":"\u0061", "a" : {"b":2} }`, `{"z":[{"a":1}],"c":"\u0061"}`},
+		{`{"\u0061":1}`, `{}`},
+		{`[1]`, `[1]`},
+	}
+	for _, tt := range tests {
+		if got := string(Rename([]byte(tt.body), names)); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.body, got, tt.want)
+		}
+	}
+}

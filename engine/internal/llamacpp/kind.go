@@ -129,6 +129,16 @@ func (k *Kind) URL(*enginepb.Assignment) string { return "http://" + k.BackendAd
 // Passes lets nothing pass but what engine knows.
 func (k *Kind) Passes(string) bool { return false }
 
+// closed are the server's slots and caches, which engine and extproc count on, and what
+// leaves the account out of an answer.
+var closed = backend.Closed{
+	"id_slot": {"-1"}, "slot_id": {"-1"}, "cache_prompt": {"true"}, "n_cache_reuse": {"0"}, "n_keep": {"0"}, "n_discard": {"0"},
+	"response_fields": {"[]"}, "lora": {"[]"},
+}
+
+// Closed are the server's slots, caches and adapters.
+func (k *Kind) Closed() backend.Closed { return closed }
+
 // shortAnswer is up to how many tokens an answer may have for a client that leaves
 // to save nothing: it ends before the server would notice. To put it together from
 // a stream costs more than the rest of the engine's work.

@@ -100,6 +100,13 @@ func (m *Meter) Add(u backend.Usage, now time.Time) {
 	}
 }
 
+// Cut counts the tokens that were generated of a request that did not come to its end.
+func (m *Meter) Cut(generated uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.totals.Generated += generated
+}
+
 // Measure takes a speed that the backend has measured itself.
 func (m *Meter) Measure(s backend.Speed) {
 	m.mu.Lock()

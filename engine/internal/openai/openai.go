@@ -132,6 +132,9 @@ func (k *Kind) URL(a *enginepb.Assignment) string {
 // Passes lets everything pass.
 func (k *Kind) Passes(string) bool { return true }
 
+// Closed is nothing: what the server has beside the API is not known.
+func (k *Kind) Closed() backend.Closed { return nil }
+
 // Prepare gives the model the name that it has there, and asks streams for their
 // account.
 func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {

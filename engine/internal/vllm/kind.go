@@ -169,6 +169,15 @@ var passed = []string{"/pooling", "/classify"}
 // Passes reports whether a request for path is forwarded as it is.
 func (k *Kind) Passes(path string) bool { return slices.Contains(passed, path) }
 
+// closed are what vLLM has for its operator: the scheduler's order, its own ids of
+// requests, blocks that are handed to other servers, prompts that are no tokens.
+var closed = backend.Closed{
+	"priority": {"0"}, "request_id": nil, "kv_transfer_params": {"{}"}, "vllm_xargs": {"{}"}, "prompt_embeds": nil,
+}
+
+// Closed are the fields for vLLM's operator.
+func (k *Kind) Closed() backend.Closed { return closed }
+
 // Prepare asks streams for their account.
 func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
 	w := backend.Way{Body: r.Body}

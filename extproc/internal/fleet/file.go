@@ -16,10 +16,7 @@ const fileTicks = 5
 
 // watch reads the file again if it has changed. One with faults changes nothing.
 func (l *Local) watch(now time.Time) {
-	l.mu.Lock()
-	changed := l.stamps.Changed()
-	l.mu.Unlock()
-	if !changed {
+	if !l.stamps.Changed() {
 		return
 	}
 	err := l.load(now)

@@ -11,6 +11,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // reload is how long an unreadable tokenizer waits for another try.
@@ -86,7 +87,7 @@ func (l *loader) pass(ctx context.Context, have map[string]pick.Counter) (failed
 			return false
 		}
 		if have[path] == nil {
-			have[path] = l.read(path)
+			have[path] = l.read(ctx, path)
 		}
 		failed = failed || have[path] == nil
 		for _, m := range wanted[path] {
@@ -96,10 +97,17 @@ func (l *loader) pass(ctx context.Context, have map[string]pick.Counter) (failed
 	return failed
 }
 
+// longestRead is how long a tokenizer may take to be read: some are large, and their
+// disks slow.
+const longestRead = time.Minute
+
 // read reads one tokenizer; nil: it could not.
-func (l *loader) read(path string) pick.Counter {
+func (l *loader) read(ctx context.Context, path string) pick.Counter {
 	began := time.Now()
-	c, err := l.load(path)
+	c, err := regular.Until(ctx, longestRead, path, func() (pick.Counter, error) { return l.load(path) })
+	if ctx.Err() != nil {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {

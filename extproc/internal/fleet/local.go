@@ -28,11 +28,13 @@ type Local struct {
 	path   string
 	picker Picker
 
-	// The rest is guarded by mu.
-	table  *pick.Table // as published
-	keys   [][]byte    // of cookies, the present one first
+	// Of Run alone.
 	stamps stamp.Files
-	fault  error // of the file as it is; nil: it is in force
+	keys   [][]byte // of cookies, the present one first
+
+	// The rest is guarded by mu, which nobody holds while a file is read.
+	table *pick.Table // as published
+	fault error       // of the file as it is; nil: it is in force
 }
 
 // NewLocal returns the fleet of the file at path, which must be good. It gives
@@ -72,37 +74,34 @@ func (l *Local) measuredLocked(w work, now time.Time) { l.state.measured(l.picke
 
 // load reads the file and makes it the fleet.
 func (l *Local) load(now time.Time) error {
-	l.mu.Lock()
-	entries, err := l.loadLocked(now)
-	l.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return l.prober.Set(endpoints.Probed(entries))
-}
-
-// loadLocked reads the file and makes it the fleet, but for who is probed.
-func (l *Local) loadLocked(now time.Time) ([]inventory.Entry, error) {
 	// The stamps are taken before what they are of is read: what changes meanwhile is
 	// read again.
 	l.stamps = stamp.Of(l.path)
 	f, err := config.LoadFleet(l.path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if name := f.Policy.Sessions.Cookie.KeyFile; name != "" {
 		l.stamps = append(l.stamps, stamp.Of(name)...)
 	}
 	key, err := cookieKey(f.Policy.Sessions.Cookie, l.keys)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	l.keys = policy.Rotate(l.keys, key)
+	l.mu.Lock()
+	entries := l.takeLocked(f, now)
+	l.mu.Unlock()
+	return l.prober.Set(endpoints.Probed(entries))
+}
+
+// takeLocked makes what the file says the fleet, but for who is probed.
+func (l *Local) takeLocked(f config.Fleet, now time.Time) []inventory.Entry {
 	l.state.setPolicy(policy.State(f.Policy, l.keys, 1))
 	names := f.ModelNames()
 	maps.DeleteFunc(l.state.models, func(name string, _ *model) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
-		l.state.setModel(&fleetpb.ModelState{Name: name, Tokenizer: f.Tokenizer(name), Default: name == f.DefaultModel()})
+		l.state.setModel(&fleetpb.ModelState{Name: name, Tokenizer: f.Tokenizer(name), ContextTokens: uint32(f.ContextTokens(name)), Default: name == f.DefaultModel()})
 	}
 	l.loader.want(l.state.tokenizers())
 	entries := make([]inventory.Entry, len(f.Endpoints))
@@ -111,7 +110,7 @@ func (l *Local) loadLocked(now time.Time) ([]inventory.Entry, error) {
 	}
 	l.setEntriesLocked(entries, now)
 	l.dirty = true // the policy and models may be others
-	return entries, nil
+	return entries
 }
 
 // cookieKey returns the key that signs cookies: that of the file, else the one that

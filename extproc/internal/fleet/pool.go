@@ -3,7 +3,6 @@ package fleet
 import (
 	"cmp"
 	"maps"
-	"os"
 	"slices"
 
 	"millrace.dev/millrace/extproc/internal/flow"
@@ -11,6 +10,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/policy"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -168,8 +168,6 @@ type settings struct {
 
 // load reads the file, if there is one.
 func (p *Pools) load() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.stamps = nil
 	f := config.Default()
 	f.Models = nil
@@ -187,10 +185,12 @@ func (p *Pools) load() error {
 	} else {
 		p.stamps = append(p.stamps, stamp.Of(cookie.KeyFile)...)
 	}
-	key, err := cookieKey(*cookie, p.settings.keys)
+	key, err := cookieKey(*cookie, p.settings.keys) // which this goroutine alone changes
 	if err != nil {
 		return err
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	s := settings{keys: policy.Rotate(p.settings.keys, key), tokenizers: map[string]string{}}
 	for i := range f.Models {
 		path := f.Models[i].Spec.TokenizerFile()
@@ -215,7 +215,7 @@ func CheckPools(path string) error {
 
 // poolsFile reads the file of pools. What Models it does not have itself do not count.
 func poolsFile(path string) (config.File, error) {
-	text, err := os.ReadFile(path)
+	text, err := regular.Read(path, config.MaxFile)
 	if err != nil {
 		return config.File{}, err
 	}

@@ -88,6 +88,9 @@ type Pools struct {
 	took    sync.Once      // for synced
 	synced  chan struct{}  // closed when a Cluster was taken in
 
+	// Of Run alone.
+	stamps stamp.Files
+
 	// Atomic.
 	latest atomic.Pointer[Cluster] // as Set has given it; nil: not yet
 
@@ -97,7 +100,6 @@ type Pools struct {
 	pools       []*pool  // as options.Pickers
 	discoveries map[string]*learning
 	settings    settings
-	stamps      stamp.Files
 	fault       error // of the file as it is; nil: it is in force
 }
 
@@ -240,9 +242,8 @@ func (p *Pools) Synced() <-chan struct{} { return p.synced }
 func (p *Pools) often(now time.Time, n int) {
 	p.mu.Lock()
 	p.askLocked(now, n)
-	changed := n%fileTicks == 0 && p.stamps.Changed()
 	p.mu.Unlock()
-	if !changed {
+	if n%fileTicks != 0 || !p.stamps.Changed() {
 		return
 	}
 	err := p.load()

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -323,6 +324,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Priority:       m.GetDefaultPriority(),
 		Ours:           s.ours,
 		MaxBody:        int64(min(m.GetMaxBodyBytes(), 1<<40)),
+		MaxInFlight:    int64(min(m.GetMaxBytesInFlight(), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
 		Explain:        m.GetExplain(),
@@ -348,7 +350,9 @@ func (s *state) table() *pick.Table {
 	}
 	t := &pick.Table{Policy: s.policy, Models: make(map[string]*pick.Model, len(s.models))}
 	for name, m := range s.models {
-		t.Models[name] = &pick.Model{Name: name, Seed: session.Seed(name), Learned: m.learned}
+		t.Models[name] = &pick.Model{
+			Name: name, Seed: session.Seed(name), Learned: m.learned, Context: int(min(m.resource.GetContextTokens(), math.MaxInt32)),
+		}
 		if m.resource.GetDefault() {
 			t.Default = t.Models[name]
 		}

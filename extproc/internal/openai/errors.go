@@ -153,6 +153,26 @@ func TooLarge(limit int64) *Error {
 	return invalid(413, "", "request_too_large", "the request body is larger than %d bytes", limit)
 }
 
+// TooLong answers a prompt of more tokens than the context has, in the words that the
+// clients of both APIs look for.
+func TooLong(dialect apis.Dialect, param string, tokens, context int) *Error {
+	format := "the prompt has %d tokens, and this model's maximum context length is %d tokens: shorten it"
+	if dialect == apis.Anthropic {
+		format = "prompt is too long: %d tokens > %d maximum"
+	}
+	return invalid(400, param, "context_length_exceeded", format, tokens, context)
+}
+
+// HeadersTooLarge answers a request with more headers than n, or than so many bytes of them.
+func HeadersTooLarge(n, bytes int) *Error {
+	return invalid(431, "", "headers_too_large", "the request has more than %d headers, or more than %d bytes of them", n, bytes)
+}
+
+// NoLength answers a request whose content-length is none.
+func NoLength() *Error {
+	return invalid(400, "", "invalid_content_length", "content-length: must be a number of bytes, below 2^63")
+}
+
 // NotReady answers a request for a model none of whose replicas is ready.
 func NotReady(model string) *Error {
 	return &Error{

@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"bytes"
 	"math"
 	"slices"
 	"strconv"
@@ -17,14 +18,16 @@ type Request struct {
 	Model []byte
 	// Stream is whether the answer comes as events.
 	Stream bool
-	// MaxTokens is the most tokens to generate; -1: no limit given. MinTokens is
-	// the least.
+	// MaxTokens is the most tokens to generate, in whatever engine serves the request;
+	// -1: no limit given. MinTokens is the least.
 	MaxTokens, MinTokens int
 	// IgnoreEOS is whether generation continues to the limit, Stops whether the client
 	// named texts that end it.
 	IgnoreEOS, Stops bool
-	// Choices is how many answers are generated, 1 or more.
+	// Choices is how many answers are generated for each prompt, 1 or more.
 	Choices int
+	// Truncates is whether the client wants a prompt that is too long cut.
+	Truncates bool
 	// Previous is the id of the response that this request continues; nil: none.
 	Previous []byte
 	// User is the client's name for who asks: user, or Anthropic's metadata.user_id;
@@ -48,12 +51,18 @@ type Request struct {
 	// Raw is the whole body.
 	Raw []byte
 
-	instructions  Message
-	candidates    int    // best_of
-	maxCompletion int    // max_completion_tokens; -1: not given
-	named         span   // where Raw has the value of model
-	unescaped     []byte // texts that held escapes, or were joined
-	one           [nested/2 + 1]part
+	instructions Message
+	limits       [len(apis.Limits)]given
+	choices      [len(apis.Choices)]given
+	named        span   // where Raw has the value of model
+	unescaped    []byte // texts that held escapes, or were joined
+	one          [nested/2 + 1]part
+}
+
+// given is a number that a field may have.
+type given struct {
+	n  int
+	is bool
 }
 
 // span is a part of a body; the zero span is none.
@@ -80,17 +89,38 @@ func (r *Request) Parse(api apis.API, body []byte) *Error {
 	if r.instructions.Content != nil {
 		r.Messages = slices.Insert(r.Messages, 0, r.instructions)
 	}
-	if r.maxCompletion >= 0 {
-		r.MaxTokens = r.maxCompletion // the older max_tokens counts only without it
+	r.MaxTokens = r.limit()
+	for _, c := range r.choices {
+		r.Choices = max(r.Choices, c.n)
 	}
-	r.Choices = max(r.Choices, r.candidates)
 	return nil
+}
+
+// limit is the most that any engine makes of the fields that bound the answer. Only the
+// operation's own are sure to be one: another alone says nothing, beside them it may be
+// the one that counts. Below 0 means no limit to those engines that don't refuse it.
+func (r *Request) limit() int {
+	most, bounded := 0, false
+	for i, l := range r.limits {
+		if !l.is {
+			continue
+		}
+		if l.n < 0 {
+			return -1
+		}
+		most = max(most, l.n)
+		bounded = bounded || slices.Contains(r.API.Row().Limits, apis.Limits[i])
+	}
+	if !bounded {
+		return -1
+	}
+	return most
 }
 
 // reset makes r that of a body of which nothing is decoded yet.
 func (r *Request) reset(api apis.API, body []byte) {
 	*r = Request{
-		API: api, Raw: body, MaxTokens: -1, maxCompletion: -1, Choices: 1,
+		API: api, Raw: body, MaxTokens: -1, Choices: 1,
 		Messages: r.Messages[:0], Media: r.Media[:0], Prompts: r.Prompts[:0], unescaped: r.unescaped[:0],
 	}
 }
@@ -176,19 +206,26 @@ func (r *Request) metadata(s *scanner) bool {
 
 // length reads a field that says how long the answer will be.
 func (r *Request) length(s *scanner, name []byte) bool {
+	if i := slices.Index(apis.Limits[:], string(name)); i >= 0 {
+		return r.quantity(s, &r.limits[i])
+	}
+	if i := slices.Index(apis.Choices[:], string(name)); i >= 0 {
+		ok := r.quantity(s, &r.choices[i])
+		r.choices[i].n = min(r.choices[i].n, maxChoices)
+		return ok
+	}
 	switch string(name) {
-	case "max_tokens", "max_output_tokens":
-		return s.integer(&r.MaxTokens, -1, math.MaxInt32)
-	case "max_completion_tokens":
-		return s.integer(&r.maxCompletion, -1, math.MaxInt32)
 	case "min_tokens":
-		return s.integer(&r.MinTokens, 0, math.MaxInt32)
-	case "n":
-		return s.integer(&r.Choices, 1, maxChoices)
-	case "best_of":
-		return s.integer(&r.candidates, 1, maxChoices)
+		var least given
+		ok := r.quantity(s, &least)
+		r.MinTokens = max(0, least.n)
+		return ok
 	case "ignore_eos":
 		r.IgnoreEOS = s.peek() == 't'
+	case "truncate_prompt_tokens":
+		r.Truncates = r.Truncates || s.peek() != 'n'
+	case "truncation":
+		r.Truncates = r.Truncates || bytes.HasPrefix(s.b[s.i:], []byte(`"auto"`))
 	case "cache_salt":
 		r.Salted = s.peek() == '"'
 	case "stop", "stop_sequences":
@@ -214,8 +251,9 @@ func (r *Request) stops(s *scanner) bool {
 	return ok
 }
 
-// maxChoices bounds what is believed of how many answers a request wants.
-const maxChoices = 128
+// maxChoices bounds what is believed of how many answers a request wants: no engine
+// makes more of one.
+const maxChoices = 1 << 14
 
 // unescape returns the text that t stands for.
 func (r *Request) unescape(t text) []byte {
@@ -240,18 +278,29 @@ func (r *Request) textField(s *scanner, dst *[]byte) bool {
 	return ok
 }
 
-// integer reads a number into dst if it is a whole one of the range; any other
-// value is left to the engine.
-func (s *scanner) integer(dst *int, least, most int) bool {
+// quantity reads a number as the most lenient engine does: a fraction is cut off, and a
+// text may hold one. Any other value is none.
+func (r *Request) quantity(s *scanner, dst *given) bool {
+	*dst = given{}
 	start := s.i
-	if !s.skip(1) {
+	var v, text []byte
+	if !r.textField(s, &text) {
 		return false
 	}
-	if n, err := strconv.Atoi(string(s.b[start:s.i])); err == nil {
-		*dst = min(max(n, least), most)
+	if v = s.b[start:s.i]; text != nil {
+		v = bytes.TrimSpace(text)
+	}
+	if len(v) > longestNumber {
+		return true
+	}
+	if n, err := strconv.ParseFloat(string(v), 64); n == n && (err == nil || math.IsInf(n, 0)) {
+		*dst = given{int(min(max(n, -1), math.MaxInt32)), true}
 	}
 	return true
 }
+
+// longestNumber is the most digits of a number, in bytes.
+const longestNumber = 400
 
 // raw takes a value's JSON into dst if it begins with the byte; any other value
 // leaves dst nil.

@@ -62,6 +62,36 @@ func TestParse(t *testing.T) {
 		want seen
 	}{
 		{
+			name: "what an engine has beside the API's limit may be what counts there", api: apis.Chat,
+			body: `{"model":"m","max_tokens":1,"n_predict":400,"n":1,"n_cmpl":3}`,
+			want: seen{Model: "m", MaxTokens: 400, Choices: 3},
+		},
+		{
+			name: "it is no limit alone", api: apis.Chat,
+			body: `{"model":"m","n_predict":4}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1},
+		},
+		{
+			name: "without end, as an engine has it", api: apis.Completions,
+			body: `{"model":"m","max_tokens":1,"n_predict":-1}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1},
+		},
+		{
+			name: "the limit of another operation is none", api: apis.Responses,
+			body: `{"model":"m","max_tokens":1}`,
+			want: seen{Model: "m", MaxTokens: -1, Choices: 1},
+		},
+		{
+			name: "numbers as the most lenient engine has them", api: apis.Chat,
+			body: `{"model":"m","max_tokens":4e2,"n":"\u0031\u0032","min_tokens":"7.0"}`,
+			want: seen{Model: "m", MaxTokens: 400, Choices: 12, MinTokens: 7},
+		},
+		{
+			name: "of two fields of one name the last counts", api: apis.Chat,
+			body: `{"model":"m","max_tokens":400,"max_tokens":4,"Max_Tokens":1}`,
+			want: seen{Model: "m", MaxTokens: 4, Choices: 1},
+		},
+		{
 			name: "chat",
 			api:  apis.Chat,
 			body: `{"model":"m","stream":true,"max_tokens":7,"n":2,"messages":[{"role":"system","content":"be"},{"content":"a\"\u00e9\ud83d\ude00\n","role":"user"}]}`,
@@ -83,7 +113,7 @@ func TestParse(t *testing.T) {
 			name: "of the limits the newer one counts, and of choices the larger",
 			api:  apis.Completions,
 			body: `{"model":"m","max_completion_tokens":3,"max_tokens":9,"n":2,"best_of":5,"min_tokens":2,"ignore_eos":true,"stop":["x"]}`,
-			want: seen{Model: "m", MaxTokens: 3, Choices: 5, MinTokens: 2, Hints: "eos stop"},
+			want: seen{Model: "m", MaxTokens: 9, Choices: 5, MinTokens: 2, Hints: "eos stop"},
 		},
 		{
 			name: "no stops",

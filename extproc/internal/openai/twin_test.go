@@ -3,9 +3,10 @@ package openai
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
+	"math/big"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -51,13 +52,18 @@ func elements(v json.RawMessage) (all []json.RawMessage, ok bool) {
 	return all, len(v) > 0 && v[0] == '[' && json.Unmarshal(v, &all) == nil
 }
 
-// whole is a whole number of a range, or what there was before.
-func whole(v json.RawMessage, was, least, most int) int {
-	n, err := strconv.Atoi(string(v))
-	if err != nil {
-		return was
+// whole is a number as a whole one, also if a text holds it.
+func whole(v json.RawMessage) (n int, ok bool) {
+	text, ok := textOf(v)
+	if !ok {
+		text = string(v)
 	}
-	return min(max(n, least), most)
+	f, ok := new(big.Float).SetString(strings.TrimSpace(text))
+	if !ok {
+		return 0, false
+	}
+	i, _ := f.Int64()
+	return int(min(max(i, -1), 1<<31-1)), true
 }
 
 // naiveTexts are a text, or those of a list of texts or of objects with one.
@@ -84,7 +90,7 @@ func naiveTexts(v json.RawMessage) (all []string) {
 func naiveRequest(api apis.API, body []byte) (s seen) {
 	s.MaxTokens, s.Choices = -1, 1
 	var system []string // the system message
-	newer, best := -1, 0
+	limits, choices := map[string]int{}, map[string]int{}
 	eos, stop := false, false
 	for _, m := range members(body) {
 		v := m.value
@@ -133,16 +139,16 @@ func naiveRequest(api apis.API, body []byte) (s seen) {
 			s.Previous = text
 		case "user":
 			s.User = text
-		case "max_tokens", "max_output_tokens":
-			s.MaxTokens = whole(v, s.MaxTokens, -1, 1<<31-1)
-		case "max_completion_tokens":
-			newer = whole(v, newer, -1, 1<<31-1)
+		case "max_tokens", "max_output_tokens", "max_completion_tokens", "n_predict":
+			delete(limits, m.key)
+			if n, ok := whole(v); ok {
+				limits[m.key] = n
+			}
+		case "n", "best_of", "n_cmpl":
+			choices[m.key], _ = whole(v)
 		case "min_tokens":
-			s.MinTokens = whole(v, s.MinTokens, 0, 1<<31-1)
-		case "n":
-			s.Choices = whole(v, s.Choices, 1, maxChoices)
-		case "best_of":
-			best = whole(v, best, 1, maxChoices)
+			n, _ := whole(v)
+			s.MinTokens = max(0, n)
 		case "ignore_eos":
 			eos = string(v) == "true"
 		case "stop", "stop_sequences":
@@ -155,10 +161,17 @@ func naiveRequest(api apis.API, body []byte) (s seen) {
 		}
 	}
 	s.Messages = append(system, s.Messages...)
-	if newer >= 0 {
-		s.MaxTokens = newer
+	for name := range limits {
+		if slices.Contains(api.Row().Limits, name) {
+			s.MaxTokens = slices.Max(slices.Collect(maps.Values(limits)))
+		}
 	}
-	s.Choices = max(s.Choices, best)
+	if slices.Contains(slices.Collect(maps.Values(limits)), -1) {
+		s.MaxTokens = -1
+	}
+	for _, n := range choices {
+		s.Choices = max(s.Choices, min(n, maxChoices))
+	}
 	if eos {
 		s.Hints = "eos "
 	}
@@ -338,7 +351,7 @@ func (g grammar) message() string {
 
 func (g grammar) body() string {
 	return g.space() + g.object(12, func() string {
-		name := g.one("stream", "max_tokens", "max_output_tokens", "max_completion_tokens", "min_tokens", "n", "best_of", "ignore_eos", "stop",
+		name := g.one("stream", "max_tokens", "max_output_tokens", "max_completion_tokens", "min_tokens", "n", "best_of", "n_cmpl", "n_predict", "ignore_eos", "stop",
 			"stop_sequences", "tools", "previous_response_id", "user", `\u0075ser`, "instructions", "system", "model", `m\u006fdel`, `max\u005ftokens`, "other", "prompt", "input", "metadata", "query", "documents", "text_1", "queries")
 		return g.one(`"documents":`+g.list(4, g.part), `"system":`+g.list(3, g.part), `"input":`+g.list(3, g.message), `"metadata":{"user_id":`+g.value()+`}`, `"`+name+`"`+g.space()+":"+g.space()+g.value(), `"messages":`+g.list(5, g.message), `"prompt":`+g.list(5, g.value), `"`+name+`":`+g.value())
 	}) + g.space()

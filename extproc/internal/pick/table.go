@@ -94,6 +94,8 @@ type Model struct {
 	Endpoints []*Endpoint
 	// WithBlocks is the Endpoints that have Blocks.
 	WithBlocks []*Endpoint
+	// Context is how many tokens a prompt and its answer may have; 0: not known.
+	Context int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	Awaited bool
 	*Learned
@@ -129,6 +131,9 @@ type Policy struct {
 	Ours bool
 	// MaxBody is the largest request body, in bytes; 0: none is too large.
 	MaxBody int64
+	// MaxInFlight is the most bytes of all bodies that are held at a time; 0: they are not
+	// bounded.
+	MaxInFlight int64
 	// Rewrites are by the name that clients use for a model.
 	Rewrites map[string]*Rewrite
 	// Rewrite is for requests whose model has none of Rewrites; nil: those keep theirs.

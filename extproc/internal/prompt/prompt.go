@@ -56,7 +56,7 @@ func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
 	switch {
 	case r.API.Row().Counted != apis.Conversation:
-		if len(r.Prompts) != 1 || r.Prompts[0].Text == nil {
+		if len(r.Prompts) != 1 || r.Prompts[0].Text == nil || t.model.Cuts(r.Prompts[0].Text) {
 			return dst, false
 		}
 		return t.model.AppendPrompt(dst, r.Prompts[0].Text), true
@@ -154,11 +154,13 @@ func anthropic(c *token.Chat, r *openai.Request) bool {
 // prompts counts texts; what came as ids is counted already. Texts that the engine puts
 // together by rules of its own, such as a query and a document, are an estimate.
 func (t *tokenizer) prompts(r *openai.Request) (n int, exact bool) {
+	exact = len(r.Prompts) > 0 && r.API.Row().Texts == nil
 	for _, p := range r.Prompts {
 		n += p.IDs
 		if p.Text != nil {
 			n += t.model.CountPrompt(p.Text)
+			exact = exact && !t.model.Cuts(p.Text)
 		}
 	}
-	return n, len(r.Prompts) > 0 && r.API.Row().Texts == nil
+	return n, exact
 }

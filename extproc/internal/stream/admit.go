@@ -85,6 +85,9 @@ func degrade(c *flow.Controller, in *input, u *understood, n *counted, r *openai
 	if u.priority != wire.Sheddable || small == nil || u.blind || !whole || r.Previous != nil {
 		return flow.Pass{}, false
 	}
+	if small.Context > 0 && n.prompt >= small.Context {
+		return flow.Pass{}, false
+	}
 	ask := askOf(in, u, n)
 	pass, ok := c.Queue(small.Name).Try(&ask, small)
 	if !ok {
@@ -118,14 +121,14 @@ func spend(c *flow.Controller, p *flow.Policy, in *input, n *counted) (spending,
 }
 
 // settle gives back what the request has of flow control, now that it has needed so
-// many tokens; below 0: as many as were expected. It comes before the request leaves
-// its endpoint's load: see flow.Pass. Doing it again does nothing.
+// many tokens. It comes before the request leaves its endpoint's load: see flow.Pass.
+// Doing it again does nothing.
 func (a *admission) settle(used int, now time.Time) {
 	if a.ticket != nil {
 		a.ticket.Drop(now)
 	}
 	a.pass.Release(now)
-	if s := &a.spent; s.budgets != nil && used >= 0 && used != s.tokens {
+	if s := &a.spent; s.budgets != nil && used != s.tokens {
 		s.budgets.Correct(s.budget, s.tenant, used-s.tokens, now)
 	}
 	*a = admission{}

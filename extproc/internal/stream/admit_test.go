@@ -99,7 +99,7 @@ func TestSettleCorrectsTheBudget(t *testing.T) {
 		left int64
 	}{
 		{"no answer: all of it comes back", 0, 1000},
-		{"nobody says: as expected", -1, 400},
+		{"as expected", 600, 400},
 		{"fewer than expected", 150, 850},
 		{"more than expected", 900, 100},
 	}

@@ -15,6 +15,7 @@ import (
 type answer struct {
 	explanation []byte         // for a client that asked why; nil: it didn't, or has it
 	begun       bool           // whether its headers came
+	at          time.Time      // when they did
 	good        bool           // whether the status is 2xx
 	served      *pick.Endpoint // who answered; nil: not known
 	usage       pick.Usage     // what the engine says that it needed
@@ -22,27 +23,81 @@ type answer struct {
 	identified  bool           // whether the id of the response was looked for
 }
 
-// tokens is how many tokens the request has needed; below 0: nothing is known, and it
-// was answered.
-func (a *answer) tokens() int {
+// used is how many tokens the request has needed until now: as the engine says; where it
+// does not, because the client has left or because it never does, as many as it has had
+// time for by what was predicted of it.
+func (x *Exchange) used(now time.Time) int {
+	a := &x.answer
 	switch n := a.usage.Prompt + a.usage.Completion; {
-	case !a.good:
-		return 0
+	case x.decision.Choice == nil, a.begun && !a.good:
+		return 0 // it was not sent, or is not answered
 	case n > 0:
 		return n
-	default:
-		return -1
 	}
+	c := &x.choice.List[0]
+	if a.served != nil {
+		c = predicted(x.choice.List, a.served)
+	}
+	return worked(&x.counted, c, a.begun, x.begins(c), x.ends(now))
+}
+
+// begins is when the endpoint was to begin with the request, or has begun to answer it
+// with a stream. ends is when it was done, or is.
+func (x *Exchange) begins(c *pick.Candidate) time.Time {
+	if x.answer.begun && x.counted.stream {
+		return x.answer.at
+	}
+	return x.sent.Add(milliseconds(c.Wait + c.Load))
+}
+
+func (x *Exchange) ends(now time.Time) time.Time {
+	if x.answer.begun && !x.counted.stream && !x.understood.blind {
+		return x.answer.at // all of it came at once
+	}
+	return now
+}
+
+func milliseconds(ms float64) time.Duration {
+	return time.Duration(min(max(0, ms), 1e12) * float64(time.Millisecond))
+}
+
+// worked is how many tokens of a request an endpoint had time for, of which it was
+// predicted how long it takes. Of one whose answer has begun the prompt is done, and
+// a token is there.
+func worked(n *counted, c *pick.Candidate, begun bool, from, to time.Time) int {
+	ms := max(0, float64(to.Sub(from))/float64(time.Millisecond))
+	prompt := float64(n.prompt)
+	if !begun || !n.stream {
+		if !begun && c.Prefill > 0 {
+			prompt *= min(1, ms/c.Prefill)
+		}
+		ms = max(0, ms-c.Prefill)
+	}
+	if c.Output <= 0 || n.output <= 0 {
+		return int(prompt)
+	}
+	// Its answers are made at the same time.
+	made := ms * float64(n.shape.Choices) * float64(c.Output) / max(c.Decode, 1e-3)
+	most := float64(n.most) * float64(n.shape.Choices)
+	if begun {
+		made = max(1, made)
+	}
+	return int(prompt + min(made, most))
 }
 
 func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	a := &x.answer
-	reply := Reply{Kind: ResponseHeaders, Explanation: a.explanation}
+	reply := Reply{Kind: ResponseHeaders}
+	room := roomy(head.Headers, head.HeaderBytes)
+	if room {
+		reply.Explanation = a.explanation
+	}
 	if x.table != nil && x.table.Policy.Conformance {
 		reply.Served = cmp.Or(head.Served, "fail: missing destination endpoint served metadata")
 	}
 	a.explanation = nil
-	a.begun = true
+	a.begun, a.at = true, now
+	x.freeRoom()
 	if x.decision.Choice == nil || a.good || a.served != nil || head.Status == 0 {
 		return reply
 	}
@@ -56,7 +111,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		record(x.table.Policy, &x.located, x.counted.prompt, a.served, now)
 	}
 	x.learn(head, now)
-	if x.located.cookie != 0 && head.Status < 500 {
+	if x.located.cookie != 0 && head.Status < 500 && room {
 		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.located.cookie, now)
 		x.located.cookie = 0
 	}

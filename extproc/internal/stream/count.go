@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"math"
+
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
@@ -13,8 +15,12 @@ type counted struct {
 	// tokenizer has counted them all.
 	prompt int
 	exact  bool
+	// stream is whether the answer comes as it is made.
+	stream bool
 	// output is the tokens that all answers together are expected to have.
 	output int
+	// most is how many tokens each answer can have at most.
+	most int
 	// before is the match of the response that the request continues, whose tokens are
 	// a part of the prompt; the zero Match: it continues none that is known.
 	before prefix.Match
@@ -28,7 +34,7 @@ const upload = 2048
 
 // count counts the tokens of a request that has a model. It is the second stage.
 func count(in *input, u *understood, r *openai.Request) counted {
-	n := counted{shape: shapeOf(in, u, r)}
+	n := counted{shape: shapeOf(in, u, r), stream: !u.blind && r.Stream}
 	s, how := &n.shape, in.api.Row().Counted
 	switch c := u.model.Counter(); {
 	case u.blind || how == apis.Size:
@@ -46,7 +52,8 @@ func count(in *input, u *understood, r *openai.Request) counted {
 	}
 	n.prompt = max(1, n.prompt)
 	s.Prompt = n.prompt
-	n.output = outputOf(in, u, r, s)
+	n.most = mostOf(u, s, n.exact)
+	n.output = outputOf(in, u, r, s, n.most)
 	return n
 }
 
@@ -55,7 +62,7 @@ func shapeOf(in *input, u *understood, r *openai.Request) pick.Shape {
 	s := pick.Shape{API: in.api, Blind: u.blind, Limit: -1, Choices: 1}
 	if !u.blind {
 		s.Tools, s.Stream = r.Tools != nil, r.Stream
-		s.Limit, s.Choices = r.MaxTokens, max(1, r.Choices)
+		s.Limit, s.Choices = r.MaxTokens, max(1, r.Choices)*max(1, len(r.Prompts))
 	}
 	if u.blind || in.api.Row().Counted == apis.Size {
 		s.Guess = int(max(in.head.Length, int64(u.size), 0) / 4)
@@ -66,8 +73,24 @@ func shapeOf(in *input, u *understood, r *openai.Request) pick.Shape {
 	return s
 }
 
-// outputOf returns the expected tokens of all answers to a request of a shape.
-func outputOf(in *input, u *understood, r *openai.Request, s *pick.Shape) int {
+// mostOf returns how many tokens one answer to a request of a shape can have: what its
+// limit allows, and what the context has room for.
+func mostOf(u *understood, s *pick.Shape, exact bool) int {
+	most := math.MaxInt32
+	if s.Limit >= 0 {
+		most = s.Limit
+	}
+	if c := u.model.Context; c > 0 && exact {
+		most = min(most, max(1, c-s.Prompt))
+	} else if c > 0 {
+		most = min(most, c)
+	}
+	return most
+}
+
+// outputOf returns the expected tokens of all answers to a request of a shape, each of
+// which has at most so many.
+func outputOf(in *input, u *understood, r *openai.Request, s *pick.Shape, most int) int {
 	if !in.api.Row().Generates || in.head.Method != "POST" {
 		return 0
 	}
@@ -75,12 +98,8 @@ func outputOf(in *input, u *understood, r *openai.Request, s *pick.Shape) int {
 	if u.blind {
 		return n
 	}
-	if r.MaxTokens >= 0 && r.IgnoreEOS && !r.Stops {
-		n = r.MaxTokens // nothing else ends it
+	if r.IgnoreEOS && !r.Stops && most < math.MaxInt32 {
+		n = most // nothing else ends it
 	}
-	n = max(n, r.MinTokens)
-	if r.MaxTokens >= 0 {
-		n = min(n, r.MaxTokens)
-	}
-	return n * s.Choices
+	return min(max(n, r.MinTokens), most) * s.Choices
 }

@@ -25,6 +25,8 @@ func TestCount(t *testing.T) {
 		{name: "a limit", body: chat + `,"max_tokens":7}`, bare: true, prompt: 5, output: 7},
 		{name: "the limit is sure to be reached", body: chat + `,"max_tokens":900,"ignore_eos":true}`, bare: true, prompt: 5, output: 900},
 		{name: "several answers", body: chat + `,"n":3,"max_tokens":10}`, bare: true, prompt: 5, output: 30},
+		{name: "several prompts, each with several answers", path: "/v1/completions", body: `{"model":"m","prompt":["abcd","abcd","abcd"],"n":2,"max_tokens":10}`, bare: true, prompt: 3, output: 60},
+		{name: "a limit that only an engine has", body: chat + `,"max_tokens":1,"ignore_eos":true,"n_predict":900}`, bare: true, prompt: 5, output: 900},
 		{name: "at least so many", body: chat + `,"min_tokens":500}`, bare: true, prompt: 5, output: 500},
 		{name: "nothing is generated", path: "/v1/embeddings", body: `{"model":"m","input":"12345678"}`, bare: true, prompt: 2, output: 0},
 		{name: "nothing is sent", head: func(h *RequestHead) { h.Method = "GET" }, blind: true, prompt: 1, output: 0},

@@ -428,3 +428,55 @@ func TestServerTurnsAwayInTime(t *testing.T) {
 		f.core.Finish(x)
 	})
 }
+
+// TestWithoutUsage closes requests before the engine can say what they cost. Times are
+// those that were predicted: of the prompt, and of so many tokens behind it.
+func TestWithoutUsage(t *testing.T) {
+	const (
+		chat = `{"model":"m","messages":[{"role":"user","content":"abc"}]`
+		gone = 0 // the answer has no status: it has not begun
+	)
+	tests := []struct {
+		name   string
+		body   string
+		status int     // of the answer
+		begun  float64 // behind so many tokens it begins: 0 is when the prompt is done
+		end    float64 // behind so many the client has left; below 0: so much of the prompt is not done
+		prompt float64 // share that is charged
+		output int     // tokens that are charged
+	}{
+		{"nothing was done", chat + `}`, gone, 0, -1, 0, 0},
+		{"half of the prompt was", chat + `}`, gone, 0, -0.5, 0.5, 0},
+		{"a unary request is left in its midst", chat + `}`, gone, 0, 200, 1, 200},
+		{"a unary answer says nothing", chat + `}`, 200, 200, 900, 1, 200},
+		{"a stream is closed after a while", chat + `,"stream":true}`, 200, 0, 200, 1, 200},
+		{"a stream is closed at once", chat + `,"stream":true}`, 200, 0, 0, 1, 1},
+		{"it is no more than its limit", chat + `,"stream":true,"max_tokens":7}`, 200, 0, 900, 1, 7},
+		{"not the limit that another engine has", chat + `,"stream":true,"max_tokens":1,"n_predict":400}`, 200, 0, 900, 1, 400},
+		{"several answers are made at a time", chat + `,"stream":true,"n":2}`, 200, 0, 200, 1, 400},
+		{"the engine refuses it", chat + `}`, 503, 0, 0, 0, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(1)
+			x := f.core.Begin()
+			run(x, post(), bodyOf(tt.body))
+			c := x.choice.List[0]
+			at := func(tokens float64) time.Time {
+				if tokens < 0 {
+					return epoch.Add(milliseconds(c.Wait + c.Prefill*(1+tokens)))
+				}
+				return epoch.Add(milliseconds(c.Wait + c.Prefill + tokens*c.Decode/float64(c.Output)))
+			}
+			if tt.status != gone {
+				run(x, Event{Kind: ResponseHeaders, At: at(tt.begun), Answer: AnswerHead{Answer: pick.Answer{Status: tt.status}}})
+			}
+			prompt := float64(x.counted.prompt)
+			used, want := x.used(at(tt.end)), int(prompt*tt.prompt)+tt.output
+			f.core.Finish(x)
+			if used < want-1 || used > want+1 {
+				t.Errorf("%d tokens were charged, want %d", used, want)
+			}
+		})
+	}
+}

@@ -61,7 +61,57 @@ func (m *bpe) merge(word []byte) int {
 	if len(word) <= shortWord {
 		return m.mergeShort(word)
 	}
+	if len(word) > longWord {
+		return m.sampled(word)
+	}
 	return m.mergeLong(word)
+}
+
+// longWord is the longest word that is merged, in bytes: the work grows faster than the
+// word does. Of one that is longer parts are, and its count is an estimate.
+const longWord = 4 << 10
+
+// sampled estimates the tokens of a long word by those of its beginning, middle and end.
+func (m *bpe) sampled(word []byte) int {
+	const part = longWord / 4
+	mid, end := len(word)/2, len(word)-part
+	n := m.mergeLong(word[:part]) + m.mergeLong(word[mid:mid+part]) + m.mergeLong(word[end:])
+	return n * len(word) / (3 * part)
+}
+
+// cuts reports whether a text has a word that is not merged whole.
+func (m *bpe) cuts(text []byte) bool {
+	if !runs(text) {
+		return false
+	}
+	for len(text) > longWord {
+		end := m.split.next(text)
+		if end > longWord {
+			return true
+		}
+		text = text[end:]
+	}
+	return false
+}
+
+// runs reports whether a text has a run of white space, or of anything else, that is so
+// long that it may make a long word: one has white space at one of its ends, or is all of
+// it. It saves the splitting of ordinary texts.
+func runs(text []byte) bool {
+	const run = longWord / 2
+	blank, since := false, 0
+	for i, c := range text {
+		if (c <= ' ') != blank {
+			blank, since = !blank, i
+		}
+		if i-since >= run {
+			return true
+		}
+		if len(text)-since <= run {
+			return false
+		}
+	}
+	return false
 }
 
 func (m *bpe) mergeShort(word []byte) int {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // naive is the twin of bpe: strings in maps, the whole word looked over for the
@@ -222,5 +223,30 @@ func TestNamesGrowAndKeepTheFirst(t *testing.T) {
 	}
 	if got := s.find([]byte("x")); got != -1 {
 		t.Errorf("find of what isn't there = %d", got)
+	}
+}
+
+// TestWordsThatAreCut counts words of 8 MB, which takes a minute each if they are merged.
+func TestWordsThatAreCut(t *testing.T) {
+	m := smol(t)
+	for _, unit := range []string{"a", " ", "\n", "é", "!", "ab"} {
+		text := bytes.Repeat([]byte(unit), (8<<20)/len(unit))
+		began := time.Now()
+		n := m.CountPrompt(text)
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("%q took %v", unit, took)
+		}
+		one := m.CountPrompt(text[:longWord])
+		if !m.Cuts(text) || m.Cuts(text[:longWord]) || n < 1500*one || n > 2500*one {
+			t.Errorf("%q: %d tokens, cut: %v; a part of 1/2048 has %d", unit, n, m.Cuts(text), one)
+		}
+	}
+	for _, text := range []string{strings.Repeat("word ", 100_000), strings.Repeat("語，", 20_000), strings.Repeat("a", longWord-1) + " " + strings.Repeat("a", longWord-1), ""} {
+		if m.Cuts([]byte(text)) {
+			t.Errorf("a text of %d bytes is cut", len(text))
+		}
+	}
+	if !m.Cuts([]byte(strings.Repeat("word ", 1000) + strings.Repeat("a", longWord+1) + " b")) {
+		t.Error("a word that is cut is taken to be exact")
 	}
 }

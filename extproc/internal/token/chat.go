@@ -54,6 +54,7 @@ type plan struct {
 	extra    map[string]any
 	exact    bool
 	slow     bool // whether the form won't do
+	cut      bool // whether words of it are estimated
 }
 
 // CountChat returns the prompt tokens of a chat completion as the backend's own
@@ -97,7 +98,15 @@ func (m *Model) estimate(c *Chat) int {
 }
 
 func (m *Model) plan(c *Chat) (p plan, err error) {
-	p = plan{messages: c.Messages, exact: true}
+	p = plan{messages: c.Messages}
+	for i := range c.Messages {
+		text := c.Messages[i].Content
+		if text == nil {
+			text = c.Messages[i].Raw
+		}
+		p.cut = p.cut || m.bpe.cuts(text)
+	}
+	p.exact = !p.cut
 	f, err := m.fields(c.Raw)
 	if err != nil {
 		return p, err

@@ -3,8 +3,10 @@ package token
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRareKeysAreFound(t *testing.T) {
@@ -79,6 +81,28 @@ func TestBrokenBodiesAreEstimated(t *testing.T) {
 	c := &Chat{Messages: []Message{{Role: "user", Raw: []byte(`{"content":`)}}, Raw: []byte(`{"json_schema"`)}
 	if _, exact := m.CountChat(c); exact {
 		t.Error("a broken body is counted exactly")
+	}
+}
+
+// TestHeavyConversationsAreEstimated has a template whose work grows with the square of
+// the messages.
+func TestHeavyConversationsAreEstimated(t *testing.T) {
+	m := withTemplate(t, `{% set ns = namespace(s='') %}{% for m in messages %}{% set ns.s = ns.s + m.content %}{% if tools %}{{ tools|length }}{% endif %}{% endfor %}{{ ns.s }}`)
+	for name, c := range map[string]*Chat{
+		"messages": {Messages: slices.Repeat([]Message{{Role: "user", Content: []byte("hello")}}, 100_000)},
+		"one text": {Messages: []Message{{Role: "user", Content: bytes.Repeat([]byte("hello "), 500_000)}}},
+		"tools":    {Messages: []Message{{Role: "user", Content: []byte("hello")}}, Tools: []byte(`[{"x":"` + strings.Repeat("a", 3<<20) + `"}]`)},
+	} {
+		if c.Tools == nil {
+			c.Tools = []byte(`[{"type":"function","function":{"name":"f"}}]`)
+		}
+		began := time.Now()
+		if n, exact := m.CountChat(c); exact || n < 100_000 {
+			t.Errorf("%s: %d tokens, exact: %v", name, n, exact)
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("%s took %v", name, took)
+		}
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // maxFile is the largest tokenizer.json read, in bytes. Known ones have up to
@@ -258,7 +260,7 @@ type hfConfig struct {
 // readConfig reads what stands beside a tokenizer.json: a template file wins
 // over the one in the configuration.
 func (s *source) readConfig(folder string) error {
-	text, err := os.ReadFile(filepath.Join(folder, "tokenizer_config.json"))
+	text, err := regular.Read(filepath.Join(folder, "tokenizer_config.json"), maxBeside)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -270,7 +272,7 @@ func (s *source) readConfig(folder string) error {
 	}
 	s.bos, s.eos = tokenText(c.BOS), tokenText(c.EOS)
 	s.template = templateText(c.Template)
-	jinja, err := os.ReadFile(filepath.Join(folder, "chat_template.jinja"))
+	jinja, err := regular.Read(filepath.Join(folder, "chat_template.jinja"), maxBeside)
 	if err == nil {
 		s.template = string(jinja)
 	} else if !errors.Is(err, os.ErrNotExist) {
@@ -307,3 +309,6 @@ func templateText(raw json.RawMessage) string {
 	}
 	return ""
 }
+
+// maxBeside is the largest file beside a tokenizer.json, in bytes.
+const maxBeside = 8 << 20

@@ -13,6 +13,9 @@ func (m *Model) AppendChat(dst []uint32, c *Chat) (ids []uint32, exact bool) {
 	if err != nil {
 		return dst, false
 	}
+	if p.cut {
+		return dst, false
+	}
 	if !p.slow {
 		if ids, ok := m.appendNative(dst, &p); ok {
 			return ids, p.exact

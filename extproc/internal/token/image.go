@@ -4,8 +4,9 @@ import (
 	"cmp"
 	"encoding/json"
 	"math"
-	"os"
 	"path/filepath"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // imageRule is how a model cuts images up, as the preprocessor_config.json beside
@@ -82,7 +83,7 @@ const (
 // imagesOf reads the rule from a tokenizer's folder, nil if there is none that we
 // know. Without it images are still estimated, only less well.
 func imagesOf(dir string) *imageRule {
-	text, err := os.ReadFile(filepath.Join(dir, "preprocessor_config.json"))
+	text, err := regular.Read(filepath.Join(dir, "preprocessor_config.json"), maxBeside)
 	if err != nil {
 		return nil
 	}

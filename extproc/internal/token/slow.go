@@ -1,9 +1,14 @@
 package token
 
+import "errors"
+
 import "slices"
 
 // render is the slow way: the whole prompt by the template.
 func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
+	if heavy(c, p) {
+		return nil, errHeavy
+	}
 	in := &input{extra: p.extra, generate: p.end == ask}
 	var err error
 	if in.messages, err = m.slowMessages(p); err != nil {
@@ -22,6 +27,24 @@ func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
 		out += opening(out, asked) + string(p.last)
 	}
 	return []byte(m.template.stripBOS(out)), err
+}
+
+// What is rendered at most: messages, and bytes of a request. A template may take a time
+// that grows with the square of them.
+const (
+	mostRendered      = 1024
+	mostRenderedBytes = 1 << 20
+)
+
+// errHeavy is returned for a conversation that is not rendered.
+var errHeavy = errors.New("too long a conversation to be rendered")
+
+func heavy(c *Chat, p *plan) bool {
+	size := len(c.Tools)
+	for i := range p.messages {
+		size += max(len(p.messages[i].Raw), len(p.messages[i].Content))
+	}
+	return len(p.messages) > mostRendered || size > mostRenderedBytes
 }
 
 func (m *Model) slowMessages(p *plan) (list, error) {

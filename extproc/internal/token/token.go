@@ -22,12 +22,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 
 	"golang.org/x/text/unicode/norm"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // ErrUnknown is in the error of a tokenizer that this package doesn't have. The
@@ -63,7 +64,7 @@ func Load(path string) (*Model, error) {
 }
 
 func load(path string) (*Model, error) {
-	file, err := os.Open(path)
+	file, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +140,9 @@ func (m *Model) Count(text []byte) int { return m.tokens(text, false) }
 // input: special tokens count as such, and the tokens that the backend adds
 // (BOS, EOS) are in.
 func (m *Model) CountPrompt(prompt []byte) int { return m.tokens(prompt, true) + m.added }
+
+// Cuts reports whether words of a text are so long that its count is an estimate.
+func (m *Model) Cuts(text []byte) bool { return m.bpe.cuts(text) }
 
 // tokens counts text. With control, control tokens are found in it.
 func (m *Model) tokens(text []byte, control bool) (n int) {

@@ -1,0 +1,117 @@
+// Package regular reads files that somebody else names and may change while a program
+// runs: configuration, the fleet, keys, certificates.
+//
+// Called by whoever reads such a file, and by stamp. Its one rule: nobody waits for a file.
+// Only regular files are read, since a pipe or a device may have no end, and what a file
+// system does not answer in time (a mount whose server has gone) is an error, and stays
+// one until it does.
+package regular
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Patience is how long a file system may take for an answer.
+const Patience = 2 * time.Second
+
+// Errors of files that are not read.
+var (
+	// ErrKind says that a file is none with a content and an end.
+	ErrKind = errors.New("not a regular file")
+	// ErrLarge says that a file is larger than who reads it takes.
+	ErrLarge = errors.New("too large")
+	// ErrSlow says that the file system does not answer.
+	ErrSlow = errors.New("the file system does not answer")
+)
+
+// Read returns the content of the regular file at path, of at most so many bytes.
+func Read(path string, most int64) ([]byte, error) {
+	return In(Patience, path, func() ([]byte, error) {
+		f, err := Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, most+1))
+		if err == nil && int64(len(b)) > most {
+			err = &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("%w: more than %d bytes", ErrLarge, most)}
+		}
+		return b, err
+	})
+}
+
+// Stat says what is at path.
+func Stat(path string) (os.FileInfo, error) {
+	return In(Patience, path, func() (os.FileInfo, error) { return os.Stat(path) })
+}
+
+// Open opens the regular file at path. It does not wait for a pipe's other end, but for
+// the file system: see In.
+func Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "read", Path: path, Err: ErrKind}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// stuck is by path what the file system has not answered yet.
+var stuck sync.Map
+
+// In is Until that nothing ends.
+func In[T any](wait time.Duration, path string, do func() (T, error)) (T, error) {
+	return Until(context.Background(), wait, path, do)
+}
+
+// Until does what takes the file system an answer about path, and returns ErrSlow if that
+// takes longer than wait, or until ctx ends. It is then left alone with it: until it has
+// its answer, all else about the path is ErrSlow at once, so that no more than one waits.
+func Until[T any](ctx context.Context, wait time.Duration, path string, do func() (T, error)) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	var none T
+	slow := &fs.PathError{Op: "read", Path: path, Err: ErrSlow}
+	if _, is := stuck.Load(path); is {
+		return none, slow
+	}
+	got := make(chan answer, 1)
+	go func() {
+		v, err := do()
+		got <- answer{v, err}
+		stuck.Delete(path)
+	}()
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case a := <-got:
+		return a.v, a.err
+	case <-ctx.Done():
+	case <-t.C:
+	}
+	stuck.Store(path, nil)
+	select {
+	case a := <-got: // in that very moment
+		stuck.Delete(path)
+		return a.v, a.err
+	default:
+		return none, slow
+	}
+}
