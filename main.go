@@ -117,6 +117,9 @@ func up(ctx context.Context, args []string, std files) error {
 		return err
 	})
 	fs.StringVar(&o.VLLM, "vllm", "", "`path` of a vLLM of your own, a command or a Python environment, for backends of kind vllm")
+	fs.StringVar(&o.HTTPS.Listen, "https", "", "`ip:port` where clients come by TLS, besides -listen; -https-cert and -https-key go with it")
+	fs.StringVar(&o.HTTPS.Cert, "https-cert", "", "`file` with its certificate and chain, in PEM; replaced by renaming")
+	fs.StringVar(&o.HTTPS.Key, "https-key", "", "`file` with the certificate's key")
 	fs.BoolVar(&o.TLS, "tls", false, "have every link between the programs be mutual TLS, by certificates of the mesh's own")
 	fs.DurationVar(&o.TLSLife, "tls-life", time.Hour, "how long these certificates live; they are replaced in time")
 	setupFlags(fs, &o)

@@ -316,12 +316,16 @@ func (m *room) use(l backend.Load) {
 // conditions is what is wrong, for /readyz.
 func conditions(s *supervise.Supervisor) []obs.Condition {
 	snap, _ := s.Snapshot()
-	if snap.State == enginepb.State_READY {
+	c := obs.Condition{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard"}
+	switch {
+	case snap.State == enginepb.State_READY:
 		return nil
+	case snap.State == enginepb.State_IDLE && snap.Generation == 0:
+		// Where engines are replaced one after the other, the next one must not end before
+		// this one serves what it is for.
+		c.Text, c.Next = "xds has not said yet what to serve, or that nothing is to be served", "see whether the node's nodeagent reaches xds"
+	case snap.State == enginepb.State_IDLE:
+		c.Mild = true // ready for whatever comes
 	}
-	return []obs.Condition{{
-		Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard",
-		// An engine that is assigned nothing is ready for whatever comes.
-		Mild: snap.State == enginepb.State_IDLE,
-	}}
+	return []obs.Condition{c}
 }

@@ -14,7 +14,12 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 )
@@ -88,6 +93,19 @@ func TestCheckAndVersionEnd(t *testing.T) {
 
 var address = regexp.MustCompile(` (http|grpc|metrics)=(\S+)`)
 
+// release says to an engine that there is nothing for it.
+func release(t *testing.T, address string) {
+	t.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := enginepb.NewEngineClient(conn).Assign(t.Context(), &enginepb.Assignment{Generation: 1}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestServesUntilTheEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -110,9 +128,10 @@ func TestServesUntilTheEnd(t *testing.T) {
 	if !strings.Contains(string(b[:n]), "msg=ready") || len(addresses) != 3 {
 		t.Fatalf("%s", b[:n])
 	}
+	ready := fmt.Sprintf("http://%s/readyz", addresses["metrics"])
 	want := map[string]string{
-		fmt.Sprintf("http://%s/health", addresses["http"]):     "no model is assigned",
-		fmt.Sprintf("http://%s/readyz", addresses["metrics"]):  "engine_IDLE",
+		fmt.Sprintf("http://%s/health", addresses["http"]): "no model is assigned",
+		ready: "has not said yet what to serve",
 		fmt.Sprintf("http://%s/metrics", addresses["metrics"]): `millrace_engine_state_info{state="IDLE"} 1`,
 	}
 	for url, text := range want {
@@ -125,8 +144,23 @@ func TestServesUntilTheEnd(t *testing.T) {
 		if !strings.Contains(string(body), text) {
 			t.Errorf("%s: %s, want %s", url, body, text)
 		}
-		if strings.HasSuffix(url, "/readyz") && resp.StatusCode != http.StatusOK {
-			t.Errorf("%s: %s; an engine with nothing to serve is ready", url, resp.Status)
+		if url == ready && resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%s: %s; an engine that nobody has given a word is not ready", url, resp.Status)
+		}
+	}
+	release(t, addresses["grpc"])
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		resp, err := http.Get(ready)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %s %s; an engine that is to serve nothing is ready", ready, resp.Status, body)
 		}
 	}
 	cancel()

@@ -117,7 +117,7 @@ func dynamic() *bootstrapv3.Bootstrap_DynamicResources {
 }
 
 // xdsServer returns the cluster that leads to xds. Its keepalive finds out when
-// xds hangs.
+// xds hangs, or its machine is gone.
 func xdsServer(o Options) (*clusterv3.Cluster, error) {
 	a, err := address(o.XDS)
 	if err != nil {
@@ -135,8 +135,8 @@ func xdsServer(o Options) (*clusterv3.Cluster, error) {
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
 					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
 						ConnectionKeepalive: &corev3.KeepaliveSettings{
-							Interval: durationpb.New(5 * time.Second),
-							Timeout:  durationpb.New(5 * time.Second),
+							Interval: durationpb.New(time.Second),
+							Timeout:  durationpb.New(2 * time.Second),
 						},
 					},
 				},

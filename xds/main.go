@@ -42,6 +42,7 @@ type options struct {
 	flags                           *program.Flags
 	listen, config, extproc, traces string
 	secrets                         string
+	https                           translate.HTTPS
 	settle                          time.Duration
 	site                            translate.Site
 	authority                       authority
@@ -74,6 +75,9 @@ func (o *options) add(f *program.Flags) {
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
 	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; none: the defaults")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
+	f.StringVar(&o.https.Gateway, "https", "", "`ip:port` of a second public listener of Envoy, by TLS; -https-cert and -https-key go with it")
+	f.StringVar(&o.https.Cert, "https-cert", "", "`path` of its certificate and chain on Envoy's machine, in PEM; replaced by renaming")
+	f.StringVar(&o.https.Key, "https-key", "", "`path` of the certificate's key there")
 	f.StringVar(&o.extproc, "extproc", "", "`host:port,…` of every extproc, a name for all of its addresses; none: Envoy routes by weight alone")
 	f.IntVar(&o.site.Pickers, "extprocs", 0, "how many extprocs there are, among which budgets of tenants are divided; 0: as many as -extproc names")
 	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
@@ -91,6 +95,12 @@ func (o *options) validate() (err error) {
 	}
 	if o.traces != "" {
 		o.site.Traces, err = obs.ParseTarget(o.traces)
+	}
+	switch h := o.https; {
+	case h != (translate.HTTPS{}) && (h.Gateway == "" || h.Cert == "" || h.Key == ""):
+		err = errors.Join(err, errors.New("-https, -https-cert and -https-key; must be given together"))
+	case h.Gateway != "":
+		o.site.HTTPS = &h
 	}
 	if o.site.Pickers < 0 {
 		err = errors.Join(err, errors.New("-extprocs; must be ≥ 0"))

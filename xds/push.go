@@ -233,6 +233,7 @@ func (r *rollout) static() translate.Resources {
 		translate.ClusterType:  clusters[translate.ClusterType],
 		translate.RouteType:    routes[translate.RouteType],
 		translate.ListenerType: routes[translate.ListenerType],
+		translate.SecretType:   clusters[translate.SecretType],
 		wire.PolicyType:        policy[wire.PolicyType],
 		wire.ModelType:         policy[wire.ModelType],
 	}

@@ -48,6 +48,7 @@ func TestGatewayWithoutExtproc(t *testing.T) {
 	t.Run("own answers are OpenAI JSON", g.testReplies)
 	t.Run("own answers on Anthropic's paths are Anthropic JSON", g.testMessagesReplies)
 	t.Run("models are answered without an engine", g.testModels)
+	t.Run("a browser asks for its page", g.testBrowser)
 	t.Run("the body says which model", g.testOtherModel)
 	t.Run("what a client must not say is removed", g.testUntrusted)
 	t.Run("retries walk to the next host", g.testRetries)
@@ -139,6 +140,51 @@ func (g *gateway) testModels(t *testing.T) {
 
 // testOtherModel asks for a model that no node is left for: the first model's
 // engines must not be bothered.
+// testBrowser asks as a browser does for the page of an origin that the policy names, and for
+// one of another.
+func (g *gateway) testBrowser(t *testing.T) {
+	for origin, allowed := range map[string]string{"https://chat.example.com": "https://chat.example.com", "https://evil.example.com": ""} {
+		for _, path := range []string{rig.ChatPath, "/v1/models"} {
+			first, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, g.url(path), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first.Header.Set("Origin", origin)
+			first.Header.Set("Access-Control-Request-Method", "POST")
+			first.Header.Set("Access-Control-Request-Headers", "authorization,content-type,x-stainless-lang")
+			resp, err := http.DefaultClient.Do(first)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			h := resp.Header
+			if got := h.Get("Access-Control-Allow-Origin"); resp.StatusCode != http.StatusOK || got != allowed {
+				t.Errorf("OPTIONS %s of %s: %s, allowed %q, want %q", path, origin, resp.Status, got, allowed)
+			}
+			if allowed != "" && (h.Get("Access-Control-Max-Age") != "300" || h.Get("Access-Control-Allow-Headers") != "authorization, *" ||
+				!strings.Contains(h.Get("Access-Control-Allow-Methods"), "POST")) {
+				t.Errorf("OPTIONS %s: %v", path, h)
+			}
+		}
+		if got := g.must(t, 200, "Origin", origin).Header.Get("Access-Control-Allow-Origin"); got != allowed {
+			t.Errorf("the answer to %s allows %q, want %q", origin, got, allowed)
+		}
+		list, err := http.NewRequestWithContext(t.Context(), http.MethodGet, g.url("/v1/models"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list.Header.Set("Origin", origin)
+		resp, err := http.DefaultClient.Do(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Access-Control-Allow-Origin"); resp.StatusCode != http.StatusOK || got != allowed {
+			t.Errorf("GET /v1/models of %s: %s, allowed %q, want %q", origin, resp.Status, got, allowed)
+		}
+	}
+}
+
 func (g *gateway) testOtherModel(t *testing.T) {
 	tests := []struct {
 		body, kind string

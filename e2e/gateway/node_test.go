@@ -243,6 +243,12 @@ kind: Model
 metadata: {name: other}
 spec:
   weights: /models/other.gguf
+---
+apiVersion: millrace.dev/v1alpha1
+kind: Policy
+metadata: {name: default}
+spec:
+  cors: {origins: ["https://chat.example.com"], maxAge: 5m}
 `
 
 func (g *gateway) startXDS(t *testing.T) {

@@ -248,6 +248,9 @@ type PolicySpec struct {
 	// tenant may use.
 	// +kubebuilder:default={}
 	Flow Flow `json:"flow"`
+	// CORS is which web pages may ask from a browser.
+	// +kubebuilder:default={}
+	CORS CORS `json:"cors"`
 	// Istio is which Envoys of an Istio mesh route to the engines themselves.
 	// +kubebuilder:default={}
 	Istio Istio `json:"istio"`
@@ -389,6 +392,7 @@ func newPolicy() Policy {
 			Priorities: Priorities{Header: wire.PriorityHeader, Default: wire.Standard},
 			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
 			Flow:       newFlow(),
+			CORS:       CORS{MaxAge: Duration{10 * time.Minute}},
 			Istio:      Istio{TLS: TLSNone},
 		},
 	}

@@ -178,6 +178,7 @@ func (p Policy) validate() []Fault {
 	p.Spec.Limits.validate(&r)
 	validateRewrites("spec.rewrites", p.Spec.Rewrites, &r)
 	p.Spec.Flow.validate("spec.flow", &r)
+	p.Spec.CORS.validate("spec.cors", &r)
 	p.Spec.Istio.validate("spec.istio", &r)
 	return r
 }

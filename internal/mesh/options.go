@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -56,12 +57,40 @@ type Options struct {
 	// the mesh's own that live as long as TLSLife and are replaced in time.
 	TLS     bool
 	TLSLife time.Duration
+	// HTTPS is where clients come by TLS, besides Listen.
+	HTTPS HTTPS
 	// Programs is the folder with xds, extproc, nodeagent and engine.
 	Programs string
 	// Out gets what a script waits for: the line "ready http://ip:port".
 	Out io.Writer
 	// Progress gets one line for each thing worth knowing meanwhile.
 	Progress io.Writer
+}
+
+// HTTPS is a public address with TLS; the zero value: there is none.
+type HTTPS struct {
+	// Listen is its "ip:port".
+	Listen string
+	// Cert and Key are files in PEM. They may be replaced, by renaming.
+	Cert, Key string
+}
+
+// check returns what is wrong; the certificate is read to know that it is one.
+func (h HTTPS) check() error {
+	if h == (HTTPS{}) {
+		return nil
+	}
+	if h.Listen == "" || h.Cert == "" || h.Key == "" {
+		return errors.New("-https, -https-cert and -https-key; must be given together")
+	}
+	var errs []error
+	if ap, err := netip.ParseAddrPort(h.Listen); err != nil || ap.Port() == 0 {
+		errs = append(errs, fmt.Errorf("-https %q; must be an address such as 0.0.0.0:8443", h.Listen))
+	}
+	if _, err := tls.LoadX509KeyPair(h.Cert, h.Key); err != nil {
+		errs = append(errs, fmt.Errorf("-https-cert %s, -https-key %s: %w", h.Cert, h.Key, err))
+	}
+	return errors.Join(errs...)
 }
 
 // complete returns o with absolute paths, or everything that is wrong with it.
@@ -83,8 +112,8 @@ func (o Options) complete() (Options, error) {
 		_, err := obs.ParseTarget(o.Traces)
 		errs = append(errs, err)
 	}
-	errs = append(errs, o.checkCapacity())
-	for _, path := range []*string{&o.Dir, &o.Config, &o.LlamaServer, &o.RPCServer, &o.VLLM} {
+	errs = append(errs, o.checkCapacity(), o.HTTPS.check())
+	for _, path := range []*string{&o.Dir, &o.Config, &o.LlamaServer, &o.RPCServer, &o.VLLM, &o.HTTPS.Cert, &o.HTTPS.Key} {
 		errs = append(errs, absolute(path))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -53,6 +53,8 @@ type Plan struct {
 	Engines map[string]string
 	// Dir and Logs are folders, Config, Bootstrap and AccessLog files.
 	Dir, Logs, Config, Bootstrap, AccessLog string
+	// HTTPS is "ip:port" where clients come by TLS; empty: nowhere.
+	HTTPS string
 	// TLS is the folder of the certificates; empty: cleartext.
 	TLS string
 }
@@ -79,6 +81,8 @@ type Input struct {
 	Capacity map[string]float64
 	// TLS is the folder of the mesh's certificates; empty: cleartext.
 	TLS string
+	// HTTPS is as in Options.
+	HTTPS HTTPS
 }
 
 const (
@@ -97,7 +101,7 @@ func NewPlan(in Input) Plan {
 	b := planner{in: in, ports: in.Ports}
 	logs := filepath.Join(in.Dir, "logs")
 	b.plan = Plan{
-		Listen: in.Listen, Dir: in.Dir, TLS: in.TLS, Logs: logs,
+		Listen: in.Listen, Dir: in.Dir, TLS: in.TLS, HTTPS: in.HTTPS.Listen, Logs: logs,
 		Config:    filepath.Join(in.Dir, "config.yaml"),
 		Bootstrap: filepath.Join(in.Dir, "envoy.json"),
 		AccessLog: filepath.Join(logs, "access.log"),
@@ -176,7 +180,8 @@ func (b *planner) control() {
 	}
 	b.add(Spec{Role: "xds", Phase: phaseControl, Addrs: map[string]string{"grpc": b.plan.XDS, "metrics": metrics}},
 		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-gateway", b.in.Listen,
-		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-envoy-tls", b.in.TLS, "-traces", b.in.Traces)
+		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-envoy-tls", b.in.TLS, "-traces", b.in.Traces,
+		"-https", b.in.HTTPS.Listen, "-https-cert", b.in.HTTPS.Cert, "-https-key", b.in.HTTPS.Key)
 	for _, s := range pickers {
 		b.add(s, "-listen", s.Addrs["grpc"], "-metrics", s.Addrs["metrics"], "-xds", b.plan.XDS, "-traces", b.in.Traces)
 	}

@@ -116,6 +116,9 @@ func (m *mesh) announce(ctx context.Context) error {
 	m.proven.Store(true)
 	_ = m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
 	m.show.progress("every replica has answered, %s after the start", short(time.Since(began)))
+	if m.plan.HTTPS != "" {
+		m.show.progress("clients with TLS: https://%s", m.plan.HTTPS)
+	}
 	m.show.line(readyText(reachable(m.plan.Listen), m.first[0].model, m.plan.Logs))
 	return nil
 }

@@ -38,6 +38,11 @@ func Up(ctx context.Context, o Options) error {
 	if o.Listen, err = checkListen(o.Listen); err != nil {
 		return err
 	}
+	if o.HTTPS.Listen != "" {
+		if _, err := checkListen(o.HTTPS.Listen); err != nil {
+			return fmt.Errorf("-https: %w", err)
+		}
+	}
 	file, err := load(o)
 	if err != nil {
 		return err
@@ -73,7 +78,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	plan := NewPlan(Input{
 		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
-		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(),
+		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(), HTTPS: o.HTTPS,
 	})
 	var certs *certificates
 	if o.TLS {

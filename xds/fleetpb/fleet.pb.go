@@ -592,7 +592,9 @@ func (x *Gpu) GetMissing() []string {
 // Directive tells a node what to do. More kinds (preload, drain) will join.
 type Directive struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the node's engine is to serve, or a release; unset: leave it as it is.
+	// What the node's engine is to serve, or a release; unset: leave it as it is. An idle
+	// engine that has been given neither since its start gets one of generation 1 where
+	// there is nothing for it: only then it is ready (Kubernetes replaces the next one).
 	Assignment *enginepb.Assignment `protobuf:"bytes,1,opt,name=assignment,proto3" json:"assignment,omitempty"`
 	// Since which change of leaders this xds has led, of several that the node reports to;
 	// holds for its stream until another directive says otherwise. A node obeys the highest

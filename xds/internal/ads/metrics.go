@@ -21,6 +21,7 @@ const otherType = "other"
 
 var labels = map[string]string{
 	translate.ListenerType:  "listener",
+	translate.SecretType:    "secret",
 	translate.RouteType:     "route",
 	translate.ClusterType:   "cluster",
 	translate.EndpointsType: "endpoints",

@@ -279,6 +279,11 @@ func (f *Fleet) direct(now time.Time, s *Snapshot) {
 	if !f.settled {
 		return // who is desired may not have reported yet
 	}
+	for name, n := range f.nodes {
+		if e := n.engine; e.GetState() == enginepb.State_IDLE && e.GetGeneration() == 0 && f.stages[name] == nil {
+			f.send(now, s, n, &enginepb.Assignment{Generation: nothing}, false) // it waits for a word
+		}
+	}
 	for _, t := range f.retiring {
 		head := f.nodes[t.Had.GetStages()[0].GetNode()]
 		waits := head != nil && t.Runs(head.engine.GetAssignment()) && now.Sub(head.last) < lostAfter
@@ -290,6 +295,10 @@ func (f *Fleet) direct(now time.Time, s *Snapshot) {
 		}
 	}
 }
+
+// nothing is the generation of a release for an engine that has not been given anything
+// since its start: the lowest, so that whatever comes replaces it.
+const nothing = 1
 
 // send leaves a directive for a node that does not follow it yet. One that takes a
 // replica out of service waits until the gateway knows that.

@@ -212,6 +212,23 @@ func TestPlansAsSoonAsAllAreThere(t *testing.T) {
 	}
 }
 
+func TestSpareNodeIsReleased(t *testing.T) {
+	w := up(t)
+	w.join("node-d")
+	w.report("node-d")
+	if s := w.decide(); len(s.Directives) != 1 || !s.Directives["node-d"].Releases() {
+		t.Fatalf("directives %v; want to say to the spare node that there is nothing for it", s.Directives)
+	}
+	w.run(5 * time.Second)
+	if s := w.beat(); len(s.Directives) > 0 {
+		t.Errorf("directives %v; it was said", s.Directives)
+	}
+	w.run(time.Minute, "node-c") // which is lost
+	if got := w.nodes["node-d"].status.GetAssignment().GetReplica(); got != "m-1" {
+		t.Errorf("the spare node serves %q, want m-1", got)
+	}
+}
+
 func TestPlansWhatFitsAfterSettling(t *testing.T) {
 	w := newWorld(t)
 	w.join("node-a", "node-b")

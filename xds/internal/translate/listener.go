@@ -9,6 +9,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tracev3 "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	filelogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -44,20 +45,35 @@ const (
 	longestMessage = 3600
 )
 
-func listener(s Site, d *desired.State) (*listenerv3.Listener, error) {
-	addr, err := address(s.Gateway)
-	if err != nil {
-		return nil, fmt.Errorf("gateway: %w", err)
+// listeners are where clients come: the one in plain text, and perhaps one by TLS.
+func listeners(s Site, d *desired.State) (map[string]proto.Message, error) {
+	manager := pack(manager(s, d))
+	listener := func(name, at string, socket *corev3.TransportSocket) (*listenerv3.Listener, error) {
+		addr, err := address(at)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return &listenerv3.Listener{
+			Name:                          name,
+			Address:                       addr,
+			PerConnectionBufferLimitBytes: wrapperspb.UInt32(connectionBuffer),
+			FilterChains: []*listenerv3.FilterChain{{TransportSocket: socket, Filters: []*listenerv3.Filter{{
+				Name:       "envoy.filters.network.http_connection_manager",
+				ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: manager},
+			}}}},
+		}, nil
 	}
-	return &listenerv3.Listener{
-		Name:                          gatewayName,
-		Address:                       addr,
-		PerConnectionBufferLimitBytes: wrapperspb.UInt32(connectionBuffer),
-		FilterChains: []*listenerv3.FilterChain{{Filters: []*listenerv3.Filter{{
-			Name:       "envoy.filters.network.http_connection_manager",
-			ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(manager(s, d))},
-		}}}},
-	}, nil
+	open, err := listener(gatewayName, s.Gateway, nil)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]proto.Message{gatewayName: open}
+	if s.HTTPS != nil {
+		if all[httpsName], err = listener(httpsName, s.HTTPS.Gateway, s.HTTPS.socket()); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // manager returns the HTTP connection manager: all that happens to a request
@@ -97,7 +113,8 @@ func filters(s Site) []*hcmv3.HttpFilter {
 	filter := func(name string, m proto.Message) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(m)}}
 	}
-	all := []*hcmv3.HttpFilter{filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{
+	// Browsers ask first whether they may: no other filter is to see that.
+	all := []*hcmv3.HttpFilter{filter(corsFilter, &corsv3.Cors{}), filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{
 		Mutations: &mutationv3.Mutations{
 			ResponseMutations:         []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
 			ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},

@@ -32,8 +32,9 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 		IncludeRequestAttemptCount:    true,
 		IncludeAttemptCountInResponse: true,
 		RequestBodyBufferLimit:        wrapperspb.UInt64(uint64(spec.Limits.MaxBodyBytes)),
+		TypedPerFilterConfig:          browsers(spec.CORS),
 	}
-	host.Routes = append(host.Routes, modelRoutes(d)...)
+	host.Routes = append(append(asking(spec.CORS), host.Routes...), modelRoutes(d)...)
 	timeout := durationpb.New(spec.Limits.RequestTimeout.Duration)
 	host.Routes = append(host.Routes, apiRoutes(d, prefix("/v1/"), "", timeout)...)
 	for a := apis.Chat; a < apis.Len; a++ {
@@ -42,6 +43,7 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 		}
 	}
 	host.Routes = append(host.Routes, direct(prefix("/"), 404, "no such path; the API is under /v1/"))
+	host.Routes = readable(spec.CORS, host.Routes)
 	return &routev3.RouteConfiguration{
 		Name:                           gatewayName,
 		VirtualHosts:                   []*routev3.VirtualHost{host},

@@ -29,6 +29,7 @@ import (
 
 // Type URLs of the resources.
 const (
+	SecretType    = wire.TypePrefix + "envoy.extensions.transport_sockets.tls.v3.Secret"
 	ListenerType  = wire.TypePrefix + "envoy.config.listener.v3.Listener"
 	RouteType     = wire.TypePrefix + "envoy.config.route.v3.RouteConfiguration"
 	ClusterType   = wire.TypePrefix + "envoy.config.cluster.v3.Cluster"
@@ -38,7 +39,7 @@ const (
 // Types lists the type URLs in the order in which changes are to be pushed: what
 // is referred to comes before what refers to it.
 func Types() []string {
-	return []string{ClusterType, EndpointsType, RouteType, ListenerType, wire.PolicyType, wire.ModelType, wire.EndpointType, wire.CacheType}
+	return []string{ClusterType, EndpointsType, RouteType, SecretType, ListenerType, wire.PolicyType, wire.ModelType, wire.EndpointType, wire.CacheType}
 }
 
 // Resources holds resources by type URL and name.
@@ -60,6 +61,8 @@ type Site struct {
 	Traces string
 	// TLS is how Envoy reaches the other programs; nil: in cleartext.
 	TLS *TLS
+	// HTTPS is a second public listener, whose clients come by TLS; nil: there is none.
+	HTTPS *HTTPS
 }
 
 // Static returns the resources that don't depend on the fleet, for what is desired.
@@ -69,12 +72,13 @@ func Static(s Site, d *desired.State, keys [][]byte) (Resources, error) {
 	if err != nil {
 		return nil, err
 	}
-	listener, err := listener(s, d)
+	listeners, err := listeners(s, d)
 	if err != nil {
 		return nil, err
 	}
 	return Resources{
-		ListenerType:    {gatewayName: listener},
+		ListenerType:    listeners,
+		SecretType:      s.HTTPS.secrets(),
 		RouteType:       {gatewayName: routes(d)},
 		ClusterType:     clusters,
 		wire.ModelType:  models(d),

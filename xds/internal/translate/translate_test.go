@@ -45,7 +45,7 @@ spec: {weights: /models/other.gguf, tokenizer: /models/tokenizer.json, default: 
 apiVersion: millrace.dev/v1alpha1
 kind: Policy
 metadata: {name: default}
-spec: {retries: {standard: 3, maxPerTry: 30s}, limits: {maxBodyBytes: 1Mi}}
+spec: {retries: {standard: 3, maxPerTry: 30s}, limits: {maxBodyBytes: 1Mi}, cors: {origins: [https://chat.example.com]}}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +55,7 @@ spec: {retries: {standard: 3, maxPerTry: 30s}, limits: {maxBodyBytes: 1Mi}}
 		ExtProc:   []string{"127.0.0.1:9001", "127.0.0.1:9002"},
 		AccessLog: "/var/log/access.log",
 		Traces:    "collector:4317",
+		HTTPS:     &HTTPS{Gateway: "0.0.0.0:8443", Cert: "/etc/public/tls.crt", Key: "/etc/public/tls.key"},
 	}, desired.Next(nil, f, nil)
 }
 
