@@ -2,8 +2,8 @@
 // xds, finds the program, and says how to run it. Called by the `millrace`
 // command.
 //
-// Its one rule: the bootstrap holds the way to xds and nothing else. Listeners,
-// routes and clusters belong to xds.
+// Its one rule: the bootstrap holds the way to xds, and what Envoy does for itself when its
+// memory runs out, and nothing else. Listeners, routes and clusters belong to xds.
 package envoy
 
 import (
@@ -19,6 +19,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
+	heapv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/fixed_heap/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -68,6 +70,9 @@ func Bootstrap(o Options) ([]byte, error) {
 		DynamicResources: dynamic(),
 		LayeredRuntime:   runtime(),
 	}
+	if b.OverloadManager, err = overload(); err != nil {
+		return nil, fmt.Errorf("envoy: overload: %w", err)
+	}
 	if err := b.ValidateAll(); err != nil {
 		return nil, fmt.Errorf("envoy: bootstrap: %w", err)
 	}
@@ -87,6 +92,37 @@ func runtime() *bootstrapv3.LayeredRuntime {
 			"re2.max_program_size.error_level": structpb.NewNumberValue(regexSize),
 		}}},
 	}}}
+}
+
+// maxHeap is what connections and bodies may take of Envoy's memory, in bytes: four times
+// the bodies that the policy lets be held (limits.maxHeldBytes), as it is by default.
+const maxHeap = 1 << 30
+
+// overload returns what happens when memory runs out, whatever takes it: new requests get
+// 503, and those that hold most are cut.
+func overload() (*overloadv3.OverloadManager, error) {
+	const heap = "envoy.resource_monitors.fixed_heap"
+	monitor, err := anypb.New(&heapv3.FixedHeapConfig{MaxHeapSizeBytes: maxHeap})
+	if err != nil {
+		return nil, err
+	}
+	at := func(action string, share float64) *overloadv3.OverloadAction {
+		return &overloadv3.OverloadAction{Name: "envoy.overload_actions." + action, Triggers: []*overloadv3.Trigger{{
+			Name: heap, TriggerOneof: &overloadv3.Trigger_Threshold{Threshold: &overloadv3.ThresholdTrigger{Value: share}},
+		}}}
+	}
+	cut := at("reset_high_memory_stream", 0)
+	cut.Triggers[0].TriggerOneof = &overloadv3.Trigger_Scaled{
+		Scaled: &overloadv3.ScaledTrigger{ScalingThreshold: 0.92, SaturationThreshold: 0.98},
+	}
+	return &overloadv3.OverloadManager{
+		RefreshInterval:     durationpb.New(100 * time.Millisecond),
+		BufferFactoryConfig: &overloadv3.BufferFactoryConfig{MinimumAccountToTrackPowerOfTwo: 20}, // a mebibyte
+		ResourceMonitors: []*overloadv3.ResourceMonitor{{
+			Name: heap, ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: monitor},
+		}},
+		Actions: []*overloadv3.OverloadAction{at("shrink_heap", 0.8), at("stop_accepting_requests", 0.9), cut},
+	}, nil
 }
 
 // dynamic returns the way to everything else. A lost xds is looked for again

@@ -26,6 +26,7 @@ type fleet struct {
 	ports   ports
 	engines []*rig.Process
 	extproc *rig.Process
+	envoy   *rig.Process
 }
 
 // ports are those that standalone.yaml names, by what stands there.
@@ -53,7 +54,7 @@ func newFleetOf(t *testing.T, startEngine func(f *fleet, i int), edit func(file 
 	f.write(t, "fleet.yaml", edit(f.adapt(t, "fleet.yaml")))
 	f.startExtproc()
 	f.write(t, "envoy.yaml", f.adapt(t, "standalone.yaml"))
-	rig.StartEnvoy(t, filepath.Join(f.dir, "envoy.yaml"), 2)
+	f.envoy = rig.StartEnvoy(t, filepath.Join(f.dir, "envoy.yaml"), 2)
 	for i := range f.engines {
 		f.await(t, "an engine serves", func() error { return rig.Healthy(rig.Address(f.ports.engines[i])) })
 	}

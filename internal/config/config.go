@@ -346,6 +346,13 @@ type Limits struct {
 	// +kubebuilder:default="16Mi"
 	// +millrace:size:least=1Ki,most=1Gi
 	MaxBodyBytes Bytes `json:"maxBodyBytes"`
+	// MaxHeldBytes is the most bytes of request bodies that Envoy and an extproc hold at a
+	// time, 1Mi to 64Gi: from a request's headers until its answer begins, and while it waits
+	// in the queue. A body that has no room is answered with 503, at its headers. Extproc
+	// takes twice, Envoy three times as much memory for them. Default 256Mi.
+	// +kubebuilder:default="256Mi"
+	// +millrace:size:least=1Mi,most=64Gi
+	MaxHeldBytes Bytes `json:"maxHeldBytes"`
 	// RequestTimeout is how long a request may take once it has come in whole, retries
 	// included, 1s to 24h; its body may come in for ten minutes. A backend that is to be
 	// changed waits as long for running requests. Default 10m.
@@ -390,7 +397,7 @@ func newPolicy() Policy {
 			},
 			Retries:    Retries{Critical: 4, Standard: 4, Sheddable: 2},
 			Priorities: Priorities{Header: wire.PriorityHeader, Default: wire.Standard},
-			Limits:     Limits{MaxBodyBytes: 16 << 20, RequestTimeout: Duration{10 * time.Minute}},
+			Limits:     Limits{MaxBodyBytes: 16 << 20, MaxHeldBytes: 256 << 20, RequestTimeout: Duration{10 * time.Minute}},
 			Flow:       newFlow(),
 			CORS:       CORS{MaxAge: Duration{10 * time.Minute}},
 			Istio:      Istio{TLS: TLSNone},

@@ -205,5 +205,6 @@ func (t Retries) validate(r *rules) {
 
 func (l Limits) validate(r *rules) {
 	r.holds("spec.limits.maxBodyBytes", l.MaxBodyBytes, 1<<10, 1<<30)
+	r.holds("spec.limits.maxHeldBytes", l.MaxHeldBytes, 1<<20, 64<<30)
 	r.lasts("spec.limits.requestTimeout", l.RequestTimeout, time.Second, 24*time.Hour)
 }

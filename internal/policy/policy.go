@@ -32,6 +32,7 @@ func State(p config.PolicySpec, keys [][]byte, extprocs int) *fleetpb.PolicyStat
 		PriorityHeader:      p.Priorities.Header,
 		DefaultPriority:     p.Priorities.Default,
 		MaxBodyBytes:        uint64(p.Limits.MaxBodyBytes),
+		MaxHeldBytes:        uint64(p.Limits.MaxHeldBytes) / uint64(max(1, extprocs)),
 		Rewrites:            Rewrites(p.Rewrites),
 		Flow:                Flow(p.Flow, extprocs),
 		Explain:             p.Explain,

@@ -1554,7 +1554,9 @@ type PolicyState struct {
 	// Models that serve requests for other names.
 	Rewrites []*Rewrite `protobuf:"bytes,13,rep,name=rewrites,proto3" json:"rewrites,omitempty"`
 	// Whether clients that ask get to know why a request went where it went.
-	Explain       bool `protobuf:"varint,14,opt,name=explain,proto3" json:"explain,omitempty"`
+	Explain bool `protobuf:"varint,14,opt,name=explain,proto3" json:"explain,omitempty"`
+	// The most bytes of all request bodies that are held at a time; 0: by default.
+	MaxHeldBytes  uint64 `protobuf:"varint,15,opt,name=max_held_bytes,json=maxHeldBytes,proto3" json:"max_held_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1685,6 +1687,13 @@ func (x *PolicyState) GetExplain() bool {
 		return x.Explain
 	}
 	return false
+}
+
+func (x *PolicyState) GetMaxHeldBytes() uint64 {
+	if x != nil {
+		return x.MaxHeldBytes
+	}
+	return 0
 }
 
 // Rewrite lets models serve requests for a name, each a share of the conversations.
@@ -2419,7 +2428,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
 	"\ttokenizer\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\ttokenizer\x12%\n" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
-	"\adefault\x18\x04 \x01(\bR\adefault\"\xe9\x05\n" +
+	"\adefault\x18\x04 \x01(\bR\adefault\"\x8f\x06\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -2439,7 +2448,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x14candidates_sheddable\x18\v \x01(\rB\a\xfaB\x04*\x02\x18\x10R\x13candidatesSheddable\x121\n" +
 	"\x04flow\x18\f \x01(\v2\x1d.millrace.fleet.v1alpha1.FlowR\x04flow\x12G\n" +
 	"\brewrites\x18\r \x03(\v2 .millrace.fleet.v1alpha1.RewriteB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\brewrites\x12\x18\n" +
-	"\aexplain\x18\x0e \x01(\bR\aexplain\"\xbf\x01\n" +
+	"\aexplain\x18\x0e \x01(\bR\aexplain\x12$\n" +
+	"\x0emax_held_bytes\x18\x0f \x01(\x04R\fmaxHeldBytes\"\xbf\x01\n" +
 	"\aRewrite\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12C\n" +
 	"\x02to\x18\x02 \x03(\v2'.millrace.fleet.v1alpha1.Rewrite.TargetB\n" +

@@ -2863,6 +2863,8 @@ func (m *PolicyState) validate(all bool) error {
 
 	// no validation rules for Explain
 
+	// no validation rules for MaxHeldBytes
+
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)
 	}

@@ -311,6 +311,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Priority:       m.GetDefaultPriority(),
 		Ours:           s.ours,
 		MaxBody:        int64(min(m.GetMaxBodyBytes(), 1<<40)),
+		MaxHeld:        int64(min(m.GetMaxHeldBytes(), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
 		Explain:        m.GetExplain(),

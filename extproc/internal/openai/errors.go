@@ -163,6 +163,16 @@ func TooLong(dialect apis.Dialect, param string, tokens, context int) *Error {
 	return invalid(400, param, "context_length_exceeded", format, tokens, context)
 }
 
+// HeadersTooLarge answers a request with more headers than n, or than so many bytes of them.
+func HeadersTooLarge(n, bytes int) *Error {
+	return invalid(431, "", "headers_too_large", "the request has more than %d headers, or more than %d bytes of them", n, bytes)
+}
+
+// NoLength answers a request whose content-length is none.
+func NoLength() *Error {
+	return invalid(400, "", "invalid_content_length", "content-length: must be a number of bytes, below 2^63")
+}
+
 // NotReady answers a request for a model none of whose replicas is ready.
 func NotReady(model string) *Error {
 	return &Error{

@@ -21,6 +21,14 @@ func Overloaded(model, priority string, retry time.Duration) *Error {
 	}
 }
 
+// Busy answers a request whose body there is no room for now.
+func Busy() *Error {
+	return &Error{
+		Status: 503, Message: "too many request bodies are being held: try again shortly",
+		Type: "server_error", Code: "overloaded", RetryAfter: 1,
+	}
+}
+
 // Limit is what is left of a limit.
 type Limit struct {
 	// Of is what is limited: "requests" or "tokens".

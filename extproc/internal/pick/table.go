@@ -122,6 +122,9 @@ type Policy struct {
 	Ours bool
 	// MaxBody is the largest request body, in bytes; 0: none is too large.
 	MaxBody int64
+	// MaxHeld is the most bytes of all bodies that are held at a time; 0: they are not
+	// bounded.
+	MaxHeld int64
 	// Rewrites are by the name that clients use for a model.
 	Rewrites map[string]*Rewrite
 	// Rewrite is for requests whose model has none of Rewrites; nil: those keep theirs.

@@ -87,12 +87,17 @@ func worked(n *counted, c *pick.Candidate, begun bool, from, to time.Time) int {
 
 func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	a := &x.answer
-	reply := Reply{Kind: ResponseHeaders, Explanation: a.explanation}
+	reply := Reply{Kind: ResponseHeaders}
+	room := roomy(head.Headers, head.HeaderBytes)
+	if room {
+		reply.Explanation = a.explanation
+	}
 	if x.table != nil && x.table.Policy.Conformance {
 		reply.Served = cmp.Or(head.Served, "fail: missing destination endpoint served metadata")
 	}
 	a.explanation = nil
 	a.begun, a.at = true, now
+	x.unhold()
 	if x.decision.Choice == nil || a.good || a.served != nil || head.Status == 0 {
 		return reply
 	}
@@ -106,7 +111,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		record(x.table.Policy.Prefixes, &x.located, x.counted.prompt, a.served, now)
 	}
 	x.learn(head, now)
-	if x.located.cookie != 0 && head.Status < 500 {
+	if x.located.cookie != 0 && head.Status < 500 && room {
 		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.located.cookie, now)
 		x.located.cookie = 0
 	}

@@ -352,3 +352,39 @@ func FuzzResponseID(f *testing.F) {
 		}
 	})
 }
+
+// TestHeadersThatLeaveNoRoom are refused before ours are added: Envoy would answer 500.
+func TestHeadersThatLeaveNoRoom(t *testing.T) {
+	tests := []struct {
+		name          string
+		headers, size int
+		length        int64
+		status        int
+	}{
+		{"as many as there may be", mostHeaders, mostHeaderBytes, 10, 0},
+		{"too many", mostHeaders + 1, 5000, 10, 431},
+		{"too large", 9, mostHeaderBytes + 1, 10, 431},
+		{"a length that is none", 9, 900, NoLength, 400},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(1)
+			x := f.core.Begin()
+			out := run(x, post(func(h *RequestHead) {
+				h.Headers, h.HeaderBytes, h.Length, h.Debug = tt.headers, tt.size, tt.length, true
+			}))
+			if err := out[0].Error; (err == nil) != (tt.status == 0) || err != nil && err.Status != tt.status {
+				t.Fatalf("got %+v, want status %d", err, tt.status)
+			}
+			if tt.status != 0 {
+				return
+			}
+			run(x, bodyOf(hello))
+			answer := AnswerHead{Answer: pick.Answer{Status: 200}, Headers: tt.headers + 1}
+			out = run(x, Event{Kind: ResponseHeaders, At: epoch, Answer: answer})
+			if out[0].Explanation != nil || out[0].Cookie != "" {
+				t.Errorf("an answer with %d headers got more: %+v", answer.Headers, out[0])
+			}
+		})
+	}
+}

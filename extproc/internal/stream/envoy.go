@@ -161,8 +161,12 @@ func (in *inbound) headers(b []byte) error {
 		r.fail(h.err)
 		switch in.Kind {
 		case RequestHeaders:
+			in.Request.Headers++
+			in.Request.HeaderBytes += len(key) + len(value)
 			in.requestHeader(key, value)
 		case ResponseHeaders, ResponseTrailers:
+			in.Answer.Headers++
+			in.Answer.HeaderBytes += len(key) + len(value)
 			in.answerHeader(key, value)
 		}
 	}
@@ -206,8 +210,10 @@ func (in *inbound) requestHeader(key, value []byte) {
 	case "content-encoding":
 		head.ContentEncoding = same(&recent.ContentEncoding, value)
 	case "content-length":
-		if n, err := strconv.ParseInt(string(value), 10, 64); err == nil {
-			head.Length = n
+		if n, err := strconv.ParseUint(string(value), 10, 63); err == nil {
+			head.Length = int64(n)
+		} else {
+			head.Length = NoLength
 		}
 	case "cookie":
 		head.Cookie = joined(head.Cookie, string(value))

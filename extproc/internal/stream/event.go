@@ -17,6 +17,7 @@
 package stream
 
 import (
+	"math"
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/openai"
@@ -81,8 +82,10 @@ type RequestHead struct {
 	Method, Path    string
 	ContentType     string
 	ContentEncoding string
-	// Length is the content-length; below 0: not said.
+	// Length is the content-length; below 0: not said, or NoLength.
 	Length int64
+	// Headers is how many there are, HeaderBytes how many bytes names and values have.
+	Headers, HeaderBytes int
 	// Session is the value of the policy's session header.
 	Session string
 	Cookie  string
@@ -113,7 +116,12 @@ type AnswerHead struct {
 	// Load is endpoint-load-metrics, Usage is x-millrace-usage, Response is
 	// x-millrace-response-id.
 	Load, Usage, Response string
+	// Headers is how many there are, HeaderBytes how many bytes names and values have.
+	Headers, HeaderBytes int
 }
+
+// NoLength is the Length of a request whose content-length is no length.
+const NoLength = math.MinInt64
 
 // Reply is one message to Envoy. Without more than a Kind it changes nothing.
 type Reply struct {

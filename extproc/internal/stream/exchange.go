@@ -46,6 +46,7 @@ type Exchange struct {
 	// What must be given back.
 	admission   admission
 	reservation pick.Reservation
+	size        int64 // room for the body, in bytes
 
 	wait   wait  // of a suspended exchange
 	passed int64 // bytes of the body that came after the decision
@@ -116,6 +117,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 func (x *Exchange) End(now time.Time) {
 	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
+	x.unhold()
 	x.phase = over
 }
 
@@ -141,6 +143,9 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	if err := x.refuse(); err != nil {
 		return x.fail(err, out)
 	}
+	if err := x.hold(ev.End); err != nil {
+		return x.fail(err, out)
+	}
 	switch {
 	case ev.End:
 		// A gateway that doesn't send bodies may say End though one follows.
@@ -157,6 +162,12 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 
 // refuse returns what is wrong with the request before its body is read.
 func (x *Exchange) refuse() *openai.Error {
+	switch h := &x.head; {
+	case !roomy(h.Headers, h.HeaderBytes):
+		return openai.HeadersTooLarge(mostHeaders, mostHeaderBytes)
+	case h.Length == NoLength:
+		return openai.NoLength()
+	}
 	if limit := x.limit(); limit > 0 && x.head.Length > limit {
 		return openai.TooLarge(limit)
 	}
@@ -172,6 +183,16 @@ func (x *Exchange) refuse() *openai.Error {
 	}
 	return nil
 }
+
+// What headers may be before ours are added: Envoy takes 100 of them, of 60 KiB, and so do
+// engines; a request with more that we add to would fail there.
+const (
+	mostHeaders     = 88
+	mostHeaderBytes = 48 << 10
+)
+
+// roomy reports whether there is room for ours beside so many headers, of so many bytes.
+func roomy(n, bytes int) bool { return n <= mostHeaders && bytes <= mostHeaderBytes }
 
 // limit is the largest body, in bytes; 0: none.
 func (x *Exchange) limit() int64 {
@@ -251,6 +272,9 @@ func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []
 		return x.fail(err, out)
 	}
 	x.understood = u
+	if whole {
+		x.came(int64(len(body) + len(u.forward.body)))
+	}
 	if u.model == nil {
 		return x.open(k, out)
 	}
@@ -337,6 +361,7 @@ func (x *Exchange) reply(k Kind, d *Decision, out []Reply) []Reply {
 // fail answers the client with an error.
 func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
 	x.phase = over
+	x.unhold()
 	err.Dialect = apis.DialectOf(x.head.Path)
 	x.core.metrics.refused(err.Status)
 	return append(out, Reply{Kind: Immediate, Error: err})

@@ -31,12 +31,17 @@ type Core struct {
 	flow    *flow.Controller
 	seed    maphash.Seed // of tenants' names
 	metrics *metrics
+	held    held
 	pool    sync.Pool // of *Exchange
 }
 
 // NewCore returns the core of exchanges that ask picker, which counts into reg.
 func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg)}
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "millrace_extproc_held_bytes",
+		Help: "Bytes of request bodies that Envoy and extproc hold, or have room for, until their answers begin.",
+	}, func() float64 { return float64(c.held.bytes.Load()) }))
 	c.pool.New = func() any { return &Exchange{memory: new(memory)} }
 	return c
 }

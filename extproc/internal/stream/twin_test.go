@@ -50,6 +50,8 @@ func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) boo
 func readRequest(hs *core.HeaderMap, policy *pick.Policy, head *RequestHead) {
 	head.Length = -1
 	for _, h := range hs.GetHeaders() {
+		head.Headers++
+		head.HeaderBytes += len(h.GetKey()) + len(value(h))
 		switch key := h.GetKey(); key {
 		case ":method":
 			head.Method = value(h)
@@ -60,8 +62,9 @@ func readRequest(hs *core.HeaderMap, policy *pick.Policy, head *RequestHead) {
 		case "content-encoding":
 			head.ContentEncoding = value(h)
 		case "content-length":
-			if n, err := strconv.ParseInt(value(h), 10, 64); err == nil {
-				head.Length = n
+			head.Length = NoLength
+			if n, err := strconv.ParseUint(value(h), 10, 63); err == nil {
+				head.Length = int64(n)
 			}
 		case "cookie":
 			head.Cookie = joined(head.Cookie, value(h))
@@ -106,6 +109,8 @@ func readModes(k Kind, c *extproc.ProtocolConfiguration, head *RequestHead) {
 // readAnswer reads the headers or trailers that matter.
 func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
 	for _, h := range hs.GetHeaders() {
+		a.Headers++
+		a.HeaderBytes += len(h.GetKey()) + len(value(h))
 		switch h.GetKey() {
 		case ":status":
 			a.Status, _ = strconv.Atoi(value(h))

@@ -245,9 +245,13 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 	c.LoadBalancingPolicy = policies(extension("envoy.load_balancing_policies.round_robin", &robinv3.RoundRobin{}))
 	c.HealthChecks = []*corev3.HealthCheck{pickerCheck(0.25)}
 	c.OutlierDetection = outliers(5)
-	c.TypedExtensionProtocolOptions = http2(5, 5)
+	c.TypedExtensionProtocolOptions = pickerPings()
 	return c, nil
 }
+
+// pickerPings are what finds an extproc that hangs: what is asked of it goes on without it
+// when its connection is closed. One that is busy answers them beside its work.
+func pickerPings() map[string]*anypb.Any { return http2(1, 3) }
 
 // pickerCheck asks an extproc each interval, in seconds, whether it serves.
 func pickerCheck(interval float64) *corev3.HealthCheck {

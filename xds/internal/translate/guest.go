@@ -113,7 +113,7 @@ func GuestEngines(d *desired.State, model string) *clusterv3.Cluster {
 func GuestPickers(interval float64) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(upstreamBuffer),
-		TypedExtensionProtocolOptions: http2(5, 5),
+		TypedExtensionProtocolOptions: pickerPings(),
 		HealthChecks:                  []*corev3.HealthCheck{pickerCheck(interval)},
 		IgnoreHealthOnHostRemoval:     true,
 	}

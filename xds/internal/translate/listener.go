@@ -40,6 +40,8 @@ const (
 	// longestBody is how long a request's body may come in, and how long a request
 	// without a route may be silent, in seconds.
 	longestBody = 600
+	// longestSilence is how long extproc may say nothing of a message, in seconds.
+	longestSilence = 30
 	// longestMessage is the longest that extproc may ask Envoy to wait, in seconds; the
 	// policy's flow.gatewayTimeout is within.
 	longestMessage = 3600
@@ -149,7 +151,9 @@ func Picker(cluster string) *extprocv3.ExternalProcessor {
 			},
 		},
 		FailureModeAllow: true,
-		MessageTimeout:   seconds(1),
+		// For one that is dead or hangs: its health check and its pings are quicker. One
+		// that is only busy must have its say, or what is too much would be waved through.
+		MessageTimeout: seconds(longestSilence),
 		// extproc asks for more while a request waits in its queue.
 		MaxMessageTimeout: seconds(longestMessage),
 		ProcessingMode: &extprocv3.ProcessingMode{

@@ -27,7 +27,7 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 	host := &routev3.VirtualHost{
 		Name:                          gatewayName,
 		Domains:                       []string{"*"},
-		Routes:                        []*routev3.Route{tooLarge(int64(spec.Limits.MaxBodyBytes))},
+		Routes:                        []*routev3.Route{tooLarge(int64(spec.Limits.MaxBodyBytes)), noLength()},
 		RetryPolicy:                   retries(spec.Retries),
 		IncludeRequestAttemptCount:    true,
 		IncludeAttemptCountInResponse: true,
@@ -129,6 +129,21 @@ func tooLarge(limit int64) *routev3.Route {
 		}}
 		return m
 	}, 413, "the request's body is too large")
+}
+
+// noLength answers a request whose body would have 10^18 bytes or more, which is also what
+// no 63 bits hold: it would be waited for.
+func noLength() *routev3.Route {
+	return direct(func() *routev3.RouteMatch {
+		m := prefix("/")()
+		m.Headers = []*routev3.HeaderMatcher{{
+			Name: "content-length",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: "0*[1-9][0-9]{18,}"}},
+			}},
+		}}
+		return m
+	}, 400, "content-length: no body is so long")
 }
 
 // model is an entry of the list of models.
