@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 
-	"millrace.dev/millrace/extproc/internal/keys"
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/wire"
 )
 

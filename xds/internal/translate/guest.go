@@ -41,7 +41,7 @@ func GuestFilters(d *desired.State, extproc string) []*hcmv3.HttpFilter {
 		ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
 	}})}
 	if extproc != "" {
-		all = append(all, filter(guestPicker, Picker(extproc)))
+		all = append(all, filter(guestPicker, Picker(extproc, false)))
 	}
 	return all
 }

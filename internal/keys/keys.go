@@ -1,5 +1,5 @@
-// Package keys knows which API keys there are, and whose each is. Called by stream, for each
-// request; the file is followed while extproc runs.
+// Package keys knows which API keys there are, and whose each is. Called by extproc, for each
+// request, while it follows the files; `millrace key` makes them.
 //
 // Its one rule: a key itself is kept nowhere, neither in the file nor in memory.
 package keys
@@ -16,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/http"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -97,13 +98,14 @@ func New(tenant string) (key, line string, err error) {
 type Files struct {
 	paths []string
 	log   *slog.Logger
+	seen  stamp.Files // as they were when they were read; of Run alone
 	set   atomic.Pointer[Set]
 	bad   atomic.Pointer[string] // why the files are not in force; nil: they are
 }
 
 // Open reads the files, which must be in order.
 func Open(log *slog.Logger, paths ...string) (*Files, error) {
-	f := &Files{paths: paths, log: log}
+	f := &Files{paths: paths, log: log, seen: stamp.Of(paths...)}
 	set, err := f.read()
 	if err != nil {
 		return nil, err
@@ -151,19 +153,21 @@ func read(path string) (Set, error) {
 
 // Run follows the files until ctx ends. While one is bad, the keys before hold.
 func (f *Files) Run(ctx context.Context) error {
+	if f == nil {
+		return nil
+	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	seen := stamp.Of(f.paths...)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if !seen.Changed() {
+		if !f.seen.Changed() {
 			continue
 		}
-		seen = seen.Now()
+		f.seen = f.seen.Now()
 		set, err := f.read()
 		if err != nil {
 			text := err.Error()
@@ -187,11 +191,31 @@ func (f *Files) Tenant(header []byte) (string, bool) {
 	return tenant, ok
 }
 
+// Transport returns one that sends the key with each request; without one, t itself.
+func Transport(key string, t http.RoundTripper) http.RoundTripper {
+	if key == "" {
+		return t
+	}
+	return &bearer{t, key}
+}
+
+type bearer struct {
+	http.RoundTripper
+	key string
+}
+
+// RoundTrip sends a copy of the request, with the key.
+func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.key)
+	return b.RoundTripper.RoundTrip(r)
+}
+
 // Conditions returns what is wrong.
 func (f *Files) Conditions() []obs.Condition {
-	why := f.bad.Load()
-	if why == nil {
+	if f == nil || f.bad.Load() == nil {
 		return nil
 	}
+	why := f.bad.Load()
 	return []obs.Condition{{Code: "api-keys", Mild: true, Text: "the API keys are those of before: " + *why, Next: "mend the file: it is read again"}}
 }

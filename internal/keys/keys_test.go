@@ -73,13 +73,13 @@ func TestFaultsAreNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]string{
-		"":                         "no key",
-		"# nobody":                 "no key",
-		"sk-1 a":                   "line 1: must begin with sha256:",
-		"sha256:00 a":              "line 1: must begin with sha256:",
-		line[:71]:                  "line 1: behind the hash",
-		line + " b":                "line 1: behind the hash",
-		line + "\n" + line:         "line 2: the key is there already",
+		"":                        "no key",
+		"# nobody":                "no key",
+		"sk-1 a":                  "line 1: must begin with sha256:",
+		"sha256:00 a":             "line 1: must begin with sha256:",
+		line[:71]:                 "line 1: behind the hash",
+		line + " b":               "line 1: behind the hash",
+		line + "\n" + line:        "line 2: the key is there already",
 		line + "\nsk-1 a\nsk-2 a": "line 3: must begin",
 	} {
 		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
