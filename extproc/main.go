@@ -23,10 +23,10 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"millrace.dev/millrace/extproc/internal/fleet"
-	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/extproc/internal/pool"
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"

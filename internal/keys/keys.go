@@ -33,7 +33,7 @@ const (
 	maxFile = 10 << 20
 	// maxTenant bounds a tenant's name, in bytes.
 	maxTenant = 63
-	// every is how often the file is looked at.
+	// every is how often the files are checked for changes.
 	every = time.Second
 )
 

@@ -14,9 +14,9 @@ import (
 	"google.golang.org/grpc"
 
 	"millrace.dev/millrace/extproc/internal/flow"
-	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/keys"
 )
 
 // The largest memory that exchanges hand on to each other: a body in bytes, a
