@@ -20,6 +20,7 @@ import (
 	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/gateway"
 	"millrace.dev/millrace/internal/identity"
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mesh"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -42,6 +43,7 @@ func commands() []command {
 		{"status", "show what runs, how well, and what is wrong", showStatus},
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
 		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
+		{"key", "make an API key for a tenant, and its line for up -api-keys", newKey},
 		{"check", "look whether this machine has what a mesh needs", check},
 		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
@@ -117,6 +119,7 @@ func up(ctx context.Context, args []string, std files) error {
 		return err
 	})
 	fs.StringVar(&o.VLLM, "vllm", "", "`path` of a vLLM of your own, a command or a Python environment, for backends of kind vllm")
+	fs.StringVar(&o.APIKeys, "api-keys", "", "`file` with hashes of the API keys that clients need; millrace key makes them")
 	fs.StringVar(&o.HTTPS.Listen, "https", "", "`ip:port` where clients come by TLS, besides -listen; -https-cert and -https-key go with it")
 	fs.StringVar(&o.HTTPS.Cert, "https-cert", "", "`file` with its certificate and chain, in PEM; replaced by renaming")
 	fs.StringVar(&o.HTTPS.Key, "https-key", "", "`file` with the certificate's key")
@@ -163,6 +166,10 @@ func talk(ctx context.Context, args []string, std files) error {
 	if err := fs.Read(args); err != nil {
 		return err
 	}
+	if o.Key = os.Getenv("OPENAI_API_KEY"); o.Key == "" {
+		own, _ := os.ReadFile(mesh.KeyFile(*dir)) // there is none where none is needed
+		o.Key = string(own)
+	}
 	if o.URL == "" {
 		o.URL = "http://127.0.0.1:10000"
 		if s, running, err := state.Read(*dir); err == nil && running {
@@ -173,6 +180,24 @@ func talk(ctx context.Context, args []string, std files) error {
 		o.In, o.Interactive = strings.NewReader(*ask), false
 	}
 	return chat.Run(ctx, o)
+}
+
+// newKey prints a key, which is shown once, and what is to be kept of it.
+func newKey(_ context.Context, args []string, std files) error {
+	fs := newFlags("key", std)
+	tenant := fs.String("tenant", "", "`name` of whom the key is for: budgets are by tenant")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	key, line, err := keys.New(*tenant)
+	if err != nil {
+		return program.Usage(fmt.Errorf("-tenant: %w", err))
+	}
+	fmt.Fprintln(std.err, "the key, for the client; it is kept nowhere:")
+	fmt.Fprintln(std.err, key)
+	fmt.Fprintln(std.err, "its line of the file of -api-keys, which is read again when it changes:")
+	fmt.Fprintln(std.out, line)
+	return nil
 }
 
 func gatewayOf(ctx context.Context, args []string, std files) error {

@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -25,6 +27,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/extproc/peerpb"
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -48,6 +51,8 @@ func main() { os.Exit(program.Main("extproc", run)) }
 type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
+	keyFiles                   string
+	keys                       *keys.Files // that clients need; nil: none
 	leave                      time.Duration
 	secure                     secure
 	cleartext                  cleartext
@@ -78,6 +83,7 @@ func (o *options) add(f *program.Flags) {
 	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
 	f.BoolVar(&o.conformance, "conformance-headers", false, "with -pool: obey and set the test headers of the inference extension's conformance suite")
 	o.reference.add(f)
+	f.StringVar(&o.keyFiles, "api-keys", "", "`file,…` with hashes of the API keys that clients need, a line \"sha256:HEX TENANT\" each; none: they need none. Envoy must not pass requests without an answer then")
 	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
 	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign a gateway's certificates, where -tls-cert is not of a mesh; none: anybody may ask")
@@ -152,11 +158,16 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	}
 	defer flush()
 
+	log := env.Log
+	if o.keyFiles != "" {
+		if o.keys, err = keys.Open(log, strings.Split(o.keyFiles, ",")...); err != nil {
+			return program.Config(fmt.Errorf("-api-keys: %w", err))
+		}
+	}
 	answers, err := o.answering(env, tracer)
 	if err != nil {
 		return err
 	}
-	log := env.Log
 	o.note(log)
 	health := newHealth()
 	options, err := o.secure.options(log)
@@ -178,11 +189,14 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(serving, cancel)
 	g.Go(func() error { return answers.Run(serving) })
+	g.Go(func() error { return o.keys.Run(serving) })
 	g.Go(func() error { return kubelet.serve() })
 	g.Go(func() error { return server.Serve(ln) })
 	g.Go(o.cleartext.serve)
 	g.Go(func() error {
-		return env.Admin(serving, func() []obs.Condition { return append(answers.Conditions(), o.secure.conditions()...) })
+		return env.Admin(serving, func() []obs.Condition {
+			return slices.Concat(answers.Conditions(), o.secure.conditions(), o.keys.Conditions())
+		})
 	})
 	g.Go(func() error {
 		follow(ctx, health, answers.known)

@@ -50,7 +50,9 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 		return o.byPools(env, tracer)
 	}
 	picker := pick.New(env.Metrics)
-	a := &answering{processor: stream.NewServer(stream.NewCore(picker, env.Metrics), tracer), known: picker.Known()}
+	core := stream.NewCore(picker, env.Metrics)
+	core.Require(o.keys)
+	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
 	if o.fleet == "" {
 		a.source = fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
 		return a, nil
@@ -116,6 +118,7 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, env.Metrics)
 		picker := pick.New(reg)
 		r.cores[i] = stream.NewCore(picker, reg)
+		r.cores[i].Require(o.keys)
 		options.Pickers = append(options.Pickers, picker)
 	}
 	peers, err := o.peers(env, func(n int, placement func(int) (string, prefix.Placement)) { r.pools.Placed(n, placement) })

@@ -42,8 +42,8 @@ type leader struct{ *cluster }
 // Leads reports whether this one does.
 func (l leader) Leads() bool { return l.Cluster != nil && l.Cluster.Leads() }
 
-// open makes the writer, if there is to be one.
-func (m *mesh) open(env *program.Env, c *cluster) error {
+// open makes the writer, if there is to be one. refuse is as in translate.Site.
+func (m *mesh) open(env *program.Env, c *cluster, refuse bool) error {
 	if m.namespaces == "" {
 		return nil
 	}
@@ -57,7 +57,7 @@ func (m *mesh) open(env *program.Env, c *cluster) error {
 	}
 	site := istio.Site{
 		Namespace: c.Namespace, Name: strings.TrimSuffix(c.Lease, "-xds"),
-		Namespaces: strings.Split(m.namespaces, ","), Front: m.front,
+		Namespaces: strings.Split(m.namespaces, ","), Front: m.front, Refuse: refuse,
 	}
 	if m.extproc != "" {
 		site.ExtProc = strings.Split(m.extproc, ",")

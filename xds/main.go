@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -41,7 +42,7 @@ func main() { os.Exit(program.Main("xds", run)) }
 type options struct {
 	flags                           *program.Flags
 	listen, config, extproc, traces string
-	secrets                         string
+	secrets, without                string
 	https                           translate.HTTPS
 	settle                          time.Duration
 	site                            translate.Site
@@ -78,6 +79,7 @@ func (o *options) add(f *program.Flags) {
 	f.StringVar(&o.https.Gateway, "https", "", "`ip:port` of a second public listener of Envoy, by TLS; -https-cert and -https-key go with it")
 	f.StringVar(&o.https.Cert, "https-cert", "", "`path` of its certificate and chain on Envoy's machine, in PEM; replaced by renaming")
 	f.StringVar(&o.https.Key, "https-key", "", "`path` of the certificate's key there")
+	f.StringVar(&o.without, "without-extproc", "forward", "what Envoy does with requests that no extproc answers for: `forward|refuse`, by weight or with 503; refuse where extproc asks for API keys")
 	f.StringVar(&o.extproc, "extproc", "", "`host:port,…` of every extproc, a name for all of its addresses; none: Envoy routes by weight alone")
 	f.IntVar(&o.site.Pickers, "extprocs", 0, "how many extprocs there are, among which budgets of tenants are divided; 0: as many as -extproc names")
 	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
@@ -96,6 +98,10 @@ func (o *options) validate() (err error) {
 	if o.traces != "" {
 		o.site.Traces, err = obs.ParseTarget(o.traces)
 	}
+	if o.without != "forward" && o.without != "refuse" {
+		err = errors.Join(err, fmt.Errorf("-without-extproc: %q; must be forward or refuse", o.without))
+	}
+	o.site.Refuse = o.without == "refuse"
 	switch h := o.https; {
 	case h != (translate.HTTPS{}) && (h.Gateway == "" || h.Cert == "" || h.Key == ""):
 		err = errors.Join(err, errors.New("-https, -https-cert and -https-key; must be given together"))
@@ -159,7 +165,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if err != nil {
 		return err
 	}
-	if err := o.mesh.open(env, &o.cluster); err != nil {
+	if err := o.mesh.open(env, &o.cluster, o.site.Refuse); err != nil {
 		return err
 	}
 	log, reg := env.Log, env.Metrics

@@ -91,6 +91,7 @@ var matrix = []struct {
 		not: []string{"Secret/r-millrace-ca", "ConfigMap/r-millrace-ca", "Secret/r-millrace-cookie"},
 	},
 	{name: "no gateway", values: "{gateway: {enabled: false}}", not: []string{"Deployment/r-millrace-gateway", "Pod/r-millrace-test"}},
+	{name: "API keys", values: "{extproc: {apiKeys: {secret: keys}}}"},
 	{name: "a load balancer with TLS", values: "{gateway: {https: {secret: public}, service: {type: LoadBalancer, port: 8080, annotations: {a: b}}, accessLog: \"\"}}"},
 	{name: "GPUs", values: "{engine: {gpus: 8, runtimeClassName: nvidia, image: {repository: r.example/vllm, tag: \"1\"}, args: [-vllm, /vllm]}}"},
 	{

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -26,6 +27,8 @@ const maxLine = 1 << 20
 type Options struct {
 	// URL of the server, for example http://127.0.0.1:10000.
 	URL string
+	// Key is the API key; empty: none is sent.
+	Key string
 	// Model is the model's id; empty: the first that the server lists.
 	Model string
 	// In gives the user's lines, one turn each.
@@ -53,7 +56,11 @@ type conversation struct {
 // Run talks until In ends, /quit, or ctx ends. Without a person it returns the
 // first error.
 func Run(ctx context.Context, o Options) error {
-	c := &conversation{Options: o, client: &client{url: strings.TrimSuffix(o.URL, "/"), http: http.Client{Transport: o.transport}}}
+	transport := o.transport
+	if transport == nil {
+		transport = http.DefaultTransport
+	}
+	c := &conversation{Options: o, client: &client{url: strings.TrimSuffix(o.URL, "/"), http: http.Client{Transport: keys.Transport(o.Key, transport)}}}
 	c.reset()
 	if err := c.choose(ctx, time.Now().Add(o.Wait)); err != nil {
 		return unreachable(o.URL, err)

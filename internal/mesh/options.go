@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -56,6 +58,8 @@ type Options struct {
 	// the mesh's own that live as long as TLSLife and are replaced in time.
 	TLS     bool
 	TLSLife time.Duration
+	// APIKeys is a file with hashes of the API keys that clients need; empty: they need none.
+	APIKeys string
 	// HTTPS is where clients come by TLS, besides Listen.
 	HTTPS HTTPS
 	// Programs is the folder with xds, extproc, nodeagent and engine.
@@ -112,7 +116,12 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, err)
 	}
 	errs = append(errs, o.checkCapacity(), o.HTTPS.check())
-	for _, path := range []*string{&o.Dir, &o.Config, &o.LlamaServer, &o.RPCServer, &o.VLLM, &o.HTTPS.Cert, &o.HTTPS.Key} {
+	if o.APIKeys != "" {
+		if _, err := keys.Open(slog.New(slog.DiscardHandler), o.APIKeys); err != nil {
+			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
+		}
+	}
+	for _, path := range []*string{&o.Dir, &o.Config, &o.LlamaServer, &o.RPCServer, &o.VLLM, &o.HTTPS.Cert, &o.HTTPS.Key, &o.APIKeys} {
 		errs = append(errs, absolute(path))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -83,6 +83,8 @@ type Input struct {
 	TLS string
 	// HTTPS is as in Options.
 	HTTPS HTTPS
+	// APIKeys are the files with the keys that clients need, "file,…"; empty: none.
+	APIKeys string
 }
 
 const (
@@ -178,12 +180,17 @@ func (b *planner) control() {
 		}
 		pickers, asked = append(pickers, s), append(asked, s.Addrs["grpc"])
 	}
+	without := ""
+	if b.in.APIKeys != "" {
+		without = "refuse"
+	}
 	b.add(Spec{Role: "xds", Phase: phaseControl, Addrs: map[string]string{"grpc": b.plan.XDS, "metrics": metrics}},
 		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-gateway", b.in.Listen,
 		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-envoy-tls", b.in.TLS, "-traces", b.in.Traces,
-		"-https", b.in.HTTPS.Listen, "-https-cert", b.in.HTTPS.Cert, "-https-key", b.in.HTTPS.Key)
+		"-https", b.in.HTTPS.Listen, "-https-cert", b.in.HTTPS.Cert, "-https-key", b.in.HTTPS.Key,
+		"-without-extproc", without)
 	for _, s := range pickers {
-		b.add(s, "-listen", s.Addrs["grpc"], "-metrics", s.Addrs["metrics"], "-xds", b.plan.XDS, "-traces", b.in.Traces)
+		b.add(s, "-listen", s.Addrs["grpc"], "-metrics", s.Addrs["metrics"], "-xds", b.plan.XDS, "-traces", b.in.Traces, "-api-keys", b.in.APIKeys)
 	}
 }
 

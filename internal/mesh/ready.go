@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -116,7 +117,7 @@ func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool,
 	for i := range probesPerReplica * len(rs) {
 		g.Go(func() error {
 			model := rs[i%len(rs)].model
-			name, err := oneToken(ctx, new(http.Transport), "http://"+reachable(m.plan.Listen), model, fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i))
+			name, err := oneToken(ctx, keys.Transport(m.key, new(http.Transport)), "http://"+reachable(m.plan.Listen), model, fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i))
 			mu.Lock()
 			defer mu.Unlock()
 			seen[name] = true

@@ -31,6 +31,8 @@ type mesh struct {
 	// nil: cleartext.
 	certs    *certificates
 	operator *mtls.Source
+	// key is the API key of `millrace up` and `millrace chat`; empty: none is needed.
+	key string
 	// config follows the user's file; nil: there is none.
 	config *desired.File
 

@@ -78,8 +78,12 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	plan := NewPlan(Input{
 		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
-		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(), HTTPS: o.HTTPS,
+		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(), HTTPS: o.HTTPS, APIKeys: o.keyFiles(),
 	})
+	own, err := o.ownKey()
+	if err != nil {
+		return err
+	}
 	var certs *certificates
 	if o.TLS {
 		if certs, err = newCertificates(plan.TLS, o.Nodes, o.TLSLife, time.Now()); err != nil {
@@ -97,7 +101,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	if err := store.Update(func(s *state.State) { s.Processes = rows(plan.Specs) }); err != nil {
 		return err
 	}
-	m := &mesh{plan: plan, first: replicas(file), store: store, show: show, certs: certs, operator: me}
+	m := &mesh{plan: plan, first: replicas(file), store: store, show: show, certs: certs, operator: me, key: own}
 	if o.Config != "" {
 		d := deriver{nodes: o.Nodes, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
 		if m.config, err = desired.Open(o.Config, d.derive, nil, slog.New(slog.DiscardHandler)); err != nil {

@@ -153,6 +153,11 @@ func TooLarge(limit int64) *Error {
 	return invalid(413, "", "request_too_large", "the request body is larger than %d bytes", limit)
 }
 
+// BadKey answers a request without an API key that is known, as OpenAI does.
+func BadKey() *Error {
+	return invalid(401, "", "invalid_api_key", "a valid API key is needed: send it as `Authorization: Bearer KEY`, or as x-api-key")
+}
+
 // TooLong answers a prompt of more tokens than the context has, in the words that the
 // clients of both APIs look for.
 func TooLong(dialect apis.Dialect, param string, tokens, context int) *Error {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -19,6 +20,8 @@ type names struct {
 	// session, priority and tenant are names of headers, in lower case; empty: no header
 	// has it, but then the API key names the tenant.
 	session, priority, tenant string
+	// keys are those that clients need; nil: none.
+	keys *keys.Files
 	// flow is whether there is flow control; seed is what tenants are hashed with.
 	flow bool
 	seed maphash.Seed
@@ -224,6 +227,7 @@ func (in *inbound) otherHeader(key, value []byte) {
 	head, names := &in.Request, &in.names
 	switch {
 	case names.picker && in.pickerHeader(key, value):
+	case names.keys != nil && in.keyHeader(key, value):
 	case names.flow && in.flowHeader(key, value):
 	case string(key) == names.session:
 		head.Session = string(value)
@@ -256,6 +260,23 @@ func (in *inbound) pickerHeader(key, value []byte) bool {
 		in.selected = subset{given: true, hosts: appendHosts(nil, string(value))}
 	default:
 		return false
+	}
+	return true
+}
+
+// keyHeader takes in an API key; false: it is none. It says whose the request is, and is no
+// engine's business.
+func (in *inbound) keyHeader(key, value []byte) bool {
+	if name := string(key); name != "authorization" && name != "x-api-key" { // does not escape
+		return false
+	}
+	head := &in.Request
+	head.Forbidden = append(head.Forbidden, string(key))
+	if tenant, ok := in.names.keys.Tenant(value); ok {
+		head.Key = true
+		if in.names.tenant == "" && !in.fair {
+			head.Tenant = maphash.String(in.names.seed, tenant) | 1
+		}
 	}
 	return true
 }

@@ -98,6 +98,8 @@ type RequestHead struct {
 	Debug bool
 	// Tenant is who asks, as a hash; 0: not said.
 	Tenant uint64
+	// Key is whether it has an API key that is known here.
+	Key bool
 	// Patience is how long the client waits; 0: not said.
 	Patience time.Duration
 	// Forbidden names the routing headers that the client sent: they must not be forwarded.

@@ -91,6 +91,9 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 		// comes behind them.
 		x.phase = decided
 		x.head.Mode, x.head.AnswerMode = ev.Request.Mode, ev.Request.AnswerMode
+		if x.core.keys != nil {
+			return x.fail(openai.BadKey(), out) // nobody knows whose it is
+		}
 	}
 	switch ev.Kind {
 	case RequestHeaders:
@@ -163,6 +166,8 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 // refuse returns what is wrong with the request before its body is read.
 func (x *Exchange) refuse() *openai.Error {
 	switch h := &x.head; {
+	case x.core.keys != nil && !h.Key:
+		return openai.BadKey()
 	case !roomy(h.Headers, h.HeaderBytes):
 		return openai.HeadersTooLarge(mostHeaders, mostHeaderBytes)
 	case h.Length == NoLength:

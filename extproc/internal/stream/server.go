@@ -16,6 +16,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
+	"millrace.dev/millrace/internal/keys"
 )
 
 // The largest memory that exchanges hand on to each other: a body in bytes, a
@@ -30,6 +31,7 @@ type Core struct {
 	picker  *pick.Picker
 	flow    *flow.Controller
 	seed    maphash.Seed // of tenants' names
+	keys    *keys.Files  // that clients need; nil: none
 	metrics *metrics
 	room    room
 	pool    sync.Pool // of *Exchange
@@ -46,6 +48,9 @@ func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 	return c
 }
 
+// Require has clients need one of the keys; nil: none. To be called before the first exchange.
+func (c *Core) Require(k *keys.Files) { c.keys = k }
+
 // Begin returns the exchange of a new stream; Finish takes it back.
 func (c *Core) Begin() *Exchange {
 	x := c.pool.Get().(*Exchange)
@@ -58,9 +63,9 @@ func (c *Core) Begin() *Exchange {
 func (c *Core) names() names {
 	t := c.picker.Table()
 	if t == nil {
-		return names{}
+		return names{keys: c.keys, seed: c.seed}
 	}
-	n := names{session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
+	n := names{session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, keys: c.keys, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
 	if p := t.Policy.Flow; p != nil {
 		n.flow, n.tenant = true, p.TenantHeader
 	}

@@ -40,7 +40,7 @@ func (b *builder) filter(f filter) {
 			ApplyTo: to, Match: m, Patch: &networking.EnvoyFilter_Patch{Operation: op, Value: structOf(v)},
 		})
 	}
-	for _, h := range translate.GuestFilters(b.d, b.picker(), b.pickerHost()) {
+	for _, h := range translate.GuestFilters(b.d, b.picker(), b.pickerHost(), b.Refuse) {
 		patch(networking.EnvoyFilter_HTTP_FILTER, networking.EnvoyFilter_Patch_INSERT_BEFORE, beforeRouter(), h)
 	}
 	route := translate.GuestRoute(b.d, b.picker())

@@ -37,6 +37,8 @@ type Site struct {
 	// ExtProc has "host:port" of each extproc, as Istio's Envoys reach it; empty: they
 	// route by weight alone.
 	ExtProc []string
+	// Refuse is as in translate.Site.
+	Refuse bool
 }
 
 // Kind is a kind of objects that are written.

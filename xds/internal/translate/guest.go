@@ -30,8 +30,9 @@ const (
 
 // GuestFilters returns the filters, to stand in this order before the router's: one that
 // removes what a client must not say, and one that asks the extproc of a cluster by the
-// name of its host; without a cluster there is only the first.
-func GuestFilters(d *desired.State, extproc, host string) []*hcmv3.HttpFilter {
+// name of its host and refuses what has no answer, or forwards it; without a cluster there is
+// only the first.
+func GuestFilters(d *desired.State, extproc, host string, refuse bool) []*hcmv3.HttpFilter {
 	filter := func(name string, m proto.Message) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, Disabled: true, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(m)}}
 	}
@@ -41,7 +42,7 @@ func GuestFilters(d *desired.State, extproc, host string) []*hcmv3.HttpFilter {
 		ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
 	}})}
 	if extproc != "" {
-		all = append(all, filter(guestPicker, Picker(extproc, host)))
+		all = append(all, filter(guestPicker, Picker(extproc, host, refuse)))
 	}
 	return all
 }

@@ -126,17 +126,17 @@ func filters(s Site) []*hcmv3.HttpFilter {
 		// Switched on by the routes to engines alone: a request without a route
 		// (broken headers, a bomb of them) is answered and cut off at once, with
 		// no time to ask anybody about the answer.
-		ask := filter(extprocFilter, Picker(extprocCluster, ""))
+		ask := filter(extprocFilter, Picker(extprocCluster, "", s.Refuse))
 		ask.Disabled = true
 		all = append(all, ask)
 	}
 	return append(all, modelReader(), filter("envoy.filters.http.router", &routerv3.Router{}))
 }
 
-// Picker returns the filter that asks the extproc of a cluster. It fails open: without an
-// answer the request goes where the cluster's weights send it. authority is for whom Envoy
+// Picker returns the filter that asks the extproc of a cluster. Without an answer the request
+// is refused with 503, or goes where the cluster's weights send it. authority is for whom Envoy
 // asks; "" is the cluster's name, which must then be one that HTTP allows.
-func Picker(cluster, authority string) *extprocv3.ExternalProcessor {
+func Picker(cluster, authority string, refuse bool) *extprocv3.ExternalProcessor {
 	return &extprocv3.ExternalProcessor{
 		GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster, Authority: authority}},
@@ -151,7 +151,8 @@ func Picker(cluster, authority string) *extprocv3.ExternalProcessor {
 				HostSelectionRetryMaxAttempts: 3,
 			},
 		},
-		FailureModeAllow: true,
+		FailureModeAllow: !refuse,
+		StatusOnError:    &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		// For one that is dead or hangs: its health check and its pings are quicker. One
 		// that is only busy must have its say, or what is too much would be waved through.
 		MessageTimeout: seconds(longestSilence),

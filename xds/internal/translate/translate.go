@@ -61,6 +61,9 @@ type Site struct {
 	Traces string
 	// TLS is how Envoy reaches the other programs; nil: in cleartext.
 	TLS *TLS
+	// Refuse is whether Envoy refuses requests that no extproc has answered for, instead of
+	// sending them by weight: where extproc asks for API keys.
+	Refuse bool
 	// HTTPS is a second public listener, whose clients come by TLS; nil: there is none.
 	HTTPS *HTTPS
 }

@@ -1,0 +1,221 @@
+// Package keys knows which API keys there are, and whose each is. Called by extproc, for each
+// request, while it follows the files; `millrace key` makes them.
+//
+// Its one rule: a key itself is kept nowhere, neither in the file nor in memory.
+package keys
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/stamp"
+)
+
+const (
+	// prefix is how a hash is written.
+	prefix = "sha256:"
+	// maxFile bounds the file, in bytes: a hundred thousand keys.
+	maxFile = 10 << 20
+	// maxTenant bounds a tenant's name, in bytes.
+	maxTenant = 63
+	// every is how often the files are checked for changes.
+	every = time.Second
+)
+
+// Set is keys by their hashes: who finds out how long a look takes learns of a hash, from which
+// no key follows.
+type Set map[[sha256.Size]byte]string
+
+// Parse reads a file: a line "sha256:HEX TENANT" for each key; what follows # is for people.
+// It returns all faults at once, by line.
+func Parse(text []byte) (Set, error) {
+	all := Set{}
+	var errs []error
+	for i, line := range strings.Split(string(text), "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		hash, err := parseLine(words)
+		if err == nil && all[hash] != "" {
+			err = errors.New("the key is there already")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("line %d: %w", i+1, err))
+			continue
+		}
+		all[hash] = words[1]
+	}
+	if len(all) == 0 && len(errs) == 0 {
+		errs = append(errs, errors.New("no key; nobody could ask"))
+	}
+	return all, errors.Join(errs...)
+}
+
+func parseLine(words []string) (hash [sha256.Size]byte, err error) {
+	digits, ok := strings.CutPrefix(words[0], prefix)
+	b, err := hex.DecodeString(digits)
+	switch {
+	case !ok || err != nil || len(b) != len(hash): // a key by mistake is not shown
+		return hash, fmt.Errorf("must begin with %s and %d hexadecimal digits: `millrace key TENANT` makes a line", prefix, 2*len(hash))
+	case len(words) != 2 || len(words[1]) > maxTenant:
+		return hash, fmt.Errorf("behind the hash must be the name of a tenant, one word of at most %d bytes", maxTenant)
+	}
+	copy(hash[:], b)
+	return hash, nil
+}
+
+// New returns a new key, which is random, and its line of the file.
+func New(tenant string) (key, line string, err error) {
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	key = "sk-" + base64.RawURLEncoding.EncodeToString(secret)
+	sum := sha256.Sum256([]byte(key))
+	line = prefix + hex.EncodeToString(sum[:]) + " " + tenant
+	if set, err := Parse([]byte(line)); err != nil || set[sum] != tenant {
+		return "", "", fmt.Errorf("tenant %q; must be one word of at most %d bytes, without #", tenant, maxTenant)
+	}
+	return key, line, nil
+}
+
+// Files is the keys of files that may change. Safe for concurrent use.
+type Files struct {
+	paths []string
+	log   *slog.Logger
+	seen  stamp.Files // as they were when they were read; of Run alone
+	set   atomic.Pointer[Set]
+	bad   atomic.Pointer[string] // why the files are not in force; nil: they are
+}
+
+// Open reads the files, which must be in order.
+func Open(log *slog.Logger, paths ...string) (*Files, error) {
+	f := &Files{paths: paths, log: log, seen: stamp.Of(paths...)}
+	set, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	f.set.Store(&set)
+	return f, nil
+}
+
+// read reads all files.
+func (f *Files) read() (Set, error) {
+	all := Set{}
+	var errs []error
+	for _, path := range f.paths {
+		set, err := read(path)
+		errs = append(errs, err)
+		maps.Copy(all, set)
+	}
+	return all, errors.Join(errs...)
+}
+
+// read reads a file, which must be a regular one: nothing else is waited for.
+func read(path string) (Set, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxFile {
+		return nil, fmt.Errorf("%s: must be a regular file of at most %d bytes", path, maxFile)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err != nil {
+		return nil, err
+	}
+	set, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return set, nil
+}
+
+// Run follows the files until ctx ends. While one is bad, the keys before hold.
+func (f *Files) Run(ctx context.Context) error {
+	if f == nil {
+		return nil
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !f.seen.Changed() {
+			continue
+		}
+		f.seen = f.seen.Now()
+		set, err := f.read()
+		if err != nil {
+			text := err.Error()
+			f.bad.Store(&text)
+			f.log.Warn("API keys are as before", "error", err)
+			continue
+		}
+		f.set.Store(&set)
+		f.bad.Store(nil)
+		f.log.Info("API keys read", "keys", len(set))
+	}
+}
+
+// Tenant returns whose the key in an authorization or x-api-key header is.
+func (f *Files) Tenant(header []byte) (string, bool) {
+	key := bytes.TrimSpace(header)
+	if scheme, rest, ok := bytes.Cut(key, []byte(" ")); ok && bytes.EqualFold(scheme, []byte("bearer")) {
+		key = bytes.TrimSpace(rest)
+	}
+	tenant, ok := (*f.set.Load())[sha256.Sum256(key)]
+	return tenant, ok
+}
+
+// Transport returns one that sends the key with each request; without one, t itself.
+func Transport(key string, t http.RoundTripper) http.RoundTripper {
+	if key == "" {
+		return t
+	}
+	return &bearer{t, key}
+}
+
+type bearer struct {
+	http.RoundTripper
+	key string
+}
+
+// RoundTrip sends a copy of the request, with the key.
+func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.key)
+	return b.RoundTripper.RoundTrip(r)
+}
+
+// Conditions returns what is wrong.
+func (f *Files) Conditions() []obs.Condition {
+	if f == nil || f.bad.Load() == nil {
+		return nil
+	}
+	why := f.bad.Load()
+	return []obs.Condition{{Code: "api-keys", Mild: true, Text: "the API keys are those of before: " + *why, Next: "mend the file: it is read again"}}
+}
