@@ -6,10 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-func TestTenants(t *testing.T) {
+func TestTenants(t *testing.T) { synctest.Test(t, tenants) }
+
+func tenants(t *testing.T) {
 	a, lineA, err := New("team-a")
 	if err != nil {
 		t.Fatal(err)
@@ -42,26 +45,26 @@ func TestTenants(t *testing.T) {
 		}
 	}
 
-	done := make(chan error, 1)
-	go func() { done <- f.Run(t.Context()) }()
-	until := func(what string, is func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: not in ten seconds", what)
-			}
-		}
+	go func() { _ = f.Run(t.Context()) }()
+	after := func(text string) {
+		write(text)
+		time.Sleep(2 * every)
+		synctest.Wait()
 	}
-	write(a + " team-a\n")
-	until("the fault is known", func() bool { return len(f.Conditions()) == 1 })
+	after(a + " team-a\n")
+	if len(f.Conditions()) != 1 {
+		t.Fatal("the fault is not told")
+	}
 	if text := f.Conditions()[0].Text; strings.Contains(text, a) || !strings.Contains(text, "line 1") {
 		t.Errorf("%q; must name the line and not show the key", text)
 	}
 	if _, ok := f.Tenant([]byte(a)); !ok {
 		t.Error("a bad file took the keys before it away")
 	}
-	write(lineB)
-	until("the keys are replaced", func() bool { _, ok := f.Tenant([]byte(b)); return ok })
+	after(lineB)
+	if _, ok := f.Tenant([]byte(b)); !ok {
+		t.Error("the second key is not good")
+	}
 	if _, ok := f.Tenant([]byte(a)); ok || len(f.Conditions()) > 0 {
 		t.Errorf("the first key is good still: %t, %v", ok, f.Conditions())
 	}

@@ -7,6 +7,7 @@
 package trust
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -138,6 +139,16 @@ func Number(text string, least, most float64) (float64, error) {
 		return 0, fmt.Errorf("%.40q; must be a number from %g to %g", strings.Clone(text), least, most) // so that text needs no memory of its own
 	}
 	return v, nil
+}
+
+// Nearest is Number for what is read leniently: a number beyond least or most is the nearer of
+// them. ok is whether it is a number.
+func Nearest(text string, least, most float64) (v float64, ok bool) {
+	v, err := strconv.ParseFloat(text, 64)
+	if v != v || err != nil && !errors.Is(err, strconv.ErrRange) {
+		return 0, false
+	}
+	return Clamp(v, least, most), true
 }
 
 // Within reports whether v is from least to most. NaN is not.

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"math"
 	"slices"
-	"strconv"
 
 	"millrace.dev/millrace/internal/apis"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Request is what the picker knows of one request. Its slices lie in the body
@@ -293,8 +293,8 @@ func (r *Request) quantity(s *scanner, dst *given) bool {
 	if len(v) > longestNumber {
 		return true
 	}
-	if n, err := strconv.ParseFloat(string(v), 64); n == n && (err == nil || math.IsInf(n, 0)) {
-		*dst = given{int(min(max(n, -1), math.MaxInt32)), true}
+	if n, ok := trust.Nearest(string(v), -1, math.MaxInt32); ok {
+		*dst = given{int(n), true}
 	}
 	return true
 }

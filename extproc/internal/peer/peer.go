@@ -28,6 +28,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/extproc/peerpb"
+	"millrace.dev/millrace/internal/trust"
 )
 
 const (
@@ -304,7 +305,7 @@ func (p *Peers) read(ctx context.Context, conn *grpc.ClientConn, log *slog.Logge
 		if err != nil {
 			return err
 		}
-		if err := m.Validate(); err != nil {
+		if err := trust.Message(m); err != nil {
 			log.Warn("placements refused", "error", err)
 			continue
 		}
