@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -213,6 +214,13 @@ func (p *extproc) feed(t *testing.T) {
 
 func (p *extproc) get(t *testing.T, path string) string {
 	t.Helper()
+	_, body := p.page(t, path)
+	return body
+}
+
+// page returns a page of the admin port with its code.
+func (p *extproc) page(t *testing.T, path string) (int, string) {
+	t.Helper()
 	r, err := http.Get("http://" + p.metrics + path)
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +230,42 @@ func (p *extproc) get(t *testing.T, path string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimSpace(string(b))
+	return r.StatusCode, strings.TrimSpace(string(b))
+}
+
+// TestWhatIsWrongWithOthersLeavesItReady has an engine that is dead, a tokenizer that is
+// none, and then a file of the fleet that is none: extproc answers on by what it knows.
+func TestWhatIsWrongWithOthersLeavesItReady(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "fleet.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{endpoints: [{address: "127.0.0.1:1", models: [m], type: vllm}], models: [{name: m, tokenizer: ` + filepath.Join(dir, "none.json") + `}]}`)
+	p := start(t, "-fleet", file)
+	await := func(codes ...string) {
+		t.Helper()
+		limit := time.After(20 * time.Second)
+		for {
+			code, got := p.page(t, "/readyz")
+			if code != http.StatusOK {
+				t.Fatalf("/readyz = %d %s, want 200", code, got)
+			}
+			if !slices.ContainsFunc(codes, func(c string) bool { return !strings.Contains(got, `"`+c+`"`) }) {
+				return
+			}
+			select {
+			case <-limit:
+				t.Fatalf("/readyz = %s, want %v in it", got, codes)
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+	await("endpoints-down", "tokenizer")
+	write(`{endpoints: [{adress: "127.0.0.1:1"}]}`)
+	await("endpoints-down", "fleet-file")
 }
 
 // dial connects to the program as Envoy does.
@@ -345,8 +388,8 @@ func TestWithoutXDSEnvoyChooses(t *testing.T) {
 	if r := receive(t, st); r.GetRequestBody() == nil || r.GetRequestBody().GetResponse().GetHeaderMutation() != nil || r.GetDynamicMetadata() != nil {
 		t.Errorf("reply %v, want one that says nothing", r)
 	}
-	if got := p.get(t, "/readyz"); !strings.Contains(got, "no-fleet") {
-		t.Errorf("/readyz = %s", got)
+	if code, got := p.page(t, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(got, "no-fleet") {
+		t.Errorf("/readyz = %d %s", code, got)
 	}
 	health := grpc_health_v1.NewHealthClient(p.dial(t))
 	for service, want := range map[string]grpc_health_v1.HealthCheckResponse_ServingStatus{
