@@ -374,7 +374,8 @@ func TestOneExchange(t *testing.T) {
 	if _, err := st.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the stream ends with %v", err)
 	}
-	if got := p.get(t, "/metrics"); !strings.Contains(got, `millrace_extproc_picks_total{reason="new"} 1`) || !strings.Contains(got, "millrace_extproc_prompt_tokens_total 20") {
+	if got := p.get(t, "/metrics"); !strings.Contains(got, `millrace_extproc_picks_total{reason="new"} 1`) || !strings.Contains(got, `millrace_extproc_prompt_tokens_total{model="m"} 20`) ||
+		!strings.Contains(got, `millrace_extproc_requests_total{model="m",outcome="ok",priority="standard"} 1`) || !strings.Contains(got, `millrace_build_info{commit="`) {
 		t.Errorf("metrics:\n%s", got)
 	}
 }

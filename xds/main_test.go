@@ -22,8 +22,8 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
 )

@@ -90,7 +90,7 @@ func readyReplicas(nodes []Node) (up, all int) {
 
 func fleet(w io.Writer, nodes []Node, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tMODEL\tREPLICA\tSTATE\tFOR\tWEIGHT\tRUN/WAIT\tTOK/S\tCACHED\tDEVICE\tMEMORY\tREASON")
+	fmt.Fprintln(t, "NODE\tMODEL\tREPLICA\tSTATE\tFOR\tWEIGHT\tRUN/WAIT\tTOK/S\tIN CACHE\tDEVICE\tMEMORY\tREASON")
 	for _, n := range nodes {
 		fmt.Fprintln(t, strings.Join([]string{
 			n.Node, dash(n.Model), part(n), n.State, since(n.Since, now), weight(n.Weight),

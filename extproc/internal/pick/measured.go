@@ -8,11 +8,12 @@ import "time"
 func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company float64, now time.Time) {
 	u.Cached = min(u.Cached, u.Prompt)
 	seen := e.learn(u, max(1, company), 0, now.UnixNano())
-	p.metrics.cached.Add(float64(u.Cached))
-	p.metrics.prompt.Add(float64(u.Prompt))
+	e.served.answered(&u)
 	if m == nil {
+		p.metrics.models.of(e.Base).answered(&u)
 		return
 	}
+	p.metrics.models.of(m.Name).answered(&u)
 	update(&m.speed, &seen, now.UnixNano())
 	mean := Usage{Prompt: u.Prompt, Cached: u.Cached}
 	if requests >= 1 {

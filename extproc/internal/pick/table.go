@@ -207,6 +207,7 @@ type Picker struct {
 // Publish replaces the table. Decisions in flight keep the one they began with.
 func (p *Picker) Publish(t *Table) {
 	p.table.Store(t)
+	p.metrics.models.keep(t)
 	p.once.Do(func() { close(p.known) })
 }
 

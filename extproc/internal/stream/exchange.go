@@ -47,7 +47,8 @@ type Exchange struct {
 	admission   admission
 	reservation pick.Reservation
 
-	wait   wait  // of a suspended exchange
+	wait   wait // of a suspended exchange
+	came   time.Time
 	passed int64 // bytes of the body that came after the decision
 	sent   time.Time
 	answer answer
@@ -105,7 +106,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 		return unchanged(ev, x.head.AnswerMode, out)
 	case ResponseTrailers:
 		x.learn(&ev.Answer, ev.At)
-		return append(out, Reply{Kind: ResponseTrailers})
+		return append(out, Reply{Kind: ResponseTrailers, Observed: x.observed(&ev.Answer)})
 	default:
 		return out
 	}
@@ -114,6 +115,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 // End gives back what the exchange has taken. It is called once, whatever the
 // reason that the stream ended for.
 func (x *Exchange) End(now time.Time) {
+	x.ended(now)
 	x.admission.settle(x.answer.tokens(), now)
 	x.reservation.Release()
 	x.phase = over
@@ -135,7 +137,7 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	if x.phase != waiting {
 		return append(out, Reply{Kind: RequestHeaders})
 	}
-	x.phase = reading
+	x.phase, x.came = reading, ev.At
 	x.head, x.api = ev.Request, apis.Of(ev.Request.Method, ev.Request.Path)
 	x.table = x.core.picker.Table()
 	if err := x.refuse(); err != nil {

@@ -199,8 +199,9 @@ func accessLog(path string) *accesslogv3.AccessLog {
 		"bytes_out":   "%BYTES_SENT%",
 		"request_id":  "%REQ(X-REQUEST-ID)%",
 		"trace":       "%TRACE_ID%",
+		"node":        "%RESP(X-MILLRACE-NODE)%",
 	}
-	for _, key := range []string{wire.FactModel, wire.FactSession, wire.FactDecision, wire.FactPromptTokens, wire.FactCachedTokens} {
+	for _, key := range wire.Facts() {
 		fields[key] = "%DYNAMIC_METADATA(" + wire.FactsNamespace + ":" + key + ")%"
 	}
 	return &accesslogv3.AccessLog{
