@@ -375,7 +375,7 @@ func TestOneExchange(t *testing.T) {
 		t.Errorf("the stream ends with %v", err)
 	}
 	if got := p.get(t, "/metrics"); !strings.Contains(got, `millrace_extproc_picks_total{reason="new"} 1`) || !strings.Contains(got, `millrace_extproc_prompt_tokens_total{model="m"} 20`) ||
-		!strings.Contains(got, `millrace_extproc_requests_total{model="m",outcome="ok",priority="standard"} 1`) || !strings.Contains(got, `millrace_build_info{commit="`) {
+		!strings.Contains(got, `millrace_extproc_requests_total{model="m",outcome="ok",priority="critical"} 1`) || !strings.Contains(got, `millrace_build_info{commit="`) {
 		t.Errorf("metrics:\n%s", got)
 	}
 }
@@ -529,7 +529,7 @@ func TestFlags(t *testing.T) {
 // TestEveryMetricIsDocumented compares the README's table with the metrics that the
 // code registers.
 func TestEveryMetricIsDocumented(t *testing.T) {
-	names := regexp.MustCompile(`millrace_extproc_[a-z_]*[a-z]`)
+	names := regexp.MustCompile(`millrace_(?:extproc|build)_[a-z_]*[a-z]`)
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)

@@ -71,6 +71,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for o := OverNothing + 1; o < overs; o++ {
 		m.budget[o] = budget.WithLabelValues(o.String())
 	}
+	m.of("", mostModels) // so that each metric exists from the start
 	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue)
 	return m
 }
