@@ -18,6 +18,7 @@ import (
 	"millrace.dev/millrace/internal/chat"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
+	"millrace.dev/millrace/internal/explain"
 	"millrace.dev/millrace/internal/gateway"
 	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/mesh"
@@ -40,6 +41,7 @@ func commands() []command {
 	return []command{
 		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
+		{"explain", "say of a request why it went where it went, and what came of it", explainRequest},
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
 		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
 		{"check", "look whether this machine has what a mesh needs", check},
@@ -148,6 +150,33 @@ func showStatus(ctx context.Context, args []string, std files) error {
 	}
 	return status.Run(ctx, o)
 }
+
+func explainRequest(ctx context.Context, args []string, std files) error {
+	o := explain.Options{In: std.in, Out: std.out, Wait: explainWait}
+	fs := newFlags("explain", std)
+	last := fs.Bool("last", false, "the last request, instead of one by its id")
+	fs.StringVar(&o.Log, "log", "", "`file` with Envoy's access log, - for standard input (default: that of the mesh in -dir)")
+	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
+	fs.BoolVar(&o.JSON, "json", false, "print JSON")
+	id, err := fs.ReadArgument(args, "REQUEST-ID")
+	if err != nil {
+		return err
+	}
+	if *last == (id != "") {
+		return program.Usage(&obs.Hint{Err: errors.New("explain: which request? must be a REQUEST-ID, or -last"), Next: "the id is the header x-request-id of the answer, or how it begins"})
+	}
+	if o.ID = id; o.Log == "" {
+		s, _, err := state.Read(*dir)
+		if err != nil {
+			return &obs.Hint{Err: fmt.Errorf("explain: %w", err), Next: "name the folder of a mesh with -dir, or an access log with -log"}
+		}
+		o.Log = filepath.Join(s.Logs, mesh.AccessLog)
+	}
+	return explain.Run(ctx, o)
+}
+
+// explainWait is how long the line of a request may be on its way to the log.
+const explainWait = 2 * time.Second
 
 func talk(ctx context.Context, args []string, std files) error {
 	o := chat.Options{In: std.in, Out: std.out, Err: std.err, Interactive: isTerminal(std.in)}

@@ -192,6 +192,7 @@ func accessLog(path string) *accesslogv3.AccessLog {
 		"path":        "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
 		"status":      "%RESPONSE_CODE%",
 		"flags":       "%RESPONSE_FLAGS%",
+		"details":     "%RESPONSE_CODE_DETAILS%",
 		"host":        "%UPSTREAM_HOST%",
 		"attempts":    "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 		"duration_ms": "%DURATION%",
