@@ -101,6 +101,7 @@ generate: $(TOOLS) ## make Go code of the .proto files, and CRDs of the Go types
 	bin/tools/crdgen -to manifests/crds,manifests/charts/millrace/crds ./internal/kubeapi ./internal/config
 
 clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
+	@! bin/millrace status -dir .millrace >/dev/null 2>&1 || { echo "make: a mesh runs in .millrace: bin/millrace down ends it" >&2; exit 1; }
 	rm -rf bin .millrace
 
 # client is the Python client of the end-to-end tests, in a virtual environment.

@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +42,8 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
+		{"down", "end the mesh of a folder, and wait until nothing of it runs", down},
+		{"logs", "show the log of a process of the mesh, or list them", logs},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
 		{"explain", "say of a request why it went where it went, and what came of it", explainRequest},
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
@@ -48,7 +52,8 @@ func commands() []command {
 		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
 		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
-		{"version", "print the version", version},
+		{"completion", "print a script by which bash, zsh or fish completes commands and flags", completion},
+		{"version", "print the version, with the commit", version},
 		{"help", "print this", help},
 	}
 }
@@ -123,6 +128,7 @@ func up(ctx context.Context, args []string, std files) error {
 	fs.DurationVar(&o.TLSLife, "tls-life", time.Hour, "how long these certificates live; they are replaced in time")
 	setupFlags(fs, &o)
 	only := fs.Bool("check", false, "check flags and configuration, and stop there")
+	detach := fs.Bool("d", false, "let it run on in the background, and come back when it is ready; millrace down ends it")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
@@ -133,14 +139,48 @@ func up(ctx context.Context, args []string, std files) error {
 		fmt.Fprintln(std.out, "millrace: flags and configuration are in order")
 		return nil
 	}
+	if *detach {
+		args = slices.DeleteFunc(slices.Clone(args), func(a string) bool {
+			name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
+			return strings.HasPrefix(a, "-") && name == "d"
+		})
+		if err := mesh.Detach(ctx, o, args); err != nil {
+			return fmt.Errorf("up: %w", err)
+		}
+		return nil
+	}
 	if err := mesh.Up(ctx, o); err != nil {
 		return fmt.Errorf("up: %w", err)
 	}
 	return nil
 }
 
+func down(ctx context.Context, args []string, std files) error {
+	fs := newFlags("down", std)
+	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	return mesh.Down(ctx, *dir, std.out)
+}
+
+func logs(ctx context.Context, args []string, std files) (err error) {
+	o := mesh.LogsOptions{Out: std.out}
+	fs := newFlags("logs", std)
+	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
+	fs.BoolVar(&o.Follow, "f", false, "go on with what is written")
+	fs.IntVar(&o.Lines, "n", 50, "how many of the last lines are shown")
+	if o.Name, err = fs.ReadArgument(args, "NAME"); err != nil {
+		return err
+	}
+	if o.Lines < 0 {
+		return program.Usage(fmt.Errorf("logs: -n %d; must be ≥ 0", o.Lines))
+	}
+	return mesh.ShowLogs(ctx, o)
+}
+
 func showStatus(ctx context.Context, args []string, std files) error {
-	o := status.Options{Out: std.out, Terminal: isTerminal(std.out)}
+	o := status.Options{Out: std.out, Terminal: isTerminal(std.out), Width: columns(std.out)}
 	fs := newFlags("status", std)
 	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
 	fs.BoolVar(&o.JSON, "json", false, "print JSON, with -watch one object a line")
@@ -183,11 +223,24 @@ func talk(ctx context.Context, args []string, std files) error {
 	fs := newFlags("chat", std)
 	fs.StringVar(&o.URL, "url", "", "`address` of the API (default: that of the mesh in -dir, else http://127.0.0.1:10000)")
 	fs.StringVar(&o.Model, "model", "", "`id` of the model (default: the first that the API lists)")
+	fs.IntVar(&o.MaxTokens, "max-tokens", 512, "longest answer, in tokens")
+	fs.StringVar(&o.System, "system", "", "`text` that says who the model is to be")
+	fs.Func("temperature", "how freely it chooses words, 0 to 2 (default: the model's own)", func(text string) error {
+		v, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(v >= 0 && v <= 2) {
+			return errors.New("must be 0 to 2")
+		}
+		o.Temperature = &v
+		return nil
+	})
 	ask := fs.String("ask", "", "`text` to ask, once, instead of what is typed")
 	fs.DurationVar(&o.Wait, "wait", 0, "how long to try again while nobody answers")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
 	if err := fs.Read(args); err != nil {
 		return err
+	}
+	if o.MaxTokens < 1 {
+		return program.Usage(fmt.Errorf("chat: -max-tokens %d; must be ≥ 1", o.MaxTokens))
 	}
 	if o.URL == "" {
 		o.URL = "http://127.0.0.1:10000"
@@ -239,7 +292,10 @@ func fetch(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	paths, err := setup.Ensure(ctx, o.Setup(false))
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return program.Interrupted()
+	case err != nil:
 		return program.Setup(err)
 	}
 	if *inventory {
@@ -324,9 +380,22 @@ func help(_ context.Context, _ []string, std files) error {
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.
 Exit codes: 0 fine, 1 something broke, 2 bad flags, 3 bad configuration,
-4 something needed can't be had, 5 address in use.
+4 something needed can't be had, 5 address in use, 130 interrupted.
 `)
 	return err
+}
+
+// columns is how wide a screen is; 0: it is none.
+func columns(f any) int {
+	file, ok := f.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(file.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
 }
 
 // isTerminal reports whether f is a screen with a keyboard.

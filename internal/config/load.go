@@ -145,15 +145,18 @@ func (r *reader) document(n *yaml.Node) *decoder {
 	}
 	d.kind, d.name = field(n, "kind"), nameOf(n)
 	r.at[d.kind+"/"+d.name] = d
-	switch kind := d.kind; kind {
+	kind := d.kind
+	if kind != KindModel && kind != KindPolicy && kind != KindEndpoints {
+		d.fault(n, "kind", "%q; must be %s, %s or %s", kind, KindModel, KindPolicy, KindEndpoints)
+		kind = guessKind(n) // what else is wrong with it is to be shown, too
+	}
+	switch kind {
 	case KindModel:
 		r.model(d, n)
 	case KindPolicy:
 		r.policy(d, n)
 	case KindEndpoints:
 		r.endpoints(d, n)
-	default:
-		d.fault(n, "kind", "%q; must be %s, %s or %s", kind, KindModel, KindPolicy, KindEndpoints)
 	}
 	if v := field(n, "apiVersion"); v != APIVersion {
 		d.faults = append(d.faults, Fault{Line: d.line("apiVersion"), Path: "apiVersion", Text: fmt.Sprintf("%q; must be %q", v, APIVersion)})
@@ -164,6 +167,32 @@ func (r *reader) document(n *yaml.Node) *decoder {
 		}
 	}
 	return d
+}
+
+// guessKind returns the kind that an object of a wrong one seems to be of, by the fields of
+// its spec; empty: of none.
+func guessKind(n *yaml.Node) string {
+	kinds := map[string]reflect.Type{
+		KindModel: reflect.TypeFor[ModelSpec](), KindPolicy: reflect.TypeFor[PolicySpec](), KindEndpoints: reflect.TypeFor[EndpointsSpec](),
+	}
+	best, most := "", 0
+	for _, kind := range []string{KindModel, KindPolicy, KindEndpoints} {
+		known := 0
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if spec := n.Content[i+1]; n.Content[i].Value == "spec" && spec.Kind == yaml.MappingNode {
+				fields := fieldsOf(kinds[kind])
+				for k := 0; k+1 < len(spec.Content); k += 2 {
+					if _, ok := fields[spec.Content[k].Value]; ok {
+						known++
+					}
+				}
+			}
+		}
+		if known > most {
+			best, most = kind, known
+		}
+	}
+	return best
 }
 
 // out reports whether an object with these faults is not in force, so that it takes

@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -67,8 +66,10 @@ type Options struct {
 // complete returns o with absolute paths, or everything that is wrong with it.
 func (o Options) complete() (Options, error) {
 	var errs []error
-	if ap, err := netip.ParseAddrPort(o.Listen); err != nil || !ap.Addr().IsValid() {
-		errs = append(errs, fmt.Errorf("-listen %q; must be an address such as 127.0.0.1:10000", o.Listen))
+	if at, err := resolve(o.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("-listen %q; must be an address such as 127.0.0.1:10000, localhost:10000, or :10000 for all interfaces: %w", o.Listen, err))
+	} else {
+		o.Listen = at
 	}
 	if o.Nodes < 1 || o.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("-nodes %d; must be 1 to %d", o.Nodes, maxNodes))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -81,7 +82,7 @@ func (w *waiting) print(texts []string) {
 	w.last, w.printed[text] = now, now
 	waited := now.Sub(w.began)
 	if waited > printAgain {
-		text += "; logs: " + w.logs
+		text += "; logs: " + obs.Quote(w.logs)
 	}
 	w.show.progress("%s: waiting for %s", short(waited), text)
 }

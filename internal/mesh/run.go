@@ -12,6 +12,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -116,7 +117,7 @@ func (m *mesh) announce(ctx context.Context) error {
 	m.proven.Store(true)
 	_ = m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
 	m.show.progress("every replica has answered, %s after the start", short(time.Since(began)))
-	m.show.line(readyText(reachable(m.plan.Listen), m.first[0].model, m.plan.Logs))
+	m.show.line(readyText(reachable(m.plan.Listen), m.first[0].model, obs.Quote(m.plan.Logs)))
 	return nil
 }
 

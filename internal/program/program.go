@@ -56,7 +56,7 @@ func Main(name string, run func(ctx context.Context, args []string, stderr io.Wr
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
-	obs.PrintError(os.Stderr, name, err)
+	obs.PrintError(os.Stderr, name, advise(err))
 	return ExitCode(err)
 }
 

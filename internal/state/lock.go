@@ -13,6 +13,9 @@ import (
 // The kernel drops the lock with the process, however it ends.
 const lockName = "lock"
 
+// LockFile is the path of that file in the folder of a mesh.
+func LockFile(dir string) string { return filepath.Join(dir, lockName) }
+
 // ErrRunning is returned by Lock when another mesh runs in the folder.
 var ErrRunning = errors.New("a mesh runs here already")
 
