@@ -526,6 +526,24 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// TestUnitOfSystemd gives the program the command line of its unit.
+func TestUnitOfSystemd(t *testing.T) {
+	unit, err := os.ReadFile("../envoy/extproc@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts := regexp.MustCompile(`(?m)^ExecStart(?:Pre)?=/usr/local/bin/extproc (.*)$`).FindAllStringSubmatch(string(unit), -1)
+	if len(starts) != 2 {
+		t.Fatalf("%d command lines in the unit", len(starts))
+	}
+	for _, s := range starts {
+		args := strings.Fields(strings.NewReplacer("%i", "0", "/etc/millrace/fleet.yaml", "testdata/fleet.yaml").Replace(s[1]))
+		if err := run(t.Context(), append(args, "-check"), io.Discard); err != nil {
+			t.Errorf("extproc %s: %v", s[1], err)
+		}
+	}
+}
+
 // TestEveryMetricIsDocumented compares the README's table with the metrics that the
 // code registers.
 func TestEveryMetricIsDocumented(t *testing.T) {
