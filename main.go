@@ -6,10 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/chat"
+	"millrace.dev/millrace/internal/complete"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/explain"
@@ -168,7 +171,7 @@ func logs(ctx context.Context, args []string, std files) (err error) {
 	o := mesh.LogsOptions{Out: std.out}
 	fs := newFlags("logs", std)
 	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
-	fs.BoolVar(&o.Follow, "f", false, "go on with what is written")
+	fs.BoolVar(&o.Follow, "f", false, "follow what is written from then on")
 	fs.IntVar(&o.Lines, "n", 50, "how many of the last lines are shown")
 	if o.Name, err = fs.ReadArgument(args, "NAME"); err != nil {
 		return err
@@ -365,6 +368,38 @@ func keepIdentity(ctx context.Context, args []string, std files) error {
 		fmt.Fprintf(std.out, "%s until %s\n", c.ID, c.Until.Format(time.RFC3339))
 	}
 	return err
+}
+
+// completion writes a script by which a shell completes commands and flags.
+func completion(ctx context.Context, args []string, std files) error {
+	shell, err := newFlags("completion", std).ReadArgument(args, "bash|zsh|fish")
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(complete.Shells(), shell) {
+		return program.Usage(&obs.Hint{Err: fmt.Errorf("completion: shell %q; must be %s", shell, strings.Join(complete.Shells(), ", ")),
+			Next: "for example: source <(millrace completion bash)"})
+	}
+	var all []complete.Command
+	for _, c := range commands() {
+		all = append(all, complete.Command{Name: c.name, Does: c.does, Flags: flagsOf(ctx, c)})
+	}
+	return complete.Write(std.out, shell, all)
+}
+
+// flagLine is a flag in what a command's -h prints.
+var flagLine = regexp.MustCompile(`(?m)^  (-[a-z-]+)`)
+
+// flagsOf returns the flags of a command, as its help has them.
+func flagsOf(ctx context.Context, c command) (all []string) {
+	var help strings.Builder
+	if err := c.run(ctx, []string{"-h"}, files{in: strings.NewReader(""), out: &help, err: io.Discard}); !errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	for _, m := range flagLine.FindAllStringSubmatch(help.String(), -1) {
+		all = append(all, m[1])
+	}
+	return all
 }
 
 func version(_ context.Context, _ []string, std files) error {

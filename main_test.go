@@ -82,7 +82,7 @@ func TestFailedUpLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestInterruptedSetUp says how to go on, with the code that shells give SIGINT.
+// TestInterruptedSetUp says how to continue, with the code that shells give SIGINT.
 func TestInterruptedSetUp(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -103,15 +103,11 @@ func TestCompletion(t *testing.T) {
 	if _, err := call(t, "completion", "tcsh"); program.ExitCode(err) != program.ExitUsage {
 		t.Errorf("tcsh: %v", err)
 	}
-	bash, err := exec.LookPath("bash")
-	if err != nil {
-		t.Skip("no bash")
-	}
 	script, err := call(t, "completion", "bash")
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := exec.Command(bash, "-c", script+"\nCOMP_WORDS=(millrace logs -); COMP_CWORD=2; _millrace; echo ${COMPREPLY[*]}").CombinedOutput()
+	got, err := exec.Command("bash", "-c", script+"\nCOMP_WORDS=(millrace logs -); COMP_CWORD=2; _millrace; echo ${COMPREPLY[*]}").CombinedOutput()
 	if err != nil || strings.TrimSpace(string(got)) != "-dir -f -n" {
 		t.Errorf("completes to %s, %v", got, err)
 	}

@@ -157,7 +157,7 @@ func explained(t *testing.T, m *mesh) {
 	if err := json.Unmarshal([]byte(a.Header.Get("x-millrace-decision")), &why); err != nil || len(why.Named) == 0 || len(why.Candidates) != 2 {
 		t.Errorf("x-millrace-decision: %q, %v; want two candidates", a.Header.Get("x-millrace-decision"), err)
 	}
-	if plain := rig.MustPost(t, m.URL(t, "/v1/chat/completions"), rig.Ask(1, "Say hi.")); plain.Header.Get("x-millrace-decision") != "" {
+	if unasked := rig.MustPost(t, m.URL(t, "/v1/chat/completions"), rig.Ask(1, "Say hi.")); unasked.Header.Get("x-millrace-decision") != "" {
 		t.Error("who does not ask is shown a decision, too")
 	}
 	got := rig.Millrace(t, "", "explain", a.Header.Get("x-request-id"), "-json", "-dir", m.Dir)

@@ -164,9 +164,9 @@ func TestRun(t *testing.T) {
 	for {
 		code, all := readiness(t, ready)
 		if _, waits := all["not-settled"]; waits {
-			continue // a look at the fleet takes a moment, -settle bounds it
+			continue // for -settle at most
 		}
-		if _, told := all["model-down"]; code != http.StatusOK || !told {
+		if _, down := all["model-down"]; code != http.StatusOK || !down {
 			t.Errorf("/readyz of an xds whose only node has no engine: %d %v, want 200 and model-down", code, all)
 		}
 		break

@@ -109,6 +109,8 @@ func (f *fleet) testLearned(t *testing.T) {
 			return errors.New("not 3 ready endpoints")
 		case m[`millrace_extproc_cached_tokens_total{model="smollm2"}`] == 0:
 			return errors.New("no cached tokens counted")
+		case m[`millrace_extproc_expected_cached_tokens_total{model="smollm2"}`] == 0:
+			return errors.New("no tokens were expected to be cached")
 		}
 		return nil
 	})

@@ -171,28 +171,39 @@ func (r *reader) document(n *yaml.Node) *decoder {
 
 // guessKind returns the kind that an object of a wrong one seems to be of, by the fields of
 // its spec; empty: of none.
-func guessKind(n *yaml.Node) string {
-	kinds := map[string]reflect.Type{
-		KindModel: reflect.TypeFor[ModelSpec](), KindPolicy: reflect.TypeFor[PolicySpec](), KindEndpoints: reflect.TypeFor[EndpointsSpec](),
-	}
-	best, most := "", 0
-	for _, kind := range []string{KindModel, KindPolicy, KindEndpoints} {
+func guessKind(n *yaml.Node) (best string) {
+	most := 0
+	for _, k := range []struct {
+		name string
+		spec reflect.Type
+	}{
+		{KindModel, reflect.TypeFor[ModelSpec]()}, {KindPolicy, reflect.TypeFor[PolicySpec]()}, {KindEndpoints, reflect.TypeFor[EndpointsSpec]()},
+	} {
 		known := 0
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if spec := n.Content[i+1]; n.Content[i].Value == "spec" && spec.Kind == yaml.MappingNode {
-				fields := fieldsOf(kinds[kind])
-				for k := 0; k+1 < len(spec.Content); k += 2 {
-					if _, ok := fields[spec.Content[k].Value]; ok {
-						known++
-					}
-				}
+		for _, name := range specOf(n) {
+			if _, ok := fieldsOf(k.spec)[name]; ok {
+				known++
 			}
 		}
 		if known > most {
-			best, most = kind, known
+			best, most = k.name, known
 		}
 	}
 	return best
+}
+
+// specOf returns the names of the fields that an object's spec has.
+func specOf(n *yaml.Node) (names []string) {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		spec := n.Content[i+1]
+		if n.Content[i].Value != "spec" || spec.Kind != yaml.MappingNode {
+			continue
+		}
+		for k := 0; k+1 < len(spec.Content); k += 2 {
+			names = append(names, spec.Content[k].Value)
+		}
+	}
+	return names
 }
 
 // out reports whether an object with these faults is not in force, so that it takes

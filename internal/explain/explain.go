@@ -40,8 +40,8 @@ type Options struct {
 // longestLine bounds a line of the log, in bytes; longer ones are passed over.
 const longestLine = 1 << 20
 
-// lookEvery is how often the log is read again while the line is awaited.
-const lookEvery = 100 * time.Millisecond
+// readEvery is how often the log is read again while the line is awaited.
+const readEvery = 100 * time.Millisecond
 
 // errNoLine is the error of a request that is not in the log.
 var errNoLine = errors.New("no such request in the log")
@@ -83,7 +83,7 @@ func find(ctx context.Context, o *Options) ([]byte, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(lookEvery):
+		case <-time.After(readEvery):
 		}
 	}
 }
@@ -186,8 +186,8 @@ type expected struct {
 
 // UnmarshalJSON reads a line.
 func (e *entry) UnmarshalJSON(b []byte) error {
-	type plain entry
-	if err := json.Unmarshal(b, (*plain)(e)); err != nil {
+	type fields entry
+	if err := json.Unmarshal(b, (*fields)(e)); err != nil {
 		return err
 	}
 	return json.Unmarshal(b, &e.Expected)

@@ -123,8 +123,8 @@ var flags = map[string]string{
 func problems(list, details string) []string {
 	var all []string
 	for _, f := range strings.Split(list, ",") {
-		if says, known := flags[f]; known {
-			all = append(all, says+" ("+f+")")
+		if meaning, known := flags[f]; known {
+			all = append(all, meaning+" ("+f+")")
 		} else if f != "" {
 			all = append(all, "Envoy's flag "+f)
 		}

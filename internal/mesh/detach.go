@@ -175,7 +175,7 @@ type LogsOptions struct {
 	// Dir is the mesh's folder, Name that of a process, "access", or "up"; empty: names
 	// are listed.
 	Dir, Name string
-	// Follow is whether to go on with what is written, until ctx ends. Lines is how many
+	// Follow is whether what is written from then on is shown, until ctx ends. Lines is how many
 	// of the last lines are shown.
 	Follow bool
 	Lines  int

@@ -2,8 +2,8 @@ package obs
 
 import "strings"
 
-// Command returns a command line that a person can paste into a shell: words that are not
-// plain are quoted.
+// Command returns a command line that a person can paste into a shell: words with
+// blanks and the like are quoted.
 func Command(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
@@ -14,10 +14,10 @@ func Command(words ...string) string {
 
 // Quote returns a word as a shell has to be given it.
 func Quote(word string) string {
-	plain := func(r rune) bool {
+	harmless := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=@%+,", r)
 	}
-	if word != "" && strings.TrimFunc(word, plain) == "" {
+	if word != "" && strings.TrimFunc(word, harmless) == "" {
 		return word
 	}
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"

@@ -169,7 +169,7 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 		t.pause = jitter(t.vital.pause(now.Sub(t.scraped), moves || working, n))
 		t.scraped = now
 	}
-	next := now.Add(jitter(lookPause(n)))
+	next := now.Add(jitter(healthPause(n)))
 	if at := t.scraped.Add(t.pause); at.Before(next) {
 		next = at
 	}

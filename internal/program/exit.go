@@ -39,7 +39,7 @@ func Config(err error) error { return &Exit{Code: ExitConfig, Err: err} }
 // Setup is an error of something that is needed and can't be had.
 func Setup(err error) error { return &Exit{Code: ExitSetup, Err: err} }
 
-// Interrupted is the error of work that a person has interrupted, and that goes on where it
+// Interrupted is the error of work that a person has interrupted, and that continues where it
 // was when it is run again.
 func Interrupted() error {
 	return &Exit{Code: ExitInterrupted, Err: errors.New("interrupted; run again")}

@@ -8,7 +8,7 @@ import (
 
 // commit is the commit that the program was built of, "-dirty" behind it if there were
 // changes: what `make build` and the images say by -ldflags -X. Without them Go knows it
-// where it was let look at the checkout.
+// where it may read the checkout.
 var commit string
 
 // Build is what a program was made of.

@@ -166,7 +166,11 @@ func (m *endpointMetrics) Collect(ch chan<- prometheus.Metric) {
 	for i, e := range all {
 		f := figuresOf(e)
 		if i < mostLabelled {
-			m.send(ch, &f, e.Address, e.Replica)
+			replica := ""
+			if e.Ours() {
+				replica = e.Replica
+			}
+			m.send(ch, &f, e.Address, replica)
 			continue
 		}
 		rest.add(&f)

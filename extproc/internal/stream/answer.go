@@ -61,7 +61,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	if first := x.choice.List[0].Endpoint; a.good && a.served != nil && a.served.KV != first.KV {
 		record(x.table.Policy.Prefixes, &x.located, x.counted.prompt, a.served, now)
 	}
-	if a.good && a.served != nil && a.served.Replica != "" && x.request.Stream && !x.understood.blind {
+	if a.good && a.served != nil && a.served.Ours() && x.request.Stream && !x.understood.blind {
 		a.first = now.Sub(x.came) // our engines send headers with the first token
 	}
 	x.learn(head, now)
@@ -102,7 +102,7 @@ func (x *Exchange) ended(now time.Time) {
 	if x.phase == over {
 		r.Outcome = pick.Shed
 	}
-	if a.good && a.served != nil && !a.learned && a.served.Replica == "" {
+	if a.good && a.served != nil && !a.learned && !a.served.Ours() {
 		if c := predicted(x.choice.List, a.served); c.Endpoint.Live == a.served.Live {
 			r.Expected = c.Cached // engines that say nothing of single answers
 		}

@@ -421,8 +421,9 @@ func TestAccessLogGetsWhatWasObserved(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			reg := prometheus.NewRegistry()
 			f := newFleet(1, func(table *pick.Table) {
-				if tt.ours {
-					table.Models["m"].Endpoints[0].Replica = "m-0"
+				e := table.Models["m"].Endpoints[0]
+				if e.Replica = e.Address; tt.ours {
+					e.Replica = "m-0"
 				}
 			})
 			p := pick.New(reg)
@@ -457,9 +458,9 @@ func TestAccessLogGetsWhatWasObserved(t *testing.T) {
 	}
 }
 
-// TestPlainEnginesCountWhatWasExpected sends a conversation twice to an engine that says
+// TestEnginesOfOthersCountWhatWasExpected sends a conversation twice to an engine that says
 // nothing of single answers: what is cached there is expected the second time.
-func TestPlainEnginesCountWhatWasExpected(t *testing.T) {
+func TestEnginesOfOthersCountWhatWasExpected(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	f := newFleet(1)
 	p := pick.New(reg)
