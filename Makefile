@@ -14,6 +14,8 @@ export MILLRACE_CACHE
 # The headers of go-nvml mark functions that it wraps as deprecated: noise.
 export CGO_CFLAGS ?= -Wno-deprecated-declarations
 
+# What -version says of a build: the commit, and whether there were changes.
+COMMIT := $(shell git describe --always --abbrev=12 --exclude '*' --dirty 2>/dev/null)
 PROGRAMS := . ./extproc ./xds ./nodeagent ./engine
 PROTOS := $(wildcard */*pb/*.proto)
 GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* manifests/charts/millrace/crds/*
@@ -37,7 +39,7 @@ setup: build ## fetch what a mesh needs into the cache, pinned and checked by ha
 
 build: | need-go need-g++ ## build the five programs into bin/
 	@mkdir -p bin
-	go build -o bin/ $(PROGRAMS)
+	go build -ldflags "-X millrace.dev/millrace/internal/program.commit=$(COMMIT)" -o bin/ $(PROGRAMS)
 
 test: test-unit test-e2e ## run every test, those on the real processes too
 
@@ -99,6 +101,7 @@ generate: $(TOOLS) ## make Go code of the .proto files, and CRDs of the Go types
 	bin/tools/crdgen -to manifests/crds,manifests/charts/millrace/crds ./internal/kubeapi ./internal/config
 
 clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
+	@! bin/millrace status -dir .millrace >/dev/null 2>&1 || { echo "make: a mesh runs in .millrace: bin/millrace down ends it" >&2; exit 1; }
 	rm -rf bin .millrace
 
 # client is the Python client of the end-to-end tests, in a virtual environment.

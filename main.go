@@ -6,18 +6,23 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/chat"
+	"millrace.dev/millrace/internal/complete"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
+	"millrace.dev/millrace/internal/explain"
 	"millrace.dev/millrace/internal/gateway"
 	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/keys"
@@ -27,6 +32,7 @@ import (
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/status"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // command is a word after millrace.
@@ -40,7 +46,10 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
+		{"down", "end the mesh of a folder, and wait until nothing of it runs", down},
+		{"logs", "show the log of a process of the mesh, or list them", logs},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
+		{"explain", "say of a request why it went where it went, and what came of it", explainRequest},
 		{"chat", "talk to a mesh in the terminal, or from a script", talk},
 		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
 		{"key", "make an API key for a tenant, and its line for up -api-keys", newKey},
@@ -48,7 +57,8 @@ func commands() []command {
 		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
 		{"setup", "fetch what a mesh needs, and stop there", fetch},
 		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
-		{"version", "print the version", version},
+		{"completion", "print a script by which bash, zsh or fish completes commands and flags", completion},
+		{"version", "print the version, with the commit", version},
 		{"help", "print this", help},
 	}
 }
@@ -127,6 +137,7 @@ func up(ctx context.Context, args []string, std files) error {
 	fs.DurationVar(&o.TLSLife, "tls-life", time.Hour, "how long these certificates live; they are replaced in time")
 	setupFlags(fs, &o)
 	only := fs.Bool("check", false, "check flags and configuration, and stop there")
+	detach := fs.Bool("d", false, "let it run on in the background, and come back when it is ready; millrace down ends it")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
@@ -137,14 +148,48 @@ func up(ctx context.Context, args []string, std files) error {
 		fmt.Fprintln(std.out, "millrace: flags and configuration are in order")
 		return nil
 	}
+	if *detach {
+		args = slices.DeleteFunc(slices.Clone(args), func(a string) bool {
+			name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
+			return strings.HasPrefix(a, "-") && name == "d"
+		})
+		if err := mesh.Detach(ctx, o, args); err != nil {
+			return fmt.Errorf("up: %w", err)
+		}
+		return nil
+	}
 	if err := mesh.Up(ctx, o); err != nil {
 		return fmt.Errorf("up: %w", err)
 	}
 	return nil
 }
 
+func down(ctx context.Context, args []string, std files) error {
+	fs := newFlags("down", std)
+	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	return mesh.Down(ctx, *dir, std.out)
+}
+
+func logs(ctx context.Context, args []string, std files) (err error) {
+	o := mesh.LogsOptions{Out: std.out}
+	fs := newFlags("logs", std)
+	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
+	fs.BoolVar(&o.Follow, "f", false, "follow what is written from then on")
+	fs.IntVar(&o.Lines, "n", 50, "how many of the last lines are shown")
+	if o.Name, err = fs.ReadArgument(args, "NAME"); err != nil {
+		return err
+	}
+	if o.Lines < 0 {
+		return program.Usage(fmt.Errorf("logs: -n %d; must be ≥ 0", o.Lines))
+	}
+	return mesh.ShowLogs(ctx, o)
+}
+
 func showStatus(ctx context.Context, args []string, std files) error {
-	o := status.Options{Out: std.out, Terminal: isTerminal(std.out)}
+	o := status.Options{Out: std.out, Terminal: isTerminal(std.out), Width: columns(std.out)}
 	fs := newFlags("status", std)
 	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
 	fs.BoolVar(&o.JSON, "json", false, "print JSON, with -watch one object a line")
@@ -155,11 +200,45 @@ func showStatus(ctx context.Context, args []string, std files) error {
 	return status.Run(ctx, o)
 }
 
+func explainRequest(ctx context.Context, args []string, std files) error {
+	o := explain.Options{In: std.in, Out: std.out, Wait: explainWait}
+	fs := newFlags("explain", std)
+	last := fs.Bool("last", false, "the last request, instead of one by its id")
+	fs.StringVar(&o.Log, "log", "", "`file` with Envoy's access log, - for standard input (default: that of the mesh in -dir)")
+	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
+	fs.BoolVar(&o.JSON, "json", false, "print JSON")
+	id, err := fs.ReadArgument(args, "REQUEST-ID")
+	if err != nil {
+		return err
+	}
+	if *last == (id != "") {
+		return program.Usage(&obs.Hint{Err: errors.New("explain: which request? must be a REQUEST-ID, or -last"), Next: "the id is the header x-request-id of the answer, or how it begins"})
+	}
+	if o.ID = id; o.Log == "" {
+		s, _, err := state.Read(*dir)
+		if err != nil {
+			return &obs.Hint{Err: fmt.Errorf("explain: %w", err), Next: "name the folder of a mesh with -dir, or an access log with -log"}
+		}
+		o.Log = filepath.Join(s.Logs, mesh.AccessLog)
+	}
+	return explain.Run(ctx, o)
+}
+
+// explainWait is how long the line of a request may be on its way to the log.
+const explainWait = 2 * time.Second
+
 func talk(ctx context.Context, args []string, std files) error {
 	o := chat.Options{In: std.in, Out: std.out, Err: std.err, Interactive: isTerminal(std.in)}
 	fs := newFlags("chat", std)
 	fs.StringVar(&o.URL, "url", "", "`address` of the API (default: that of the mesh in -dir, else http://127.0.0.1:10000)")
 	fs.StringVar(&o.Model, "model", "", "`id` of the model (default: the first that the API lists)")
+	fs.IntVar(&o.MaxTokens, "max-tokens", 512, "longest answer, in tokens")
+	fs.StringVar(&o.System, "system", "", "`text` that says who the model is to be")
+	fs.Func("temperature", "how freely it chooses words, 0 to 2 (default: the model's own)", func(text string) error {
+		v, err := trust.Number(text, 0, 2)
+		o.Temperature = &v
+		return err
+	})
 	ask := fs.String("ask", "", "`text` to ask, once, instead of what is typed")
 	fs.DurationVar(&o.Wait, "wait", 0, "how long to try again while nobody answers")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
@@ -169,6 +248,9 @@ func talk(ctx context.Context, args []string, std files) error {
 	if o.Key = os.Getenv("OPENAI_API_KEY"); o.Key == "" {
 		own, _ := os.ReadFile(mesh.KeyFile(*dir)) // there is none where none is needed
 		o.Key = string(own)
+	}
+	if o.MaxTokens < 1 {
+		return program.Usage(fmt.Errorf("chat: -max-tokens %d; must be ≥ 1", o.MaxTokens))
 	}
 	if o.URL == "" {
 		o.URL = "http://127.0.0.1:10000"
@@ -238,7 +320,10 @@ func fetch(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	paths, err := setup.Ensure(ctx, o.Setup(false))
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return program.Interrupted()
+	case err != nil:
 		return program.Setup(err)
 	}
 	if *inventory {
@@ -310,6 +395,38 @@ func keepIdentity(ctx context.Context, args []string, std files) error {
 	return err
 }
 
+// completion writes a script by which a shell completes commands and flags.
+func completion(ctx context.Context, args []string, std files) error {
+	shell, err := newFlags("completion", std).ReadArgument(args, "bash|zsh|fish")
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(complete.Shells(), shell) {
+		return program.Usage(&obs.Hint{Err: fmt.Errorf("completion: shell %q; must be %s", shell, strings.Join(complete.Shells(), ", ")),
+			Next: "for example: source <(millrace completion bash)"})
+	}
+	var all []complete.Command
+	for _, c := range commands() {
+		all = append(all, complete.Command{Name: c.name, Does: c.does, Flags: flagsOf(ctx, c)})
+	}
+	return complete.Write(std.out, shell, all)
+}
+
+// flagLine is a flag in what a command's -h prints.
+var flagLine = regexp.MustCompile(`(?m)^  (-[a-z-]+)`)
+
+// flagsOf returns the flags of a command, as its help has them.
+func flagsOf(ctx context.Context, c command) (all []string) {
+	var help strings.Builder
+	if err := c.run(ctx, []string{"-h"}, files{in: strings.NewReader(""), out: &help, err: io.Discard}); !errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	for _, m := range flagLine.FindAllStringSubmatch(help.String(), -1) {
+		all = append(all, m[1])
+	}
+	return all
+}
+
 func version(_ context.Context, _ []string, std files) error {
 	_, err := fmt.Fprintln(std.out, "millrace", program.Version())
 	return err
@@ -323,9 +440,22 @@ func help(_ context.Context, _ []string, std files) error {
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.
 Exit codes: 0 fine, 1 something broke, 2 bad flags, 3 bad configuration,
-4 something needed can't be had, 5 address in use.
+4 something needed can't be had, 5 address in use, 130 interrupted.
 `)
 	return err
+}
+
+// columns is how wide a screen is; 0: it is none.
+func columns(f any) int {
+	file, ok := f.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(file.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Col)
 }
 
 // isTerminal reports whether f is a screen with a keyboard.

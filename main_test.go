@@ -2,9 +2,16 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"millrace.dev/millrace/internal/program"
@@ -45,12 +52,73 @@ func TestBadCommandLines(t *testing.T) {
 	}
 }
 
+// TestAddresses takes what people write for an address, and says what is wrong with others.
+func TestAddresses(t *testing.T) {
+	for listen, wrong := range map[string]string{
+		":0": "", "localhost:10000": "", "[::1]:1": "", "0.0.0.0:80": "", "127.0.0.1:99999": "0 to 65535", "x": "missing port", "127.0.0.1:http": "0 to 65535",
+	} {
+		_, err := call(t, "up", "-check", "-listen", listen, "-dir", t.TempDir())
+		if (err != nil) != (wrong != "") || err != nil && !strings.Contains(err.Error(), wrong) {
+			t.Errorf("-listen %s: %v, want %q", listen, err, wrong)
+		}
+	}
+}
+
+// TestFailedUpLeavesNothing has one that can't begin, in folders that are there and not.
+func TestFailedUpLeavesNothing(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	there := t.TempDir()
+	for _, dir := range []string{there, filepath.Join(there, "new", "deep")} {
+		if _, err := call(t, "up", "-listen", ln.Addr().String(), "-dir", dir); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("up = %v, want that the address is in use", err)
+		}
+		if left, err := os.ReadDir(there); err != nil || len(left) > 0 {
+			t.Errorf("left in %s: %v, %v", there, left, err)
+		}
+	}
+}
+
+// TestInterruptedSetUp says how to continue, with the code that shells give SIGINT.
+func TestInterruptedSetUp(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	std := files{in: strings.NewReader(""), out: io.Discard, err: io.Discard}
+	err := run(ctx, []string{"setup", "-cache", t.TempDir()}, std)
+	if program.ExitCode(err) != program.ExitInterrupted || !strings.Contains(err.Error(), "interrupted; run again") {
+		t.Errorf("setup = %v (exit %d), want 130", err, program.ExitCode(err))
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		out, err := call(t, "completion", shell)
+		if err != nil || !strings.Contains(out, "explain") || !strings.Contains(out, "listen") {
+			t.Errorf("%s: %v: %s", shell, err, out)
+		}
+	}
+	if _, err := call(t, "completion", "tcsh"); program.ExitCode(err) != program.ExitUsage {
+		t.Errorf("tcsh: %v", err)
+	}
+	script, err := call(t, "completion", "bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := exec.Command("bash", "-c", script+"\nCOMP_WORDS=(millrace logs -); COMP_CWORD=2; _millrace; echo ${COMPREPLY[*]}").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(got)) != "-dir -f -n" {
+		t.Errorf("completes to %s, %v", got, err)
+	}
+}
+
 func TestHelp(t *testing.T) {
 	out, err := call(t, "help")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "status", "chat", "check", "setup", "identity", "install-models"} {
+	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "check", "setup", "identity", "install-models", "completion"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}

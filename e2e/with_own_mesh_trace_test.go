@@ -146,11 +146,58 @@ func (t tree) complete(caller string) error {
 	return nil
 }
 
+// explained has a client ask why, and the command say so of the same request: where it was
+// to go, who answered, and what the engine counted.
+func explained(t *testing.T, m *mesh) {
+	a := rig.MustPost(t, m.URL(t, "/v1/chat/completions"), rig.Ask(4, "Say hi."), "x-millrace-debug", "1")
+	var why struct {
+		Named      []string
+		Candidates []struct{ Replica string }
+	}
+	if err := json.Unmarshal([]byte(a.Header.Get("x-millrace-decision")), &why); err != nil || len(why.Named) == 0 || len(why.Candidates) != 2 {
+		t.Errorf("x-millrace-decision: %q, %v; want two candidates", a.Header.Get("x-millrace-decision"), err)
+	}
+	if unasked := rig.MustPost(t, m.URL(t, "/v1/chat/completions"), rig.Ask(1, "Say hi.")); unasked.Header.Get("x-millrace-decision") != "" {
+		t.Error("who does not ask is shown a decision, too")
+	}
+	got := rig.Millrace(t, "", "explain", a.Header.Get("x-request-id"), "-json", "-dir", m.Dir)
+	var said struct {
+		Decided struct {
+			Model, Reason string
+			Endpoints     []struct{ Address string }
+		}
+		Happened struct {
+			Node   string
+			Status int
+			Prompt *int `json:"prompt_tokens"`
+			Output *int `json:"output_tokens"`
+		}
+	}
+	if err := json.Unmarshal([]byte(got.Stdout), &said); err != nil || got.Code != 0 {
+		t.Fatalf("millrace explain: exit code %d, %v: %s%s", got.Code, err, got.Stdout, got.Stderr)
+	}
+	h := said.Happened
+	if said.Decided.Model != model || len(said.Decided.Endpoints) == 0 || said.Decided.Endpoints[0].Address != why.Named[0] ||
+		h.Status != 200 || h.Node != a.Header.Get("x-millrace-node") || h.Prompt == nil || *h.Prompt == 0 || h.Output == nil || *h.Output == 0 {
+		t.Errorf("millrace explain says %s", got.Stdout)
+	}
+	words := rig.Millrace(t, "", "explain", "-last", "-dir", m.Dir)
+	if t.Logf("\n%s", words.Stdout); words.Code != 0 || !strings.Contains(words.Stdout, "decided\n") {
+		t.Errorf("exit code %d: %s", words.Code, words.Stderr)
+	}
+}
+
 // TestOneTraceOfOneRequest follows one request through Envoy, extproc, the
 // engine and its call of the backend.
 func TestOneTraceOfOneRequest(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "traces.jsonl")
-	m := own(t, "-traces", file)
+	policy := filepath.Join(t.TempDir(), "mesh.yaml")
+	text := "{apiVersion: millrace.dev/v1alpha1, kind: Policy, metadata: {name: default}, spec: {explain: true}}\n"
+	if err := os.WriteFile(policy, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := own(t, "-traces", file, "-config", policy)
+	explained(t, m)
 	const trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 	log := m.AccessLog()
 	a := rig.MustPost(t, m.URL(t, chatPath), rig.Ask(4, "hi"), "traceparent", "00-"+trace+"-"+caller+"-01")

@@ -316,7 +316,7 @@ func (m *room) use(l backend.Load) {
 // conditions is what is wrong, for /readyz.
 func conditions(s *supervise.Supervisor) []obs.Condition {
 	snap, _ := s.Snapshot()
-	c := obs.Condition{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard"}
+	c := obs.Condition{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard", Severity: obs.Blocking}
 	switch {
 	case snap.State == enginepb.State_READY:
 		return nil
@@ -325,7 +325,7 @@ func conditions(s *supervise.Supervisor) []obs.Condition {
 		// this one serves what it is for.
 		c.Text, c.Next = "xds has not said yet what to serve, or that nothing is to be served", "see whether the node's nodeagent reaches xds"
 	case snap.State == enginepb.State_IDLE:
-		c.Mild = true // ready for whatever comes
+		c.Severity = obs.Degraded // ready for whatever comes
 	}
 	return []obs.Condition{c}
 }

@@ -214,6 +214,13 @@ func (p *extproc) feed(t *testing.T) {
 
 func (p *extproc) get(t *testing.T, path string) string {
 	t.Helper()
+	_, body := p.page(t, path)
+	return body
+}
+
+// page returns a page of the admin port with its code.
+func (p *extproc) page(t *testing.T, path string) (int, string) {
+	t.Helper()
 	r, err := http.Get("http://" + p.metrics + path)
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +230,42 @@ func (p *extproc) get(t *testing.T, path string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimSpace(string(b))
+	return r.StatusCode, strings.TrimSpace(string(b))
+}
+
+// TestWhatIsWrongWithOthersLeavesItReady has an engine that is dead, a tokenizer that is
+// none, and then a file of the fleet that is none: extproc answers on by what it knows.
+func TestWhatIsWrongWithOthersLeavesItReady(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "fleet.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{endpoints: [{address: "127.0.0.1:1", models: [m], type: vllm}], models: [{name: m, tokenizer: ` + filepath.Join(dir, "none.json") + `}]}`)
+	p := start(t, "-fleet", file)
+	await := func(codes ...string) {
+		t.Helper()
+		limit := time.After(20 * time.Second)
+		for {
+			code, got := p.page(t, "/readyz")
+			if code != http.StatusOK {
+				t.Fatalf("/readyz = %d %s, want 200", code, got)
+			}
+			if !slices.ContainsFunc(codes, func(c string) bool { return !strings.Contains(got, `"`+c+`"`) }) {
+				return
+			}
+			select {
+			case <-limit:
+				t.Fatalf("/readyz = %s, want %v in it", got, codes)
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+	await("endpoints-down", "tokenizer")
+	write(`{endpoints: [{adress: "127.0.0.1:1"}]}`)
+	await("endpoints-down", "fleet-file")
 }
 
 // dial connects to the program as Envoy does.
@@ -332,7 +374,8 @@ func TestOneExchange(t *testing.T) {
 	if _, err := st.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the stream ends with %v", err)
 	}
-	if got := p.get(t, "/metrics"); !strings.Contains(got, `millrace_extproc_picks_total{reason="new"} 1`) || !strings.Contains(got, "millrace_extproc_prompt_tokens_total 20") {
+	if got := p.get(t, "/metrics"); !strings.Contains(got, `millrace_extproc_picks_total{reason="new"} 1`) || !strings.Contains(got, `millrace_extproc_prompt_tokens_total{model="m"} 20`) ||
+		!strings.Contains(got, `millrace_extproc_requests_total{model="m",outcome="ok",priority="critical"} 1`) || !strings.Contains(got, `millrace_build_info{commit="`) {
 		t.Errorf("metrics:\n%s", got)
 	}
 }
@@ -346,8 +389,8 @@ func TestWithoutXDSEnvoyChooses(t *testing.T) {
 	if r := receive(t, st); r.GetRequestBody() == nil || r.GetRequestBody().GetResponse().GetHeaderMutation() != nil || r.GetDynamicMetadata() != nil {
 		t.Errorf("reply %v, want one that says nothing", r)
 	}
-	if got := p.get(t, "/readyz"); !strings.Contains(got, "no-fleet") {
-		t.Errorf("/readyz = %s", got)
+	if code, got := p.page(t, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(got, "no-fleet") {
+		t.Errorf("/readyz = %d %s", code, got)
 	}
 	health := grpc_health_v1.NewHealthClient(p.dial(t))
 	for service, want := range map[string]grpc_health_v1.HealthCheckResponse_ServingStatus{
@@ -483,10 +526,28 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// TestUnitOfSystemd gives the program the command line of its unit.
+func TestUnitOfSystemd(t *testing.T) {
+	unit, err := os.ReadFile("../envoy/extproc@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts := regexp.MustCompile(`(?m)^ExecStart(?:Pre)?=/usr/local/bin/extproc (.*)$`).FindAllStringSubmatch(string(unit), -1)
+	if len(starts) != 2 {
+		t.Fatalf("%d command lines in the unit", len(starts))
+	}
+	for _, s := range starts {
+		args := strings.Fields(strings.NewReplacer("%i", "0", "/etc/millrace/fleet.yaml", "testdata/fleet.yaml").Replace(s[1]))
+		if err := run(t.Context(), append(args, "-check"), io.Discard); err != nil {
+			t.Errorf("extproc %s: %v", s[1], err)
+		}
+	}
+}
+
 // TestEveryMetricIsDocumented compares the README's table with the metrics that the
 // code registers.
 func TestEveryMetricIsDocumented(t *testing.T) {
-	names := regexp.MustCompile(`millrace_extproc_[a-z_]*[a-z]`)
+	names := regexp.MustCompile(`millrace_(?:extproc|build)_[a-z_]*[a-z]`)
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)

@@ -129,11 +129,11 @@ func (a *authority) conditions(value *stamp.Value[*mtls.Authority]) []obs.Condit
 	m, err := value.Latest()
 	var all []obs.Condition
 	if err != nil {
-		all = append(all, obs.Condition{Code: "authority", Mild: true, Text: err.Error(), Next: "mend the Secret; until then the authority from before signs"})
+		all = append(all, obs.Condition{Code: "authority", Text: err.Error(), Next: "mend the Secret; until then the authority from before signs"})
 	}
 	if end := m.End(); time.Until(end) < expiring {
 		all = append(all, obs.Condition{
-			Code: "authority-expiring", Mild: true, Text: fmt.Sprintf("the authority's certificate ends at %s, and so do all that it signed", end.Format(time.RFC3339)),
+			Code: "authority-expiring", Text: fmt.Sprintf("the authority's certificate ends at %s, and so do all that it signed", end.Format(time.RFC3339)),
 			Next: "put a new one beside it into " + a.cert + ", wait until all Pods trust it, and then swap -ca-key",
 		})
 	}

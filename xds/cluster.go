@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -87,27 +88,23 @@ func (c *cluster) serve(ctx, leading context.Context, g *errgroup.Group, nodes *
 	}
 }
 
-// conditions returns what is wrong with xds itself. What is wrong with a node is
-// shown by status: xds is as ready as ever. In a cluster what one client refuses keeps
-// no other from being served.
+// conditions returns what is wrong with xds, and with what it directs: nodes, replicas,
+// endpoints and objects, which keep it from nothing.
 func (c *cluster) conditions(leading context.Context, nodes *fleet.Service, resources *ads.Server) []obs.Condition {
 	all := resources.Conditions()
 	if c.Cluster != nil {
-		for i := range all {
-			all[i].Mild = true
-		}
 		all = append(all, c.Conditions()...)
 	}
 	if leading.Err() != nil {
-		all = append(all, obs.Condition{Code: "ending", Text: "xds is to end; others serve", Next: "wait"})
+		all = append(all, obs.Condition{Code: "ending", Text: "xds is to end; others serve", Next: "wait", Severity: obs.Blocking})
 	}
 	snap, _ := nodes.Latest()
 	if !snap.Settled {
 		all = append(all, obs.Condition{
 			Code: "not-settled",
 			Text: "waiting for the nodes to report; nothing is pushed yet",
-			Next: "wait for -settle at most",
+			Next: "wait for -settle at most", Severity: obs.Blocking,
 		})
 	}
-	return append(all, snap.ObjectConditions()...)
+	return slices.Concat(all, snap.ObjectConditions(), snap.Conditions)
 }

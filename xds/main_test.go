@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -143,7 +145,7 @@ func TestRun(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run(ctx, []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-settle", "50ms"}, log)
+		ended <- run(ctx, []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-settle", "2s"}, log)
 	}()
 	conn, err := grpc.NewClient(log.attr("grpc"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -154,7 +156,21 @@ func TestRun(t *testing.T) {
 	if err != nil || h.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
 		t.Errorf("health: %v, %v", h, err)
 	}
+	ready := "http://" + log.attr("metrics") + "/readyz"
+	if code, all := readiness(t, ready); code != http.StatusServiceUnavailable || all["not-settled"] != obs.Blocking {
+		t.Errorf("/readyz before the nodes have reported: %d %v", code, all)
+	}
 	checkFleet(t, fleetpb.NewFleetClient(conn))
+	for {
+		code, all := readiness(t, ready)
+		if _, waits := all["not-settled"]; waits {
+			continue // for -settle at most
+		}
+		if _, down := all["model-down"]; code != http.StatusOK || !down {
+			t.Errorf("/readyz of an xds whose only node has no engine: %d %v, want 200 and model-down", code, all)
+		}
+		break
+	}
 	for path, want := range map[string]string{"/metrics": "millrace_xds_reports_total", "/healthz": "ok"} {
 		if err := page("http://"+log.attr("metrics")+path, want); err != nil {
 			t.Error(err)
@@ -199,6 +215,25 @@ func checkFleet(t *testing.T, c fleetpb.FleetClient) {
 		}
 	}
 	t.Error("the view never shows the node")
+}
+
+// readiness returns the answer of /readyz: its code, and severities by code.
+func readiness(t *testing.T, url string) (int, map[string]obs.Severity) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var list []obs.Condition
+	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]obs.Severity{}
+	for _, c := range list {
+		all[c.Code] = c.Severity
+	}
+	return resp.StatusCode, all
 }
 
 func page(url, want string) error {

@@ -129,7 +129,7 @@ func (s *subject) passes(t *testing.T) {
 // events shows one server a prompt past everything, and asks for it through Envoy: it
 // goes there, as the server has published that it has it.
 func (s *subject) events(t *testing.T) {
-	const cached = "millrace_extproc_engines_cached_tokens"
+	const cached = "millrace_extproc_engines_in_cache_tokens"
 	extproc := s.Addr(t, "extproc", "metrics")
 	for n, node := range []string{"node-b", "node-a", "node-b"} {
 		text := fmt.Sprintf("Story %d of the mill: %s", n, strings.Repeat(fmt.Sprintf("wheel %d turns and turns again. ", n), 40))

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -77,6 +78,15 @@ func (f *fleet) testWhy(t *testing.T) {
 		t.Errorf("x-millrace-decision: %s", h.Get("x-millrace-decision"))
 	}
 	t.Logf("why: %s", h.Get("x-millrace-decision"))
+	// Envoy may write a line some seconds late.
+	f.await(t, "the access log explains the request", func() error {
+		got := rig.Millrace(t, "", "explain", "-log", filepath.Join(f.dir, "access.log"), h.Get("x-request-id"))
+		if got.Code != 0 || !strings.Contains(got.Stdout, "sticky: the conversation is cached there") {
+			return fmt.Errorf("exit code %d: %s%s", got.Code, got.Stdout, got.Stderr)
+		}
+		t.Logf("\n%s", got.Stdout)
+		return nil
+	})
 }
 
 func (f *fleet) testAnthropic(t *testing.T) {

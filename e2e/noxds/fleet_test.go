@@ -107,8 +107,10 @@ func (f *fleet) testLearned(t *testing.T) {
 			return err
 		case m[`millrace_extproc_endpoints{state="ready"}`] != 3:
 			return errors.New("not 3 ready endpoints")
-		case m["millrace_extproc_cached_tokens_total"] == 0:
+		case m[`millrace_extproc_cached_tokens_total{model="smollm2"}`] == 0:
 			return errors.New("no cached tokens counted")
+		case m[`millrace_extproc_expected_cached_tokens_total{model="smollm2"}`] == 0:
+			return errors.New("no tokens were expected to be cached")
 		}
 		return nil
 	})

@@ -178,7 +178,7 @@ type predicted struct {
 
 var (
 	decisionText = regexp.MustCompile(`"decision":"\w+ 127\.0\.0\.1:(\d+)[^"]*"`)
-	cachedText   = regexp.MustCompile(`"cached_tokens":"?(\d+)`)
+	cachedText   = regexp.MustCompile(`"expected_cached_tokens":"?(\d+)`)
 	promptText   = regexp.MustCompile(`"prompt_tokens":"?(\d+)`)
 )
 

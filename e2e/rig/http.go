@@ -122,10 +122,13 @@ func Healthy(addr string) error {
 	return err
 }
 
-// Ready says which conditions the program with that metrics address has: what its
-// /readyz lists, if not 200.
+// Ready says which conditions the program with that metrics address has, also those that
+// keep it from nothing: what its /readyz lists.
 func Ready(admin string) error {
-	_, err := Get("http://" + admin + "/readyz")
+	page, err := Get("http://" + admin + "/readyz")
+	if list := strings.TrimSpace(string(page)); err == nil && list != "[]" {
+		err = fmt.Errorf("conditions %s", list)
+	}
 	return err
 }
 

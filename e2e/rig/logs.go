@@ -64,8 +64,11 @@ type Access struct {
 	Model        string `json:"model"`
 	Session      string `json:"session"`
 	Decision     string `json:"decision"`
+	RequestID    string `json:"request_id"`
 	PromptTokens any    `json:"prompt_tokens"`
 	CachedTokens any    `json:"cached_tokens"`
+	OutputTokens any    `json:"output_tokens"`
+	FirstToken   any    `json:"ttft_ms"`
 }
 
 // AccessLog reads Envoy's access log from where it was opened.

@@ -7,6 +7,7 @@ package chat
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -38,6 +39,12 @@ type Options struct {
 	// Interactive is whether a person types: then there is a prompt, and an error
 	// does not end the chat.
 	Interactive bool
+	// System says who the model is to be; empty: nothing does.
+	System string
+	// MaxTokens bounds an answer; 0: maxAnswer. Temperature is how freely words are chosen;
+	// nil: the model's own.
+	MaxTokens   int
+	Temperature *float64
 	// Wait is how long the first question is asked again while nobody answers it: a mesh
 	// that was just installed has to load its model.
 	Wait time.Duration
@@ -60,13 +67,13 @@ func Run(ctx context.Context, o Options) error {
 	if transport == nil {
 		transport = http.DefaultTransport
 	}
-	c := &conversation{Options: o, client: &client{url: strings.TrimSuffix(o.URL, "/"), http: http.Client{Transport: keys.Transport(o.Key, transport)}}}
+	c := &conversation{Options: o, client: &client{url: strings.TrimSuffix(o.URL, "/"), http: http.Client{Transport: keys.Transport(o.Key, transport)}, temperature: o.Temperature}}
 	c.reset()
 	if err := c.choose(ctx, time.Now().Add(o.Wait)); err != nil {
 		return unreachable(o.URL, err)
 	}
 	if o.Interactive {
-		fmt.Fprintf(o.Err, "%s at %s. /reset starts anew, /quit ends.\n", c.Model, o.URL)
+		fmt.Fprintf(o.Err, "%s at %s. /help says what there is, /quit ends.\n", c.Model, o.URL)
 	}
 	err := c.turnsFrom(ctx, lines(ctx, o.In))
 	if ctx.Err() != nil {
@@ -162,11 +169,31 @@ func (c *conversation) turnsFrom(ctx context.Context, in <-chan line) error {
 			if !ok || l.err != nil {
 				return l.err
 			}
-			if quit, err := c.line(ctx, strings.TrimSpace(l.text)); quit || err != nil {
+			if quit, err := c.line(ctx, strings.TrimSpace(c.pasted(l.text, in))); quit || err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// pasteGap is how soon after a line another one comes that was pasted with it: nobody types
+// so fast.
+const pasteGap = 40 * time.Millisecond
+
+// pasted returns a line with those that were pasted with it, which are one question.
+func (c *conversation) pasted(text string, in <-chan line) string {
+	for c.Interactive && !strings.HasPrefix(text, "/") {
+		select {
+		case l, ok := <-in:
+			if !ok || l.err != nil {
+				return text // what ends the input is found when it is read again
+			}
+			text += "\n" + l.text
+		case <-time.After(pasteGap):
+			return text
+		}
+	}
+	return text
 }
 
 func (c *conversation) prompt() {
@@ -182,9 +209,16 @@ func (c *conversation) line(ctx context.Context, text string) (quit bool, err er
 		return false, nil
 	case "/quit", "/exit":
 		return true, nil
+	case "/help", "/?":
+		fmt.Fprint(c.Err, help)
+		return false, nil
 	case "/reset":
 		c.reset()
 		fmt.Fprintln(c.Err, "[new conversation]")
+		return false, nil
+	}
+	if c.Interactive && strings.HasPrefix(text, "/") && !strings.ContainsAny(text, " \n") {
+		fmt.Fprintf(c.Err, "[no command %s; /help lists them]\n", text)
 		return false, nil
 	}
 	err = c.turn(ctx, text)
@@ -195,12 +229,23 @@ func (c *conversation) line(ctx context.Context, text string) (quit bool, err er
 	return false, err
 }
 
-func (c *conversation) reset() { c.turns, c.session = nil, rand.Text() }
+// help is what /help shows.
+const help = `/reset  start a new conversation
+/quit   end; so does Ctrl-D
+Lines that are pasted together are one question. Ctrl-C ends the chat.
+`
+
+func (c *conversation) reset() {
+	c.turns, c.session = nil, rand.Text()
+	if c.System != "" {
+		c.turns = []message{{Role: "system", Content: c.System}}
+	}
+}
 
 // turn asks once. A turn without an answer leaves nothing in the conversation.
 func (c *conversation) turn(ctx context.Context, text string) error {
 	turns := append(c.turns, message{Role: "user", Content: text})
-	a, err := c.client.ask(ctx, c.Model, c.session, turns, maxAnswer, c.Out)
+	a, err := c.client.ask(ctx, c.Model, c.session, turns, cmp.Or(c.MaxTokens, maxAnswer), c.Out)
 	if a.text != "" {
 		fmt.Fprintln(c.Out)
 	}

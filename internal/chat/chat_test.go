@@ -118,9 +118,57 @@ func TestAnErrorEndsAScriptButNoPerson(t *testing.T) {
 		t.Errorf("script: Run() = %v, want the server's message", err)
 	}
 	f := &fake{fail: 2}
-	out, info, err := talk(t, f, true, "a\nb\nc\n")
+	srv := httptest.NewServer(f)
+	defer srv.Close()
+	p := &person{lines: []string{"a", "b", "c"}, next: make(chan string, 1)}
+	var o bytes.Buffer
+	err = Run(t.Context(), Options{URL: srv.URL, In: p, Out: &o, Err: p, Interactive: true})
+	out, info := o.String(), p.shown.String()
 	if err != nil || out != "turn 1\nturn 3\n" || !strings.Contains(info, "too long") {
 		t.Errorf("person: %q, %q, %v; want the failed turn told and forgotten", out, info, err)
+	}
+}
+
+// person types the next line when there is a prompt, and ends the input after the last.
+type person struct {
+	lines []string
+	shown bytes.Buffer
+	next  chan string // closed at the end
+}
+
+func (p *person) Write(b []byte) (int, error) {
+	if strings.HasSuffix(string(b), "> ") {
+		if len(p.lines) == 0 {
+			close(p.next)
+		} else {
+			p.next <- p.lines[0] + "\n"
+			p.lines = p.lines[1:]
+		}
+	}
+	return p.shown.Write(b)
+}
+
+func (p *person) Read(b []byte) (int, error) {
+	text, ok := <-p.next
+	if !ok {
+		return 0, io.EOF
+	}
+	return copy(b, text), nil
+}
+
+// TestWhatAPersonMayType has lines that were pasted together, help, a word that is no
+// command, and flags.
+func TestWhatAPersonMayType(t *testing.T) {
+	f := new(fake)
+	out, info, err := talk(t, f, true, "first\nsecond\n\nthird\n")
+	if err != nil || out != "turn 1\n" {
+		t.Errorf("pasted lines: %q, %q, %v; want one turn", out, info, err)
+	}
+	for text, want := range map[string]string{"/help\n": "/reset  start a new conversation", "/hepl\n": "no command /hepl; /help lists them"} {
+		out, info, err := talk(t, new(fake), true, text)
+		if err != nil || out != "" || !strings.Contains(info, want) {
+			t.Errorf("%q: %q, %q, %v; want %q and no turn", text, out, info, err, want)
+		}
 	}
 }
 

@@ -52,6 +52,8 @@ func (a answer) summary() string {
 type client struct {
 	url  string // without the final slash
 	http http.Client
+	// temperature is how freely words are chosen; nil: the model's own.
+	temperature *float64
 }
 
 // firstModel returns the id of the first model that the server lists.
@@ -87,10 +89,14 @@ const maxAnswer = 512
 
 // ask sends a conversation and writes the answer, of at most limit tokens, to w while it comes.
 func (c *client) ask(ctx context.Context, model, session string, turns []message, limit int, w io.Writer) (answer, error) {
-	body, err := json.Marshal(map[string]any{
+	request := map[string]any{
 		"model": model, "messages": turns, "stream": true, "max_tokens": limit,
 		"stream_options": map[string]bool{"include_usage": true},
-	})
+	}
+	if c.temperature != nil {
+		request["temperature"] = *c.temperature
+	}
+	body, err := json.Marshal(request)
 	if err != nil {
 		return answer{}, err
 	}

@@ -146,15 +146,18 @@ func (r *reader) document(n *yaml.Node) *decoder {
 	}
 	d.kind, d.name = field(n, "kind"), nameOf(n)
 	r.at[d.kind+"/"+d.name] = d
-	switch kind := d.kind; kind {
+	kind := d.kind
+	if kind != KindModel && kind != KindPolicy && kind != KindEndpoints {
+		d.fault(n, "kind", "%q; must be %s, %s or %s", kind, KindModel, KindPolicy, KindEndpoints)
+		kind = guessKind(n) // what else is wrong with it is to be shown, too
+	}
+	switch kind {
 	case KindModel:
 		r.model(d, n)
 	case KindPolicy:
 		r.policy(d, n)
 	case KindEndpoints:
 		r.endpoints(d, n)
-	default:
-		d.fault(n, "kind", "%q; must be %s, %s or %s", kind, KindModel, KindPolicy, KindEndpoints)
 	}
 	if v := field(n, "apiVersion"); v != APIVersion {
 		d.faults = append(d.faults, Fault{Line: d.line("apiVersion"), Path: "apiVersion", Text: fmt.Sprintf("%q; must be %q", v, APIVersion)})
@@ -165,6 +168,43 @@ func (r *reader) document(n *yaml.Node) *decoder {
 		}
 	}
 	return d
+}
+
+// guessKind returns the kind that an object of a wrong one seems to be of, by the fields of
+// its spec; empty: of none.
+func guessKind(n *yaml.Node) (best string) {
+	most := 0
+	for _, k := range []struct {
+		name string
+		spec reflect.Type
+	}{
+		{KindModel, reflect.TypeFor[ModelSpec]()}, {KindPolicy, reflect.TypeFor[PolicySpec]()}, {KindEndpoints, reflect.TypeFor[EndpointsSpec]()},
+	} {
+		known := 0
+		for _, name := range specOf(n) {
+			if _, ok := fieldsOf(k.spec)[name]; ok {
+				known++
+			}
+		}
+		if known > most {
+			best, most = k.name, known
+		}
+	}
+	return best
+}
+
+// specOf returns the names of the fields that an object's spec has.
+func specOf(n *yaml.Node) (names []string) {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		spec := n.Content[i+1]
+		if n.Content[i].Value != "spec" || spec.Kind != yaml.MappingNode {
+			continue
+		}
+		for k := 0; k+1 < len(spec.Content); k += 2 {
+			names = append(names, spec.Content[k].Value)
+		}
+	}
+	return names
 }
 
 // out reports whether an object with these faults is not in force, so that it takes

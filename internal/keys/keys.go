@@ -217,5 +217,5 @@ func (f *Files) Conditions() []obs.Condition {
 		return nil
 	}
 	why := f.bad.Load()
-	return []obs.Condition{{Code: "api-keys", Mild: true, Text: "the API keys are those of before: " + *why, Next: "mend the file: it is read again"}}
+	return []obs.Condition{{Code: "api-keys", Text: "the API keys are those of before: " + *why, Next: "mend the file: it is read again"}}
 }

@@ -6,11 +6,39 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"syscall"
 
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/proc"
 )
+
+// resolve returns the "ip:port" that an address stands for: a host may be a name of this
+// machine, or missing, which is every interface.
+func resolve(addr string) (string, error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return "", fmt.Errorf("port %q; must be 0 to 65535", text)
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	ip, err := netip.ParseAddr(host)
+	if err == nil {
+		return netip.AddrPortFrom(ip, uint16(port)).String(), nil
+	}
+	ips, err := net.LookupIP(host)
+	if err != nil {
+		return "", err
+	}
+	// IPv4 first: clients that are given a name try it, too.
+	slices.SortStableFunc(ips, func(a, b net.IP) int { return len(b.To4()) - len(a.To4()) })
+	return net.JoinHostPort(ips[0].String(), text), nil
+}
 
 // checkListen returns the address with a real port, and an error if somebody
 // listens there already. Envoy opens it later with SO_REUSEPORT, which would

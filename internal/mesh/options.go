@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -78,17 +77,20 @@ type HTTPS struct {
 	Cert, Key string
 }
 
-// check returns what is wrong; the certificate is read to know that it is one.
-func (h HTTPS) check() error {
-	if h == (HTTPS{}) {
+// complete finds the address, and returns what is wrong; the certificate is read to know that
+// it is one.
+func (h *HTTPS) complete() error {
+	if *h == (HTTPS{}) {
 		return nil
 	}
 	if h.Listen == "" || h.Cert == "" || h.Key == "" {
 		return errors.New("-https, -https-cert and -https-key; must be given together")
 	}
 	var errs []error
-	if ap, err := netip.ParseAddrPort(h.Listen); err != nil || ap.Port() == 0 {
-		errs = append(errs, fmt.Errorf("-https %q; must be an address such as 0.0.0.0:8443", h.Listen))
+	if at, err := resolve(h.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("-https %q; must be an address such as :8443: %w", h.Listen, err))
+	} else {
+		h.Listen = at
 	}
 	if _, err := tls.LoadX509KeyPair(h.Cert, h.Key); err != nil {
 		errs = append(errs, fmt.Errorf("-https-cert %s, -https-key %s: %w", h.Cert, h.Key, err))
@@ -99,8 +101,10 @@ func (h HTTPS) check() error {
 // complete returns o with absolute paths, or everything that is wrong with it.
 func (o Options) complete() (Options, error) {
 	var errs []error
-	if ap, err := netip.ParseAddrPort(o.Listen); err != nil || !ap.Addr().IsValid() {
-		errs = append(errs, fmt.Errorf("-listen %q; must be an address such as 127.0.0.1:10000", o.Listen))
+	if at, err := resolve(o.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("-listen %q; must be an address such as 127.0.0.1:10000, localhost:10000, or :10000 for all interfaces: %w", o.Listen, err))
+	} else {
+		o.Listen = at
 	}
 	if o.Nodes < 1 || o.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("-nodes %d; must be 1 to %d", o.Nodes, maxNodes))
@@ -115,7 +119,7 @@ func (o Options) complete() (Options, error) {
 		_, err := obs.ParseTarget(o.Traces)
 		errs = append(errs, err)
 	}
-	errs = append(errs, o.checkCapacity(), o.HTTPS.check())
+	errs = append(errs, o.checkCapacity(), o.HTTPS.complete())
 	if o.APIKeys != "" {
 		if _, err := keys.Open(slog.New(slog.DiscardHandler), o.APIKeys); err != nil {
 			errs = append(errs, fmt.Errorf("-api-keys: %w", err))

@@ -44,6 +44,9 @@ const (
 	phaseGateway
 )
 
+// AccessLog is the name of Envoy's access log in the folder of logs.
+const AccessLog = "access.log"
+
 // Plan is what a mesh consists of.
 type Plan struct {
 	Specs []Spec
@@ -106,7 +109,7 @@ func NewPlan(in Input) Plan {
 		Listen: in.Listen, Dir: in.Dir, TLS: in.TLS, HTTPS: in.HTTPS.Listen, Logs: logs,
 		Config:    filepath.Join(in.Dir, "config.yaml"),
 		Bootstrap: filepath.Join(in.Dir, "envoy.json"),
-		AccessLog: filepath.Join(logs, "access.log"),
+		AccessLog: filepath.Join(logs, AccessLog),
 		Engines:   map[string]string{},
 	}
 	b.control()

@@ -16,6 +16,7 @@ import (
 
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -82,7 +83,7 @@ func (w *waiting) print(texts []string) {
 	w.last, w.printed[text] = now, now
 	waited := now.Sub(w.began)
 	if waited > printAgain {
-		text += "; logs: " + w.logs
+		text += "; logs: " + obs.Quote(w.logs)
 	}
 	w.show.progress("%s: waiting for %s", short(waited), text)
 }

@@ -12,6 +12,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -121,7 +122,7 @@ func (m *mesh) announce(ctx context.Context) error {
 	if m.plan.HTTPS != "" {
 		m.show.progress("clients with TLS: https://%s", m.plan.HTTPS)
 	}
-	m.show.line(readyText(reachable(m.plan.Listen), m.first[0].model, m.plan.Logs))
+	m.show.line(readyText(reachable(m.plan.Listen), m.first[0].model, obs.Quote(m.plan.Logs)))
 	return nil
 }
 

@@ -30,39 +30,78 @@ func Up(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	undo, err := makeDir(o.Dir)
+	if err != nil {
+		return err
+	}
 	lock, err := takeDir(o.Dir)
 	if err != nil {
+		undo()
 		return err
 	}
 	defer lock.Close()
-	if o.Listen, err = checkListen(o.Listen); err != nil {
-		return err
-	}
-	if o.HTTPS.Listen != "" {
-		if _, err := checkListen(o.HTTPS.Listen); err != nil {
-			return fmt.Errorf("-https: %w", err)
-		}
-	}
-	file, err := load(o)
+	file, err := o.prepare()
 	if err != nil {
-		return err
-	}
-	if o.Programs, err = programs(o.Programs); err != nil {
+		undo()
 		return err
 	}
 	show := &console{out: o.Out, err: o.Progress}
 	store, err := state.Create(firstState(o, file))
 	if err != nil {
+		undo()
 		return err
 	}
 	paths, err := setup.Ensure(ctx, o.Setup(!needsModel(file)))
 	if ctx.Err() != nil {
-		return nil
+		return program.Interrupted()
 	}
 	if err != nil {
 		return program.Setup(err)
 	}
 	return start(ctx, o, file, paths, store, show)
+}
+
+// prepare finds out all that can be wrong before anything is written, and completes o.
+func (o *Options) prepare() (file config.File, err error) {
+	if o.Listen, err = checkListen(o.Listen); err != nil {
+		return file, err
+	}
+	if o.HTTPS.Listen != "" {
+		if o.HTTPS.Listen, err = checkListen(o.HTTPS.Listen); err != nil {
+			return file, fmt.Errorf("-https: %w", err)
+		}
+	}
+	if file, err = load(*o); err != nil {
+		return file, err
+	}
+	o.Programs, err = programs(o.Programs)
+	return file, err
+}
+
+// makeDir makes the mesh's folder. undo takes back what was made, where the mesh does not
+// come into being: what was there before stays.
+func makeDir(dir string) (undo func(), err error) {
+	made := dir
+	if exists(dir) {
+		made = state.LockFile(dir)
+		if exists(made) {
+			made = ""
+		}
+	} else {
+		for parent := filepath.Dir(dir); !exists(parent); parent = filepath.Dir(parent) {
+			made = parent
+		}
+	}
+	undo = func() {
+		if made != "" {
+			_ = os.RemoveAll(made)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		undo()
+		return undo, &obs.Hint{Err: err, Next: "give a folder that can be written with -dir"}
+	}
+	return undo, nil
 }
 
 // start plans the mesh and runs it.
@@ -122,11 +161,8 @@ func Check(o Options) error {
 	return err
 }
 
-// takeDir makes the mesh's folder and takes it for this process.
+// takeDir takes the mesh's folder for this process.
 func takeDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, &obs.Hint{Err: err, Next: "give a folder that can be written with -dir"}
-	}
 	lock, err := state.Lock(dir)
 	if !errors.Is(err, state.ErrRunning) {
 		return lock, err

@@ -158,7 +158,7 @@ func (s *Source) Conditions() []obs.Condition {
 	if end := m.leaf().NotAfter; time.Now().After(end) {
 		all = append(all, obs.Condition{
 			Code: "certificate-expired", Text: fmt.Sprintf("the certificate of %s ended at %s: nobody takes it", s.id, end.Format(time.RFC3339)),
-			Next: "put a new one into " + s.files.Cert,
+			Next: "put a new one into " + s.files.Cert, Severity: obs.Blocking,
 		})
 	}
 	return all

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,8 +22,41 @@ type Condition struct {
 	Code string `json:"code"`
 	Text string `json:"text,omitempty"`
 	Next string `json:"next,omitempty"`
-	// Mild is whether the program is as ready as ever in spite of it.
-	Mild bool `json:"mild,omitempty"`
+	// Severity is how much of the program's own work is stopped by it.
+	Severity Severity `json:"severity"`
+}
+
+// Severity is what a Condition means for the program that has it. Whoever says nothing
+// says Degraded: a probe that takes a program out of service by mistake takes out every
+// one of its kind at once, as they all see the same.
+type Severity int
+
+// The severities. What is wrong with others (an engine that is down, a file that can't be
+// read again) is Degraded, as the program serves on without it.
+const (
+	// Degraded is worth a look; the program does its work.
+	Degraded Severity = iota
+	// Blocking keeps the program from its work: who asks it is served better by another.
+	Blocking
+)
+
+// severities are the names, by Severity.
+var severities = []string{"degraded", "blocking"}
+
+// String returns the name.
+func (s Severity) String() string { return severities[s] }
+
+// MarshalText writes the name.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the name.
+func (s *Severity) UnmarshalText(text []byte) error {
+	i := slices.Index(severities, string(text))
+	if i < 0 {
+		return fmt.Errorf("severity %q; must be one of %s", text, strings.Join(severities, ", "))
+	}
+	*s = Severity(i)
+	return nil
 }
 
 // stopGrace is how long Serve waits for requests in flight when it is to end.
@@ -40,21 +75,21 @@ func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler
 
 // Probes returns the handler of the pages for who has no certificate, a kubelet and
 // Prometheus: those that hold no secret and cost little. Of conditions they have the
-// codes: texts name files, nodes and addresses.
+// codes and severities: texts name files, nodes and addresses.
 func Probes(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
 	return pages(reg, func() (list []Condition) {
 		if conditions == nil {
 			return nil
 		}
 		for _, c := range conditions() {
-			list = append(list, Condition{Code: c.Code, Mild: c.Mild})
+			list = append(list, Condition{Code: c.Code, Severity: c.Severity})
 		}
 		return list
 	})
 }
 
 // pages returns the handler of /metrics, /healthz (200 while the process answers) and
-// /readyz (the list of conditions, with 503 while one of them is not mild; a nil
+// /readyz (the list of conditions, with 503 while one of them is Blocking; a nil
 // conditions is never unready).
 func pages(reg *prometheus.Registry, conditions func() []Condition) *http.ServeMux {
 	mux := http.NewServeMux()
@@ -74,7 +109,7 @@ func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
 		list = append(list, conditions()...)
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if slices.ContainsFunc(list, func(c Condition) bool { return !c.Mild }) {
+	if slices.ContainsFunc(list, func(c Condition) bool { return c.Severity == Blocking }) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(list)

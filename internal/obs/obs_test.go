@@ -2,11 +2,13 @@ package obs
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -27,8 +29,52 @@ func TestPrintErrorShowsEveryHint(t *testing.T) {
 	}
 }
 
+func TestOnlyBlockingConditionsMakeUnready(t *testing.T) {
+	tests := []struct {
+		name       string
+		conditions []Condition
+		code       int
+		admin      string // what /readyz of each handler answers
+		probes     string
+	}{
+		{"nothing", nil, 200, "[]", "[]"},
+		{
+			"what says nothing of its severity", []Condition{{Code: "file", Text: "line 3", Next: "mend it"}}, 200,
+			`[{"code":"file","text":"line 3","next":"mend it","severity":"degraded"}]`, `[{"code":"file","severity":"degraded"}]`,
+		},
+		{
+			"both", []Condition{{Code: "file"}, {Code: "no-table", Text: "of xds", Severity: Blocking}}, 503,
+			`[{"code":"file","severity":"degraded"},{"code":"no-table","text":"of xds","severity":"blocking"}]`,
+			`[{"code":"file","severity":"degraded"},{"code":"no-table","severity":"blocking"}]`,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			list := func() []Condition { return tt.conditions }
+			for want, h := range map[string]http.Handler{
+				tt.admin: Admin(prometheus.NewRegistry(), list), tt.probes: Probes(prometheus.NewRegistry(), list),
+			} {
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+				got := strings.TrimSpace(w.Body.String())
+				if w.Code != tt.code || got != want {
+					t.Errorf("/readyz answered %d %s, want %d %s", w.Code, got, tt.code, want)
+				}
+				var back []Condition
+				if err := json.Unmarshal(w.Body.Bytes(), &back); err != nil || len(back) != len(tt.conditions) {
+					t.Errorf("read back: %v, %v", back, err)
+				}
+			}
+		})
+	}
+	var c Condition
+	if err := json.Unmarshal([]byte(`{"severity":"grave"}`), &c); err == nil {
+		t.Error("an unknown severity is read")
+	}
+}
+
 func TestReadyzListsConditions(t *testing.T) {
-	conditions := []Condition{{Code: "no-driver", Text: "no GPU driver", Next: "install one"}}
+	conditions := []Condition{{Code: "no-driver", Text: "no GPU driver", Next: "install one", Severity: Blocking}}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -206,7 +206,7 @@ var pages = sync.Pool{New: func() any { return new([]byte) }}
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	page := t.pageDue(began)
+	page := t.pageDue(began, p.working(t))
 	p.mu.Unlock()
 	f, buf := t.probe(ctx, p.get, page, buf)
 	if ctx.Err() != nil {

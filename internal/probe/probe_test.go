@@ -237,6 +237,31 @@ func TestWorking(t *testing.T) {
 	})
 }
 
+// TestIdleEndpointThatDies is found dead, or hung, within seconds, though its metrics are
+// asked for seldom.
+func TestIdleEndpointThatDies(t *testing.T) {
+	for name, fault := range map[string]error{"dead": scrape.ErrGone, "hung": scrape.ErrSilent} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start(t, Options{}, two(), func(p *Prober, w *world) {
+					time.Sleep(5 * time.Minute)
+					w.mu.Lock()
+					pages := w.asked[pageA]
+					w.mu.Unlock()
+					if pages > 50 {
+						t.Errorf("metrics of an idle endpoint were asked for %d times in 5 min", pages)
+					}
+					w.set(func() { w.errs[a] = fault })
+					time.Sleep(2 * time.Second)
+					if o := w.at(a); o.State == Ready {
+						t.Errorf("after 2 s %s is %v", a, o.State)
+					}
+				})
+			})
+		})
+	}
+}
+
 // TestOurOwnSleep excuses endpoints that seem to have been silent while we did not run.
 func TestOurOwnSleep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

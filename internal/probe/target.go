@@ -41,8 +41,8 @@ type target struct {
 	started  float64        // of its process, as its metrics say; 0: they do not
 	sample   *scrape.Sample // nil: none since its engine began
 	adapters *scrape.Adapters
-	scraped  time.Time     // when sample was taken
-	pause    time.Duration // before the next probe
+	scraped  time.Time     // when it was last probed for all that there is to know
+	pause    time.Duration // from then until the next such probe
 	metrics  error         // why they do not come; nil: they do
 	later    time.Time     // when metrics that fail are asked for again
 	slots    int
@@ -165,9 +165,15 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	} else if t.vital.state == NotReady && was != NotReady && !errors.Is(f.health, scrape.ErrSilent) {
 		t.restarted(now) // nobody is there: what was cached is gone
 	}
-	t.pause = jitter(t.vital.pause(now.Sub(t.scraped), moves || working, n))
-	t.scraped = now
-	t.due.Store(now.Add(t.pause).UnixNano())
+	if t.typ == nil || f.asked || t.metrics != nil || moves {
+		t.pause = jitter(t.vital.pause(now.Sub(t.scraped), moves || working, n))
+		t.scraped = now
+	}
+	next := now.Add(jitter(healthPause(n)))
+	if at := t.scraped.Add(t.pause); at.Before(next) {
+		next = at
+	}
+	t.due.Store(next.UnixNano())
 	return done, company
 }
 
@@ -203,9 +209,16 @@ func (t *target) restarted(now time.Time) {
 	t.sample, t.adapters = nil, nil
 }
 
-// pageDue reports whether metrics are to be asked for now.
-func (t *target) pageDue(now time.Time) bool {
-	return t.typ != nil && (t.metrics == nil || !now.Before(t.later))
+// pageDue reports whether metrics are to be asked for now, beside health: seldom where
+// nothing moves. working is whether requests are known to be there.
+func (t *target) pageDue(now time.Time, working bool) bool {
+	switch {
+	case t.typ == nil:
+		return false
+	case t.metrics != nil:
+		return !now.Before(t.later)
+	}
+	return working || t.vital.state != Ready || !now.Before(t.scraped.Add(t.pause))
 }
 
 // jitter keeps probes from coming all at once.

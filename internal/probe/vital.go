@@ -11,8 +11,11 @@ import (
 const (
 	// probeFirst is between two probes of one that works or changes.
 	probeFirst = 250 * time.Millisecond
-	// probeMost is between two probes of one that has long been idle.
+	// probeMost is between two pages of metrics of one that has long been idle.
 	probeMost = 10 * time.Second
+	// healthIdle is between two questions for the health of one, whatever its metrics: they
+	// cost little, and the first request after its death must not be who finds it.
+	healthIdle = 1500 * time.Millisecond
 	// probeSlower is by how much each probe that finds nothing new delays the next.
 	probeSlower = 1.5
 	// probesMost bounds the probes of all endpoints, per second: 1,000 loaded ones
@@ -89,6 +92,9 @@ func (v *vital) pause(last time.Duration, busy bool, n int) time.Duration {
 		return max(least, min(time.Duration(float64(max(last, probeFirst))*probeSlower), max(probeMost, least)))
 	}
 }
+
+// healthPause is between two questions for the health of one of n endpoints that are idle.
+func healthPause(n int) time.Duration { return max(healthIdle, 2*leastPause(n)) }
 
 // leastPause is between two probes of one of n endpoints.
 func leastPause(n int) time.Duration {

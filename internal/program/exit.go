@@ -12,6 +12,8 @@ const (
 	ExitConfig  = 3 // bad configuration
 	ExitSetup   = 4 // something needed can't be had
 	ExitInUse   = 5 // address in use
+	// ExitInterrupted is by a person, before the work was done: what shells say of SIGINT.
+	ExitInterrupted = 130
 )
 
 // Exit is an error with the exit code that it deserves.
@@ -36,6 +38,12 @@ func Config(err error) error { return &Exit{Code: ExitConfig, Err: err} }
 
 // Setup is an error of something that is needed and can't be had.
 func Setup(err error) error { return &Exit{Code: ExitSetup, Err: err} }
+
+// Interrupted is the error of work that a person has interrupted, and that continues where it
+// was when it is run again.
+func Interrupted() error {
+	return &Exit{Code: ExitInterrupted, Err: errors.New("interrupted; run again")}
+}
 
 // ExitCode returns the code by which scripts distinguish errors: 0 for nil, 1 where
 // no other is known.

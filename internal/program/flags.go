@@ -94,19 +94,37 @@ func (f *Flags) Given(name string) (given bool) {
 
 // Read reads the command line, which must have nothing but flags.
 func (f *Flags) Read(args []string) error {
-	err := f.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintf(f.help, "usage: %s [flags]\n", f.Name())
-		f.SetOutput(f.help)
-		f.PrintDefaults()
-		return err
-	case err != nil:
-		return f.usage(err)
-	case f.NArg() > 0:
-		return f.usage(fmt.Errorf("unexpected argument %q; there are only flags", f.Arg(0)))
+	_, err := f.ReadArgument(args, "")
+	return err
+}
+
+// ReadArgument reads a command line that may have one argument, before, between or behind
+// the flags, and returns it; empty: it has none. what names it in the usage; empty: there
+// must be none.
+func (f *Flags) ReadArgument(args []string, what string) (argument string, err error) {
+	for {
+		err := f.Parse(args)
+		switch {
+		case errors.Is(err, flag.ErrHelp):
+			usage := "[flags]"
+			if what != "" {
+				usage += " " + what
+			}
+			fmt.Fprintf(f.help, "usage: %s %s\n", f.Name(), usage)
+			f.SetOutput(f.help)
+			f.PrintDefaults()
+			return "", err
+		case err != nil:
+			return "", f.usage(err)
+		case f.NArg() == 0:
+			return argument, nil
+		case what == "":
+			return "", f.usage(fmt.Errorf("unexpected argument %q; there are only flags", f.Arg(0)))
+		case argument != "" || f.Arg(0) == "":
+			return "", f.usage(fmt.Errorf("unexpected argument %q; there is one %s, and flags", f.Arg(0), what))
+		}
+		argument, args = f.Arg(0), f.Args()[1:]
 	}
-	return nil
 }
 
 // validate returns all that is wrong with the values, in one line. more finds what

@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -57,7 +56,7 @@ func Main(name string, run func(ctx context.Context, args []string, stderr io.Wr
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
-	obs.PrintError(os.Stderr, name, err)
+	obs.PrintError(os.Stderr, name, advise(err))
 	return ExitCode(err)
 }
 
@@ -138,7 +137,7 @@ func (p Program) identity(f mtls.Files, log *slog.Logger) (*mtls.Source, error) 
 
 func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *mtls.Source) error {
 	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Identity: source, name: p.Name, flags: f}
-	e.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	e.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(p.Name))
 	var err error
 	if e.admin, err = e.listen("metrics", f.metrics, admin); err != nil {
 		return err
@@ -151,13 +150,4 @@ func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *
 		defer e.probes.Close()
 	}
 	return p.Serve(ctx, e)
-}
-
-// Version returns the version of the build and of Go.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version + " " + info.GoVersion
 }

@@ -137,10 +137,10 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 		t.Fatalf("first line %s", b[:n])
 	}
 	for _, tt := range []struct{ host, path, want string }{
-		{string(m[1]), "/readyz", `{"code":"tried","text":"of a file"}`},
+		{string(m[1]), "/readyz", `{"code":"tried","text":"of a file","severity":"degraded"}`},
 		{string(m[1]), "/metrics", "process_cpu_seconds_total"},
 		{string(m[1]), "/debug/pprof/", "goroutine"},
-		{"127.0.0.1:" + port, "/readyz", `[{"code":"tried"}]`},
+		{"127.0.0.1:" + port, "/readyz", `[{"code":"tried","severity":"degraded"}]`},
 		{"127.0.0.1:" + port, "/metrics", "process_cpu_seconds_total"},
 		{"127.0.0.1:" + port, "/debug/pprof/", "404"},
 	} {

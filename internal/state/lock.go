@@ -25,8 +25,11 @@ func byteLock(typ int16, at int64) *unix.Flock_t { return &unix.Flock_t{Type: ty
 
 // openLock opens the file of a folder.
 func openLock(dir string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o644)
+	return os.OpenFile(LockFile(dir), os.O_RDWR|os.O_CREATE, 0o644)
 }
+
+// LockFile is the path of that file in the folder of a mesh.
+func LockFile(dir string) string { return filepath.Join(dir, lockName) }
 
 // ErrRunning is returned by Lock when another mesh runs in the folder.
 var ErrRunning = errors.New("a mesh runs here already")

@@ -2,9 +2,7 @@ package status
 
 import (
 	"fmt"
-	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"millrace.dev/millrace/xds/fleetpb"
@@ -48,18 +46,17 @@ func endpoint(v *fleetpb.EndpointView) Endpoint {
 // maxModels is how many models a row names.
 const maxModels = 2
 
-func endpoints(w io.Writer, all []Endpoint, now time.Time) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ENDPOINT\tMODEL\tSOURCE\tTYPE\tSTATE\tFOR\tWEIGHT\tRUN/WAIT\tTOK/S\tREASON")
+func endpoints(all []Endpoint, now time.Time) table {
+	t := table{{"ENDPOINT", "MODEL", "SOURCE", "TYPE", "STATE", "FOR", "WEIGHT", "RUN/WAIT", "TOK/S", "REASON"}}
 	for _, e := range all {
 		models := strings.Join(e.Models[:min(len(e.Models), maxModels)], ",")
 		if n := len(e.Models) - maxModels; n > 0 {
 			models += fmt.Sprintf(",+%d", n)
 		}
-		fmt.Fprintln(t, strings.Join([]string{
+		t = append(t, []string{
 			e.Address, dash(models), e.Source, e.Type, e.State, since(e.Since, now), fmt.Sprint(e.Weight),
 			fmt.Sprintf("%d/%d", e.Running, e.Waiting), figure(e.Decode), e.Reason,
-		}, "\t"))
+		})
 	}
-	_ = t.Flush()
+	return t
 }

@@ -2,11 +2,7 @@ package status
 
 import (
 	"cmp"
-	"fmt"
-	"io"
 	"slices"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"millrace.dev/millrace/internal/state"
@@ -95,9 +91,8 @@ func (o Object) well() bool {
 }
 
 // configuration shows the objects that are not all well.
-func configuration(w io.Writer, all []Object, now time.Time) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "OBJECT\tACCEPTED\tREADY\tPROGRESSING\tFOR\tWHY")
+func configuration(all []Object, now time.Time) table {
+	t := table{{"OBJECT", "ACCEPTED", "READY", "PROGRESSING", "FOR", "WHY"}}
 	for _, o := range all {
 		words := map[string]string{}
 		why, entered := "", time.Time{}
@@ -107,10 +102,10 @@ func configuration(w io.Writer, all []Object, now time.Time) {
 				why, entered = c.Reason+": "+c.Message, c.Since
 			}
 		}
-		fmt.Fprintln(t, strings.Join([]string{
+		t = append(t, []string{
 			o.Kind + "/" + o.Name, cmp.Or(words[accepted], "-"), cmp.Or(words["Ready"], "-"), cmp.Or(words[progressing], "-"),
 			since(entered, now), why,
-		}, "\t"))
+		})
 	}
-	_ = t.Flush()
+	return t
 }

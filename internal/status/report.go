@@ -237,7 +237,7 @@ func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
 		r.add(c.GetCode(), c.GetText(), c.GetNext())
 	}
 	if !r.Running {
-		r.add("down", "no mesh runs here: `millrace up` has ended", "millrace up -dir "+s.Dir)
+		r.add("down", "no mesh runs here: `millrace up` has ended", obs.Command("millrace", "up", "-dir", s.Dir))
 		return
 	}
 	if s.Stale {
@@ -284,4 +284,4 @@ func (r *Report) unheard(s state.State) {
 	}
 }
 
-func logOf(s state.State, name string) string { return s.Logs + "/" + name + ".log" }
+func logOf(s state.State, name string) string { return obs.Quote(s.Logs + "/" + name + ".log") }

@@ -25,8 +25,10 @@ type Options struct {
 	Watch bool
 	// Out gets the report.
 	Out io.Writer
-	// Terminal is whether Out is a screen, which Watch draws anew each time.
+	// Terminal is whether Out is a screen, which Watch draws anew each time. Width is how
+	// many columns it has; 0: any number.
 	Terminal bool
+	Width    int
 }
 
 // errDown is the error of a report on a mesh that does not run.
@@ -54,7 +56,7 @@ func Run(ctx context.Context, o Options) error {
 func once(ctx context.Context, o Options) error {
 	r, err := gather(ctx, o.Dir)
 	if errors.Is(err, state.ErrNone) {
-		return &obs.Hint{Err: fmt.Errorf("status: %w", err), Next: "start one with `millrace up -dir " + o.Dir + "`, or name its folder with -dir"}
+		return &obs.Hint{Err: fmt.Errorf("status: %w", err), Next: "start one with `" + obs.Command("millrace", "up", "-dir", o.Dir) + "`, or name its folder with -dir"}
 	}
 	if err != nil {
 		return fmt.Errorf("status: %w", err)
@@ -63,7 +65,7 @@ func once(ctx context.Context, o Options) error {
 		return err
 	}
 	if !r.Running {
-		return &obs.Hint{Err: fmt.Errorf("status: %s: %w", o.Dir, errDown), Next: "start one with `millrace up -dir " + o.Dir + "`"}
+		return &obs.Hint{Err: fmt.Errorf("status: %s: %w", o.Dir, errDown), Next: "start one with `" + obs.Command("millrace", "up", "-dir", o.Dir) + "`"}
 	}
 	return nil
 }
@@ -82,5 +84,5 @@ func show(o Options, r Report) error {
 			return err
 		}
 	}
-	return write(o.Out, r, time.Now())
+	return write(o.Out, r, time.Now(), o.Width)
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
@@ -125,7 +126,9 @@ func TestTable(t *testing.T) {
 		running bool
 		source  string
 		view    *fleetpb.FleetView
+		width   int
 	}{
+		{name: "narrow", running: true, source: fromXDS, view: nightView(), width: 60},
 		{name: "night", running: true, source: fromXDS, view: nightView()},
 		{name: "xds-away", running: true, source: fromEngines, view: &fleetpb.FleetView{At: ago(0), Nodes: []*fleetpb.NodeView{
 			asNode("node-c", engineStatus("node-c", "smollm2-1", 0, 1, enginepb.State_READY)),
@@ -135,8 +138,13 @@ func TestTable(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var b bytes.Buffer
-			if err := write(&b, build(nightState(), tt.running, tt.source, tt.view, now), now); err != nil {
+			if err := write(&b, build(nightState(), tt.running, tt.source, tt.view, now), now, tt.width); err != nil {
 				t.Fatal(err)
+			}
+			for line := range strings.Lines(b.String()) {
+				if n := utf8.RuneCountInString(strings.TrimSpace(line)); tt.width > 0 && n > tt.width {
+					t.Errorf("%d columns, want %d at most: %s", n, tt.width, line)
+				}
 			}
 			path := filepath.Join("testdata", tt.name+".txt")
 			if *update {
@@ -158,7 +166,7 @@ func TestTable(t *testing.T) {
 // TestBuildOfNothing wants no panic of what is empty or half there.
 func TestBuildOfNothing(t *testing.T) {
 	r := build(state.State{}, true, fromXDS, &fleetpb.FleetView{Nodes: []*fleetpb.NodeView{{}, {Report: &fleetpb.NodeReport{}}}}, now)
-	if err := write(&bytes.Buffer{}, r, now); err != nil {
+	if err := write(&bytes.Buffer{}, r, now, 0); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := json.Marshal(r); err != nil || !bytes.Contains(b, []byte(`"conditions":[]`)) {

@@ -7,43 +7,42 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"millrace.dev/millrace/internal/state"
 )
 
 // write shows a report to a person.
-func write(w io.Writer, r Report, now time.Time) error {
+func write(w io.Writer, r Report, now time.Time, width int) error {
 	var b strings.Builder
-	fmt.Fprintln(&b, header(r))
+	wrap(&b, header(r), "", width)
 	if !r.Running {
 		_, err := io.WriteString(w, b.String())
 		return err // the rest is history
 	}
 	if len(r.Nodes) > 0 {
 		fmt.Fprintln(&b)
-		fleet(&b, r.Nodes, now)
+		fleet(r.Nodes, now).write(&b, width)
 	}
 	if len(r.Endpoints) > 0 {
 		fmt.Fprintln(&b)
-		endpoints(&b, r.Endpoints, now)
+		endpoints(r.Endpoints, now).write(&b, width)
 	}
 	if ill := slices.DeleteFunc(slices.Clone(r.Objects), Object.well); len(ill) > 0 {
 		fmt.Fprintln(&b)
-		configuration(&b, ill, now)
+		configuration(ill, now).write(&b, width)
 	}
 	if ill := unhealthy(r.Processes, now); len(ill) > 0 {
 		fmt.Fprintln(&b)
-		processes(&b, ill, now)
+		processes(ill, now).write(&b, width)
 	}
 	for i, c := range r.Conditions {
 		if i == 0 {
 			fmt.Fprintln(&b)
 		}
-		fmt.Fprintf(&b, "! %s: %s\n", c.Code, c.Text)
+		wrap(&b, "! "+c.Code+": "+c.Text, "  ", width)
 		if c.Next != "" {
-			fmt.Fprintf(&b, "  → %s\n", c.Next)
+			wrap(&b, "  → "+c.Next, "    ", width)
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -88,17 +87,16 @@ func readyReplicas(nodes []Node) (up, all int) {
 	return up, len(names)
 }
 
-func fleet(w io.Writer, nodes []Node, now time.Time) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NODE\tMODEL\tREPLICA\tSTATE\tFOR\tWEIGHT\tRUN/WAIT\tTOK/S\tCACHED\tDEVICE\tMEMORY\tREASON")
+func fleet(nodes []Node, now time.Time) table {
+	t := table{{"NODE", "MODEL", "REPLICA", "STATE", "FOR", "WEIGHT", "RUN/WAIT", "TOK/S", "IN CACHE", "DEVICE", "MEMORY", "REASON"}}
 	for _, n := range nodes {
-		fmt.Fprintln(t, strings.Join([]string{
+		t = append(t, []string{
 			n.Node, dash(n.Model), part(n), n.State, since(n.Since, now), weight(n.Weight),
 			fmt.Sprintf("%d/%d", n.Running, n.Waiting), figure(n.Decode), count(n.InCache), dash(n.Device),
 			memory(n.MemoryUsed, n.MemoryTotal), n.Reason,
-		}, "\t"))
+		})
 	}
-	_ = t.Flush()
+	return t
 }
 
 func part(n Node) string {
@@ -182,17 +180,16 @@ func unhealthy(ps []state.Process, now time.Time) []state.Process {
 	})
 }
 
-func processes(w io.Writer, ps []state.Process, now time.Time) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "PROCESS\tSTATE\tFOR\tPID\tRESTARTS\tREASON")
+func processes(ps []state.Process, now time.Time) table {
+	t := table{{"PROCESS", "STATE", "FOR", "PID", "RESTARTS", "REASON"}}
 	for _, p := range ps {
 		pid := "-"
 		if p.PID != 0 {
 			pid = strconv.Itoa(p.PID)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Name, p.Status, since(p.Since, now), pid, p.Restarts, why(p))
+		t = append(t, []string{p.Name, p.Status, since(p.Since, now), pid, strconv.Itoa(int(p.Restarts)), why(p)})
 	}
-	_ = t.Flush()
+	return t
 }
 
 func why(p state.Process) string {

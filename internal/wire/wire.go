@@ -132,14 +132,33 @@ const (
 
 // Keys of FactsNamespace.
 const (
-	FactModel        = "model"
-	FactAsked        = "asked"
-	FactSession      = "session"
-	FactPriority     = "priority"
-	FactDecision     = "decision"
-	FactPromptTokens = "prompt_tokens"
-	FactCachedTokens = "cached_tokens"
+	FactModel    = "model"
+	FactAsked    = "asked"
+	FactSession  = "session"
+	FactPriority = "priority"
+	FactDecision = "decision"
+
+	// Numbers: what was observed, and what was expected of it when the request was sent.
+	// FactPromptTokens is counted by a tokenizer or by the engine, and FactPromptExpected
+	// estimated where there is no tokenizer.
+	FactPromptTokens   = "prompt_tokens"
+	FactPromptExpected = "expected_prompt_tokens"
+	FactCachedTokens   = "cached_tokens"
+	FactCachedExpected = "expected_cached_tokens"
+	FactOutputTokens   = "output_tokens"
+	FactOutputExpected = "expected_output_tokens"
+	// FactFirstToken is the time from a request's arrival to the first token of its
+	// answer, in milliseconds: of streams of our engines.
+	FactFirstToken = "ttft_ms"
 )
+
+// Facts are all keys of FactsNamespace, in the order in which a person wants to read them.
+func Facts() []string {
+	return []string{
+		FactModel, FactAsked, FactSession, FactPriority, FactDecision, FactPromptTokens, FactPromptExpected,
+		FactCachedTokens, FactCachedExpected, FactOutputTokens, FactOutputExpected, FactFirstToken,
+	}
+}
 
 // Priorities of requests, the highest first.
 const (

@@ -34,10 +34,11 @@ type checkout struct {
 }
 
 // build compiles all programs: without paths, times and settings of this machine, so
-// that the same source gives the same bytes. Settings end up in a program's build info.
+// that the same commit gives the same bytes. Settings end up in a program's build info.
 func (c checkout) build(ctx context.Context) error {
+	flags := "-s -w -buildid= -X millrace.dev/millrace/internal/program.commit=" + c.commit(ctx)
 	for _, cgo := range []bool{false, true} {
-		args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", c.out + "/"}
+		args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", c.out + "/"}
 		for _, p := range programs() {
 			if p.cgo == cgo {
 				args = append(args, p.folder)
@@ -53,6 +54,16 @@ func (c checkout) build(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// commit names the commit, as make build does; empty: not known.
+func (c checkout) commit(ctx context.Context) string {
+	cmd := exec.CommandContext(ctx, "git", "-C", c.root, "describe", "--always", "--abbrev=12", "--exclude", "*", "--dirty")
+	out, err := cmd.Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // program returns the layer of a program of ours: itself and the licences of all

@@ -198,7 +198,7 @@ func (c *Client) Conditions() []obs.Condition {
 		all = append(all, obs.Condition{
 			Code: "no-fleet",
 			Text: fmt.Sprintf("xds at %s has not said what the fleet is: Envoy chooses hosts by their weights", c.target),
-			Next: "start xds, or set -xds to its address",
+			Next: "start xds, or set -xds to its address", Severity: obs.Blocking,
 		})
 	case !c.connected.Load():
 		all = append(all, obs.Condition{

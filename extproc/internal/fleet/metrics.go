@@ -34,7 +34,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		endpoints: byState,
 		cached: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_extproc_engines_cached_tokens",
+			Name: "millrace_extproc_engines_in_cache_tokens",
 			Help: "Tokens that engines say they have in their caches, all together.",
 		}),
 	}

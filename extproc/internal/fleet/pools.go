@@ -307,7 +307,12 @@ func (p *Pools) Conditions() []obs.Condition {
 			Code: "configuration-refused", Text: fault.Error() + "; what was read before holds", Next: "correct the file; it is read again as soon as it changes",
 		})
 	}
-	if cluster != nil {
+	if cluster == nil {
+		all = append(all, obs.Condition{
+			Code: "no-fleet", Text: "Kubernetes has not said yet which pools and Pods there are: the gateway chooses by itself",
+			Next: "see what could not be listed", Severity: obs.Blocking,
+		})
+	} else {
 		for i := range cluster.Pools {
 			own := &cluster.Pools[i]
 			name := own.Namespace + "/" + own.Name

@@ -181,7 +181,7 @@ func (c *Controller) Queue(model string) *Queue {
 	for name, q := range old {
 		all[name] = q
 	}
-	all[model] = newQueue(c.metrics)
+	all[model] = newQueue(c.metrics.of(model, len(old)))
 	c.queues.Store(&all)
 	return all[model]
 }

@@ -2,34 +2,63 @@ package flow
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// metrics of the queues and budgets of all models and tenants together.
+// metrics of the queues and budgets: tenants are never a label.
 type metrics struct {
-	waiting           [priorities]prometheus.Gauge
-	wait              [priorities]prometheus.Observer
-	sheds             [priorities][reasons]prometheus.Counter
+	waiting           *prometheus.GaugeVec     // by model and priority
+	wait              *prometheus.HistogramVec // by model and priority
+	sheds             *prometheus.CounterVec   // by model, priority and reason
 	degraded, overdue prometheus.Counter
 	budget            [overs]prometheus.Counter
+}
+
+// queueMetrics are those of a model's queue.
+type queueMetrics struct {
+	waiting [priorities]prometheus.Gauge
+	wait    [priorities]prometheus.Observer
+	sheds   [priorities][reasons]prometheus.Counter
+	overdue prometheus.Counter
+}
+
+// mostModels is how many models' queues have series of their own; those of the rest are
+// added up.
+const mostModels = 128
+
+// of returns the metrics of the queue of a model, before which there are n others.
+func (m *metrics) of(model string, n int) *queueMetrics {
+	if n >= mostModels {
+		model = "other"
+	}
+	q := &queueMetrics{overdue: m.overdue}
+	for p := range priorities {
+		q.waiting[p] = m.waiting.WithLabelValues(model, p.String())
+		q.wait[p] = m.wait.WithLabelValues(model, p.String())
+		for r := None + 1; r < reasons; r++ {
+			q.sheds[p][r] = m.sheds.WithLabelValues(model, p.String(), r.String())
+		}
+	}
+	return q
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	waiting := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "millrace_extproc_queue_requests",
-		Help: "Requests that now wait because all endpoints are busy, by priority.",
-	}, []string{"priority"})
+		Help: "Requests that now wait because all endpoints are busy, by model and priority.",
+	}, []string{"model", "priority"})
 	wait := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "millrace_extproc_queue_wait_seconds",
-		Help:    "Time that requests waited in the queue which then went on, by priority.",
+		Help:    "Time that requests waited in the queue which then went on, by model and priority.",
 		Buckets: []float64{.01, .03, .1, .3, 1, 3, 10, 30},
-	}, []string{"priority"})
+	}, []string{"model", "priority"})
 	sheds := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_sheds_total",
-		Help: "Requests that were turned away because all endpoints are busy, by priority and by why they did not wait on.",
-	}, []string{"priority", "reason"})
+		Help: "Requests that were turned away because all endpoints are busy, by model, priority and by why they did not wait on.",
+	}, []string{"model", "priority", "reason"})
 	budget := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_over_budget_total",
 		Help: "Requests that were refused because their tenant has used up its budget, by what there is too little of.",
 	}, []string{"what"})
 	m := &metrics{
+		waiting: waiting, wait: wait, sheds: sheds,
 		degraded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_degraded_total",
 			Help: "Sheddable requests that went to a smaller model because all endpoints of theirs are busy.",
@@ -39,16 +68,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Requests that went on to busy endpoints because the gateway allows no longer wait.",
 		}),
 	}
-	for p := range priorities {
-		m.waiting[p] = waiting.WithLabelValues(p.String())
-		m.wait[p] = wait.WithLabelValues(p.String())
-		for r := None + 1; r < reasons; r++ {
-			m.sheds[p][r] = sheds.WithLabelValues(p.String(), r.String())
-		}
-	}
 	for o := OverNothing + 1; o < overs; o++ {
 		m.budget[o] = budget.WithLabelValues(o.String())
 	}
+	m.of("", mostModels) // so that each metric exists from the start
 	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue)
 	return m
 }

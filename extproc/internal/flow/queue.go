@@ -20,7 +20,7 @@ const (
 // Queue is where requests for one model wait.
 type Queue struct {
 	// Constant after newQueue.
-	metrics *metrics
+	metrics *queueMetrics
 
 	// Atomic.
 	inside   atomic.Int64    // requests that have a pass
@@ -36,7 +36,7 @@ type Queue struct {
 	last    time.Time // when the last one did; zero: none since the queue was empty
 }
 
-func newQueue(m *metrics) *Queue {
+func newQueue(m *queueMetrics) *Queue {
 	q := &Queue{metrics: m}
 	q.most[0].Store(unlimited)
 	q.most[1].Store(unlimited)

@@ -28,6 +28,8 @@ type Live struct {
 	until, pending atomic.Int64
 	// Turn in which the endpoint was last chosen, and how often it was.
 	chosen, picks atomic.Uint64
+	// What it has done, for metrics.
+	served served
 	// The index's bit for this endpoint, set when a field above changes, but chosen and
 	// picks; nil: no index has this endpoint.
 	mark atomic.Pointer[mark]

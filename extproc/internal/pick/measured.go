@@ -14,11 +14,12 @@ func (p *Picker) Measured(m *Model, e *Endpoint, u Usage, requests, company floa
 	requests = trust.Clamp(requests, 0, math.MaxInt32)
 	u = u.believed(0)
 	seen := e.learn(u, max(1, company), 0, now.UnixNano())
-	p.metrics.cached.Add(float64(u.Cached))
-	p.metrics.prompt.Add(float64(u.Prompt))
+	e.served.answered(&u)
 	if m == nil {
+		p.metrics.models.of(e.Base).answered(&u)
 		return
 	}
+	p.metrics.models.of(m.Name).answered(&u)
 	pooled := seen.pooled(e.Prior)
 	update(&m.speed, &pooled, now.UnixNano())
 	mean := Usage{Prompt: u.Prompt, Cached: u.Cached}

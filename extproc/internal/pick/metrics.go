@@ -14,15 +14,13 @@ type metrics struct {
 	// By what factor answers took longer than was predicted, and than would have been
 	// with their length known.
 	asPredicted, asLong prometheus.Observer
-	estimated           prometheus.Counter
-	prompt              prometheus.Counter
-	cached              prometheus.Counter
+	models              *modelMetrics
 }
 
 // New returns a Picker without a table, which counts into reg.
 func New(reg prometheus.Registerer) *Picker {
 	p := &Picker{metrics: newMetrics(reg), known: make(chan struct{})}
-	reg.MustRegister(newShares(p), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	reg.MustRegister(newShares(p), newEndpointMetrics(p), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_prefixes",
 		Help: "Prefixes of prompts, and names of sessions, now remembered.",
 	}, p.prefixes), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -43,20 +41,9 @@ func New(reg prometheus.Registerer) *Picker {
 
 // inFlight adds up what is reserved at the endpoints of the table in force.
 func (p *Picker) inFlight() (requests, tokens int64) {
-	t := p.Table()
-	if t == nil {
-		return 0, 0
-	}
-	seen := map[*Live]bool{} // an endpoint may serve several models
-	for m := range t.All() {
-		for _, e := range m.Endpoints {
-			if seen[e.Live] {
-				continue
-			}
-			seen[e.Live] = true
-			r, n := e.InFlight()
-			requests, tokens = requests+r, tokens+n
-		}
+	for _, e := range p.endpoints() {
+		r, n := e.InFlight()
+		requests, tokens = requests+r, tokens+n
 	}
 	return requests, tokens
 }
@@ -84,14 +71,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help:    "Difference between predicted and real time of an answer, as a share of the real time.",
 			Buckets: []float64{.02, .05, .1, .2, .3, .5, .75, 1, 2, 5},
 		}),
-		prompt: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_extproc_prompt_tokens_total",
-			Help: "Prompt tokens of answered requests, as the engines counted them.",
-		}),
-		cached: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_extproc_cached_tokens_total",
-			Help: "Prompt tokens that the engines found in their caches.",
-		}),
+		models: newModelMetrics(reg),
 	}
 	ratios := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "millrace_extproc_seen_by_predicted_ratio",
@@ -99,13 +79,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Buckets: []float64{.1, .25, .5, .67, .8, .9, 1, 1.1, 1.25, 1.5, 2, 4, 10},
 	}, []string{"length"})
 	m.asPredicted, m.asLong = ratios.WithLabelValues("expected"), ratios.WithLabelValues("real")
-	m.estimated = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "millrace_extproc_expected_cached_tokens_total",
-		Help: "Prompt tokens of answered requests that were expected to be in the cache of who answered.",
-	})
 	for r := range m.picks {
 		m.picks[r] = picks.WithLabelValues(Reason(r).String())
 	}
-	reg.MustRegister(picks, m.ejections, m.predictions, ratios, m.estimated, m.prompt, m.cached)
+	reg.MustRegister(picks, m.ejections, m.predictions, ratios)
 	return m
 }

@@ -32,6 +32,7 @@ func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time
 		if list[i].eject(sent, now, grow) {
 			p.metrics.ejections.Inc()
 		}
+		list[i].served.failures.Add(1)
 	}
 	if answered < 0 {
 		if a.Status >= 500 {
@@ -65,7 +66,6 @@ func (m *metrics) compare(predicted *Candidate, completion int, took float64) {
 		real := expected + predicted.Decode/1000*(float64(completion)/float64(predicted.Output)-1)
 		m.asLong.Observe(took / math.Max(real, 0.001))
 	}
-	m.estimated.Add(float64(predicted.Cached))
 }
 
 // Learn takes in what an engine said of an answer by e. predicted is the
@@ -92,6 +92,8 @@ func (p *Picker) Learn(m *Model, e *Endpoint, predicted *Candidate, u Usage, sen
 		m.idle.add(idle, idle)
 		m.regret.add(e.KV.Regret(firstReuse), firstReuse)
 	}
-	p.metrics.cached.Add(float64(u.Cached))
-	p.metrics.prompt.Add(float64(u.Prompt))
+	s := p.metrics.models.of(m.Name)
+	s.answered(&u)
+	s.expected.Add(float64(estimated))
+	e.served.answered(&u)
 }

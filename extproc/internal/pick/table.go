@@ -7,6 +7,7 @@ package pick
 
 import (
 	"iter"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -62,6 +63,10 @@ type Endpoint struct {
 	Adapters *Adapters
 	*Live
 }
+
+// Ours reports whether the endpoint is a replica of Millrace's own: those of others have no
+// name but their address.
+func (e *Endpoint) Ours() bool { return e.Replica != "" && !strings.HasPrefix(e.Replica, e.Address) }
 
 // Speed is the time of one sequence alone, in milliseconds per token; 0: unknown.
 type Speed struct {
@@ -221,6 +226,7 @@ type Picker struct {
 // Publish replaces the table. Decisions in flight keep the one they began with.
 func (p *Picker) Publish(t *Table) {
 	p.table.Store(t)
+	p.metrics.models.keep(t)
 	p.once.Do(func() { close(p.known) })
 }
 

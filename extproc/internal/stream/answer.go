@@ -21,6 +21,9 @@ type answer struct {
 	usage       pick.Usage     // what the engine says that it needed
 	learned     bool           // whether usage is there, and was learned from
 	identified  bool           // whether the id of the response was looked for
+	status      int            // that the client got; 0: none yet
+	observed    Observed       // what the access log gets
+	first       time.Duration  // until the first token; 0: not known
 }
 
 // used is how many tokens the request has needed until now: as the engine says; where it
@@ -98,6 +101,9 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	a.explanation = nil
 	a.begun, a.at = true, now
 	x.freeRoom()
+	if head.Status != 0 {
+		a.status = head.Status
+	}
 	if x.decision.Choice == nil || a.good || a.served != nil || head.Status == 0 {
 		return reply
 	}
@@ -110,12 +116,53 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	if first := x.choice.List[0].Endpoint; a.good && a.served != nil && a.served.KV != first.KV {
 		record(x.table.Policy, &x.located, x.counted.prompt, a.served, now)
 	}
+	if a.good && a.served != nil && a.served.Ours() && x.request.Stream && !x.understood.blind {
+		a.first = now.Sub(x.arrived) // our engines send headers with the first token
+	}
 	x.learn(head, now)
+	reply.Observed = x.observed(head)
 	if x.located.cookie != 0 && head.Status < 500 && room {
 		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.located.cookie, now)
 		x.located.cookie = 0
 	}
 	return reply
+}
+
+// observed returns what of head is new for the access log.
+func (x *Exchange) observed(head *AnswerHead) *Observed {
+	a := &x.answer
+	if head.Usage == "" && (a.first == 0 || head.Status == 0) {
+		return nil
+	}
+	a.observed = Observed{Prompt: -1, Cached: -1, Output: -1, First: -1}
+	if head.Usage != "" {
+		a.observed.Prompt, a.observed.Cached, a.observed.Output = a.usage.Prompt, a.usage.Cached, a.usage.Completion
+	}
+	if head.Status != 0 && a.first > 0 {
+		a.observed.First = a.first
+	}
+	return &a.observed
+}
+
+// ended counts the request, at the end of the exchange.
+func (x *Exchange) ended(now time.Time) {
+	if x.understood.model == nil {
+		return
+	}
+	a := &x.answer
+	r := pick.Ended{
+		Model: x.understood.model, Priority: x.understood.priority, Outcome: pick.OutcomeOf(a.status),
+		Endpoint: a.served, Whole: now.Sub(x.arrived), First: a.first,
+	}
+	if x.phase == over {
+		r.Outcome = pick.Shed
+	}
+	if a.good && a.served != nil && !a.learned && !a.served.Ours() {
+		if c := predicted(x.choice.List, a.served); c.Endpoint.Live == a.served.Live {
+			r.Expected = c.Cached // engines that say nothing of single answers
+		}
+	}
+	x.core.picker.End(&r)
 }
 
 // responseBody looks for the response's id at the beginning of an answer's body.

@@ -142,12 +142,22 @@ type Reply struct {
 	Cookie string
 	// Explanation is the header that says why; empty: it did not ask.
 	Explanation []byte
+	// Observed is what came of the request, for the access log; nil: nothing new.
+	Observed *Observed
 	// Served is the header that shows the conformance suite who answered; empty: none.
 	Served string
 	// Error is what an Immediate reply answers the client.
 	Error *openai.Error
 	// Wait is how long an Extend reply asks for.
 	Wait time.Duration
+}
+
+// Observed is what came of a request, as its engine says; below 0: not said.
+type Observed struct {
+	// Tokens of the prompt, those of them that were cached, and generated ones.
+	Prompt, Cached, Output int
+	// First is the time from the request's arrival to the first token.
+	First time.Duration
 }
 
 // Decision is where a request goes, and why.

@@ -48,11 +48,12 @@ type Exchange struct {
 	reservation pick.Reservation
 	size        int64 // room for the body, in bytes
 
-	wait   wait  // of a suspended exchange
-	passed int64 // bytes of the body that came after the decision
-	sent   time.Time
-	answer answer
-	laps   laps
+	wait    wait // of a suspended exchange
+	arrived time.Time
+	passed  int64 // bytes of the body that came after the decision
+	sent    time.Time
+	answer  answer
+	laps    laps
 
 	*memory
 }
@@ -109,7 +110,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 		return unchanged(ev, x.head.AnswerMode, out)
 	case ResponseTrailers:
 		x.learn(&ev.Answer, ev.At)
-		return append(out, Reply{Kind: ResponseTrailers})
+		return append(out, Reply{Kind: ResponseTrailers, Observed: x.observed(&ev.Answer)})
 	default:
 		return out
 	}
@@ -118,6 +119,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 // End gives back what the exchange has taken. It is called once, whatever the
 // reason that the stream ended for.
 func (x *Exchange) End(now time.Time) {
+	x.ended(now)
 	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
 	x.freeRoom()
@@ -140,7 +142,7 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	if x.phase != waiting {
 		return append(out, Reply{Kind: RequestHeaders})
 	}
-	x.phase = reading
+	x.phase, x.arrived = reading, ev.At
 	x.head, x.api = ev.Request, apis.Of(ev.Request.Method, ev.Request.Path)
 	x.table = x.core.picker.Table()
 	if err := x.refuse(); err != nil {

@@ -2,11 +2,15 @@ package stream
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
 
@@ -386,4 +390,96 @@ func TestPhasesOfSomeDecisionsAreMeasured(t *testing.T) {
 			t.Errorf("%s: measured %d times in %d decisions, %v", lapNames[i], got.GetHistogram().GetSampleCount(), 4*sampled, err)
 		}
 	}
+}
+
+// TestAccessLogGetsWhatWasObserved has an answer of our engine, streamed and not, and one
+// of an engine that says nothing: what was expected, and what came of it, are not mixed up.
+func TestAccessLogGetsWhatWasObserved(t *testing.T) {
+	const usage = "prompt=15,cached=8,completion=3,prefill_ms=3,decode_ms=9"
+	streamed := strings.Replace(hello, `{`, `{"stream":true,`, 1)
+	later := epoch.Add(200 * time.Millisecond)
+	headers := func(usage string) Event {
+		return Event{Kind: ResponseHeaders, At: later, Answer: AnswerHead{Answer: pick.Answer{Status: 200, Attempts: 1}, Usage: usage}}
+	}
+	tests := []struct {
+		name           string
+		ours           bool
+		body           string
+		answer         []Event
+		want           []*Observed
+		first, outcome string
+	}{
+		{"whole", true, hello, []Event{headers(usage)}, []*Observed{{15, 8, 3, -1}}, "0", "ok"},
+		{
+			"streamed", true, streamed, []Event{headers(""), {Kind: ResponseTrailers, At: later, Answer: AnswerHead{Usage: usage}}},
+			[]*Observed{{-1, -1, -1, 200 * time.Millisecond}, {15, 8, 3, -1}}, "1", "ok",
+		},
+		{"streamed by others", false, streamed, []Event{headers(""), {Kind: ResponseTrailers, At: later}}, []*Observed{nil, nil}, "0", "ok"},
+		{"no answer", true, hello, nil, nil, "0", "gone"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			reg := prometheus.NewRegistry()
+			f := newFleet(1, func(table *pick.Table) {
+				e := table.Models["m"].Endpoints[0]
+				if e.Replica = e.Address; tt.ours {
+					e.Replica = "m-0"
+				}
+			})
+			p := pick.New(reg)
+			p.Publish(f.table)
+			core := NewCore(p, reg)
+			x := core.Begin()
+			run(x, post(), bodyOf(tt.body))
+			var got []*Observed
+			for i := range tt.answer {
+				for _, r := range x.Step(&tt.answer[i], nil) {
+					if r.Observed != nil {
+						o := *r.Observed // the next event overwrites it
+						r.Observed = &o
+					}
+					got = append(got, r.Observed)
+				}
+			}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("observed (-want +got):\n%s", d)
+			}
+			x.End(later)
+			page := gather(t, reg)
+			for _, want := range []string{
+				`millrace_extproc_requests_total{model="m",outcome="` + tt.outcome + `",priority="standard"} 1`,
+				`millrace_extproc_first_token_seconds_count{model="m",priority="standard"} ` + tt.first,
+			} {
+				if !strings.Contains(page, want+"\n") {
+					t.Errorf("no %s in\n%s", want, page)
+				}
+			}
+		})
+	}
+}
+
+// TestEnginesOfOthersCountWhatWasExpected sends a conversation twice to an engine that says
+// nothing of single answers: what is cached there is expected the second time.
+func TestEnginesOfOthersCountWhatWasExpected(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	f := newFleet(1)
+	p := pick.New(reg)
+	p.Publish(f.table)
+	core := NewCore(p, reg)
+	for range 2 {
+		x := core.Begin()
+		run(x, post(), bodyOf(hello), Event{Kind: ResponseHeaders, At: epoch, Answer: AnswerHead{Answer: pick.Answer{Status: 200, Attempts: 1}}})
+		x.End(epoch)
+	}
+	if page := gather(t, reg); strings.Contains(page, `millrace_extproc_expected_cached_tokens_total{model="m"} 0`) {
+		t.Error("nothing was expected to be cached")
+	}
+}
+
+// gather returns the page of /metrics.
+func gather(t *testing.T, reg *prometheus.Registry) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(reg, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	return w.Body.String()
 }

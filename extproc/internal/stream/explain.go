@@ -39,7 +39,7 @@ type considered struct {
 	Replica string  `json:"replica,omitempty"`
 	Cost    float64 `json:"cost"`
 	Finish  float64 `json:"finish"`
-	Cached  int     `json:"cached_tokens"`
+	Cached  int     `json:"expected_cached_tokens"`
 	// Company is how many requests are worked on there at a time, this one included.
 	Company float64 `json:"company"`
 	Out     string  `json:"out,omitempty"`

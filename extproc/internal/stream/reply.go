@@ -59,7 +59,7 @@ func (o *outbound) bytes() mem.BufferSlice {
 	if r.Kind == Extend {
 		return o.extend(r.Wait)
 	}
-	if !r.changesHeaders() && !r.Duplex && !r.Replace {
+	if !r.changesHeaders() && !r.Duplex && !r.Replace && r.Observed == nil {
 		return continues[r.Kind]
 	}
 	w := &o.w
@@ -70,10 +70,15 @@ func (o *outbound) bytes() mem.BufferSlice {
 	}
 	// What follows stands before the body: it is written behind it.
 	o.headers(r)
-	w.message(1, 0) // CommonResponse, in HeadersResponse or BodyResponse
+	if r.Kind != RequestTrailers && r.Kind != ResponseTrailers {
+		w.message(1, 0) // CommonResponse, in HeadersResponse or BodyResponse
+	}
 	w.message(responseFields[r.Kind], 0)
 	if r.Decision != nil {
 		o.metadata(r.Decision)
+	}
+	if r.Observed != nil {
+		o.observed(r.Observed)
 	}
 	head := mem.SliceBuffer(append([]byte(nil), w.written()...))
 	if len(r.Chunk) == 0 {
@@ -204,8 +209,13 @@ func (o *outbound) metadata(d *Decision) {
 
 	own := entry(w)
 	fact(w, wire.FactPriority, d.Priority)
-	number(w, wire.FactCachedTokens, d.Choice.List[0].Cached)
-	number(w, wire.FactPromptTokens, d.PromptTokens)
+	number(w, wire.FactOutputExpected, d.OutputTokens)
+	number(w, wire.FactCachedExpected, d.Choice.List[0].Cached)
+	if d.Exact {
+		number(w, wire.FactPromptTokens, d.PromptTokens)
+	} else {
+		number(w, wire.FactPromptExpected, d.PromptTokens)
+	}
 	o.scratch = d.appendText(o.scratch[:0])
 	fact(w, wire.FactDecision, o.scratch)
 	fact(w, wire.FactSession, d.Session)
@@ -220,6 +230,27 @@ func (o *outbound) metadata(d *Decision) {
 	fact(w, wire.DestinationHeader, o.scratch)
 	lb.structure(w, wire.LBNamespace)
 
+	w.message(fieldDynamicMetadata, mark)
+}
+
+// observed writes facts for the access log that are known only now.
+func (o *outbound) observed(n *Observed) {
+	w := &o.w
+	mark := w.mark()
+	own := entry(w)
+	if n.First >= 0 {
+		number(w, wire.FactFirstToken, int(n.First.Milliseconds()))
+	}
+	if n.Output >= 0 {
+		number(w, wire.FactOutputTokens, n.Output)
+	}
+	if n.Cached >= 0 {
+		number(w, wire.FactCachedTokens, n.Cached)
+	}
+	if n.Prompt >= 0 {
+		number(w, wire.FactPromptTokens, n.Prompt)
+	}
+	own.structure(w, wire.FactsNamespace)
 	w.message(fieldDynamicMetadata, mark)
 }
 

@@ -76,8 +76,8 @@ func attributes(d *Decision) []attribute.KeyValue {
 		attribute.String("millrace.reason", d.Choice.Reason.String()),
 		attribute.Int("millrace.prompt_tokens", d.PromptTokens),
 		attribute.Bool("millrace.prompt_tokens_exact", d.Exact),
-		attribute.Int("millrace.output_tokens_expected", d.OutputTokens),
-		attribute.Int("millrace.cached_tokens", d.Choice.List[0].Cached),
+		attribute.Int("millrace.expected_output_tokens", d.OutputTokens),
+		attribute.Int("millrace.expected_cached_tokens", d.Choice.List[0].Cached),
 		attribute.StringSlice("millrace.candidates", candidates),
 	}
 }

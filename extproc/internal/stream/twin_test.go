@@ -173,7 +173,7 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 	if r.Kind == Extend {
 		return &extproc.ProcessingResponse{OverrideMessageTimeout: durationpb.New(r.Wait)}
 	}
-	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil && r.Served == "" {
+	if r.Decision == nil && len(r.Remove) == 0 && !r.Duplex && !r.Replace && r.Cookie == "" && r.Explanation == nil && r.Served == "" && r.Observed == nil {
 		return unchangedReplies[r.Kind]
 	}
 	common := &extproc.CommonResponse{}
@@ -186,6 +186,9 @@ func writeReply(r *Reply) *extproc.ProcessingResponse {
 		common.ClearRouteCache = true // the route depends on the model
 		common.HeaderMutation.SetHeaders = decisionHeaders(r.Decision, hosts)
 		out.DynamicMetadata = decisionMetadata(r.Decision, hosts)
+	}
+	if r.Observed != nil {
+		out.DynamicMetadata = observedMetadata(r.Observed)
 	}
 	if r.Cookie != "" {
 		common.HeaderMutation.SetHeaders = []*core.HeaderValueOption{
@@ -226,6 +229,8 @@ func putIn(out *extproc.ProcessingResponse, k Kind, common *extproc.CommonRespon
 		out.Response = &extproc.ProcessingResponse_ResponseHeaders{ResponseHeaders: &extproc.HeadersResponse{Response: common}}
 	case ResponseBody:
 		out.Response = &extproc.ProcessingResponse_ResponseBody{ResponseBody: &extproc.BodyResponse{Response: common}}
+	case ResponseTrailers:
+		out.Response = &extproc.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extproc.TrailersResponse{HeaderMutation: common.HeaderMutation}}
 	}
 }
 
@@ -249,15 +254,34 @@ func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
 	return hs
 }
 
+// observedMetadata is facts for the access log.
+func observedMetadata(n *Observed) *structpb.Struct {
+	own := map[string]*structpb.Value{}
+	for key, v := range map[string]int{"prompt_tokens": n.Prompt, "cached_tokens": n.Cached, "output_tokens": n.Output} {
+		if v >= 0 {
+			own[key] = structpb.NewNumberValue(float64(v))
+		}
+	}
+	if n.First >= 0 {
+		own["ttft_ms"] = structpb.NewNumberValue(float64(n.First.Milliseconds()))
+	}
+	return &structpb.Struct{Fields: map[string]*structpb.Value{wire.FactsNamespace: structpb.NewStructValue(&structpb.Struct{Fields: own})}}
+}
+
 // decisionMetadata is the list for override_host, and facts for the access log.
 func decisionMetadata(d *Decision, hosts string) *structpb.Struct {
 	own := map[string]*structpb.Value{
-		"model":         structpb.NewStringValue(d.Model),
-		"session":       structpb.NewStringValue(d.Session),
-		"decision":      structpb.NewStringValue(string(d.appendText(nil))),
-		"prompt_tokens": structpb.NewNumberValue(float64(d.PromptTokens)),
-		"cached_tokens": structpb.NewNumberValue(float64(d.Choice.List[0].Cached)),
-		"priority":      structpb.NewStringValue(d.Priority),
+		"model":                  structpb.NewStringValue(d.Model),
+		"session":                structpb.NewStringValue(d.Session),
+		"decision":               structpb.NewStringValue(string(d.appendText(nil))),
+		"expected_cached_tokens": structpb.NewNumberValue(float64(d.Choice.List[0].Cached)),
+		"expected_output_tokens": structpb.NewNumberValue(float64(d.OutputTokens)),
+		"priority":               structpb.NewStringValue(d.Priority),
+	}
+	if prompt := structpb.NewNumberValue(float64(d.PromptTokens)); d.Exact {
+		own["prompt_tokens"] = prompt
+	} else {
+		own["expected_prompt_tokens"] = prompt
 	}
 	if d.Asked != "" {
 		own["asked"] = structpb.NewStringValue(d.Asked)

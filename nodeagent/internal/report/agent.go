@@ -406,7 +406,7 @@ func (a *Agent) Conditions(now time.Time, t *fleetpb.Telemetry) []obs.Condition 
 	var list []obs.Condition
 	list = append(list, a.leaders.conditions()...)
 	if a.unnamed != "" {
-		list = append(list, obs.Condition{Code: "xds_not_found", Text: "xds: " + a.unnamed, Mild: true,
+		list = append(list, obs.Condition{Code: "xds_not_found", Text: "xds: " + a.unnamed,
 			Next: "see whether its name can be resolved; the addresses that were known stay"})
 	}
 	if wrong := a.wrong(now); wrong != "" {

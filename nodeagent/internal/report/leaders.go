@@ -103,9 +103,9 @@ func (l *leaders) conditions() []obs.Condition {
 	case len(down) == 0:
 		return nil
 	}
-	c := obs.Condition{Code: "xds_unreachable", Text: "xds: " + strings.Join(down, "; "), Next: "start xds, or give its address with -xds"}
+	c := obs.Condition{Code: "xds_unreachable", Text: "xds: " + strings.Join(down, "; "), Next: "start xds, or give its address with -xds", Severity: obs.Blocking}
 	if l.connected() {
-		c.Code, c.Mild = "xds_partly_unreachable", true
+		c.Code, c.Severity = "xds_partly_unreachable", obs.Degraded
 		c.Text = fmt.Sprintf("%d of %d xds are not reached: %s", len(down), len(l.xds), strings.Join(down, "; "))
 	}
 	return []obs.Condition{c}

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -194,7 +195,7 @@ func TestEveryXDSOfANameGetsReports(t *testing.T) {
 		s.name()
 		sleep(time.Minute)
 		check("no answer of the name server", "10.0.0.2", "10.0.0.3")
-		if c := r.Conditions(); len(c) != 1 || c[0].Code != "xds_not_found" || !c[0].Mild {
+		if c := r.Conditions(); len(c) != 1 || c[0].Code != "xds_not_found" || c[0].Severity != obs.Degraded {
 			t.Errorf("conditions %v", c)
 		}
 		s.asked.Store(int64(time.Hour)) // late, and then wrong
@@ -204,7 +205,7 @@ func TestEveryXDSOfANameGetsReports(t *testing.T) {
 		s.name("192.0.2.1", "10.0.0.2", "10.0.0.3")
 		sleep(time.Minute)
 		check("an address of nobody", "10.0.0.2", "10.0.0.3")
-		if c := r.Conditions(); len(c) != 1 || c[0].Code != "xds_partly_unreachable" || !c[0].Mild {
+		if c := r.Conditions(); len(c) != 1 || c[0].Code != "xds_partly_unreachable" || c[0].Severity != obs.Degraded {
 			t.Errorf("conditions %v", c)
 		}
 	})

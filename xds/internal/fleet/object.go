@@ -175,7 +175,7 @@ func (s *Snapshot) ObjectConditions() []obs.Condition {
 				continue
 			}
 			all = append(all, obs.Condition{
-				Code: "object-not-" + strings.ToLower(c.Type), Mild: true,
+				Code: "object-not-" + strings.ToLower(c.Type),
 				Text: fmt.Sprintf("%s %s: %s: %s", o.Kind, o.Name, c.Reason, c.Message),
 				Next: "see millrace status; correct the configuration, or start what it needs",
 			})
@@ -189,13 +189,13 @@ func (s *Snapshot) refused() []obs.Condition {
 	var all []obs.Condition
 	if s.Stale != "" {
 		all = append(all, obs.Condition{
-			Code: "desired-from-copy", Mild: true, Text: "what was desired before the start is in force: " + s.Stale,
+			Code: "desired-from-copy", Text: "what was desired before the start is in force: " + s.Stale,
 			Next: "see whether the API server is there; changes are taken when it is",
 		})
 	}
 	for _, f := range s.Faults {
 		all = append(all, obs.Condition{
-			Code: wire.ConfigRefused, Mild: true, Text: f.Error(),
+			Code: wire.ConfigRefused, Text: f.Error(),
 			Next: "correct it; what was in force before stays meanwhile",
 		})
 	}

@@ -10,6 +10,7 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/obs"
 )
 
 // statements writes conditions as "kind/name: +Type Reason field@generation", with - for
@@ -107,8 +108,8 @@ func TestFaultsAreShownThatBelongToNoObject(t *testing.T) {
 		t.Errorf("view %v", view)
 	}
 	all := w.snap.ObjectConditions()
-	if len(all) != 1 || !all[0].Mild {
-		t.Errorf("/readyz shows %v, want the fault, as a mild one", all)
+	if len(all) != 1 || all[0].Severity != obs.Degraded {
+		t.Errorf("/readyz shows %v, want the fault, as one that keeps xds from nothing", all)
 	}
 }
 

@@ -82,7 +82,7 @@ func New(c Config, log *slog.Logger, reg prometheus.Registerer) *Server {
 func (s *Server) Conditions() []obs.Condition {
 	if err := s.away.Load(); err != nil {
 		return []obs.Condition{{
-			Code: "token-review", Mild: true,
+			Code: "token-review",
 			Text: fmt.Sprintf("the API server does not say whose tokens are: %v; new Pods get no certificates", *err),
 			Next: "let the ServiceAccount of xds create tokenreviews.authentication.k8s.io, and see that the API server answers",
 		}}

@@ -291,7 +291,7 @@ const (
 )
 
 func (b *builder) problem(code, next, format string, args ...any) {
-	b.problems = append(b.problems, obs.Condition{Code: code, Text: fmt.Sprintf(format, args...), Next: next, Mild: true})
+	b.problems = append(b.problems, obs.Condition{Code: code, Text: fmt.Sprintf(format, args...), Next: next})
 }
 
 // allowed reports whether objects may be written in a namespace, and says so if not.

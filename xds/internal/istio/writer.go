@@ -217,7 +217,7 @@ func (w *Writer) weightOf(k Key) uint32 {
 func unsupported(unknown map[string][]string) (all []obs.Condition) {
 	for _, what := range slices.Sorted(maps.Keys(unknown)) {
 		kind, path, _ := strings.Cut(what, ": ")
-		c := obs.Condition{Code: Unsupported, Mild: true, Next: "upgrade Istio, or leave what needs it out of the policy's spec.istio"}
+		c := obs.Condition{Code: Unsupported, Next: "upgrade Istio, or leave what needs it out of the policy's spec.istio"}
 		switch {
 		case path == "kind":
 			c.Text = fmt.Sprintf("the cluster has no %s; %s not written", kind, some(unknown[what]))
@@ -253,7 +253,7 @@ func (w *Writer) shown(now time.Time, problems []obs.Condition) {
 	for _, reason := range slices.Sorted(maps.Keys(failed)) {
 		slices.Sort(failed[reason])
 		all = append(all, obs.Condition{
-			Code: NotWritten, Mild: true, Text: fmt.Sprintf("%s: %s", some(failed[reason]), reason),
+			Code: NotWritten, Text: fmt.Sprintf("%s: %s", some(failed[reason]), reason),
 			Next: "give xds the rights that manifests/istio.md lists, or remove what has the name",
 		})
 	}
@@ -261,7 +261,7 @@ func (w *Writer) shown(now time.Time, problems []obs.Condition) {
 	if n := len(w.edits); n > 0 {
 		last := w.edits[n-1]
 		all = append(all, obs.Condition{
-			Code: Edited, Mild: true, Text: fmt.Sprintf("%s was changed by %s and restored, %d edits in the last %s", last.key, last.by, n, editedFor),
+			Code: Edited, Text: fmt.Sprintf("%s was changed by %s and restored, %d edits in the last %s", last.key, last.by, n, editedFor),
 			Next: "change the Policy, Model or Endpoints instead: these objects are made of them",
 		})
 	}

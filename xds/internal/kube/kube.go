@@ -305,7 +305,7 @@ func (c *Cluster) Conditions() []obs.Condition {
 	var all []obs.Condition
 	if last := time.Unix(0, c.answered.Load()); time.Since(last) >= awayAfter {
 		all = append(all, obs.Condition{
-			Code: "api-server-away", Mild: true, Text: fmt.Sprintf("the API server has not answered since %s", last.UTC().Format(time.TimeOnly)),
+			Code: "api-server-away", Text: fmt.Sprintf("the API server has not answered since %s", last.UTC().Format(time.TimeOnly)),
 			Next: "see whether it is there, and whether the account may get and update the lease; routing does not need it",
 		})
 	}
@@ -314,7 +314,7 @@ func (c *Cluster) Conditions() []obs.Condition {
 	c.mu.Unlock()
 	if why := c.unread.Load(); why != nil && stale {
 		all = append(all, obs.Condition{
-			Code: "objects-not-read", Mild: true, Text: "the objects are not known: " + *why,
+			Code: "objects-not-read", Text: "the objects are not known: " + *why,
 			Next: "install the CRDs, and give the account of xds the rights of its Role",
 		})
 	}

@@ -215,6 +215,7 @@ func accessLog(path string) *accesslogv3.AccessLog {
 		"path":        "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
 		"status":      "%RESPONSE_CODE%",
 		"flags":       "%RESPONSE_FLAGS%",
+		"details":     "%RESPONSE_CODE_DETAILS%",
 		"host":        "%UPSTREAM_HOST%",
 		"attempts":    "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
 		"duration_ms": "%DURATION%",
@@ -222,8 +223,9 @@ func accessLog(path string) *accesslogv3.AccessLog {
 		"bytes_out":   "%BYTES_SENT%",
 		"request_id":  "%REQ(X-REQUEST-ID)%",
 		"trace":       "%TRACE_ID%",
+		"node":        "%RESP(X-MILLRACE-NODE)%",
 	}
-	for _, key := range []string{wire.FactModel, wire.FactSession, wire.FactDecision, wire.FactPromptTokens, wire.FactCachedTokens} {
+	for _, key := range wire.Facts() {
 		fields[key] = "%DYNAMIC_METADATA(" + wire.FactsNamespace + ":" + key + ")%"
 	}
 	return &accesslogv3.AccessLog{
