@@ -119,5 +119,8 @@ func (c *call) fromBackend(status int, body []byte) *apiError {
 	if b.Code != "" {
 		e.Code = &b.Code
 	}
+	if b.Param != "" {
+		e.Param = &b.Param
+	}
 	return e
 }

@@ -118,6 +118,8 @@ type Error struct {
 	Status int
 	// Message is for a person; Type and Code are for programs.
 	Message, Type, Code string
+	// Param is the field of the request that is wrong; empty: not known.
+	Param string
 }
 
 // Request is a request of the API as the client sent it.
