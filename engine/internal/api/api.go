@@ -49,6 +49,7 @@ type Server struct {
 // operation is one of the API's operations, which the backend answers.
 type operation struct {
 	*apis.Row
+	api apis.API
 	// whole is whether a unary answer can be put together from a stream.
 	whole bool
 	// responses is whether answers have ids that later requests continue.
@@ -62,7 +63,7 @@ var other = operation{Row: apis.Other.Row(), passes: true}
 
 var operations = func() (all []operation) {
 	for a := apis.Chat; a < apis.Len; a++ {
-		all = append(all, operation{Row: a.Row(), whole: a == apis.Chat || a == apis.Completions, responses: a == apis.Responses})
+		all = append(all, operation{Row: a.Row(), api: a, whole: a == apis.Chat || a == apis.Completions, responses: a == apis.Responses})
 	}
 	return all
 }()

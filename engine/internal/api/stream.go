@@ -85,10 +85,7 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 	out := http.NewResponseController(c.w)
 	var last tail
 	var deadline time.Time
-	var filter *backend.Filter // nil: all of it passes through
-	if c.way.Answer == backend.DropUsage {
-		filter = new(backend.Filter)
-	}
+	filter := c.filter()
 	c.ticket.Progress(c.prompt)
 	for now := c.begun; ; now = time.Now() {
 		if n > 0 {
@@ -98,14 +95,14 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 				_ = out.SetWriteDeadline(deadline)
 			}
 			last.keep(buf[:n])
-			if c.op.responses || c.op.Dialect == apis.Anthropic {
-				first = append(first, buf[:min(n, firstKept-len(first))]...)
-			}
 			c.cfg.Meter.Serve(now)
 			c.ticket.Progress(int64(bytes.Count(buf[:n], eventEnd)))
 			part := buf[:n]
 			if filter != nil {
 				part = filter.Pass(part)
+			}
+			if c.op.responses || c.op.Dialect == apis.Anthropic {
+				first = append(first, part[:min(len(part), firstKept-len(first))]...)
 			}
 			if !send(c.w, out, part) {
 				return nil, nil, at, false
@@ -119,6 +116,23 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 		}
 		n, err = events.Read(buf[:])
 	}
+}
+
+// filter is what a stream passes through; nil: all of it passes.
+func (c *call) filter() filter {
+	switch {
+	case c.way.Reform != nil:
+		return c.way.Reform
+	case c.way.Answer == backend.DropUsage:
+		return new(backend.Filter)
+	}
+	return nil
+}
+
+// filter makes the client's stream of the backend's.
+type filter interface {
+	Pass(p []byte) []byte
+	Rest() []byte
 }
 
 // send writes a part of a stream at once, and reports whether the client takes it.

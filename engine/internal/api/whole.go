@@ -40,6 +40,5 @@ func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 	case err != nil:
 		return c.ended(ctx, err)
 	}
-	c.reply("application/json; charset=utf-8", body)
-	return nil
+	return c.reply("application/json; charset=utf-8", body)
 }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/blocks"
 )
 
@@ -124,6 +125,8 @@ type Error struct {
 
 // Request is a request of the API as the client sent it.
 type Request struct {
+	// API is the operation.
+	API apis.API
 	// Body is a JSON object, Fields its fields.
 	Body   []byte
 	Fields map[string]json.RawMessage
@@ -151,8 +154,17 @@ const (
 
 // Way is how a request goes to the backend, and how its answer comes back.
 type Way struct {
+	// Refused is why the request is not sent at all; nil: it is.
+	Refused *Error
+	// Path is the backend's operation; empty: the one that the client asked for.
+	Path string
 	// Body is what is sent.
 	Body []byte
+	// Other is whether the prompt is another than the client's, so that nobody else
+	// knows its keys.
+	Other bool
+	// Reform makes the client's answer of what comes; nil: they are the same.
+	Reform Reform
 	// Answer is what is done with what comes.
 	Answer Answer
 	// Close is whether the backend closes the connection after the answer, whatever
