@@ -105,8 +105,16 @@ func (s *Server) other(w http.ResponseWriter, r *http.Request) {
 	notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
 }
 
-// ServeHTTP answers one request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+// ServeHTTP answers one request. A slash behind a path changes nothing.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if path := strings.TrimRight(r.URL.Path, "/"); path != "" && path != r.URL.Path {
+		u := *r.URL
+		u.Path, u.RawPath = path, ""
+		r = r.WithContext(r.Context())
+		r.URL = &u
+	}
+	s.mux.ServeHTTP(w, r)
+}
 
 func wrongMethod(w http.ResponseWriter, r *http.Request) {
 	(&apiError{status: http.StatusMethodNotAllowed, Message: r.Method + " is not allowed here", Type: invalidRequest}).write(w)
