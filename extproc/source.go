@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 
@@ -41,7 +42,7 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 		return o.byPools(env, tracer)
 	}
 	picker := pick.New(env.Metrics)
-	a := &answering{processor: stream.NewServer(stream.NewCore(picker, env.Metrics), tracer), known: picker.Known()}
+	a := &answering{processor: stream.NewServer(stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey)), tracer), known: picker.Known()}
 	if o.fleet == "" {
 		a.source = fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
 		return a, nil

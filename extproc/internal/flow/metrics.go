@@ -4,11 +4,11 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics of the queues and budgets of all models and tenants together.
 type metrics struct {
-	waiting           [priorities]prometheus.Gauge
-	wait              [priorities]prometheus.Observer
-	sheds             [priorities][reasons]prometheus.Counter
-	degraded, overdue prometheus.Counter
-	budget            [overs]prometheus.Counter
+	waiting                   [priorities]prometheus.Gauge
+	wait                      [priorities]prometheus.Observer
+	sheds                     [priorities][reasons]prometheus.Counter
+	degraded, overdue, probes prometheus.Counter
+	budget                    [overs]prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -30,6 +30,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help: "Requests that were refused because their tenant has used up its budget, by what there is too little of.",
 	}, []string{"what"})
 	m := &metrics{
+		probes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_probes_total",
+			Help: "Requests by which the mesh makes sure of itself: they are no tenant's.",
+		}),
 		degraded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_degraded_total",
 			Help: "Sheddable requests that went to a smaller model because all endpoints of theirs are busy.",
@@ -49,6 +53,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for o := OverNothing + 1; o < overs; o++ {
 		m.budget[o] = budget.WithLabelValues(o.String())
 	}
-	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue)
+	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue, m.probes)
 	return m
 }

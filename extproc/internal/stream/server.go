@@ -30,6 +30,7 @@ type Core struct {
 	picker  *pick.Picker
 	flow    *flow.Controller
 	seed    maphash.Seed // of tenants' names
+	probe   string       // the key of the mesh's own probes; empty: there is none
 	metrics *metrics
 	pool    sync.Pool // of *Exchange
 }
@@ -38,6 +39,13 @@ type Core struct {
 func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg)}
 	c.pool.New = func() any { return &Exchange{memory: new(memory)} }
+	return c
+}
+
+// Probes has requests with this key be the mesh's own probes: they are no tenant's. It is
+// called before the first stream.
+func (c *Core) Probes(key string) *Core {
+	c.probe = key
 	return c
 }
 
@@ -55,7 +63,7 @@ func (c *Core) names() names {
 	if t == nil {
 		return names{}
 	}
-	n := names{session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
+	n := names{probe: c.probe, session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
 	if p := t.Policy.Flow; p != nil {
 		n.flow, n.tenant = true, p.TenantHeader
 	}
