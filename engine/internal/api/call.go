@@ -37,6 +37,7 @@ type call struct {
 	serving *supervise.Serving // once it was let in
 	backend backend.Kind       // what serves it
 	way     backend.Way        // how it goes there and back
+	events  int                // of a stream, so far
 	ticket  *admit.Ticket
 	prompt  int64 // tokens, counted or estimated
 

@@ -14,7 +14,7 @@ import (
 func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 	buf := buffers.Get().(*[16 << 10]byte)
 	defer buffers.Put(buf)
-	var whole backend.Whole
+	whole := backend.Whole{N: c.way.Choices}
 	c.ticket.Progress(c.prompt)
 	for first := true; ; first = false {
 		n, err := events.Read(buf[:])

@@ -160,6 +160,8 @@ type Way struct {
 	Path string
 	// Body is what is sent.
 	Body []byte
+	// Choices is how many there are of one prompt; 0: one.
+	Choices int
 	// Other is whether the prompt is another than the client's, so that nobody else
 	// knows its keys.
 	Other bool

@@ -26,7 +26,7 @@ type Reform interface {
 
 // Content types of answers.
 const (
-	JSON   = "application/json"
+	JSON   = "application/json; charset=utf-8"
 	Events = "text/event-stream"
 )
 
