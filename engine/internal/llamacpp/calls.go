@@ -347,7 +347,7 @@ func (c *called) read(choice fields) {
 		message["content"] = json.RawMessage("null")
 		message["tool_calls"] = backend.Encode([]any{map[string]any{
 			"id": "call_" + strings.ToLower(rand.Text()), "type": "function",
-			"function": map[string]any{"name": *made.Name, "arguments": string(made.Arguments)},
+			"function": map[string]any{"name": *made.Name, "arguments": compact(made.Arguments)},
 		}})
 		if string(choice["finish_reason"]) == `"stop"` {
 			choice["finish_reason"] = json.RawMessage(`"tool_calls"`)
@@ -356,6 +356,15 @@ func (c *called) read(choice fields) {
 		message["content"] = backend.Encode(unfinished(text))
 	}
 	choice["message"] = backend.Encode(message)
+}
+
+// compact is JSON without blanks between its parts; what is not whole stays as it is.
+func compact(raw json.RawMessage) string {
+	var b bytes.Buffer
+	if json.Compact(&b, raw) != nil {
+		return string(raw)
+	}
+	return b.String()
 }
 
 // begun reads a call that has not come to its end.

@@ -215,7 +215,9 @@ func TestGlueIsGivenAll(t *testing.T) {
 func TestKindAsksTheServer(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
-	mux.HandleFunc("GET /props", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"chat_template_caps":{"supports_tools":true}}`) })
+	mux.HandleFunc("GET /props", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"chat_template_caps":{"supports_tools":true}}`)
+	})
 	mux.HandleFunc("GET /slots", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `[{"id":0},{"id":1,"n_prompt_tokens":30,"is_processing":true},{"id":2,"n_prompt_tokens":12}]`)
 	})

@@ -54,6 +54,9 @@ func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
 		w = k.response(r)
 	case apis.Messages, apis.CountTokens:
 		w = messages(r)
+		if must := toolChoice(r.Fields); w.Refused == nil && must && k.toolless.Load() {
+			w.Refused = backend.Refuse("tool_choice", "the template of this model has no tools, and its messages can't be bound to a call: use /v1/chat/completions, which can")
+		}
 	default:
 		w = unary(r)
 	}
@@ -101,10 +104,51 @@ const shortAnswer = 16
 // unary asks for a stream where that can be put together.
 func unary(r backend.Request) backend.Way {
 	w := backend.Way{Body: r.Body}
+	n, several := choices(r)
+	l := &lines{api: r.API, n: n, several: several}
+	if several || r.API == apis.Completions || r.API == apis.Messages {
+		w.Reform = l
+	}
+	switch {
+	case several && r.Stream:
+		var options struct {
+			Usage bool `json:"include_usage"`
+		}
+		_ = json.Unmarshal(r.Fields["stream_options"], &options) // the server refuses what is none
+		l.account = options.Usage
+		w.Body, _ = backend.AskUsage(r)
+		return w
+	case several: // the server's own account is that of one choice
+		w.Body, w.Answer, w.Choices = appendStream(r.Body), backend.Assemble, n
+		return w
+	}
 	if long := r.Limit == 0 || r.Limit > shortAnswer; long && r.Completion && !r.Stream && streamable(r.Fields) {
 		w.Body, w.Answer = appendStream(r.Body), backend.Assemble
 	}
 	return w
+}
+
+// choices is how many choices a request wants of one prompt, and whether it gets several
+// in all.
+func choices(r backend.Request) (n int, several bool) {
+	n = 1
+	if !r.Completion {
+		return n, false
+	}
+	for _, name := range []string{"n_cmpl", "n"} { // as the server takes them
+		if backend.Given(r.Fields, name) {
+			if json.Unmarshal(r.Fields[name], &n) != nil {
+				return 1, false
+			}
+			break
+		}
+	}
+	var prompts []json.RawMessage
+	if r.API == apis.Completions {
+		_ = json.Unmarshal(r.Fields["prompt"], &prompts) // one that is no list is one
+	}
+	lists := len(prompts) > 1 && (prompts[0][0] == '"' || prompts[0][0] == '[')
+	return n, n > 1 || lists
 }
 
 // chat prepares a request for chat completions.
@@ -127,7 +171,7 @@ func (k *Kind) chat(r backend.Request) backend.Way {
 	}
 	r.Body, r.Stream = backend.Encode(r.Fields), false
 	w := unary(r)
-	w.Other, w.Reform = true, form
+	w.Other, w.Reform = true, form // an account of several was summed
 	return w
 }
 
@@ -154,6 +198,9 @@ func (k *Kind) response(r backend.Request) backend.Way {
 // completions. It knows no names of tools in tool_choice: the others are taken out.
 func messages(r backend.Request) backend.Way {
 	w := backend.Way{Body: r.Body}
+	if r.API == apis.Messages {
+		w.Reform = &lines{api: r.API}
+	}
 	var choice struct {
 		Type string `json:"type"`
 		Name string `json:"name"`
@@ -199,6 +246,15 @@ func messages(r backend.Request) backend.Way {
 	}
 	w.Body = backend.Encode(f)
 	return w
+}
+
+// toolChoice reports whether a message must call a tool.
+func toolChoice(f fields) bool {
+	var choice struct {
+		Type string `json:"type"`
+	}
+	_ = json.Unmarshal(f["tool_choice"], &choice) // messages has
+	return choice.Type == "any" || choice.Type == "tool"
 }
 
 // template asks the server what the model's template knows.
