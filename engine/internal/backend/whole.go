@@ -233,16 +233,14 @@ func (w *Whole) JSON() ([]byte, error) {
 	}
 	all := make([]any, len(w.choices))
 	for i, c := range w.choices {
-		out := map[string]any{"index": i, "finish_reason": c.finish}
+		out := map[string]any{"index": i, "finish_reason": c.finish, "logprobs": nil}
 		if c.probed {
 			out["logprobs"] = map[string]any{"content": c.logprobs}
 		}
 		if c.text != nil {
-			if out["text"] = json.RawMessage(c.text); !c.probed {
-				out["logprobs"] = nil
-			}
+			out["text"] = json.RawMessage(c.text)
 		} else {
-			message := map[string]any{"role": "assistant", "content": ""}
+			message := map[string]any{"role": "assistant", "content": "", "refusal": nil}
 			for name, v := range c.message {
 				message[name] = json.RawMessage(v)
 			}

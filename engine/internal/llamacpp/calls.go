@@ -355,6 +355,11 @@ func (c *called) read(choice fields) {
 	} else if !whole {
 		message["content"] = backend.Encode(unfinished(text))
 	}
+	for name, object := range map[string]fields{"refusal": message, "logprobs": choice} {
+		if _, ok := object[name]; !ok {
+			object[name] = json.RawMessage("null")
+		}
+	}
 	choice["message"] = backend.Encode(message)
 }
 

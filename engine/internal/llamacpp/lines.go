@@ -45,12 +45,29 @@ func (l *lines) edit(object []byte) []byte {
 		object = bytes.Replace(object, anID, id, 1)
 	}
 	switch {
+	case l.api == apis.Chat:
+		return chatFields(object)
 	case l.api == apis.Messages:
 		return bytes.Replace(object, stoppedAs, stoppedOut, 1)
 	case l.api == apis.Completions && bytes.Contains(object, []byte(`"logprobs":{`)):
 		return legacy(object)
 	}
 	return object
+}
+
+// The server leaves out what clients are promised of a chat's choice, if it is null.
+var (
+	aMessage = []byte(`"message":{"role":"assistant",`)
+	allOfIt  = []byte(`"logprobs":null,"message":{"refusal":null,"role":"assistant",`)
+	probed   = []byte(`"message":{"refusal":null,"role":"assistant",`)
+)
+
+func chatFields(object []byte) []byte {
+	with := allOfIt
+	if bytes.Contains(object, []byte(`"logprobs":{`)) {
+		with = probed
+	}
+	return bytes.ReplaceAll(object, aMessage, with)
 }
 
 // Pass puts the lines of a stream right.

@@ -106,7 +106,8 @@ func unary(r backend.Request) backend.Way {
 	w := backend.Way{Body: r.Body}
 	n, several := choices(r)
 	l := &lines{api: r.API, n: n, several: several}
-	if several || r.API == apis.Completions || r.API == apis.Messages {
+	// A stream of one chat is what clients expect.
+	if several || r.API == apis.Completions || r.API == apis.Chat && !r.Stream {
 		w.Reform = l
 	}
 	switch {

@@ -47,7 +47,7 @@ type response struct {
 	Tools       json.RawMessage `json:"tools"`
 	TopP        json.RawMessage `json:"top_p"`
 	Truncation  string          `json:"truncation"`
-	Usage       *usage          `json:"usage"`
+	Usage       *usage          `json:"usage,omitempty"`
 	Metadata    json.RawMessage `json:"metadata"`
 }
 
