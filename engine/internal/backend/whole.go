@@ -235,7 +235,7 @@ func (w *Whole) JSON() ([]byte, error) {
 	for i, c := range w.choices {
 		out := map[string]any{"index": i, "finish_reason": c.finish, "logprobs": nil}
 		if c.probed {
-			out["logprobs"] = map[string]any{"content": c.logprobs}
+			out["logprobs"] = map[string]any{"content": c.logprobs, "refusal": nil}
 		}
 		if c.text != nil {
 			out["text"] = json.RawMessage(c.text)

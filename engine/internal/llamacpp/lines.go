@@ -60,6 +60,9 @@ var (
 	aMessage = []byte(`"message":{"role":"assistant",`)
 	allOfIt  = []byte(`"logprobs":null,"message":{"refusal":null,"role":"assistant",`)
 	probed   = []byte(`"message":{"refusal":null,"role":"assistant",`)
+
+	someLogprobs = []byte(`"logprobs":{"content":`)
+	allLogprobs  = []byte(`"logprobs":{"refusal":null,"content":`)
 )
 
 func chatFields(object []byte) []byte {
@@ -67,6 +70,7 @@ func chatFields(object []byte) []byte {
 	if bytes.Contains(object, []byte(`"logprobs":{`)) {
 		with = probed
 	}
+	object = bytes.ReplaceAll(object, someLogprobs, allLogprobs)
 	return bytes.ReplaceAll(object, aMessage, with)
 }
 

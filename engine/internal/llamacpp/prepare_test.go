@@ -163,6 +163,19 @@ func TestLogprobsOfCompletions(t *testing.T) {
 	}
 }
 
+// TestChatHasAllFields that clients are promised.
+func TestChatHasAllFields(t *testing.T) {
+	for answer, want := range map[string]string{
+		`{"choices":[{"index":0,"message":{"role":"assistant","content":"a"}}]}`:                           `{"choices":[{"index":0,"logprobs":null,"message":{"refusal":null,"role":"assistant","content":"a"}}]}`,
+		`{"choices":[{"index":0,"message":{"role":"assistant","content":"a"},"logprobs":{"content":[]}}]}`: `{"choices":[{"index":0,"message":{"refusal":null,"role":"assistant","content":"a"},"logprobs":{"refusal":null,"content":[]}}]}`,
+	} {
+		w := (&Kind{}).Prepare(nil, request(t, apis.Chat, `{"messages":[],"logprobs":true}`))
+		if _, got, err := w.Reform.Unary([]byte(answer)); err != nil || string(got) != want {
+			t.Errorf("%v %s, want %s", err, got, want)
+		}
+	}
+}
+
 func FuzzCalled(f *testing.F) {
 	f.Add([]byte(`{"choices":[{"message":{"content":"{\"name\":\"a\",\"arguments\":{"}}]}`), true)
 	f.Fuzz(func(t *testing.T, answer []byte, stream bool) {
