@@ -3,5 +3,5 @@
 // description is held against our answers and events.
 //
 // Run by `make test-clients`, with the tag "clients". Its one rule: a call is a row, and
-// what the client makes of it is all that is looked at.
+// what the client makes of it is all that counts.
 package clients

@@ -79,18 +79,18 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 }
 
 // broken ends a stream whose backend was lost, of which end was the last: the client must
-// not take half an answer for a whole one. It gets an error in the API's form, where it
-// can be told from what came before.
+// not take half an answer for a whole one. It gets an error in the API's form, where that
+// does not fall into the middle of an event.
 func (c *call) broken(ctx context.Context, end []byte, err error) {
 	if errors.Is(err, errUnsent) || c.r.Context().Err() != nil {
 		c.status = statusGone
-		panic(http.ErrAbortHandler)
+		panic(http.ErrAbortHandler) // not a bug: net/http cuts the connection by it
 	}
 	why := c.ended(ctx, err)
 	c.status = http.StatusBadGateway
 	last := c.failure(why)
 	if !bytes.HasSuffix(end, eventEnd) && c.filter() == nil || !send(c.w, http.NewResponseController(c.w), last) {
-		panic(http.ErrAbortHandler)
+		panic(http.ErrAbortHandler) // not a bug: net/http cuts the connection by it
 	}
 }
 

@@ -145,7 +145,7 @@ func (c *calls) apply(r *backend.Request) bool {
 	return true
 }
 
-// ask is what a model whose template has no tools is told of them.
+// ask describes them to a model whose template has no tools.
 const ask = "You can call functions. These are the functions, with the JSON Schema of their parameters:\n%s\n" +
 	"To call one, answer with a JSON object and nothing else: {\"name\": \"the function's name\", \"arguments\": {the arguments}}"
 
@@ -270,23 +270,23 @@ func instruct(raw json.RawMessage, text string) (json.RawMessage, *backend.Error
 		if !backend.Given(m, "tool_calls") || json.Unmarshal(m["tool_calls"], &made) != nil {
 			continue
 		}
-		var said string
-		_ = json.Unmarshal(m["content"], &said) // null: nothing
+		var content string
+		_ = json.Unmarshal(m["content"], &content) // null: nothing
 		for _, c := range made {
 			arguments := json.RawMessage(c.Function.Arguments)
 			if !json.Valid(arguments) {
 				arguments = backend.Encode(c.Function.Arguments)
 			}
-			said += string(fmt.Appendf(nil, `{"name": %s, "arguments": %s}`, backend.Encode(c.Function.Name), arguments))
+			content += string(fmt.Appendf(nil, `{"name": %s, "arguments": %s}`, backend.Encode(c.Function.Name), arguments))
 		}
-		m["content"] = backend.Encode(said)
+		m["content"] = backend.Encode(content)
 		delete(m, "tool_calls")
 	}
 	if len(messages) > 0 {
-		var role, said string
+		var role, content string
 		_ = json.Unmarshal(messages[0]["role"], &role) // no text: another role
-		if (role == "system" || role == "developer") && json.Unmarshal(messages[0]["content"], &said) == nil {
-			messages[0]["content"] = backend.Encode(said + "\n\n" + text)
+		if (role == "system" || role == "developer") && json.Unmarshal(messages[0]["content"], &content) == nil {
+			messages[0]["content"] = backend.Encode(content + "\n\n" + text)
 			return backend.Encode(messages), nil
 		}
 	}
@@ -400,9 +400,9 @@ func unfinished(text string) string {
 		return value
 	}
 	for cut := len(value); cut > 0; cut-- { // an escape may have been cut, too
-		var said string
-		if json.Unmarshal([]byte(value[:cut]+`"`), &said) == nil {
-			return said
+		var content string
+		if json.Unmarshal([]byte(value[:cut]+`"`), &content) == nil {
+			return content
 		}
 	}
 	return ""

@@ -266,7 +266,7 @@ func (k *Kind) template(reply []byte) error {
 	if err := json.Unmarshal(reply, &props); err != nil {
 		return fmt.Errorf("props: %w", err)
 	}
-	tools, said := props.Caps["supports_tools"]
-	k.toolless.Store(said && !tools)
+	tools, known := props.Caps["supports_tools"]
+	k.toolless.Store(known && !tools)
 	return nil
 }
