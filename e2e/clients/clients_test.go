@@ -3,6 +3,7 @@
 package clients
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
 
 	"millrace.dev/millrace/e2e/rig"
@@ -92,13 +94,54 @@ var node = map[string]string{
 
 func TestPython(t *testing.T) {
 	m := rig.SharedMesh(t)
-	check(t, python, nil, filepath.Join(rig.Cache(), "clients", "python", "bin", "python"), "testdata/rows.py", m.URL(t, ""), rig.Model, description(t))
+	check(t, python, nil, pythonPath(), "testdata/rows.py", m.URL(t, ""), rig.Model, description(t))
 }
 
 func TestNode(t *testing.T) {
 	m := rig.SharedMesh(t)
 	check(t, node, []string{"CLIENTS=" + filepath.Join(rig.Cache(), "clients", "node")}, "node", "testdata/rows.mjs", m.URL(t, ""), rig.Model)
 }
+
+// TestBrokenStream kills the backends under a stream: the client raises the API's error,
+// or returns the event that says so.
+func TestBrokenStream(t *testing.T) {
+	for api, want := range map[string]string{
+		"chat": "^APIError .*backend", "responses": "^(APIError .*backend|ended response.failed)", "messages": "^API(Status)?Error .*backend",
+	} {
+		t.Run(api, func(t *testing.T) {
+			m := rig.SharedMesh(t)
+			cmd := exec.CommandContext(t.Context(), pythonPath(), "testdata/broken.py", m.URL(t, ""), rig.Model, api)
+			cmd.Stderr = os.Stderr
+			out, err := cmd.StdoutPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(out)
+			if !lines.Scan() || lines.Text() != "begun" {
+				t.Fatalf("%q, want a stream that has begun", lines.Text())
+			}
+			r := m.Replicas(t)
+			for _, node := range []string{r.Whole, r.Head} {
+				if err := unix.Kill(m.Process(t, "backend@"+node).PID, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lines.Scan()
+			if got := lines.Text(); !regexp.MustCompile(want).MatchString(got) {
+				t.Errorf("%q, want %s", got, want)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// pythonPath is the interpreter that has the clients.
+func pythonPath() string { return filepath.Join(rig.Cache(), "clients", "python", "bin", "python") }
 
 // check runs a script, and compares the rows that it prints.
 func check(t *testing.T, want map[string]string, env []string, command ...string) {
