@@ -80,6 +80,41 @@ func known(r backend.Request) *backend.Error {
 		}
 	case apis.Completions:
 		return bestOf(r.Fields)
+	case apis.Messages, apis.CountTokens:
+		return knownBlocks(r.Fields)
+	}
+	return nil
+}
+
+// contents are the types of a message's contents that the server reads; it passes over all
+// others. Thinking that is redacted can be read by nobody.
+var contents = []string{"text", "thinking", "redacted_thinking", "image", "tool_use", "tool_result"}
+
+// knownBlocks returns what of Anthropic's messages the server would pass over.
+func knownBlocks(f fields) *backend.Error {
+	var tools []struct {
+		Type string `json:"type"`
+	}
+	_ = json.Unmarshal(f["tools"], &tools) // the server refuses what are none
+	for i, t := range tools {
+		if t.Type != "" && t.Type != "custom" {
+			return backend.Refuse(fmt.Sprintf("tools[%d].type", i), "%.40q; only tools of the client's own can be called here", t.Type)
+		}
+	}
+	var messages []struct {
+		Content json.RawMessage `json:"content"`
+	}
+	_ = json.Unmarshal(f["messages"], &messages)
+	for i, m := range messages {
+		var content []struct {
+			Type string `json:"type"`
+		}
+		_ = json.Unmarshal(m.Content, &content) // a text is one
+		for j, b := range content {
+			if !slices.Contains(contents, b.Type) {
+				return backend.Refuse(fmt.Sprintf("messages[%d].content[%d].type", i, j), "%.40q can't be read by this model", b.Type)
+			}
+		}
 	}
 	return nil
 }
