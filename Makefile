@@ -21,12 +21,13 @@ PROTOS := $(wildcard */*pb/*.proto)
 GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* manifests/charts/millrace/crds/*
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
+CLIENTS := $(MILLRACE_CACHE)/clients
 # Packages whose tests need nothing but Go; those below e2e run real processes.
 # Those that count allocations do so without the race detector.
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
+.PHONY: help run setup client build test test-unit test-e2e test-short test-clients test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +56,9 @@ test-e2e: build setup client ## run the tests on real processes; e2e/README.md s
 
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
 	go test $(UNIT) ./e2e/house
+
+test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 150 MB to fetch, 2 min
+	go test -tags clients -count=1 -timeout 20m ./e2e/clients
 
 test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -88,6 +92,7 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	@echo gofmt -l; bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "not formatted: $$bad" >&2; exit 1; fi
 	go vet ./...
 	go vet -tags vllm ./e2e/...
+	go vet -tags clients ./e2e/clients
 	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes
 	cd e2e/tools && go vet ./...
 	cd e2e/kube && go vet ./pid1
@@ -116,6 +121,18 @@ $(CLIENT)/.installed: e2e/requirements.txt
 		--target "$$($(CLIENT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
+# clients are those of the matrix, beside the one above.
+$(CLIENTS)/.installed: e2e/requirements.txt $(wildcard e2e/clients/*.txt e2e/clients/*.json) | need-npm
+	@echo "set-up: clients for the tests (20 to 60 s)"; rm -rf $(CLIENTS); mkdir -p $(CLIENTS)/node
+	@python3 -m venv --without-pip $(CLIENTS)/python
+	@PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+		--no-deps --root-user-action=ignore --require-hashes --only-binary=:all: \
+		--requirement e2e/requirements.txt --requirement e2e/clients/requirements.txt \
+		--target "$$($(CLIENTS)/python/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@cp e2e/clients/package.json e2e/clients/package-lock.json $(CLIENTS)/node/
+	@npm ci --prefix $(CLIENTS)/node --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
 $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-go
 	@mkdir -p bin/tools
 	cd e2e/tools && go build -o ../../bin/tools/ ./protogen ./crdgen \
@@ -123,8 +140,10 @@ $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-
 		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
 	@touch $@
 
-.PHONY: need-go need-g++
+.PHONY: need-go need-g++ need-npm
 need-go:
 	@command -v go >/dev/null || { echo "make: go is missing: install Go 1.26 or newer" >&2; exit 4; }
+need-npm:
+	@command -v npm >/dev/null || { echo "make: npm is missing: install Node.js 20 or newer" >&2; exit 4; }
 need-g++:
 	@command -v g++ >/dev/null || { echo "make: g++ is missing: apt-get install g++" >&2; exit 4; }

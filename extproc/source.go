@@ -50,7 +50,7 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 		return o.byPools(env, tracer)
 	}
 	picker := pick.New(env.Metrics)
-	core := stream.NewCore(picker, env.Metrics)
+	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey))
 	core.Require(o.keys)
 	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
 	if o.fleet == "" {

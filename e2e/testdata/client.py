@@ -74,7 +74,7 @@ def responses_stream():
         chunks += 1
         if e.type == "response.output_text.delta":
             text += e.delta
-        if e.type == "response.completed":
+        if e.type in ("response.completed", "response.incomplete"):
             usage = responses_usage(e.response.usage)
     return {"text": text, "usage": usage, "chunks": chunks}
 

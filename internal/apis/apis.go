@@ -201,7 +201,7 @@ func Of(method, path string) API {
 		return Other
 	}
 	path, _, _ = strings.Cut(path, "?")
-	return byPath[path]
+	return byPath[strings.TrimSuffix(path, "/")]
 }
 
 // DialectOf returns the dialect of errors on a path: that of an operation's, or of what

@@ -175,7 +175,7 @@ func (k *keeper) spawn() (*proc.Process, error) {
 	}
 	defer log.Close() // the child has its own
 	cmd := exec.Command(k.spec.Path, k.spec.Args...)
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), k.spec.Env...)
 	return proc.Start(cmd)
 }
 

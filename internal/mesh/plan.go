@@ -9,6 +9,8 @@ import (
 
 	"millrace.dev/millrace/envoy"
 	"millrace.dev/millrace/internal/mtls"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // workers is Envoy's worker threads: more than one, so that no request waits
@@ -27,6 +29,8 @@ type Spec struct {
 	// Path is the program, Args its arguments.
 	Path string
 	Args []string
+	// Env is what it has in its environment beside ours, "NAME=value".
+	Env []string `json:",omitempty"`
 	// Addrs are "ip:port" by use: http, grpc, admin, metrics.
 	Addrs map[string]string
 	// Log is the file that gets its output.
@@ -60,6 +64,8 @@ type Plan struct {
 	HTTPS string
 	// TLS is the folder of the certificates; empty: cleartext.
 	TLS string
+	// ProbeKey is the key of our own probes.
+	ProbeKey string `json:"-"`
 }
 
 // Input is all that a plan depends on.
@@ -88,6 +94,8 @@ type Input struct {
 	HTTPS HTTPS
 	// APIKeys are the files with the keys that clients need, "file,…"; empty: none.
 	APIKeys string
+	// ProbeKey marks our own probes for the extprocs; it is on no command line.
+	ProbeKey string
 }
 
 const (
@@ -106,7 +114,7 @@ func NewPlan(in Input) Plan {
 	b := planner{in: in, ports: in.Ports}
 	logs := filepath.Join(in.Dir, "logs")
 	b.plan = Plan{
-		Listen: in.Listen, Dir: in.Dir, TLS: in.TLS, HTTPS: in.HTTPS.Listen, Logs: logs,
+		Listen: in.Listen, Dir: in.Dir, TLS: in.TLS, HTTPS: in.HTTPS.Listen, ProbeKey: in.ProbeKey, Logs: logs,
 		Config:    filepath.Join(in.Dir, "config.yaml"),
 		Bootstrap: filepath.Join(in.Dir, "envoy.json"),
 		AccessLog: filepath.Join(logs, AccessLog),
@@ -177,7 +185,7 @@ func (b *planner) control() {
 	var pickers []Spec
 	var asked []string
 	for i := range b.in.ExtProcs {
-		s := Spec{Role: "extproc", Phase: phaseNodes, Addrs: map[string]string{"grpc": b.addr(), "metrics": b.addr()}}
+		s := Spec{Role: "extproc", Phase: phaseNodes, Env: []string{wire.ProbeKey + "=" + b.in.ProbeKey}, Addrs: map[string]string{"grpc": b.addr(), "metrics": b.addr()}}
 		if b.in.ExtProcs > 1 {
 			s.Name = fmt.Sprintf("extproc@%d", i+1)
 		}

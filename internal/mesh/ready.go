@@ -108,17 +108,19 @@ func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
 }
 
 // throughEnvoy sends requests of different sessions at the same time and returns
-// the replicas that answered.
+// the replicas that answered. One that fails ends no other.
 func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool, error) {
 	var (
 		mu   sync.Mutex
 		seen = map[string]bool{}
 	)
-	g, ctx := errgroup.WithContext(ctx)
+	var g errgroup.Group
 	for i := range probesPerReplica * len(rs) {
 		g.Go(func() error {
 			model := rs[i%len(rs)].model
-			name, err := oneToken(ctx, keys.Transport(m.key, new(http.Transport)), "http://"+reachable(m.plan.Listen), model, fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i))
+			name, err := oneToken(ctx, keys.Transport(m.key, new(http.Transport)), "http://"+reachable(m.plan.Listen), model, http.Header{
+				wire.SessionHeader: {fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i)}, wire.ProbeHeader: {m.plan.ProbeKey},
+			})
 			mu.Lock()
 			defer mu.Unlock()
 			seen[name] = true
@@ -131,15 +133,15 @@ func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool,
 // engineToken asks an engine itself.
 func (m *mesh) engineToken(ctx context.Context, addr, node, model string) (string, error) {
 	if m.operator == nil {
-		return oneToken(ctx, new(http.Transport), "http://"+addr, model, "")
+		return oneToken(ctx, new(http.Transport), "http://"+addr, model, nil)
 	}
 	t := &http.Transport{TLSClientConfig: m.operator.Client(mtls.IsEngineOf(node), "http/1.1")}
 	defer t.CloseIdleConnections()
-	return oneToken(ctx, t, "https://"+addr, model, "")
+	return oneToken(ctx, t, "https://"+addr, model, nil)
 }
 
 // oneToken asks for a completion of one token and returns the replica that gave it.
-func oneToken(ctx context.Context, t http.RoundTripper, base, model, session string) (string, error) {
+func oneToken(ctx context.Context, t http.RoundTripper, base, model string, more http.Header) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	body, err := json.Marshal(map[string]any{
@@ -155,8 +157,8 @@ func oneToken(ctx context.Context, t http.RoundTripper, base, model, session str
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Close = true
-	if session != "" {
-		req.Header.Set(wire.SessionHeader, session)
+	for name, values := range more {
+		req.Header.Set(name, values[0])
 	}
 	resp, err := (&http.Client{Transport: t}).Do(req)
 	if err != nil {

@@ -55,6 +55,33 @@ func TestProbeReachesEveryReplica(t *testing.T) {
 	}
 }
 
+// TestProbeThatFailsEndsNoOther has a gateway that refuses the first request, and answers
+// the others only when that one has come back.
+func TestProbeThatFailsEndsNoOther(t *testing.T) {
+	refused := make(chan struct{})
+	var asked atomic.Int32
+	gateway := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Millrace-Probe") != "K" {
+			t.Errorf("header %v, want the key of probes", r.Header)
+		}
+		if asked.Add(1) == 1 {
+			w.WriteHeader(http.StatusTooManyRequests)
+			_ = http.NewResponseController(w).Flush()
+			close(refused)
+			return
+		}
+		<-refused
+		w.Header().Set("X-Millrace-Replica", "m-0")
+		fmt.Fprint(w, oneTokenAnswer)
+	}))
+	defer gateway.Close()
+	m := &mesh{plan: Plan{Listen: gateway.Listener.Addr().String(), ProbeKey: "K"}}
+	seen, err := m.throughEnvoy(t.Context(), wanted[:1])
+	if err == nil || !strings.Contains(err.Error(), "429") || !seen["m-0"] {
+		t.Errorf("seen %v, %v; want the answer of the other, and the refusal", seen, err)
+	}
+}
+
 func TestProbeTakesNoAnswerWithoutAToken(t *testing.T) {
 	for _, tt := range []struct {
 		name, body string

@@ -7,6 +7,7 @@ package mesh
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -117,7 +118,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	plan := NewPlan(Input{
 		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
-		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(), HTTPS: o.HTTPS, APIKeys: o.keyFiles(),
+		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(), HTTPS: o.HTTPS, APIKeys: o.keyFiles(), ProbeKey: rand.Text(),
 	})
 	own, err := o.ownKey()
 	if err != nil {

@@ -19,6 +19,8 @@ const (
 const (
 	// DebugHeader asks, with the value "1", for DecisionHeader.
 	DebugHeader = "x-millrace-debug"
+	// ProbeHeader holds the key of a mesh's own probes, which count for no tenant.
+	ProbeHeader = "x-millrace-probe"
 	// TimeoutHeader and EnvoyTimeoutHeader say how long the client waits, in milliseconds.
 	TimeoutHeader      = "x-request-timeout-ms"
 	EnvoyTimeoutHeader = "x-envoy-expected-rq-timeout-ms"
@@ -37,6 +39,10 @@ const (
 	RenameHeader    = "x-llm-d-model-name-rewrite"
 	OldRenameHeader = "x-gateway-model-name-rewrite"
 )
+
+// ProbeKey is the environment variable by which a mesh gives its extprocs the key of its
+// own probes.
+const ProbeKey = "MILLRACE_PROBE_KEY"
 
 // PoolHeader is gRPC metadata by which a gateway names the pool, "namespace/name", that a
 // stream of the external processor is for.
@@ -150,6 +156,8 @@ const (
 	// FactFirstToken is the time from a request's arrival to the first token of its
 	// answer, in milliseconds: of streams of our engines.
 	FactFirstToken = "ttft_ms"
+	// FactProbe is whether it was a probe of the mesh's own.
+	FactProbe = "probe"
 )
 
 // Facts are all keys of FactsNamespace, in the order in which a person wants to read them.

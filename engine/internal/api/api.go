@@ -49,6 +49,7 @@ type Server struct {
 // operation is one of the API's operations, which the backend answers.
 type operation struct {
 	*apis.Row
+	api apis.API
 	// whole is whether a unary answer can be put together from a stream.
 	whole bool
 	// responses is whether answers have ids that later requests continue.
@@ -62,7 +63,7 @@ var other = operation{Row: apis.Other.Row(), passes: true}
 
 var operations = func() (all []operation) {
 	for a := apis.Chat; a < apis.Len; a++ {
-		all = append(all, operation{Row: a.Row(), whole: a == apis.Chat || a == apis.Completions, responses: a == apis.Responses})
+		all = append(all, operation{Row: a.Row(), api: a, whole: a == apis.Chat || a == apis.Completions, responses: a == apis.Responses})
 	}
 	return all
 }()
@@ -104,8 +105,16 @@ func (s *Server) other(w http.ResponseWriter, r *http.Request) {
 	notFound("no such endpoint: "+r.Method+" "+r.URL.Path, "").write(w)
 }
 
-// ServeHTTP answers one request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+// ServeHTTP answers one request. A slash behind a path changes nothing.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if path := strings.TrimRight(r.URL.Path, "/"); path != "" && path != r.URL.Path {
+		u := *r.URL
+		u.Path, u.RawPath = path, ""
+		r = r.WithContext(r.Context())
+		r.URL = &u
+	}
+	s.mux.ServeHTTP(w, r)
+}
 
 func wrongMethod(w http.ResponseWriter, r *http.Request) {
 	(&apiError{status: http.StatusMethodNotAllowed, Message: r.Method + " is not allowed here", Type: invalidRequest}).write(w)

@@ -126,23 +126,23 @@ func (g *rig) post(t *testing.T, path, body string) (*http.Response, string) {
 
 const (
 	chat = `{"model":"smollm2","messages":[{"role":"user","content":"hi"}]}`
-	// twoChats is answered by no stream, whatever a stream may hold.
-	twoChats = `{"model":"smollm2","n":2,"messages":[{"role":"user","content":"hi"}]}`
-	timings  = `"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":96.5,"predicted_n":48,"predicted_ms":670.25}`
-	cost     = "prompt=39,cached=24,completion=48,prefill_ms=96.5,decode_ms=670.2"
+	// probed is asked for as it came: nobody has compared a stream with its answer.
+	probed  = `{"model":"smollm2","logprobs":true,"messages":[{"role":"user","content":"hi"}]}`
+	timings = `"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":96.5,"predicted_n":48,"predicted_ms":670.25}`
+	cost    = "prompt=39,cached=24,completion=48,prefill_ms=96.5,decode_ms=670.2"
 )
 
 func TestUnary(t *testing.T) {
 	const answer = `{"choices":[{"message":{"content":"Hello"}}],` + timings + `}`
 	g := newRig(t, func(w http.ResponseWriter, r *http.Request) {
-		if b, _ := io.ReadAll(r.Body); string(b) != twoChats || r.URL.Path != "/v1/chat/completions" {
+		if b, _ := io.ReadAll(r.Body); string(b) != probed || r.URL.Path != "/v1/chat/completions" {
 			t.Errorf("the backend got %s %s", r.URL.Path, b)
 		}
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
 		_, _ = io.WriteString(w, answer)
 	})
 	for _, path := range []string{"/v1/chat/completions", "/chat/completions"} {
-		resp, body := g.post(t, path, twoChats)
+		resp, body := g.post(t, path, probed)
 		if resp.StatusCode != http.StatusOK || body != answer {
 			t.Fatalf("%s: %d %s", path, resp.StatusCode, body)
 		}
@@ -404,23 +404,54 @@ func TestLostBackendIs503(t *testing.T) {
 	}
 }
 
-func TestBrokenStreamIsCut(t *testing.T) {
-	g := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		_, _ = io.WriteString(w, "data: {}\n\n")
-		w.(http.Flusher).Flush()
-		panic(http.ErrAbortHandler)
-	})
-	resp, err := http.DefaultClient.Do(g.request(t.Context(), "/v1/chat/completions", strings.Replace(chat, "{", `{"stream":true,`, 1)))
-	if err != nil {
-		t.Fatal(err)
+// TestBrokenStreamEndsWithAnError in the form of the API that was asked; one that broke
+// within an event is cut.
+func TestBrokenStreamEndsWithAnError(t *testing.T) {
+	const chatToken = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n"
+	tests := []struct {
+		name, path, body, sent string
+		kind                   enginepb.Backend_Kind
+		want                   []string // what the last event holds; nil: the stream is cut
+	}{
+		{"chat", "/v1/chat/completions", chat, chatToken, enginepb.Backend_LLAMACPP, []string{"data: {\"error\":{", `"code":"backend_lost"`, `"type":"server_error"`}},
+		{"within an event", "/v1/chat/completions", chat, chatToken[:20], enginepb.Backend_LLAMACPP, nil},
+		{"messages", "/v1/messages", chat, "event: ping\ndata: {}\n\n", enginepb.Backend_LLAMACPP, []string{"event: error\n", `"type":"api_error"`, `"type":"error"}`}},
+		{"a response made of a chat", "/v1/responses", `{"model":"smollm2","input":"hi"}`, chatToken, enginepb.Backend_LLAMACPP, []string{"event: response.failed\n", `"status":"failed"`, `"type":"response.failed"`}},
+		{"a response of the backend's own", "/v1/responses", `{"model":"smollm2","input":"hi"}`, "data: {}\n\n", enginepb.Backend_VLLM, []string{"event: error\n", `"sequence_number":1`, `"type":"error"`}},
 	}
-	defer resp.Body.Close()
-	if _, err := io.ReadAll(resp.Body); err == nil {
-		t.Error("half a stream looks like a whole one")
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := newRigOf(t, tt.kind, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, tt.sent)
+				w.(http.Flusher).Flush()
+				panic(http.ErrAbortHandler)
+			})
+			resp, err := http.DefaultClient.Do(g.request(t.Context(), tt.path, strings.Replace(tt.body, "{", `{"stream":true,`, 1)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			if tt.want == nil {
+				if err == nil {
+					t.Error("half a stream looks like a whole one")
+				}
+				return
+			}
+			events := strings.SplitAfter(strings.TrimSuffix(string(b), "\n\n"), "\n\n")
+			for _, want := range tt.want {
+				if last := events[len(events)-1]; err != nil || !strings.Contains(last, want) {
+					t.Errorf("%v: the last event is %q, want %s in it", err, last, want)
+				}
+			}
+			if usage := resp.Trailer.Get(headerUsage); usage != "" {
+				t.Errorf("usage %q of a broken stream", usage)
+			}
+			want := fmt.Sprintf(`millrace_engine_requests_total{outcome="failed",path=%q} 1`, strings.TrimPrefix(tt.path, "/v1"))
+			until(t, func() bool { return strings.Contains(exposition(t, g), want) })
+		})
 	}
-	const want = `millrace_engine_requests_total{outcome="failed",path="/chat/completions"} 1`
-	until(t, func() bool { return strings.Contains(exposition(t, g), want) })
 }
 
 func TestClientThatLeavesStopsTheBackend(t *testing.T) {

@@ -4,7 +4,7 @@ import "millrace.dev/millrace/internal/wire"
 
 // logCache logs that the backend works on the prompt from now on.
 func (c *call) logCache() {
-	if c.published() {
+	if c.published() || c.way.Other {
 		return
 	}
 	if links := c.cfg.Cache.Links(c.r.Header.Get(wire.PrefixHeader)); len(links) > 0 {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -103,6 +104,12 @@ func (c *call) serve(ctx context.Context) *apiError {
 		return failed
 	}
 	body = c.req.apply(body)
+	c.way = c.backend.Prepare(v.Assignment, backend.Request{
+		API: c.op.api, Body: body, Fields: c.req.fields, Stream: c.req.stream, Completion: c.op.whole, Limit: c.req.limit,
+	})
+	if c.way.Refused != nil {
+		return fromError(*c.way.Refused)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errGone)
 	if failed := c.enter(ctx, cancel); failed != nil {
@@ -113,7 +120,7 @@ func (c *call) serve(ctx context.Context) *apiError {
 	defer c.settleCache()
 	lost := context.AfterFunc(v.Alive, func() { cancel(supervise.ErrEnds) })
 	defer lost()
-	return c.forward(ctx, body, lost)
+	return c.forward(ctx, lost)
 }
 
 // enter waits for a slot as long as the replica takes requests.
@@ -167,13 +174,10 @@ func (c *call) ended(ctx context.Context, err error) *apiError {
 
 // forward has the backend answer. lost stops the watch over the backend's state,
 // when the answer has begun.
-func (c *call) forward(ctx context.Context, body []byte, lost func() bool) *apiError {
+func (c *call) forward(ctx context.Context, lost func() bool) *apiError {
 	ctx, span := c.cfg.Tracer.Start(ctx, "backend", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
-	c.way = c.backend.Prepare(c.serving.Assignment, backend.Request{
-		Body: body, Fields: c.req.fields, Stream: c.req.stream, Completion: c.op.whole, Limit: c.req.limit,
-	})
-	url := c.backend.URL(c.serving.Assignment) + c.op.Path
+	url := c.backend.URL(c.serving.Assignment) + cmp.Or(c.way.Path, c.op.Path)
 	if c.op.passes {
 		url = c.backend.URL(c.serving.Assignment) + c.r.URL.RequestURI()
 	}
@@ -233,13 +237,18 @@ func (c *call) unary(ctx context.Context, resp *http.Response) *apiError {
 	if err != nil {
 		return c.ended(ctx, err)
 	}
-	c.reply(resp.Header.Get("Content-Type"), body)
-	return nil
+	return c.reply(resp.Header.Get("Content-Type"), body)
 }
 
 // reply sends a whole answer: its usage goes into a header.
-func (c *call) reply(kind string, body []byte) {
+func (c *call) reply(kind string, body []byte) *apiError {
 	c.usage, _ = c.backend.Usage(body)
+	if c.way.Reform != nil {
+		var err error
+		if kind, body, err = c.way.Reform.Unary(body); err != nil {
+			return backendLost(err.Error())
+		}
+	}
 	c.ticket.Release()
 	c.account(time.Now())
 	h := c.w.Header()
@@ -250,6 +259,7 @@ func (c *call) reply(kind string, body []byte) {
 		h[headerResponse] = []string{id}
 	}
 	_, _ = c.w.Write(body)
+	return nil
 }
 
 // account counts a request that was answered to its end.

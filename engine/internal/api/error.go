@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+
+	"millrace.dev/millrace/engine/internal/backend"
 )
 
 // apiError is an error in the API's own form.
@@ -115,9 +117,17 @@ func (c *call) fromBackend(status int, body []byte) *apiError {
 		// Envoy would try it on all other replicas, which have the same model.
 		return coded(http.StatusBadRequest, invalidRequest, "unsupported_operation", b.Message)
 	}
+	return fromError(b)
+}
+
+// fromError is a refusal in the backend's terms.
+func fromError(b backend.Error) *apiError {
 	e := &apiError{status: b.Status, Message: b.Message, Type: b.Type}
 	if b.Code != "" {
 		e.Code = &b.Code
+	}
+	if b.Param != "" {
+		e.Param = &b.Param
 	}
 	return e
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"sync"
@@ -52,16 +53,18 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 	}
 	h[headerLoad] = []string{c.load()}
 	c.w.WriteHeader(http.StatusOK)
-	first, end, last, whole := c.copy(events, buf, n, err)
-	if !whole {
+	first, end, last, err := c.copy(events, buf, n, err)
+	if err != nil {
 		c.cut()
-		if c.r.Context().Err() != nil {
-			c.status = statusGone
-		}
-		// The client must not take half an answer for a whole one.
-		panic(http.ErrAbortHandler)
+		c.broken(ctx, end, err)
+		return nil
 	}
 	c.usage, _ = c.backend.Usage(end)
+	if all, ok := c.way.Reform.(tallied); ok {
+		if u, several := all.Tally(); several {
+			c.usage = u
+		}
+	}
 	c.usage.Begun(first)
 	if c.way.Timed {
 		c.usage.Time(c.begun.Sub(c.sent), last.Sub(c.begun))
@@ -76,20 +79,58 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 	return nil
 }
 
+// broken ends a stream whose backend was lost, of which end was the last: the client must
+// not take half an answer for a whole one. It gets an error in the API's form, where that
+// does not fall into the middle of an event.
+func (c *call) broken(ctx context.Context, end []byte, err error) {
+	if errors.Is(err, errUnsent) || c.r.Context().Err() != nil {
+		c.status = statusGone
+		panic(http.ErrAbortHandler) // not a bug: net/http cuts the connection by it
+	}
+	why := c.ended(ctx, err)
+	c.status = http.StatusBadGateway
+	last := c.failure(why)
+	if !bytes.HasSuffix(end, eventEnd) && c.filter() == nil || !send(c.w, http.NewResponseController(c.w), last) {
+		panic(http.ErrAbortHandler) // not a bug: net/http cuts the connection by it
+	}
+}
+
+// failure is an error as the last event of a stream.
+func (c *call) failure(why *apiError) []byte {
+	if c.way.Reform != nil {
+		if last := c.way.Reform.Fail(backend.Error{Status: why.status, Message: why.Message, Type: why.Type}); last != nil {
+			return last
+		}
+	}
+	var kind string
+	var v any
+	switch {
+	case c.op.Dialect == apis.Anthropic:
+		kind, v = "event: error\n", map[string]any{"type": "error", "error": map[string]string{"type": "api_error", "message": why.Message}}
+	case c.op.responses:
+		kind, v = "event: error\n", map[string]any{
+			"type": "error", "code": serverError, "message": why.Message, "param": nil, "sequence_number": c.events,
+		}
+	default:
+		v = map[string]any{"error": why}
+	}
+	return append(append([]byte(kind+"data: "), backend.Encode(v)...), eventEnd...)
+}
+
+// errUnsent is the end of a stream that its client does not take.
+var errUnsent = errors.New("the client does not read")
+
 // firstKept is how much of the beginning of a stream is searched, in bytes.
 const firstKept = 4 << 10
 
 // copy forwards a stream of which n bytes have been read. It returns the beginning and
-// the end, when that came, and whether it came and went to its end. Only of operations
+// the end, when that came, and why it did not come or go to its end. Only of operations
 // that say something there the beginning is kept.
-func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (first, end []byte, at time.Time, whole bool) {
+func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (first, end []byte, at time.Time, failed error) {
 	out := http.NewResponseController(c.w)
 	var last tail
 	var deadline time.Time
-	var filter *backend.Filter // nil: all of it passes through
-	if c.way.Answer == backend.DropUsage {
-		filter = new(backend.Filter)
-	}
+	filter := c.filter()
 	c.ticket.Progress(c.prompt)
 	for now := c.begun; ; now = time.Now() {
 		if n > 0 {
@@ -99,27 +140,52 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 				_ = out.SetWriteDeadline(deadline)
 			}
 			last.keep(buf[:n])
-			if c.op.responses || c.op.Dialect == apis.Anthropic {
-				first = append(first, buf[:min(n, firstKept-len(first))]...)
-			}
 			c.cfg.Meter.Serve(now)
 			c.generate(bytes.Count(buf[:n], eventEnd))
 			part := buf[:n]
 			if filter != nil {
 				part = filter.Pass(part)
 			}
+			if c.op.responses || c.op.Dialect == apis.Anthropic {
+				first = append(first, part[:min(len(part), firstKept-len(first))]...)
+			}
 			if !send(c.w, out, part) {
-				return nil, nil, at, false
+				return nil, nil, at, errUnsent
 			}
 		}
-		if err != nil {
+		if err != nil && err != io.EOF {
+			return first, last, at, err
+		}
+		if err == io.EOF {
 			if filter != nil && !send(c.w, out, filter.Rest()) {
-				return nil, nil, at, false
+				return nil, nil, at, errUnsent
 			}
-			return first, last, at, err == io.EOF
+			return first, last, at, nil
 		}
 		n, err = events.Read(buf[:])
 	}
+}
+
+// filter is what a stream passes through; nil: all of it passes.
+func (c *call) filter() filter {
+	switch {
+	case c.way.Reform != nil:
+		return c.way.Reform
+	case c.way.Answer == backend.DropUsage:
+		return new(backend.Filter)
+	}
+	return nil
+}
+
+// tallied is a stream of several choices, each with an account.
+type tallied interface {
+	Tally() (backend.Usage, bool)
+}
+
+// filter makes the client's stream of the backend's.
+type filter interface {
+	Pass(p []byte) []byte
+	Rest() []byte
 }
 
 // send writes a part of a stream at once, and reports whether the client takes it.

@@ -14,7 +14,7 @@ import (
 func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 	buf := buffers.Get().(*[16 << 10]byte)
 	defer buffers.Put(buf)
-	var whole backend.Whole
+	whole := backend.Whole{N: c.way.Choices}
 	c.ticket.Progress(c.prompt)
 	for first := true; ; first = false {
 		n, err := events.Read(buf[:])
@@ -41,6 +41,5 @@ func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 	case err != nil:
 		return c.ended(ctx, err)
 	}
-	c.reply("application/json; charset=utf-8", body)
-	return nil
+	return c.reply("application/json; charset=utf-8", body)
 }

@@ -25,7 +25,7 @@ func TestUnaryFromAStream(t *testing.T) {
 	const end = `data: {"choices":[],"usage":{"prompt_tokens":39,"completion_tokens":48,"prompt_tokens_details":{"cached_tokens":24}},` + timings + "}\n\ndata: [DONE]\n\n"
 	g := events(t, hello+end)
 	resp, body := g.post(t, "/v1/chat/completions", chat)
-	if resp.StatusCode != http.StatusOK || !strings.HasPrefix(body, `{"choices":[{"finish_reason":"stop","index":0,"message":{"content":"Hello","role":"assistant"}}],"object":"chat.completion",`) {
+	if resp.StatusCode != http.StatusOK || !strings.HasPrefix(body, `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"Hello","refusal":null,"role":"assistant"}}],"object":"chat.completion",`) {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
 	if resp.Header.Get(headerUsage) != cost || resp.Header.Get("Content-Type") != "application/json; charset=utf-8" {

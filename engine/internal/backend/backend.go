@@ -15,6 +15,7 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/blocks"
 )
 
@@ -138,10 +139,14 @@ type Error struct {
 	Status int
 	// Message is for a person; Type and Code are for programs.
 	Message, Type, Code string
+	// Param is the field of the request that is wrong; empty: not known.
+	Param string
 }
 
 // Request is a request of the API as the client sent it.
 type Request struct {
+	// API is the operation.
+	API apis.API
 	// Body is a JSON object, Fields its fields.
 	Body   []byte
 	Fields map[string]json.RawMessage
@@ -169,8 +174,19 @@ const (
 
 // Way is how a request goes to the backend, and how its answer comes back.
 type Way struct {
+	// Refused is why the request is not sent at all; nil: it is.
+	Refused *Error
+	// Path is the backend's operation; empty: the one that the client asked for.
+	Path string
 	// Body is what is sent.
 	Body []byte
+	// Choices is how many there are of one prompt; 0: one.
+	Choices int
+	// Other is whether the prompt is another than the client's, so that nobody else
+	// knows its keys.
+	Other bool
+	// Reform makes the client's answer of what comes; nil: they are the same.
+	Reform Reform
 	// Answer is what is done with what comes.
 	Answer Answer
 	// Close is whether the backend closes the connection after the answer, whatever

@@ -13,6 +13,8 @@ func ParseError(status int, body []byte) Error {
 		Error struct {
 			Type string          `json:"type"`
 			Code json.RawMessage `json:"code"` // a number with some servers
+			// Param is null where no field is to blame.
+			Param json.RawMessage `json:"param"`
 		} `json:"error"`
 	}
 	if json.Unmarshal(body, &reply) == nil {
@@ -20,6 +22,7 @@ func ParseError(status int, body []byte) Error {
 		if json.Unmarshal(reply.Error.Code, &code) == nil {
 			e.Code = code
 		}
+		_ = json.Unmarshal(reply.Error.Param, &e.Param) // no text: none
 	}
 	switch {
 	case status >= http.StatusInternalServerError:

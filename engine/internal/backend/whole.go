@@ -7,16 +7,41 @@ import (
 	"fmt"
 )
 
-// Whole puts the events of a stream together to one unary answer, of one choice.
+// Whole puts the events of a stream together to one unary answer.
 type Whole struct {
-	line    []byte // that has not ended yet
-	message map[string][]byte
-	text    []byte // of a completion that is no chat; nil: a chat
-	finish  json.RawMessage
-	account []byte // the event that holds the usage
-	done    bool
-	err     error
+	// N is how many choices there are of one prompt; 0: one.
+	N int
+
+	line     []byte // that has not ended yet
+	choices  []*choice
+	account  []byte // the last event that holds a usage
+	accounts []map[string]json.RawMessage
+	done     bool
+	err      error
 }
+
+// choice is one of the answer, as far as it has come.
+type choice struct {
+	message  map[string][]byte
+	text     []byte // of a completion that is no chat; nil: a chat
+	calls    []*toolCall
+	logprobs []json.RawMessage
+	probed   bool // whether there are logprobs, none included
+	finish   json.RawMessage
+}
+
+// toolCall is the call of a function.
+type toolCall struct {
+	ID       string `json:"id"`
+	Type     string `json:"type"`
+	Function struct {
+		Name      string `json:"name"`
+		Arguments string `json:"arguments"`
+	} `json:"function"`
+}
+
+// mostChoices bounds what a stream may say of its choices.
+const mostChoices = 4096
 
 // errCut is returned for a stream that ended before its end.
 var errCut = errors.New("the stream ended early")
@@ -44,9 +69,13 @@ func (w *Whole) Write(p []byte) (int, error) {
 // event is one event, as far as it matters to the answer.
 type event struct {
 	Choices []struct {
-		Finish json.RawMessage            `json:"finish_reason"`
-		Text   json.RawMessage            `json:"text"`
-		Delta  map[string]json.RawMessage `json:"delta"`
+		Index    int                        `json:"index"`
+		Finish   json.RawMessage            `json:"finish_reason"`
+		Text     json.RawMessage            `json:"text"`
+		Delta    map[string]json.RawMessage `json:"delta"`
+		Logprobs *struct {
+			Content []json.RawMessage `json:"content"`
+		} `json:"logprobs"`
 	} `json:"choices"`
 	Usage json.RawMessage `json:"usage"`
 	Error json.RawMessage `json:"error"`
@@ -68,29 +97,71 @@ func (w *Whole) take(line []byte) {
 		w.err = &StreamError{Body: bytes.Clone(data)}
 	case e.Usage != nil:
 		w.account = bytes.Clone(data)
+		var u map[string]json.RawMessage
+		if json.Unmarshal(e.Usage, &u) == nil {
+			w.accounts = append(w.accounts, u)
+		}
 	}
 	for _, c := range e.Choices {
+		if c.Index < 0 || c.Index >= mostChoices {
+			w.err = fmt.Errorf("an event of the stream: choice %d", c.Index)
+			return
+		}
+		for len(w.choices) <= c.Index {
+			w.choices = append(w.choices, &choice{})
+		}
+		to := w.choices[c.Index]
 		for name, v := range c.Delta {
-			w.grow(name, v)
+			to.grow(name, v)
 		}
 		if c.Text != nil {
-			w.text = appendString(w.text, c.Text)
+			to.text = appendString(to.text, c.Text)
+		}
+		if c.Logprobs != nil {
+			to.logprobs, to.probed = append(to.logprobs, c.Logprobs.Content...), true
 		}
 		if string(c.Finish) != "null" {
-			w.finish = c.Finish
+			to.finish = c.Finish
 		}
 	}
 }
 
 // grow adds to a field of the message. Who speaks is said once or not at all.
-func (w *Whole) grow(name string, v json.RawMessage) {
-	if name == "role" {
+func (c *choice) grow(name string, v json.RawMessage) {
+	switch name {
+	case "role":
+		return
+	case "tool_calls":
+		c.call(v)
 		return
 	}
-	if w.message == nil {
-		w.message = make(map[string][]byte)
+	if c.message == nil {
+		c.message = make(map[string][]byte)
 	}
-	w.message[name] = appendString(w.message[name], v)
+	c.message[name] = appendString(c.message[name], v)
+}
+
+// call adds to the calls of functions.
+func (c *choice) call(v json.RawMessage) {
+	var parts []struct {
+		Index int `json:"index"`
+		toolCall
+	}
+	if json.Unmarshal(v, &parts) != nil {
+		return
+	}
+	for _, p := range parts {
+		if p.Index < 0 || p.Index >= mostChoices {
+			continue
+		}
+		for len(c.calls) <= p.Index {
+			c.calls = append(c.calls, &toolCall{Type: "function"})
+		}
+		to := c.calls[p.Index]
+		to.ID += p.ID
+		to.Function.Name += p.Function.Name
+		to.Function.Arguments += p.Function.Arguments
+	}
 }
 
 // appendString joins two strings in their JSON form; null is an empty one.
@@ -154,20 +225,49 @@ func (w *Whole) JSON() ([]byte, error) {
 	for name, v := range kept {
 		answer[name] = v
 	}
-	choice := map[string]any{"index": 0, "finish_reason": w.finish}
-	if w.text != nil {
-		choice["text"], choice["logprobs"] = json.RawMessage(w.text), nil
-	} else {
-		message := map[string]any{"role": "assistant", "content": ""}
-		for name, v := range w.message {
-			message[name] = json.RawMessage(v)
-		}
-		choice["message"], answer["object"] = message, "chat.completion"
+	if len(w.accounts) > 1 {
+		answer["usage"] = SumUsage(w.accounts, w.N)
 	}
-	answer["choices"] = []any{choice}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	err := enc.Encode(answer)
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+	if len(w.choices) == 0 {
+		w.choices = []*choice{{}}
+	}
+	all := make([]any, len(w.choices))
+	for i, c := range w.choices {
+		out := map[string]any{"index": i, "finish_reason": c.finish, "logprobs": nil}
+		if c.probed {
+			out["logprobs"] = map[string]any{"content": c.logprobs, "refusal": nil}
+		}
+		if c.text != nil {
+			out["text"] = json.RawMessage(c.text)
+		} else {
+			message := map[string]any{"role": "assistant", "content": "", "refusal": nil}
+			for name, v := range c.message {
+				message[name] = json.RawMessage(v)
+			}
+			if len(c.calls) > 0 {
+				message["tool_calls"] = c.calls
+			}
+			out["message"], answer["object"] = message, "chat.completion"
+		}
+		all[i] = out
+	}
+	answer["choices"] = all
+	return Encode(answer), nil
+}
+
+// SumUsage is the account of several choices, n of each prompt, in OpenAI's form: a
+// prompt counts once.
+func SumUsage(accounts []map[string]json.RawMessage, n int) any {
+	var prompt, completion, cached uint64
+	for _, a := range accounts {
+		var u usage
+		_ = json.Unmarshal(Encode(a), &u) // what is no number counts nothing
+		prompt, completion, cached = prompt+u.Prompt, completion+u.Completion, cached+u.Details.Cached
+	}
+	each := uint64(max(1, n))
+	prompt, cached = prompt/each, cached/each
+	return map[string]any{
+		"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+		"prompt_tokens_details": map[string]any{"cached_tokens": cached},
+	}
 }

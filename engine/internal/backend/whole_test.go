@@ -28,17 +28,17 @@ func TestWhole(t *testing.T) {
 		{
 			name:   "a chat",
 			stream: delta(`{"role":"assistant","content":null}`) + delta(`{"content":"a \"<b"}`) + ":\n\n" + delta(`{"content":">\n\ud83c"}`) + delta(`{"content":"\udf1fé"}`) + streamStop,
-			want:   `{"choices":[{"finish_reason":"stop","index":0,"message":{"content":"a \"<b>\n\ud83c\udf1fé","role":"assistant"}}],` + rest,
+			want:   `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"a \"<b>\n\ud83c\udf1fé","refusal":null,"role":"assistant"}}],` + rest,
 		},
 		{
 			name:   "a thought",
 			stream: delta(`{"reasoning_content":"h"}`) + delta(`{"reasoning_content":"m"}`) + delta(`{"content":"ok"}`) + streamStop,
-			want:   `{"choices":[{"finish_reason":"stop","index":0,"message":{"content":"ok","reasoning_content":"hm","role":"assistant"}}],` + rest,
+			want:   `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"ok","reasoning_content":"hm","refusal":null,"role":"assistant"}}],` + rest,
 		},
 		{
 			name:   "nothing said",
 			stream: "data: null\n\n" + streamStop,
-			want:   `{"choices":[{"finish_reason":"stop","index":0,"message":{"content":"","role":"assistant"}}],` + rest,
+			want:   `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"","refusal":null,"role":"assistant"}}],` + rest,
 		},
 	}
 	for _, tt := range tests {

@@ -2,6 +2,7 @@ package llamacpp
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -23,7 +24,11 @@ func parseError(status int, body []byte) backend.Error {
 		e.Code = "context_length_exceeded"
 	// An input of embeddings must fit one batch; the backend calls it its own fault.
 	case strings.Contains(e.Message, "too large to process"):
-		e.Status, e.Code = http.StatusBadRequest, "context_length_exceeded"
+		e.Status, e.Code, e.Param = http.StatusBadRequest, "context_length_exceeded", "input"
+		var is, most int
+		if _, err := fmt.Sscanf(e.Message, "input (%d tokens) is too large to process. increase the physical batch size (current batch size: %d)", &is, &most); err == nil {
+			e.Message = fmt.Sprintf("input: %d tokens; this model takes at most %d of one input of embeddings: split it", is, most)
+		}
 	case strings.Contains(e.Message, "not supported"):
 		e.Status, e.Code = http.StatusBadRequest, "not_supported"
 	// The backend can't read the request's messages or tools, which no other

@@ -101,6 +101,7 @@ def parameters(llama, c):
     p.hostnames, p.port = [host.strip("[]")], int(port)
     p.n_parallel = c["slots"]
     p.n_ctx = c["context_tokens"] * c["slots"]
+    p.n_batch = p.n_ubatch = c["batch_tokens"]
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = c["threads"]
     p.n_threads_http = c["http_threads"]
     p.cache_ram_mib = c["cache_mib"]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
@@ -17,6 +18,9 @@ import (
 type Kind struct {
 	Programs
 	client *backend.Client
+
+	// toolless is whether the model's template has no tools. Atomic.
+	toolless atomic.Bool
 }
 
 // New returns llama.cpp as programs has it, which is reached through t.
@@ -66,8 +70,14 @@ func (k *Kind) shardListens(context.Context) error {
 
 // healthy returns nil once the server has loaded the model and answers.
 func (k *Kind) healthy(ctx context.Context) error {
-	_, err := k.do(ctx, http.MethodGet, "/health", nil)
-	return err
+	if _, err := k.do(ctx, http.MethodGet, "/health", nil); err != nil {
+		return err
+	}
+	reply, err := k.do(ctx, http.MethodGet, "/props", nil)
+	if err != nil {
+		return fmt.Errorf("props: %w", err)
+	}
+	return k.template(reply)
 }
 
 // Probe has the replica generate, which proves it whole, shards included.
@@ -138,22 +148,6 @@ var closed = backend.Closed{
 
 // Closed are the server's slots, caches and adapters.
 func (k *Kind) Closed() backend.Closed { return closed }
-
-// shortAnswer is up to how many tokens an answer may have for a client that leaves
-// to save nothing: it ends before the server would notice. To put it together from
-// a stream costs more than the rest of the engine's work.
-const shortAnswer = 16
-
-// Prepare asks for a stream where a unary answer could not be cancelled.
-func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
-	w := backend.Way{Body: r.Body}
-	if long := r.Limit == 0 || r.Limit > shortAnswer; long && r.Completion && !r.Stream && streamable(r.Fields) {
-		w.Body, w.Answer = appendStream(r.Body), backend.Assemble
-	}
-	// It closes the connection after a stream, whatever it says in the headers.
-	w.Close = r.Stream || w.Answer == backend.Assemble
-	return w
-}
 
 // Usage reads the account at the end of an answer.
 func (k *Kind) Usage(end []byte) (backend.Usage, bool) { return parseUsage(end) }

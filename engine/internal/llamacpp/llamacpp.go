@@ -30,6 +30,17 @@ var glue string
 // cacheMiB bounds llama.cpp's cache of idle prompts in host memory.
 const cacheMiB = 256
 
+// mostBatch bounds a batch, in tokens. It is llama.cpp's own default: a larger one has
+// running streams wait longer for every long prompt, and an input of embeddings takes
+// memory for each of its tokens.
+const mostBatch = 2048
+
+// batch is how many tokens the server works on at once. An input of embeddings, whose
+// tokens are pooled, must fit into one batch.
+func batch(a *enginepb.Assignment) uint32 {
+	return min(a.GetBackend().GetContextTokens(), mostBatch)
+}
+
 // Programs says with what llama.cpp is run on this node, and where it listens.
 type Programs struct {
 	// Runtime is the folder that set-up made: xllamacpp and libggml-rpc.so.
@@ -53,6 +64,7 @@ type config struct {
 	Model         string  `json:"model,omitempty"`
 	Slots         uint32  `json:"slots,omitempty"`
 	ContextTokens uint32  `json:"context_tokens,omitempty"`
+	BatchTokens   uint32  `json:"batch_tokens,omitempty"`
 	HTTPThreads   uint32  `json:"http_threads,omitempty"`
 	CacheMiB      int     `json:"cache_mib,omitempty"`
 	Shards        []stage `json:"shards"`
@@ -111,6 +123,7 @@ func (p Programs) config(a *enginepb.Assignment, ways []string) config {
 	c := config{
 		Runtime: p.Runtime, Address: p.BackendAddress, Threads: b.GetThreads(),
 		Weights: b.GetWeights(), Model: a.GetModel(), Slots: b.GetSlots(), ContextTokens: b.GetContextTokens(),
+		BatchTokens: batch(a),
 		// A thread serves a connection for as long as it is kept alive. With fewer
 		// than connections (one a slot, probes, and scrapes of slots and metrics),
 		// a request can starve behind idle ones for many seconds.
@@ -143,10 +156,10 @@ func native(name string, args ...string) *exec.Cmd {
 // arguments says to llama-server what the glue says to the binding.
 func arguments(c config) []string {
 	host, port, _ := cutAddress(c.Address)
-	threads := strconv.Itoa(int(c.Threads))
+	threads, batch := strconv.Itoa(int(c.Threads)), strconv.Itoa(int(c.BatchTokens))
 	args := []string{
 		"-m", c.Weights, "--alias", c.Model, "--host", host, "--port", port,
-		"-np", strconv.Itoa(int(c.Slots)), "-c", strconv.Itoa(int(c.ContextTokens * c.Slots)),
+		"-np", strconv.Itoa(int(c.Slots)), "-c", strconv.Itoa(int(c.ContextTokens * c.Slots)), "-b", batch, "-ub", batch,
 		"-t", threads, "-tb", threads, "--threads-http", strconv.Itoa(int(c.HTTPThreads)),
 		"--cache-ram", strconv.Itoa(c.CacheMiB), "--embeddings", "--pooling", "mean", "-fa", "on",
 		"--jinja", "--metrics", "--slots", "--no-warmup", "--no-webui", "--fit", "off",

@@ -84,8 +84,8 @@ func TestParseError(t *testing.T) {
 		},
 		{
 			name: "input of embeddings over the batch is not the server's fault", status: 500,
-			body: `{"error":{"code":500,"message":"input (1401 tokens) is too large to process. increase …","type":"server_error"}}`,
-			want: backend.Error{Status: 400, Message: "input (1401 tokens) is too large to process. increase …", Type: "invalid_request_error", Code: "context_length_exceeded"},
+			body: `{"error":{"code":500,"message":"input (2401 tokens) is too large to process. increase the physical batch size (current batch size: 2048)","type":"server_error"}}`,
+			want: backend.Error{Status: 400, Message: "input: 2401 tokens; this model takes at most 2048 of one input of embeddings: split it", Type: "invalid_request_error", Code: "context_length_exceeded", Param: "input"},
 		},
 		{
 			name: "what the model can't do is not the server's fault", status: 500,
@@ -168,7 +168,7 @@ func TestNativeArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "-m /dev/null --alias smollm2 --host 127.0.0.1 --port 9 -np 4 -c 16384 -t 1 -tb 1 --threads-http 16 --cache-ram 256 " +
+	const want = "-m /dev/null --alias smollm2 --host 127.0.0.1 --port 9 -np 4 -c 16384 -b 2048 -ub 2048 -t 1 -tb 1 --threads-http 16 --cache-ram 256 " +
 		"--embeddings --pooling mean -fa on --jinja --metrics --slots --no-warmup --no-webui --fit off " +
 		"--rpc 127.0.0.1:1,127.0.0.1:2 -ngl 99 -ts 1,2"
 	if diff := cmp.Diff(want, strings.Join(cmd.Args[1:], " ")); diff != "" {
@@ -195,7 +195,7 @@ func TestGlueIsGivenAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config{
-		Runtime: "/run", Address: "127.0.0.1:9", Threads: 1, Weights: "/dev/null", Model: "smollm2", Slots: 4, ContextTokens: 4096,
+		Runtime: "/run", Address: "127.0.0.1:9", Threads: 1, Weights: "/dev/null", Model: "smollm2", Slots: 4, ContextTokens: 4096, BatchTokens: 2048,
 		HTTPThreads: 16, CacheMiB: 256, Shards: []stage{{"127.0.0.1:1", 1}, {"127.0.0.1:2", 2}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -215,6 +215,9 @@ func TestGlueIsGivenAll(t *testing.T) {
 func TestKindAsksTheServer(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /props", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"chat_template_caps":{"supports_tools":true}}`)
+	})
 	mux.HandleFunc("GET /slots", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `[{"id":0},{"id":1,"n_prompt_tokens":30,"is_processing":true},{"id":2,"n_prompt_tokens":12}]`)
 	})

@@ -145,7 +145,7 @@ func TestErrors(t *testing.T) {
 		want   backend.Error
 	}{
 		{400, `{"error":{"message":"This model's maximum context length is 4096 tokens.","type":"BadRequestError","param":"input_tokens","code":400}}`,
-			backend.Error{Status: 400, Message: "This model's maximum context length is 4096 tokens.", Type: "invalid_request_error", Code: "context_length_exceeded"}},
+			backend.Error{Status: 400, Message: "This model's maximum context length is 4096 tokens.", Type: "invalid_request_error", Code: "context_length_exceeded", Param: "input_tokens"}},
 		{500, `{"error":{"message":"EngineCore encountered an issue.","type":"InternalServerError","code":500}}`,
 			backend.Error{Status: 503, Message: "the backend was lost: EngineCore encountered an issue.", Type: "server_error", Code: "backend_lost"}},
 		{404, `{"detail":"Not Found"}`, backend.Error{Status: 404, Message: "Not Found", Type: "invalid_request_error"}},

@@ -205,6 +205,9 @@ func (c *Controller) Budgets(p *Policy) *Budgets {
 	return b
 }
 
+// Probed counts a probe of the mesh's own, which no budget pays for.
+func (c *Controller) Probed() { c.metrics.probes.Inc() }
+
 // Degraded counts a request that went to a smaller model.
 func (c *Controller) Degraded() { c.metrics.degraded.Inc() }
 

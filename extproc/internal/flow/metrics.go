@@ -8,6 +8,7 @@ type metrics struct {
 	wait              *prometheus.HistogramVec // by model and priority
 	sheds             *prometheus.CounterVec   // by model, priority and reason
 	degraded, overdue prometheus.Counter
+	probes            prometheus.Counter
 	budget            [overs]prometheus.Counter
 }
 
@@ -59,6 +60,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}, []string{"what"})
 	m := &metrics{
 		waiting: waiting, wait: wait, sheds: sheds,
+		probes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_own_probes_total",
+			Help: "Requests by which the mesh makes sure of itself: they are no tenant's.",
+		}),
 		degraded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_degraded_total",
 			Help: "Sheddable requests that went to a smaller model because all endpoints of theirs are busy.",
@@ -72,6 +77,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.budget[o] = budget.WithLabelValues(o.String())
 	}
 	m.of("", mostModels) // so that each metric exists from the start
-	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue)
+	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue, m.probes)
 	return m
 }

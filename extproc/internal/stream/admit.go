@@ -36,6 +36,9 @@ func admit(c *flow.Controller, in *input, u *understood, n *counted, r *openai.R
 	if p == nil || in.head.Method != "POST" || in.api.Row().Counted == apis.Nothing {
 		return a, nil // what no model works on costs nothing
 	}
+	if in.head.Probe {
+		c.Probed()
+	}
 	if a.spent, err = spend(c, p, in, n); err != nil {
 		return a, err
 	}
@@ -106,7 +109,7 @@ func degrade(c *flow.Controller, in *input, u *understood, n *counted, r *openai
 // spend takes the request from its tenant's budget.
 func spend(c *flow.Controller, p *flow.Policy, in *input, n *counted) (spending, *openai.Error) {
 	b := c.Budgets(p)
-	if b == nil {
+	if b == nil || in.head.Probe {
 		return spending{}, nil
 	}
 	s := spending{budgets: b, budget: p.Budget, tenant: in.head.Tenant, tokens: n.prompt + n.output}

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"hash/maphash"
 	"strconv"
 	"strings"
@@ -28,6 +29,8 @@ type names struct {
 	// picker is whether clients of the endpoint-picker protocol are understood, conformance
 	// whether its conformance suite is.
 	picker, conformance bool
+	// probe is the key of the mesh's own probes; empty: there is none.
+	probe string
 }
 
 // inbound is a message from Envoy, a ProcessingRequest. It is read from its
@@ -235,6 +238,9 @@ func (in *inbound) otherHeader(key, value []byte) {
 		head.Priority = same(&in.recent.Priority, value)
 	case forbidden(key):
 		head.Debug = head.Debug || string(key) == wire.DebugHeader && string(value) == "1"
+		if string(key) == wire.ProbeHeader && names.probe != "" {
+			head.Probe = subtle.ConstantTimeCompare(value, []byte(names.probe)) == 1
+		}
 		head.Forbidden = append(head.Forbidden, string(key))
 	}
 }

@@ -100,6 +100,8 @@ type RequestHead struct {
 	Tenant uint64
 	// Key is whether it has an API key that is known here.
 	Key bool
+	// Probe is whether it is a probe of the mesh's own, which is nobody's.
+	Probe bool
 	// Patience is how long the client waits; 0: not said.
 	Patience time.Duration
 	// Forbidden names the routing headers that the client sent: they must not be forwarded.
@@ -165,6 +167,8 @@ type Decision struct {
 	// Model is the id of the model, Asked the one that the client named if that is
 	// another; else empty.
 	Model, Asked string
+	// Probe is whether it is a probe of the mesh's own.
+	Probe bool
 	// Session names the conversation, for people.
 	Session string
 	// Priority is "critical", "standard" or "sheddable".

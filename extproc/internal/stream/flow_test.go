@@ -256,6 +256,40 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestProbesAreNoTenants decodes the key from a header: with another one a probe is charged
+// like anybody's request, and no key is forwarded.
+func TestProbesAreNoTenants(t *testing.T) {
+	const key = "Q7XK"
+	for _, tt := range []struct {
+		name, key, sent string
+		probe           bool
+	}{
+		{"the mesh's own", key, key, true},
+		{"another key", key, "guess", false},
+		{"a mesh without a key", "", "", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(1, oneSlot)
+			f.table.Policy.Flow.Budget = flow.Budget{Requests: 1, Tokens: 1}
+			in := inbound{names: f.core.Probes(tt.key).names()}
+			in.requestHeader([]byte("x-millrace-probe"), []byte(tt.sent))
+			if in.Request.Probe != tt.probe || len(in.Request.Forbidden) != 1 {
+				t.Errorf("read %+v, want probe %v", in.Request, tt.probe)
+			}
+			x, _ := f.ask(wire.Standard, func(*RequestHead) {}) // it uses the budget up
+			x.End(epoch)
+			f.core.Finish(x)
+			spend := f.core.flow.Budgets(f.table.Policy.Flow)
+			spend.Spend(f.table.Policy.Flow.Budget, 0, 1, epoch)
+			x, out := f.ask(wire.Standard, func(h *RequestHead) { h.Probe = in.Request.Probe })
+			if last := out[len(out)-1]; (last.Decision != nil) != tt.probe {
+				t.Errorf("got %+v, want a decision %v", last, tt.probe)
+			}
+			f.core.Finish(x)
+		})
+	}
+}
+
 func hosts(hs []openai.Header) (all []string) {
 	for _, h := range hs {
 		all = append(all, h.Name)

@@ -220,6 +220,9 @@ func (o *outbound) metadata(d *Decision) {
 	fact(w, wire.FactDecision, o.scratch)
 	fact(w, wire.FactSession, d.Session)
 	fact(w, wire.FactModel, d.Model)
+	if d.Probe {
+		fact(w, wire.FactProbe, "1")
+	}
 	if d.Asked != "" {
 		fact(w, wire.FactAsked, d.Asked)
 	}

@@ -32,6 +32,7 @@ type Core struct {
 	flow    *flow.Controller
 	seed    maphash.Seed // of tenants' names
 	keys    *keys.Files  // that clients need; nil: none
+	probe   string       // the key of the mesh's own probes; empty: there is none
 	metrics *metrics
 	room    room
 	pool    sync.Pool // of *Exchange
@@ -51,6 +52,13 @@ func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 // Require has clients need one of the keys; nil: none. To be called before the first exchange.
 func (c *Core) Require(k *keys.Files) { c.keys = k }
 
+// Probes has requests with this key be the mesh's own probes: they are no tenant's. It is
+// called before the first stream.
+func (c *Core) Probes(key string) *Core {
+	c.probe = key
+	return c
+}
+
 // Begin returns the exchange of a new stream; Finish takes it back.
 func (c *Core) Begin() *Exchange {
 	x := c.pool.Get().(*Exchange)
@@ -65,7 +73,7 @@ func (c *Core) names() names {
 	if t == nil {
 		return names{keys: c.keys, seed: c.seed}
 	}
-	n := names{session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, keys: c.keys, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
+	n := names{probe: c.probe, session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, keys: c.keys, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
 	if p := t.Policy.Flow; p != nil {
 		n.flow, n.tenant = true, p.TenantHeader
 	}

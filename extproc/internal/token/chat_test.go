@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestRareKeysAreFound(t *testing.T) {
@@ -106,6 +108,24 @@ func TestHeavyConversationsAreEstimated(t *testing.T) {
 	}
 }
 
+// TestResponsesInTheirEasyForms count as those that spell everything out.
+func TestResponsesInTheirEasyForms(t *testing.T) {
+	for easy, full := range map[string]string{
+		`{"input":[{"role":"assistant","content":"a"}]}`:                                 `{"input":[{"type":"message","role":"assistant","content":[{"type":"output_text","text":"a"}]}]}`,
+		`{"input":[{"type":"reasoning","summary":[]},{"role":"user","content":"a"}]}`:    `{"input":[{"role":"user","content":[{"type":"input_text","text":"a"}]}]}`,
+		`{"input":[{"role":"assistant","content":[{"type":"refusal","refusal":"no"}]}]}`: `{"input":[{"role":"assistant","content":[{"type":"output_text","text":"no"}]}]}`,
+	} {
+		a, err1 := ResponseChat([]byte(easy))
+		b, err2 := ResponseChat([]byte(full))
+		if err1 != nil || err2 != nil {
+			t.Fatal(err1, err2)
+		}
+		if diff := cmp.Diff(b.Messages, a.Messages); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", easy, diff)
+		}
+	}
+}
+
 func TestResponsesRefused(t *testing.T) {
 	tests := []struct{ body, want string }{
 		{`{`, "responses: unexpected end"},
@@ -113,7 +133,6 @@ func TestResponsesRefused(t *testing.T) {
 		{`{"input":5}`, "responses: input: json"},
 		{`{"input":[{"type":"web_search"}]}`, `item 0: of type "web_search" and role "" is unknown`},
 		{`{"input":[{"role":"user","content":[{"type":"input_file"}]}]}`, "item 0: content that is not text"},
-		{`{"input":[{"type":"reasoning"}]}`, "item 0: reasoning without text"},
 	}
 	for _, tt := range tests {
 		if _, err := ResponseChat([]byte(tt.body)); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -44,8 +44,14 @@ type textPart struct {
 	Text string `json:"text"`
 }
 
+// responsePart is one of a content.
+type responsePart struct {
+	textPart
+	Refusal string `json:"refusal"`
+}
+
 // ResponseChat turns the body of a /v1/responses request into the conversation
-// that llama.cpp makes of it: instructions become a first system message, an
+// that engine makes of it for llama.cpp: instructions become a first system message, an
 // input that is a string becomes a user's message, and of a list each item
 // becomes a message, an assistant's items in a row one. The error says what
 // the backend will refuse.
@@ -126,7 +132,7 @@ func (r *responses) item(it *responseItem) error {
 		parts, err := textParts(it.Content)
 		r.add(chatMessage{Role: it.Role, parts: parts})
 		return err
-	case it.Role == "assistant" && it.Type == "message":
+	case it.Role == "assistant" && (it.Type == "message" || it.Type == ""):
 		return r.output(it)
 	case it.Type == "function_call":
 		r.call(it)
@@ -134,7 +140,8 @@ func (r *responses) item(it *responseItem) error {
 	case it.Type == "function_call_output":
 		return r.result(it)
 	case it.Type == "reasoning":
-		return r.reasoning(it)
+		r.reasoning(it)
+		return nil
 	}
 	return fmt.Errorf("of type %q and role %q is unknown", it.Type, it.Role)
 }
@@ -178,16 +185,18 @@ func (r *responses) result(it *responseItem) error {
 	return err
 }
 
-func (r *responses) reasoning(it *responseItem) error {
+// reasoning without a text, left out or encrypted, says nothing to a model.
+func (r *responses) reasoning(it *responseItem) {
 	var parts []textPart
 	if err := json.Unmarshal(it.Content, &parts); err != nil || len(parts) == 0 {
-		return errors.New("reasoning without text")
+		return
 	}
 	if r.last() == nil {
 		r.add(chatMessage{Role: "assistant", parts: []textPart{}})
 	}
-	r.last().Reasoning = parts[0].Text
-	return nil
+	for _, p := range parts {
+		r.last().Reasoning += p.Text
+	}
 }
 
 // textParts reads a content: a string, or the texts of a list of texts and images.
@@ -196,15 +205,17 @@ func textParts(raw json.RawMessage) ([]textPart, error) {
 	if json.Unmarshal(raw, &text) == nil {
 		return []textPart{{"text", text}}, nil
 	}
-	var parts []textPart
+	var parts []responsePart
 	if err := json.Unmarshal(raw, &parts); err != nil {
 		return nil, err
 	}
-	texts := parts[:0]
+	texts := []textPart{}
 	for _, p := range parts {
 		switch p.Type {
 		case "input_text", "output_text", "text":
 			texts = append(texts, textPart{Type: "text", Text: p.Text})
+		case "refusal":
+			texts = append(texts, textPart{Type: "text", Text: p.Refusal})
 		case "input_image": // to be counted elsewhere
 		default:
 			return nil, errMedia

@@ -98,6 +98,9 @@ func manager(s Site, d *desired.State) *hcmv3.HttpConnectionManager {
 		StreamIdleTimeout:             seconds(longestBody), // routes have their own
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			EnableTrailers: true, // usage comes in trailers
+			// A request that extproc refuses with 400 is no broken HTTP: without this Envoy
+			// closes the connection. HTTP that can't be read still ends it.
+			OverrideStreamErrorOnInvalidHttpMessage: wrapperspb.Bool(true),
 		},
 	}
 	if s.AccessLog != "" {
@@ -118,7 +121,10 @@ func filters(s Site) []*hcmv3.HttpFilter {
 	// Browsers ask first whether they may: no other filter is to see that.
 	all := []*hcmv3.HttpFilter{filter(corsFilter, &corsv3.Cors{}), filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{
 		Mutations: &mutationv3.Mutations{
-			ResponseMutations:         []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
+			// Anthropic's clients read the request's id of a header of another name.
+			ResponseMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader), {
+				Action: &rulesv3.HeaderMutation_Append{Append: set("request-id", "%REQ(X-REQUEST-ID)%")},
+			}},
 			ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
 		},
 	})}
@@ -178,15 +184,15 @@ func Picker(cluster, authority string, refuse bool) *extprocv3.ExternalProcessor
 // untrusted removes what a client must not say, before anything reads it: what
 // chooses a host, a model or a retry policy.
 //
-// What a client may say under our own prefix is what asks for an explanation, and what
-// the policy names.
+// What a client may say under our own prefix is what asks for an explanation, the key of
+// the mesh's own probes, and what the policy names.
 //
 // Of all that is desired, only the names of headers are in the listener: a name that
 // begins like our own must not be removed. Such an edit makes Envoy drain the
 // connections that it has, gracefully.
 func untrusted(d *desired.State) *corev3.TypedExtensionConfig {
 	spec := d.Policy.Spec
-	ours := except(wire.OwnPrefix, wire.DebugHeader, spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
+	ours := except(wire.OwnPrefix, wire.DebugHeader, wire.ProbeHeader, spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
 	return extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
 		Mutations: []*rulesv3.HeaderMutation{
 			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: wire.GatewayPrefix}}),
@@ -225,7 +231,7 @@ func accessLog(path string) *accesslogv3.AccessLog {
 		"trace":       "%TRACE_ID%",
 		"node":        "%RESP(X-MILLRACE-NODE)%",
 	}
-	for _, key := range wire.Facts() {
+	for _, key := range append(wire.Facts(), wire.FactProbe) {
 		fields[key] = "%DYNAMIC_METADATA(" + wire.FactsNamespace + ":" + key + ")%"
 	}
 	return &accesslogv3.AccessLog{

@@ -42,6 +42,7 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 			host.Routes = append(host.Routes, apiRoutes(d, path(p), a.Row().Path, timeout)...)
 		}
 	}
+	host.Routes = append(host.Routes, health(d))
 	host.Routes = append(host.Routes, direct(prefix("/"), 404, "no such path; the API is under /v1/"))
 	host.Routes = readable(spec.CORS, host.Routes)
 	return &routev3.RouteConfiguration{
@@ -92,6 +93,19 @@ func apiRoutes(d *desired.State, match func() *routev3.RouteMatch, rewrite strin
 		}
 	}
 	return append(all, to(match(), other))
+}
+
+// health returns the route by which others ask whether we serve: an engine of the default
+// model says so for itself, and where none can be asked Envoy does.
+func health(d *desired.State) *routev3.Route {
+	match := get(path("/health"))
+	if len(d.Models) == 0 {
+		return direct(match, 503, "no model is served: none is desired")
+	}
+	return &routev3.Route{Match: match(), Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: EnginesCluster(d.Default())},
+		Timeout:          seconds(5),
+	}}}
 }
 
 // retries walk extproc's list of hosts, and after it, or without it, the hosts
@@ -164,7 +178,7 @@ func modelRoutes(d *desired.State) []*routev3.Route {
 		each = append(each, answer(path("/v1/models/"+name), m))
 	}
 	all := map[string]any{"object": "list", "data": list}
-	routes := append([]*routev3.Route{answer(path("/v1/models"), all), answer(path("/models"), all)}, each...)
+	routes := append([]*routev3.Route{answer(path("/v1/models"), all), answer(path("/models"), all), answer(path("/v1/models/"), all)}, each...)
 	return append(routes,
 		direct(get(prefix("/v1/models/")), 404, "no such model"),
 		direct(path("/v1/models"), 405, "models can only be read: use GET"),
@@ -225,11 +239,16 @@ func path(p string) func() *routev3.RouteMatch {
 	}
 }
 
-// get restricts what matches to the method GET.
+// get restricts what matches to the method GET, and to HEAD, which is GET without a body.
 func get(match func() *routev3.RouteMatch) func() *routev3.RouteMatch {
 	return func() *routev3.RouteMatch {
 		m := match()
-		m.Headers = append(m.Headers, exactly(":method", "GET"))
+		m.Headers = append(m.Headers, &routev3.HeaderMatcher{
+			Name: ":method",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: "GET|HEAD"}},
+			}},
+		})
 		return m
 	}
 }

@@ -1,0 +1,74 @@
+package backend
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// Reform makes the answer that a client gets of the one that the backend gives, where
+// a request was sent in another form than the client's. One is used for one answer, by
+// one goroutine.
+type Reform interface {
+	// Unary takes a whole answer that is no error, and returns the client's and its
+	// content type.
+	Unary(answer []byte) (kind string, body []byte, err error)
+	// Pass takes the next bytes of a stream and returns what is forwarded, good until
+	// the next call.
+	Pass(p []byte) []byte
+	// Rest is what the client gets behind the last of them.
+	Rest() []byte
+	// Fail is what a stream ends with whose backend was lost; nil: the operation's own.
+	Fail(Error) []byte
+}
+
+// Content types of answers.
+const (
+	JSON   = "application/json; charset=utf-8"
+	Events = "text/event-stream"
+)
+
+// Refuse is a request that a backend can't do as it is asked: the field is named.
+func Refuse(param, format string, args ...any) *Error {
+	return &Error{
+		Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unsupported_value", Param: param,
+		Message: param + ": " + fmt.Sprintf(format, args...),
+	}
+}
+
+// Given reports whether a request has a field that is not null.
+func Given(fields map[string]json.RawMessage, name string) bool {
+	raw, ok := fields[name]
+	return ok && string(raw) != "null"
+}
+
+// Encode writes JSON as clients expect it: no character is escaped that need not be.
+func Encode(v any) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic("backend: " + err.Error()) // our own types, and raw JSON that was valid
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+// Lines cuts a stream of events into their data.
+type Lines struct{ rest []byte }
+
+// Each calls do with the data of each event that has come whole.
+func (l *Lines) Each(p []byte, do func(data string)) {
+	l.rest = append(l.rest, p...)
+	for {
+		i := bytes.IndexByte(l.rest, '\n')
+		if i < 0 {
+			return
+		}
+		if data, ok := strings.CutPrefix(strings.TrimSuffix(string(l.rest[:i]), "\r"), "data:"); ok {
+			do(strings.TrimPrefix(data, " "))
+		}
+		l.rest = l.rest[i+1:]
+	}
+}
