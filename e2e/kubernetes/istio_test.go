@@ -50,6 +50,7 @@ const throttled = 25
 const ownPicker = `
 mode: picker
 istio: {enabled: true}
+extproc: {replicas: 1} # with two, conversations moved on a busy machine, though they tell each other
 picker:
   pools: [{name: own}]
   create: {enabled: true, selector: {serves.millrace.dev/smollm2: "true"}}
