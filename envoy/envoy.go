@@ -95,9 +95,10 @@ func runtime() *bootstrapv3.LayeredRuntime {
 }
 
 // maxHeap is what Envoy may take of memory, in bytes: three times the bodies that the policy
-// lets be held (limits.maxBytesInFlight), as it is by default, and what Envoy is without any. In
-// a container of 1 GiB it is reached before the kernel ends the process.
-const maxHeap = 896 << 20
+// lets be held (limits.maxBytesInFlight), as it is by default, and 768 MiB for what comes of those
+// that extproc is about to refuse, 16 MiB of each at most. In a container of 2 GiB it is reached
+// before the kernel ends the process.
+const maxHeap = 1536 << 20
 
 // overload returns what happens when memory runs out, whatever takes it: new requests get
 // 503, and those that hold most are cut.
