@@ -262,8 +262,16 @@ func TestImagesAreReproducible(t *testing.T) {
 		}
 		rig.Write(t, filepath.Join(copied, name), string(b))
 	}
+	// The copy is of the same commit, of which it has nothing but the files.
+	version := exec.CommandContext(t.Context(), filepath.Join(root, "bin/images/.programs/millrace"), "version")
+	said, err := version.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, commit, _ := strings.Cut(string(said), " commit ")
+	commit, _, _ = strings.Cut(commit, " ")
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", `umask 077; exec "$@"`, "sh",
-		filepath.Join(root, "bin/tools/images"), "-root", copied, "-out", out, "-cache", rig.Cache())
+		filepath.Join(root, "bin/tools/images"), "-root", copied, "-commit", commit, "-out", out, "-cache", rig.Cache())
 	cmd.Env = append(os.Environ(), "TZ=Asia/Tokyo", "LC_ALL=C")
 	if printed, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("images: %v\n%s", err, printed)

@@ -270,7 +270,7 @@ func Stream(ctx context.Context, url string, v any, chunk func(text string) erro
 		return s, err
 	}
 	if !s.Done {
-		return s, errors.New("the stream ended without [DONE] or response.completed")
+		return s, errors.New("the stream ended without [DONE], response.completed or response.incomplete")
 	}
 	return s, nil
 }
@@ -301,7 +301,7 @@ func (s *Streamed) event(data string, at time.Duration, chunk func(string) error
 	if e.Usage != nil {
 		s.Usage = *e.Usage
 	}
-	s.Done = e.Type == "response.completed"
+	s.Done = e.Type == "response.completed" || e.Type == "response.incomplete"
 	texts := []string{}
 	if e.Type == "response.output_text.delta" {
 		texts = append(texts, e.Delta)

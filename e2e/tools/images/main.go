@@ -45,6 +45,7 @@ func run(ctx context.Context, args []string) error {
 	var b builder
 	f := flag.NewFlagSet("images", flag.ContinueOnError)
 	f.StringVar(&b.root, "root", ".", "`folder` of the checkout")
+	f.StringVar(&b.named, "commit", "", "what -version `says` of the checkout; none: as git describes it")
 	f.StringVar(&b.cache, "cache", os.Getenv("MILLRACE_CACHE"), "set-up's `folder`")
 	f.StringVar(&b.images, "out", "bin/images", "`folder` that gets NAME.tar of each image")
 	f.StringVar(&b.registry, "registry", "millrace.dev", "what the images' `names` begin with")

@@ -29,8 +29,9 @@ type layer struct {
 
 // checkout is this repository.
 type checkout struct {
-	root string // absolute
-	out  string // where programs are built
+	root  string // absolute
+	out   string // where programs are built
+	named string // commit, where git does not know it
 }
 
 // build compiles all programs: without paths, times and settings of this machine, so
@@ -58,6 +59,9 @@ func (c checkout) build(ctx context.Context) error {
 
 // commit names the commit, as make build does; empty: not known.
 func (c checkout) commit(ctx context.Context) string {
+	if c.named != "" {
+		return c.named
+	}
 	cmd := exec.CommandContext(ctx, "git", "-C", c.root, "describe", "--always", "--abbrev=12", "--exclude", "*", "--dirty")
 	out, err := cmd.Output()
 	if err != nil {
