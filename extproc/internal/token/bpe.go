@@ -94,21 +94,19 @@ func (m *bpe) cuts(text []byte) bool {
 	return false
 }
 
-// runs reports whether a text has a run of white space, or of anything else, that is so
-// long that it may make a long word: one has white space at one of its ends, or is all of
-// it. It saves the splitting of ordinary texts.
+// runs reports whether a text may have a run of white space, or of anything else, that is so
+// long that it makes a long word: one has white space at one of its ends, or is all of it. Such
+// a run fills one of the blocks into which the text is cut here; a block of an ordinary text
+// shows by its first word that it is not filled. It saves the splitting of ordinary texts.
 func runs(text []byte) bool {
-	const run = longWord / 2
-	blank, since := false, 0
-	for i, c := range text {
-		if (c <= ' ') != blank {
-			blank, since = !blank, i
+	const block = longWord / 4
+	for ; len(text) >= block; text = text[block:] {
+		blank, n := text[0] <= ' ', 1
+		for n < block && (text[n] <= ' ') == blank {
+			n++
 		}
-		if i-since >= run {
+		if n == block {
 			return true
-		}
-		if len(text)-since <= run {
-			return false
 		}
 	}
 	return false
