@@ -13,16 +13,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
 )
 
@@ -95,63 +93,44 @@ func New(tenant string) (key, line string, err error) {
 }
 
 // Files is the keys of files that may change. Safe for concurrent use.
-type Files struct {
-	paths []string
-	log   *slog.Logger
-	seen  stamp.Files // as they were when they were read; of Run alone
-	set   atomic.Pointer[Set]
-	bad   atomic.Pointer[string] // why the files are not in force; nil: they are
-}
+type Files struct{ value *stamp.Value[Set] }
 
 // Open reads the files, which must be in order.
 func Open(log *slog.Logger, paths ...string) (*Files, error) {
-	f := &Files{paths: paths, log: log, seen: stamp.Of(paths...)}
-	set, err := f.read()
+	value, err := stamp.Load(paths, func() (Set, error) { return read(paths) }, func(all Set, err error) {
+		if err != nil {
+			log.Warn("API keys are as before", "error", err)
+			return
+		}
+		log.Info("API keys read", "keys", len(all))
+	})
 	if err != nil {
 		return nil, err
 	}
-	f.set.Store(&set)
-	return f, nil
+	return &Files{value}, nil
 }
 
 // read reads all files.
-func (f *Files) read() (Set, error) {
+func read(paths []string) (Set, error) {
 	all := Set{}
 	var errs []error
-	for _, path := range f.paths {
-		set, err := read(path)
-		errs = append(errs, err)
+	for _, path := range paths {
+		text, err := regular.Read(path, maxFile)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		set, err := Parse(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", path, err))
+		}
 		maps.Copy(all, set)
 	}
 	return all, errors.Join(errs...)
 }
 
-// read reads a file, which must be a regular one: nothing else is waited for.
-func read(path string) (Set, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxFile {
-		return nil, fmt.Errorf("%s: must be a regular file of at most %d bytes", path, maxFile)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile))
-	if err != nil {
-		return nil, err
-	}
-	set, err := Parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return set, nil
-}
-
-// Run follows the files until ctx ends. While one is bad, the keys before hold.
+// Run follows the files until ctx ends, so that no request does. While one is bad, the keys
+// before hold.
 func (f *Files) Run(ctx context.Context) error {
 	if f == nil {
 		return nil
@@ -163,21 +142,8 @@ func (f *Files) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			_, _ = f.value.Latest() // it says what has changed
 		}
-		if !f.seen.Changed() {
-			continue
-		}
-		f.seen = f.seen.Now()
-		set, err := f.read()
-		if err != nil {
-			text := err.Error()
-			f.bad.Store(&text)
-			f.log.Warn("API keys are as before", "error", err)
-			continue
-		}
-		f.set.Store(&set)
-		f.bad.Store(nil)
-		f.log.Info("API keys read", "keys", len(set))
 	}
 }
 
@@ -187,7 +153,8 @@ func (f *Files) Tenant(header []byte) (string, bool) {
 	if scheme, rest, ok := bytes.Cut(key, []byte(" ")); ok && bytes.EqualFold(scheme, []byte("bearer")) {
 		key = bytes.TrimSpace(rest)
 	}
-	tenant, ok := (*f.set.Load())[sha256.Sum256(key)]
+	all, _ := f.value.Known()
+	tenant, ok := all[sha256.Sum256(key)]
 	return tenant, ok
 }
 
@@ -213,9 +180,12 @@ func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // Conditions returns what is wrong.
 func (f *Files) Conditions() []obs.Condition {
-	if f == nil || f.bad.Load() == nil {
+	if f == nil {
 		return nil
 	}
-	why := f.bad.Load()
-	return []obs.Condition{{Code: "api-keys", Text: "the API keys are those of before: " + *why, Next: "mend the file: it is read again"}}
+	_, err := f.value.Known()
+	if err == nil {
+		return nil
+	}
+	return []obs.Condition{{Code: "api-keys", Text: "the API keys are those of before: " + err.Error(), Next: "mend the file: it is read again"}}
 }

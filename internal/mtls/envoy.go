@@ -76,17 +76,27 @@ func (e EnvoyServer) secret(name string) *tlsv3.SdsSecretConfig {
 	}}
 }
 
+// EnvoyCertificate returns the secret of that name by which Envoy reads a certificate and its key
+// from its own files, and again when something in the certificate's folder is moved.
+func EnvoyCertificate(name, cert, key string) *tlsv3.Secret {
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+		CertificateChain: file(cert), PrivateKey: file(key), WatchedDirectory: watch(cert),
+	}}}
+}
+
+func file(name string) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: name}}
+}
+
+func watch(name string) *corev3.WatchedDirectory {
+	return &corev3.WatchedDirectory{Path: path.Dir(name)}
+}
+
 // Secrets returns the files of a Folder by name: how Envoy reads its own files, and
 // when it reads them again: when something in their folders is moved.
 func Secrets(f Files) (map[string][]byte, error) {
-	file := func(name string) *corev3.DataSource {
-		return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: name}}
-	}
-	watch := func(name string) *corev3.WatchedDirectory { return &corev3.WatchedDirectory{Path: path.Dir(name)} }
 	secrets := []*tlsv3.Secret{
-		{Name: certificate, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-			CertificateChain: file(f.Cert), PrivateKey: file(f.Key), WatchedDirectory: watch(f.Cert),
-		}}},
+		EnvoyCertificate(certificate, f.Cert, f.Key),
 		{Name: authorities, Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 			TrustedCa: file(f.CA), WatchedDirectory: watch(f.CA),
 		}}},

@@ -41,6 +41,13 @@ func Load[T any](names []string, read func() (T, error), note func(T, error)) (*
 	return v, nil
 }
 
+// Known is Latest, but reads nothing: for what is asked often, where somebody asks
+// for Latest now and then.
+func (v *Value[T]) Known() (T, error) {
+	now := v.latest.Load()
+	return now.now, now.err
+}
+
 // Latest returns what the files content when they were good last, and what is wrong
 // with them now. Files that are bad are tried again each time: a certificate may have
 // come before its key. While somebody else reads them, that is what was known before.

@@ -1,8 +1,9 @@
 package token
 
-import "errors"
-
-import "slices"
+import (
+	"errors"
+	"slices"
+)
 
 // render is the slow way: the whole prompt by the template.
 func (m *Model) render(c *Chat, p *plan) ([]byte, error) {

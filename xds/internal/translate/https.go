@@ -1,11 +1,11 @@
 package translate
 
 import (
-	"path/filepath"
-
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/proto"
+
+	"millrace.dev/millrace/internal/mtls"
 )
 
 // HTTPS is a public listener whose clients come by TLS 1.2 or newer, and show no certificate.
@@ -26,14 +26,7 @@ func (h *HTTPS) secrets() map[string]proto.Message {
 	if h == nil {
 		return map[string]proto.Message{}
 	}
-	file := func(name string) *corev3.DataSource {
-		return &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: name}}
-	}
-	return map[string]proto.Message{httpsName: &tlsv3.Secret{Name: httpsName, Type: &tlsv3.Secret_TlsCertificate{
-		TlsCertificate: &tlsv3.TlsCertificate{
-			CertificateChain: file(h.Cert), PrivateKey: file(h.Key), WatchedDirectory: &corev3.WatchedDirectory{Path: filepath.Dir(h.Cert)},
-		},
-	}}}
+	return map[string]proto.Message{httpsName: mtls.EnvoyCertificate(httpsName, h.Cert, h.Key)}
 }
 
 func (h *HTTPS) socket() *corev3.TransportSocket {
