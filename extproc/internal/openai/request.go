@@ -55,6 +55,7 @@ type Request struct {
 	limits       [len(apis.Limits)]given
 	choices      [len(apis.Choices)]given
 	named        span   // where Raw has the value of model
+	form         bool   // whether Raw is a multipart form
 	unescaped    []byte // texts that held escapes, or were joined
 	one          [nested/2 + 1]part
 }
