@@ -254,7 +254,7 @@ func conversation(in *input, r *openai.Request) session.Key {
 	k := session.Key(0)
 	for i := range r.Messages {
 		m := &r.Messages[i]
-		k = session.Next(k, m.Raw)
+		k = session.Next(session.Next(session.Named(k, m.Role), m.Rest), m.Content)
 		if m.Role == "user" {
 			break
 		}
