@@ -62,9 +62,9 @@ func (r *Request) separate(s *scanner, name []byte) bool {
 }
 
 // canonical returns a valid value in the one form: a message, or the list of tools. It lies
-// in r's own memory. Of a message without its role and, if it is plain, its content.
-func (r *Request) canonical(raw []byte, message, plain bool) []byte {
-	c := canon{r: r, items: r.API == apis.Responses, message: message, plain: plain}
+// in r's own memory. Of a message without its role and, if it is one text, its content.
+func (r *Request) canonical(raw []byte, message, single bool) []byte {
+	c := canon{r: r, items: r.API == apis.Responses, message: message, single: single}
 	start := len(r.unescaped)
 	c.fields(&scanner{b: raw}, 0)
 	return r.unescaped[start:len(r.unescaped):len(r.unescaped)]
@@ -74,9 +74,9 @@ func (r *Request) canonical(raw []byte, message, plain bool) []byte {
 type canon struct {
 	r     *Request
 	items bool // of Responses
-	// message is whether the outermost object is a message, plain whether its content is one
+	// message is whether the outermost object is a message, single whether its content is one
 	// text.
-	message, plain bool
+	message, single bool
 }
 
 func (c *canon) add(b ...byte) { c.r.unescaped = append(c.r.unescaped, b...) }
@@ -106,8 +106,8 @@ func (c *canon) string(t text) {
 	c.r.unescaped = append(c.r.unescaped[:at], c.r.unescaped[end:]...)
 }
 
-// plainOf returns the text that a string stands for.
-func plainOf(t text) []byte {
+// unescaped returns the text that a string stands for.
+func unescaped(t text) []byte {
 	if !t.escaped {
 		return t.raw
 	}
@@ -163,7 +163,7 @@ func (c *canon) fields(s *scanner, depth int) {
 	n := 0
 	c.add('{')
 	s.object(depth, func(key text) bool {
-		name := plainOf(key)
+		name := unescaped(key)
 		if s.peek() == 'n' || c.skips(s, name, depth) {
 			return s.skip(depth + 1)
 		}
@@ -195,7 +195,7 @@ func (c *canon) skips(s *scanner, name []byte, depth int) bool {
 	case string(name) == "role":
 		return true
 	case string(name) == "content":
-		return c.plain
+		return c.single
 	case string(name) == "type":
 		return c.items && bytes.HasPrefix(s.b[s.i:], []byte(`"message"`))
 	}
@@ -238,7 +238,7 @@ func (c *canon) arguments(s *scanner, depth int) {
 		return
 	}
 	t, _ := s.string()
-	raw := plainOf(t)
+	raw := unescaped(t)
 	inner := &scanner{b: raw}
 	inner.space()
 	start := inner.i

@@ -15,7 +15,7 @@ type Message struct {
 	Content []byte
 	// Raw is the message's JSON, or what stands for it.
 	Raw []byte
-	// Rest is what is rendered of the message beside its role and, if Plain, its Content, in
+	// Rest is what is rendered of the message beside its role and, if it is one text, its Content, in
 	// a form of its own: two messages are rendered alike if role, Rest and such Content are
 	// the same. nil: nothing is.
 	Rest []byte
@@ -156,7 +156,7 @@ func (r *Request) message(s *scanner) bool {
 		return ok // the engines pass over it
 	}
 	if ok && more {
-		if m.Rest = r.canonical(m.Raw, true, m.Plain()); string(m.Rest) == "{}" {
+		if m.Rest = r.canonical(m.Raw, true, m.OneText()); string(m.Rest) == "{}" {
 			m.Rest = nil
 		}
 	}
@@ -164,8 +164,8 @@ func (r *Request) message(s *scanner) bool {
 	return ok
 }
 
-// Plain reports whether the content is one text.
-func (m *Message) Plain() bool { return m.Content != nil && !m.Media && !m.Blocks }
+// OneText reports whether the content is one text.
+func (m *Message) OneText() bool { return m.Content != nil && !m.Media && !m.Blocks }
 
 // parts is what a list of parts came to.
 type parts struct {

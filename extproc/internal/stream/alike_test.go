@@ -112,7 +112,7 @@ func TestPrefixesAreWhatIsRendered(t *testing.T) {
 	}
 }
 
-// TestPromptsShareTheirBeginning has prompts that go on as another ended find it.
+// TestPromptsShareTheirBeginning has prompts that continue another find it.
 func TestPromptsShareTheirBeginning(t *testing.T) {
 	ids := strings.TrimSuffix(strings.Repeat("17,4,", 2000), ",")
 	text := strings.Repeat("a word and ", 900)
@@ -121,8 +121,8 @@ func TestPromptsShareTheirBeginning(t *testing.T) {
 		api         apis.API
 		first, then string
 	}{
-		{"ids that go on", apis.Completions, `{"prompt":[` + ids + `]}`, `{"prompt":[` + ids + `,5,6,7]}`},
-		{"a text that goes on", apis.Completions, `{"prompt":"` + text + `"}`, `{"prompt":["` + text + `more"]}`},
+		{"ids that continue", apis.Completions, `{"prompt":[` + ids + `]}`, `{"prompt":[` + ids + `,5,6,7]}`},
+		{"a text that continues", apis.Completions, `{"prompt":"` + text + `"}`, `{"prompt":["` + text + `more"]}`},
 		{"a prompt, then with another", apis.Completions, `{"prompt":"` + text + `"}`, `{"prompt":["` + text + `","b"]}`},
 		{"a turn more", apis.Responses, `{"input":"` + text + `"}`, `{"input":[{"role":"user","content":"` + text + `"},{"role":"assistant","content":[{"type":"output_text","text":"ok","annotations":[]}]},{"role":"user","content":"on"}]}`},
 	} {

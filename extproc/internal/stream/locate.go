@@ -55,11 +55,11 @@ func locate(in *input, u *understood, n *counted, r *openai.Request, memory []pr
 	return l
 }
 
-// say adds a message, by what is rendered of it.
-func say(m *prefix.Maker, msg *openai.Message) {
+// appendMessage adds a message, by what is rendered of it.
+func appendMessage(m *prefix.Maker, msg *openai.Message) {
 	m.Mix(msg.Role)
 	m.Part(msg.Rest)
-	if msg.Plain() {
+	if msg.OneText() {
 		m.Part(msg.Content)
 	}
 	m.End()
@@ -77,7 +77,7 @@ func chainOf(seed session.Key, r *openai.Request, tokens int, memory []prefix.Li
 		m.Add(r.ToolsAlike)
 	}
 	for i := range r.Messages {
-		say(&m, &r.Messages[i])
+		appendMessage(&m, &r.Messages[i])
 		if i <= 1 {
 			opening = m.Key() // a system message alone would name many
 		}

@@ -57,7 +57,7 @@ func TestModelsAsked(t *testing.T) {
 			}
 			if tt.ids == nil && tt.one == "" {
 				if last.Kind == Immediate {
-					t.Errorf("%s, want it to go on", last.Answer)
+					t.Errorf("%s, want it forwarded", last.Answer)
 				}
 				return
 			}
@@ -91,7 +91,7 @@ func TestSaidTwice(t *testing.T) {
 	tests := []struct {
 		name string
 		evs  []Event
-		want string // of the body that goes on
+		want string // of the body that is forwarded
 		n    int    // messages that are ignored
 	}{
 		{"the last part", []Event{duplex, part, end, end}, hello, 1},
@@ -121,7 +121,7 @@ func TestSaidTwice(t *testing.T) {
 			}
 			f.core.Finish(x)
 			if got != tt.want || decisions != 1 || f.leaks() != 0 {
-				t.Errorf("%q goes on by %d decisions, %d places are left; want %q by one", got, decisions, f.leaks(), tt.want)
+				t.Errorf("%q is forwarded by %d decisions, %d places are left; want %q by one", got, decisions, f.leaks(), tt.want)
 			}
 			if n := testutil.ToFloat64(f.core.metrics.repeated); int(n) != tt.n {
 				t.Errorf("%v messages are ignored, want %d", n, tt.n)
