@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	picks       [reasons]prometheus.Counter
 	ejections   prometheus.Counter
+	blamed      prometheus.Counter // requests that fail wherever they are sent
 	predictions prometheus.Histogram
 	// By what factor answers took longer than was predicted, and than would have been
 	// with their length known.
@@ -62,6 +63,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help: "Choices of an endpoint, by why the first host was chosen.",
 	}, []string{"reason"})
 	m := &metrics{
+		blamed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_blamed_requests_total",
+			Help: "Requests that were answered with 500 by each engine that they were sent to, while other requests were not: no endpoint is ejected for them.",
+		}),
 		ejections: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_ejections_total",
 			Help: "Times that an endpoint was ejected for failing.",
@@ -82,6 +87,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for r := range m.picks {
 		m.picks[r] = picks.WithLabelValues(Reason(r).String())
 	}
-	reg.MustRegister(picks, m.ejections, m.predictions, ratios)
+	reg.MustRegister(picks, m.ejections, m.blamed, m.predictions, ratios)
 	return m
 }

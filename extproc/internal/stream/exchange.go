@@ -4,6 +4,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -48,7 +50,8 @@ type Exchange struct {
 	reservation pick.Reservation
 	size        int64 // room for the body, in bytes
 
-	wait    wait // of a suspended exchange
+	content uint64 // the hash of a body that has no prefixes; 0: it has
+	wait    wait   // of a suspended exchange
 	arrived time.Time
 	passed  int64 // bytes of the body that came after the decision
 	seen    seen
@@ -312,6 +315,9 @@ func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []
 	}
 	x.laps.begin(x.core.metrics, &x.turn)
 	in := input{table: x.table, head: &x.head, api: x.api, body: body, whole: whole, now: now}
+	if x.api.Row().Routed == apis.ByLoad {
+		x.content = xxhash.Sum64(body)
+	}
 	u, err := understand(&in, &x.request, &x.bodies)
 	if u.unseen {
 		x.core.metrics.unseen.Inc()
@@ -362,7 +368,11 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	l := locate(in, u, n, &x.request, x.chain, &x.found)
 	x.located, x.chain = l, l.chain
 	x.laps.end(lapLocate)
-	q, err := choose(x.core.picker, in, u, n, &x.found, &x.choice)
+	most := mostCandidates(in.table.Policy, u.priority)
+	if x.core.hurts.has(x.key(), in.now) {
+		most = 1 // it has failed on several already
+	}
+	q, err := choose(x.core.picker, in, u, n, most, &x.found, &x.choice)
 	if err != nil {
 		return x.fail(err, out)
 	}

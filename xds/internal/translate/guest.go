@@ -124,8 +124,9 @@ func GuestPickers(interval float64, host string) *clusterv3.Cluster {
 func ServedByOthers(d *desired.State, model string) bool { return servedByOthers(d)[model] }
 
 // http1 is HTTP/1.1 whose trailers are kept: usage comes in them from our own engines.
-func http1() map[string]*anypb.Any {
+func http1(filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
 	return protocol(&httpv3.HttpProtocolOptions{
+		HttpFilters: filters,
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
