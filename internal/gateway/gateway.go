@@ -96,7 +96,7 @@ func (x *gateway) pages() http.Handler {
 }
 
 var (
-	errDraining   = errors.New("draining: no new connections, please")
+	errDraining   = errors.New("draining: new connections go elsewhere")
 	errNoListener = errors.New("envoy has no listener: xds has published none yet")
 )
 
