@@ -320,3 +320,50 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		}
 	}
 }
+
+// documented is the name of a metric of ours in a document; a name of which a row gives
+// only the end is not found.
+var documented = regexp.MustCompile("`(millrace_[a-z_]+)")
+
+// TestDocumentedMetricsExist finds each metric that a document names on a program's page: of
+// a mesh, or of extproc alone. What there is with -pool only is left out.
+func TestDocumentedMetricsExist(t *testing.T) {
+	m := rig.SharedMesh(t)
+	exist := map[string]bool{}
+	add := func(admin string) {
+		all, err := rig.Metrics(admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for series := range all {
+			name, _, _ := strings.Cut(series, "{")
+			exist[name] = true
+			for _, part := range []string{"_sum", "_count", "_bucket"} {
+				exist[strings.TrimSuffix(name, part)] = true
+			}
+		}
+	}
+	for _, p := range m.State(t).Processes {
+		if admin := p.Addrs["metrics"]; admin != "" {
+			add(admin)
+		}
+	}
+	addrs := rig.MustAddresses(t, 2)
+	rig.StartProgram(t, "extproc", "-fleet", filepath.Join(rig.Root(), "envoy", "fleet.yaml"), "-listen", addrs[0], "-metrics", addrs[1])
+	rig.Wait(t, rig.BackLimit, "extproc alone serves", func() error { _, err := rig.Get("http://" + addrs[1] + "/healthz"); return err })
+	add(addrs[1])
+	found := 0
+	for _, page := range []string{"extproc/README.md", "envoy/README.md", "manifests/operate.md", "manifests/watch.md"} {
+		for line := range strings.Lines(rig.Read(t, filepath.Join(rig.Root(), page))) {
+			for _, m := range documented.FindAllStringSubmatch(line, -1) {
+				found++
+				if !exist[m[1]] && !strings.Contains(line, "with `-pool`:") {
+					t.Errorf("%s names %s, which no program shows", page, m[1])
+				}
+			}
+		}
+	}
+	if found < 40 {
+		t.Errorf("%d metrics found in the documents, want far more", found)
+	}
+}
