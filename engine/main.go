@@ -1,8 +1,8 @@
 // Command engine keeps one inference engine alive on its node and serves the
 // OpenAI API in front of it.
 //
-// It is started by `millrace up` or by the node's service manager, assigned what to
-// serve by its nodeagent, and asked by Envoy.
+// `millrace up` or the node's service manager starts it, its nodeagent assigns it what to
+// serve, and Envoy sends it requests.
 package main
 
 import (

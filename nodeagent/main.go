@@ -1,8 +1,8 @@
-// Command nodeagent reports one node: the state of its engine, its GPUs and its
-// host go up to xds in one stream, and what xds wants comes back to the engine.
+// Command nodeagent reports one node: it streams the state of the engine, the GPUs and the
+// host to xds, and hands the directives of xds to the engine.
 //
-// One runs on every node, beside the node's engine. It holds nothing that
-// outlives it: killed and started again, it knows everything within a second.
+// One runs on every node, beside the node's engine. It stores nothing: killed and started
+// again, it has read everything anew within a second.
 package main
 
 import (

@@ -1,7 +1,7 @@
-// Command xds is the control plane: nodes report to it, it decides who serves
-// what and with what weight, and publishes it to Envoy and extproc by delta ADS and the
-// nodes by directives. All it knows it learns again after a restart. In a cluster several
-// serve, and one of them directs the nodes.
+// Command xds is the control plane: nodes report to it; it decides which node serves
+// which model, and with what weight; and it publishes that to Envoy and extproc by delta ADS,
+// and to the nodes by directives. After a restart it learns everything again from reports. In
+// a cluster several xds serve, and one of them, the leader, directs the nodes.
 package main
 
 import (

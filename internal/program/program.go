@@ -1,7 +1,7 @@
 // Package program is what the programs of Millrace do in the same way: signals and
 // exit codes, the flags that all have, the version, listeners, the admin page.
 //
-// Called by each main. Its one rule: a program says what differs about it in one
+// Called by each main. Its one rule: a program declares what differs about it in one
 // value, a Program, and nothing in here is global, so that tests run several of
 // them in one process.
 package program

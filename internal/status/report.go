@@ -1,8 +1,8 @@
-// Package status is `millrace status`: one look that says what is wrong with a
+// Package status is `millrace status`: one page that shows what is wrong with a
 // mesh, and why.
 //
-// Called by the millrace command. Its one rule: what it could not learn it says
-// so; it never shows an old figure as a new one.
+// Called by the millrace command. Its one rule: what it could not find out it reports as
+// unknown; it never shows an old figure as a new one.
 package status
 
 import (

@@ -1,9 +1,9 @@
 // Package issue is the mesh's authority in Kubernetes: it gives a Pod the certificates
 // of the roles that the Pod's ServiceAccount has, on the node where the Pod runs.
 //
-// xds serves it; internal/identity asks, from each Pod. Its one rule: whose a
-// certificate is follows from what the API server says of the token, and from the
-// table of accounts; nothing that the caller says counts but its key.
+// xds serves it; internal/identity asks, from each Pod. Its one rule: the identity in a
+// certificate comes from the API server's review of the token and from the table of
+// accounts; of what the caller sends only its public key is used.
 package issue
 
 import (
