@@ -248,6 +248,13 @@ type PolicySpec struct {
 	// tenant may use.
 	// +kubebuilder:default={}
 	Flow Flow `json:"flow"`
+	// PathPrefixes are what the API's paths may have in front of them, at most 16: with
+	// /llm, /llm/v1/chat/completions is what /v1/chat/completions is. Default: none.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +millrace:each:form:name=pathPrefix
+	// +millrace:once
+	PathPrefixes []string `json:"pathPrefixes,omitempty"`
 	// CORS is which web pages may ask from a browser.
 	// +kubebuilder:default={}
 	CORS CORS `json:"cors"`

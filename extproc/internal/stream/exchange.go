@@ -51,11 +51,40 @@ type Exchange struct {
 	wait    wait // of a suspended exchange
 	arrived time.Time
 	passed  int64 // bytes of the body that came after the decision
+	seen    seen
 	sent    time.Time
 	answer  answer
 	laps    laps
 
 	*memory
+}
+
+// seen is what has come to its end: of what comes behind it nothing is Envoy's, which says
+// each part once, and waits for as many replies.
+type seen struct{ headers, request, answer, answered bool }
+
+// again reports whether an event is behind the end of what it belongs to.
+func (s *seen) again(ev *Event) bool {
+	switch ev.Kind {
+	case RequestHeaders:
+		again := s.headers
+		s.headers = true
+		return again
+	case RequestBody, RequestTrailers:
+		again := s.request
+		s.request = s.request || ev.End || ev.Kind == RequestTrailers
+		return again
+	case ResponseHeaders:
+		again := s.answer || s.answered
+		s.answer, s.answered = true, s.answered || ev.End
+		return again
+	case ResponseBody, ResponseTrailers:
+		again := s.answered
+		s.answered = s.answered || ev.End || ev.Kind == ResponseTrailers
+		return again
+	default:
+		return false
+	}
 }
 
 // wait is what a wait holds up: the reply of a kind, and then a Duplex body, and behind
@@ -81,11 +110,17 @@ type memory struct {
 
 // Step advances the exchange by one event and appends the replies to out.
 func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
-	if x.phase == suspended {
-		out = x.hurry(ev.At, out)
-	}
 	if x.phase == over {
 		return out
+	}
+	if x.seen.again(ev) {
+		x.core.metrics.repeated.Inc()
+		return out
+	}
+	if x.phase == suspended {
+		if out = x.hurry(ev.At, out); x.phase == over {
+			return out
+		}
 	}
 	if x.phase == waiting && ev.Kind < Immediate && ev.Kind != RequestHeaders {
 		// Envoy does not send request headers. It has chosen a host when it sends what
@@ -147,6 +182,12 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	x.table = x.core.picker.Table()
 	if err := x.refuse(); err != nil {
 		return x.fail(err, out)
+	}
+	if list, err := modelsAsked(x.table, &x.head); err != nil {
+		return x.fail(err, out)
+	} else if list != nil {
+		x.phase = over
+		return append(out, Reply{Kind: Immediate, Answer: list})
 	}
 	if err := x.takeRoom(ev.End); err != nil {
 		return x.fail(err, out)

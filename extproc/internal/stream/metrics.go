@@ -17,6 +17,8 @@ type metrics struct {
 	// Bodies that were forwarded otherwise than they came, and those that could not be seen
 	// though they might have had to.
 	unpacked, renamed, unseen prometheus.Counter
+	// repeated counts messages behind the end of what they belong to.
+	repeated prometheus.Counter
 }
 
 // statuses of the answers that we give in an engine's stead.
@@ -49,6 +51,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_extproc_unseen_bodies_total",
 			Help: "Requests whose body would have been changed, but that Envoy did not send to extproc before the decision.",
 		}),
+		repeated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_ignored_messages_total",
+			Help: "Messages of Envoy that came behind the end of what they belong to: ignored. Above 0 something between Envoy and extproc says things twice.",
+		}),
 		errors: map[int]prometheus.Counter{},
 	}
 	parts := prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -67,7 +73,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, s := range statuses {
 		m.errors[s] = errors.WithLabelValues(strconv.Itoa(s))
 	}
-	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, parts, bodies, errors)
+	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, m.repeated, parts, bodies, errors)
 	return m
 }
 

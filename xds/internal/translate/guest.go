@@ -92,7 +92,7 @@ func GuestRoute(d *desired.State, extproc string) *routev3.Route {
 }
 
 // GuestAnswers returns the routes that Envoy answers itself, in their order.
-func GuestAnswers(d *desired.State) []*routev3.Route { return modelRoutes(d) }
+func GuestAnswers(d *desired.State) []*routev3.Route { return modelRoutes(d, "") }
 
 // GuestEngines returns what is added to a model's cluster: how a host is chosen, and, for
 // engines of our own alone, HTTP/2 whose pings find connections that lead nowhere.
