@@ -1,4 +1,4 @@
-// Package config reads what a person says about the fleet: YAML objects of
+// Package config reads the configuration of a fleet: YAML objects of
 // apiVersion millrace.dev/v1alpha1 (Model, Policy and Endpoints), the very schema that the
 // CRDs carry. It is for every program with a -config flag. Fleet is the file of
 // `extproc -fleet`, in the same spirit.

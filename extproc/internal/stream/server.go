@@ -46,7 +46,7 @@ func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg)}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_body_bytes_in_flight",
-		Help: "Bytes of request bodies that Envoy and extproc hold, or have room for, until their answers begin.",
+		Help: "Bytes of request bodies that Envoy and extproc keep, or reserve room for, until the answers begin.",
 	}, func() float64 { return float64(c.room.bytes.Load()) }))
 	c.pool.New = func() any { return &Exchange{memory: new(memory)} }
 	return c
