@@ -24,7 +24,7 @@ func (c *call) fits(context int64) *apiError {
 	if c.op.Generates {
 		room-- // for an answer of one token
 	}
-	if c.req.truncates || c.op.Row == apis.CountTokens.Row() {
+	if c.req.truncates || c.op.OnlyCounts() {
 		room = loose
 	}
 	tokens := int64(0)

@@ -371,30 +371,3 @@ func (f *Form) emit(kind string, v map[string]any) {
 	f.sequence++
 	f.out = append(append(append(append(append(f.out, "event: "...), kind...), "\ndata: "...), backend.Encode(v)...), "\n\n"...)
 }
-
-// Of returns the form of an answer that has another form before, nil if it has none.
-func Of(before backend.Reform, form *Form) backend.Reform {
-	if before == nil {
-		return form
-	}
-	return &twice{Form: form, before: before}
-}
-
-// twice is a form of a form, of whole answers.
-type twice struct {
-	*Form
-	before backend.Reform
-}
-
-// Unary makes a response of what the first form makes, a stream or not.
-func (t *twice) Unary(answer []byte) (string, []byte, error) {
-	kind, body, err := t.before.Unary(answer)
-	if err != nil || kind != backend.Events {
-		if err != nil {
-			return "", nil, err
-		}
-		return t.Form.Unary(body)
-	}
-	out := append([]byte(nil), t.Pass(body)...)
-	return backend.Events, append(out, t.Rest()...), nil
-}

@@ -35,7 +35,7 @@ func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 	switch {
 	case r.API.Row().Counted != apis.Conversation:
 		return t.prompts(r)
-	case r.API == apis.Responses:
+	case r.API.Row().Items:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return r.Estimate(), false // the engine will refuse it
@@ -60,7 +60,7 @@ func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bo
 			return dst, false
 		}
 		return t.model.AppendPrompt(dst, r.Prompts[0].Text), true
-	case r.API == apis.Responses:
+	case r.API.Row().Items:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return dst, false
