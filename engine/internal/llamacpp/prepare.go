@@ -24,7 +24,8 @@ var unknown = map[apis.API]map[string]string{
 		"function_call":      "this model takes tool_choice: name the function there",
 		"audio":              "this model makes no sound",
 		"web_search_options": "this model can't search the web",
-		"verbosity":          "this model has none: ask for it in a message",
+		"moderation":         "nothing is moderated here",
+		"store":              "answers are not stored here: keep what comes back",
 	},
 	apis.Completions: {
 		"suffix": "this model continues a text, and fills no gap in it",
@@ -34,8 +35,9 @@ var unknown = map[apis.API]map[string]string{
 		"dimensions": "the embeddings of this model have one size: leave it out",
 	},
 	apis.Messages: {
-		"container":   "nothing runs in a container here",
-		"mcp_servers": "no other server is asked from here",
+		"container":     "nothing runs in a container here",
+		"inference_geo": "nobody knows here where that is",
+		"mcp_servers":   "no other server is asked from here",
 	},
 }
 
@@ -70,6 +72,9 @@ func known(r backend.Request) *backend.Error {
 	}
 	switch r.API {
 	case apis.Chat:
+		if v := string(r.Fields["verbosity"]); backend.Given(r.Fields, "verbosity") && v != `"medium"` {
+			return backend.Refuse("verbosity", "%.40s; this model has none but \"medium\": ask for it in a message", v)
+		}
 		var modalities []string
 		if backend.Given(r.Fields, "modalities") && (json.Unmarshal(r.Fields["modalities"], &modalities) != nil || slices.ContainsFunc(modalities, func(m string) bool { return m != "text" })) {
 			return backend.Refuse("modalities", "%.60s; this model makes text alone: must be [\"text\"]", r.Fields["modalities"])

@@ -115,7 +115,7 @@ func (f *Form) Unary(answer []byte) (string, []byte, error) {
 	}
 	f.take(&c)
 	f.end()
-	return backend.JSON, backend.Encode(f.answer), nil
+	return backend.JSON, Fill(backend.Encode(f.answer)), nil
 }
 
 // Pass makes events of events.
@@ -259,5 +259,5 @@ func (f *Form) end() {
 // emit writes an event.
 func (f *Form) emit(kind string, v map[string]any) {
 	v["type"] = kind
-	f.out = append(append(append(append(append(f.out, "event: "...), kind...), "\ndata: "...), backend.Encode(v)...), "\n\n"...)
+	f.out = append(append(append(append(append(f.out, "event: "...), kind...), "\ndata: "...), Fill(backend.Encode(v))...), "\n\n"...)
 }

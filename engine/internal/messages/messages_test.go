@@ -161,16 +161,34 @@ func TestStream(t *testing.T) {
 
 func TestUnary(t *testing.T) {
 	tests := []struct{ name, choice, want string }{
-		{"a text", `{"message":{"content":"a"},"finish_reason":"stop"}`, `[{"type":"text","text":"a"}],"stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":2,"cache_creation_input_tokens":0,"cache_read_input_tokens":1,"output_tokens":4}}`},
+		{"a text", `{"message":{"content":"a"},"finish_reason":"stop"}`, `"content":[{"citations":null,"text":"a","type":"text"}],"id":"msg_`},
 		{"a text that was cut", `{"message":{"content":"a"},"finish_reason":"length"}`, `"stop_reason":"max_tokens"`},
-		{"a use", `{"message":{"content":null,"tool_calls":[{"function":{"name":"f","arguments":"{\"b\":1}"}}]},"finish_reason":"tool_calls"}`, `"name":"f","input":{"b":1}}],"stop_reason":"tool_use"`},
-		{"a use that was cut", `{"message":{"tool_calls":[{"function":{"name":"f","arguments":"{\"b"}}]},"finish_reason":"length"}`, `"name":"f","input":{}}],"stop_reason":"max_tokens"`},
+		{"a use", `{"message":{"content":null,"tool_calls":[{"function":{"name":"f","arguments":"{\"b\":1}"}}]},"finish_reason":"tool_calls"}`, `"input":{"b":1},"name":"f","type":"tool_use"}]`},
+		{"a use that was cut", `{"message":{"tool_calls":[{"function":{"name":"f","arguments":"{\"b"}}]},"finish_reason":"length"}`, `"input":{},"name":"f","type":"tool_use"}]`},
 	}
 	for _, tt := range tests {
 		_, f, _ := Chat(decode(t, `{"model":"m","messages":[]}`))
 		kind, got, err := f.Unary([]byte(`{"choices":[` + tt.choice + `],"usage":{"prompt_tokens":3,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":1}}}`))
 		if err != nil || kind != backend.JSON || !strings.Contains(string(got), tt.want) {
 			t.Errorf("%s: %v %s, want %s in it", tt.name, err, got, tt.want)
+		}
+	}
+}
+
+// TestFill has what a backend of few words answers.
+func TestFill(t *testing.T) {
+	for object, want := range map[string]string{
+		`{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}`: `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}`,
+		`{"type":"content_block_start","content_block":{"type":"text","text":""}}`:          `{"content_block":{"citations":null,"text":"","type":"text"},"type":"content_block_start"}`,
+		`{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":3}}`: `{"delta":{"container":null,"stop_details":null,"stop_reason":"end_turn","stop_sequence":null},"type":"message_delta",` +
+			`"usage":{"cache_creation_input_tokens":null,"cache_read_input_tokens":null,"input_tokens":null,"output_tokens":3,"output_tokens_details":null,"server_tool_use":null}}`,
+		`{"type":"message","content":[null,{"type":"tool_use"}],"container":1}`: `{"container":1,"content":[null,{"caller":{"type":"direct"},"type":"tool_use"}],"stop_details":null,"stop_reason":null,"stop_sequence":null,"type":"message"}`,
+		`{"type":1}`: `{"type":1}`,
+		`null`:       `null`,
+		`{`:          `{`,
+	} {
+		if got := string(Fill([]byte(object))); got != want {
+			t.Errorf("%s: %s, want %s", object, got, want)
 		}
 	}
 }

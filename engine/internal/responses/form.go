@@ -125,11 +125,28 @@ func newForm(request fields) *Form {
 		Asked: or("instructions", "null"), Limit: or("max_output_tokens", "null"),
 		Parallel: or("parallel_tool_calls", "true"), Previous: json.RawMessage("null"),
 		Reasoning: or("reasoning", `{"effort":null,"summary":null}`), Temperature: or("temperature", "1"),
-		Text: or("text", `{"format":{"type":"text"}}`), Choice: or("tool_choice", `"auto"`), Tools: or("tools", "[]"),
+		Text: or("text", `{"format":{"type":"text"}}`), Choice: or("tool_choice", `"auto"`), Tools: described(request),
 		TopP: or("top_p", "1"), Truncation: "disabled", Metadata: or("metadata", "{}"),
 	}}
 	_ = json.Unmarshal(request["model"], &f.answer.Model) // engine has decoded it
 	return f
+}
+
+// described are the tools with all that describes a function: a client need not say it all.
+func described(request fields) json.RawMessage {
+	var tools []fields
+	_ = json.Unmarshal(request["tools"], &tools) // the request was taken
+	for _, t := range tools {
+		for name, value := range map[string]string{"parameters": "null", "strict": "true"} {
+			if _, ok := t[name]; !ok {
+				t[name] = json.RawMessage(value)
+			}
+		}
+	}
+	if tools == nil {
+		return json.RawMessage("[]")
+	}
+	return backend.Encode(tools)
 }
 
 func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
