@@ -57,7 +57,7 @@ test-e2e: build setup client ## run the tests on real processes; e2e/README.md s
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
 	go test $(UNIT) ./e2e/house
 
-test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 150 MB to fetch, 2 min
+test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 640 MB in the cache, 3 min
 	go test -tags clients -count=1 -timeout 20m ./e2e/clients
 
 test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min

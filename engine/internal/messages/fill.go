@@ -22,7 +22,7 @@ var (
 		"output_tokens_details": null, "server_tool_use": null,
 	}
 	ofBlock = map[string]fields{
-		isText: {"citations": null}, isUse: {"caller": json.RawMessage(`{"type":"direct"}`)}, isThought: {"signature": json.RawMessage(`""`)},
+		isText: {"citations": null}, isUse: {"caller": json.RawMessage(`{"type":"direct"}`)}, isReasoning: {"signature": json.RawMessage(`""`)},
 	}
 )
 

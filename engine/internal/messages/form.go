@@ -41,12 +41,12 @@ type usage struct {
 	Output  uint64 `json:"output_tokens"`
 }
 
-// content is a block of the answer: a text, a thought or the use of a tool.
+// content is a block of the answer: a text, a reasoning or the use of a tool.
 type content struct {
 	Type string `json:"type"`
 	// Of a text.
 	Text *string `json:"text,omitempty"`
-	// Of a thought. Nobody signs it here.
+	// Of a reasoning. Nobody signs it here.
 	Thinking  *string `json:"thinking,omitempty"`
 	Signature *string `json:"signature,omitempty"`
 	// Of a use.
@@ -59,9 +59,9 @@ type content struct {
 
 // The kinds of blocks, as the API names them.
 const (
-	isText    = "text"
-	isThought = "thinking"
-	isUse     = "tool_use"
+	isText      = "text"
+	isReasoning = "thinking"
+	isUse       = "tool_use"
 )
 
 func newForm(request fields) *Form {
@@ -156,7 +156,7 @@ func (f *Form) take(c *chunk) {
 	for i := range c.Choices[:min(1, len(c.Choices))] {
 		choice := &c.Choices[i]
 		if t := choice.Delta.Reasoning; t != "" {
-			f.grow(isThought, t)
+			f.grow(isReasoning, t)
 		}
 		if t := choice.Delta.Content; t != "" {
 			f.grow(isText, t)
@@ -192,12 +192,12 @@ func (f *Form) start(c *content) {
 func (f *Form) grow(kind, text string) {
 	if f.open == nil || f.open.Type != kind {
 		c := &content{Type: kind, Text: new(string)}
-		if kind == isThought {
+		if kind == isReasoning {
 			c = &content{Type: kind, Thinking: new(string), Signature: new(string)}
 		}
 		f.start(c)
 	}
-	if kind == isThought {
+	if kind == isReasoning {
 		*f.open.Thinking += text
 		f.grown(map[string]any{"type": "thinking_delta", "thinking": text})
 		return

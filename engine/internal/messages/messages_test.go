@@ -107,7 +107,7 @@ var stream = strings.Join([]string{
 	`data: [DONE]`, "",
 }, "\n\n")
 
-// event is an event of the stream, as far as the tests look at it.
+// event is an event of the stream, as far as the tests need it.
 type event struct {
 	Type  string
 	Index int
