@@ -39,7 +39,7 @@ class City(BaseModel):
 
 
 def chat(**more):
-    return o.chat.completions.create(model=model, messages=question, temperature=0, **{"max_tokens": 60, **more})
+    return o.chat.completions.create(**{"model": model, "messages": question, "temperature": 0, "max_tokens": 60, **more})
 
 
 def called(r):
@@ -199,11 +199,6 @@ def chat_hints():
     return r.choices[0].finish_reason, isinstance(r.system_fingerprint, str)
 
 
-@row
-def anthropic_hints():
-    return message(metadata={"user_id": "u"}, service_tier="auto", cache_control={"type": "ephemeral"}).stop_reason
-
-
 def raw(method, path):
     r = urllib.request.Request(base + path, method=method)
     with urllib.request.urlopen(r, timeout=60) as f:
@@ -342,6 +337,11 @@ def anthropic_busy():
 @row
 def chat_busy():
     return openai.OpenAI(base_url=base + "/busy/given-up/v1", api_key="none", max_retries=0).chat.completions.create(model=model, messages=question, max_tokens=1)
+
+
+@row
+def anthropic_hints():
+    return message(metadata={"user_id": "u"}, service_tier="auto", cache_control={"type": "ephemeral"}).stop_reason
 
 
 @row
