@@ -47,7 +47,6 @@ var python = map[string]string{
 	"response_previous":            `^BadRequestError 400 previous_response_id `,
 	"response_logprobs":            `^\[2, 2\]$`,
 	"response_verbosity":           `^BadRequestError 400 text\.verbosity `,
-	"chat_seed":                    `^1$`,
 	"chat_image":                   `^BadRequestError 400 `,
 	"chat_hints":                   `^\('length', True\)$`,
 	"anthropic_hints":              `^max_tokens$`,

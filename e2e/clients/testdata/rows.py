@@ -183,11 +183,6 @@ def response_verbosity():
 
 
 @row
-def chat_seed():
-    return len({chat(seed=7, temperature=1, max_tokens=8).choices[0].message.content for _ in range(3)})
-
-
-@row
 def chat_image():
     return chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}])
 
