@@ -27,6 +27,8 @@ const (
 	Embeddings
 	// Responses is OpenAI's responses.
 	Responses
+	// InputTokens is OpenAI's responses/input_tokens: nothing is generated.
+	InputTokens
 	// Messages is Anthropic's messages.
 	Messages
 	// CountTokens is Anthropic's messages/count_tokens: nothing is generated.
@@ -131,6 +133,9 @@ type Row struct {
 	Dialect Dialect
 	Counted Counting
 	Routed  Routing
+	// Items is whether its conversation is instructions and items of input, as responses
+	// have it.
+	Items bool
 	// Generates is whether its answer has tokens that the model makes one by one.
 	Generates bool
 	// AnyModel is whether a request need not name its model: the default one serves it.
@@ -157,8 +162,12 @@ var table = [Len]Row{
 		Name: "embeddings", Path: "/v1/embeddings", Aliases: []string{"/embeddings"}, Counted: Texts, Routed: ByLoad, Input: "input",
 	},
 	Responses: {
-		Name: "responses", Path: "/v1/responses", Aliases: []string{"/responses"}, Counted: Conversation, Generates: true,
+		Name: "responses", Path: "/v1/responses", Aliases: []string{"/responses"}, Counted: Conversation, Items: true, Generates: true,
 		Input: "input", Limits: []string{"max_output_tokens"},
+	},
+	InputTokens: {
+		Name: "input_tokens", Path: "/v1/responses/input_tokens", Aliases: []string{"/responses/input_tokens"},
+		Counted: Conversation, Items: true, Routed: ByLoad, Input: "input",
 	},
 	Messages: {
 		Name: "messages", Path: "/v1/messages", Aliases: []string{"/messages"}, Dialect: Anthropic, Counted: Conversation, Generates: true,
@@ -209,6 +218,9 @@ func (r *Row) Outside(prefix string) (paths []string) {
 	}
 	return paths
 }
+
+// OnlyCounts reports whether the operation's answer is how many tokens its prompt has.
+func (r *Row) OnlyCounts() bool { return r.Counted == Conversation && !r.Generates }
 
 // String returns the operation's name.
 func (a API) String() string { return a.Row().Name }

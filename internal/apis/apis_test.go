@@ -16,6 +16,8 @@ func TestOf(t *testing.T) {
 		{"POST", "/", Other},
 		{"POST", "/v1/embeddings", Embeddings},
 		{"POST", "/responses", Responses},
+		{"POST", "/v1/responses/input_tokens", InputTokens},
+		{"POST", "/v1/responses/compact", Other},
 		{"POST", "/v1/messages", Messages},
 		{"POST", "/v1/messages/count_tokens", CountTokens},
 		{"POST", "/v1/messages/batches", Other},

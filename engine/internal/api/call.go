@@ -68,7 +68,7 @@ func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) 
 		switch {
 		case err.status == statusGone:
 		case op.Dialect == apis.Anthropic:
-			err.writeAnthropic(w)
+			err.writeAnthropic(w, r)
 		default:
 			err.write(w)
 		}

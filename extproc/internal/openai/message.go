@@ -2,8 +2,6 @@ package openai
 
 import (
 	"bytes"
-
-	"millrace.dev/millrace/internal/apis"
 )
 
 // Message is one message of a conversation.
@@ -31,7 +29,7 @@ type Message struct {
 // system decodes what stands before the conversation: the instructions
 // of Responses, and Anthropic's system, a text or a list of texts.
 func (r *Request) system(s *scanner, name []byte) bool {
-	if (r.API != apis.Responses || string(name) != "instructions") && (!r.anthropic() || string(name) != "system") {
+	if (!r.API.Row().Items || string(name) != "instructions") && (!r.anthropic() || string(name) != "system") {
 		return s.skip(1)
 	}
 	r.instructions = Message{}

@@ -183,7 +183,7 @@ func (r *Request) field(s *scanner, key text) bool {
 	case "messages":
 		return r.messages(s)
 	case "input":
-		if r.API == apis.Responses {
+		if r.API.Row().Items {
 			return r.input(s)
 		}
 		return r.prompts(s)

@@ -42,7 +42,7 @@ func (t *tokenizer) count(r *openai.Request) (n int, exact bool) {
 	switch {
 	case r.API.Row().Counted != apis.Conversation:
 		return t.prompts(r)
-	case r.API == apis.Responses:
+	case r.API.Row().Items:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return r.Estimate(), false // the engine will refuse it
@@ -75,7 +75,7 @@ func (t *tokenizer) identify(dst []uint32, r *openai.Request) (ids []uint32, exa
 			return dst, false
 		}
 		return t.model.AppendPrompt(dst, r.Prompts[0].Text), true
-	case r.API == apis.Responses:
+	case r.API.Row().Items:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return dst, false
