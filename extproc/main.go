@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -51,6 +52,7 @@ func main() { os.Exit(program.Main("extproc", run)) }
 type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
+	dns                        string
 	keyFiles                   string
 	keys                       *keys.Files // that clients need; nil: none
 	leave                      time.Duration
@@ -78,6 +80,7 @@ func (o *options) add(f *program.Flags) {
 	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
+	f.StringVar(&o.dns, "dns", "", "with -fleet: `ip:port` of the DNS server for host names in the file; none: as this machine looks names up")
 	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of InferencePools in Kubernetes whose endpoints are picked, without xds")
 	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and Models whose tokenizers count; none: defaults")
 	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
@@ -99,6 +102,12 @@ func (o *options) validate() error {
 	if o.traces != "" {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
+	}
+	if _, err := netip.ParseAddrPort(o.dns); o.dns != "" && err != nil {
+		errs = append(errs, fmt.Errorf("-dns: %.80q; must be ip:port", o.dns))
+	}
+	if o.dns != "" && o.fleet == "" {
+		errs = append(errs, errors.New("-dns; goes with -fleet"))
 	}
 	if o.leave < 0 {
 		errs = append(errs, fmt.Errorf("-leave: %s; must be ≥ 0", o.leave))
@@ -164,7 +173,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 			return program.Config(fmt.Errorf("-api-keys: %w", err))
 		}
 	}
-	answers, err := o.answering(env, tracer)
+	serving, stop := program.Outlive(ctx, o.leave)
+	defer stop()
+	answers, err := o.answering(serving, env, tracer)
 	if err != nil {
 		return err
 	}
@@ -183,8 +194,6 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 
-	serving, stop := program.Outlive(ctx, o.leave)
-	defer stop()
 	g, serving := errgroup.WithContext(serving)
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(serving, cancel)
@@ -214,6 +223,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 func newServer(env *program.Env, answers *answering, health *health.Server, options []grpc.ServerOption) *grpc.Server {
 	s := env.GRPC(keepalive.ServerParameters{}, append(options, serverOptions()...)...)
 	extprocv3.RegisterExternalProcessorServer(s, answers.processor)
+	if answers.hosts != nil {
+		answers.hosts.Register(s)
+	}
 	if answers.peers != nil {
 		peerpb.RegisterPeersServer(s, answers.peers)
 	}

@@ -19,7 +19,9 @@ import (
 // Fleet is what `extproc -fleet` reads: engines that runs elsewhere. It is one
 // YAML document.
 type Fleet struct {
-	// Endpoints are the engines, at most 16384.
+	// Endpoints are the engines, at most 16384. Here an address may be a host's name,
+	// "name:port", at most 256 names: each IPv4 address that the name has, or each IPv6 one
+	// where it has none, is an engine then.
 	Endpoints []Endpoint `json:"endpoints"`
 	// Models says more about some of the models that the endpoints serve.
 	Models []FleetModel `json:"models,omitempty"`
@@ -117,18 +119,19 @@ func (f Fleet) validate(d *decoder) []Fault {
 	if n := len(f.Endpoints); n == 0 {
 		r.broken("endpoints", "missing; must be a list with at least one entry")
 	} else {
-		r.between("endpoints", n, 1, maxEndpoints)
+		r.between("endpoints", n, 1, MaxEndpoints)
 	}
 	served := map[string]bool{}
 	addresses := map[string]string{}
 	for i, e := range f.Endpoints {
 		at := "endpoints[" + strconv.Itoa(i) + "]"
-		e.validate(at, &r)
+		e.validateIn(at, &r)
 		e.validateAlone(at, fmt.Sprintf("the endpoint in line %d", d.line(at+".address")), addresses, &r)
 		for _, m := range e.Models {
 			served[m] = true
 		}
 	}
+	validateNames(f.Endpoints, &r)
 	validateModels(f.Models, served, &r)
 	known := func(name string) bool { return served[name] }
 	validateTargets("policy.rewrites", f.Policy.Rewrites, known, &r)
@@ -189,7 +192,9 @@ func (f *Fleet) complete(dir string) {
 		f.Models[i].Tokenizer = under(dir, f.Models[i].Tokenizer)
 	}
 	for i := range f.Endpoints {
-		f.Endpoints[i].complete()
+		if name, _ := f.Endpoints[i].Host(); name == "" {
+			f.Endpoints[i].complete()
+		}
 	}
 }
 

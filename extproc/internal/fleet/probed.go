@@ -212,12 +212,7 @@ func (p *probed) setLocked(l *local, now time.Time) {
 // deaf returns, by address, why the events of endpoints do not come, or are refused,
 // though they live.
 func (p *probed) deaf() []string {
-	var names []string
-	faults := p.prober.EventFaults()
-	for _, address := range slices.Sorted(maps.Keys(faults)) {
-		names = append(names, fmt.Sprintf("%s (%v)", address, faults[address]))
-	}
-	return names
+	return faults(p.prober.EventFaults())
 }
 
 // known counts the endpoints all of whose blocks are known, and the blocks.
