@@ -18,6 +18,8 @@ import (
 const (
 	// TypeVLLM is vLLM.
 	TypeVLLM = "vllm"
+	// TypeLlamaCpp is llama.cpp's server.
+	TypeLlamaCpp = "llamacpp"
 	// TypeOpenAI is any server of the OpenAI API, of which nothing else is known.
 	TypeOpenAI = "openai"
 )

@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/scrape"
 )
 
@@ -73,17 +76,8 @@ func lost(err error) bool { return errors.Is(err, scrape.ErrSilent) || errors.Is
 // modelsOf reads the answer to GET /v1/models: models without a parent before those that
 // have one, which are adapters. nil: it is something else.
 func modelsOf(list []byte) []string {
-	var answer struct {
-		Data []struct {
-			ID     string `json:"id"`
-			Parent string `json:"parent"`
-		} `json:"data"`
-	}
-	if json.Unmarshal(list, &answer) != nil {
-		return nil
-	}
 	var base, adapters []string
-	for _, m := range answer.Data {
+	for _, m := range listed(list) {
 		switch {
 		case m.ID == "" || len(m.ID) > maxModelName || slices.Contains(base, m.ID) || slices.Contains(adapters, m.ID):
 		case len(base)+len(adapters) == maxModels:
@@ -95,3 +89,66 @@ func modelsOf(list []byte) []string {
 	}
 	return append(base, adapters...)
 }
+
+// listedModel is an entry of the answer to GET /v1/models.
+type listedModel struct {
+	ID     string `json:"id"`
+	Parent string `json:"parent"`
+}
+
+func listed(list []byte) []listedModel {
+	var answer struct {
+		Data []listedModel `json:"data"`
+	}
+	if json.Unmarshal(list, &answer) != nil {
+		return nil
+	}
+	return answer.Data
+}
+
+// ErrModels says that an engine does not serve what its entry names.
+var ErrModels = errors.New("it lists other models")
+
+// Serves asks an endpoint for its models, and returns which of its entry's it does not
+// list; nil: it lists them all, or says nothing that we understand. get is as for Discover.
+func Serves(ctx context.Context, get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error), e Endpoint) error {
+	var buf []byte
+	list, err := ask(ctx, get, "http://"+e.Address+"/v1/models", &buf)
+	if err != nil {
+		return nil
+	}
+	return e.unlisted(list)
+}
+
+// unlisted is Serves by the answer. A llama-server with one model takes any name for it.
+func (e Endpoint) unlisted(list []byte) error {
+	models := listed(list)
+	if len(models) == 0 || e.Type == config.TypeLlamaCpp && len(models) == 1 {
+		return nil
+	}
+	var missing, others []string
+	for _, name := range e.Models {
+		if !slices.ContainsFunc(models, func(m listedModel) bool { return m.ID == name }) {
+			missing = append(missing, strconv.Quote(name))
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	for _, m := range models {
+		if !slices.Contains(e.Models, m.ID) && len(others) < shownModels {
+			others = append(others, fmt.Sprintf("%.96q", m.ID))
+		}
+	}
+	more := ""
+	if n := len(models) - len(others) - (len(e.Models) - len(missing)); n > 0 && len(others) == shownModels {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	if len(others) == 0 {
+		return fmt.Errorf("%w: not %s", ErrModels, strings.Join(missing, ", "))
+	}
+	return fmt.Errorf("%w: not %s, but %s%s", ErrModels, strings.Join(missing, ", "), strings.Join(others, ", "), more)
+}
+
+// shownModels is how many models a fault names.
+const shownModels = 4

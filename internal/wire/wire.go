@@ -198,6 +198,7 @@ const (
 	EndpointsDown   = "endpoints-down"
 	NoMetrics       = "no-metrics"
 	NoKVEvents      = "no-kv-events"
+	OtherModels     = "other-models"
 	ConfigRefused   = "configuration-refused"
 )
 

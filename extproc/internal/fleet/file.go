@@ -56,6 +56,7 @@ func CheckFile(path string, load func(path string) (pick.Counter, error)) error 
 // fileRemedies are what to do about endpoints of a file.
 var fileRemedies = remedies{
 	down:    "start them, or take them out of the file",
+	models:  "correct models in the file, or the name under which the engine serves (vLLM: --served-model-name, llama-server: --alias)",
 	metrics: "start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai",
 	events:  "start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen",
 }

@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/policy"
+	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/stamp"
 	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -64,7 +65,7 @@ const firstLookup = 3 * time.Second
 // NewLocal returns the fleet of the file, which must be good.
 func NewLocal(ctx context.Context, o LocalOptions, log *slog.Logger, reg prometheus.Registerer) (*Local, error) {
 	l := &Local{options: o, names: inventory.NewNames(o.Lookup, log)}
-	l.probed.init("the file of the fleet", l, o.Load, nil, log, reg)
+	l.probed.init("the file of the fleet", l, o.Load, probe.Options{Models: true}, log, reg)
 	l.metrics.file(reg)
 	if err := l.load(); err != nil {
 		return nil, err

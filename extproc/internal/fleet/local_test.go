@@ -123,7 +123,7 @@ func newLocal(t *testing.T, text string) (*Local, *world) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.prober = probe.New(probe.Options{Program: "extproc", Observed: l.observed, Working: l.working, Get: w.get}, l.log, prometheus.NewRegistry())
+	l.prober = probe.New(probe.Options{Program: "extproc", Models: true, Observed: l.observed, Working: l.working, Get: w.get}, l.log, prometheus.NewRegistry())
 	if err := l.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +190,40 @@ func TestLocalProbes(t *testing.T) {
 			})
 			if e.Slots != 7 {
 				t.Errorf("%d slots, though 3 requests wait while 7 run", e.Slots)
+			}
+		})
+	})
+}
+
+func TestLocalSaysWhichModelsAreOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, w := newLocal(t, three)
+		list := func(text string) {
+			for i := range 3 {
+				w.pages[fmt.Sprintf("http://10.0.0.%d:80/v1/models", i+1)] = text
+			}
+		}
+		list(`{"data":[{"id":"M"},{"id":"n"}]}`)
+		l.run(t, func() {
+			time.Sleep(5 * time.Second)
+			got := text(l.Conditions(), "other-models")
+			want := `3 of 3 endpoints do not list the models that the fleet says they serve: 10.0.0.1:80 (it lists other models: not "m", but "M"), ` +
+				`10.0.0.2:80 (it lists other models: not "m", but "M", "n"), 10.0.0.3:80 (it lists other models: not "m", but "M", "n"); requests go there all the same`
+			if got != want {
+				t.Errorf("condition %q, want %q", got, want)
+			}
+			if e := w.table().Models["m"].Endpoints; len(e) != 3 || e[0].State != pick.Ready {
+				t.Errorf("endpoints %v", e)
+			}
+			w.set(func() { list(`{"data":[{"id":"n"},{"id":"m"}]}`) })
+			time.Sleep(20 * time.Second)
+			if c := l.Conditions(); len(c) > 0 {
+				t.Errorf("with the right names: %v", c)
+			}
+			w.set(func() { clear(w.asked) })
+			time.Sleep(5 * time.Minute)
+			if n := w.asked["http://10.0.0.1:80/v1/models"]; n < 2 || n > 3 {
+				t.Errorf("asked for its models %d times in five minutes", n)
 			}
 		})
 	})
