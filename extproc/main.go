@@ -28,6 +28,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/extproc/peerpb"
+	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
@@ -53,6 +54,7 @@ type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
 	dns                        string
+	online                     bool
 	keyFiles                   string
 	keys                       *keys.Files // that clients need; nil: none
 	leave                      time.Duration
@@ -81,6 +83,7 @@ func (o *options) add(f *program.Flags) {
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
 	f.StringVar(&o.dns, "dns", "", "with -fleet: `ip:port` of the DNS server for host names in the file; none: as this machine looks names up")
+	f.BoolVar(&o.online, "online", false, "with -check and -fleet: also look up the host names in the file, and ask the engines how they are and which models they serve")
 	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of InferencePools in Kubernetes whose endpoints are picked, without xds")
 	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and Models whose tokenizers count; none: defaults")
 	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
@@ -106,8 +109,8 @@ func (o *options) validate() error {
 	if _, err := netip.ParseAddrPort(o.dns); o.dns != "" && err != nil {
 		errs = append(errs, fmt.Errorf("-dns: %.80q; must be ip:port", o.dns))
 	}
-	if o.dns != "" && o.fleet == "" {
-		errs = append(errs, errors.New("-dns; goes with -fleet"))
+	if (o.dns != "" || o.online) && o.fleet == "" {
+		errs = append(errs, errors.New("-dns and -online; go with -fleet"))
 	}
 	if o.leave < 0 {
 		errs = append(errs, fmt.Errorf("-leave: %s; must be ≥ 0", o.leave))
@@ -138,16 +141,27 @@ func (o *options) validatePools() error {
 	return nil
 }
 
-// check reads the file of the fleet or of pools, if there is one.
+// check reads the files that flags name, and what these name. It asks nobody, unless
+// -online says so.
 func (o *options) check(stderr io.Writer) error {
+	var errs []error
 	if o.config != "" {
-		if err := fleet.CheckPools(o.config); err != nil {
-			return program.Config(err)
-		}
+		errs = append(errs, fleet.CheckPools(o.config))
 	}
 	if o.fleet != "" {
-		if err := fleet.CheckFile(o.fleet, prompt.Load); err != nil {
-			return program.Config(err)
+		errs = append(errs, fleet.CheckFile(o.fleet, prompt.Load))
+	}
+	if o.keyFiles != "" {
+		if _, err := keys.Open(slog.New(slog.DiscardHandler), strings.Split(o.keyFiles, ",")...); err != nil {
+			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return program.Config(err)
+	}
+	if o.online {
+		if err := fleet.CheckOnline(o.fleet, inventory.LookupBy(o.dns), nil); err != nil {
+			return err
 		}
 	}
 	fmt.Fprintln(stderr, "extproc: flags and configuration are in order")

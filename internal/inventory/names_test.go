@@ -78,7 +78,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-func TestNamesAreLookedUpAgain(t *testing.T) {
+func TestNamesAreFollowed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := &zone{addresses: map[string][]string{"a": {"10.0.0.1"}}}
 		specs := []config.Endpoint{{Address: "a:80", Models: []string{"m"}}}

@@ -109,18 +109,28 @@ func listed(list []byte) []listedModel {
 // ErrModels says that an engine does not serve what its entry names.
 var ErrModels = errors.New("it lists other models")
 
-// Serves asks an endpoint for its models, and returns which of its entry's it does not
-// list; nil: it lists them all, or says nothing that we understand. get is as for Discover.
-func Serves(ctx context.Context, get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error), e Endpoint) error {
-	var buf []byte
-	list, err := ask(ctx, get, "http://"+e.Address+"/v1/models", &buf)
+// Ask asks an endpoint once for all that a Prober asks it: it returns that it does not
+// answer, shows no metrics, or does not list its entry's models; nil: all is well. get is
+// as for Discover.
+func Ask(ctx context.Context, get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error), e Endpoint) error {
+	t, err := newTarget(e)
 	if err != nil {
-		return nil
+		return err
 	}
-	return e.unlisted(list)
+	f, buf := t.probe(ctx, get, t.typ != nil, nil)
+	if f.health != nil {
+		return f.health
+	}
+	t.askModels(ctx, get, &f, buf)
+	if f.metrics != nil {
+		f.metrics = fmt.Errorf("metrics at %s: %w", e.Metrics, f.metrics)
+	}
+	return errors.Join(f.metrics, f.models)
 }
 
-// unlisted is Serves by the answer. A llama-server with one model takes any name for it.
+// unlisted returns which models of its entry an endpoint does not list in its answer to
+// GET /v1/models; nil: it lists them all, or says nothing that we understand. A
+// llama-server with one model takes any name for it.
 func (e Endpoint) unlisted(list []byte) error {
 	models := listed(list)
 	if len(models) == 0 || e.Type == config.TypeLlamaCpp && len(models) == 1 {

@@ -88,7 +88,7 @@ func FuzzModelsOf(f *testing.F) {
 	})
 }
 
-func TestServes(t *testing.T) {
+func TestAskForModels(t *testing.T) {
 	const at = "10.0.0.1:8000"
 	tests := []struct {
 		name   string
@@ -111,18 +111,21 @@ func TestServes(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			get := func(_ context.Context, r *http.Request, buf []byte) ([]byte, error) {
-				if tt.answer == "" || r.URL.String() != "http://"+at+"/v1/models" {
+				switch {
+				case r.URL.Path == "/metrics":
+					return append(buf[:0], "vllm:num_requests_running 0\nllamacpp:requests_processing 0\n"...), nil
+				case tt.answer == "" || r.URL.String() != "http://"+at+"/v1/models":
 					return buf, scrape.StatusError(404)
 				}
 				return append(buf[:0], tt.answer...), nil
 			}
-			e := Endpoint{Endpoint: config.Endpoint{Address: at, Type: tt.typ, Models: tt.models}}
+			e := Endpoint{Endpoint: config.Endpoint{Address: at, Type: tt.typ, Models: tt.models, Metrics: "http://" + at + "/metrics"}}
 			got := ""
-			if err := Serves(t.Context(), get, e); err != nil {
+			if err := Ask(t.Context(), get, e); err != nil {
 				got = err.Error()
 			}
 			if got != tt.want {
-				t.Errorf("Serves() = %q, want %q", got, tt.want)
+				t.Errorf("Ask() = %q, want %q", got, tt.want)
 			}
 		})
 	}
