@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -49,6 +50,10 @@ type FleetModel struct {
 // to Envoy.
 var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.cors", "policy.istio"}
 
+// fleetHedgeAfter is hedgeAfter in a fleet's file: engines there speak HTTP/1.1, which has
+// no pings that would find one that hangs.
+const fleetHedgeAfter = 2 * time.Second
+
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.
 func LoadFleet(path string) (Fleet, error) {
@@ -63,6 +68,7 @@ func LoadFleet(path string) (Fleet, error) {
 func ParseFleet(name string, text []byte) (Fleet, error) {
 	f := Fleet{Policy: newPolicy().Spec}
 	f.Policy.Flow.GatewayTimeout = Duration{everyGateway}
+	f.Policy.Retries.HedgeAfter = Duration{fleetHedgeAfter}
 	full, err := filepath.Abs(name)
 	if err != nil {
 		return Fleet{}, Fault{File: name, Text: err.Error()}

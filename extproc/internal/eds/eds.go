@@ -10,6 +10,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -57,7 +58,9 @@ type Server struct {
 	// Atomic.
 	hosts atomic.Pointer[[]Host]
 
-	// published is by name what was published last. Only Run touches it.
+	// last is the hosts of published, which is by name what was published last. Only Run
+	// touches them.
+	last      []Host
 	published map[string]*endpointv3.ClusterLoadAssignment
 }
 
@@ -100,11 +103,20 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.wake:
-			if err := s.publish(assignments(*s.hosts.Load())); err != nil {
+			now := *s.hosts.Load()
+			if slices.EqualFunc(now, s.last, same) {
+				continue
+			}
+			if err := s.publish(assignments(now)); err != nil {
 				return err
 			}
+			s.last = now
 		}
 	}
+}
+
+func same(a, b Host) bool {
+	return a.Address == b.Address && a.Weight == b.Weight && slices.Equal(a.Models, b.Models)
 }
 
 // publish publishes what has changed. A model whose last host has gone keeps an

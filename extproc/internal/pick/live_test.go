@@ -117,22 +117,22 @@ func TestJudge(t *testing.T) {
 	m, p := model(a, b, c), New(prometheus.NewRegistry())
 	list := []Candidate{{Endpoint: a}, {Endpoint: b}}
 	now := epoch.Add(time.Second)
-	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 2, Served: b.Address}, epoch, now); got != b {
+	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 2, Served: b.Address}, Hedge{}, epoch, now); got != b {
 		t.Errorf("Judge() = %v, want the second", got)
 	}
 	if a.standing(now.UnixNano()) != out || b.standing(now.UnixNano()) != fine {
 		t.Error("the skipped host is not left out, or the one that answered is")
 	}
-	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, epoch, now); got != c {
+	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, Hedge{}, epoch, now); got != c {
 		t.Errorf("Judge() = %v, want the one that Envoy's own policy chose", got)
 	}
 	a.Reinstate()
 	b.Reinstate()
-	if got := p.Judge(m, list, Answer{Status: 501, Attempts: 2, Served: b.Address}, epoch, now); got != b || a.standing(now.UnixNano()) != fine {
+	if got := p.Judge(m, list, Answer{Status: 501, Attempts: 2, Served: b.Address}, Hedge{}, epoch, now); got != b || a.standing(now.UnixNano()) != fine {
 		t.Errorf("Judge() = %v of an operation that no host has, want who answered and no ejection", got)
 	}
 	for range 5 { // a request that fails on every host
-		p.Judge(m, list, Answer{Status: 500, Attempts: 2, Served: b.Address}, now, now)
+		p.Judge(m, list, Answer{Status: 500, Attempts: 2, Served: b.Address}, Hedge{}, now, now)
 		now = now.Add(time.Second)
 	}
 	if got := ejection(b.ejected.Load()).fails(); got != 1 {

@@ -108,7 +108,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		return reply
 	}
 	a.good = head.Status >= 200 && head.Status < 300
-	a.served = x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.sent, now)
+	a.served = x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.decision.Hedge, x.sent, now)
 	x.reservation.Begun()
 	if a.served != nil {
 		x.reservation.Move(a.served.Live)
