@@ -128,6 +128,43 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// TestUpCheckReadsWhatItNames: files that are not there, or are something else.
+func TestUpCheckReadsWhatItNames(t *testing.T) {
+	dir := t.TempDir()
+	text := filepath.Join(dir, "text")
+	config := func(spec string) string {
+		path := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(path, []byte("apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: smollm2}\nspec: {"+spec+"}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.WriteFile(text, []byte("no GGUF"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+		code int
+	}{
+		{"no model", []string{"-model", "/nope.gguf"}, "-model: open /nope.gguf: no such file", program.ExitSetup},
+		{"a model that is none", []string{"-model", text}, "-model: " + text + ": not a GGUF file", program.ExitSetup},
+		{"no Envoy", []string{"-envoy", "/nope"}, "-envoy: stat /nope: no such file", program.ExitSetup},
+		{"an Envoy that can't be run", []string{"-envoy", text}, "-envoy: " + text + ": not an executable file", program.ExitSetup},
+		{"a llama-server that can't be run", []string{"-llama-server", text, "-rpc-server", text}, "-llama-server: " + text + ": not an executable file", program.ExitSetup},
+		{"an environment without vLLM", []string{"-vllm", dir}, "-vllm: stat " + dir + "/bin/vllm: no such file", program.ExitUsage},
+		{"no keys", []string{"-api-keys", "/nope"}, "-api-keys: open /nope: no such file", program.ExitUsage},
+		{"no weights", []string{"-config", config("weights: /nope.gguf")}, "model smollm2: weights: open /nope.gguf: no such file", program.ExitConfig},
+		{"no tokenizer", []string{"-config", config("tokenizer: /nope.json")}, "model smollm2: tokenizer: open /nope.json: no such file", program.ExitConfig},
+	} {
+		out, err := call(t, append([]string{"up", "-check", "-dir", t.TempDir()}, tt.args...)...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || program.ExitCode(err) != tt.code {
+			t.Errorf("%s: %q, %v (exit %d), want %q (exit %d)", tt.name, out, err, program.ExitCode(err), tt.want, tt.code)
+		}
+	}
+}
+
 func TestUpCheckStartsNothing(t *testing.T) {
 	if out, err := call(t, "up", "-check"); err != nil || out != "millrace: flags and configuration are in order\n" {
 		t.Errorf("up -check: %q, %v", out, err)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/extproc/peerpb"
+	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
@@ -51,6 +53,8 @@ func main() { os.Exit(program.Main("extproc", run)) }
 type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
+	dns                        string
+	online                     bool
 	keyFiles                   string
 	keys                       *keys.Files // that clients need; nil: none
 	leave                      time.Duration
@@ -78,6 +82,8 @@ func (o *options) add(f *program.Flags) {
 	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that lists the engines, for use without xds; if empty, xds lists them")
+	f.StringVar(&o.dns, "dns", "", "with -fleet: `ip:port` of the DNS server for host names in the file; if empty, this machine's")
+	f.BoolVar(&o.online, "online", false, "with -check and -fleet: also look up the host names in the file, and ask the engines whether they serve, and which models")
 	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of the InferencePools in Kubernetes to pick endpoints of, without xds")
 	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and with Models that name tokenizers; if empty, the defaults")
 	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text even with TLS, for kubelet; if empty, only -listen has it")
@@ -99,6 +105,12 @@ func (o *options) validate() error {
 	if o.traces != "" {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
+	}
+	if _, err := netip.ParseAddrPort(o.dns); o.dns != "" && err != nil {
+		errs = append(errs, fmt.Errorf("-dns: %.80q; must be ip:port", o.dns))
+	}
+	if (o.dns != "" || o.online) && o.fleet == "" {
+		errs = append(errs, errors.New("-dns and -online; go with -fleet"))
 	}
 	if o.leave < 0 {
 		errs = append(errs, fmt.Errorf("-leave: %s; must be ≥ 0", o.leave))
@@ -129,16 +141,27 @@ func (o *options) validatePools() error {
 	return nil
 }
 
-// check reads the file of the fleet or of pools, if there is one.
+// check reads the files that flags name, and what these name. It asks nobody, unless
+// -online says so.
 func (o *options) check(stderr io.Writer) error {
+	var errs []error
 	if o.config != "" {
-		if err := fleet.CheckPools(o.config); err != nil {
-			return program.Config(err)
-		}
+		errs = append(errs, fleet.CheckPools(o.config))
 	}
 	if o.fleet != "" {
-		if err := fleet.CheckFile(o.fleet, prompt.Load); err != nil {
-			return program.Config(err)
+		errs = append(errs, fleet.CheckFile(o.fleet, prompt.Load))
+	}
+	if o.keyFiles != "" {
+		if _, err := keys.Open(slog.New(slog.DiscardHandler), strings.Split(o.keyFiles, ",")...); err != nil {
+			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return program.Config(err)
+	}
+	if o.online {
+		if err := fleet.CheckOnline(o.fleet, inventory.LookupBy(o.dns), nil); err != nil {
+			return err
 		}
 	}
 	fmt.Fprintln(stderr, "extproc: flags and configuration are in order")
@@ -164,7 +187,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 			return program.Config(fmt.Errorf("-api-keys: %w", err))
 		}
 	}
-	answers, err := o.answering(env, tracer)
+	serving, stop := program.Outlive(ctx, o.leave)
+	defer stop()
+	answers, err := o.answering(serving, env, tracer)
 	if err != nil {
 		return err
 	}
@@ -183,8 +208,6 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 
-	serving, stop := program.Outlive(ctx, o.leave)
-	defer stop()
 	g, serving := errgroup.WithContext(serving)
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(serving, cancel)
@@ -214,6 +237,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 func newServer(env *program.Env, answers *answering, health *health.Server, options []grpc.ServerOption) *grpc.Server {
 	s := env.GRPC(keepalive.ServerParameters{}, append(options, serverOptions()...)...)
 	extprocv3.RegisterExternalProcessorServer(s, answers.processor)
+	if answers.hosts != nil {
+		answers.hosts.Register(s)
+	}
 	if answers.peers != nil {
 		peerpb.RegisterPeersServer(s, answers.peers)
 	}

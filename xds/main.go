@@ -176,7 +176,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	resources := ads.New(ctx, log, reg)
 	nodes := fleet.NewService(log, reg, func() (int, []obs.Condition) { return resources.Clients(), resources.Conditions() })
 	prober := probe.New(probe.Options{
-		Program: "xds", Logs: true,
+		Program: "xds", Logs: true, Models: true,
 		Observed: func(o *probe.Observation) { nodes.Post(ctx, fleet.Observed{Observation: o}) },
 	}, log, reg)
 	server := newServer(env, resources, nodes)

@@ -318,6 +318,14 @@ type Retries struct {
 	// +kubebuilder:default="0s"
 	// +millrace:lasts:least="0s",most="24h"
 	MaxPerTry Duration `json:"maxPerTry"`
+	// HedgeAfter is how long an attempt is waited for, at least, before the next endpoint is
+	// asked, too; whoever answers first counts. It is four times as long as was predicted
+	// if that is more, and 30 s or 2 min where no speed is known. An answer that has begun is
+	// not cut by it. 0s: never, and never beside maxPerTry. Default 0s, as engines of ours
+	// that hang are found by their connections; in a fleet's file 2s.
+	// +kubebuilder:default="0s"
+	// +millrace:lasts:least="0s",most="1h"
+	HedgeAfter Duration `json:"hedgeAfter"`
 }
 
 // Attempts returns how often a request of the given priority is tried in all;

@@ -18,6 +18,8 @@ import (
 const (
 	// TypeVLLM is vLLM.
 	TypeVLLM = "vllm"
+	// TypeLlamaCpp is llama.cpp's server.
+	TypeLlamaCpp = "llamacpp"
 	// TypeOpenAI is any server of the OpenAI API, of which nothing else is known.
 	TypeOpenAI = "openai"
 )
@@ -90,8 +92,8 @@ type Endpoint struct {
 	KVEvents KVEvents `json:"kvEvents,omitzero"`
 }
 
-// maxEndpoints bounds the endpoints of a fleet.
-const maxEndpoints = 16384
+// MaxEndpoints bounds the endpoints of a fleet.
+const MaxEndpoints = 16384
 
 // Equal reports whether both say the same.
 func (e Endpoint) Equal(o Endpoint) bool {
@@ -116,6 +118,11 @@ func (e Endpoint) validate(at string, r *rules) {
 	if !isAddress(e.Address) {
 		r.broken(at+".address", "%.80q; must be ip:port, as Envoy's cluster has it", e.Address)
 	}
+	e.validateRest(at, r)
+}
+
+// validateRest checks all but the address.
+func (e Endpoint) validateRest(at string, r *rules) {
 	if len(e.Models) == 0 {
 		r.broken(at+".models", "missing; must be a list of the model ids that it serves")
 	}
@@ -201,9 +208,9 @@ func (r *reader) alone(all []Endpoint, d *decoder) []Endpoint {
 	for _, other := range r.file.Endpoints {
 		total += len(other.Spec.Endpoints)
 	}
-	if total > maxEndpoints {
-		broken.broken("spec.endpoints", "%d in all objects; must be ≤ %d", total, maxEndpoints)
-		all = all[:max(0, len(all)-(total-maxEndpoints))]
+	if total > MaxEndpoints {
+		broken.broken("spec.endpoints", "%d in all objects; must be ≤ %d", total, MaxEndpoints)
+		all = all[:max(0, len(all)-(total-MaxEndpoints))]
 	}
 	kept := make([]Endpoint, 0, len(all))
 	for i, one := range all {

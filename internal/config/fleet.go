@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -19,7 +20,9 @@ import (
 // Fleet is what `extproc -fleet` reads: engines that runs elsewhere. It is one
 // YAML document.
 type Fleet struct {
-	// Endpoints are the engines, at most 16384.
+	// Endpoints are the engines, at most 16384. Here an address may be a host's name,
+	// "name:port", at most 256 names: each IPv4 address that the name has, or each IPv6 one
+	// where it has none, is an engine then.
 	Endpoints []Endpoint `json:"endpoints"`
 	// Models says more about some of the models that the endpoints serve.
 	Models []FleetModel `json:"models,omitempty"`
@@ -47,6 +50,10 @@ type FleetModel struct {
 // to Envoy.
 var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.pathPrefixes", "policy.cors", "policy.istio"}
 
+// fleetHedgeAfter is hedgeAfter in a fleet's file: engines there speak HTTP/1.1, which has
+// no pings that would find one that hangs.
+const fleetHedgeAfter = 2 * time.Second
+
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.
 func LoadFleet(path string) (Fleet, error) {
@@ -61,6 +68,7 @@ func LoadFleet(path string) (Fleet, error) {
 func ParseFleet(name string, text []byte) (Fleet, error) {
 	f := Fleet{Policy: newPolicy().Spec}
 	f.Policy.Flow.GatewayTimeout = Duration{everyGateway}
+	f.Policy.Retries.HedgeAfter = Duration{fleetHedgeAfter}
 	full, err := filepath.Abs(name)
 	if err != nil {
 		return Fleet{}, Fault{File: name, Text: err.Error()}
@@ -117,18 +125,19 @@ func (f Fleet) validate(d *decoder) []Fault {
 	if n := len(f.Endpoints); n == 0 {
 		r.broken("endpoints", "missing; must be a list with at least one entry")
 	} else {
-		r.between("endpoints", n, 1, maxEndpoints)
+		r.between("endpoints", n, 1, MaxEndpoints)
 	}
 	served := map[string]bool{}
 	addresses := map[string]string{}
 	for i, e := range f.Endpoints {
 		at := "endpoints[" + strconv.Itoa(i) + "]"
-		e.validate(at, &r)
+		e.validateIn(at, &r)
 		e.validateAlone(at, fmt.Sprintf("the endpoint in line %d", d.line(at+".address")), addresses, &r)
 		for _, m := range e.Models {
 			served[m] = true
 		}
 	}
+	validateNames(f.Endpoints, &r)
 	validateModels(f.Models, served, &r)
 	known := func(name string) bool { return served[name] }
 	validateTargets("policy.rewrites", f.Policy.Rewrites, known, &r)
@@ -189,7 +198,9 @@ func (f *Fleet) complete(dir string) {
 		f.Models[i].Tokenizer = under(dir, f.Models[i].Tokenizer)
 	}
 	for i := range f.Endpoints {
-		f.Endpoints[i].complete()
+		if name, _ := f.Endpoints[i].Host(); name == "" {
+			f.Endpoints[i].complete()
+		}
 	}
 }
 

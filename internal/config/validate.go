@@ -203,6 +203,7 @@ func (t Retries) validate(r *rules) {
 	r.between("spec.retries.standard", t.Standard, 1, 16)
 	r.between("spec.retries.sheddable", t.Sheddable, 1, 16)
 	r.lasts("spec.retries.maxPerTry", t.MaxPerTry, 0, 24*time.Hour)
+	r.lasts("spec.retries.hedgeAfter", t.HedgeAfter, 0, time.Hour)
 }
 
 func (l Limits) validate(r *rules) {

@@ -1,8 +1,9 @@
 // Package inventory lists the endpoints that send no reports.
 //
-// extproc calls it for the file of a fleet, xds for the Endpoints of its desired state;
-// another source of endpoints is another function that returns Entries. Its one rule: it
-// lists endpoints. Their state is observed by probe, and endpoints combines the two.
+// extproc calls it for the file of a fleet, whose host names Names looks up, xds for the
+// Endpoints of its desired state; another source of endpoints is another function that
+// returns Entries. Its one rule: it lists endpoints. Their state is observed by probe, and
+// endpoints combines the two.
 package inventory
 
 import (

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -120,6 +121,9 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, err)
 	}
 	errs = append(errs, o.checkCapacity(), o.HTTPS.complete())
+	if err := checkVLLM(o.VLLM); err != nil {
+		errs = append(errs, fmt.Errorf("-vllm: %w", err))
+	}
 	if o.APIKeys != "" {
 		if _, err := keys.Open(slog.New(slog.DiscardHandler), o.APIKeys); err != nil {
 			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
@@ -132,6 +136,23 @@ func (o Options) complete() (Options, error) {
 		return o, program.Usage(err)
 	}
 	return o, nil
+}
+
+// checkVLLM finds a path at which there is no vLLM: neither the command nor a Python
+// environment that has it.
+func checkVLLM(path string) error {
+	if path == "" {
+		return nil
+	}
+	st, err := os.Stat(path)
+	if err == nil && st.IsDir() {
+		path = filepath.Join(path, "bin", "vllm")
+		st, err = os.Stat(path)
+	}
+	if err == nil && (st.IsDir() || st.Mode()&0o111 == 0) {
+		err = fmt.Errorf("%s: not an executable file", path)
+	}
+	return err
 }
 
 func absolute(path *string) (err error) {

@@ -181,6 +181,7 @@ func TestAVLLMMustBeGiven(t *testing.T) {
 	path := filepath.Join(dir, "c.yaml")
 	text := "apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: m}\nspec: {weights: w, backend: {kind: vllm}}\n"
 	for _, err := range []error{
+		os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.WriteFile(filepath.Join(dir, "bin", "vllm"), nil, 0o755),
 		os.Mkdir(filepath.Join(dir, "w"), 0o755), os.WriteFile(filepath.Join(dir, "w", "config.json"), nil, 0o644), os.WriteFile(path, []byte(text), 0o644),
 	} {
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/weights"
@@ -158,8 +159,14 @@ func Check(o Options) error {
 	if err != nil {
 		return err
 	}
-	_, err = load(o)
-	return err
+	file, err := load(o)
+	if err != nil {
+		return err
+	}
+	if err := o.Setup(!needsModel(file)).Check(); err != nil {
+		return program.Setup(err)
+	}
+	return nil
 }
 
 // takeDir takes the mesh's folder for this process.
@@ -228,6 +235,13 @@ func checkWeights(f config.File) error {
 }
 
 func checkModel(m config.Model) error {
+	if path := m.Spec.Tokenizer; path != "" {
+		f, err := regular.Open(path)
+		if err != nil {
+			return &obs.Hint{Err: fmt.Errorf("model %s: tokenizer: %w", m.Metadata.Name, err), Next: "set spec.tokenizer to a GGUF or tokenizer.json, or leave it out"}
+		}
+		f.Close()
+	}
 	if m.Spec.Weights == "" {
 		return nil
 	}

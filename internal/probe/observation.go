@@ -55,6 +55,9 @@ type Observation struct {
 	Adapters *scrape.Adapters
 	// MetricsErr is why its metrics do not come; nil: they do, or it has none.
 	MetricsErr error
+	// ModelsErr is which of its entry's models it does not list; nil: it lists them, or does
+	// not say. It may answer requests for others all the same.
+	ModelsErr error
 	// EventsErr is why what its engine publishes does not come, or is refused; nil: it comes,
 	// it publishes nothing, or is not Ready.
 	EventsErr error

@@ -48,6 +48,9 @@ type Options struct {
 	// Logs is whether what engines publish of their KV caches is kept as logs, to be
 	// reported; else it is kept as Sets, to be looked up.
 	Logs bool
+	// Models is whether endpoints are asked which models they serve, as their entries may
+	// be wrong.
+	Models bool
 	// Get fetches a page into a buffer, as scrape.Client does; nil: over the network.
 	Get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
 }
@@ -206,9 +209,12 @@ var pages = sync.Pool{New: func() any { return new([]byte) }}
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	page := t.pageDue(began, p.working(t))
+	page, list := t.pageDue(began, p.working(t)), p.options.Models && !began.Before(t.relist)
 	p.mu.Unlock()
 	f, buf := t.probe(ctx, p.get, page, buf)
+	if list && f.health == nil && ctx.Err() == nil {
+		buf = t.askModels(ctx, p.get, &f, buf)
+	}
 	if ctx.Err() != nil {
 		return buf // it was we who ended it
 	}
@@ -219,17 +225,20 @@ func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	if p.targets[t.spec.Address] != t {
 		return buf // there is another entry, or none
 	}
-	if late := now.Sub(began) > probeWait+probeWait+stalled; silent(f.health) && (late || began.Before(p.excused)) {
+	if late := now.Sub(began) > 3*probeWait+stalled; silent(f.health) && (late || began.Before(p.excused)) {
 		t.due.Store(0) // it was we who did not run
 		return buf
 	}
-	was, fault := t.vital.state, t.metrics
+	was, fault, models := t.vital.state, t.metrics, t.models
 	done, company := t.take(&f, now, p.working(t), len(p.targets))
 	if done != nil {
 		p.learnLocked(t, done, company)
 	}
 	p.publishLocked(t, done, company, f.sample != nil)
 	p.noteLocked(t, was, fault)
+	if (t.models == nil) != (models == nil) && t.vital.state == Ready {
+		p.log.Info("models changed", "endpoint", t.spec.Address, "error", t.models)
+	}
 	return buf
 }
 
@@ -271,7 +280,7 @@ func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, f
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
 		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens,
-		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics,
+		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {
 		o.Usual = u.published

@@ -28,7 +28,8 @@ type target struct {
 	typ    *scrape.Type  // nil: it has no metrics
 	page   *http.Request // nil like typ
 	health *http.Request
-	near   bool // whether the page comes from the endpoint itself
+	list   *http.Request // of its models
+	near   bool          // whether the page comes from the endpoint itself
 
 	// Atomic.
 	due  atomic.Int64 // Unix nanoseconds
@@ -45,6 +46,8 @@ type target struct {
 	pause    time.Duration // from then until the next such probe
 	metrics  error         // why they do not come; nil: they do
 	later    time.Time     // when metrics that fail are asked for again
+	models   error         // which of its models it does not list; nil: it lists them
+	relist   time.Time     // when it is asked for them again
 	slots    int
 	kvTokens float64
 	speed    speeds
@@ -56,6 +59,9 @@ func newTarget(spec Endpoint) (*target, error) {
 	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots}
 	var err error
 	if t.health, err = scrape.NewRequest("http://" + spec.Address + "/health"); err != nil {
+		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+	}
+	if t.list, err = scrape.NewRequest("http://" + spec.Address + "/v1/models"); err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
 	}
 	if t.typ != nil {
@@ -95,6 +101,25 @@ type finding struct {
 	adapters *scrape.Adapters
 	metrics  error
 	asked    bool // whether metrics were asked for
+	models   error
+	listed   bool // whether models were asked for
+}
+
+// How often an endpoint that is Ready is asked for its models: seldom, and sooner where
+// they are wrong.
+const (
+	listEvery = 2 * time.Minute
+	listAgain = 10 * time.Second
+)
+
+// askModels asks the endpoint which models it serves.
+func (t *target) askModels(ctx context.Context, get getter, f *finding, buf []byte) []byte {
+	b, err := t.get(ctx, get, t.list, buf)
+	f.listed = true
+	if err == nil {
+		f.models = t.spec.unlisted(b)
+	}
+	return b
 }
 
 // getter fetches a page into a buffer, as scrape.Client does.
@@ -154,6 +179,15 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 		if f.health == nil {
 			t.later = now.Add(pageAgain)
 		}
+	}
+	if f.listed {
+		t.models, t.relist = f.models, now.Add(jitter(listEvery))
+		if f.models != nil {
+			t.relist = now.Add(jitter(listAgain))
+		}
+	}
+	if t.vital.state == NotReady {
+		t.models, t.relist = nil, time.Time{} // who answers next may be another one
 	}
 	if s := f.sample; s != nil {
 		done, company = t.since(s, now)

@@ -159,6 +159,12 @@ func install(ctx context.Context, cache string, parts []part, show *progress) er
 	return g.Wait()
 }
 
+// Check returns what is wrong with the user's own files, and fetches nothing.
+func (o Options) Check() error {
+	_, err := o.complete()
+	return err
+}
+
 // complete returns o with absolute paths, once the user's own files are checked.
 func (o Options) complete() (Options, error) {
 	if o.Out == nil {

@@ -77,6 +77,10 @@ const (
 	PrefixHeader = "x-millrace-prefix"
 	// RetriesHeader is how often Envoy may try again.
 	RetriesHeader = "x-envoy-max-retries"
+	// PerTryHeader is after how many milliseconds without an answer Envoy is to try again,
+	// and HedgeHeader, as "true", that the attempt before may still answer.
+	PerTryHeader = "x-envoy-upstream-rq-per-try-timeout-ms"
+	HedgeHeader  = "x-envoy-hedge-on-per-try-timeout"
 )
 
 // Headers of a response.
@@ -132,6 +136,8 @@ const (
 	// SubsetNamespace and SubsetKey name the endpoints that a gateway allows.
 	SubsetNamespace = "envoy.lb.subset_hint"
 	SubsetKey       = "x-gateway-destination-endpoint-subset"
+	// UpstreamAttribute is the attribute of an answer, "ip:port" of who gave it.
+	UpstreamAttribute = "upstream.address"
 	// FactsNamespace holds the Fact… keys for the access log.
 	FactsNamespace = "millrace"
 	// BodyNamespace holds FactModel as Envoy itself has read it from the body.
@@ -200,6 +206,7 @@ const (
 	EndpointsDown   = "endpoints-down"
 	NoMetrics       = "no-metrics"
 	NoKVEvents      = "no-kv-events"
+	OtherModels     = "other-models"
 	ConfigRefused   = "configuration-refused"
 )
 

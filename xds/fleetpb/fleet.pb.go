@@ -1573,8 +1573,11 @@ type PolicyState struct {
 	Explain bool `protobuf:"varint,14,opt,name=explain,proto3" json:"explain,omitempty"`
 	// The most bytes of all request bodies that are held at a time; 0: by default.
 	MaxBytesInFlight uint64 `protobuf:"varint,15,opt,name=max_bytes_in_flight,json=maxBytesInFlight,proto3" json:"max_bytes_in_flight,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How long an attempt is waited for, at least, before the next endpoint is asked, too;
+	// unset or 0: as long as it takes.
+	HedgeAfter    *durationpb.Duration `protobuf:"bytes,16,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyState) Reset() {
@@ -1710,6 +1713,13 @@ func (x *PolicyState) GetMaxBytesInFlight() uint64 {
 		return x.MaxBytesInFlight
 	}
 	return 0
+}
+
+func (x *PolicyState) GetHedgeAfter() *durationpb.Duration {
+	if x != nil {
+		return x.HedgeAfter
+	}
+	return nil
 }
 
 // Rewrite lets models serve requests for a name, each a share of the conversations.
@@ -2447,7 +2457,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
 	"\ttokenizer\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\ttokenizer\x12%\n" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
-	"\adefault\x18\x04 \x01(\bR\adefault\"\x98\x06\n" +
+	"\adefault\x18\x04 \x01(\bR\adefault\"\xe3\x06\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -2468,7 +2478,10 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04flow\x18\f \x01(\v2\x1d.millrace.fleet.v1alpha1.FlowR\x04flow\x12G\n" +
 	"\brewrites\x18\r \x03(\v2 .millrace.fleet.v1alpha1.RewriteB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\brewrites\x12\x18\n" +
 	"\aexplain\x18\x0e \x01(\bR\aexplain\x12-\n" +
-	"\x13max_bytes_in_flight\x18\x0f \x01(\x04R\x10maxBytesInFlight\"\xbf\x01\n" +
+	"\x13max_bytes_in_flight\x18\x0f \x01(\x04R\x10maxBytesInFlight\x12I\n" +
+	"\vhedge_after\x18\x10 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\n" +
+	"hedgeAfter\"\xbf\x01\n" +
 	"\aRewrite\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12C\n" +
 	"\x02to\x18\x02 \x03(\v2'.millrace.fleet.v1alpha1.Rewrite.TargetB\n" +
@@ -2591,22 +2604,23 @@ var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	25, // 28: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
 	18, // 29: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
 	17, // 30: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	22, // 31: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	25, // 32: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	25, // 33: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	25, // 34: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	25, // 35: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	23, // 36: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	30, // 37: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 38: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	7,  // 39: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	6,  // 40: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	8,  // 41: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	40, // [40:42] is the sub-list for method output_type
-	38, // [38:40] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	25, // 31: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	22, // 32: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	25, // 33: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	25, // 34: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	25, // 35: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	25, // 36: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	23, // 37: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	30, // 38: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 39: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	7,  // 40: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 41: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	8,  // 42: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	41, // [41:43] is the sub-list for method output_type
+	39, // [39:41] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }

@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/stamp"
 )
@@ -114,7 +115,7 @@ func NewPools(o PoolsOptions, log *slog.Logger, reg prometheus.Registerer) (*Poo
 		p.get, p.close = client.Get, client.Close
 	}
 	// Who asks endpoints who they are and who probes them do so over the same connections.
-	p.probed.init("pools", p, o.Load, p.get, log, reg)
+	p.probed.init("pools", p, o.Load, probe.Options{Get: p.get}, log, reg)
 	for _, picker := range o.Pickers {
 		p.pools = append(p.pools, &pool{picker: picker, models: map[string]*model{}})
 	}

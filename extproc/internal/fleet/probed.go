@@ -63,11 +63,13 @@ type local struct {
 // getter fetches a page, as scrape.Client does; nil: over the network.
 type getter = func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
 
-// init makes p ready; who names the endpoints, for people.
-func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), get getter, log *slog.Logger, reg prometheus.Registerer) {
+// init makes p ready; who names the endpoints, for people. options is as far as owners
+// differ.
+func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), options probe.Options, log *slog.Logger, reg prometheus.Registerer) {
 	p.owner, p.log, p.metrics, p.loader = o, log, newLocalMetrics(who, reg), newLoader(load, log)
 	p.state, p.locals = newState(false), map[string]*local{}
-	p.prober = probe.New(probe.Options{Program: "extproc", Observed: p.observed, Working: p.working, Get: get}, log, reg)
+	options.Program, options.Observed, options.Working = "extproc", p.observed, p.working
+	p.prober = probe.New(options, log, reg)
 	p.registerKnown(reg)
 	for _, t := range types {
 		p.state.answered[t] = true
@@ -212,12 +214,7 @@ func (p *probed) setLocked(l *local, now time.Time) {
 // deaf returns, by address, why the events of endpoints do not come, or are refused,
 // though they live.
 func (p *probed) deaf() []string {
-	var names []string
-	faults := p.prober.EventFaults()
-	for _, address := range slices.Sorted(maps.Keys(faults)) {
-		names = append(names, fmt.Sprintf("%s (%v)", address, faults[address]))
-	}
-	return names
+	return faults(p.prober.EventFaults())
 }
 
 // known counts the endpoints all of whose blocks are known, and the blocks.
@@ -254,15 +251,18 @@ func (p *probed) registerKnown(reg prometheus.Registerer) {
 const shown = 3
 
 // remedies say what to do about endpoints, in the words of who names them.
-type remedies struct{ down, metrics, events string }
+type remedies struct{ down, metrics, events, models string }
 
 // conditions returns what is wrong with endpoints and tokenizers.
 func (p *probed) conditions(r remedies) []obs.Condition {
-	var down, dumb []string
+	var down, dumb, wrong []string
 	p.mu.Lock()
 	n := len(p.locals)
 	for _, address := range slices.Sorted(maps.Keys(p.locals)) {
 		l := p.locals[address]
+		if l.last != nil && l.last.ModelsErr != nil {
+			wrong = append(wrong, fmt.Sprintf("%s (%v)", address, l.last.ModelsErr))
+		}
 		switch {
 		case l.last == nil:
 		case l.last.State != probe.Ready:
@@ -285,6 +285,13 @@ func (p *probed) conditions(r remedies) []obs.Condition {
 			Code: wire.NoMetrics,
 			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; their load is estimated from what this extproc sends them", len(dumb), n, list(dumb)),
 			Next: r.metrics,
+		})
+	}
+	if len(wrong) > 0 {
+		all = append(all, obs.Condition{
+			Code: wire.OtherModels,
+			Text: fmt.Sprintf("%d of %d endpoints do not list the models that the fleet says they serve: %s; requests go there all the same", len(wrong), n, list(wrong)),
+			Next: r.models,
 		})
 	}
 	if deaf := p.deaf(); len(deaf) > 0 {

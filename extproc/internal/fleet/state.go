@@ -327,6 +327,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		MaxInFlight:    int64(min(m.GetMaxBytesInFlight(), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
+		HedgeAfter:     m.GetHedgeAfter().AsDuration(),
 		Explain:        m.GetExplain(),
 	}
 	switch {

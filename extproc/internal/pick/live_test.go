@@ -117,18 +117,18 @@ func TestJudge(t *testing.T) {
 	m, p := model(a, b, c), New(prometheus.NewRegistry())
 	list := []Candidate{{Endpoint: a}, {Endpoint: b}}
 	now := epoch.Add(time.Second)
-	if got, _ := p.Judge(m, list, Answer{Status: 200, Attempts: 2, Served: b.Address}, epoch, now); got != b {
+	if got, _ := p.Judge(m, list, Answer{Status: 200, Attempts: 2, Served: b.Address}, Hedge{}, epoch, now); got != b {
 		t.Errorf("Judge() = %v, want the second", got)
 	}
 	if a.standing(now.UnixNano()) != out || b.standing(now.UnixNano()) != fine {
 		t.Error("the skipped host is not left out, or the one that answered is")
 	}
-	if got, _ := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, epoch, now); got != c {
+	if got, _ := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, Hedge{}, epoch, now); got != c {
 		t.Errorf("Judge() = %v, want the one that Envoy's own policy chose", got)
 	}
 	a.Reinstate()
 	b.Reinstate()
-	if got, _ := p.Judge(m, list, Answer{Status: 501, Attempts: 2, Served: b.Address}, epoch, now); got != b || a.standing(now.UnixNano()) != fine {
+	if got, _ := p.Judge(m, list, Answer{Status: 501, Attempts: 2, Served: b.Address}, Hedge{}, epoch, now); got != b || a.standing(now.UnixNano()) != fine {
 		t.Errorf("Judge() = %v of an operation that no host has, want who answered and no ejection", got)
 	}
 }
@@ -176,7 +176,7 @@ func TestRequestsThatHurt(t *testing.T) {
 				if s.attempts == 1 {
 					choice = list[s.served:]
 				}
-				if _, b := p.Judge(m, choice, Answer{Status: s.status, Attempts: s.attempts, Served: all[s.served].Address, Key: s.key}, now, now); b {
+				if _, b := p.Judge(m, choice, Answer{Status: s.status, Attempts: s.attempts, Served: all[s.served].Address, Key: s.key}, Hedge{}, now, now); b {
 					blamed++
 				}
 			}

@@ -15,6 +15,9 @@ type Answer struct {
 	Served string
 	// Key names what was asked, so that the same request is known again; 0: nothing does.
 	Key uint64
+	// Answered is the "ip:port" of who gave the answer, which is another one than Served
+	// where several were asked at a time; empty: not said.
+	Answered string
 }
 
 // notImplemented is the status of an operation that an engine does not have.
@@ -26,12 +29,20 @@ const internalError = 500
 // Judge draws the conclusions about the hosts of a choice: those that failed
 // are ejected, the one that answered is reinstated. It returns the endpoint that
 // answered, or nil, and whether the request is to blame, not the hosts. sent is when the
-// choice was made.
-func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time) (served *Endpoint, blamed bool) {
+// choice was made, h when the next endpoint was to be asked, too.
+func (p *Picker) Judge(m *Model, list []Candidate, a Answer, h Hedge, sent, now time.Time) (served *Endpoint, blamed bool) {
 	if a.Status == notImplemented {
 		return m.Endpoint(a.Served), false // what it can't do is no fault of it, nor of those tried before
 	}
 	failed, answered := verdict(len(list), indexOf(list, a.Served), a.Attempts, a.Status)
+	if i := indexOf(list, a.Answered); h.After > 0 && i >= 0 && a.Status < 500 {
+		failed, answered = i, i // those behind it have not failed: they were not waited for
+		needed := 0.0
+		if i == 0 && a.Attempts > 1 {
+			needed = float64(now.Sub(sent)) / float64(h.Due)
+		}
+		m.patience.answered(needed)
+	}
 	// What fails on every host accuses the request as much as the hosts.
 	grow := a.Status < 500 || failed < 2
 	blamed = a.Status == internalError && failed > 0

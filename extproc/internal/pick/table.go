@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
@@ -151,6 +152,9 @@ type Policy struct {
 	// Conformance is whether the headers count, and are set, by which the conformance suite
 	// of the inference extension steers a picker and sees what it does.
 	Conformance bool
+	// HedgeAfter is how long an attempt is waited for, at least, before the next endpoint is
+	// asked, too; 0: as long as it takes.
+	HedgeAfter time.Duration
 	// Explain is whether clients that ask get to know why a request went where it went.
 	Explain bool
 	// Flow is the rules for when endpoints are busy; nil: none ever are.

@@ -132,7 +132,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 // nobody could.
 func (x *Exchange) judge(head *AnswerHead, now time.Time) {
 	head.Key = x.key()
-	served, blamed := x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.sent, now)
+	served, blamed := x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.decision.Hedge, x.sent, now)
 	x.answer.served = served
 	if head.Status >= 500 && head.Attempts > 1 {
 		x.core.hurts.add(head.Key, now)

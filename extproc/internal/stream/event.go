@@ -186,6 +186,8 @@ type Decision struct {
 	Chain []prefix.Link
 	// Retries is how often Envoy may try again.
 	Retries int
+	// Hedge is after how long without an answer the next host is to be asked, too.
+	Hedge pick.Hedge
 	// Choice is the hosts, at least one.
 	Choice *pick.Choice
 }

@@ -384,6 +384,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	if x.head.Debug && policy.Explain {
 		x.answer.explanation = d.explain(&q)
 	}
+	d.Hedge = u.model.Hedge(policy, x.choice.List, u.blind || !n.stream, n.most)
 	first := &x.choice.List[0]
 	x.reservation = first.Reserve(&q)
 	x.admission.pass.Reserved()

@@ -176,6 +176,10 @@ func (o *outbound) decision(d *Decision) {
 		o.scratch = d.appendChain(o.scratch[:0])
 		header(w, wire.PrefixHeader, o.scratch, set)
 	}
+	if d.Hedge.After > 0 {
+		header(w, wire.HedgeHeader, "true", set)
+		header(w, wire.PerTryHeader, o.integer(int(d.Hedge.After.Milliseconds())), set)
+	}
 	header(w, wire.RetriesHeader, o.integer(d.Retries), set)
 	header(w, wire.ModelHeader, d.Model, set)
 	o.scratch = d.appendHosts(o.scratch[:0])

@@ -175,6 +175,8 @@ func Picker(cluster, authority string, refuse bool) *extprocv3.ExternalProcessor
 		},
 		// extproc sets x-envoy-max-retries by the request's priority.
 		MutationRules: &rulesv3.HeaderMutationRules{AllowEnvoy: wrapperspb.Bool(true)},
+		// Who has answered, where two were asked as the first one seemed to hang.
+		ResponseAttributes: []string{wire.UpstreamAttribute},
 		MetadataOptions: &extprocv3.MetadataOptions{
 			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{wire.LBNamespace}},
 			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{wire.LBNamespace, wire.FactsNamespace}},
