@@ -27,6 +27,7 @@ import (
 	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mesh"
+	"millrace.dev/millrace/internal/nearest"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -95,7 +96,10 @@ func run(ctx context.Context, args []string, std files) error {
 		}
 		known = append(known, c.name)
 	}
-	return program.Usage(fmt.Errorf("no command %q; must be one of %s", args[0], strings.Join(known, ", ")))
+	if near := nearest.Of(name, known); near != "" {
+		return program.Usage(fmt.Errorf("no command %q; did you mean %s?", name, near))
+	}
+	return program.Usage(fmt.Errorf("no command %q; must be one of %s", name, strings.Join(known, ", ")))
 }
 
 // newFlags returns the flags of a command.

@@ -32,6 +32,8 @@ func TestBadCommandLines(t *testing.T) {
 	}{
 		{name: "no command", want: "no command"},
 		{name: "unknown command", args: []string{"start"}, want: `no command "start"`},
+		{name: "mistyped command", args: []string{"stauts"}, want: `no command "stauts"; did you mean status?`},
+		{name: "mistyped flag", args: []string{"up", "-lisen", ":0"}, want: "did you mean -listen?"},
 		{name: "unknown flag", args: []string{"up", "-colour", "red"}, want: "-colour"},
 		{name: "argument", args: []string{"up", "now"}, want: `"now"`},
 		{name: "bad capacity", args: []string{"up", "-capacity", "node-a"}, want: "NODE=TOKENS_PER_SECOND"},
@@ -131,5 +133,31 @@ func TestHelp(t *testing.T) {
 func TestUpCheckStartsNothing(t *testing.T) {
 	if out, err := call(t, "up", "-check"); err != nil || out != "millrace: flags and configuration are in order\n" {
 		t.Errorf("up -check: %q, %v", out, err)
+	}
+}
+
+// TestServiceUnit has what the unit of systemd runs be command lines that are in order.
+func TestServiceUnit(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("manifests", "millrace.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for line := range strings.Lines(string(text)) {
+		key, command, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if !strings.HasPrefix(key, "Exec") {
+			continue
+		}
+		lines++
+		args := strings.Fields(command)[1:]
+		for i, a := range args {
+			args[i] = strings.Replace(a, "/etc/millrace", "manifests", 1)
+		}
+		if out, err := call(t, append(args, "-check")...); err != nil || !strings.Contains(out, "are in order") {
+			t.Errorf("%s: %q, %v", line, out, err)
+		}
+	}
+	if lines != 2 {
+		t.Errorf("%d commands, want 2", lines)
 	}
 }
