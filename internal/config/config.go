@@ -372,6 +372,16 @@ func Default() File {
 	return File{Models: []Model{m}, Policy: newPolicy()}
 }
 
+// NewModel returns a model with the defaults, on one node.
+func NewModel(name string) Model {
+	m := newModel()
+	m.Metadata.Name, m.Spec.Replicas, m.Spec.Layout = name, 1, []Layout{{Stages: 1}}
+	return m
+}
+
+// IsModelName reports whether a model may have the name.
+func IsModelName(name string) bool { return modelName.fits(name) }
+
 // newModel returns a model of which only the name is missing.
 func newModel() Model {
 	return Model{

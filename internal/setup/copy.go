@@ -22,7 +22,7 @@ func Copy(ctx context.Context, from, to string) (bool, error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return false, explainCopy(err, to)
 	}
-	unlock, err := lock(ctx, filepath.Join(filepath.Dir(to), ".copy.lock"), progress.New(io.Discard, who))
+	unlock, err := Lock(ctx, filepath.Join(filepath.Dir(to), ".copy.lock"), "another set-up that uses this cache", progress.New(io.Discard, who))
 	if err != nil {
 		return false, explainCopy(err, to)
 	}

@@ -130,7 +130,7 @@ func install(ctx context.Context, cache string, parts []part, show *progress.Pro
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, ".lock"), show)
+	unlock, err := Lock(ctx, filepath.Join(cache, ".lock"), "another set-up that uses this cache", show)
 	if err != nil {
 		return err
 	}
