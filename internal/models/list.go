@@ -39,8 +39,9 @@ type Entry struct {
 	folder string // "": set-up's
 }
 
-// List returns the models that are there, and those that the catalogue has names for.
-func (s *Store) List(ctx context.Context) ([]Entry, error) {
+// List returns the models that are there, and those that the catalogue has names for. nodes
+// are those that have weights loaded, by the path of these.
+func (s *Store) List(ctx context.Context, nodes map[string][]string) ([]Entry, error) {
 	all := []Entry{s.builtin()}
 	folders, err := filepath.Glob(filepath.Join(s.folder, "*", recordFile))
 	if err != nil {
@@ -56,6 +57,13 @@ func (s *Store) List(ctx context.Context) ([]Entry, error) {
 	for _, m := range s.catalogue {
 		if !slices.ContainsFunc(all, func(e Entry) bool { return e.Ref == m.Name }) {
 			all = append(all, Entry{Model: Model{Name: m.Name, Ref: m.Name, Format: m.Format, Size: int64(m.Size), SHA256: m.SHA256, ContextTokens: m.ContextTokens}, State: Known})
+		}
+	}
+	for i := range all {
+		for path, names := range nodes {
+			if all[i].holds(path) {
+				all[i].Loaded = append(all[i].Loaded, names...)
+			}
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
@@ -110,9 +118,10 @@ func (s *Store) Use(now time.Time, refs ...Ref) {
 }
 
 // Remove removes the files of a model that is kept, by its name or by what it was called.
-// Their hashes stay, unless they are to be forgotten. It returns how many bytes are free now.
-func (s *Store) Remove(ctx context.Context, name string, forget bool, loaded func(Entry) []string) (int64, error) {
-	all, err := s.List(ctx)
+// Their hashes stay, unless they are to be forgotten. nodes are as in List: what one of them has
+// loaded stays. It returns how many bytes are free now.
+func (s *Store) Remove(ctx context.Context, name string, forget bool, nodes map[string][]string) (int64, error) {
+	all, err := s.List(ctx, nodes)
 	if err != nil {
 		return 0, err
 	}
@@ -143,8 +152,8 @@ func (s *Store) Remove(ctx context.Context, name string, forget bool, loaded fun
 		return 0, &obs.Hint{Err: fmt.Errorf("no model %q is kept here", name), Next: next}
 	}
 	e := found[0]
-	if nodes := loaded(e); len(nodes) > 0 {
-		return 0, &obs.Hint{Err: fmt.Errorf("%s is loaded by %s", e.Ref, strings.Join(nodes, ", ")), Next: "end the mesh first, or take the model out of it"}
+	if len(e.Loaded) > 0 {
+		return 0, &obs.Hint{Err: fmt.Errorf("%s is loaded by %s", e.Ref, strings.Join(e.Loaded, ", ")), Next: "end the mesh first, or take the model out of it"}
 	}
 	unlock, err := setup.Lock(ctx, lockOf(e.folder), "another that fetches "+e.Ref, s.show)
 	if err != nil {
@@ -190,8 +199,8 @@ func (s *Store) remove(e Entry, forget bool) (freed int64, err error) {
 	return freed, nil
 }
 
-// Holds reports whether weights of that path are of a model of the list.
-func (e Entry) Holds(path string) bool {
+// holds reports whether weights of that path are of a model of the list.
+func (e Entry) holds(path string) bool {
 	if e.folder == "" {
 		return path != "" && path == e.Weights
 	}

@@ -132,7 +132,7 @@ func pull(ctx context.Context, s *Store, text string) (Model, error) {
 	if err != nil {
 		return Model{}, err
 	}
-	return s.Pull(ctx, r)
+	return s.Pull(ctx, r, nil)
 }
 
 func file(t *testing.T, name, text string) string {
@@ -247,7 +247,7 @@ func TestPull(t *testing.T) {
 				t.Fatalf("Pull() = %v, want %q", err, tt.want)
 			}
 			if err != nil {
-				if list, err := s.List(t.Context()); err != nil || len(list) > 1 && list[1].State == Fetched {
+				if list, err := s.List(t.Context(), nil); err != nil || len(list) > 1 && list[1].State == Fetched {
 					t.Errorf("list after a failure: %+v, %v", list, err)
 				}
 				return
@@ -322,10 +322,10 @@ func TestPins(t *testing.T) {
 	if _, err := pull(t.Context(), s, "org/a"); err != nil {
 		t.Fatal(err)
 	}
-	if freed, err := s.Remove(t.Context(), "a", false, nobody); err != nil || freed == 0 {
+	if freed, err := s.Remove(t.Context(), "a", false, nil); err != nil || freed == 0 {
 		t.Fatalf("Remove() = %d, %v", freed, err)
 	}
-	list, err := s.List(t.Context())
+	list, err := s.List(t.Context(), nil)
 	if err != nil || len(list) != 2 || list[0].State != Known || list[0].SHA256 != sumOf(gguf("first")) {
 		t.Errorf("List() = %+v, %v; want it known, with its hash", list, err)
 	}
@@ -338,15 +338,13 @@ func TestPins(t *testing.T) {
 	if m, err := pull(t.Context(), two, "org/a"); err != nil || m.SHA256 != sumOf(gguf("first")) {
 		t.Errorf("from another mirror: %+v, %v", m, err)
 	}
-	if _, err := s.Remove(t.Context(), "org/a", true, nobody); err != nil {
+	if _, err := s.Remove(t.Context(), "org/a", true, nil); err != nil {
 		t.Fatal(err)
 	}
 	if m, err := pull(t.Context(), s, "org/a"); err != nil || m.SHA256 != sumOf(gguf("other")) {
 		t.Errorf("once forgotten: %+v, %v", m, err)
 	}
 }
-
-func nobody(Entry) []string { return nil }
 
 // TestChangedOnDisk finds a file that is not what was fetched.
 func TestChangedOnDisk(t *testing.T) {
@@ -446,12 +444,7 @@ func TestRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Use(time.Unix(1e9, 0), r)
-	loaded := func(e Entry) []string {
-		if e.Holds(m.Weights) && e.Used.Equal(time.Unix(1e9, 0)) {
-			return []string{"node-a"}
-		}
-		return nil
-	}
+	loaded := map[string][]string{m.Weights: {"node-a"}}
 	for name, want := range map[string]string{"one": "is loaded by node-a", "onn": "did you mean", "smollm2": "belongs to set-up", "x": "models list"} {
 		_, err := s.Remove(t.Context(), name, false, loaded)
 		var h *obs.Hint

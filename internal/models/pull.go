@@ -65,8 +65,9 @@ func own(r Ref) (Model, error) {
 }
 
 // Pull fetches a model unless it is there. Several processes may want the same one: one
-// fetches it, the others wait.
-func (s *Store) Pull(ctx context.Context, r Ref) (Model, error) {
+// fetches it, the others wait. accept is asked, once its format is known, whether it is to be
+// fetched; nil: it is.
+func (s *Store) Pull(ctx context.Context, r Ref, accept func(format string) error) (Model, error) {
 	m, ok, err := s.Have(ctx, r)
 	if r.builtin && err == nil {
 		m.Weights, err = setup.Model(ctx, setup.Options{Cache: s.o.Cache, Out: s.o.Out})
@@ -89,15 +90,18 @@ func (s *Store) Pull(ctx context.Context, r Ref) (Model, error) {
 	if m, ok, err := s.Have(ctx, r); err != nil || ok {
 		return m, err
 	}
-	if m, err = s.pull(ctx, r, folder); err != nil {
+	if m, err = s.pull(ctx, r, folder, accept); err != nil {
 		return Model{}, advise(fmt.Errorf("model %s: %w", r.Text, err))
 	}
 	return m, nil
 }
 
 // pull fetches a model into its folder, whose lock is held.
-func (s *Store) pull(ctx context.Context, r Ref, folder string) (Model, error) {
+func (s *Store) pull(ctx context.Context, r Ref, folder string, accept func(format string) error) (Model, error) {
 	p, err := s.plan(ctx, r)
+	if err == nil && accept != nil {
+		err = accept(p.format)
+	}
 	if err != nil {
 		return Model{}, err
 	}
