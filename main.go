@@ -128,7 +128,7 @@ func setupFlags(fs *program.Flags, o *mesh.Options) {
 // sourceFlags adds the flags that say where models come from.
 func sourceFlags(fs *program.Flags, from *models.Options) {
 	*from = models.Environment()
-	fs.Func("mirror", "`URL` of a server with repositories, such as https://huggingface.co; several are asked in turn (default $MILLRACE_MIRROR, $HF_ENDPOINT)", func(text string) error {
+	fs.Func("mirror", "`URL` of a server with repositories, such as https://hub.example.org; several are asked in turn (default $MILLRACE_MIRROR, $HF_ENDPOINT)", func(text string) error {
 		from.Mirrors = append(slices.Clone(from.Mirrors), text)
 		return nil
 	})
@@ -380,7 +380,7 @@ func modelsOf(ctx context.Context, args []string, std files) error {
 	sourceFlags(fs, &o)
 	fs.StringVar(&o.Cache, "cache", "", "`folder` with what was fetched (default $MILLRACE_CACHE, else .cache of the checkout)")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh that may have models loaded")
-	asJSON := fs.Bool("json", false, "print JSON: a list; of pull, an object a line while it goes on, and the model at the end")
+	asJSON := fs.Bool("json", false, "print JSON: a list; of pull, an object a line meanwhile, and the model at the end")
 	forget := fs.Bool("forget", false, "with rm: forget the model's hashes, too, so that other content is taken the next time")
 	word := ""
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
@@ -391,7 +391,7 @@ func modelsOf(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if known := []string{"list", "pull", "rm"}; !slices.Contains(known, word) || (word == "list") != (name == "") {
-		return program.Usage(&obs.Hint{Err: errors.New("models: what? must be list, pull NAME or rm NAME"), Next: "for example: millrace models pull org/repo:Q4_K_M -mirror https://huggingface.co"})
+		return program.Usage(&obs.Hint{Err: errors.New("models: what? must be list, pull NAME or rm NAME"), Next: "for example: millrace models pull org/repo:Q4_K_M -mirror https://hub.example.org"})
 	}
 	o.Out = std.err
 	if events := json.NewEncoder(std.out); *asJSON {

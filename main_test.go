@@ -35,6 +35,12 @@ func TestBadCommandLines(t *testing.T) {
 		{name: "mistyped command", args: []string{"stauts"}, want: `no command "stauts"; did you mean status?`},
 		{name: "mistyped flag", args: []string{"up", "-lisen", ":0"}, want: "did you mean -listen?"},
 		{name: "unknown flag", args: []string{"up", "-colour", "red"}, want: "-colour"},
+		{name: "a model that nobody knows", args: []string{"up", "-check", "-model", "smollm3"}, want: `no model is called "smollm3"`},
+		{name: "two models of one name", args: []string{"up", "-check", "-model", "smollm2", "-model", "smollm2=./x.gguf"}, want: "would both be called smollm2"},
+		{name: "a mirror that is none", args: []string{"models", "list", "-mirror", "hub.example.org"}, want: "mirror: no URL"},
+		{name: "models of nothing", args: []string{"models", "pull"}, want: "must be list, pull NAME or rm NAME"},
+		{name: "models to nowhere", args: []string{"models", "push", "x"}, want: "must be list, pull NAME or rm NAME"},
+		{name: "no model to remove", args: []string{"models", "rm", "x", "-cache", "nowhere"}, want: `no model "x" is kept here`},
 		{name: "argument", args: []string{"up", "now"}, want: `"now"`},
 		{name: "bad capacity", args: []string{"up", "-capacity", "node-a"}, want: "NODE=TOKENS_PER_SECOND"},
 		{name: "nowhere to install to", args: []string{"install-models"}, want: "-to is missing"},
@@ -113,6 +119,10 @@ func TestCompletion(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(got)) != "-dir -f -n" {
 		t.Errorf("completes to %s, %v", got, err)
 	}
+	got, err = exec.Command("bash", "-c", script+"\nCOMP_WORDS=(millrace models p); COMP_CWORD=2; _millrace; echo ${COMPREPLY[*]}").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(got)) != "pull" {
+		t.Errorf("completes models p to %s, %v", got, err)
+	}
 }
 
 func TestHelp(t *testing.T) {
@@ -120,13 +130,30 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "check", "setup", "identity", "install-models", "completion"} {
+	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "models", "check", "setup", "identity", "install-models", "completion"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}
 		if text, err := call(t, command, "-h"); !errors.Is(err, flag.ErrHelp) || !strings.Contains(text, "usage: millrace "+command) {
 			t.Errorf("%s -h: %q, %v", command, text, err)
 		}
+	}
+}
+
+// TestModels lists what there is, and says of what is missing how to get it, before anything starts.
+func TestModels(t *testing.T) {
+	cache := t.TempDir()
+	out, err := call(t, "models", "list", "-json", "-cache", cache, "-dir", t.TempDir())
+	if err != nil || !strings.Contains(out, `"name": "smollm2"`) || !strings.Contains(out, `"state": "known"`) {
+		t.Errorf("models list: %s, %v", out, err)
+	}
+	for name, code := range map[string]int{"org/repo:Q4_K_M": program.ExitSetup, "./none.gguf": program.ExitSetup, "https://h.example/m.gguf": 0} {
+		if _, err := call(t, "up", "-check", "-cache", cache, "-model", name); program.ExitCode(err) != code {
+			t.Errorf("up -check -model %s: %v, exit %d, want %d", name, err, program.ExitCode(err), code)
+		}
+	}
+	if left, err := os.ReadDir(cache); err != nil || len(left) > 0 {
+		t.Errorf("-check has written %v, %v", left, err)
 	}
 }
 

@@ -2,7 +2,7 @@
 //
 // Called by models. Its one rule: nothing gets its final name unless it is whole, has the
 // hash that it must have and passes the caller's check; what came of it until then lies
-// beside, under the name ending in .part, and the next try goes on from there.
+// beside, under the name ending in .part, and the next try continues there.
 package fetch
 
 import (
@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errors that callers tell apart. Others are of the network, of servers or of the disk.
+// Errors that callers distinguish. Others are of the network, of servers or of the disk.
 var (
 	// ErrMismatch is content that does not have the hash or the size that it must have.
 	ErrMismatch = errors.New("not the content that it must be")

@@ -355,8 +355,8 @@ func TestGet(t *testing.T) {
 	}
 }
 
-// TestLaterProcessGoesOn has one cut off for good, and another go on with what it left.
-func TestLaterProcessGoesOn(t *testing.T) {
+// TestLaterProcessContinues has one cut off for good, and another continue with what it left.
+func TestLaterProcessContinues(t *testing.T) {
 	for _, tt := range []struct {
 		name, etag, sum string
 		want            string // range that the second asks for
@@ -394,7 +394,7 @@ func TestLaterProcessGoesOn(t *testing.T) {
 	}
 }
 
-// TestNextPlace has the first places fail, each in its way, and the last one go on with what
+// TestNextPlace has the first places fail, each in its way, and the last one continue with what
 // they sent.
 func TestNextPlace(t *testing.T) {
 	liar := serve(t, func(_ int, w http.ResponseWriter, r *http.Request) { whole(w, r, []byte("sorry"), "") })

@@ -29,7 +29,7 @@ type mirror struct {
 func parseMirror(text string) (mirror, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-		return mirror{}, errors.New("mirror: no URL; must be such as https://huggingface.co, or https://host/models/{repo}/{file}")
+		return mirror{}, errors.New("mirror: no URL; must be such as https://hub.example.org, or https://host/models/{repo}/{file}")
 	}
 	if strings.Contains(text, "{file}") {
 		return mirror{template: text, host: u.Host}, nil
@@ -103,11 +103,11 @@ func isFileName(name string) bool {
 	return name != "" && len(name) < 512 && filepath.IsLocal(name) && path.Clean(name) == name && !strings.ContainsAny(name, "\\\x00\n")
 }
 
-// wants returns the files of a listing.
-func (l listing) wants() []want {
-	var all []want
+// files returns the files of a listing.
+func (l listing) files() []wanted {
+	var all []wanted
 	for _, f := range l.Files {
-		w := want{name: f.Name, size: f.Size}
+		w := wanted{name: f.Name, size: f.Size}
 		if f.LFS != nil && isHash.MatchString(f.LFS.SHA256) {
 			w.sha256 = f.LFS.SHA256
 		}
@@ -121,9 +121,6 @@ var isHash = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // ofRepo plans the fetching of a repository: the first mirror that lists it says what it has,
 // all of them are asked for the files.
 func (s *Store) ofRepo(ctx context.Context, r repository, format string) (plan, error) {
-	if len(s.mirrors) == 0 {
-		return plan{}, &obs.Hint{Err: fmt.Errorf("%s: no mirror is named that could have it", r), Next: "name one with -mirror or $MILLRACE_MIRROR, such as https://huggingface.co"}
-	}
 	var errs []error
 	for _, m := range s.mirrors {
 		if m.list == "" {
@@ -137,7 +134,7 @@ func (s *Store) ofRepo(ctx context.Context, r repository, format string) (plan, 
 			errs = append(errs, err)
 			continue
 		}
-		p, err := chooseFiles(l.wants(), r, format)
+		p, err := chooseFiles(l.files(), r, format)
 		if err != nil {
 			return plan{}, err
 		}
@@ -147,6 +144,11 @@ func (s *Store) ofRepo(ctx context.Context, r repository, format string) (plan, 
 	}
 	p, err := unlisted(r, format)
 	if err != nil {
+		for _, e := range errs {
+			if !errors.Is(e, fetch.ErrMissing) {
+				return plan{}, errors.Join(errs...) // what to do about it says more
+			}
+		}
 		return plan{}, errors.Join(append(errs, err)...)
 	}
 	return p, s.locate(&p, r)
@@ -173,7 +175,7 @@ func (s *Store) locate(p *plan, r repository) error {
 func unlisted(r repository, format string) (plan, error) {
 	switch {
 	case strings.HasSuffix(r.tag, ".gguf") && isFileName(r.tag):
-		return plan{format: config.GGUF, main: r.tag, wants: []want{{name: r.tag, sidecar: true}}}, nil
+		return plan{format: config.GGUF, main: r.tag, files: []wanted{{name: r.tag, sidecar: true}}}, nil
 	case format == config.Safetensors || r.tag == "" && format == "":
 		return folderPlan(), nil
 	}
@@ -187,8 +189,8 @@ var quants = []string{"Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "Q8_0"}
 var partForm = regexp.MustCompile(`^(.*)-(\d{5})-of-(\d{5})\.gguf$`)
 
 // chooseFiles returns which files of a repository make the model.
-func chooseFiles(all []want, r repository, format string) (plan, error) {
-	byModel := map[string][]want{} // files of a GGUF model, by the name of the first
+func chooseFiles(all []wanted, r repository, format string) (plan, error) {
+	byModel := map[string][]wanted{} // files of a GGUF model, by the name of the first
 	for _, w := range all {
 		if !strings.HasSuffix(w.name, ".gguf") || strings.Contains(strings.ToLower(path.Base(w.name)), "mmproj") {
 			continue
@@ -207,15 +209,15 @@ func chooseFiles(all []want, r repository, format string) (plan, error) {
 		return plan{}, err
 	}
 	files := byModel[first]
-	slices.SortFunc(files, func(a, b want) int { return cmp.Compare(a.name, b.name) })
+	slices.SortFunc(files, func(a, b wanted) int { return cmp.Compare(a.name, b.name) })
 	if m := partForm.FindStringSubmatch(first); m != nil && (fmt.Sprintf("%05d", len(files)) != m[3] || files[0].name != first) {
 		return plan{}, fmt.Errorf("%s: %d of its %s parts are there", r, len(files), strings.TrimLeft(m[3], "0"))
 	}
-	return plan{format: config.GGUF, main: first, wants: files}, nil
+	return plan{format: config.GGUF, main: first, files: files}, nil
 }
 
 // chooseGGUF returns which model of a repository is meant, by the name of its first file.
-func chooseGGUF(byModel map[string][]want, r repository) (string, error) {
+func chooseGGUF(byModel map[string][]wanted, r repository) (string, error) {
 	names := make([]string, 0, len(byModel))
 	for name := range byModel {
 		names = append(names, name)
@@ -267,8 +269,8 @@ func hasWord(name, tag string) bool {
 	return false
 }
 
-// wanted are the files of a folder that are not weights, and whether it can do without them.
-var wanted = map[string]bool{
+// settings are the files of a folder that are not weights, and whether it can do without them.
+var settings = map[string]bool{
 	"config.json": false, "generation_config.json": true, "tokenizer.json": true, "tokenizer_config.json": true, "tokenizer.model": true,
 	"special_tokens_map.json": true, "added_tokens.json": true, "vocab.json": true, "merges.txt": true,
 	"chat_template.jinja": true, "chat_template.json": true, "preprocessor_config.json": true, weights.IndexFile: true,
@@ -279,21 +281,21 @@ const oneFile = "model.safetensors"
 
 // chooseFolder returns what of a repository makes a folder of safetensors. Code, and weights
 // in other forms, stay where they are.
-func chooseFolder(all []want, r repository) (plan, error) {
+func chooseFolder(all []wanted, r repository) (plan, error) {
 	p := plan{format: config.Safetensors}
-	shards, settings := 0, false
+	shards, whole := 0, false
 	for _, w := range all {
-		_, known := wanted[w.name]
+		_, known := settings[w.name]
 		shard := strings.HasSuffix(w.name, ".safetensors") && !strings.Contains(w.name, "/")
 		if shard {
 			shards++
 		}
-		settings = settings || w.name == "config.json"
+		whole = whole || w.name == "config.json"
 		if known || shard {
-			p.wants = append(p.wants, w)
+			p.files = append(p.files, w)
 		}
 	}
-	if shards == 0 || !settings {
+	if shards == 0 || !whole {
 		return plan{}, fmt.Errorf("%s: neither a GGUF file nor a folder with config.json and safetensors", r)
 	}
 	return p, nil
@@ -303,9 +305,9 @@ func chooseFolder(all []want, r repository) (plan, error) {
 // weights it has.
 func folderPlan() plan {
 	p := plan{format: config.Safetensors, guess: true}
-	for name, optional := range wanted {
-		p.wants = append(p.wants, want{name: name, optional: optional})
+	for name, optional := range settings {
+		p.files = append(p.files, wanted{name: name, optional: optional})
 	}
-	slices.SortFunc(p.wants, func(a, b want) int { return cmp.Compare(a.name, b.name) })
+	slices.SortFunc(p.files, func(a, b wanted) int { return cmp.Compare(a.name, b.name) })
 	return p
 }

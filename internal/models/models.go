@@ -136,15 +136,11 @@ func Open(o Options) (*Store, error) {
 const maxTokens = 64 << 10
 
 // tokens returns who gets which token: each host its own of the file; the mirrors that the
-// user has named, the one that has no host; Hugging Face's endpoint, $HF_TOKEN.
+// user has named, the one that has no host; the host of $HF_ENDPOINT, $HF_TOKEN.
 func (s *Store) tokens() (func(host string) string, error) {
 	byHost := map[string]string{}
 	if token := os.Getenv("HF_TOKEN"); token != "" {
-		hub := os.Getenv("HF_ENDPOINT")
-		if hub == "" {
-			hub = "https://huggingface.co"
-		}
-		if u, err := url.Parse(hub); err == nil && u.Host != "" {
+		if u, err := url.Parse(os.Getenv("HF_ENDPOINT")); err == nil && u.Host != "" {
 			byHost[u.Host] = token
 		}
 	}

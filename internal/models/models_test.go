@@ -55,7 +55,7 @@ type hub struct {
 	mu       sync.Mutex
 	repos    map[string]map[string]string
 	requests []string
-	token    string // that it wants
+	token    string // that it files
 }
 
 func newHub(t *testing.T, repos map[string]map[string]string) *hub {
@@ -296,6 +296,7 @@ func TestTokens(t *testing.T) {
 		{"by host", "# mine\n" + host + " hush\nothers no", url, nil, nil},
 		{"not to a host that is no mirror", "hush", url, nil, fetch.ErrDenied},
 		{"of none", "", "org/a", []string{private.URL}, fetch.ErrDenied},
+		{"of none, for one of several files", "", "org/a:Q4_0", []string{private.URL}, fetch.ErrDenied},
 		{"a wrong one", "loud", "org/a", []string{private.URL}, fetch.ErrDenied},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -412,7 +413,7 @@ func TestMirrors(t *testing.T) {
 			}
 		})
 	}
-	for _, bad := range []string{"huggingface.co", "ftp://x", "https://x/{repo}", "https://x/?a=b", "::"} {
+	for _, bad := range []string{"hub.example.org", "ftp://x", "https://x/{repo}", "https://x/?a=b", "::"} {
 		if _, err := Open(Options{Mirrors: []string{bad}}); err == nil {
 			t.Errorf("mirror %q is taken", bad)
 		}
@@ -466,11 +467,11 @@ func FuzzListing(f *testing.F) {
 		if err != nil {
 			return
 		}
-		p, err := chooseFiles(l.wants(), repository{name: "a/b", revision: "main"}, "")
+		p, err := chooseFiles(l.files(), repository{name: "a/b", revision: "main"}, "")
 		if err != nil {
 			return
 		}
-		for _, w := range p.wants {
+		for _, w := range p.files {
 			if !filepath.IsLocal(w.name) || bytes.ContainsAny([]byte(w.name), "\\\x00") {
 				t.Errorf("fetches %q", w.name)
 			}

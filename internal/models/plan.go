@@ -13,8 +13,8 @@ import (
 	"millrace.dev/millrace/internal/weights"
 )
 
-// want is a file to fetch.
-type want struct {
+// wanted is a file to fetch.
+type wanted struct {
 	name   string // below the model's folder, with "/"
 	urls   []*url.URL
 	sha256 string // "": not known
@@ -29,7 +29,7 @@ type plan struct {
 	main      string // name of the GGUF file to load; "": the folder
 	tokenizer string // name of a tokenizer's file beside it; ""
 	context   int    // tokens; 0: nobody says
-	wants     []want
+	files     []wanted
 	// more returns where a file of the model is. guess is whether files are only tried by
 	// their usual names: weights are added once the index is there.
 	more  func(name string) ([]*url.URL, error)
@@ -38,8 +38,8 @@ type plan struct {
 
 // locate fills in where files are that have no place yet.
 func (p *plan) locate() (err error) {
-	for i := range p.wants {
-		if w := &p.wants[i]; len(w.urls) == 0 && err == nil {
+	for i := range p.files {
+		if w := &p.files[i]; len(w.urls) == 0 && err == nil {
 			w.urls, err = p.more(w.name)
 		}
 	}
@@ -64,7 +64,7 @@ func ofURLs(at []*url.URL) (plan, error) {
 		if !isFileName(name) {
 			return plan{}, fmt.Errorf("%.80q is not the name of a file", name)
 		}
-		return plan{format: config.GGUF, main: name, wants: []want{{name: name, urls: at, sidecar: true}}}, nil
+		return plan{format: config.GGUF, main: name, files: []wanted{{name: name, urls: at, sidecar: true}}}, nil
 	}
 	p := folderPlan()
 	p.more = func(name string) (all []*url.URL, err error) {
@@ -91,12 +91,12 @@ func (s *Store) ofCatalogue(ctx context.Context, m *config.CatalogueModel) (p pl
 		return plan{}, err
 	}
 	p.context = m.ContextTokens
-	if i := slices.IndexFunc(p.wants, func(w want) bool { return w.name == p.main }); i >= 0 {
+	if i := slices.IndexFunc(p.files, func(w wanted) bool { return w.name == p.main }); i >= 0 {
 		if m.SHA256 != "" {
-			p.wants[i].sha256 = m.SHA256
+			p.files[i].sha256 = m.SHA256
 		}
 		if m.Size > 0 {
-			p.wants[i].size = int64(m.Size)
+			p.files[i].size = int64(m.Size)
 		}
 	}
 	if m.Tokenizer != "" {
@@ -105,7 +105,7 @@ func (s *Store) ofCatalogue(ctx context.Context, m *config.CatalogueModel) (p pl
 			return plan{}, err
 		}
 		p.tokenizer = "tokenizer.json"
-		p.wants = append(p.wants, want{name: p.tokenizer, urls: []*url.URL{u}})
+		p.files = append(p.files, wanted{name: p.tokenizer, urls: []*url.URL{u}})
 	}
 	return p, nil
 }
@@ -129,7 +129,7 @@ func folders(m *config.CatalogueModel) (all []*url.URL) {
 }
 
 // guessed returns the weights of a folder whose other files are there.
-func (p *plan) guessed(folder string) ([]want, error) {
+func (p *plan) guessed(folder string) ([]wanted, error) {
 	names := map[string]bool{oneFile: true}
 	shards, err := weights.Shards(filepath.Join(folder, weights.IndexFile))
 	if err == nil {
@@ -138,14 +138,14 @@ func (p *plan) guessed(folder string) ([]want, error) {
 			names[file] = true
 		}
 	}
-	var all []want
+	var all []wanted
 	for name := range names {
 		urls, err := p.more(name)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, want{name: name, urls: urls, sidecar: true})
+		all = append(all, wanted{name: name, urls: urls, sidecar: true})
 	}
-	slices.SortFunc(all, func(a, b want) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(all, func(a, b wanted) int { return strings.Compare(a.name, b.name) })
 	return all, nil
 }

@@ -30,16 +30,28 @@ func (s *Store) Have(ctx context.Context, r Ref) (Model, bool, error) {
 	}
 	folder := s.place(r)
 	rec, ok, err := readRecord(folder)
-	if err != nil || !ok {
-		return Model{}, false, err
+	if err == nil && ok {
+		rec, ok, err = rec.check(ctx, folder)
 	}
-	if rec, ok, err = rec.check(ctx, folder); err != nil || !ok || r.stale(rec) {
+	switch {
+	case err != nil:
 		return Model{}, false, err
+	case !ok || r.stale(rec):
+		return Model{}, false, s.canAsk(r)
 	}
 	return rec.model(r, folder), true, nil
 }
 
-// stale reports whether the catalogue wants another file than the one that is there.
+// canAsk reports what keeps a model from being fetched that is known without asking anybody.
+func (s *Store) canAsk(r Ref) error {
+	repo := r.repo.name != "" || r.catalogue != nil && r.catalogue.Repo != ""
+	if !repo || len(s.mirrors) > 0 {
+		return nil
+	}
+	return &obs.Hint{Err: fmt.Errorf("model %s: no mirror is named that could have it", r.Text), Next: "name one with -mirror or $MILLRACE_MIRROR, such as https://hub.example.org"}
+}
+
+// stale reports whether the catalogue files another file than the one that is there.
 func (r Ref) stale(rec record) bool {
 	if r.catalogue == nil || r.catalogue.SHA256 == "" || rec.Main == "" {
 		return false
@@ -113,7 +125,7 @@ func (s *Store) pull(ctx context.Context, r Ref, folder string, accept func(form
 		return Model{}, fmt.Errorf("it was %s, and is %s now: %w", rec.Format, p.format, fetch.ErrMismatch)
 	}
 	rec.Ref, rec.Name, rec.Format, rec.Main, rec.Tokenizer, rec.Context, rec.Whole = r.Text, r.Name, p.format, p.main, p.tokenizer, p.context, false
-	if err := s.fetchAll(ctx, r, folder, &rec, p.wants); err != nil {
+	if err := s.fetchAll(ctx, r, folder, &rec, p.files); err != nil {
 		return Model{}, err
 	}
 	if p.guess {
@@ -138,16 +150,16 @@ func (s *Store) pull(ctx context.Context, r Ref, folder string, accept func(form
 }
 
 // fetchAll fetches files, and keeps what became known of each.
-func (s *Store) fetchAll(ctx context.Context, r Ref, folder string, rec *record, wants []want) error {
+func (s *Store) fetchAll(ctx context.Context, r Ref, folder string, rec *record, files []wanted) error {
 	var need int64
-	for i, w := range wants {
+	for i, w := range files {
 		if pin := rec.pin(w.name); pin != nil && !r.explicit(w) {
 			if w.sha256 != "" && w.sha256 != pin.SHA256 {
 				return fmt.Errorf("%s: sha256 is %s there, was %s when it was first fetched: %w", w.name, w.sha256, pin.SHA256, fetch.ErrMismatch)
 			}
-			wants[i].sha256, wants[i].size = pin.SHA256, pin.Size
+			files[i].sha256, files[i].size = pin.SHA256, pin.Size
 		}
-		need += max(0, wants[i].size-onDisk(filepath.Join(folder, filepath.FromSlash(w.name))))
+		need += max(0, files[i].size-onDisk(filepath.Join(folder, filepath.FromSlash(w.name))))
 	}
 	if err := s.client.Room(folder, need); err != nil {
 		return &obs.Hint{Err: err, Next: "free some space, remove a model (millrace models list, rm), or set -cache (MILLRACE_CACHE) to a folder on another disk"}
@@ -155,7 +167,7 @@ func (s *Store) fetchAll(ctx context.Context, r Ref, folder string, rec *record,
 	if err := rec.write(folder); err != nil {
 		return err
 	}
-	for _, w := range wants {
+	for _, w := range files {
 		got, err := s.fetch(ctx, r, folder, w)
 		if w.optional && errors.Is(err, fetch.ErrMissing) {
 			continue
@@ -176,7 +188,7 @@ func (s *Store) fetchAll(ctx context.Context, r Ref, folder string, rec *record,
 
 // explicit reports whether the user's catalogue has a file's hash: it says more than what came
 // another time.
-func (r Ref) explicit(w want) bool {
+func (r Ref) explicit(w wanted) bool {
 	return r.catalogue != nil && r.catalogue.SHA256 != "" && w.sha256 == r.catalogue.SHA256
 }
 
@@ -194,7 +206,7 @@ func onDisk(path string) int64 {
 const eventEvery = time.Second
 
 // fetch returns a file that is there as it must be, or fetches it.
-func (s *Store) fetch(ctx context.Context, r Ref, folder string, w want) (pinned, error) {
+func (s *Store) fetch(ctx context.Context, r Ref, folder string, w wanted) (pinned, error) {
 	path := filepath.Join(folder, filepath.FromSlash(w.name))
 	if w.sha256 != "" {
 		if sum, err := hashOf(ctx, path); err == nil && sum == w.sha256 {
@@ -204,7 +216,6 @@ func (s *Store) fetch(ctx context.Context, r Ref, folder string, w want) (pinned
 	var done atomic.Int64
 	last := time.Time{}
 	t := s.show.Begin(r.Name+": "+w.name, w.size, done.Load)
-	defer s.show.End(t)
 	got, err := s.client.Get(ctx, fetch.File{
 		To: path, URLs: w.urls, SHA256: w.sha256, Size: w.size, Sidecar: w.sidecar, Check: checkOf(w.name),
 		Progress: func(n, total int64) {
@@ -216,8 +227,10 @@ func (s *Store) fetch(ctx context.Context, r Ref, folder string, w want) (pinned
 		},
 	})
 	if err != nil {
+		s.show.Drop(t)
 		return pinned{}, err
 	}
+	s.show.End(t)
 	return stamped(path, pinned{Name: w.name, SHA256: got.SHA256, Learnt: got.Learnt, From: got.From})
 }
 

@@ -113,6 +113,13 @@ func (p *Progress) End(t *Task) {
 	fmt.Fprintf(p.out, "%s: %s: done%s in %.1f s\n", p.who, t.what, size, took.Seconds())
 }
 
+// Drop removes a task that came to nothing: somebody else says so.
+func (p *Progress) Drop(t *Task) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tasks = slices.DeleteFunc(p.tasks, func(o *Task) bool { return o == t })
+}
+
 // show prints the tasks that take long.
 func (p *Progress) show() {
 	p.mu.Lock()

@@ -63,7 +63,7 @@ func Check(path string) error {
 }
 
 // CheckFolder says why path can't be a folder with a model, or a whole GGUF file;
-// nil: it can. Weights in another form than safetensors are not looked at.
+// nil: it can. Weights in another form than safetensors are not checked.
 func CheckFolder(path string) error {
 	st, err := os.Stat(path)
 	switch {
