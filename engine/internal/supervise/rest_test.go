@@ -90,8 +90,8 @@ func TestRunningRequestsKeepIt(t *testing.T) {
 	}
 }
 
-// TestFailedWakeIsToldAndTriedAgain has a backend that does not come up for who waits.
-func TestFailedWakeIsToldAndTriedAgain(t *testing.T) {
+// TestFailedWakeIsShownAndTriedAgain has a backend that does not come up for who waits.
+func TestFailedWakeIsShownAndTriedAgain(t *testing.T) {
 	s := kept(t, time.Second)
 	s.idle(2 * time.Second)
 	s.w.Waiting = 1
@@ -105,7 +105,7 @@ func TestFailedWakeIsToldAndTriedAgain(t *testing.T) {
 			t.Fatal("let in before it is known that the backend is broken")
 		}
 	}
-	s.w.Waiting = 0 // told
+	s.w.Waiting = 0 // they have the reason
 	s.after(fastTick)
 	if s.w.Shut || s.m.Dormant() {
 		t.Error("the door stays shut")
@@ -172,8 +172,8 @@ func TestReleasedWhileDormant(t *testing.T) {
 }
 
 // TestRestOfRandomWorlds has requests come and go and backends die at any moment. No backend is
-// ended by the machine while a request is in it or can get there, and who waits is let in or
-// told.
+// ended by the machine while a request is in it or can get there, and who waits is let in or gets
+// the reason.
 func TestRestOfRandomWorlds(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -206,7 +206,7 @@ func TestRestOfRandomWorlds(t *testing.T) {
 				t.Fatalf("seed %d: dormant with an open door", seed)
 			}
 			if s.m.state != enginepb.State_READY {
-				s.w.Waiting = 0 // they are told
+				s.w.Waiting = 0 // they get the reason
 			}
 			if waited++; s.w.Waiting == 0 {
 				waited = 0
