@@ -30,9 +30,9 @@ func TestBadCommandLines(t *testing.T) {
 		args []string
 		want string
 	}{
-		{name: "no command", want: "no command"},
-		{name: "unknown command", args: []string{"start"}, want: `no command "start"`},
-		{name: "mistyped command", args: []string{"stauts"}, want: `no command "stauts"; did you mean status?`},
+		{name: "no command", want: "a command is missing"},
+		{name: "unknown command", args: []string{"start"}, want: `unknown command "start"`},
+		{name: "mistyped command", args: []string{"stauts"}, want: `unknown command "stauts"; did you mean status?`},
 		{name: "mistyped flag", args: []string{"up", "-lisen", ":0"}, want: "did you mean -listen?"},
 		{name: "unknown flag", args: []string{"up", "-colour", "red"}, want: "-colour"},
 		{name: "a model that nobody knows", args: []string{"up", "-check", "-model", "smollm3"}, want: `no model is called "smollm3"`},
@@ -47,7 +47,7 @@ func TestBadCommandLines(t *testing.T) {
 		{name: "identity of nobody", args: []string{"identity", "-check", "-roles", "root"}, want: `-roles: role "root"; must be one of`},
 		{name: "an authority in plain text", args: []string{"identity", "-roles", "envoy", "-authority", "http://xds:7102"}, want: `-authority: "http://xds:7102"; must be https://`},
 		{name: "half an authority", args: []string{"identity", "-roles", "xds", "-ca-key", "k"}, want: "-ca-cert and -ca-key; must be given both"},
-		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "must be one of them"},
+		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "give exactly one of them"},
 		{name: "bad address", args: []string{"up", "-check", "-listen", "x"}, want: `-listen "x"`},
 	}
 	for _, tt := range tests {

@@ -125,7 +125,7 @@ func TestNothingIsFetchedInVain(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = o.pull(t.Context(), store, all)
-	if err == nil || !strings.Contains(err.Error(), "there is no vLLM") || asked > 0 {
+	if err == nil || !strings.Contains(err.Error(), "no vLLM was named") || asked > 0 {
 		t.Errorf("pull() = %v after %d files", err, asked)
 	}
 	o.VLLM = "/somewhere"
