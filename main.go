@@ -27,6 +27,8 @@ import (
 	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mesh"
+	"millrace.dev/millrace/internal/models"
+	"millrace.dev/millrace/internal/nearest"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -52,6 +54,7 @@ func commands() []command {
 		{"explain", "show why a request went where it went, and how it ended", explainRequest},
 		{"chat", "chat with a model of the mesh, in the terminal or from a script", talk},
 		{"gateway", "sidecar of an Envoy in a Pod: report its readiness, and drain it before it ends", gatewayOf},
+		{"models", "list models by name, fetch them from mirrors (pull), remove them (rm)", modelsOf},
 		{"key", "make an API key for a tenant, and the line for the file of -api-keys", newKey},
 		{"check", "check whether this machine has what a mesh needs", check},
 		{"identity", "sidecar of a Pod: get its programs' certificates, and renew them", keepIdentity},
@@ -95,7 +98,10 @@ func run(ctx context.Context, args []string, std files) error {
 		}
 		known = append(known, c.name)
 	}
-	return program.Usage(fmt.Errorf("unknown command %q; must be one of %s", args[0], strings.Join(known, ", ")))
+	if near := nearest.Of(name, known); near != "" {
+		return program.Usage(fmt.Errorf("unknown command %q; did you mean %s?", name, near))
+	}
+	return program.Usage(fmt.Errorf("unknown command %q; must be one of %s", name, strings.Join(known, ", ")))
 }
 
 // newFlags returns the flags of a command.
@@ -112,7 +118,22 @@ func setupFlags(fs *program.Flags, o *mesh.Options) {
 	fs.StringVar(&o.Envoy, "envoy", "", "`path` of an envoy of your own, instead of the fetched one")
 	fs.StringVar(&o.LlamaServer, "llama-server", "", "`path` of a llama-server of your own; -rpc-server goes with it")
 	fs.StringVar(&o.RPCServer, "rpc-server", "", "`path` of the ggml-rpc-server of the same build")
-	fs.StringVar(&o.Model, "model", "", "`path` of a GGUF file to serve as the default model, instead of the fetched one")
+	fs.Func("model", "`NAME` of a model, org/repo:Q4_K_M, a URL or a path; several: give it again (default smollm2). ID=NAME serves it by that id", func(text string) error {
+		o.Models = append(o.Models, text)
+		return nil
+	})
+	sourceFlags(fs, &o.From)
+}
+
+// sourceFlags adds the flags that say where models come from.
+func sourceFlags(fs *program.Flags, from *models.Options) {
+	*from = models.Environment()
+	fs.Func("mirror", "`URL` of a server with repositories, such as https://hub.example.org; several are asked in turn (default $MILLRACE_MIRROR, $HF_ENDPOINT)", func(text string) error {
+		from.Mirrors = append(slices.Clone(from.Mirrors), text)
+		return nil
+	})
+	fs.StringVar(&from.Catalogue, "catalogue", from.Catalogue, "`file` with further names of models (default $MILLRACE_CATALOGUE)")
+	fs.StringVar(&from.TokenFile, "token-file", from.TokenFile, "`file` with the token of the mirrors, or lines HOST TOKEN (default $MILLRACE_TOKEN_FILE)")
 }
 
 func up(ctx context.Context, args []string, std files) error {
@@ -307,7 +328,11 @@ func check(ctx context.Context, args []string, std files) error {
 	if err := fs.Read(args); err != nil {
 		return err
 	}
-	err := doctor.Run(ctx, doctor.Options{Setup: o.Setup(false), Dir: *dir, Listen: *listen}, std.out)
+	own, err := o.Default(ctx)
+	if err != nil {
+		return err
+	}
+	err = doctor.Run(ctx, doctor.Options{Setup: o.Setup(!own), Dir: *dir, Listen: *listen}, std.out)
 	if errors.Is(err, doctor.ErrFailed) {
 		return program.Setup(fmt.Errorf("check: %w", err))
 	}
@@ -322,7 +347,15 @@ func fetch(ctx context.Context, args []string, std files) error {
 	if err := fs.Read(args); err != nil {
 		return err
 	}
-	paths, err := setup.Ensure(ctx, o.Setup(false))
+	own, err := o.Default(ctx)
+	if err != nil {
+		return err
+	}
+	paths, err := setup.Ensure(ctx, o.Setup(!own))
+	var named []string
+	if err == nil {
+		named, err = o.Fetch(ctx)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return program.Interrupted()
@@ -330,14 +363,92 @@ func fetch(ctx context.Context, args []string, std files) error {
 		return program.Setup(err)
 	}
 	if *inventory {
-		parts, err := setup.Inventory(o.Setup(false))
+		parts, err := setup.Inventory(o.Setup(!own))
 		if err != nil {
 			return err
 		}
 		return json.NewEncoder(std.out).Encode(parts)
 	}
-	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\nmodel    %s\n", paths.Envoy, paths.Runtime, paths.Model)
+	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\n", paths.Envoy, paths.Runtime)
+	for _, path := range append(slices.DeleteFunc([]string{paths.Model}, func(p string) bool { return p == "" }), named...) {
+		fmt.Fprintf(std.out, "model    %s\n", path)
+	}
 	return nil
+}
+
+// modelsOf obeys models list, pull and rm.
+func modelsOf(ctx context.Context, args []string, std files) error {
+	o := models.Options{}
+	fs := newFlags("models list|pull|rm", std)
+	sourceFlags(fs, &o)
+	fs.StringVar(&o.Cache, "cache", "", "`folder` with what was fetched (default $MILLRACE_CACHE, else .cache of the checkout)")
+	dir := fs.String("dir", defaultDir, "`folder` of the mesh that may have models loaded")
+	asJSON := fs.Bool("json", false, "print JSON: a list; of pull, an object a line meanwhile, and the model at the end")
+	forget := fs.Bool("forget", false, "with rm: forget the model's hashes, too, so that other content is taken the next time")
+	word := ""
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		word, args = args[0], args[1:]
+	}
+	name, err := fs.ReadArgument(args, "NAME")
+	if err != nil {
+		return err
+	}
+	if known := []string{"list", "pull", "rm"}; !slices.Contains(known, word) || (word == "list") != (name == "") {
+		return program.Usage(&obs.Hint{Err: errors.New("models: what? must be list, pull NAME or rm NAME"), Next: "for example: millrace models pull org/repo:Q4_K_M -mirror https://hub.example.org"})
+	}
+	o.Out = std.err
+	if events := json.NewEncoder(std.out); *asJSON {
+		o.Events = func(e models.Event) { _ = events.Encode(e) }
+	}
+	store, err := models.Open(o)
+	if err != nil {
+		return program.Usage(err)
+	}
+	switch word {
+	case "pull":
+		return pullModel(ctx, store, name, *asJSON, std)
+	case "rm":
+		nodes, err := status.Loaded(ctx, *dir)
+		if err != nil {
+			return err
+		}
+		freed, err := store.Remove(ctx, name, *forget, nodes)
+		if err != nil {
+			return program.Usage(fmt.Errorf("models rm: %w", err))
+		}
+		_, err = fmt.Fprintf(std.out, "%s removed, %d MB are free\n", name, freed/1_000_000)
+		return err
+	}
+	nodes, err := status.Loaded(ctx, *dir)
+	if err != nil {
+		fmt.Fprintf(std.err, "millrace: what is loaded is not known: %v\n", err)
+	}
+	all, err := store.List(ctx, nodes)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		return models.JSON(std.out, all)
+	}
+	return models.Show(std.out, all, time.Now())
+}
+
+func pullModel(ctx context.Context, store *models.Store, name string, asJSON bool, std files) error {
+	r, err := store.Parse(name)
+	if err != nil {
+		return program.Usage(fmt.Errorf("models pull: %w", err))
+	}
+	m, err := store.Pull(ctx, r, nil)
+	switch {
+	case ctx.Err() != nil:
+		return program.Interrupted()
+	case err != nil:
+		return program.Setup(fmt.Errorf("models pull: %w", err))
+	case asJSON:
+		return json.NewEncoder(std.out).Encode(m)
+	}
+	_, err = fmt.Fprintf(std.out, "%s  %s\nserve it:  %s\n", m.Name, m.Weights, obs.Command("millrace", "up", "-model", name))
+	return err
 }
 
 func installModels(ctx context.Context, args []string, std files) error {
@@ -410,10 +521,13 @@ func completion(ctx context.Context, args []string, std files) error {
 	}
 	var all []complete.Command
 	for _, c := range commands() {
-		all = append(all, complete.Command{Name: c.name, Does: c.does, Flags: flagsOf(ctx, c)})
+		all = append(all, complete.Command{Name: c.name, Does: c.does, Flags: flagsOf(ctx, c), Words: words[c.name]})
 	}
 	return complete.Write(std.out, shell, all)
 }
+
+// words are those that may follow a command, by its name.
+var words = map[string][]string{"models": {"list", "pull", "rm"}, "completion": complete.Shells()}
 
 // flagLine is a flag in what a command's -h prints.
 var flagLine = regexp.MustCompile(`(?m)^  (-[a-z-]+)`)

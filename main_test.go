@@ -32,7 +32,15 @@ func TestBadCommandLines(t *testing.T) {
 	}{
 		{name: "no command", want: "a command is missing"},
 		{name: "unknown command", args: []string{"start"}, want: `unknown command "start"`},
+		{name: "mistyped command", args: []string{"stauts"}, want: `unknown command "stauts"; did you mean status?`},
+		{name: "mistyped flag", args: []string{"up", "-lisen", ":0"}, want: "did you mean -listen?"},
 		{name: "unknown flag", args: []string{"up", "-colour", "red"}, want: "-colour"},
+		{name: "a model that nobody knows", args: []string{"up", "-check", "-model", "smollm3"}, want: `no model is called "smollm3"`},
+		{name: "two models of one name", args: []string{"up", "-check", "-model", "smollm2", "-model", "smollm2=./x.gguf"}, want: "would both be called smollm2"},
+		{name: "a mirror that is none", args: []string{"models", "list", "-mirror", "hub.example.org"}, want: "mirror: no URL"},
+		{name: "models of nothing", args: []string{"models", "pull"}, want: "must be list, pull NAME or rm NAME"},
+		{name: "models to nowhere", args: []string{"models", "push", "x"}, want: "must be list, pull NAME or rm NAME"},
+		{name: "no model to remove", args: []string{"models", "rm", "x", "-cache", "nowhere"}, want: `no model "x" is kept here`},
 		{name: "argument", args: []string{"up", "now"}, want: `"now"`},
 		{name: "bad capacity", args: []string{"up", "-capacity", "node-a"}, want: "NODE=TOKENS_PER_SECOND"},
 		{name: "nowhere to install to", args: []string{"install-models"}, want: "-to is missing"},
@@ -111,6 +119,10 @@ func TestCompletion(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(got)) != "-dir -f -n" {
 		t.Errorf("completes to %s, %v", got, err)
 	}
+	got, err = exec.Command("bash", "-c", script+"\nCOMP_WORDS=(millrace models p); COMP_CWORD=2; _millrace; echo ${COMPREPLY[*]}").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(got)) != "pull" {
+		t.Errorf("completes models p to %s, %v", got, err)
+	}
 }
 
 func TestHelp(t *testing.T) {
@@ -118,7 +130,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "check", "setup", "identity", "install-models", "completion"} {
+	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "models", "check", "setup", "identity", "install-models", "completion"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}
@@ -148,7 +160,7 @@ func TestUpCheckReadsWhatItNames(t *testing.T) {
 		want string
 		code int
 	}{
-		{"no model", []string{"-model", "/nope.gguf"}, "-model: open /nope.gguf: no such file", program.ExitSetup},
+		{"no model", []string{"-model", "/nope.gguf"}, "/nope.gguf: no such file", program.ExitSetup},
 		{"a model that is none", []string{"-model", text}, "-model: " + text + ": not a GGUF file", program.ExitSetup},
 		{"no Envoy", []string{"-envoy", "/nope"}, "-envoy: stat /nope: no such file", program.ExitSetup},
 		{"an Envoy that can't be run", []string{"-envoy", text}, "-envoy: " + text + ": not an executable file", program.ExitSetup},
@@ -165,8 +177,51 @@ func TestUpCheckReadsWhatItNames(t *testing.T) {
 	}
 }
 
+// TestModels lists what there is, and says of what is missing how to get it, before anything starts.
+func TestModels(t *testing.T) {
+	cache := t.TempDir()
+	out, err := call(t, "models", "list", "-json", "-cache", cache, "-dir", t.TempDir())
+	if err != nil || !strings.Contains(out, `"name": "smollm2"`) || !strings.Contains(out, `"state": "known"`) {
+		t.Errorf("models list: %s, %v", out, err)
+	}
+	for name, code := range map[string]int{"org/repo:Q4_K_M": program.ExitSetup, "./none.gguf": program.ExitSetup, "https://h.example/m.gguf": 0} {
+		if _, err := call(t, "up", "-check", "-cache", cache, "-model", name); program.ExitCode(err) != code {
+			t.Errorf("up -check -model %s: %v, exit %d, want %d", name, err, program.ExitCode(err), code)
+		}
+	}
+	if left, err := os.ReadDir(cache); err != nil || len(left) > 0 {
+		t.Errorf("-check has written %v, %v", left, err)
+	}
+}
+
 func TestUpCheckStartsNothing(t *testing.T) {
 	if out, err := call(t, "up", "-check"); err != nil || out != "millrace: flags and configuration are in order\n" {
 		t.Errorf("up -check: %q, %v", out, err)
+	}
+}
+
+// TestServiceUnit has what the unit of systemd runs be command lines that are in order.
+func TestServiceUnit(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("manifests", "millrace.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for line := range strings.Lines(string(text)) {
+		key, command, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if !strings.HasPrefix(key, "Exec") {
+			continue
+		}
+		lines++
+		args := strings.Fields(command)[1:]
+		for i, a := range args {
+			args[i] = strings.Replace(a, "/etc/millrace", "manifests", 1)
+		}
+		if out, err := call(t, append(args, "-check")...); err != nil || !strings.Contains(out, "are in order") {
+			t.Errorf("%s: %q, %v", line, out, err)
+		}
+	}
+	if lines != 2 {
+		t.Errorf("%d commands, want 2", lines)
 	}
 }

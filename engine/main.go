@@ -134,7 +134,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
 		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log, Leave: o.leave, Grace: o.grace,
-		Running: func() int { return gate.Load().Running }, Served: meter.Served,
+		Running: func() int { return gate.Load().Running }, Served: meter.Served, Door: gate,
 		Security: func(node string) grpc.DialOption { return env.Identity.DialOption(mtls.IsEngineOf(node)) },
 	})
 	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Kinds: kinds, Snapshot: supervisor.Snapshot})
@@ -246,7 +246,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 			epoch = snap.Epoch
 			m.empty(snap)
 		}
-		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && (m.Served().After(asked) || m.busy) {
+		if snap.State == enginepb.State_READY && !snap.Dormant && snap.Assignment.GetStage() == 0 && (m.Served().After(asked) || m.busy) {
 			asked = time.Now()
 			m.ask(ctx, snap.Assignment)
 		}

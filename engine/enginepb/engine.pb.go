@@ -431,7 +431,11 @@ type Backend struct {
 	ServedModel string `protobuf:"bytes,35,opt,name=served_model,json=servedModel,proto3" json:"served_model,omitempty"`
 	// How long running requests may go on when the engine is to serve something else;
 	// unset: 10 s.
-	Drain         *durationpb.Duration `protobuf:"bytes,40,opt,name=drain,proto3" json:"drain,omitempty"`
+	Drain *durationpb.Duration `protobuf:"bytes,40,opt,name=drain,proto3" json:"drain,omitempty"`
+	// How long the backend is kept without requests. Then it is ended, and started again when
+	// the next request comes, which waits in the queue; the engine stays READY meanwhile.
+	// Unset: for ever.
+	KeepAlive     *durationpb.Duration `protobuf:"bytes,41,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -560,6 +564,13 @@ func (x *Backend) GetServedModel() string {
 func (x *Backend) GetDrain() *durationpb.Duration {
 	if x != nil {
 		return x.Drain
+	}
+	return nil
+}
+
+func (x *Backend) GetKeepAlive() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAlive
 	}
 	return nil
 }
@@ -1058,8 +1069,11 @@ type Load struct {
 	// where it has none. More than `running`: some did not come through this engine.
 	BackendRunning uint32 `protobuf:"varint,30,opt,name=backend_running,json=backendRunning,proto3" json:"backend_running,omitempty"`
 	BackendWaiting uint32 `protobuf:"varint,31,opt,name=backend_waiting,json=backendWaiting,proto3" json:"backend_waiting,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How long a request would wait now until the model is loaded again, by what loading took
+	// the last time; unset: it is loaded.
+	Wake          *durationpb.Duration `protobuf:"bytes,40,opt,name=wake,proto3" json:"wake,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
@@ -1153,6 +1167,13 @@ func (x *Load) GetBackendWaiting() uint32 {
 		return x.BackendWaiting
 	}
 	return 0
+}
+
+func (x *Load) GetWake() *durationpb.Duration {
+	if x != nil {
+		return x.Wake
+	}
+	return nil
 }
 
 // Speed is measured by the engine on its own requests, tokens per second of
@@ -1473,7 +1494,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\rengineAddress\x12%\n" +
 	"\x05share\x18\x04 \x01(\x02B\x0f\xfaB\f\n" +
 	"\n" +
-	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xd7\x05\n" +
+	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xa4\x06\n" +
 	"\aBackend\x12F\n" +
 	"\x04kind\x18\x01 \x01(\x0e2&.millrace.engine.v1alpha1.Backend.KindB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n" +
@@ -1493,7 +1514,9 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x10\x80\x02\"\x05r\x03(\x80 R\x04args\x12\x1a\n" +
 	"\x03url\x18\" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x10R\x03url\x12+\n" +
 	"\fserved_model\x18# \x01(\tB\b\xfaB\x05r\x03\x18\x80\x04R\vservedModel\x12?\n" +
-	"\x05drain\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05drain\"@\n" +
+	"\x05drain\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05drain\x12K\n" +
+	"\n" +
+	"keep_alive\x18) \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\tkeepAlive\"@\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bLLAMACPP\x10\x01\x12\b\n" +
@@ -1551,7 +1574,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brestarts\x18\x04 \x01(\rR\brestarts\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\x12+\n" +
-	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xbf\x02\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xfe\x02\n" +
 	"\x04Load\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x14\n" +
@@ -1561,7 +1584,8 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\x12#\n" +
 	"\rcached_tokens\x18\a \x01(\x04R\fcachedTokens\x12'\n" +
 	"\x0fbackend_running\x18\x1e \x01(\rR\x0ebackendRunning\x12'\n" +
-	"\x0fbackend_waiting\x18\x1f \x01(\rR\x0ebackendWaiting\"o\n" +
+	"\x0fbackend_waiting\x18\x1f \x01(\rR\x0ebackendWaiting\x12=\n" +
+	"\x04wake\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x04wake\"o\n" +
 	"\x05Speed\x123\n" +
 	"\aprefill\x18\x01 \x01(\x01B\x19\xfaB\x16\x12\x14\x19\x00\x00\x00\x00e\xcd\xcdA)\xfc\xa9\xf1\xd2MbP?@\x01R\aprefill\x121\n" +
 	"\x06decode\x18\x02 \x01(\x01B\x19\xfaB\x16\x12\x14\x19\x00\x00\x00\x00e\xcd\xcdA)\xfc\xa9\xf1\xd2MbP?@\x01R\x06decode\"\x99\x01\n" +
@@ -1633,27 +1657,29 @@ var file_engine_enginepb_engine_proto_depIdxs = []int32{
 	5,  // 2: millrace.engine.v1alpha1.Assignment.backend:type_name -> millrace.engine.v1alpha1.Backend
 	1,  // 3: millrace.engine.v1alpha1.Backend.kind:type_name -> millrace.engine.v1alpha1.Backend.Kind
 	15, // 4: millrace.engine.v1alpha1.Backend.drain:type_name -> google.protobuf.Duration
-	0,  // 5: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
-	16, // 6: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
-	3,  // 7: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	9,  // 8: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
-	10, // 9: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
-	11, // 10: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
-	12, // 11: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
-	13, // 12: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
-	8,  // 13: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
-	16, // 14: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
-	15, // 15: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
-	14, // 16: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 17: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
-	3,  // 18: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
-	7,  // 19: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
-	6,  // 20: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
-	19, // [19:21] is the sub-list for method output_type
-	17, // [17:19] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	15, // 5: millrace.engine.v1alpha1.Backend.keep_alive:type_name -> google.protobuf.Duration
+	0,  // 6: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
+	16, // 7: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
+	3,  // 8: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	9,  // 9: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
+	10, // 10: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
+	11, // 11: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
+	12, // 12: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
+	13, // 13: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
+	8,  // 14: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
+	16, // 15: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
+	15, // 16: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
+	15, // 17: millrace.engine.v1alpha1.Load.wake:type_name -> google.protobuf.Duration
+	14, // 18: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 19: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
+	3,  // 20: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
+	7,  // 21: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
+	6,  // 22: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
+	21, // [21:23] is the sub-list for method output_type
+	19, // [19:21] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_engine_enginepb_engine_proto_init() }

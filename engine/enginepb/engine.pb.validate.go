@@ -768,6 +768,37 @@ func (m *Backend) validate(all bool) error {
 		}
 	}
 
+	if d := m.GetKeepAlive(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = BackendValidationError{
+				field:  "KeepAlive",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(2592000*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(1*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := BackendValidationError{
+					field:  "KeepAlive",
+					reason: "value must be inside range [1s, 720h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
 	if len(errors) > 0 {
 		return BackendMultiError(errors)
 	}
@@ -1735,6 +1766,37 @@ func (m *Load) validate(all bool) error {
 	// no validation rules for BackendRunning
 
 	// no validation rules for BackendWaiting
+
+	if d := m.GetWake(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = LoadValidationError{
+				field:  "Wake",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(86400*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := LoadValidationError{
+					field:  "Wake",
+					reason: "value must be inside range [0s, 24h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
 
 	if len(errors) > 0 {
 		return LoadMultiError(errors)

@@ -107,6 +107,13 @@ type ModelSpec struct {
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
 	Layout []Layout `json:"layout"`
+	// KeepAlive is how long a replica keeps the model loaded without requests, 0s to 720h; less
+	// than a second counts as one. Then its memory is freed, and the next request waits until it
+	// is loaded again. It is loaded once at the start, which proves it and measures how long
+	// that takes. Of kind "openai" nothing is loaded here. Default 0s: for ever.
+	// +kubebuilder:default="0s"
+	// +millrace:lasts:least="0s",most="720h"
+	KeepAlive Duration `json:"keepAlive"`
 	// Implied is whether there is no object of it: Endpoints serve it.
 	Implied bool `json:"-"`
 }
@@ -386,6 +393,16 @@ func Default() File {
 	m.Spec.Layout = []Layout{{Stages: 2, Shares: []float32{1, 1}}, {Stages: 1}}
 	return File{Models: []Model{m}, Policy: newPolicy()}
 }
+
+// NewModel returns a model with the defaults, on one node.
+func NewModel(name string) Model {
+	m := newModel()
+	m.Metadata.Name, m.Spec.Replicas, m.Spec.Layout = name, 1, []Layout{{Stages: 1}}
+	return m
+}
+
+// IsModelName reports whether a model may have the name.
+func IsModelName(name string) bool { return modelName.fits(name) }
 
 // newModel returns a model of which only the name is missing.
 func newModel() Model {

@@ -76,7 +76,7 @@ func ParseFleet(name string, text []byte) (Fleet, error) {
 	d := decoder{lines: map[string]int{"": 1}}
 	if len(text) > MaxFile {
 		d.faults = append(d.faults, Fault{Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), MaxFile)})
-	} else if n, fault := single(text); fault != nil {
+	} else if n, fault := single(text, "an object with endpoints"); fault != nil {
 		d.faults = append(d.faults, *fault)
 	} else {
 		d.value("", n, reflect.ValueOf(&f).Elem())
@@ -92,8 +92,8 @@ func ParseFleet(name string, text []byte) (Fleet, error) {
 	return f, nil
 }
 
-// single returns the content of the only document in text.
-func single(text []byte) (*yaml.Node, *Fault) {
+// single returns the content of the only document in text, which must be what.
+func single(text []byte, what string) (*yaml.Node, *Fault) {
 	loader, err := yaml.NewLoader(bytes.NewReader(text))
 	if err != nil {
 		f := syntax(err)
@@ -102,7 +102,7 @@ func single(text []byte) (*yaml.Node, *Fault) {
 	var n, more yaml.Node
 	switch err := loader.Load(&n); {
 	case errors.Is(err, io.EOF):
-		return nil, &Fault{Text: "nothing in it; must be an object with endpoints"}
+		return nil, &Fault{Text: "nothing in it; must be " + what}
 	case err != nil:
 		f := syntax(err)
 		return nil, &f
@@ -114,7 +114,7 @@ func single(text []byte) (*yaml.Node, *Fault) {
 		return nil, &f
 	}
 	if len(n.Content) != 1 || n.Content[0].ShortTag() == "!!null" {
-		return nil, &Fault{Line: n.Line, Text: "nothing in it; must be an object with endpoints"}
+		return nil, &Fault{Line: n.Line, Text: "nothing in it; must be " + what}
 	}
 	return n.Content[0], nil
 }

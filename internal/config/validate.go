@@ -93,6 +93,7 @@ func (m Model) validate() []Fault {
 	r.short("spec.weights", s.Weights, maxPath)
 	r.short("spec.tokenizer", s.Tokenizer, maxPath)
 	r.between("spec.replicas", s.Replicas, 0, 1024)
+	r.lasts("spec.keepAlive", s.KeepAlive, 0, 720*time.Hour)
 	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
 		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/keys"
+	"millrace.dev/millrace/internal/models"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -49,6 +50,10 @@ type Options struct {
 	Traces string
 	// Cache, Envoy, LlamaServer, RPCServer and Model are as in setup.Options.
 	Cache, Envoy, LlamaServer, RPCServer, Model string
+	// Models are those asked for by name, as package models reads them; none: the
+	// configuration says all. From is where they may come from.
+	Models []string
+	From   models.Options
 	// VLLM is the user's own vLLM, for backends of that kind: its command, or a folder
 	// with a Python environment; empty: none.
 	VLLM string

@@ -58,6 +58,7 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 		code int
 	}{
 		{name: "unknown flag", args: []string{"-nope"}, want: "flag provided but not defined: -nope", code: ExitUsage},
+		{name: "a mistyped flag", args: []string{"--lisen", "x"}, want: "^flag provided but not defined: -lisen; did you mean -listen\\?$", code: ExitUsage},
 		{name: "an argument", args: []string{"word"}, want: `unexpected argument "word"; there are only flags`, code: ExitUsage},
 		{
 			name: "all wrong values at once, in one line", args: []string{"-metrics", "x", "-listen", "127.0.0.1:99999", "-word", "worse"},

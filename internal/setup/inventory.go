@@ -82,3 +82,12 @@ func Model(ctx context.Context, o Options) (string, error) {
 	}
 	return o.paths().Model, nil
 }
+
+// ModelPath is where the default model of a cache lies, once it is fetched.
+func ModelPath(cache string) string { return filepath.Join(cache, modelFolder, modelFile) }
+
+// ModelSum is the SHA-256 of the default model's file.
+func ModelSum() string { return modelPart().Sums[modelFile] }
+
+// ModelSize is how many bytes the archive with the default model has.
+func ModelSize() int64 { return modelPart().Archives[0].Size }

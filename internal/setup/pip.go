@@ -28,11 +28,11 @@ func (i installer) fetch(ctx context.Context, a archive) (string, error) {
 	if a.Source {
 		doing = "download and read " // pip asks a source for its metadata, which takes longer
 	}
-	t := i.show.begin(doing+a.title(), a.Size, func() int64 { return grown(tmp, a) })
+	t := i.show.Begin(doing+a.title(), a.Size, func() int64 { return grown(tmp, a) })
 	if err := i.pip(ctx, a, tmp, out); err != nil {
 		return "", fmt.Errorf("%s: %w", a.title(), err)
 	}
-	i.show.end(t)
+	i.show.End(t)
 	if err := os.MkdirAll(filepath.Dir(folder), 0o755); err != nil {
 		return "", err
 	}

@@ -184,6 +184,9 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 		n.Weight, n.LastReport = &weight, v.GetLastReport().AsTime()
 	}
 	n.device(v.GetReport().GetTelemetry(), e.GetProcesses())
+	if wake := e.GetLoad().GetWake(); n.Reason == "" && n.State == ready && wake != nil {
+		n.Reason = fmt.Sprintf("not loaded: nobody has asked for it lately; the next request waits about %s", max(time.Second, wake.AsDuration().Round(time.Second)))
+	}
 	if n.Reason == "" && n.State != ready {
 		n.Reason = cmp.Or(v.GetReport().GetEngineError(), e.GetReason())
 	}

@@ -1,7 +1,7 @@
 // Package weights checks whether model files are complete: a GGUF file, or a folder in
 // Hugging Face's form.
 //
-// Called by setup and mesh, before a backend is started that would die of it
+// Called by setup, mesh and models, before a backend is started that would die of it
 // again and again. Its one rule: it reads the header and nothing else, however
 // many gigabytes follow.
 package weights
@@ -63,7 +63,7 @@ func Check(path string) error {
 }
 
 // CheckFolder says why path can't be a folder with a model, or a whole GGUF file;
-// nil: it can.
+// nil: it can. Weights in another form than safetensors are not checked.
 func CheckFolder(path string) error {
 	st, err := os.Stat(path)
 	switch {
@@ -72,7 +72,22 @@ func CheckFolder(path string) error {
 	case !st.IsDir():
 		return Check(path)
 	}
-	_, err = os.Stat(filepath.Join(path, "config.json"))
+	if _, err = os.Stat(filepath.Join(path, "config.json")); err != nil {
+		return err
+	}
+	_, err = checkShards(path)
+	return err
+}
+
+// CheckRepository is CheckFolder for a folder whose weights must be in safetensors form.
+func CheckRepository(path string) error {
+	if err := CheckFolder(path); err != nil {
+		return err
+	}
+	n, err := checkShards(path)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("%s: no weights in safetensors form", path)
+	}
 	return err
 }
 

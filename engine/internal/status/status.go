@@ -191,6 +191,9 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 			Requests: totals.Requests, PromptTokens: totals.Prompt, CachedTokens: totals.Cached, GeneratedTokens: totals.Generated,
 		},
 	}
+	if snap.Dormant {
+		v.Load.Wake = durationpb.New(snap.Wake)
+	}
 	v.Load.KvUsedTokens, v.Load.KvTotalTokens = s.cfg.Meter.KV()
 	v.Load.BackendRunning, v.Load.BackendWaiting = s.cfg.Meter.Backend()
 	if kind := s.cfg.Kinds.Of(snap.Assignment); kind != nil {

@@ -224,6 +224,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
 			Waiting:  int64(l.GetWaiting()),
 			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
+			Wake:     l.GetWake().AsDuration().Seconds() * 1000,
 		}, now)
 	}
 }

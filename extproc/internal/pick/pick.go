@@ -67,7 +67,7 @@ type Query struct {
 type Terms struct {
 	// Wait is until the request is begun.
 	Wait float64
-	// Load is until its LoRA adapter is loaded there.
+	// Load is until the model, or its LoRA adapter, is loaded there.
 	Load float64
 	// Prefill is for prompt tokens that are not cached there.
 	Prefill float64
@@ -336,7 +336,7 @@ func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	slots := e.slots(&w)
 	prompts, waiting := e.prefilling(now), max(0, w.requests-slots+1)
 	c.Wait = wait(&w, &pace, slots, prompts, waiting)
-	c.Load = e.loadTime(q.Model, &w, &pace)
+	c.Load = e.wake() + e.loadTime(q.Model, &w, &pace)
 	c.Company = min(w.requests+1, slots)
 	c.Prefill = float64(q.Prompt-c.Cached) * pace.prefill
 	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))

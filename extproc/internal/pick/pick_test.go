@@ -49,6 +49,10 @@ func busy(requests int, tokens int) func(*Endpoint) {
 	}
 }
 
+func wakes(ms float64) func(*Endpoint) {
+	return func(e *Endpoint) { e.ReportFromFleet(Report{Wake: ms}, epoch) }
+}
+
 func ejected(e *Endpoint) { e.eject(epoch, epoch, true) }
 
 var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
@@ -77,6 +81,16 @@ func TestPick(t *testing.T) {
 			name: "no more than asked for",
 			es:   []*Endpoint{endpoint(0, slow(3)), endpoint(1), endpoint(2, slow(2))},
 			most: 2, want: []int{1, 2}, reason: Fresh,
+		},
+		{
+			name: "one that must load its model first comes last",
+			es:   []*Endpoint{endpoint(0, wakes(90_000)), endpoint(1, slow(3)), endpoint(2)},
+			most: 3, want: []int{2, 1, 0}, reason: Fresh,
+		},
+		{
+			name: "and is chosen where there is no other",
+			es:   []*Endpoint{endpoint(0, wakes(9000)), endpoint(1, in(NotReady))},
+			most: 2, want: []int{0}, reason: Fresh,
 		},
 		{
 			name:   "a conversation stays where it is cached",
