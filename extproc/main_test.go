@@ -500,7 +500,7 @@ func TestFlags(t *testing.T) {
 		{"fleet or xds", []string{"-fleet", "testdata/fleet.yaml", "-xds", "127.0.0.1:1"}, "-fleet and -xds; must be one of them", program.ExitUsage},
 		{"check of a fleet", []string{"-check", "-fleet", "testdata/fleet.yaml"}, "", 0},
 		{"check of a bad fleet", []string{"-check", "-fleet", "testdata/bad.yaml"}, "testdata/bad.yaml:1: endpoints[0].adress: unknown field; did you mean address?\n" +
-			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port, as Envoy's cluster has it", program.ExitConfig},
+			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port of one host, as Envoy's cluster has it: not unspecified, link-local, multicast or reserved, nor IPv4 written as IPv6", program.ExitConfig},
 		{"run of a bad fleet", []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-fleet", "testdata/none.yaml"}, "open testdata/none.yaml: no such file or directory", program.ExitConfig},
 		{"a certificate without a key", []string{"-tls-cert", "c"}, "-tls-cert and -tls-key; must be given both, or neither", program.ExitUsage},
 		{"two certificates", []string{"-tls-cert", "c", "-tls-key", "k", "-secure-serving"}, "-secure-serving with -tls-cert; must be one of them: it signs its own certificate", program.ExitUsage},

@@ -54,7 +54,9 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 	core.Require(o.keys)
 	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
 	if o.fleet == "" {
-		a.source = fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
+		client := fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
+		client.OnAccount(core.Account)
+		a.source = client
 		return a, nil
 	}
 	l, err := fleet.NewLocal(o.fleet, picker, prompt.Load, env.Log, env.Metrics)

@@ -206,9 +206,12 @@ var pages = sync.Pool{New: func() any { return new([]byte) }}
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	page := t.pageDue(began, p.working(t))
+	page, about := t.pageDue(began, p.working(t)), !began.Before(t.again)
 	p.mu.Unlock()
 	f, buf := t.probe(ctx, p.get, page, buf)
+	if about {
+		buf = t.tell(ctx, p.get, &f, buf)
+	}
 	if ctx.Err() != nil {
 		return buf // it was we who ended it
 	}
@@ -270,7 +273,7 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, fresh bool) {
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
-		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens,
+		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context,
 		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {

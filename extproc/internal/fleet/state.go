@@ -19,6 +19,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
@@ -55,10 +56,11 @@ type state struct {
 	versions map[string]map[string]string
 	// answered is which types xds has answered at least once.
 	answered map[string]bool
-	reports  reports // of engines, about their caches
-	stale    bool    // whether table has changed by reports about caches
-	done     []work  // that was reported since Client has last passed it on
-	caches   uint32  // the last number given to an engine's cache
+	reports  reports             // of engines, about their caches
+	stale    bool                // whether table has changed by reports about caches
+	done     []work              // that was reported since Client has last passed it on
+	accounts []*enginepb.Account // that was reported since Client has last passed it on
+	caches   uint32              // the last number given to an engine's cache
 	prefixes struct {
 		most int
 		idle time.Duration
@@ -214,6 +216,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	if m.GetEpoch() == 0 {
 		m.Epoch = e.resource.GetEpoch() // who probes it has just begun to
 	}
+	s.accounts, m.Accounts = append(s.accounts, m.GetAccounts()...), nil // not kept: it is passed on
 	e.resource = m
 	s.setAdapters(e)
 	s.setWork(e)
@@ -365,13 +368,28 @@ func (s *state) table() *pick.Table {
 			if m == nil {
 				continue
 			}
-			m.Endpoints = append(m.Endpoints, view)
-			if view.Blocks != nil {
-				m.WithBlocks = append(m.WithBlocks, view)
-			}
+			add(m, view)
 		}
 	}
+	for _, m := range t.Models {
+		learnContext(m)
+	}
 	return t
+}
+
+// learnContext has a model of which nobody has said how long its context is have that of
+// its engines: the longest, if all of them say.
+func learnContext(m *pick.Model) {
+	if m.Context > 0 {
+		return
+	}
+	for _, e := range m.Endpoints {
+		if e.Context == 0 {
+			m.Context = 0
+			return
+		}
+		m.Context = max(m.Context, e.Context)
+	}
 }
 
 // cachedTokens returns how many tokens engines say they have cached, all together.
@@ -402,6 +420,7 @@ func (e *endpoint) show() *pick.Endpoint {
 		Slots:   int(m.GetLoad().GetSlots()),
 		Health:  min(1, max(leastHealth, m.GetHealth())),
 		Prior:   pick.Speed{Prefill: perToken(m.GetSpeed().GetPrefill()), Decode: perToken(m.GetSpeed().GetDecode())},
+		Context: int(m.GetContextTokens()),
 		KV:      e.kv,
 		Blocks:  e.blocks,
 		Base:    e.base, Adapters: e.adapters,

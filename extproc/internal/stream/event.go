@@ -183,6 +183,8 @@ type Decision struct {
 	OutputTokens int
 	// Chain is the keys of the prompt's prefixes, for the engine; nil: it does not get them.
 	Chain []prefix.Link
+	// Request is the number that the engine names the request by; 0: it needs none.
+	Request uint64
 	// Retries is how often Envoy may try again.
 	Retries int
 	// Choice is the hosts, at least one.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"io"
+	"math"
 	"sync"
 	"time"
 
@@ -57,6 +58,11 @@ func (c *Core) Require(k *keys.Files) { c.keys = k }
 func (c *Core) Probes(key string) *Core {
 	c.probe = key
 	return c
+}
+
+// Account takes in how many tokens were generated of a request that has ended, by its number.
+func (c *Core) Account(request, generated uint64, now time.Time) {
+	c.flow.Report(request, int(min(generated, math.MaxInt32)), now)
 }
 
 // Begin returns the exchange of a new stream; Finish takes it back.
