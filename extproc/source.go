@@ -52,6 +52,7 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 	picker := pick.New(env.Metrics)
 	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey))
 	core.Require(o.keys)
+	env.Watch.Add("decisions", core.Alive)
 	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
 	if o.fleet == "" {
 		client := fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)

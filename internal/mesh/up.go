@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/weights"
@@ -202,7 +203,7 @@ func checkProgram(m config.Model, vllm string) error {
 func loadFor(path string, nodes int) (config.File, error) {
 	file, given := config.Default(), map[string]bool{}
 	if path != "" {
-		text, err := os.ReadFile(path)
+		text, err := regular.Read(path, config.MaxFile)
 		var at config.Source
 		if err == nil {
 			file, at, err = config.Read(path, text)

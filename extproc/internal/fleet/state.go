@@ -380,15 +380,16 @@ func (s *state) table() *pick.Table {
 // learnContext has a model of which nobody has said how long its context is have that of
 // its engines: the longest, if all of them say.
 func learnContext(m *pick.Model) {
-	if m.Context > 0 {
-		return
-	}
+	longest, all := 0, true
 	for _, e := range m.Endpoints {
-		if e.Context == 0 {
-			m.Context = 0
-			return
+		all = all && e.Context > 0
+		longest = max(longest, e.Context)
+		if e.Context > 0 && (m.Least == 0 || e.Context < m.Least) {
+			m.Least = e.Context
 		}
-		m.Context = max(m.Context, e.Context)
+	}
+	if m.Context == 0 && all {
+		m.Context = longest
 	}
 }
 

@@ -218,6 +218,23 @@ func (c *Controller) Report(request uint64, generated int, now time.Time) {
 	}
 }
 
+// Alive takes all locks once.
+func (c *Controller) Alive(p *Policy) {
+	take(&c.mu)
+	for _, q := range *c.queues.Load() {
+		take(&q.mu)
+	}
+	if b := c.Budgets(p); b != nil {
+		take(&b.mu)
+	}
+}
+
+// take takes a lock and gives it back.
+func take(mu *sync.Mutex) {
+	mu.Lock()
+	defer mu.Unlock()
+}
+
 // Probed counts a probe of the mesh's own, which no budget pays for.
 func (c *Controller) Probed() { c.metrics.probes.Inc() }
 

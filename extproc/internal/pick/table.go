@@ -104,6 +104,8 @@ type Model struct {
 	// Context is how many tokens a prompt and its answer may have: what the configuration
 	// says, or the longest of its endpoints' if all of these say; 0: not known.
 	Context int
+	// Least is the shortest context of its endpoints; 0: none says.
+	Least int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	Awaited bool
 	*Learned

@@ -65,6 +65,16 @@ func (c *Core) Account(request, generated uint64, now time.Time) {
 	c.flow.Report(request, int(min(generated, math.MaxInt32)), now)
 }
 
+// Alive takes the locks that a decision may take. It returns as soon as it has had them.
+func (c *Core) Alive() error {
+	t := c.picker.Table()
+	if t == nil || t.Policy.Flow == nil {
+		return nil
+	}
+	c.flow.Alive(t.Policy.Flow)
+	return nil
+}
+
 // Begin returns the exchange of a new stream; Finish takes it back.
 func (c *Core) Begin() *Exchange {
 	x := c.pool.Get().(*Exchange)
