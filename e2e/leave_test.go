@@ -12,7 +12,7 @@ import (
 	"millrace.dev/millrace/e2e/rig"
 )
 
-// stopsWithin is how long a backend may go on with what nobody waits for any more. Each request
+// stopsWithin is how long a backend may continue with what nobody waits for any more. Each request
 // of TestWorkEndsWithItsClient would be worked on for much longer.
 const stopsWithin = 10 * time.Second
 

@@ -117,16 +117,16 @@ func TestAttacks(t *testing.T) {
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "shape\tcount\theld")
 	for _, s := range a.shapes() {
-		held := 0
+		good := 0
 		for i, attempt := range s.each {
 			err := attempt()
 			if err == nil {
-				held++
+				good++
 				continue
 			}
 			t.Errorf("%s, %d: %v", s.name, i, err)
 		}
-		fmt.Fprintf(w, "%s\t%d\t%d\n", s.name, len(s.each), held)
+		fmt.Fprintf(w, "%s\t%d\t%d\n", s.name, len(s.each), good)
 	}
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
@@ -254,7 +254,8 @@ func (a *target) lengths() (all []func() error) {
 	} {
 		all = append(all, a.raw(lines(header, text)))
 	}
-	for _, chunk := range []string{"ffffffffffffffff", "-1", "zz", "10000000000000000"} {
+	// A chunk of 2^64-1 bytes is one to Envoy: it waits for it, as for any body that is slow.
+	for _, chunk := range []string{"-1", "zz", "10000000000000000", "0x5"} {
 		all = append(all, a.raw(lines("Transfer-Encoding: chunked\r\n", chunk+"\r\n"+text)))
 	}
 	return all

@@ -113,7 +113,7 @@ func (w *Watch) Stuck() (all []string) {
 }
 
 // notifySystemd sends a state to the service manager that has started the program, if it wants to
-// be told that it lives.
+// know that it lives.
 func notifySystemd(state string) {
 	socket := os.Getenv("NOTIFY_SOCKET")
 	if n, err := strconv.Atoi(os.Getenv("WATCHDOG_USEC")); err != nil || n <= 0 || socket == "" {

@@ -21,7 +21,7 @@ import (
 )
 
 // TestStuckPartsShow holds that a lock that nobody gives back, and a loop that has stopped, make
-// a program unhealthy, and that it is healthy again when they go on.
+// a program unhealthy, and that it is healthy again when they continue.
 func TestStuckPartsShow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := NewWatch(slog.New(slog.NewTextHandler(io.Discard, nil)))
@@ -70,8 +70,8 @@ func TestStuckPartsShow(t *testing.T) {
 	})
 }
 
-// TestSystemdHearsNothingOfAStuckProgram but of one that works.
-func TestSystemdHearsNothingOfAStuckProgram(t *testing.T) {
+// TestStuckProgramsDoNotNotifySystemd: it starts them anew then. Others do.
+func TestStuckProgramsDoNotNotifySystemd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	ln, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {

@@ -210,7 +210,7 @@ func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	p.mu.Unlock()
 	f, buf := t.probe(ctx, p.get, page, buf)
 	if about {
-		buf = t.tell(ctx, p.get, &f, buf)
+		buf = t.askContext(ctx, p.get, &f, buf)
 	}
 	if ctx.Err() != nil {
 		return buf // it was we who ended it

@@ -108,7 +108,7 @@ type finding struct {
 	metrics  error
 	asked    bool // whether metrics were asked for
 	context  int  // in tokens; 0: it does not say
-	told     bool // whether it was asked for its context
+	answered bool // whether it was asked for its context
 }
 
 // getter fetches a page into a buffer, as scrape.Client does.
@@ -134,17 +134,17 @@ func (t *target) probe(ctx context.Context, get getter, page bool, buf []byte) (
 	return f, b
 }
 
-// tell asks an endpoint that lives how long its context is.
-func (t *target) tell(ctx context.Context, get getter, f *finding, buf []byte) []byte {
+// askContext asks an endpoint that lives how long its context is.
+func (t *target) askContext(ctx context.Context, get getter, f *finding, buf []byte) []byte {
 	if t.about == nil || f.health != nil {
 		return buf
 	}
 	page, err := t.get(ctx, get, t.about, buf)
 	switch {
 	case err == nil:
-		f.told, f.context = true, contextOf(page, t.spec.Models)
+		f.answered, f.context = true, contextOf(page, t.spec.Models)
 	case !lost(err):
-		f.told = true // it says no
+		f.answered = true // it says no
 	}
 	return page
 }
@@ -176,7 +176,7 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	was, began := t.vital.state, t.epoch
 	t.vital.probed(f.health)
 	t.seen = true
-	if f.told {
+	if f.answered {
 		t.context, t.again = f.context, now.Add(jitter(contextAgain))
 	}
 	moves := t.vital.state != was

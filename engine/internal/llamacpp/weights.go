@@ -36,7 +36,7 @@ func readable(path string) error {
 	return nil
 }
 
-// mostParts bounds how many files of weights are looked at.
+// mostParts bounds how many files of weights are checked.
 const mostParts = 1024
 
 // hostTokens returns how many tokens the backend's cache of idle prompts in host

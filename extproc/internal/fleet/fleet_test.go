@@ -334,8 +334,8 @@ func TestContextIsThatOfTheEngines(t *testing.T) {
 	}
 }
 
-// TestAccountsArePassedOn from the reports of engines, and not kept.
-func TestAccountsArePassedOn(t *testing.T) {
+// TestAccountsReachWhoWantsThem from the reports of engines, and not kept.
+func TestAccountsReachWhoWantsThem(t *testing.T) {
 	c := New("xds", grpc.WithTransportCredentials(insecure.NewCredentials()), make(tablesTo, 9), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	got := map[uint64]uint64{}
 	c.OnAccount(func(request, generated uint64, _ time.Time) { got[request] += generated })
@@ -344,7 +344,7 @@ func TestAccountsArePassedOn(t *testing.T) {
 	}))))
 	c.take(say(wire.ModelType, resource("m", "1", &fleetpb.ModelState{Name: "m"})))
 	if want := (map[uint64]uint64{5: 40, 6: 0}); !maps.Equal(got, want) {
-		t.Errorf("passed on %v, want %v", got, want)
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

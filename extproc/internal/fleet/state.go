@@ -59,7 +59,7 @@ type state struct {
 	reports  reports             // of engines, about their caches
 	stale    bool                // whether table has changed by reports about caches
 	done     []work              // that was reported since Client has last passed it on
-	accounts []*enginepb.Account // that was reported since Client has last passed it on
+	accounts []*enginepb.Account // that were reported and Client has not given to anybody yet
 	caches   uint32              // the last number given to an engine's cache
 	prefixes struct {
 		most int
@@ -216,7 +216,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	if m.GetEpoch() == 0 {
 		m.Epoch = e.resource.GetEpoch() // who probes it has just begun to
 	}
-	s.accounts, m.Accounts = append(s.accounts, m.GetAccounts()...), nil // not kept: it is passed on
+	s.accounts, m.Accounts = append(s.accounts, m.GetAccounts()...), nil // not kept: Client has them
 	e.resource = m
 	s.setAdapters(e)
 	s.setWork(e)
