@@ -505,7 +505,7 @@ func TestAccountsOfCutAnswers(t *testing.T) {
 			cancel()
 			<-gone
 			<-done
-			until(t, func() bool { return g.meter.Totals().Generated == 3 })
+			until(t, func() bool { return g.meter.Totals().Generated == 3 && len(g.spans.Ended()) == 2 })
 			var got []meter.Account
 			for _, c := range g.meter.Accounts(time.Now()) {
 				got = append(got, meter.Account{Request: c.Request, Generated: c.Generated})
