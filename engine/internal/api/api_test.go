@@ -476,10 +476,8 @@ func TestAccountsOfCutAnswers(t *testing.T) {
 			g := newRig(t, func(w http.ResponseWriter, r *http.Request) {
 				_, _ = io.Copy(io.Discard, r.Body) // else it does not see who leaves
 				w.Header().Set("Content-Type", "text/event-stream")
-				for range 3 {
-					_, _ = io.WriteString(w, token)
-					w.(http.Flusher).Flush()
-				}
+				_, _ = io.WriteString(w, strings.Repeat(token, 3)) // all of it is read at once
+				w.(http.Flusher).Flush()
 				sent <- struct{}{}
 				<-r.Context().Done()
 				gone <- struct{}{}
