@@ -17,7 +17,8 @@ const diskSize = "size=4m"
 
 // TestFullDisk fills the file system of a mesh's folder, and has a process of it start anew: the
 // mesh serves, and `status` says that what it shows is not known to be true. Where nothing may be mounted,
-// a folder that can't be written to stands for it.
+// a folder that can't be written to stands for it. A backend that is killed then does not start again
+// before there is room for its log.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	full, free := func() error { return os.Chmod(dir, 0o500) }, func() error { return os.Chmod(dir, 0o700) }
@@ -40,7 +41,7 @@ func TestFullDisk(t *testing.T) {
 	if err := m.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	before := m.Process(t, "backend@node-a")
+	before := m.Process(t, "extproc")
 	if err := full(); err != nil {
 		t.Fatal(err)
 	}
