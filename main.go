@@ -31,6 +31,7 @@ import (
 	"millrace.dev/millrace/internal/nearest"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/status"
@@ -267,7 +268,7 @@ func talk(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if o.Key = os.Getenv("OPENAI_API_KEY"); o.Key == "" {
-		own, _ := os.ReadFile(mesh.KeyFile(*dir)) // there is none where none is needed
+		own, _ := regular.Read(mesh.KeyFile(*dir), 1<<16) // there is none where none is needed
 		o.Key = string(own)
 	}
 	if o.MaxTokens < 1 {

@@ -167,7 +167,7 @@ func TestUpCheckReadsWhatItNames(t *testing.T) {
 		{"a llama-server that can't be run", []string{"-llama-server", text, "-rpc-server", text}, "-llama-server: " + text + ": not an executable file", program.ExitSetup},
 		{"an environment without vLLM", []string{"-vllm", dir}, "-vllm: stat " + dir + "/bin/vllm: no such file", program.ExitUsage},
 		{"no keys", []string{"-api-keys", "/nope"}, "-api-keys: open /nope: no such file", program.ExitUsage},
-		{"no weights", []string{"-config", config("weights: /nope.gguf")}, "model smollm2: weights: open /nope.gguf: no such file", program.ExitConfig},
+		{"no weights", []string{"-config", config("weights: /nope.gguf")}, "model smollm2: weights: stat /nope.gguf: no such file", program.ExitConfig},
 		{"no tokenizer", []string{"-config", config("tokenizer: /nope.json")}, "model smollm2: tokenizer: open /nope.json: no such file", program.ExitConfig},
 	} {
 		out, err := call(t, append([]string{"up", "-check", "-dir", t.TempDir()}, tt.args...)...)

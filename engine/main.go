@@ -55,6 +55,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "engine", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.Engine, Node: o.node} },
+		Grace:    func() time.Duration { return o.leave + o.grace },
 	}.Run(ctx, args, stderr)
 }
 
@@ -154,6 +155,8 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		Node: o.node, HTTP: o.http, PlainText: o.cleartext, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
 		Supervisor: supervisor, Gate: gate, Meter: meter, Cache: cache, Ends: watched.Done(),
 	})
+
+	env.Watch.Add("supervisor", supervisor.Alive)
 
 	g := errgroup.Group{}
 	g.Go(func() error {

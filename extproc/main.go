@@ -73,6 +73,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "extproc", Metrics: "127.0.0.1:7201", Flags: o.add, Validate: o.validate, Check: o.check, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.ExtProc} },
+		Grace:    func() time.Duration { return o.leave + o.grace() },
 	}.Run(ctx, args, stderr)
 }
 

@@ -18,6 +18,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pool"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // What the reference pickers' own defaults are. They hold where their flags name the pool.
@@ -250,7 +251,7 @@ func (r *reference) read() error {
 	if r.configFile == "" {
 		return nil
 	}
-	text, err := os.ReadFile(r.configFile)
+	text, err := regular.Read(r.configFile, 1<<20)
 	if err != nil {
 		return fmt.Errorf("-config-file: %w", err)
 	}

@@ -55,9 +55,12 @@ func (o *options) answering(ctx context.Context, env *program.Env, tracer trace.
 	picker := pick.New(env.Metrics)
 	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey)).Logs(env.Log)
 	core.Require(o.keys)
+	env.Watch.Add("decisions", core.Alive)
 	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
 	if o.fleet == "" {
-		a.source = fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
+		client := fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
+		client.OnAccount(core.Account)
+		a.source = client
 		return a, nil
 	}
 	a.hosts = eds.New(ctx, env.Log)

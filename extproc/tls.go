@@ -117,7 +117,7 @@ func (s *secure) client() *tls.Config {
 func (s *secure) read() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: s.own, NextProtos: []string{"h2"}}
 	if s.cert != "" {
-		pair, err := tls.LoadX509KeyPair(s.cert, s.key)
+		pair, err := mtls.ReadPair(s.cert, s.key)
 		if err != nil {
 			return nil, fmt.Errorf("-tls-cert %s, -tls-key %s: %w", s.cert, s.key, err)
 		}

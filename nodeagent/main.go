@@ -43,6 +43,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "nodeagent", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Check: o.check, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.NodeAgent, Node: o.report.Node} },
+		Grace:    func() time.Duration { return o.leave },
 	}.Run(ctx, args, stderr)
 }
 

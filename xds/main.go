@@ -68,6 +68,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.add, Validate: o.validate, Load: o.load, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.XDS} },
+		Grace:    func() time.Duration { return o.cluster.leave },
 	}.Run(ctx, args, stderr)
 }
 
@@ -180,6 +181,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		Observed: func(o *probe.Observation) { nodes.Post(ctx, fleet.Observed{Observation: o}) },
 	}, log, reg)
 	server := newServer(env, resources, nodes)
+	env.Watch.Add("fleet", nodes.Alive)
 
 	g.Go(func() error { return o.source.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx, o.cluster.fleet(o.settle)) })

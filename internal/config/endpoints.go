@@ -11,6 +11,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Types of engines that are run by somebody else, by how they show their load. scrape
@@ -60,7 +61,7 @@ type EndpointsSpec struct {
 type Endpoint struct {
 	// Address is "ip:port" of its API, as Envoy's cluster has it.
 	// +kubebuilder:validation:Required
-	// +millrace:address:words="must be ip:port, as Envoy's cluster has it"
+	// +millrace:address:words="must be ip:port of one host, as Envoy's cluster has it: not unspecified, link-local, multicast or reserved, nor IPv4 written as IPv6",host=true
 	Address string `json:"address"`
 	// Models are the ids that it serves, 1 to 100.
 	// +kubebuilder:validation:MaxItems=100
@@ -115,8 +116,8 @@ func (e *Endpoint) complete() {
 }
 
 func (e Endpoint) validate(at string, r *rules) {
-	if !isAddress(e.Address) {
-		r.broken(at+".address", "%.80q; must be ip:port, as Envoy's cluster has it", e.Address)
+	if !isHost(e.Address) {
+		r.broken(at+".address", "%.80q; must be ip:port of one host, as Envoy's cluster has it: not unspecified, link-local, multicast or reserved, nor IPv4 written as IPv6", e.Address)
 	}
 	e.validateRest(at, r)
 }
@@ -138,6 +139,9 @@ func (e Endpoint) validateRest(at string, r *rules) {
 	r.between(at+".slots", e.Slots, 0, 65536)
 	e.KVEvents.validate(at+".kvEvents", e.Type, r)
 }
+
+// isHost reports whether a text is the ip:port of one host that can be reached.
+func isHost(text string) bool { return isAddress(text) && trust.Address(text) == nil }
 
 // isAddress reports whether a text is ip:port, as every program and an API server reads it.
 func isAddress(text string) bool {

@@ -39,7 +39,7 @@ type FleetModel struct {
 	// at the folder of the file that names it. Empty: tokens are estimated.
 	Tokenizer string `json:"tokenizer,omitempty"`
 	// ContextTokens is the context of one sequence in its engines, 128 to 16777216 tokens:
-	// longer prompts are refused. 0: not known, the engines refuse them.
+	// longer prompts are refused. 0: what the engines say themselves, if all of them do.
 	ContextTokens int `json:"contextTokens,omitempty"`
 	// Default is whether requests whose model is not known go to this one. Without
 	// any, the first model of the first endpoint is.

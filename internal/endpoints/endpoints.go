@@ -63,6 +63,7 @@ func State(e inventory.Entry, o *probe.Observation) *fleetpb.EndpointState {
 		text := o.Err.Error()
 		m.Reason = text[:min(len(text), maxReason)]
 	}
+	m.ContextTokens = uint32(o.Context)
 	m.Load.Slots, m.Load.KvTotalTokens = uint32(o.Slots), uint64(o.KVTokens)
 	if s := o.Sample; s != nil {
 		m.Load.Running, m.Load.Waiting = count(s.Running), count(s.Waiting)

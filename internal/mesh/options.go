@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/models"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -98,7 +98,7 @@ func (h *HTTPS) complete() error {
 	} else {
 		h.Listen = at
 	}
-	if _, err := tls.LoadX509KeyPair(h.Cert, h.Key); err != nil {
+	if _, err := mtls.ReadPair(h.Cert, h.Key); err != nil {
 		errs = append(errs, fmt.Errorf("-https-cert %s, -https-key %s: %w", h.Cert, h.Key, err))
 	}
 	return errors.Join(errs...)

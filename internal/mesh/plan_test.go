@@ -159,7 +159,7 @@ func TestLoadFindsWhatIsWrongBeforeTheStart(t *testing.T) {
 	}{
 		{name: "unknown field", text: "apiVersion: millrace.dev/v1alpha1\nkind: Policy\nspec: {x: 1}\n", nodes: 3, want: "spec.x"},
 		{name: "too few nodes", text: strings.Replace(twoModels, "stages: 2", "stages: 4", 1), nodes: 3, want: "the models need 5 nodes, there are 3"},
-		{name: "no weights", text: twoModels, nodes: 3, want: "model one: weights: open"},
+		{name: "no weights", text: twoModels, nodes: 3, want: "model one: weights: stat"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -224,7 +224,7 @@ func loadFor(path string, nodes int, all []named) (config.File, error) {
 	file, given := config.Default(), map[string]bool{}
 	var at config.Source
 	if path != "" {
-		text, err := os.ReadFile(path)
+		text, err := regular.Read(path, config.MaxFile)
 		if err == nil {
 			file, at, err = config.Read(path, text)
 		}

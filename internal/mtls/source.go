@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -162,4 +163,17 @@ func (s *Source) Conditions() []obs.Condition {
 		})
 	}
 	return all
+}
+
+// ReadPair reads a certificate with its chain, and its key, of whatever authority they are.
+func ReadPair(cert, key string) (tls.Certificate, error) {
+	certs, err := regular.Read(cert, maxFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	secret, err := regular.Read(key, maxFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(certs, secret)
 }

@@ -46,6 +46,8 @@ type Observation struct {
 	Company float64
 	// KVTokens is how many tokens its KV cache holds, as its metrics said last; 0: not known.
 	KVTokens float64
+	// Context is how long one sequence may be, in tokens, as it says itself; 0: it doesn't.
+	Context int
 	// Slots is how many requests it works on at a time; 0: not known.
 	Slots int
 	// Speed is the endpoint's own, Usual that of all engines of its model together.

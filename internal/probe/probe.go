@@ -209,11 +209,14 @@ var pages = sync.Pool{New: func() any { return new([]byte) }}
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	page, list := t.pageDue(began, p.working(t)), p.options.Models && !began.Before(t.relist)
+	page, list, about := t.pageDue(began, p.working(t)), p.options.Models && !began.Before(t.relist), !began.Before(t.again)
 	p.mu.Unlock()
 	f, buf := t.probe(ctx, p.get, page, buf)
 	if list && f.health == nil && ctx.Err() == nil {
 		buf = t.askModels(ctx, p.get, &f, buf)
+	}
+	if about && ctx.Err() == nil {
+		buf = t.askContext(ctx, p.get, &f, buf)
 	}
 	if ctx.Err() != nil {
 		return buf // it was we who ended it
@@ -279,7 +282,7 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, fresh bool) {
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
-		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens,
+		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context,
 		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,7 @@ type target struct {
 	page   *http.Request // nil like typ
 	health *http.Request
 	list   *http.Request // of its models
+	about  *http.Request // says how long its context is; nil: nothing does
 	near   bool          // whether the page comes from the endpoint itself
 
 	// Atomic.
@@ -50,6 +52,8 @@ type target struct {
 	relist   time.Time     // when it is asked for them again
 	slots    int
 	kvTokens float64
+	context  int       // in tokens; 0: not known
+	again    time.Time // when it is asked for its context
 	speed    speeds
 	seen     bool // whether it was probed since it is a target
 }
@@ -63,6 +67,11 @@ func newTarget(spec Endpoint) (*target, error) {
 	}
 	if t.list, err = scrape.NewRequest("http://" + spec.Address + "/v1/models"); err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+	}
+	if page := contextPage(&spec.Endpoint); page != "" {
+		if t.about, err = scrape.NewRequest(page); err != nil {
+			return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+		}
 	}
 	if t.typ != nil {
 		if t.page, err = scrape.NewRequest(spec.Metrics); err != nil {
@@ -88,6 +97,9 @@ func (t *target) inherit(old *target) {
 	}
 	t.scraped, t.metrics, t.later, t.speed, t.seen = old.scraped, old.metrics, old.later, old.speed, old.seen
 	t.kvTokens = old.kvTokens
+	if slices.Equal(t.spec.Models, old.spec.Models) {
+		t.context, t.again = old.context, old.again
+	}
 	t.due.Store(old.due.Load())
 	if t.slots == 0 {
 		t.slots = old.slots
@@ -103,6 +115,8 @@ type finding struct {
 	asked    bool // whether metrics were asked for
 	models   error
 	listed   bool // whether models were asked for
+	context  int  // in tokens; 0: it does not say
+	answered bool // whether it was asked for its context
 }
 
 // How often an endpoint that is Ready is asked for its models: seldom, and sooner where
@@ -145,6 +159,21 @@ func (t *target) probe(ctx context.Context, get getter, page bool, buf []byte) (
 	return f, b
 }
 
+// askContext asks an endpoint that lives how long its context is.
+func (t *target) askContext(ctx context.Context, get getter, f *finding, buf []byte) []byte {
+	if t.about == nil || f.health != nil {
+		return buf
+	}
+	page, err := t.get(ctx, get, t.about, buf)
+	switch {
+	case err == nil:
+		f.answered, f.context = true, contextOf(page, t.spec.Models)
+	case !lost(err):
+		f.answered = true // it says no
+	}
+	return page
+}
+
 // read reads a page.
 func (f *finding) read(t *target, page []byte) {
 	s := t.typ.Scan(page)
@@ -169,9 +198,12 @@ func (t *target) get(ctx context.Context, get getter, r *http.Request, buf []byt
 // probe, if it is known. working is whether requests are known to be there, n is how many
 // endpoints there are.
 func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scrape.Since, company float64) {
-	was := t.vital.state
+	was, began := t.vital.state, t.epoch
 	t.vital.probed(f.health)
 	t.seen = true
+	if f.answered {
+		t.context, t.again = f.context, now.Add(jitter(contextAgain))
+	}
 	moves := t.vital.state != was
 	if f.asked {
 		t.metrics = f.metrics
@@ -202,6 +234,9 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	if t.typ == nil || f.asked || t.metrics != nil || moves {
 		t.pause = jitter(t.vital.pause(now.Sub(t.scraped), moves || working, n))
 		t.scraped = now
+	}
+	if t.epoch != began || t.vital.state == NotReady {
+		t.again = time.Time{} // the next engine may have another context
 	}
 	next := now.Add(jitter(healthPause(n)))
 	if at := t.scraped.Add(t.pause); at.Before(next) {

@@ -15,7 +15,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/pprof"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -45,7 +48,13 @@ type Program struct {
 	Check func(stderr io.Writer) error
 	// Serve builds the parts in order and runs them until ctx ends.
 	Serve func(ctx context.Context, env *Env) error
+	// Grace is how long Serve may take to end once ctx has, by the flags' values; nil: no
+	// time of its own. What takes much longer is stuck: the program ends without it.
+	Grace func() time.Duration
 }
+
+// endMargin is how long a program may take to end beyond its grace time.
+const endMargin = 8 * time.Second
 
 // Main runs a program until it ends by itself or a signal ends it, and returns the
 // exit code. A second signal ends it at once.
@@ -136,7 +145,7 @@ func (p Program) identity(f mtls.Files, log *slog.Logger) (*mtls.Source, error) 
 }
 
 func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *mtls.Source) error {
-	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Identity: source, name: p.Name, flags: f}
+	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Watch: obs.NewWatch(log), Identity: source, name: p.Name, flags: f}
 	e.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(p.Name))
 	var err error
 	if e.admin, err = e.listen("metrics", f.metrics, admin); err != nil {
@@ -149,5 +158,31 @@ func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *
 		}
 		defer e.probes.Close()
 	}
-	return p.Serve(ctx, e)
+	return p.within(ctx, func() error { return p.Serve(ctx, e) }, log)
+}
+
+// within runs serve, and leaves it alone where it does not end in time.
+func (p Program) within(ctx context.Context, serve func() error, log *slog.Logger) error {
+	limit := endMargin
+	if p.Grace != nil {
+		limit += p.Grace()
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- serve() }() // ends, or the process does without it
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-t.C:
+		var all strings.Builder
+		_ = pprof.Lookup("goroutine").WriteTo(&all, 1)
+		log.Error("stuck at the end", "goroutines", all.String())
+		return fmt.Errorf("some of it has not ended within %s, and is left: the log says what", limit)
+	}
 }

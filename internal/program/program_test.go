@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"millrace.dev/millrace/internal/obs"
 )
@@ -159,5 +161,43 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Run() = %v after its context ended", err)
+	}
+}
+
+// TestEndsInItsGraceTime holds that a part which never ends does not keep a program from it.
+func TestEndsInItsGraceTime(t *testing.T) {
+	const grace = 5 * time.Second
+	tests := []struct {
+		name  string
+		takes time.Duration // to end
+		want  time.Duration
+		stuck bool
+	}{
+		{"at once", 0, 0, false},
+		{"in its grace time", grace, grace, false},
+		{"never", time.Hour, grace + endMargin, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				ctx, cancel := context.WithCancel(t.Context())
+				p := Program{Grace: func() time.Duration { return grace }}
+				time.AfterFunc(time.Second, cancel)
+				began := time.Now()
+				err := p.within(ctx, func() error {
+					<-ctx.Done()
+					time.Sleep(tt.takes)
+					return nil
+				}, obs.Logger(&log, "try"))
+				if took := time.Since(began) - time.Second; took != tt.want || (err != nil) != tt.stuck {
+					t.Errorf("ended after %v with %v, want %v", took, err, tt.want)
+				}
+				if strings.Contains(log.String(), "TestEndsInItsGraceTime") != tt.stuck {
+					t.Errorf("log: %s", log.String())
+				}
+				time.Sleep(time.Hour) // of what is left
+			})
+		})
 	}
 }

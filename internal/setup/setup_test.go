@@ -330,7 +330,7 @@ func TestEnsureWithTheUsersOwnParts(t *testing.T) {
 		{
 			name: "model that isn't there",
 			o:    Options{Model: filepath.Join(dir, "gone.gguf")},
-			want: "set-up: -model: open " + dir + "/gone.gguf: no such file or directory",
+			want: "set-up: -model: stat " + dir + "/gone.gguf: no such file or directory",
 		},
 		{
 			name: "model that is none",

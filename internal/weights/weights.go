@@ -13,8 +13,9 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
-	"os"
 	"path/filepath"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Limits on a header: the largest known are some 20 MB.
@@ -40,18 +41,18 @@ var (
 
 // Check says why the file at path can't be a whole GGUF file; nil: it can.
 func Check(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
+	st, err := regular.Stat(path)
 	if err != nil {
 		return err
 	}
 	if st.IsDir() {
 		return fmt.Errorf("%s: a folder; must be a GGUF file", path)
 	}
+	f, err := regular.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	need, err := size(f)
 	if err == nil && uint64(st.Size()) < need {
 		err = fmt.Errorf("%d bytes, but its header needs %d: the file is cut off", st.Size(), need)
@@ -65,14 +66,14 @@ func Check(path string) error {
 // CheckFolder says why path can't be a folder with a model, or a whole GGUF file;
 // nil: it can. Weights in another form than safetensors are not checked.
 func CheckFolder(path string) error {
-	st, err := os.Stat(path)
+	st, err := regular.Stat(path)
 	switch {
 	case err != nil:
 		return err
 	case !st.IsDir():
 		return Check(path)
 	}
-	if _, err = os.Stat(filepath.Join(path, "config.json")); err != nil {
+	if err = regular.Check(filepath.Join(path, "config.json")); err != nil {
 		return err
 	}
 	_, err = checkShards(path)

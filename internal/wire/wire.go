@@ -75,6 +75,10 @@ const (
 	// PrefixHeader is the keys of the prompt's prefixes: "KEY.TOKENS,…", the shortest
 	// first, the key as 16 hexadecimal digits.
 	PrefixHeader = "x-millrace-prefix"
+	// RequestHeader is a number that extproc has given to a request whose tenant has a
+	// budget of tokens, in hexadecimal: an engine names the request by it in
+	// its account.
+	RequestHeader = "x-millrace-request"
 	// RetriesHeader is how often Envoy may try again.
 	RetriesHeader = "x-envoy-max-retries"
 	// PerTryHeader is after how many milliseconds without an answer Envoy is to try again,

@@ -1307,6 +1307,8 @@ type EndpointState struct {
 	Epoch uint64 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Share of normal speed left by throttling and pressure, 0 to 1.
 	Health float64 `protobuf:"fixed64,13,opt,name=health,proto3" json:"health,omitempty"`
+	// As in the head's status.
+	Accounts []*enginepb.Account `protobuf:"bytes,60,rep,name=accounts,proto3" json:"accounts,omitempty"`
 	// Kind and name of the object that names it, for example "Endpoints/pool".
 	Source string `protobuf:"bytes,20,opt,name=source,proto3" json:"source,omitempty"`
 	// All models that it serves, `model` first.
@@ -1314,7 +1316,10 @@ type EndpointState struct {
 	// What its engine has done since its start: it reports nothing with its answers.
 	Work *EndpointState_Work `protobuf:"bytes,22,opt,name=work,proto3" json:"work,omitempty"`
 	// Which LoRA adapters its engine has; unset: it shows none.
-	Adapters      *EndpointState_Adapters `protobuf:"bytes,23,opt,name=adapters,proto3" json:"adapters,omitempty"`
+	Adapters *EndpointState_Adapters `protobuf:"bytes,23,opt,name=adapters,proto3" json:"adapters,omitempty"`
+	// Context of one sequence, in tokens, as its engine says; 0: it does not. What the model
+	// says counts for more.
+	ContextTokens uint32 `protobuf:"varint,61,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1440,6 +1445,13 @@ func (x *EndpointState) GetHealth() float64 {
 	return 0
 }
 
+func (x *EndpointState) GetAccounts() []*enginepb.Account {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
 func (x *EndpointState) GetSource() string {
 	if x != nil {
 		return x.Source
@@ -1466,6 +1478,13 @@ func (x *EndpointState) GetAdapters() *EndpointState_Adapters {
 		return x.Adapters
 	}
 	return nil
+}
+
+func (x *EndpointState) GetContextTokens() uint32 {
+	if x != nil {
+		return x.ContextTokens
+	}
+	return 0
 }
 
 // ModelState is the xDS resource by which extproc knows a model: type
@@ -2410,8 +2429,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xc9\n" +
-	"\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xc6\v\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -2429,11 +2447,14 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	" \x01(\v2\x1e.millrace.engine.v1alpha1.LoadR\x04load\x125\n" +
 	"\x05speed\x18\v \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x12\x14\n" +
 	"\x05epoch\x18\f \x01(\x04R\x05epoch\x12/\n" +
-	"\x06health\x18\r \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06health\x12 \n" +
+	"\x06health\x18\r \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06health\x12H\n" +
+	"\baccounts\x18< \x03(\v2!.millrace.engine.v1alpha1.AccountB\t\xfaB\x06\x92\x01\x03\x10\x80\x02R\baccounts\x12 \n" +
 	"\x06source\x18\x14 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06source\x12)\n" +
 	"\x06models\x18\x15 \x03(\tB\x11\xfaB\x0e\x92\x01\v\x10\x80\b\"\x06r\x04\x10\x01\x18`R\x06models\x12?\n" +
 	"\x04work\x18\x16 \x01(\v2+.millrace.fleet.v1alpha1.EndpointState.WorkR\x04work\x12K\n" +
-	"\badapters\x18\x17 \x01(\v2/.millrace.fleet.v1alpha1.EndpointState.AdaptersR\badapters\x1a\x8f\x03\n" +
+	"\badapters\x18\x17 \x01(\v2/.millrace.fleet.v1alpha1.EndpointState.AdaptersR\badapters\x121\n" +
+	"\x0econtext_tokens\x18= \x01(\rB\n" +
+	"\xfaB\a*\x05\x18\x80\x80\x80\bR\rcontextTokens\x1a\x8f\x03\n" +
 	"\x04Work\x123\n" +
 	"\brequests\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\brequests\x12<\n" +
 	"\rprompt_tokens\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\fpromptTokens\x12<\n" +
@@ -2570,7 +2591,8 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*enginepb.Assignment)(nil),    // 27: millrace.engine.v1alpha1.Assignment
 	(*enginepb.Load)(nil),          // 28: millrace.engine.v1alpha1.Load
 	(*enginepb.Speed)(nil),         // 29: millrace.engine.v1alpha1.Speed
-	(*enginepb.CacheSegment)(nil),  // 30: millrace.engine.v1alpha1.CacheSegment
+	(*enginepb.Account)(nil),       // 30: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),  // 31: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	24, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
@@ -2599,28 +2621,29 @@ var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	1,  // 23: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
 	28, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
 	29, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	20, // 26: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	21, // 27: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	25, // 28: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	18, // 29: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	17, // 30: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	25, // 31: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	22, // 32: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	25, // 33: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	25, // 34: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	25, // 35: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	25, // 36: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	23, // 37: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	30, // 38: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 39: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	7,  // 40: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	6,  // 41: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	8,  // 42: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	41, // [41:43] is the sub-list for method output_type
-	39, // [39:41] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	30, // 26: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	20, // 27: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	21, // 28: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	25, // 29: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	18, // 30: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	17, // 31: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	25, // 32: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	22, // 33: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	25, // 34: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	25, // 35: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	25, // 36: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	25, // 37: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	23, // 38: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	31, // 39: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 40: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	7,  // 41: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 42: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	8,  // 43: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	42, // [42:44] is the sub-list for method output_type
+	40, // [40:42] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }

@@ -297,6 +297,9 @@ func (c *call) finish() {
 		c.status = http.StatusBadGateway
 	}
 	c.cfg.Metrics.finished(c.op.label(), c.status)
+	if n := requestNumber(c.r); n != 0 && c.usage.Completion > 0 {
+		c.cfg.Meter.Account(n, c.usage.Completion, time.Now())
+	}
 	c.span.SetAttributes(
 		attribute.String("http.request.method", c.r.Method),
 		attribute.String("http.route", c.op.Path),

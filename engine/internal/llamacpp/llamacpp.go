@@ -87,7 +87,7 @@ func (p Programs) shard(a *enginepb.Assignment) (*exec.Cmd, error) {
 
 // head returns the command of the server that answers for the whole replica.
 func (p Programs) head(a *enginepb.Assignment) (*exec.Cmd, error) {
-	if _, err := os.Stat(a.GetBackend().GetWeights()); err != nil {
+	if err := readable(a.GetBackend().GetWeights()); err != nil {
 		return nil, fmt.Errorf("weights: %w", err)
 	}
 	ways, err := p.ways(a)

@@ -4,8 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	"millrace.dev/millrace/engine/enginepb"
 )
 
 // description writes the head of a GGUF file with numbers, a text and a list.
@@ -73,4 +78,38 @@ func FuzzTokenBytes(f *testing.F) {
 			t.Error("no bytes and no error")
 		}
 	})
+}
+
+// TestWeightsThatBlock are refused by name before a backend is started, whichever of their files
+// it is.
+func TestWeightsThatBlock(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"whole.gguf", "m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "b-00001-of-00002.gguf", "l-00001-of-00002.gguf"} {
+		if err := os.WriteFile(at(name), []byte("GGUF"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"pipe.gguf", "b-00002-of-00002.gguf"} {
+		if err := syscall.Mkfifo(at(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"link.gguf": "whole.gguf", "pipelink.gguf": "pipe.gguf", "dangling.gguf": "nothing", "zero.gguf": "/dev/zero"} {
+		if err := os.Symlink(to, at(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"whole.gguf": "", "link.gguf": "", "m-00001-of-00002.gguf": "",
+		"pipe.gguf": "pipe.gguf: not a regular file", "pipelink.gguf": "pipelink.gguf: not a regular file", "zero.gguf": "not a regular file",
+		"dangling.gguf": "no such file", ".": "not a regular file",
+		"b-00001-of-00002.gguf": "b-00002-of-00002.gguf: not a regular file", "l-00001-of-00002.gguf": "l-00002-of-00002.gguf: no such file",
+	} {
+		a := &enginepb.Assignment{Model: "m", Backend: &enginepb.Backend{Weights: at(name), ContextTokens: 4096, Slots: 1, Threads: 1}}
+		_, err := Programs{LlamaServer: "true", BackendAddress: "127.0.0.1:9"}.head(a)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+	}
 }

@@ -199,6 +199,9 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 	if kind := s.cfg.Kinds.Of(snap.Assignment); kind != nil {
 		v.Capabilities = kind.Capabilities(snap.Assignment)
 	}
+	for _, a := range s.cfg.Meter.Accounts(time.Now()) {
+		v.Accounts = append(v.Accounts, &enginepb.Account{Request: a.Request, GeneratedTokens: a.Generated})
+	}
 	for _, p := range snap.Processes {
 		v.Processes = append(v.Processes, s.process(p))
 	}

@@ -230,6 +230,13 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 }
 
+// Alive takes the lock of the machine. It returns as soon as it has had it.
+func (s *Supervisor) Alive() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return nil
+}
+
 func (s *Supervisor) pace() time.Duration {
 	snap := s.snapshot.Load()
 	if (snap.State == enginepb.State_READY || snap.State == enginepb.State_IDLE) && !snap.Dormant {

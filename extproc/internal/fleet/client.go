@@ -47,6 +47,10 @@ type Client struct {
 	log      *slog.Logger
 	metrics  *metrics
 
+	// Constant after Run has begun. It takes the accounts that engines report; nil: nobody
+	// does.
+	account func(request, generated uint64, now time.Time)
+
 	// Touched by follow alone.
 	state *state
 	// noCaches is whether the next stream does without caches: xds did not know them.
@@ -66,6 +70,11 @@ func New(target string, security grpc.DialOption, picker Picker, load func(path 
 		state: newState(true), loader: newLoader(load, log),
 	}
 }
+
+// OnAccount has f take how many tokens were generated of a request that has ended, by its
+// number. It is called several times for one request, and for those of other extprocs. To be
+// called before Run.
+func (c *Client) OnAccount(f func(request, generated uint64, now time.Time)) { c.account = f }
 
 // Run follows xds until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
@@ -169,6 +178,12 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.log.Warn("xds response refused", "type", r.GetTypeUrl(), "error", err)
 		ack.ErrorDetail = &spb.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
 	}
+	if c.account != nil {
+		for _, a := range c.state.accounts {
+			c.account(a.GetRequest(), a.GetGeneratedTokens(), time.Now())
+		}
+	}
+	c.state.accounts = c.state.accounts[:0]
 	if r.GetTypeUrl() == wire.CacheType && !c.state.stale {
 		return ack
 	}

@@ -223,7 +223,7 @@ func TestLocalSaysWhichModelsAreOthers(t *testing.T) {
 			w.set(func() { clear(w.asked) })
 			time.Sleep(5 * time.Minute)
 			w.set(func() {
-				if n := w.asked["http://10.0.0.1:80/v1/models"]; n < 2 || n > 3 {
+				if n := w.asked["http://10.0.0.1:80/v1/models"]; n < 2 || n > 8 { // every two minutes, and for its context every minute
 					t.Errorf("asked for its models %d times in five minutes", n)
 				}
 			})

@@ -129,7 +129,7 @@ func (p *probed) observed(o *probe.Observation) {
 	if last == nil {
 		last = &probe.Observation{Slots: l.entry.Slots}
 	}
-	if o.State != last.State || o.Epoch != last.Epoch || o.Slots != last.Slots || o.KVTokens != last.KVTokens || o.Usual != last.Usual || o.Blocks != last.Blocks {
+	if o.State != last.State || o.Epoch != last.Epoch || o.Slots != last.Slots || o.KVTokens != last.KVTokens || o.Context != last.Context || o.Usual != last.Usual || o.Blocks != last.Blocks {
 		p.setLocked(l, now)
 	}
 	e := p.state.endpoints[o.Address]

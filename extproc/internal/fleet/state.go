@@ -19,6 +19,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
@@ -55,10 +56,11 @@ type state struct {
 	versions map[string]map[string]string
 	// answered is which types xds has answered at least once.
 	answered map[string]bool
-	reports  reports // of engines, about their caches
-	stale    bool    // whether table has changed by reports about caches
-	done     []work  // that was reported since Client has last passed it on
-	caches   uint32  // the last number given to an engine's cache
+	reports  reports             // of engines, about their caches
+	stale    bool                // whether table has changed by reports about caches
+	done     []work              // that was reported since Client has last passed it on
+	accounts []*enginepb.Account // that were reported and Client has not given to anybody yet
+	caches   uint32              // the last number given to an engine's cache
 	prefixes struct {
 		most int
 		idle time.Duration
@@ -214,6 +216,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	if m.GetEpoch() == 0 {
 		m.Epoch = e.resource.GetEpoch() // who probes it has just begun to
 	}
+	s.accounts, m.Accounts = append(s.accounts, m.GetAccounts()...), nil // not kept: Client has them
 	e.resource = m
 	s.setAdapters(e)
 	s.setWork(e)
@@ -367,13 +370,29 @@ func (s *state) table() *pick.Table {
 			if m == nil {
 				continue
 			}
-			m.Endpoints = append(m.Endpoints, view)
-			if view.Blocks != nil {
-				m.WithBlocks = append(m.WithBlocks, view)
-			}
+			add(m, view)
 		}
 	}
+	for _, m := range t.Models {
+		learnContext(m)
+	}
 	return t
+}
+
+// learnContext has a model of which nobody has said how long its context is have that of
+// its engines: the longest, if all of them say.
+func learnContext(m *pick.Model) {
+	longest, all := 0, true
+	for _, e := range m.Endpoints {
+		all = all && e.Context > 0
+		longest = max(longest, e.Context)
+		if e.Context > 0 && (m.Least == 0 || e.Context < m.Least) {
+			m.Least = e.Context
+		}
+	}
+	if m.Context == 0 && all {
+		m.Context = longest
+	}
 }
 
 // cachedTokens returns how many tokens engines say they have cached, all together.
@@ -404,6 +423,7 @@ func (e *endpoint) show() *pick.Endpoint {
 		Slots:   int(m.GetLoad().GetSlots()),
 		Health:  min(1, max(leastHealth, m.GetHealth())),
 		Prior:   pick.Speed{Prefill: perToken(m.GetSpeed().GetPrefill()), Decode: perToken(m.GetSpeed().GetDecode())},
+		Context: int(m.GetContextTokens()),
 		KV:      e.kv,
 		Blocks:  e.blocks,
 		Base:    e.base, Adapters: e.adapters,

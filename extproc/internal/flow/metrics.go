@@ -10,6 +10,7 @@ type metrics struct {
 	degraded, overdue prometheus.Counter
 	probes            prometheus.Counter
 	budget            [overs]prometheus.Counter
+	cut               [2]prometheus.Counter // estimated, then reported
 }
 
 // queueMetrics are those of a model's queue.
@@ -58,7 +59,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Name: "millrace_extproc_over_budget_total",
 		Help: "Requests that were refused because their tenant's budget is used up, by budget: requests or tokens.",
 	}, []string{"what"})
+	cut := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_cut_answers_total",
+		Help: "Answers that came to no end, of tenants with a budget of tokens: all are charged by an estimate at first, then those by what was generated whose engine has reported it.",
+	}, []string{"charge"})
 	m := &metrics{
+		cut:     [2]prometheus.Counter{cut.WithLabelValues("estimated"), cut.WithLabelValues("reported")},
 		waiting: waiting, wait: wait, sheds: sheds,
 		probes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_own_probes_total",
@@ -77,6 +83,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.budget[o] = budget.WithLabelValues(o.String())
 	}
 	m.of("", mostModels) // so that each metric exists from the start
-	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue, m.probes)
+	reg.MustRegister(waiting, wait, sheds, budget, cut, m.degraded, m.overdue, m.probes)
 	return m
 }

@@ -167,6 +167,47 @@ func TestPick(t *testing.T) {
 	}
 }
 
+// TestOnlyThoseWithRoomForThePrompt are named, as long as there are any.
+func TestOnlyThoseWithRoomForThePrompt(t *testing.T) {
+	has := func(context int) func(*Endpoint) { return func(e *Endpoint) { e.Context = context } }
+	tests := []struct {
+		name   string
+		prompt int
+		want   []int // ports - 20000
+	}{
+		{"all have", 1000, []int{0, 1, 2}},
+		{"the fastest has not", 2048, []int{1, 2}},
+		{"only one that does not say", 8192, []int{2}},
+		{"cached where there is no room", 4000, []int{1, 2}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := model(endpoint(0, has(2048)), endpoint(1, slow(2), has(8192)), endpoint(2, slow(4)))
+			m.Least = 2048
+			q := &Query{Model: m, Prompt: tt.prompt, Output: 10, Most: 3, Now: epoch}
+			var c Choice
+			if err := New(prometheus.NewRegistry()).Pick(q, &c); err != nil {
+				t.Fatal(err)
+			}
+			var got, explained []int
+			for _, l := range c.List {
+				got = append(got, int(l.KV.ID())-1)
+			}
+			for _, e := range Explain(q) {
+				if e.Out == "" {
+					explained = append(explained, int(e.KV.ID())-1)
+				}
+			}
+			if !slices.Equal(explained, tt.want) {
+				t.Errorf("Explain says %v, want %v", explained, tt.want)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("named %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestEqualsTakeTurns(t *testing.T) {
 	m := model(endpoint(0), endpoint(1), endpoint(2))
 	p, n := New(prometheus.NewRegistry()), map[string]int{}

@@ -53,6 +53,8 @@ type Endpoint struct {
 	Health float64
 	// Prior is what the engine measured of itself.
 	Prior Speed
+	// Context is how long one sequence may be, in tokens, as the engine says; 0: it does not.
+	Context int
 	// KV is what is in the engine's cache: another one after every start of the
 	// engine.
 	KV *prefix.Cache
@@ -100,8 +102,11 @@ type Model struct {
 	Endpoints []*Endpoint
 	// WithBlocks is the Endpoints that have Blocks.
 	WithBlocks []*Endpoint
-	// Context is how many tokens a prompt and its answer may have; 0: not known.
+	// Context is how many tokens a prompt and its answer may have: what the configuration
+	// says, or the longest of its endpoints' if all of these say; 0: not known.
 	Context int
+	// Least is the shortest context of its endpoints; 0: none says.
+	Least int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	Awaited bool
 	*Learned

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/trust"
@@ -42,6 +43,16 @@ func (x *Exchange) used(now time.Time) int {
 		c = predicted(x.choice.List, a.served)
 	}
 	return worked(&x.counted, c, a.begun, x.begins(c), x.ends(now))
+}
+
+// owe notes that the request is charged by the time that it had, until its engine reports
+// what was generated: the answer was cut.
+func (x *Exchange) owe(now time.Time) {
+	a, s := &x.answer, &x.admission.spent
+	if s.request == 0 || a.learned || a.begun && !a.good {
+		return
+	}
+	x.core.flow.Owe(s.budgets, s.request, flow.Debt{Budget: s.budget, Tenant: s.tenant, Prompt: x.counted.prompt, Charged: x.used(now)}, now)
 }
 
 // begins is when the endpoint was to begin with the request, or has begun to answer it

@@ -184,6 +184,8 @@ type Decision struct {
 	OutputTokens int
 	// Chain is the keys of the prompt's prefixes, for the engine; nil: it does not get them.
 	Chain []prefix.Link
+	// Request is the number that the engine names the request by; 0: it needs none.
+	Request uint64
 	// Retries is how often Envoy may try again.
 	Retries int
 	// Hedge is after how long without an answer the next host is to be asked, too.

@@ -158,6 +158,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 // reason that the stream ended for.
 func (x *Exchange) End(now time.Time) {
 	x.ended(now)
+	x.owe(now)
 	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
 	x.freeRoom()
@@ -392,6 +393,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	x.laps.end(lapChoose)
 	if policy.Ours {
 		d.Chain = l.chain
+		d.Request = x.admission.spent.number()
 	}
 	record(policy, &l, n.prompt, first.Endpoint, in.now)
 	x.laps.end(lapRecord)

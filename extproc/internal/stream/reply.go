@@ -180,6 +180,10 @@ func (o *outbound) decision(d *Decision) {
 		header(w, wire.HedgeHeader, "true", set)
 		header(w, wire.PerTryHeader, o.integer(int(d.Hedge.After.Milliseconds())), set)
 	}
+	if d.Request != 0 {
+		o.scratch = strconv.AppendUint(o.scratch[:0], d.Request, 16)
+		header(w, wire.RequestHeader, o.scratch, set)
+	}
 	header(w, wire.RetriesHeader, o.integer(d.Retries), set)
 	header(w, wire.ModelHeader, d.Model, set)
 	o.scratch = d.appendHosts(o.scratch[:0])

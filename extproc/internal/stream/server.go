@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"io"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -67,6 +68,21 @@ func (c *Core) Logs(log *slog.Logger) *Core {
 func (c *Core) Probes(key string) *Core {
 	c.probe = key
 	return c
+}
+
+// Account takes in how many tokens were generated of a request that has ended, by its number.
+func (c *Core) Account(request, generated uint64, now time.Time) {
+	c.flow.Report(request, int(min(generated, math.MaxInt32)), now)
+}
+
+// Alive takes the locks that a decision may take. It returns as soon as it has had them.
+func (c *Core) Alive() error {
+	t := c.picker.Table()
+	if t == nil || t.Policy.Flow == nil {
+		return nil
+	}
+	c.flow.Alive(t.Policy.Flow)
+	return nil
 }
 
 // Begin returns the exchange of a new stream; Finish takes it back.

@@ -242,6 +242,9 @@ func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
 		option(wire.DestinationHeader, hosts, set),
 		option(wire.ModelHeader, d.Model, set),
 		option(wire.RetriesHeader, strconv.Itoa(d.Retries), set))
+	if d.Request != 0 {
+		hs = append(hs, option(wire.RequestHeader, strconv.FormatUint(d.Request, 16), set))
+	}
 	if len(d.Chain) > 0 {
 		var all []string
 		for _, l := range d.Chain {
