@@ -164,6 +164,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 			return program.Config(fmt.Errorf("-api-keys: %w", err))
 		}
 	}
+	bound(env.Memory)
 	answers, err := o.answering(env, tracer)
 	if err != nil {
 		return err
@@ -189,6 +190,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(serving, cancel)
 	g.Go(func() error { return answers.Run(serving) })
+	g.Go(func() error { return env.Memory.Follow(serving, answers.parts) })
 	g.Go(func() error { return o.keys.Run(serving) })
 	g.Go(func() error { return kubelet.serve() })
 	g.Go(func() error { return server.Serve(ln) })

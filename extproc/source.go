@@ -42,6 +42,9 @@ type answering struct {
 	processor *stream.Server
 	peers     *peer.Peers     // nil: there are no other replicas to know of each other
 	known     <-chan struct{} // closed when the fleet is known
+	xds       bool            // whether xds is the source
+	pickers   []*pick.Picker  // of all pools
+	core      *stream.Core    // any: what is counted is of all together
 }
 
 // answering returns what answers by xds, a file, or pools.
@@ -52,8 +55,9 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 	picker := pick.New(env.Metrics)
 	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey))
 	core.Require(o.keys)
-	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
-	if o.fleet == "" {
+	core.Tight(env.Memory.Tight)
+	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known(), pickers: []*pick.Picker{picker}, core: core}
+	if a.xds = o.fleet == ""; a.xds {
 		a.source = fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
 		return a, nil
 	}
@@ -112,13 +116,17 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(garbage)
 	}
+	pickers := make([]*pick.Picker, len(names))
 	r := &router{cores: make([]*stream.Core, len(names))}
 	options := fleet.PoolsOptions{File: o.config, Pages: o.reference.pages, Conformance: o.conformance, Load: prompt.Load}
 	for i, name := range names {
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, env.Metrics)
 		picker := pick.New(reg)
+		pickers[i] = picker
 		r.cores[i] = stream.NewCore(picker, reg)
 		r.cores[i].Require(o.keys)
+		r.cores[i].Beside(r.cores[0])
+		r.cores[i].Tight(env.Memory.Tight)
 		options.Pickers = append(options.Pickers, picker)
 	}
 	peers, err := o.peers(env, func(n int, placement func(int) (string, prefix.Placement)) { r.pools.Placed(n, placement) })
@@ -135,7 +143,10 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 		return nil, program.Setup(&obs.Hint{Err: err, Next: "run extproc in a Pod with a service account, or set $KUBECONFIG"})
 	}
 	r.pools = pools
-	return &answering{source: pooled{pools, watcher, peers}, processor: stream.NewRouted(r.route, tracer), peers: peers, known: pools.Synced()}, nil
+	return &answering{
+		source: pooled{pools, watcher, peers}, processor: stream.NewRouted(r.route, tracer), peers: peers, known: pools.Synced(),
+		pickers: pickers, core: r.cores[0],
+	}, nil
 }
 
 // peers returns what publishes to the other replicas where requests went. They are reached

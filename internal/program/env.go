@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
@@ -31,6 +32,8 @@ type Env struct {
 	Metrics *prometheus.Registry
 	// Identity is who the program is to the others; nil: it speaks plain text.
 	Identity *mtls.Source
+	// Memory is how much the program may use; Follow is to be run.
+	Memory *Memory
 
 	name  string
 	flags *Flags
@@ -96,7 +99,9 @@ func (e *Env) HTTP(ctx context.Context, ln net.Listener, what string, h http.Han
 // Admin serves the admin page, and what of it is for probes, until ctx ends. conditions
 // returns what is wrong now.
 func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) error {
-	all := func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) }
+	all := func() []obs.Condition {
+		return slices.Concat(conditions(), e.Identity.Conditions(), e.Memory.Conditions())
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	if e.probes != nil {
 		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(e.Metrics, all)) })

@@ -148,7 +148,9 @@ func (r *Request) message(s *scanner) bool {
 	if r.anthropic() && (nothing || !given && m.Role == "assistant") {
 		return ok // the engines pass over it
 	}
-	r.Messages = append(r.Messages, m)
+	if r.holds() {
+		r.Messages = append(r.Messages, m)
+	}
 	return ok
 }
 
@@ -213,7 +215,9 @@ func (r *Request) take(p *parts, one *part) {
 			return
 		}
 		p.media = true
-		r.Media = append(r.Media, one.media(kind))
+		if r.holds() {
+			r.Media = append(r.Media, one.media(kind))
+		}
 	}
 }
 
