@@ -1,6 +1,9 @@
 package blocks
 
-import "sync/atomic"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // What the blocks of all engines take of a program's memory is bounded for all of them
 // together, as its memory is: however many engines publish, and however many blocks each
@@ -68,4 +71,38 @@ func (c *charge) grow(n int, each int64) bool {
 func (c *charge) free(each int64) {
 	memory.taken.Add(-int64(c.entries) * each)
 	c.entries = 0
+}
+
+// Charge is what a log of others, which is kept as it came, takes of the memory of blocks.
+// It is safe for concurrent use.
+type Charge struct {
+	// mu guards the fields below.
+	mu    sync.Mutex
+	taken int64
+	freed bool
+}
+
+// Resize makes the log one of so many bytes. It returns false if there is no room for it,
+// or Free was called: then it takes what it took.
+func (c *Charge) Resize(bytes int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if more := bytes - c.taken; c.freed || more > 0 && !memory.take(more) {
+		return false
+	} else if more < 0 {
+		memory.taken.Add(more)
+	}
+	c.taken = bytes
+	return true
+}
+
+// Free gives everything back, for ever. Doing it again does nothing; c may be nil.
+func (c *Charge) Free() {
+	if c == nil {
+		return
+	}
+	c.Resize(0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.freed = true
 }
