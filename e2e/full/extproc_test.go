@@ -139,7 +139,7 @@ func begin(t *testing.T, c *container) *target {
 	var fleet strings.Builder
 	fmt.Fprintf(&fleet, "endpoints:\n- {address: %q, models: [many]}\n- {address: %q, models: [busy], slots: 1}\n", live(), live())
 	for _, e := range f.events {
-		fmt.Fprintf(&fleet, "- {address: %q, models: [many], kvEvents: {listen: %q}}\n", live(), e)
+		fmt.Fprintf(&fleet, "- {address: %q, models: [cached], type: vllm, kvEvents: {listen: %q}}\n", live(), e)
 	}
 	fleet.WriteString("policy: {flow: {gatewayTimeout: 60s, maxWait: {standard: 60s}}}\n")
 	p := c.start(t, "extproc", "-fleet", rig.Write(t, filepath.Join(t.TempDir(), "fleet.yaml"), fleet.String()), "-listen", at[0], "-metrics", at[1])
@@ -160,7 +160,10 @@ func begin(t *testing.T, c *container) *target {
 		t.Cleanup(func() { _ = conn.Close() })
 		f.clients = append(f.clients, extprocv3.NewExternalProcessorClient(conn))
 	}
-	rig.Wait(t, ready, "extproc has read its fleet", func() error { return rig.Ready(f.admin) })
+	rig.Wait(t, ready, "extproc serves", func() error {
+		_, err := rig.Get("http://" + f.admin + "/healthz")
+		return err
+	})
 	return f
 }
 
