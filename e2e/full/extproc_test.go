@@ -203,7 +203,7 @@ var bombs = []*bomb{
 }
 
 // open plays a request until it is decided, and leaves its stream open until the test ends. It
-// returns the status of extproc's own answer, 200 if the request goes on, and 0 if the stream
+// returns the status of extproc's own answer, 200 if the request is forwarded, and 0 if the stream
 // broke.
 func (f *target) open(ctx context.Context, model, content, raw string) int {
 	body, encoding := raw, ""

@@ -23,8 +23,8 @@ func bounded(t *testing.T) {
 	})
 }
 
-// held is the heap after a collection.
-func held() int64 {
+// heapInUse is the heap after a collection.
+func heapInUse() int64 {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
@@ -115,7 +115,7 @@ func TestBlocksTakeNoMoreMemoryThanAllowed(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			bounded(t)
 			_, _, before := Memory()
-			empty := held()
+			empty := heapInUse()
 			var all []filler
 			var extra int64
 			for n, full := uint64(0), 0; full < 4; n++ { // the first one that has no room, and some more
@@ -135,7 +135,7 @@ func TestBlocksTakeNoMoreMemoryThanAllowed(t *testing.T) {
 			if taken > most || taken < most*3/4 {
 				t.Errorf("%d bytes are taken of %d", taken, most)
 			}
-			if heap := held() - empty - extra; heap > most*9/8 || heap < taken/4 {
+			if heap := heapInUse() - empty - extra; heap > most*9/8 || heap < taken/4 {
 				t.Errorf("the heap has grown by %d bytes, and %d are counted", heap, taken)
 			}
 			if refused == before {

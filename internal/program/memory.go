@@ -61,8 +61,8 @@ const (
 	tightShare = 0.92
 )
 
-// lookEvery is how often what is live is compared with the limit.
-const lookEvery = 100 * time.Millisecond
+// measureEvery is how often what is live is compared with the limit.
+const measureEvery = 100 * time.Millisecond
 
 // newMemory finds out how much the operator gives. shared is whether others live in the
 // program's container, so that its limit is not the program's.
@@ -91,13 +91,13 @@ func (m *Memory) Share(part float64, otherwise int64) int64 {
 // Follow sets Go's limit by the bounds of the program's parts, which may change, and watches
 // what is live, until ctx ends.
 func (m *Memory) Follow(ctx context.Context, parts func() []Part) error {
-	t := time.NewTicker(lookEvery)
+	t := time.NewTicker(measureEvery)
 	defer t.Stop()
 	for n := 0; ; n++ {
 		if n%10 == 0 {
 			m.set(parts())
 		}
-		m.look()
+		m.measure()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -137,8 +137,8 @@ func (m *Memory) limitLocked() int64 {
 	return m.need + m.need/garbageShare
 }
 
-// look finds out whether what is live comes near to the limit.
-func (m *Memory) look() {
+// measure finds out whether what is live comes near to the limit.
+func (m *Memory) measure() {
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
 	metrics.Read(live)
 	m.mu.Lock()

@@ -95,8 +95,8 @@ func TestAnswersHoldNoBodies(t *testing.T) {
 		if out[1].Decision == nil {
 			t.Fatalf("got %+v", out)
 		}
-		if held, size := x.size, int64(len(out[1].Chunk)); held < size+20_000*80 {
-			t.Fatalf("%d bytes are counted for a body of %d with 20,000 messages", held, size)
+		if counted, size := x.size, int64(len(out[1].Chunk)); counted < size+20_000*80 {
+			t.Fatalf("%d bytes are counted for a body of %d with 20,000 messages", counted, size)
 		}
 		run(x, Event{Kind: ResponseHeaders, At: epoch, Answer: AnswerHead{Answer: pick.Answer{Status: 200}}})
 		all[i] = x
