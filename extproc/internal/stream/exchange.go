@@ -130,8 +130,8 @@ func (x *Exchange) End(now time.Time) {
 	x.ended(now)
 	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
-	x.freeRoom()
 	x.phase = over
+	x.freeRoom()
 }
 
 // unchanged answers a body event that changes nothing.

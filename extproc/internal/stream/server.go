@@ -98,14 +98,16 @@ func (c *Core) Finish(x *Exchange) {
 	m := x.memory
 	m.in.reset()
 	m.out.reply, m.out.hold = nil, nil
+	m.none = desk{}
 	*x = Exchange{memory: m}
 	c.pool.Put(x)
 }
 
-// clear gives the exchange's desk to the next one.
+// clear gives the exchange's desk to the next one, unless the request is still being read:
+// an answer may come before.
 func (x *Exchange) clear() {
 	d := x.desk
-	if d == &x.none {
+	if d == &x.none || x.phase == waiting || x.phase == reading {
 		return
 	}
 	x.desk = &x.none
