@@ -33,9 +33,10 @@ const (
 	streams    = 11_000 // nearly as many as there may be
 	publishers = 8      // each publishes as many blocks as are followed of one engine
 	stalled    = 400    // publishers that begin a message and do not end it
-	bombers    = 8      // clients that send the bodies that cost most
+	bombers    = 4      // clients that send the bodies that cost most
 	bodySize   = 15 << 20
-	filling    = 3 * time.Minute // bounds what takes some twenty seconds
+	filling    = 3 * time.Minute  // bounds what takes some twenty seconds
+	patience   = 30 * time.Second // the same of what takes a second
 )
 
 // TestExtprocWithEverythingFull fills all that extproc holds at the same time, in a container
@@ -87,7 +88,7 @@ func TestExtprocWithEverythingFull(t *testing.T) {
 		if status := f.open(t.Context(), "many", "hello", ""); status != http.StatusOK {
 			t.Errorf("a small request gets %d", status)
 		}
-		if took := time.Since(began); took > 5*time.Second {
+		if took := time.Since(began); took > patience {
 			t.Errorf("a small request took %s", took)
 		}
 	}
