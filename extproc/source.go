@@ -53,7 +53,7 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 		return o.byPools(env, tracer)
 	}
 	picker := pick.New(env.Metrics)
-	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey))
+	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey)).Logs(env.Log)
 	core.Require(o.keys)
 	core.Tight(env.Memory.Tight)
 	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known(), pickers: []*pick.Picker{picker}, core: core}
@@ -123,7 +123,7 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, env.Metrics)
 		picker := pick.New(reg)
 		pickers[i] = picker
-		r.cores[i] = stream.NewCore(picker, reg)
+		r.cores[i] = stream.NewCore(picker, reg).Logs(env.Log)
 		r.cores[i].Require(o.keys)
 		r.cores[i].Beside(r.cores[0])
 		r.cores[i].Tight(env.Memory.Tight)
