@@ -133,7 +133,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestRequestsThatHurt tells a request that fails everywhere from an engine that is ill.
+// TestRequestsThatHurt distinguishes a request that fails everywhere from an engine that is ill.
 func TestRequestsThatHurt(t *testing.T) {
 	type step struct {
 		status, attempts int
