@@ -31,7 +31,7 @@ PROMETHEUS := $(MILLRACE_CACHE)/prometheus-2.42.0
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client prometheus build test test-unit test-e2e test-short test-clients test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
+.PHONY: help run setup client prometheus build test test-unit test-e2e test-short test-clients soak test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a m
 
 test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 640 MB in the cache, 3 min
 	go test -tags clients -count=1 -timeout 20m ./e2e/clients
+
+soak: build setup ## keep a mesh busy and hurt for 30 min, and compare what each process takes before and after; ARGS="-lasts 5m"
+	go test -tags soak -count=1 -timeout 90m -v ./e2e/soak $(ARGS)
 
 test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -97,6 +100,7 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet ./...
 	go vet -tags vllm ./e2e/...
 	go vet -tags clients ./e2e/clients
+	go vet -tags soak ./e2e/soak
 	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes
 	cd e2e/tools && go vet ./...
 	cd e2e/kube && go vet ./pid1

@@ -183,6 +183,16 @@ type Table struct {
 // Model returns the model with an id, or nil.
 func (t *Table) Model(name []byte) *Model { return t.Models[string(name)] }
 
+// Tokenizers returns how many models have one.
+func (t *Table) Tokenizers() (n int) {
+	for _, m := range t.Models {
+		if m.Counter() != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // All returns all models, Any among them.
 func (t *Table) All() iter.Seq[*Model] {
 	return func(yield func(*Model) bool) {

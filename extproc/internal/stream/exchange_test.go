@@ -393,7 +393,7 @@ func TestPhasesOfSomeDecisionsAreMeasured(t *testing.T) {
 	x := f.core.Begin()
 	m := x.memory
 	for range 4 * sampled {
-		*x = Exchange{core: f.core, memory: m}
+		*x = Exchange{core: f.core, memory: m, desk: new(desk)}
 		run(x, post(), bodyOf(hello))
 		x.End(epoch)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
 )
 
 // texts counts a token for every byte of a text, an id for one.
@@ -107,4 +108,25 @@ type never struct{ t *testing.T }
 func (n never) Count(*openai.Request) (int, bool) {
 	n.t.Error("its tokens were counted")
 	return 0, true
+}
+
+// TestTooManyEntriesAreRefused refuses what has more messages or inputs than are read, before
+// anything is counted: as too long where the context is known.
+func TestTooManyEntriesAreRefused(t *testing.T) {
+	list := func(one string) string { return "[" + strings.Repeat(one+",", openai.MaxEntries) + one + "]" }
+	for _, tt := range []struct {
+		name, path, body, code string
+		context                int
+	}{
+		{"messages", "/v1/chat/completions", `{"model":"m","messages":` + list(`{}`) + `}`, "too_many_entries", 0},
+		{"messages, context known", "/v1/chat/completions", `{"model":"m","messages":` + list(`{}`) + `}`, "context_length_exceeded", 1000},
+		{"inputs", "/v1/embeddings", `{"model":"m","input":` + list(`""`) + `}`, "too_many_entries", 1000},
+	} {
+		f := newFleet(3, func(t *pick.Table) { t.Policy.MaxBody = 1 << 30 })
+		f.model.Context = tt.context
+		out := run(f.core.Begin(), post(func(h *RequestHead) { h.Path = tt.path }), bodyOf(tt.body))
+		if err := out[len(out)-1].Error; err == nil || err.Status != 400 || err.Code != tt.code {
+			t.Errorf("%s: %+v", tt.name, out[len(out)-1])
+		}
+	}
 }

@@ -31,10 +31,24 @@ type Chat struct {
 type fields struct {
 	Generate *bool           `json:"add_generation_prompt"`
 	Continue json.RawMessage `json:"continue_final_message"`
-	Kwargs   map[string]any  `json:"chat_template_kwargs"`
+	Kwargs   kwargs          `json:"chat_template_kwargs"`
 	Effort   string          `json:"reasoning_effort"`
 	Format   json.RawMessage `json:"response_format"`
 	Schema   json.RawMessage `json:"json_schema"`
+}
+
+// kwargs are a template's own fields.
+type kwargs map[string]any
+
+// mostKwargs bounds them, in bytes: decoded they take thirty times as much.
+const mostKwargs = 64 << 10
+
+// UnmarshalJSON refuses too large ones: such a conversation is estimated.
+func (k *kwargs) UnmarshalJSON(b []byte) error {
+	if len(b) > mostKwargs {
+		return errHeavy
+	}
+	return json.Unmarshal(b, (*map[string]any)(k))
 }
 
 // ending is how a prompt ends.
