@@ -1,6 +1,7 @@
 package jinja
 
 import (
+	"iter"
 	"math"
 	"math/big"
 )
@@ -32,6 +33,24 @@ func (d *Dict) Get(key string) (any, bool) {
 		return d.values[i], true
 	}
 	return nil, false
+}
+
+// All returns the keys that are text, and their values, in order.
+func (d *Dict) All() iter.Seq2[string, any] {
+	return func(yield func(string, any) bool) {
+		for i, k := range d.keys {
+			if s, ok := k.(string); ok && !yield(s, d.values[i]) {
+				return
+			}
+		}
+	}
+}
+
+// Update sets the keys of another dictionary.
+func (d *Dict) Update(other *Dict) {
+	for i, k := range other.keys {
+		d.set(k, other.values[i])
+	}
 }
 
 func (d *Dict) set(key, value any) {

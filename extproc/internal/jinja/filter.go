@@ -194,7 +194,7 @@ func titleFilter(s string) string {
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
 		switch {
-		case isSpace(r) || strings.ContainsRune("-({[<", r):
+		case IsSpace(r) || strings.ContainsRune("-({[<", r):
 			out.WriteString(s[i : i+n])
 			begins = true
 		case begins:
@@ -303,7 +303,7 @@ func toFloat(e *exec, v any, a *args) any {
 
 // parseFloat is Python's float() of a text.
 func parseFloat(s string) (float64, bool) {
-	s = strings.TrimFunc(s, isSpace)
+	s = strings.TrimFunc(s, IsSpace)
 	switch strings.ToLower(strings.TrimLeft(s, "+-")) {
 	case "inf", "infinity", "nan":
 		throw(ErrUnsupported, "the number %s", s)
@@ -340,7 +340,7 @@ func toInt(e *exec, v any, a *args) any {
 	if base != 10 {
 		throw(ErrUnsupported, "int with base %d", base)
 	}
-	s = strings.TrimFunc(s, isSpace)
+	s = strings.TrimFunc(s, IsSpace)
 	if digits := strings.TrimLeft(s, "+-"); digits != "" && strings.Trim(digits, "0123456789") == "" && len(s)-len(digits) < 2 && len(s) < maxDigits {
 		n, _ := new(big.Int).SetString(s, 10)
 		return shrink(n)

@@ -146,12 +146,12 @@ func (l *lexer) data(text string) {
 func (l *lexer) stripped(text string, sign byte, variable bool) string {
 	switch {
 	case sign == '-':
-		return strings.TrimRightFunc(text, isSpace)
+		return strings.TrimRightFunc(text, IsSpace)
 	case sign == '+' || variable:
 		return text
 	}
 	start := strings.LastIndexByte(text, '\n') + 1
-	if (start > 0 || l.lineStarts) && strings.TrimLeftFunc(text[start:], isSpace) == "" {
+	if (start > 0 || l.lineStarts) && strings.TrimLeftFunc(text[start:], IsSpace) == "" {
 		return text[:start]
 	}
 	return text
@@ -183,7 +183,7 @@ func matchRaw(s string) int {
 }
 
 // spaces is the length of the white space that s begins with.
-func spaces(s string) int { return len(s) - len(strings.TrimLeftFunc(s, isSpace)) }
+func spaces(s string) int { return len(s) - len(strings.TrimLeftFunc(s, IsSpace)) }
 
 // closing is the length of a tag's end at the start of s, with what it takes of
 // the text behind it. 0: there is none.

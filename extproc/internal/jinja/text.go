@@ -23,7 +23,7 @@ var stringMethods = map[string]methodFunc{
 	"isdecimal":    check(func(r rune) bool { return unicode.Is(unicode.Nd, r) }),
 	"isdigit":      check(func(r rune) bool { return numeric(r) }),
 	"isnumeric":    check(func(r rune) bool { return numeric(r) }),
-	"isspace":      check(isSpace),
+	"isspace":      check(IsSpace),
 	"isascii":      onText(func(e *exec, s string, a *args) any { return none(e, a, isASCII(s)) }),
 	"isprintable":  onText(func(e *exec, s string, a *args) any { return none(e, a, strings.IndexFunc(s, unprintable) < 0) }),
 	"isidentifier": onText(func(e *exec, s string, a *args) any { return none(e, a, identifier(s)) }),
@@ -210,7 +210,7 @@ func (e *exec) blank(r rune) bool {
 	if e.options.ASCII {
 		return strings.ContainsRune(" \t\n\v\f\r", r)
 	}
-	return isSpace(r)
+	return IsSpace(r)
 }
 
 func (e *exec) strip(s string, a *args, left, right bool) any {
@@ -284,8 +284,8 @@ func split(e *exec, s string, a *args) any {
 		return e.listOf(strings.SplitN(s, sep, limit+1))
 	}
 	var out []string
-	for s = strings.TrimLeftFunc(s, isSpace); s != ""; s = strings.TrimLeftFunc(s, isSpace) {
-		i := strings.IndexFunc(s, isSpace)
+	for s = strings.TrimLeftFunc(s, IsSpace); s != ""; s = strings.TrimLeftFunc(s, IsSpace) {
+		i := strings.IndexFunc(s, IsSpace)
 		if i < 0 || limit == 0 {
 			i = len(s)
 		}
@@ -300,8 +300,8 @@ func rsplit(e *exec, s string, a *args) any {
 	sep, blank, limit := e.cuts(a)
 	var out []string
 	if blank {
-		for s = strings.TrimRightFunc(s, isSpace); s != ""; s = strings.TrimRightFunc(s, isSpace) {
-			i := strings.LastIndexFunc(s, isSpace)
+		for s = strings.TrimRightFunc(s, IsSpace); s != ""; s = strings.TrimRightFunc(s, IsSpace) {
+			i := strings.LastIndexFunc(s, IsSpace)
 			if i < 0 || limit == 0 {
 				i = 0
 			} else {

@@ -338,8 +338,8 @@ func quoteShort(s string) string {
 	return strconv.Quote(s)
 }
 
-// isSpace is Python's str.isspace() of a character.
-func isSpace(r rune) bool { return unicode.IsSpace(r) || r >= 0x1c && r <= 0x1f }
+// IsSpace is Python's str.isspace() of a character.
+func IsSpace(r rune) bool { return unicode.IsSpace(r) || r >= 0x1c && r <= 0x1f }
 
 // runeCount is Python's len() of a string.
 func runeCount(s string) int { return utf8.RuneCountInString(s) }

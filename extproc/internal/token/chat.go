@@ -3,7 +3,8 @@ package token
 import (
 	"bytes"
 	"encoding/json"
-	"maps"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // Message is one message of a conversation.
@@ -31,7 +32,7 @@ type Chat struct {
 type fields struct {
 	Generate *bool           `json:"add_generation_prompt"`
 	Continue json.RawMessage `json:"continue_final_message"`
-	Kwargs   map[string]any  `json:"chat_template_kwargs"`
+	Kwargs   json.RawMessage `json:"chat_template_kwargs"`
 	Effort   string          `json:"reasoning_effort"`
 	Format   json.RawMessage `json:"response_format"`
 	Schema   json.RawMessage `json:"json_schema"`
@@ -51,7 +52,7 @@ type plan struct {
 	messages []Message // without the one that is continued
 	last     []byte    // the text to continue, if end is open
 	end      ending
-	extra    map[string]any
+	extra    *jinja.Dict
 	exact    bool
 	slow     bool // whether the form won't do
 	cut      bool // whether words of it are estimated
@@ -117,7 +118,9 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 	if m.template.own && (f.Format != nil || f.Schema != nil) {
 		p.exact = false // some templates' handlers give the model the schema
 	}
-	m.planExtra(&p, &f)
+	if err := m.planExtra(&p, &f); err != nil {
+		return p, err
+	}
 	if f.Generate != nil && !*f.Generate {
 		p.end = shut
 	}
@@ -135,25 +138,37 @@ func (m *Model) fields(raw []byte) (fields, error) {
 	return f, err
 }
 
-func (m *Model) planExtra(p *plan, f *fields) {
+// planExtra finds the variables that the request itself gives the template.
+func (m *Model) planExtra(p *plan, f *fields) error {
 	if len(f.Kwargs) == 0 && f.Effort == "" {
-		return
+		return nil
 	}
-	extra := map[string]any{}
-	maps.Copy(extra, f.Kwargs)
-	if f.Effort == "none" {
-		extra["enable_thinking"] = false
-	} else if f.Effort != "" {
-		extra["reasoning_effort"] = f.Effort
-	}
-	for k := range extra {
-		if !m.template.mentions(k) {
-			delete(extra, k)
+	all := jinja.NewDict(2)
+	if raw := bytes.TrimSpace(f.Kwargs); len(raw) > 0 && string(raw) != "null" {
+		given, err := jinja.FromJSON(raw)
+		if err != nil {
+			return err
+		}
+		var ok bool
+		if all, ok = given.(*jinja.Dict); !ok {
+			return errRefused
 		}
 	}
-	if len(extra) > 0 {
+	if f.Effort == "none" {
+		all.Set("enable_thinking", false)
+	} else if f.Effort != "" {
+		all.Set("reasoning_effort", f.Effort)
+	}
+	extra := jinja.NewDict(all.Len())
+	for name, v := range all.All() {
+		if m.template.mentions(name) {
+			extra.Set(name, v)
+		}
+	}
+	if extra.Len() > 0 {
 		p.extra, p.slow = extra, true
 	}
+	return nil
 }
 
 // planEnd decides whether the last message is continued.

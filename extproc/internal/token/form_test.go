@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // withTemplate is SmolLM2 with another chat template.
@@ -227,7 +229,7 @@ func TestToolsAreRenderedButNotSworn(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "<|im_start|>user\nx<|im_end|><|im_start|>assistant\n<filename>" +
-		`{"name": "f", "arguments": {"a": [true, null], "b": 1}}` + "<|im_end|><|im_start|>tool\ny<|im_end|>" +
+		`{"name": "f", "arguments": {"b": 1, "a": [true, null]}}` + "<|im_end|><|im_start|>tool\ny<|im_end|>" +
 		`[{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]`
 	if string(prompt) != want {
 		t.Errorf("prompt %q\nwant %q", prompt, want)
@@ -237,41 +239,20 @@ func TestToolsAreRenderedButNotSworn(t *testing.T) {
 	}
 }
 
-func TestJinjaMended(t *testing.T) {
-	m := withTemplate(t, chatML)
-	tests := []struct{ source, want string }{
-		{`{{ messages[-1].content }}`, "a b  a"},
-		{`{{ messages[0].content.split()[-1] }}`, "a"},
-		{`{{ messages[0].content.split(' ')|length }}`, "4"},
-		{`{{ messages[0].content.split('a', 1)[1] }}`, " b  a"},
-		{`{{ messages[0].content.rsplit(' ', 1)[0] }}`, "a b "},
-		{`{{ messages[0].content.replace('a', 'c') }}`, "c b  c"},
-		{`{{ messages[0].content.replace('a', 'c', 1) }}`, "c b  a"},
-		{`{{ messages[0].content.strip('a') }}`, " b  "},
-		{`{{ '\n x '.strip() }}|{{ ' x '.lstrip() }}|{{ ' x '.rstrip() }}`, "x|x | x"},
-		{`{% for i in range(3) %}{{ i }}{% endfor %}{% for i in range(5, 1, -2) %}{{ i }}{% endfor %}`, "01253"},
-		{`{{ messages[0] | tojson }}`, `{"content": "a b  a", "role": "user"}`},
-		{`{{ [1, 'x<'] | tojson(indent=2) }}`, "[\n  1,\n  \"x<\"\n]"},
-		{`{%- generation %}x{% endgeneration -%}`, "x"},
-		{`{{ strftime_now('%%') }}`, "%%"},
-	}
-	for _, tt := range tests {
-		tmpl, err := newTemplate(tt.source, "", "", true)
+// TestLlamaStripsASCII has white space that llama.cpp leaves and Python strips.
+func TestLlamaStripsASCII(t *testing.T) {
+	for _, tt := range []struct {
+		llama bool
+		want  string
+	}{{true, "|\u00a0x|"}, {false, "|x|"}} {
+		tmpl, err := newTemplate(`|{{ messages[0].content | trim }}|`, "", "", tt.llama)
 		if err != nil {
-			t.Errorf("%s: %v", tt.source, err)
-			continue
+			t.Fatal(err)
 		}
-		got, err := tmpl.render(&input{messages: list{m.template.message("user", "a b  a")}})
+		got, err := tmpl.render(&input{messages: []*jinja.Dict{tmpl.message("user", " \u00a0x\n")}})
 		if err != nil || got != tt.want {
-			t.Errorf("%s gives %q, %v; want %q", tt.source, got, err, tt.want)
+			t.Errorf("llama %v: %q, %v; want %q", tt.llama, got, err, tt.want)
 		}
-	}
-}
-
-func TestStrftime(t *testing.T) {
-	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
-	if got := strftime(at, "%d %b %Y, %H:%M %q %"); got != "04 Mar 2026, 05:06 %q %" {
-		t.Errorf("strftime: %q", got)
 	}
 }
 
@@ -280,7 +261,7 @@ func TestRangeIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tmpl.render(&input{}); err == nil || !strings.Contains(err.Error(), "range: too long") {
+	if _, err := tmpl.render(&input{}); err == nil || !strings.Contains(err.Error(), "range of more than") {
 		t.Errorf("an endless range: %v", err)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"sync"
 	"time"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // countNative counts with the form, if the conversation fits it.
@@ -98,7 +100,7 @@ func (k *counter) content(r role, text []byte) bool {
 	if k.f.trim[r] {
 		text = k.f.template.trimBytes(text)
 	}
-	if k.f.noEmpty && len(bytes.TrimSpace(text)) == 0 {
+	if k.f.noEmpty && len(bytes.TrimFunc(text, jinja.IsSpace)) == 0 {
 		return false
 	}
 	k.put(text)
@@ -109,7 +111,7 @@ func (t *template) trimBytes(b []byte) []byte {
 	if t.llama {
 		return bytes.Trim(b, " \t\n\v\f\r")
 	}
-	return bytes.TrimSpace(b)
+	return bytes.TrimFunc(b, jinja.IsSpace)
 }
 
 func (k *counter) add(s *segment) bool {
