@@ -209,6 +209,9 @@ func closing(s, end string) int {
 func (l *lexer) comment() {
 	rest := l.rest()
 	end := strings.Index(rest, "#}")
+	if rest == "" {
+		return // Jinja finds nothing amiss then
+	}
 	if end < 0 {
 		throw(errSyntax, "line %d: the end of a comment is missing", l.line)
 	}
@@ -224,6 +227,9 @@ func (l *lexer) raw() {
 	rest := l.rest()
 	for from := 0; ; {
 		i := strings.Index(rest[from:], "{%")
+		if rest == "" {
+			return // as in a comment
+		}
 		if i < 0 {
 			throw(errSyntax, "line %d: the end of a raw block is missing", l.line)
 		}

@@ -408,20 +408,28 @@ func (e *exec) sequences(op string, a, b any) any {
 		e.spend(len(*x) + len(*y))
 		return sameAs(a, slices.Concat(*x, *y))
 	case isText:
-		t, ok := text(b)
-		if _, m := a.(markup); m {
-			throw(ErrUnsupported, "text that is marked as safe is put together")
-		}
-		if _, m := b.(markup); m {
-			throw(ErrUnsupported, "text that is marked as safe is put together")
-		}
-		if ok {
-			e.spend(len(s) + len(t))
-			return s + t
+		if t, ok := text(b); ok {
+			return e.added(a, b, s, t)
 		}
 	}
 	throw(errType, "%s of values of type %s and %s", op, typeName(a), typeName(b))
 	return nil
+}
+
+// added is two texts in one. If one of them is marked as safe, the other is escaped.
+func (e *exec) added(a, b any, s, t string) any {
+	e.spend(len(s) + len(t))
+	_, safe1 := a.(markup)
+	_, safe2 := b.(markup)
+	switch {
+	case safe1 && safe2:
+		return markup(s + t)
+	case safe1:
+		return markup(s + escaper.Replace(t))
+	case safe2:
+		return markup(escaper.Replace(s) + t)
+	}
+	return s + t
 }
 
 func sameAs(a any, items []any) any {

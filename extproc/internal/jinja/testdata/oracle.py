@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 """Renders chat templates with Python's Jinja2, set as transformers sets it.
 
-  oracle.py generate SEED COUNT   makes templates and variables by chance and renders them
+  oracle.py generate SEED COUNT [LONGEST]   makes templates and variables by chance and renders them
+  oracle.py cases < templates     renders lines that are templates, all with the same variables
   oracle.py render < pairs        renders lines of {"t": template, "c": variables}
+  oracle.py families FILE         renders conversations with the templates that a TypeScript
+                                  file of @huggingface/ollama-utils has, and names them in "f"
 
 Prints lines of {"t", "c", "o"}: o is the text, or null where Jinja2 refuses; then e is
 why. Times are those of NOW. Needs Jinja2 3.1.
@@ -567,14 +570,19 @@ class Gen:
         return self.tag("print %s, %s" % (self.any(2), self.any(2)))
 
 
-def generate(seed, count):
+CASE = {"messages": [{"role": "system", "content": "hi漢"}, {"role": "user", "content": " Who? "}, {"role": "assistant", "content": "<think>a</think>\n\nb"}],
+        "bos_token": "<s>", "add_generation_prompt": True, "d": {"b": 1, "a": {"t": "x", "l": ["é", 2.0]}},
+        "tree": [{"n": 1, "c": [{"n": 2, "c": []}, {"n": 3, "c": [{"n": 4}]}]}]}
+
+
+def generate(seed, count, longest=3000):
     done = 0
     for i in range(count * 3):
         rng = random.Random("%d/%d" % (seed, i))
         g = Gen(rng)
         variables = g.context()
         template = g.body(1) if rng.random() < 0.8 else g.out(g.any())
-        if len(template) > 3000:
+        if len(template) > longest:
             continue
         result = render(template, variables)
         if result is None:
@@ -590,6 +598,98 @@ def generate(seed, count):
             return
 
 
+# Conversations for templates that models were published with.
+
+CALL = {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Zürich", "days": 2, "exact": True, "f": 1.5, "n": None}}}
+TOOL = {"type": "function", "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string", "description": "the city's \"name\""}, "unit": {"type": "string", "enum": ["c", "f"]},
+                                     "days": {"type": ["integer", "null"]}, "tags": {"type": "array", "items": {"type": "string"}}},
+    "required": ["city"]}}}
+BARE = {"type": "function", "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}}}}
+
+
+def conversations():
+    user = {"role": "user", "content": "What about 漢字, <b>& \"quotes\"?\n  Really?  "}
+    answer = {"role": "assistant", "content": "It's  fine.\n"}
+    system = {"role": "system", "content": " Be kind.\n\nAnd short. "}
+    text_call = dict(CALL, function={"name": "get_weather", "arguments": json.dumps(CALL["function"]["arguments"], ensure_ascii=False)})
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    result = {"role": "tool", "tool_call_id": "call00001", "name": "get_weather", "content": '{"t": 21}'}
+    for name, messages, more in (
+        ("one", [user], {}),
+        ("system", [system, user], {}),
+        ("turns", [system, user, answer, user, answer, user], {}),
+        ("without prompt", [user, answer], {"add_generation_prompt": False}),
+        ("ends with answer", [user, answer], {}),
+        ("system late", [user, answer, system, user], {}),
+        ("system twice", [system, system, user], {}),
+        ("users", [user, user, user], {}),
+        ("answer first", [answer, user], {}),
+        ("none", [], {}),
+        ("tools", [user], {"tools": [TOOL]}),
+        ("tools, system", [system, user], {"tools": [TOOL, BARE]}),
+        ("tools, turns", [system, user, answer, user], {"tools": [TOOL, BARE]}),
+        ("no tools", [user], {"tools": []}),
+        ("tools are null", [user], {"tools": None}),
+        ("call", [system, user, called, result], {"tools": [TOOL]}),
+        ("call, answered", [user, called, result, answer, user], {"tools": [TOOL, BARE]}),
+        ("call as text", [user, dict(called, tool_calls=[text_call]), result], {"tools": [TOOL]}),
+        ("call of null", [user, dict(called, content=None), result, answer], {"tools": [TOOL]}),
+        ("call with words", [user, dict(called, content="I'll see."), result], {"tools": [TOOL]}),
+        ("calls", [user, dict(called, tool_calls=[CALL, dict(CALL, id="call00002")]), result, dict(result, tool_call_id="call00002")], {"tools": [TOOL]}),
+        ("call without tools", [user, called, result], {}),
+        ("reasoning", [user, dict(answer, reasoning_content="Hm.\nYes."), user], {}),
+        ("reasoning, call", [user, dict(called, reasoning_content="Ask."), result], {"tools": [TOOL], "enable_thinking": True}),
+        ("thought in text", [system, user, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes."}, user], {}),
+        ("thinking off", [user], {"enable_thinking": False}),
+        ("thinking on", [system, user], {"enable_thinking": True, "thinking": True}),
+        ("thinking off, tools", [user], {"enable_thinking": False, "thinking": False, "tools": [TOOL]}),
+        ("effort", [user], {"reasoning_effort": "high", "model_identity": "You are X."}),
+        ("parts", [dict(system, content=[{"type": "text", "text": "Be kind."}]), dict(user, content=[{"type": "text", "text": "a"}, {"type": "text", "text": "漢"}])], {}),
+        ("image", [dict(user, content=[{"type": "image"}, {"type": "text", "text": "What?"}])], {}),
+        ("documents", [user], {"documents": [{"title": "T", "text": "x y"}, {"title": "U", "text": "z"}]}),
+        ("developer", [{"role": "developer", "content": "Be kind."}, user], {}),
+        ("unknown role", [{"role": "critic", "content": "No."}, user], {}),
+        ("empty", [dict(user, content=""), dict(answer, content=""), dict(user, content=" \n")], {}),
+        ("no content", [user, {"role": "assistant"}, user], {}),
+        ("many", [system] + [user, answer] * 12 + [user], {}),
+    ):
+        yield name, {"messages": messages, "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, **more}
+
+
+def families(file):
+    source = open(file, encoding="utf-8").read()
+    models = [literal(m) for m in re.findall(r"\bmodel: (\"(?:[^\"\\]|\\.)*\")", source)]
+    templates = [literal(m) for m in re.findall(r"\bgguf:\s*(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')", source)]
+    if len(models) != len(templates) or not models:
+        sys.exit("oracle: %d models and %d templates in %s" % (len(models), len(templates), file))
+    seen = set()
+    for model, template in zip(models, templates):
+        if template in seen:
+            continue
+        seen.add(template)
+        rng = random.Random(model)
+        contexts = list(conversations()) + [("by chance", Gen(rng).context()) for _ in range(20)]
+        for name, variables in contexts:
+            result = render(template, variables)
+            if result is not None:
+                emit(template, variables, {**result, "f": model.split("/")[-1], "n": name})
+
+
+def literal(s):
+    """Decodes a string of JavaScript."""
+    names = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": "\0"}
+    def one(m):
+        e = m.group(1)
+        if e[0] == "u" and len(e) > 1:
+            return chr(int(e[1:].strip("{}"), 16))
+        if e[0] == "x" and len(e) > 1:
+            return chr(int(e[1:], 16))
+        return names.get(e, e)
+    s = re.sub(r"\\(u\{[0-9a-fA-F]+\}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", one, s[1:-1], flags=re.S)
+    return s.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
 def emit(template, variables, result):
     print(json.dumps({"t": template, "c": variables, **result}, ensure_ascii=False, separators=(",", ":")))
 
@@ -597,7 +697,14 @@ def emit(template, variables, result):
 def main():
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogatepass")
     if sys.argv[1] == "generate":
-        generate(int(sys.argv[2]), int(sys.argv[3]))
+        generate(*map(int, sys.argv[2:]))
+        return
+    if sys.argv[1] == "cases":
+        for line in sys.stdin:
+            emit(json.loads(line), CASE, render(json.loads(line), CASE))
+        return
+    if sys.argv[1] == "families":
+        families(sys.argv[2])
         return
     for line in sys.stdin:
         pair = json.loads(line)
