@@ -137,7 +137,7 @@ func (o *options) check(stderr io.Writer) error {
 		}
 	}
 	if o.fleet != "" {
-		if err := fleet.CheckFile(o.fleet, prompt.Load); err != nil {
+		if err := fleet.CheckFile(o.fleet, prompt.Load, stderr); err != nil {
 			return program.Config(err)
 		}
 	}

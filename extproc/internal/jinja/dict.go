@@ -133,7 +133,7 @@ func hash(v any) any {
 		w := &writer{e: &exec{}}
 		for _, item := range v.items {
 			h := hash(item)
-			if _, plain := h.(*undefined); plain {
+			if _, ok := h.(*undefined); ok {
 				throw(ErrUnsupported, "a key with an undefined value")
 			}
 			w.repr(fromHash(h), 0)

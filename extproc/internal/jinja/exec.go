@@ -404,6 +404,9 @@ func (x *signExpr) eval(e *exec, s *scope) any { return e.sign(x.minus, x.inner.
 func (x *binaryExpr) eval(e *exec, s *scope) any {
 	e.spend(1)
 	left := x.left.eval(e, s)
+	if x.folded && negative(left) {
+		throw(ErrUnsupported, "a power of a negative number")
+	}
 	return e.binary(x.op, left, x.right.eval(e, s))
 }
 

@@ -126,7 +126,7 @@ func (p *parser) sum() expr {
 	left := p.concat()
 	for p.current().kind == "+" || p.current().kind == "-" {
 		op := p.next().kind
-		left = &binaryExpr{string(op), left, p.concat()}
+		left = &binaryExpr{op: string(op), left: left, right: p.concat()}
 	}
 	return left
 }
@@ -149,7 +149,7 @@ func (p *parser) product() expr {
 		switch op := p.current().kind; op {
 		case "*", "/", "//", "%":
 			p.next()
-			left = &binaryExpr{string(op), left, p.power()}
+			left = &binaryExpr{op: string(op), left: left, right: p.power()}
 		default:
 			return left
 		}
@@ -163,9 +163,17 @@ func (p *parser) power() expr {
 	}
 	// Jinja makes (a ** b) ** c of a ** b ** c.
 	for p.skip("**") {
-		left = &binaryExpr{"**", left, p.unary(true)}
+		right := p.unary(true)
+		left = &binaryExpr{op: "**", left: left, right: right, folded: constant(left) && !constant(right)}
 	}
 	return left
+}
+
+// constant is whether an expression may be one that Jinja evaluates as it compiles.
+func constant(e expr) bool {
+	names := false
+	walkExpr(e, func(*nameExpr) { names = true })
+	return !names
 }
 
 func (p *parser) unary(filters bool) expr {

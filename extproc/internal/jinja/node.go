@@ -60,6 +60,9 @@ type (
 	binaryExpr struct {
 		op          string
 		left, right expr
+		// folded is whether Jinja writes the left side as a number into its Python: with **
+		// a minus in front of that comes last.
+		folded bool
 	}
 	concatExpr  struct{ parts []expr }
 	compareExpr struct {

@@ -471,3 +471,8 @@ func (e *exec) repeat(a, b any) any {
 	}
 	return sameAs(a, slices.Repeat(*x, int(n)))
 }
+
+func negative(v any) bool {
+	order, ok := numbers(v, int64(0))
+	return ok && order < 0
+}

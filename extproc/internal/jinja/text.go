@@ -205,7 +205,7 @@ func istitle(s string) bool {
 	return found
 }
 
-// blank says what strip takes when it isn't told.
+// blank is what strip takes by itself.
 func (e *exec) blank(r rune) bool {
 	if e.options.ASCII {
 		return strings.ContainsRune(" \t\n\v\f\r", r)

@@ -4,6 +4,8 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/extproc/internal/pick"
 )
 
 // metrics of the streams.
@@ -17,6 +19,7 @@ type metrics struct {
 	// Bodies that were forwarded otherwise than they came, and those that could not be seen
 	// though they might have had to.
 	unpacked, renamed, unseen prometheus.Counter
+	estimated                 map[string]prometheus.Counter // by why
 }
 
 // statuses of the answers that we give in an engine's stead.
@@ -49,7 +52,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_extproc_unseen_bodies_total",
 			Help: "Requests whose model was not rewritten by policy, because Envoy does not show bodies in time.",
 		}),
-		errors: map[int]prometheus.Counter{},
+		errors:    map[int]prometheus.Counter{},
+		estimated: map[string]prometheus.Counter{},
 	}
 	parts := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "millrace_extproc_decision_phase_seconds",
@@ -64,11 +68,25 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help: "Request bodies that were forwarded otherwise than they came, by what was changed: the content encoding undone, the model rewritten.",
 	}, []string{"what"})
 	m.unpacked, m.renamed = bodies.WithLabelValues("encoding"), bodies.WithLabelValues("model")
+	estimates := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_estimated_prompts_total",
+		Help: "Requests whose prompt's tokens are an estimate, by why: x-millrace-decision has it as doubt.",
+	}, []string{"reason"})
+	for _, reason := range pick.Doubts {
+		m.estimated[reason] = estimates.WithLabelValues(reason)
+	}
 	for _, s := range statuses {
 		m.errors[s] = errors.WithLabelValues(strconv.Itoa(s))
 	}
-	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, parts, bodies, errors)
+	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, parts, bodies, errors, estimates)
 	return m
+}
+
+// counted counts a request by whether its prompt's tokens are an estimate.
+func (m *metrics) counted(n *counted) {
+	if c := m.estimated[n.doubt]; c != nil {
+		c.Inc()
+	}
 }
 
 // forwarded counts a body that is forwarded otherwise than it came.

@@ -26,6 +26,8 @@ type Chat struct {
 	// Raw is the whole request body. It is searched for the rare fields that
 	// change the prompt, such as add_generation_prompt. Nil means there are none.
 	Raw []byte
+	// Doubt is set by CountChat and AppendChat: why what they return is an estimate.
+	Doubt Doubt
 }
 
 // fields are those of a request that change its prompt.
@@ -53,7 +55,7 @@ type plan struct {
 	last     []byte    // the text to continue, if end is open
 	end      ending
 	extra    *jinja.Dict
-	exact    bool
+	doubt    Doubt
 	slow     bool // whether the form won't do
 	cut      bool // whether words of it are estimated
 }
@@ -64,23 +66,28 @@ type plan struct {
 // text, and where the backend will refuse the request: then n is an estimate.
 func (m *Model) CountChat(c *Chat) (n int, exact bool) {
 	if m.template == nil {
+		c.Doubt = ByTemplate
 		return m.estimate(c), false
 	}
 	p, err := m.plan(c)
 	if err != nil {
+		c.Doubt = doubtOf(err)
 		return m.estimate(c), false
 	}
 	if !p.slow {
 		if n, ok := m.countNative(&p); ok {
-			return n, p.exact
+			c.Doubt = p.doubt
+			return n, p.doubt == Certain
 		}
 	}
 	slow := p // it escapes: only here
 	prompt, err := m.render(c, &slow)
 	if err != nil {
+		c.Doubt = doubtOf(err)
 		return m.estimate(c), false
 	}
-	return m.tokens(prompt, true) + m.addedTo, slow.exact
+	c.Doubt = slow.doubt
+	return m.tokens(prompt, true) + m.addedTo, slow.doubt == Certain
 }
 
 // perMessage is about how many tokens a template spends on a message.
@@ -107,16 +114,19 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 		}
 		p.cut = p.cut || m.bpe.cuts(text)
 	}
-	p.exact = !p.cut
+	if p.cut {
+		p.doubts(ByWords)
+	}
 	f, err := m.fields(c.Raw)
 	if err != nil {
 		return p, err
 	}
 	if len(c.Tools) > 0 && m.template.usesTools {
-		p.slow, p.exact = true, false
+		p.slow = true
+		p.doubts(ByTools)
 	}
 	if m.template.own && (f.Format != nil || f.Schema != nil) {
-		p.exact = false // some templates' handlers give the model the schema
+		p.doubts(ByFields) // some templates' handlers give the model the schema
 	}
 	if err := m.planExtra(&p, &f); err != nil {
 		return p, err
@@ -178,7 +188,8 @@ func (m *Model) planEnd(p *plan, f *fields) error {
 	explicit := wanted != "" && wanted != "null" && wanted != "false"
 	if !m.template.llama {
 		if explicit {
-			p.slow, p.exact = true, false
+			p.slow = true
+			p.doubts(ByFields)
 		}
 		return nil
 	}
@@ -212,14 +223,15 @@ func (m *Model) planOpen(p *plan, wanted string) error {
 	p.messages, p.end = p.messages[:last], open
 	p.last = []byte(join(parts, "\n\n"))
 	if wanted == `"reasoning_content"` {
-		p.last, p.exact = nil, false
+		p.last = nil
+		p.doubts(ByFields)
 	}
 	bare := b.Reasoning == "" && b.Name == "" && b.ToolCallID == ""
 	if len(p.last) == 0 && !(list && len(parts) > 0) && bare {
 		p.end = shut
 	}
 	if m.template.own || m.template.thinks() {
-		p.exact = false // what a template does about thinking there varies
+		p.doubts(ByFields) // what a template does about thinking there varies
 	}
 	return nil
 }

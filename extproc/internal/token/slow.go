@@ -58,8 +58,11 @@ func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 		if err != nil {
 			return nil, err
 		}
-		if t.uncertain(msg) || !t.llama && p.messages[i].Role == "developer" {
-			p.exact = false // some backends make a system message of it, and put it first
+		if d := t.uncertain(msg); d != Certain {
+			p.doubts(d)
+		}
+		if !t.llama && p.messages[i].Role == "developer" {
+			p.doubts(ByFields) // some backends make a system message of it, and put it first
 		}
 		out = append(out, msg)
 	}
@@ -69,14 +72,17 @@ func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 	return out, nil
 }
 
-// uncertain says whether a message has what may be rendered differently here.
-func (t *template) uncertain(msg *jinja.Dict) bool {
+// uncertain is why a message may be rendered differently here.
+func (t *template) uncertain(msg *jinja.Dict) Doubt {
 	if _, calls := msg.Get("tool_calls"); calls && slices.Contains(t.extras, "tool_calls") {
-		return true
+		return ByTools
 	}
 	_, isText := contentOf(msg).(string)
 	_, reasons := msg.Get("reasoning_content")
-	return t.own && (!isText || reasons)
+	if t.own && (!isText || reasons) {
+		return ByFields
+	}
+	return Certain
 }
 
 // role maps a role as llama.cpp does for all templates but gpt-oss'.
