@@ -128,7 +128,7 @@ func bound(self any, name string, m methodFunc, ok bool) (any, bool) {
 
 // call calls a value.
 func (e *exec) call(callee any, a *args) any {
-	e.spend(1)
+	e.spend(step)
 	switch c := callee.(type) {
 	case *method:
 		return c.call(e, a)
@@ -249,6 +249,6 @@ func dictView(kind string) methodFunc {
 
 func dictCopy(e *exec, self any, a *args) any {
 	e.positional(a, "copy")
-	e.spend(self.(*Dict).Len())
+	e.spend(4 * step * self.(*Dict).Len())
 	return self.(*Dict).copy()
 }

@@ -25,7 +25,7 @@ func (e *exec) getter(path, otherwise any, lowered bool) func(any) any {
 	}
 	return func(v any) any {
 		for _, p := range parts {
-			e.spend(1)
+			e.spend(step)
 			v = e.item(v, p)
 			if _, ok := v.(*undefined); ok && otherwise != nil {
 				v = otherwise
@@ -57,7 +57,7 @@ func (e *exec) sorted(values []any, key func(any) any, backward bool) []any {
 	for i, v := range values {
 		all[i] = keyed{key(v), v}
 	}
-	e.spend(2 * len(all))
+	e.spend(3 * step * len(all))
 	if backward {
 		slices.Reverse(all)
 	}
@@ -166,7 +166,7 @@ func unique(e *exec, v any, a *args) any {
 			if !ok {
 				return nil, false
 			}
-			e.spend(2)
+			e.spend(2 * step)
 			if k := hash(get(item)); !seen[k] {
 				seen[k] = true
 				return item, true
@@ -190,7 +190,7 @@ func mapFilter(e *exec, v any, a *args) any {
 		if !ok {
 			return nil, false
 		}
-		e.spend(1)
+		e.spend(step)
 		return f(item), true
 	}}
 }
@@ -229,7 +229,7 @@ func choose(byAttribute, positive bool) filter {
 				if !ok {
 					return nil, false
 				}
-				e.spend(1)
+				e.spend(step)
 				if holds(item) == positive {
 					return item, true
 				}

@@ -12,11 +12,14 @@ type exec struct {
 	tests   map[string]test
 }
 
-// spend accounts for work: a value made, or bytes copied.
+// step is what a step, or a value in memory, costs in bytes.
+const step = 16
+
+// spend accounts for work, by the bytes that it copies.
 func (e *exec) spend(n int) {
 	e.spent += n
 	if e.spent > maxSpent || n < 0 {
-		throw(ErrLimit, "more than %d values and bytes are made", maxSpent)
+		throw(ErrLimit, "its work is more than that of copying %d bytes", maxSpent)
 	}
 }
 
@@ -87,7 +90,7 @@ func (e *exec) lookup(name string) any {
 
 func (e *exec) body(body []stmt, s *scope) jump {
 	for _, st := range body {
-		e.spend(1)
+		e.spend(step)
 		if j := st.run(e, s); j != goesOnward {
 			return j
 		}
@@ -215,7 +218,7 @@ func (st *ifStmt) run(e *exec, s *scope) jump {
 		return e.body(st.body, s)
 	}
 	for _, b := range st.branches {
-		e.spend(1)
+		e.spend(step)
 		if e.isTrue(b.test.eval(e, s)) {
 			return e.body(b.body, s)
 		}
@@ -251,7 +254,7 @@ func (e *exec) iterate(st *forStmt, over any, s *scope, again func(any, int) str
 	l.next = e.iter(over)
 	empty := true
 	for {
-		e.spend(1)
+		e.spend(step)
 		v, ok := l.advance()
 		if !ok {
 			break
@@ -296,7 +299,7 @@ func (e *exec) chosen(st *forStmt, over any, s *scope) any {
 			if !ok {
 				return nil, false
 			}
-			e.spend(1)
+			e.spend(step)
 			e.assign(st.testTarget, v, inner)
 			if e.isTrue(st.test.eval(e, inner)) {
 				return e.rebuilt(st.testTarget, inner), true
@@ -356,7 +359,7 @@ func (e *exec) evalAll(all []expr, s *scope) []any {
 	for i, x := range all {
 		out[i] = x.eval(e, s)
 	}
-	e.spend(len(all))
+	e.spend(step * len(all))
 	return out
 }
 
@@ -369,7 +372,7 @@ func (x *dictExpr) eval(e *exec, s *scope) any {
 		k := x.keys[i].eval(e, s)
 		d.set(k, x.values[i].eval(e, s))
 	}
-	e.spend(len(x.keys))
+	e.spend(step * len(x.keys))
 	return d
 }
 
@@ -402,7 +405,7 @@ func (x *notExpr) eval(e *exec, s *scope) any { return !e.isTrue(x.inner.eval(e,
 func (x *signExpr) eval(e *exec, s *scope) any { return e.sign(x.minus, x.inner.eval(e, s)) }
 
 func (x *binaryExpr) eval(e *exec, s *scope) any {
-	e.spend(1)
+	e.spend(step)
 	left := x.left.eval(e, s)
 	if x.folded && negative(left) {
 		throw(ErrUnsupported, "a power of a negative number")
@@ -432,7 +435,7 @@ func joined(parts []string, size int) string {
 func (x *compareExpr) eval(e *exec, s *scope) any {
 	left := x.first.eval(e, s)
 	for i, op := range x.ops {
-		e.spend(1)
+		e.spend(step)
 		right := x.rest[i].eval(e, s)
 		if !e.compare(op, left, right) {
 			return false
@@ -479,7 +482,7 @@ func (x *filterExpr) of(e *exec, s *scope, captured any) any {
 	if x.apply == nil {
 		throw(errType, "no filter %s", quoteShort(x.name))
 	}
-	e.spend(1)
+	e.spend(step)
 	return x.apply(e, subject, a)
 }
 
@@ -489,7 +492,7 @@ func (x *testExpr) eval(e *exec, s *scope) any {
 	if x.holds == nil {
 		throw(errType, "no test %s", quoteShort(x.name))
 	}
-	e.spend(1)
+	e.spend(step)
 	return x.holds(e, subject, a)
 }
 

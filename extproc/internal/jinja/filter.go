@@ -102,7 +102,7 @@ func batch(e *exec, v any, a *args) any {
 			if !ok {
 				break
 			}
-			e.spend(1)
+			e.spend(step)
 			if int64(len(row)) == n {
 				over = [1]any{item}
 				return &list{row}, true
@@ -113,7 +113,7 @@ func batch(e *exec, v any, a *args) any {
 			return nil, false
 		}
 		for fill != nil && int64(len(row)) < n {
-			e.spend(1)
+			e.spend(step)
 			row = append(row, fill)
 		}
 		return &list{row}, true
@@ -142,7 +142,7 @@ func slices1(e *exec, v any, a *args) any {
 			if fill := given(b[1], nil); fill != nil && i >= extra {
 				row = append(row, fill)
 			}
-			e.spend(len(row) + 1)
+			e.spend(step * (len(row) + 1))
 			out = append(out, &list{row})
 		}
 		return out
@@ -263,7 +263,7 @@ func (e *exec) reversed(v any) (all []any, ok bool) {
 		return nil, false
 	}
 	all = slices.Clone(e.collect(v))
-	e.spend(len(all))
+	e.spend(step * len(all))
 	slices.Reverse(all)
 	return all, true
 }
@@ -414,7 +414,7 @@ func joinFilter(e *exec, v any, a *args) any {
 func listFilter(e *exec, v any, a *args) any {
 	e.bind(a, "list")
 	all := e.collect(v)
-	e.spend(len(all))
+	e.spend(step * len(all))
 	return newList(append([]any{}, all...))
 }
 

@@ -61,7 +61,7 @@ func dictOf(e *exec, a *args) any {
 	for i, name := range a.names {
 		d.Set(name, a.keywords[i])
 	}
-	e.spend(d.Len())
+	e.spend(4 * step * d.Len())
 	return d
 }
 

@@ -36,7 +36,7 @@ var (
 const (
 	// maxSource is the longest template, in bytes. Published ones have up to 30 kB.
 	maxSource = 1 << 20
-	// maxSpent bounds the work of rendering: values made, bytes copied.
+	// maxSpent bounds the work of rendering, in bytes: those copied, and step for each step and value.
 	maxSpent = 1 << 26
 	// maxDepth bounds calls and values that lie in each other.
 	maxDepth = 100

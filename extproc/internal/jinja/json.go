@@ -154,7 +154,7 @@ func (w *jsonWriter) indentation(v any) {
 }
 
 func (w *jsonWriter) value(v any, depth int) {
-	w.e.spend(1)
+	w.e.spend(step)
 	if depth > maxDepth {
 		throw(ErrLimit, "a value is nested too deep")
 	}

@@ -65,7 +65,7 @@ func (l *loop) count() int {
 		if !ok {
 			break
 		}
-		l.e.spend(1)
+		l.e.spend(step)
 		rest = append(rest, v)
 	}
 	l.next = each(rest)

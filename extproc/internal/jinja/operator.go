@@ -9,7 +9,7 @@ import (
 
 // equal is Python's ==.
 func (e *exec) equal(a, b any) bool {
-	e.spend(1)
+	e.spend(step)
 	if s, ok := text(a); ok {
 		t, ok := text(b)
 		return ok && s == t
@@ -136,7 +136,7 @@ func (e *exec) lessOrEqual(a, b any, op string) bool {
 }
 
 func (e *exec) order(a, b any, op string) (order int, equal bool) {
-	e.spend(1)
+	e.spend(step)
 	if s, ok := text(a); ok {
 		if t, ok := text(b); ok {
 			order = strings.Compare(s, t)
@@ -405,7 +405,7 @@ func (e *exec) sequences(op string, a, b any) any {
 		return e.repeat(a, b)
 	case op != "+":
 	case x != nil && y != nil && typeName(a) == typeName(b):
-		e.spend(len(*x) + len(*y))
+		e.spend(step * (len(*x) + len(*y)))
 		return sameAs(a, slices.Concat(*x, *y))
 	case isText:
 		if t, ok := text(b); ok {
@@ -457,7 +457,7 @@ func (e *exec) repeat(a, b any) any {
 	n = max(n, 0)
 	size := int64(len(s))
 	if x != nil {
-		size = int64(len(*x))
+		size = step * int64(len(*x))
 	}
 	if size == 0 {
 		n = min(n, 1)

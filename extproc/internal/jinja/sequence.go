@@ -77,7 +77,7 @@ func (e *exec) collect(v any) []any {
 		if !ok {
 			return out
 		}
-		e.spend(1)
+		e.spend(step)
 		out = append(out, item)
 	}
 }
@@ -201,7 +201,7 @@ func (e *exec) slice(v any, bounds [3]any) any {
 // picked returns the elements of a text, list or tuple at the indices of s.
 func (e *exec) picked(v any, s *span) any {
 	items, count := e.collect(v), s.length()
-	e.spend(int(count))
+	e.spend(step * int(count))
 	if _, ok := text(v); ok {
 		var out []byte
 		for i := range count {

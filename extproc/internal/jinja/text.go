@@ -254,7 +254,7 @@ func (e *exec) listOf(parts []string) any {
 	for i, p := range parts {
 		out[i] = p
 	}
-	e.spend(2 * len(parts))
+	e.spend(2 * step * len(parts))
 	return newList(out)
 }
 
@@ -460,8 +460,7 @@ func replace(e *exec, s string, a *args) any {
 
 func (e *exec) replaced(s, old, substitute string, count int) string {
 	if len(substitute) > len(old) {
-		e.spend(min(len(s)+1, maxSpent) * 1)
-		e.spend(len(substitute) * min(strings.Count(s, old), 1<<20))
+		e.spend(len(substitute) * min(strings.Count(s, old), maxSpent))
 	}
 	return strings.Replace(s, old, substitute, count)
 }
@@ -478,7 +477,7 @@ func (e *exec) joined(sep string, all []any, convert func(any) string) string {
 			out = append(out, sep...)
 		}
 		out = append(out, convert(v)...)
-		e.spend(len(sep) + 1)
+		e.spend(len(sep) + step)
 	}
 	e.spend(len(out))
 	return string(out)

@@ -188,7 +188,7 @@ type writer struct {
 }
 
 func (w *writer) repr(v any, depth int) {
-	w.e.spend(1)
+	w.e.spend(step)
 	if depth > maxDepth {
 		throw(ErrLimit, "a value is nested too deep")
 	}
