@@ -61,8 +61,9 @@ test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a m
 test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 150 MB to fetch, 2 min
 	go test -tags clients -count=1 -timeout 20m ./e2e/clients
 
-test-templates: $(TEMPLATES)/.installed ## hold the rendering of chat templates to Python's Jinja2: 1 MB to fetch, 5 min. ARGS="-count 100000 -seed 9", "-update"
+test-templates: setup $(TEMPLATES)/.installed ## hold the rendering of chat templates to Python's Jinja2: 1 MB to fetch, 5 min. ARGS="-count 100000 -seed 9", "-update"
 	go test -tags templates -count=1 -timeout 60m -v -run 'Templates|Committed|Agrees' ./extproc/internal/jinja $(ARGS)
+	go test -tags templates -count=1 -run TemplatesOfModels ./extproc/internal/token
 
 test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -97,7 +98,7 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet ./...
 	go vet -tags vllm ./e2e/...
 	go vet -tags clients ./e2e/clients
-	go vet -tags templates ./extproc/internal/jinja
+	go vet -tags templates ./extproc/internal/jinja ./extproc/internal/token
 	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes
 	cd e2e/tools && go vet ./...
 	cd e2e/kube && go vet ./pid1

@@ -38,6 +38,42 @@ const (
 		`{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}`
 )
 
+// Templates that treat the last answer, and the white space before answers, apart.
+const (
+	lastAnswer = `{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}` +
+		`{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
+	leftLines = `{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content.lstrip('\n') if m.role == 'assistant' else m.content }}{{ '<|im_end|>\n' }}{% endfor %}` +
+		`{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
+)
+
+// TestFormsLeaveWhatTheyDoNotHoldFor has conversations that the forms of such
+// templates counted otherwise than the templates, and called it exact.
+func TestFormsLeaveWhatTheyDoNotHoldFor(t *testing.T) {
+	m := smol(t)
+	for name, text := range map[string]string{"last answer": lastAnswer, "left lines": leftLines} {
+		of := &Model{bpe: m.bpe, specials: m.specials, memo: newMemo()}
+		of.setTemplate(&source{template: text})
+		if of.form.Load() == nil {
+			t.Fatalf("%s: no form", name)
+		}
+		native := 0
+		for _, answer := range []string{"yes", "\n\nyes", "yes\n", ""} {
+			for _, last := range []string{"", "And?"} {
+				c := &Chat{Messages: []Message{{Role: "user", Content: []byte("Who?")}, {Role: "assistant", Content: []byte(answer)}}}
+				if last != "" {
+					c.Messages = append(c.Messages, Message{Role: "user", Content: []byte(last)})
+				}
+				if checkForm(t, of, c) {
+					native++
+				}
+			}
+		}
+		if native == 0 {
+			t.Errorf("%s: no conversation went by the form", name)
+		}
+	}
+}
+
 var templates = []struct {
 	name, source string
 	form         bool // whether it has one

@@ -100,8 +100,11 @@ func (k *counter) content(r role, text []byte) bool {
 	if k.f.trim[r] {
 		text = k.f.template.trimBytes(text)
 	}
-	if k.f.noEmpty && len(bytes.TrimFunc(text, jinja.IsSpace)) == 0 {
-		return false
+	if k.f.noEmpty || k.f.noEdges {
+		bare := bytes.TrimFunc(text, jinja.IsSpace)
+		if k.f.noEmpty && len(bare) == 0 || k.f.noEdges && len(bare) != len(text) {
+			return false
+		}
 	}
 	k.put(text)
 	return true
@@ -161,8 +164,10 @@ type compiled struct {
 	trim            [roles]bool
 	trips           [][]byte
 	strict, tools   bool
+	ends            bool
 	noSystem        bool
 	noEmpty         bool
+	noEdges         bool
 	day             int
 }
 
@@ -179,8 +184,8 @@ func compile(f *form, m *Model) *compiled {
 	if f == nil {
 		return nil
 	}
-	c := &compiled{template: m.template, trim: f.trim, trips: f.trips, strict: f.strict, tools: f.tools, day: f.day,
-		noSystem: f.noSystem, noEmpty: f.noEmpty}
+	c := &compiled{template: m.template, trim: f.trim, trips: f.trips, strict: f.strict, tools: f.tools, ends: f.ends, day: f.day,
+		noSystem: f.noSystem, noEmpty: f.noEmpty, noEdges: f.noEdges}
 	for r := range roles {
 		c.head[r] = m.segment(f.head[r])
 		c.ask[r], c.shut[r], c.open[r] = m.segment(f.ask[r]), m.segment(f.shut[r]), m.segment(f.open[r])
@@ -248,6 +253,9 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 func (f *compiled) follows(last, next role, left int) bool {
 	if next == tool && last != assistant && last != tool || last == tool && next == system {
 		return false // no client writes such a thing, no probe tries it
+	}
+	if next == assistant && left == 1 && !f.ends {
+		return false
 	}
 	if !f.strict {
 		return true
