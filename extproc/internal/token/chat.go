@@ -113,6 +113,9 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 			text = c.Messages[i].Raw
 		}
 		p.cut = p.cut || m.bpe.cuts(text)
+		if m.template.llama && m.template.typed && m.template.role(c.Messages[i].Role) == "system" {
+			p.doubts(ByFields) // llama.cpp gives such templates lists, and loses some system messages (Gemma 3)
+		}
 	}
 	if p.cut {
 		p.doubts(ByWords)

@@ -66,6 +66,9 @@ func (b *body) parts() (parts []contentPart, list bool, err error) {
 	return parts, true, nil
 }
 
+// empty is whether a message has neither content nor calls, which llama.cpp refuses.
+func (b *body) empty() bool { return len(b.Content) == 0 && len(b.ToolCalls) == 0 }
+
 // kept is the parts that the backend joins to one text: vLLM drops empty ones.
 func (t *template) kept(parts []contentPart) []contentPart {
 	if t.llama {
@@ -117,6 +120,9 @@ func (t *template) full(role string, msg *Message) (*jinja.Dict, error) {
 	b, err := msg.body()
 	if err != nil {
 		return nil, err
+	}
+	if t.llama && b.empty() {
+		return nil, errRefused
 	}
 	parts, list, err := b.parts()
 	if err != nil {

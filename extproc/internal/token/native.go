@@ -241,6 +241,9 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 	if err != nil {
 		return r, nil, false
 	}
+	if f.template.llama && b.empty() {
+		return r, nil, false
+	}
 	parts, list, err := b.parts()
 	if err != nil || list && f.template.typed && len(parts) != 1 {
 		return r, nil, false
