@@ -68,7 +68,7 @@ func TestHostileTemplatesEnd(t *testing.T) {
 	} {
 		began := time.Now()
 		out, err := renderPair(&pair{Template: source, Vars: []byte(`{"l": [1, 2]}`)})
-		if took := time.Since(began); took > 20*time.Second {
+		if took := time.Since(began); took > time.Minute {
 			t.Errorf("%.100s took %v", source, took)
 		}
 		if err == nil && len(out) > maxSpent {
