@@ -691,6 +691,9 @@ def literal(s):
 
 
 def emit(template, variables, result):
+    for key in ("o", "e"):  # where something lies in memory is another place each time
+        if result.get(key):
+            result[key] = re.sub(r"\b0x[0-9a-f]{8,}", "0x0", result[key])
     print(json.dumps({"t": template, "c": variables, **result}, ensure_ascii=False, separators=(",", ":")))
 
 
