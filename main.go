@@ -45,19 +45,19 @@ type command struct {
 // because help is one of them.
 func commands() []command {
 	return []command{
-		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
-		{"down", "end the mesh of a folder, and wait until nothing of it runs", down},
-		{"logs", "show the log of a process of the mesh, or list them", logs},
+		{"up", "start a mesh on this machine; Ctrl-C ends it", up},
+		{"down", "end a mesh, and wait until all of its processes have ended", down},
+		{"logs", "show the log of one process of the mesh; without a name, list the logs", logs},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
-		{"explain", "say of a request why it went where it went, and what came of it", explainRequest},
-		{"chat", "talk to a mesh in the terminal, or from a script", talk},
-		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
-		{"key", "make an API key for a tenant, and its line for up -api-keys", newKey},
-		{"check", "look whether this machine has what a mesh needs", check},
-		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
-		{"setup", "fetch what a mesh needs, and stop there", fetch},
-		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
-		{"completion", "print a script by which bash, zsh or fish completes commands and flags", completion},
+		{"explain", "show why a request went where it went, and how it ended", explainRequest},
+		{"chat", "chat with a model of the mesh, in the terminal or from a script", talk},
+		{"gateway", "sidecar of an Envoy in a Pod: report its readiness, and drain it before it ends", gatewayOf},
+		{"key", "make an API key for a tenant, and the line for the file of -api-keys", newKey},
+		{"check", "check whether this machine has what a mesh needs", check},
+		{"identity", "sidecar of a Pod: get its programs' certificates, and renew them", keepIdentity},
+		{"setup", "fetch what a mesh needs (Envoy, llama.cpp, a model), and start nothing", fetch},
+		{"install-models", "copy the default model into a folder that engines and extprocs share", installModels},
+		{"completion", "print a completion script for bash, zsh or fish", completion},
 		{"version", "print the version, with the commit", version},
 		{"help", "print this", help},
 	}
@@ -79,7 +79,7 @@ type files struct {
 func run(ctx context.Context, args []string, std files) error {
 	if len(args) == 0 {
 		_ = help(ctx, nil, files{out: std.err})
-		return program.Usage(errors.New("no command"))
+		return program.Usage(errors.New("a command is missing"))
 	}
 	name := args[0]
 	switch name {
@@ -95,7 +95,7 @@ func run(ctx context.Context, args []string, std files) error {
 		}
 		known = append(known, c.name)
 	}
-	return program.Usage(fmt.Errorf("no command %q; must be one of %s", args[0], strings.Join(known, ", ")))
+	return program.Usage(fmt.Errorf("unknown command %q; must be one of %s", args[0], strings.Join(known, ", ")))
 }
 
 // newFlags returns the flags of a command.
@@ -124,7 +124,7 @@ func up(ctx context.Context, args []string, std files) error {
 	fs.IntVar(&o.ExtProcs, "extprocs", 1, "how many extprocs to run, which Envoy asks in turn")
 	fs.StringVar(&o.Config, "config", "", "`file` with Model and Policy objects; without it everything has a default")
 	fs.StringVar(&o.Traces, "traces", "", "`file or otlp://host:port` that gets OpenTelemetry traces")
-	fs.Func("capacity", "`node-a=100,node-c=50`: what nodes are worth in tokens per second, instead of the measured figure", func(text string) (err error) {
+	fs.Func("capacity", "`node-a=100,node-c=50`: speed of nodes in tokens per second, by which requests are shared out, instead of the measured one", func(text string) (err error) {
 		o.Capacity, err = mesh.ParseCapacity(text)
 		return err
 	})
@@ -203,7 +203,7 @@ func showStatus(ctx context.Context, args []string, std files) error {
 func explainRequest(ctx context.Context, args []string, std files) error {
 	o := explain.Options{In: std.in, Out: std.out, Wait: explainWait}
 	fs := newFlags("explain", std)
-	last := fs.Bool("last", false, "the last request, instead of one by its id")
+	last := fs.Bool("last", false, "explain the last request in the log, instead of one by its id")
 	fs.StringVar(&o.Log, "log", "", "`file` with Envoy's access log, - for standard input (default: that of the mesh in -dir)")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
 	fs.BoolVar(&o.JSON, "json", false, "print JSON")
@@ -212,7 +212,7 @@ func explainRequest(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if *last == (id != "") {
-		return program.Usage(&obs.Hint{Err: errors.New("explain: which request? must be a REQUEST-ID, or -last"), Next: "the id is the header x-request-id of the answer, or how it begins"})
+		return program.Usage(&obs.Hint{Err: errors.New("explain: name a request: its REQUEST-ID, or -last"), Next: "the id is in the header x-request-id of the answer; its first characters will do"})
 	}
 	if o.ID = id; o.Log == "" {
 		s, _, err := state.Read(*dir)
@@ -233,7 +233,7 @@ func talk(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.URL, "url", "", "`address` of the API (default: that of the mesh in -dir, else http://127.0.0.1:10000)")
 	fs.StringVar(&o.Model, "model", "", "`id` of the model (default: the first that the API lists)")
 	fs.IntVar(&o.MaxTokens, "max-tokens", 512, "longest answer, in tokens")
-	fs.StringVar(&o.System, "system", "", "`text` that says who the model is to be")
+	fs.StringVar(&o.System, "system", "", "`text` of the system prompt")
 	fs.Func("temperature", "how freely it chooses words, 0 to 2 (default: the model's own)", func(text string) error {
 		v, err := trust.Number(text, 0, 2)
 		o.Temperature = &v
@@ -267,17 +267,20 @@ func talk(ctx context.Context, args []string, std files) error {
 // newKey prints a key, which is shown once, and what is to be kept of it.
 func newKey(_ context.Context, args []string, std files) error {
 	fs := newFlags("key", std)
-	tenant := fs.String("tenant", "", "`name` of whom the key is for: budgets are by tenant")
+	tenant := fs.String("tenant", "", "`name` of the tenant that the key is for; budgets are by tenant")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
+	if *tenant == "" {
+		return program.Usage(errors.New("key: -tenant is missing; set it to the name of the tenant that the key is for"))
+	}
 	key, line, err := keys.New(*tenant)
 	if err != nil {
-		return program.Usage(fmt.Errorf("-tenant: %w", err))
+		return program.Usage(fmt.Errorf("key: -tenant: %w", err))
 	}
-	fmt.Fprintln(std.err, "the key, for the client; it is kept nowhere:")
+	fmt.Fprintln(std.err, "the key, for the client; it is not stored, so keep it:")
 	fmt.Fprintln(std.err, key)
-	fmt.Fprintln(std.err, "its line of the file of -api-keys, which is read again when it changes:")
+	fmt.Fprintln(std.err, "the line with its hash, for the file of -api-keys, which is read again when it changes:")
 	fmt.Fprintln(std.out, line)
 	return nil
 }
@@ -287,8 +290,8 @@ func gatewayOf(ctx context.Context, args []string, std files) error {
 	fs := newFlags("gateway", std)
 	fs.StringVar(&o.Admin, "admin", "127.0.0.1:9901", "`ip:port` of Envoy's admin port")
 	fs.StringVar(&o.Probes, "probes", "127.0.0.1:8081", "`ip:port` of /healthz, /readyz and Envoy's /metrics, in plain text")
-	fs.DurationVar(&o.Linger, "linger", 5*time.Second, "how long requests are still taken once the end was asked for, until nobody sends any more")
-	fs.DurationVar(&o.Grace, "grace", time.Minute, "longest wait for requests in flight, -linger included; then they are cut")
+	fs.DurationVar(&o.Linger, "linger", 5*time.Second, "how long new requests are still accepted after SIGTERM, unless they stop coming before")
+	fs.DurationVar(&o.Grace, "grace", time.Minute, "how long requests in flight may take after SIGTERM, -linger included; then they are cut")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
@@ -347,7 +350,7 @@ func installModels(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if *to == "" {
-		return program.Usage(errors.New("-to is missing; set it to a folder"))
+		return program.Usage(errors.New("install-models: -to is missing; set it to a folder"))
 	}
 	from, err := setup.Model(ctx, o.Setup(false))
 	if err != nil {
@@ -376,7 +379,7 @@ func keepIdentity(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.Token, "token", "/var/run/secrets/millrace/token", "`file` with a token of the Pod's ServiceAccount for audience "+identity.Audience)
 	fs.StringVar(&o.CA, "ca", "/etc/millrace/ca/tls.crt", "`file` with the authorities of the mesh, one of which must have signed the authority's certificate")
 	fs.StringVar(&o.CACert, "ca-cert", "", "`file` with the authorities, where the Pod has their key: nobody is asked then")
-	fs.StringVar(&o.CAKey, "ca-key", "", "`file` with the key of one of them")
+	fs.StringVar(&o.CAKey, "ca-key", "", "`file` with the key of one of the certificates in -ca-cert")
 	fs.DurationVar(&o.Life, "life", 24*time.Hour, "with -ca-key, how long a certificate lives")
 	only := fs.Bool("check", false, "check the files in -out as a peer would, and end: a startup probe")
 	if err := fs.Read(args); err != nil {
@@ -439,8 +442,8 @@ func help(_ context.Context, _ []string, std files) error {
 	}
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.
-Exit codes: 0 fine, 1 something broke, 2 bad flags, 3 bad configuration,
-4 something needed can't be had, 5 address in use, 130 interrupted.
+Exit codes: 0 fine, 1 broke while running, 2 bad flags, 3 bad configuration,
+4 set-up (download, hash, cache, Python, compiler), 5 address in use, 130 interrupted in set-up.
 `)
 	return err
 }

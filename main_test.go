@@ -30,8 +30,8 @@ func TestBadCommandLines(t *testing.T) {
 		args []string
 		want string
 	}{
-		{name: "no command", want: "no command"},
-		{name: "unknown command", args: []string{"start"}, want: `no command "start"`},
+		{name: "no command", want: "a command is missing"},
+		{name: "unknown command", args: []string{"start"}, want: `unknown command "start"`},
 		{name: "unknown flag", args: []string{"up", "-colour", "red"}, want: "-colour"},
 		{name: "argument", args: []string{"up", "now"}, want: `"now"`},
 		{name: "bad capacity", args: []string{"up", "-capacity", "node-a"}, want: "NODE=TOKENS_PER_SECOND"},
@@ -39,7 +39,7 @@ func TestBadCommandLines(t *testing.T) {
 		{name: "identity of nobody", args: []string{"identity", "-check", "-roles", "root"}, want: `-roles: role "root"; must be one of`},
 		{name: "an authority in plain text", args: []string{"identity", "-roles", "envoy", "-authority", "http://xds:7102"}, want: `-authority: "http://xds:7102"; must be https://`},
 		{name: "half an authority", args: []string{"identity", "-roles", "xds", "-ca-key", "k"}, want: "-ca-cert and -ca-key; must be given both"},
-		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "must be one of them"},
+		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "give exactly one of them"},
 		{name: "bad address", args: []string{"up", "-check", "-listen", "x"}, want: `-listen "x"`},
 	}
 	for _, tt := range tests {

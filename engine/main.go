@@ -1,8 +1,8 @@
 // Command engine keeps one inference engine alive on its node and serves the
 // OpenAI API in front of it.
 //
-// It is started by `millrace up` or by the node's service manager, assigned what to
-// serve by its nodeagent, and asked by Envoy.
+// `millrace up` or the node's service manager starts it, its nodeagent assigns it what to
+// serve, and Envoy sends it requests.
 package main
 
 import (
@@ -61,14 +61,14 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.node, "node", "", "name of this node; of a Kubernetes node's name, each \".\" becomes \"-\"")
 	f.Listen(&o.http, "http", "127.0.0.1:0", "`ip:port` of the OpenAI API")
-	f.BoolVar(&o.cleartext, "http-plain-text", false, "serve the OpenAI API in plain text, to anybody, though there is TLS: for a mesh of services that encrypts by itself, or gateways that speak nothing else")
+	f.BoolVar(&o.cleartext, "http-plain-text", false, "serve the OpenAI API in plain text and without authentication even with TLS, for service meshes that encrypt by themselves and gateways without TLS")
 	f.Listen(&o.grpc, "grpc", "127.0.0.1:0", "`ip:port` of the Engine service")
 	f.Listen(&o.shard, "shard", "", "`ip:port` where other nodes reach this node's shard")
 	f.Cleartext(&o.backend, "backend", "", "`ip:port` where the backend listens")
 	f.StringVar(&o.logs, "logs", ".", "`folder` for the logs of backend and shard")
-	f.DurationVar(&o.leave, "leave", 0, "how long requests are still taken after it was reported that no more are to come")
-	f.DurationVar(&o.grace, "grace", 10*time.Second, "how long running requests may last after -leave, when engine is to end")
-	f.StringVar(&o.traces, "traces", "", "where spans go: otlp://host:port")
+	f.DurationVar(&o.leave, "leave", 0, "how long new requests are still accepted after SIGTERM, while engine reports that it is draining")
+	f.DurationVar(&o.grace, "grace", 10*time.Second, "how long running requests may take after -leave, then they are cut")
+	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; if empty, there is no tracing")
 	o.kinds.flags(f.FlagSet)
 }
 
@@ -316,7 +316,7 @@ func (m *room) use(l backend.Load) {
 // conditions is what is wrong, for /readyz.
 func conditions(s *supervise.Supervisor) []obs.Condition {
 	snap, _ := s.Snapshot()
-	c := obs.Condition{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard", Severity: obs.Blocking}
+	c := obs.Condition{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of the backend and the shard, in the folder of -logs", Severity: obs.Blocking}
 	switch {
 	case snap.State == enginepb.State_READY:
 		return nil

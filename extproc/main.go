@@ -77,16 +77,16 @@ func (o *options) add(f *program.Flags) {
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
 	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
-	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
-	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of InferencePools in Kubernetes whose endpoints are picked, without xds")
-	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and Models whose tokenizers count; none: defaults")
-	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
+	f.StringVar(&o.fleet, "fleet", "", "`file` that lists the engines, for use without xds; if empty, xds lists them")
+	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of the InferencePools in Kubernetes to pick endpoints of, without xds")
+	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and with Models that name tokenizers; if empty, the defaults")
+	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text even with TLS, for kubelet; if empty, only -listen has it")
 	f.BoolVar(&o.conformance, "conformance-headers", false, "with -pool: obey and set the test headers of the inference extension's conformance suite")
 	o.reference.add(f)
-	f.StringVar(&o.keyFiles, "api-keys", "", "`file,…` with hashes of the API keys that clients need, a line \"sha256:HEX TENANT\" each; none: they need none. Envoy must not pass requests without an answer then")
-	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
-	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
-	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign a gateway's certificates, where -tls-cert is not of a mesh; none: anybody may ask")
+	f.StringVar(&o.keyFiles, "api-keys", "", "`file,…` with hashes of the API keys that clients need, a line \"sha256:HEX TENANT\" each; if empty, clients need no key. With keys, Envoy must refuse requests that extproc has not answered for")
+	f.DurationVar(&o.leave, "leave", 0, "how long it continues to answer after SIGTERM, while its gRPC health reports NOT_SERVING")
+	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; if empty, there is no tracing")
+	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign the certificates of gateways, without -tls-ca; if empty, every client is accepted")
 	f.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
 }
 
@@ -94,7 +94,7 @@ func (o *options) add(f *program.Flags) {
 func (o *options) validate() error {
 	errs := []error{o.validatePools()}
 	if o.fleet != "" && o.flags.Given("xds") {
-		errs = append(errs, errors.New("-fleet and -xds; must be one of them"))
+		errs = append(errs, errors.New("-fleet, -xds; give one of them only"))
 	}
 	if o.traces != "" {
 		_, err := obs.ParseTarget(o.traces)
@@ -122,9 +122,9 @@ func (o *options) validatePools() error {
 	}
 	switch {
 	case len(o.pools) > 0 && (o.fleet != "" || o.flags.Given("xds")):
-		return errors.New("-pool, -fleet and -xds; must be one of them")
+		return errors.New("-pool, -fleet, -xds; give one of them only")
 	case len(o.pools) == 0 && (o.config != "" || o.conformance):
-		return errors.New("-config and -conformance-headers; go with -pool")
+		return errors.New("-config, -conformance-headers; need -pool, too")
 	}
 	return nil
 }

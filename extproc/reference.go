@@ -83,7 +83,7 @@ func (t taken) IsBoolFlag() bool { return t.alone }
 
 func (r *reference) add(f *program.Flags) {
 	r.flags = f
-	const of = "as the reference pickers have it: "
+	const of = "for charts of other endpoint pickers: "
 	f.StringVar(&r.poolName, "pool-name", "", of+"`name` of the InferencePool; their ports and TLS are then the defaults")
 	f.StringVar(&r.poolNamespace, "pool-namespace", "", of+"`namespace` of it; none: that of $NAMESPACE, else default")
 	f.StringVar(&r.poolGroup, "pool-group", "", of+"the only API `group` whose pools count; none: all that have InferencePools")
@@ -100,7 +100,7 @@ func (r *reference) add(f *program.Flags) {
 	f.StringVar(&r.metricsPath, "model-server-metrics-path", "", of+"`path` of engines' metrics; none: where their kind has them")
 	f.IntVar(&r.metricsServerPort, "model-server-metrics-port", 0, of+"`port` of engines' metrics; 0: that of their API, or where their kind has them")
 	for name, alone := range noEffect {
-		f.Var(taken{alone}, name, of+"taken, without effect")
+		f.Var(taken{alone}, name, of+"accepted and ignored")
 	}
 }
 
@@ -113,7 +113,7 @@ func (r *reference) validate(o *options) error {
 		return r.ports(o)
 	}
 	if len(o.pools) > 0 || r.poolName != "" && r.selector != "" {
-		return errors.New("-pool, -pool-name and -endpoint-selector; must be one of them")
+		return errors.New("-pool, -pool-name, -endpoint-selector; give one of them only")
 	}
 	namespace := r.poolNamespace
 	if namespace == "" {

@@ -50,7 +50,7 @@ func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, 
 		return o.byPools(env, tracer)
 	}
 	picker := pick.New(env.Metrics)
-	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey))
+	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey)).Logs(env.Log)
 	core.Require(o.keys)
 	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
 	if o.fleet == "" {
@@ -117,7 +117,7 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	for i, name := range names {
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, env.Metrics)
 		picker := pick.New(reg)
-		r.cores[i] = stream.NewCore(picker, reg)
+		r.cores[i] = stream.NewCore(picker, reg).Logs(env.Log)
 		r.cores[i].Require(o.keys)
 		options.Pickers = append(options.Pickers, picker)
 	}

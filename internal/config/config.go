@@ -1,4 +1,4 @@
-// Package config reads what a person says about the fleet: YAML objects of
+// Package config reads the configuration of a fleet: YAML objects of
 // apiVersion millrace.dev/v1alpha1 (Model, Policy and Endpoints), the very schema that the
 // CRDs carry. It is for every program with a -config flag. Fleet is the file of
 // `extproc -fleet`, in the same spirit.
@@ -248,6 +248,13 @@ type PolicySpec struct {
 	// tenant may use.
 	// +kubebuilder:default={}
 	Flow Flow `json:"flow"`
+	// PathPrefixes are what the API's paths may have in front of them, at most 16: with
+	// /llm, /llm/v1/chat/completions is what /v1/chat/completions is. Default: none.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +millrace:each:form:name=pathPrefix
+	// +millrace:once
+	PathPrefixes []string `json:"pathPrefixes,omitempty"`
 	// CORS is which web pages may ask from a browser.
 	// +kubebuilder:default={}
 	CORS CORS `json:"cors"`

@@ -45,7 +45,7 @@ type FleetModel struct {
 
 // notHere are settings of the policy that need the xds program, which publishes them
 // to Envoy.
-var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.cors", "policy.istio"}
+var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.pathPrefixes", "policy.cors", "policy.istio"}
 
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.

@@ -178,6 +178,8 @@ func (p Policy) validate() []Fault {
 	p.Spec.Limits.validate(&r)
 	validateRewrites("spec.rewrites", p.Spec.Rewrites, &r)
 	p.Spec.Flow.validate("spec.flow", &r)
+	r.between("spec.pathPrefixes", len(p.Spec.PathPrefixes), 0, maxPathPrefixes)
+	r.eachOnce("spec.pathPrefixes", p.Spec.PathPrefixes, pathPrefix)
 	p.Spec.CORS.validate("spec.cors", &r)
 	p.Spec.Istio.validate("spec.istio", &r)
 	return r

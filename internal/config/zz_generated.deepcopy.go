@@ -253,6 +253,11 @@ func (in *PolicySpec) DeepCopyInto(out *PolicySpec) {
 		}
 	}
 	in.Flow.DeepCopyInto(&out.Flow)
+	if in.PathPrefixes != nil {
+		in, out := &in.PathPrefixes, &out.PathPrefixes
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	in.CORS.DeepCopyInto(&out.CORS)
 	in.Istio.DeepCopyInto(&out.Istio)
 }

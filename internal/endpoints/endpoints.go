@@ -1,5 +1,5 @@
-// Package endpoints puts together what is said of an endpoint that reports nothing itself
-// and what was observed of it: the one door between inventory and probe.
+// Package endpoints combines what the configuration says of an endpoint that sends no
+// reports with what was observed of it: the one place where inventory and probe meet.
 //
 // extproc calls it for the endpoints of a fleet's file, xds for those of its desired
 // state. Its one rule: it is pure, and what comes of it is what extproc's tables are made

@@ -174,7 +174,7 @@ func ParseCapacity(text string) (map[string]float64, error) {
 			return nil, fmt.Errorf("%q; must be NODE=TOKENS_PER_SECOND, the figure 0 or from 0.001 to 1e9", part)
 		}
 		if _, twice := capacity[node]; twice {
-			return nil, fmt.Errorf("%q; the node has a figure already", part)
+			return nil, fmt.Errorf("%q; the node is named twice", part)
 		}
 		capacity[node] = v
 	}

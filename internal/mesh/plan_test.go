@@ -188,7 +188,7 @@ func TestAVLLMMustBeGiven(t *testing.T) {
 		}
 	}
 	o := Options{Listen: "127.0.0.1:0", Nodes: 1, ExtProcs: 1, Config: path}
-	if err := Check(o); err == nil || !strings.Contains(err.Error(), "there is no vLLM") || program.ExitCode(err) != program.ExitSetup {
+	if err := Check(o); err == nil || !strings.Contains(err.Error(), "no vLLM was named") || program.ExitCode(err) != program.ExitSetup {
 		t.Errorf("Check() = %v (exit %d)", err, program.ExitCode(err))
 	}
 	o.VLLM = dir

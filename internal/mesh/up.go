@@ -100,7 +100,7 @@ func makeDir(dir string) (undo func(), err error) {
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		undo()
-		return undo, &obs.Hint{Err: err, Next: "give a folder that can be written with -dir"}
+		return undo, &obs.Hint{Err: err, Next: "name a writable folder with -dir"}
 	}
 	return undo, nil
 }
@@ -171,7 +171,7 @@ func takeDir(dir string) (*os.File, error) {
 	if s, _, readErr := state.Read(dir); readErr == nil {
 		err = fmt.Errorf("%w: process %d, http://%s", err, s.PID, s.Listen)
 	}
-	return nil, &obs.Hint{Err: err, Next: "stop that one first, or give this one another folder with -dir and another -listen"}
+	return nil, &obs.Hint{Err: err, Next: "end it with millrace down, or start this one with another -dir and another -listen"}
 }
 
 // load reads the configuration and completes it for the nodes that there are.
@@ -194,8 +194,8 @@ func checkProgram(m config.Model, vllm string) error {
 		return nil
 	}
 	return &obs.Hint{
-		Err:  fmt.Errorf("model %s: spec.backend.kind: %s: there is no vLLM", m.Metadata.Name, config.VLLM),
-		Next: "give a Python environment with vLLM with -vllm; it is too large for set-up to fetch",
+		Err:  fmt.Errorf("model %s: spec.backend.kind: %s: no vLLM was named", m.Metadata.Name, config.VLLM),
+		Next: "name a Python environment with vLLM by -vllm; set-up does not fetch it, as it is too large",
 	}
 }
 

@@ -1,4 +1,4 @@
-// Package policy says a policy of the configuration as the xDS resources that
+// Package policy turns a policy of the configuration into the xDS resources that
 // extproc reads: the one place where config's words become the contract's. Called by
 // xds, which publishes them, and by extproc, whose own fleet file has a policy, too.
 //

@@ -1,8 +1,8 @@
-// Package probe finds out how engines are that report nothing themselves: it asks for
-// their health and metrics, and follows what they publish of their KV caches.
+// Package probe observes engines that send no reports: it probes their health, scrapes
+// their metrics, and follows what they publish of their KV caches.
 //
 // extproc runs a Prober for the endpoints of a fleet's file, xds one for those that its
-// configuration names. Who exists is said by Set; how they are is published as
+// configuration names. Set names the endpoints; their state is published as
 // Observations. Its one rule: an Observation is what an endpoint showed, in words that are
 // the same for all types of engines, and decides nothing.
 package probe

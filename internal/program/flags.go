@@ -173,9 +173,9 @@ func (f *Flags) checkTLS() error {
 	case (f.tls.Cert == "") != (f.tls.Key == ""):
 		return errors.New("-tls-cert and -tls-key; must be given both, or neither")
 	case f.tls.CA != "" && f.tls.Cert == "":
-		return errors.New("-tls-ca; goes with -tls-cert and -tls-key")
+		return errors.New("-tls-ca; needs -tls-cert and -tls-key, too")
 	case f.tls.CA == "" && f.tls.Cert != "" && !f.Guarded:
-		return errors.New("-tls-cert; goes with -tls-ca, the authorities of the mesh")
+		return errors.New("-tls-cert; needs -tls-ca, the authorities of the mesh, too")
 	}
 	return nil
 }

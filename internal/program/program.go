@@ -1,7 +1,7 @@
 // Package program is what the programs of Millrace do in the same way: signals and
 // exit codes, the flags that all have, the version, listeners, the admin page.
 //
-// Called by each main. Its one rule: a program says what differs about it in one
+// Called by each main. Its one rule: a program declares what differs about it in one
 // value, a Program, and nothing in here is global, so that tests run several of
 // them in one process.
 package program
@@ -72,16 +72,16 @@ func endSignals() []os.Signal {
 // Run obeys the command line: it shows the version, checks, or serves until ctx ends.
 func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error {
 	f := NewFlags(p.Name, stderr)
-	f.StringVar(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/; elsewhere than on loopback an operator's certificate is asked for, if there is TLS")
+	f.StringVar(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/; with TLS, other addresses than loopback ask for an operator's certificate")
 	f.addresses = append(f.addresses, address{"metrics", &f.metrics, admin})
-	f.StringVar(&f.probes, "probes", "", "`ip:port` of /healthz, /readyz and /metrics alone, in plain text also where there is TLS: for kubelet and Prometheus, who have no certificate of the mesh; none: only -metrics has them")
+	f.StringVar(&f.probes, "probes", "", "`ip:port` of /healthz, /readyz and /metrics alone, in plain text even with TLS, for kubelet and Prometheus; if empty, only -metrics has them")
 	f.addresses = append(f.addresses, address{"probes", &f.probes, probes})
-	f.StringVar(&f.tls.Cert, "tls-cert", "", "`file` with the program's certificate, PEM, read again when it changes; none: plain text")
-	f.StringVar(&f.tls.Key, "tls-key", "", "`file` with its key; may be the same")
-	f.StringVar(&f.tls.CA, "tls-ca", "", "`file` with the authorities of the mesh: every link is mutual TLS")
-	f.BoolVar(&f.insecure, "insecure", false, "let plain text leave this machine")
-	f.BoolVar(&f.check, "check", false, "check the flags and what they name, and end")
-	f.BoolVar(&f.version, "version", false, "print the version and end")
+	f.StringVar(&f.tls.Cert, "tls-cert", "", "`file` with the program's certificate, PEM, read again when it changes; if empty, there is no TLS")
+	f.StringVar(&f.tls.Key, "tls-key", "", "`file` with the key of -tls-cert; may be the same file")
+	f.StringVar(&f.tls.CA, "tls-ca", "", "`file` with the authorities (CA certificates) of the mesh; with it every link is mutual TLS")
+	f.BoolVar(&f.insecure, "insecure", false, "allow plain text on other addresses than loopback")
+	f.BoolVar(&f.check, "check", false, "check the flags and the files that they name, and exit")
+	f.BoolVar(&f.version, "version", false, "print the version and exit")
 	p.Flags(f)
 	if err := f.Read(args); err != nil {
 		return err

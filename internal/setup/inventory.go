@@ -54,7 +54,7 @@ func inventory(cache string, parts []part) ([]Installed, error) {
 			err = json.Unmarshal(b, &s)
 		}
 		if err == nil && s.Pin != p.pin() {
-			err = hint(fmt.Errorf("%s: not what the pin says", stampPath(cache, p)), "run millrace setup, which installs it anew")
+			err = hint(fmt.Errorf("%s: version or hash differs from the pinned one", stampPath(cache, p)), "run millrace setup, which installs it again")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("inventory: %s: %w", p.Name, err)

@@ -238,7 +238,7 @@ func isEnvoy(ctx context.Context, path string) error {
 	cmd.WaitDelay = time.Second
 	printed, err := cmd.Output()
 	if err == nil && !bytes.Contains(printed, []byte(VersionMark)) {
-		err = fmt.Errorf("says %.80q of its version", bytes.TrimSpace(printed))
+		err = fmt.Errorf("it reports the version %.80q", bytes.TrimSpace(printed))
 	}
 	if err != nil {
 		return hint(fmt.Errorf("-envoy: %s: not an Envoy: %w", path, err),

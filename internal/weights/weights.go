@@ -1,5 +1,5 @@
-// Package weights says of model files whether they are whole: one in GGUF form, or a
-// folder of Hugging Face's.
+// Package weights checks whether model files are complete: a GGUF file, or a folder in
+// Hugging Face's form.
 //
 // Called by setup and mesh, before a backend is started that would die of it
 // again and again. Its one rule: it reads the header and nothing else, however

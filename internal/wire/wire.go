@@ -86,6 +86,8 @@ const (
 	// NodeHeader and ReplicaHeader name who answered.
 	NodeHeader    = "x-millrace-node"
 	ReplicaHeader = "x-millrace-replica"
+	// LostHeader is "1" where a backend was lost while it worked on the request.
+	LostHeader = "x-millrace-lost"
 	// UsageHeader is what the request cost, also a trailer: the Usage… keys below as
 	// "key=number,key=number".
 	UsageHeader = "x-millrace-usage"

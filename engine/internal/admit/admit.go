@@ -2,7 +2,7 @@
 // backend has slots, a bounded queue in front of them, first come first served.
 //
 // Called by api for each request, and read by status and the load report. Its one
-// rule: a ticket that was given is given back exactly once.
+// rule: each ticket is released exactly once.
 package admit
 
 import (

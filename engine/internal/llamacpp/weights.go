@@ -65,7 +65,7 @@ func tokenBytes(r *bufio.Reader) (uint64, error) {
 func sizeOf(f map[string]uint64) (uint64, error) {
 	heads := f["attention.head_count"]
 	if heads == 0 || f["block_count"] == 0 || f["embedding_length"] == 0 {
-		return 0, errors.New("GGUF: says nothing of the model's layers and heads")
+		return 0, errors.New("GGUF: the number of layers or heads is missing")
 	}
 	cached := f["attention.head_count_kv"]
 	if cached == 0 {
@@ -80,11 +80,11 @@ func sizeOf(f map[string]uint64) (uint64, error) {
 	}
 	const half, most = 2, 1 << 30
 	if f["block_count"] > 1<<16 || cached > 1<<16 || length("attention.key_length") > 1<<16 || length("attention.value_length") > 1<<16 {
-		return 0, errors.New("GGUF: the figures of layers and heads make no sense")
+		return 0, errors.New("GGUF: the numbers of layers and heads don't fit together")
 	}
 	n := f["block_count"] * cached * (length("attention.key_length") + length("attention.value_length")) * half
 	if n == 0 || n > most {
-		return 0, errors.New("GGUF: the figures of layers and heads make no sense")
+		return 0, errors.New("GGUF: the numbers of layers and heads don't fit together")
 	}
 	return n, nil
 }

@@ -44,8 +44,8 @@ func TestTokenBytes(t *testing.T) {
 		{name: "heads of another length", file: description(map[string]uint32{
 			"block_count": 2, "embedding_length": 64, "attention.head_count": 4, "attention.key_length": 100, "attention.value_length": 50,
 		}), want: 2 * 4 * 150 * 2},
-		{name: "no heads", file: description(map[string]uint32{"block_count": 2}), wantErr: "says nothing of the model's layers"},
-		{name: "too much of it", file: description(map[string]uint32{"block_count": 1 << 31, "embedding_length": 64, "attention.head_count": 4}), wantErr: "make no sense"},
+		{name: "no heads", file: description(map[string]uint32{"block_count": 2}), wantErr: "the number of layers or heads is missing"},
+		{name: "too much of it", file: description(map[string]uint32{"block_count": 1 << 31, "embedding_length": 64, "attention.head_count": 4}), wantErr: "fit together"},
 		{name: "another format", file: []byte(strings.Repeat("PK34", 8)), wantErr: "not a GGUF file"},
 		{name: "cut", file: description(small)[:90], wantErr: "EOF"},
 	}

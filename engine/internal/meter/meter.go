@@ -1,7 +1,7 @@
 // Package meter counts what an engine has done and measures how fast its backend is.
 //
 // Called by api after each request, read by status and supervise. Its one rule:
-// what it says was measured or said by the backend, never guessed.
+// its figures were measured, or reported by the backend, never estimated.
 package meter
 
 import (

@@ -1,5 +1,5 @@
-// Package vllm is vLLM behind engine's door: one process group on one node, however
-// many ranks the model is split among.
+// Package vllm is the kind of backend that is a vLLM: one process group on one node,
+// however many ranks the model is split among.
 //
 // Called through backend.Kind. Its one rule: vLLM's own forms go no further than this
 // package.

@@ -197,14 +197,14 @@ func (c *Client) Conditions() []obs.Condition {
 	case !c.complete.Load():
 		all = append(all, obs.Condition{
 			Code: "no-fleet",
-			Text: fmt.Sprintf("xds at %s has not said what the fleet is: Envoy chooses hosts by their weights", c.target),
+			Text: fmt.Sprintf("no fleet received from xds at %s yet: until then Envoy chooses hosts by their weights", c.target),
 			Next: "start xds, or set -xds to its address", Severity: obs.Blocking,
 		})
 	case !c.connected.Load():
 		all = append(all, obs.Condition{
 			Code: "xds-away",
-			Text: fmt.Sprintf("xds at %s does not answer: what it said last holds", c.target),
-			Next: "start xds; nothing else is needed",
+			Text: fmt.Sprintf("xds at %s does not answer: the last state received from it stays in force", c.target),
+			Next: "start xds; extproc connects by itself",
 		})
 	}
 	return append(all, c.loader.conditions()...)

@@ -77,7 +77,7 @@ func (l *Local) Conditions() []obs.Condition {
 	if fault != nil {
 		all = append(all, obs.Condition{
 			Code: "fleet-file",
-			Text: fmt.Sprintf("%v; what was read before holds", fault),
+			Text: fmt.Sprintf("%v; the previous configuration stays in force", fault),
 			Next: "correct the file; it is read again as soon as it changes (extproc -check -fleet FILE checks it)",
 		})
 	}

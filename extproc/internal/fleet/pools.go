@@ -304,13 +304,13 @@ func (p *Pools) Conditions() []obs.Condition {
 	var all []obs.Condition
 	if fault != nil {
 		all = append(all, obs.Condition{
-			Code: "configuration-refused", Text: fault.Error() + "; what was read before holds", Next: "correct the file; it is read again as soon as it changes",
+			Code: "configuration-refused", Text: fault.Error() + "; the previous configuration stays in force", Next: "correct the file; it is read again as soon as it changes",
 		})
 	}
 	if cluster == nil {
 		all = append(all, obs.Condition{
-			Code: "no-fleet", Text: "Kubernetes has not said yet which pools and Pods there are: the gateway chooses by itself",
-			Next: "see what could not be listed", Severity: obs.Blocking,
+			Code: "no-fleet", Text: "pools and Pods were not listed yet: until then the gateway's own policy chooses",
+			Next: "see the other conditions for what could not be listed", Severity: obs.Blocking,
 		})
 	} else {
 		for i := range cluster.Pools {

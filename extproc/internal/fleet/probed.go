@@ -283,14 +283,14 @@ func (p *probed) conditions(r remedies) []obs.Condition {
 	if len(dumb) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoMetrics,
-			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; what this extproc has sent them is taken for their load", len(dumb), n, list(dumb)),
+			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; their load is estimated from what this extproc sends them", len(dumb), n, list(dumb)),
 			Next: r.metrics,
 		})
 	}
 	if deaf := p.deaf(); len(deaf) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoKVEvents,
-			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is guessed", len(deaf), n, list(deaf)),
+			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is estimated", len(deaf), n, list(deaf)),
 			Next: r.events,
 		})
 	}

@@ -1,10 +1,10 @@
 // Package fleet keeps what is known of endpoints, models and policy, and publishes
 // it as a table for decisions.
 //
-// Client is the edge to xds: one delta ADS stream. Local is what there is instead
-// without xds: a file that says who exists, and a Prober that says how they are. state is
-// the rest, without I/O. Its one rule: what was reported last holds until something else
-// is, however long whoever reported it is away.
+// Client is the edge to xds: one delta ADS stream. Without xds Local replaces it: a file
+// lists the endpoints, and a Prober observes their state. state is the rest, without I/O.
+// Its one rule: the last report stays in force until the next one, however long its
+// sender does not answer.
 package fleet
 
 import (

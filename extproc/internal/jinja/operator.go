@@ -315,6 +315,9 @@ func (e *exec) integers(op string, a, b any, x, y *big.Int) any {
 	case "*":
 		z.Mul(x, y)
 	case "/":
+		if x.Sign() == 0 && y.Sign() < 0 {
+			return math.Copysign(0, -1)
+		}
 		f, _ := new(big.Rat).SetFrac(x, y).Float64()
 		if math.IsInf(f, 0) {
 			throw(errValue, "the quotient of two integers is too large")

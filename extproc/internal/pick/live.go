@@ -22,6 +22,9 @@ type Live struct {
 	rates atomic.Pointer[Rates]
 	// The ejection in force, packed; 0: none.
 	ejected atomic.Uint64
+	// Different requests that it could not answer, nor others, since its last answer; 0:
+	// none.
+	unanswered [2]atomic.Uint64
 	// Until when the prompts that we have sent are worked on, one after the other, in
 	// Unix nanoseconds; and how long those take that have no answer yet, in
 	// nanoseconds.

@@ -108,7 +108,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		return reply
 	}
 	a.good = head.Status >= 200 && head.Status < 300
-	a.served = x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.sent, now)
+	x.judge(head, now)
 	x.reservation.Begun()
 	if a.served != nil {
 		x.reservation.Move(a.served.Live)
@@ -126,6 +126,32 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		x.located.cookie = 0
 	}
 	return reply
+}
+
+// judge finds out who answered, and whether the engines or the request is to blame where
+// nobody could.
+func (x *Exchange) judge(head *AnswerHead, now time.Time) {
+	head.Key = x.key()
+	served, blamed := x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.sent, now)
+	x.answer.served = served
+	if head.Status >= 500 && head.Attempts > 1 {
+		x.core.hurts.add(head.Key, now)
+	} else if served != nil {
+		x.core.hurts.forget(head.Key)
+	}
+	if blamed && x.core.log != nil {
+		x.core.log.Warn("a request is answered with 500 by each engine that it was sent to: no engine is blamed for it",
+			"model", x.understood.model.Name, "operation", x.api.String(), "priority", x.understood.priority, "prompt_tokens", x.counted.prompt,
+			"attempts", max(1, head.Attempts), "endpoint", x.choice.List[0].Address, "session", x.located.session)
+	}
+}
+
+// key names what is asked; 0: nothing does.
+func (x *Exchange) key() uint64 {
+	if n := len(x.located.chain); n > 0 {
+		return uint64(x.located.chain[n-1].Key)
+	}
+	return x.content
 }
 
 // observed returns what of head is new for the access log.

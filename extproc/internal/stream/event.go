@@ -37,7 +37,7 @@ const (
 	ResponseHeaders
 	ResponseBody
 	ResponseTrailers
-	// Immediate is a Reply only: it answers the client in the engine's stead.
+	// Immediate is a Reply only: it answers the client, no engine is asked.
 	Immediate
 	// Extend is a Reply only: it asks Envoy to wait longer for the next one.
 	Extend
@@ -148,8 +148,9 @@ type Reply struct {
 	Observed *Observed
 	// Served is the header that shows the conformance suite who answered; empty: none.
 	Served string
-	// Error is what an Immediate reply answers the client.
-	Error *openai.Error
+	// Error is what an Immediate reply answers the client; nil: Answer, which is JSON.
+	Error  *openai.Error
+	Answer []byte
 	// Wait is how long an Extend reply asks for.
 	Wait time.Duration
 }

@@ -167,8 +167,8 @@ var unchangedReplies = [...]*extproc.ProcessingResponse{
 
 // writeReply returns the reply as Envoy's message.
 func writeReply(r *Reply) *extproc.ProcessingResponse {
-	if r.Error != nil {
-		return errorResponse(r)
+	if r.Kind == Immediate {
+		return immediate(r)
 	}
 	if r.Kind == Extend {
 		return &extproc.ProcessingResponse{OverrideMessageTimeout: durationpb.New(r.Wait)}

@@ -214,7 +214,7 @@ func foreignConditions(endpoints []Endpoint) []obs.Condition {
 	add(down, wire.EndpointsDown, "%d endpoints take no requests: %s", "start them, or take them out of the configuration")
 	add(mute, wire.NoMetrics, "%d endpoints return no usable metrics: %s; their load is not known",
 		"start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai")
-	add(deaf, wire.NoKVEvents, "%d endpoints send no usable cache events: %s; what they have cached is guessed",
+	add(deaf, wire.NoKVEvents, "%d endpoints send no usable cache events: %s; what they have cached is estimated",
 		"start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen")
 	return all
 }
