@@ -165,6 +165,9 @@ func byteAt(s string, i int) int {
 
 // slice is Python's v[start:stop:step].
 func (e *exec) slice(v any, bounds [3]any) any {
+	if _, ok := v.(markup); ok {
+		throw(ErrUnsupported, "a slice of text that is marked as safe")
+	}
 	n, ok := e.length(v)
 	switch v.(type) {
 	case string, markup, *list, *tuple, *span:
@@ -260,7 +263,11 @@ func (e *exec) item(v, key any) any {
 				return x.values[i]
 			}
 		}
-	case string, markup, *list, *tuple, *span:
+	case markup:
+		if _, ok := index(key); ok {
+			throw(ErrUnsupported, "an element of text that is marked as safe")
+		}
+	case string, *list, *tuple, *span:
 		if i, ok := index(key); ok {
 			if found, ok := e.at(v, i); ok {
 				return found
