@@ -150,7 +150,7 @@ func (o *options) check(stderr io.Writer) error {
 		errs = append(errs, fleet.CheckPools(o.config))
 	}
 	if o.fleet != "" {
-		errs = append(errs, fleet.CheckFile(o.fleet, prompt.Load))
+		errs = append(errs, fleet.CheckFile(o.fleet, prompt.Load, stderr))
 	}
 	if o.keyFiles != "" {
 		if _, err := keys.Open(slog.New(slog.DiscardHandler), strings.Split(o.keyFiles, ",")...); err != nil {

@@ -14,14 +14,14 @@ import (
 // texts counts a token for every byte of a text, an id for one.
 type texts struct{ exact bool }
 
-func (c texts) Count(r *openai.Request) (n int, exact bool) {
+func (c texts) Count(r *openai.Request) (n int, doubt string) {
 	for i := range r.Messages {
 		n += len(r.Messages[i].Content)
 	}
 	for _, p := range r.Prompts {
 		n += p.IDs + len(p.Text)
 	}
-	return n, c.exact
+	return n, doubtful(c.exact)
 }
 
 func TestPromptsThatCannotFit(t *testing.T) {
@@ -105,9 +105,9 @@ func TestAHundredThousandMessages(t *testing.T) {
 // never is a counter that must not be asked.
 type never struct{ t *testing.T }
 
-func (n never) Count(*openai.Request) (int, bool) {
+func (n never) Count(*openai.Request) (int, string) {
 	n.t.Error("its tokens were counted")
-	return 0, true
+	return 0, pick.Certain
 }
 
 // TestTooManyEntriesAreRefused refuses what has more messages or inputs than are read, before
