@@ -8,16 +8,6 @@ import (
 	"time"
 )
 
-// vars are those of the tests that have no pair.
-func vars(t testing.TB, raw string) *Dict {
-	t.Helper()
-	v, err := FromJSON([]byte(raw))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v.(*Dict)
-}
-
 // TestRefusals has what Jinja2 may render and this package doesn't: the error says so.
 func TestRefusals(t *testing.T) {
 	for _, source := range []string{

@@ -169,10 +169,10 @@ func (e *exec) slice(v any, bounds [3]any) any {
 		throw(ErrUnsupported, "a slice of text that is marked as safe")
 	}
 	n, ok := e.length(v)
-	switch v.(type) {
+	switch v := v.(type) {
 	case string, markup, *list, *tuple, *span:
 	case *undefined:
-		throw(errUndef, "a slice of %s", quoteShort(v.(*undefined).what))
+		throw(errUndef, "a slice of %s", quoteShort(v.what))
 	default:
 		ok = false
 	}
