@@ -65,10 +65,10 @@ type Endpoint struct {
 	// +listType=set
 	// +millrace:each:form:name=servedName
 	Models []string `json:"models"`
-	// Type is "vllm", "sglang", "llamacpp", "tensorrtllm", "triton" or "openai", which shows
-	// no metrics. Default "openai".
+	// Type is "vllm", "sglang", "llamacpp", "tensorrtllm", "triton", "tgi", "lmdeploy" or
+	// "openai", which shows no metrics. Default "openai".
 	// +kubebuilder:default=openai
-	// +millrace:oneOf:values={vllm,sglang,llamacpp,tensorrtllm,triton,openai}
+	// +millrace:oneOf:values={vllm,sglang,llamacpp,tensorrtllm,triton,tgi,lmdeploy,openai}
 	Type string `json:"type"`
 	// Metrics is the URL of its metrics. Default: where its type has them, mostly
 	// http://ADDRESS/metrics; an "openai" endpoint has none.

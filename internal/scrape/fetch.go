@@ -1,6 +1,7 @@
 package scrape
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // maxPage bounds a page, in bytes: engines show some tens of kilobytes.
@@ -38,7 +41,7 @@ func NewClient() *Client {
 		http: lines{idle: map[string]*line{}},
 		tls: &http.Transport{
 			DialContext:         dialer.DialContext,
-			DisableCompression:  true, // unpacking costs more than reading
+			DisableCompression:  true, // unpacking costs more than reading: it is not asked for
 			MaxIdleConnsPerHost: 1,
 			IdleConnTimeout:     idleLimit,
 			ReadBufferSize:      readBuffer,
@@ -94,8 +97,32 @@ func (c *Client) secret(ctx context.Context, r *http.Request, buf []byte) (int, 
 		return 0, buf, err
 	}
 	defer resp.Body.Close()
-	buf, err = readAll(resp.Body, buf)
+	buf, err = readPage(resp, buf)
 	return resp.StatusCode, buf, err
+}
+
+// readPage reads the body of an answer, also if it is compressed though we did not ask for
+// that: some servers, and proxies before them, do not care.
+func readPage(resp *http.Response, buf []byte) ([]byte, error) {
+	switch coding := resp.Header.Get("Content-Encoding"); coding {
+	case "", "identity":
+		return readAll(resp.Body, buf)
+	case "gzip":
+		r, err := gzip.NewReader(resp.Body)
+		if err != nil {
+			return buf, err
+		}
+		return readAll(r, buf)
+	case "zstd":
+		r, err := zstd.NewReader(resp.Body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxPage))
+		if err != nil {
+			return buf, err
+		}
+		defer r.Close()
+		return readAll(r, buf)
+	default:
+		return buf, fmt.Errorf("content-encoding %.40q, which was not asked for", coding)
+	}
 }
 
 // readAll is io.ReadAll into a buffer that there is already, with a bound.
