@@ -75,6 +75,9 @@ func New(s Source, target blocks.Target, changed func(Change), m *Metrics, log *
 // Source returns where the events come from.
 func (f *Follower) Source() Source { return f.source }
 
+// Tokens returns how many tokens are known to be cached at a time.
+func (f *Follower) Tokens() int { return f.blocks.Tokens() }
+
 // Fault returns why nothing is received or understood; nil: all is well.
 func (f *Follower) Fault() error {
 	f.mu.Lock()

@@ -37,7 +37,7 @@ func Discover(ctx context.Context, get func(ctx context.Context, r *http.Request
 	for _, url := range pages {
 		page, err := ask(ctx, get, url, &buf)
 		if lost(err) && strings.HasPrefix(url, "http://"+address+"/") {
-			return Discovered{}, err
+			break // the others are there, too; it may have models nevertheless
 		}
 		if t := scrape.TypeOf(page); err == nil && t != nil {
 			d.Type, d.Metrics = t.Name(), url
@@ -45,7 +45,7 @@ func Discover(ctx context.Context, get func(ctx context.Context, r *http.Request
 		}
 	}
 	list, err := ask(ctx, get, "http://"+address+"/v1/models", &buf)
-	if lost(err) {
+	if lost(err) && d.Type == "" {
 		return Discovered{}, err
 	}
 	if err == nil {

@@ -206,9 +206,9 @@ var pages = sync.Pool{New: func() any { return new([]byte) }}
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	page := t.pageDue(began, p.working(t))
+	q := t.ask(began, p.working(t))
 	p.mu.Unlock()
-	f, buf := t.probe(ctx, p.get, page, buf)
+	f, buf := t.probe(ctx, p.get, q, buf)
 	if ctx.Err() != nil {
 		return buf // it was we who ended it
 	}
@@ -223,13 +223,16 @@ func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 		t.due.Store(0) // it was we who did not run
 		return buf
 	}
-	was, fault := t.vital.state, t.metrics
+	was, fault, untrue := t.vital.state, t.metrics, t.untrue
 	done, company := t.take(&f, now, p.working(t), len(p.targets))
 	if done != nil {
 		p.learnLocked(t, done, company)
 	}
 	p.publishLocked(t, done, company, f.sample != nil)
 	p.noteLocked(t, was, fault)
+	if t.untrue != untrue {
+		p.log.Warn("cache size not believed, it was seen to hold more", "endpoint", t.spec.Address, "tokens", t.untrue)
+	}
 	return buf
 }
 
@@ -270,7 +273,7 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, fresh bool) {
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
-		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens,
+		Sample: t.figures(), Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens,
 		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {

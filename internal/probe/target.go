@@ -45,8 +45,10 @@ type target struct {
 	pause    time.Duration // from then until the next such probe
 	metrics  error         // why they do not come; nil: they do
 	later    time.Time     // when metrics that fail are asked for again
+	healthy  time.Time     // when it was last asked for its health
 	slots    int
 	kvTokens float64
+	untrue   float64 // size of the cache that was disproved; 0: none was
 	speed    speeds
 	seen     bool // whether it was probed since it is a target
 }
@@ -81,7 +83,7 @@ func (t *target) inherit(old *target) {
 		t.adapters = nil
 	}
 	t.scraped, t.metrics, t.later, t.speed, t.seen = old.scraped, old.metrics, old.later, old.speed, old.seen
-	t.kvTokens = old.kvTokens
+	t.kvTokens, t.untrue, t.healthy = old.kvTokens, old.untrue, old.healthy
 	t.due.Store(old.due.Load())
 	if t.slots == 0 {
 		t.slots = old.slots
@@ -94,30 +96,51 @@ type finding struct {
 	sample   *scrape.Sample
 	adapters *scrape.Adapters
 	metrics  error
-	asked    bool // whether metrics were asked for
+	// asked is whether metrics were asked for, judged whether health was.
+	asked, judged bool
 }
 
 // getter fetches a page into a buffer, as scrape.Client does.
 type getter func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
 
-// probe asks the endpoint for its metrics and, if these don't show that it lives, for its
-// health.
-func (t *target) probe(ctx context.Context, get getter, page bool, buf []byte) (finding, []byte) {
+// question is what a probe asks for.
+type question struct{ health, page bool }
+
+// ask returns what to ask the endpoint for now. Its metrics alone show that it lives, if it
+// shows them itself, for as long as healthAgain; that it is well only its health says.
+func (t *target) ask(now time.Time, working bool) question {
+	q := question{page: t.pageDue(now, working)}
+	q.health = !q.page || !t.near || t.vital.state != Ready || now.Sub(t.healthy) >= healthAgain
+	return q
+}
+
+// probe asks the endpoint for its health, its metrics or both. What it finds of one says
+// nothing about the other, but that metrics that fail are a reason to ask for health, and
+// that nobody is there.
+func (t *target) probe(ctx context.Context, get getter, q question, buf []byte) (finding, []byte) {
 	var f finding
-	if page {
-		b, err := t.get(ctx, get, t.page, buf)
-		buf, f.metrics, f.asked = b, err, true
-		if err == nil {
-			f.read(t, b)
-		}
-		if lost := errors.Is(err, scrape.ErrSilent) || errors.Is(err, scrape.ErrGone); t.near && (err == nil || lost) {
-			f.health = err
-			return f, buf
-		}
+	if q.health {
+		f.judged = true
+		buf, f.health = t.alive(ctx, get, buf)
 	}
-	b, err := t.get(ctx, get, t.health, buf)
-	f.health = alive(err)
-	return f, b
+	if !q.page || t.near && lost(f.health) {
+		return f, buf
+	}
+	b, err := t.get(ctx, get, t.page, buf)
+	buf, f.metrics, f.asked = b, err, true
+	if err == nil {
+		f.read(t, b)
+	} else if !q.health {
+		f.judged = true
+		buf, f.health = t.alive(ctx, get, buf)
+	}
+	return f, buf
+}
+
+// alive asks the endpoint for its health.
+func (t *target) alive(ctx context.Context, get getter, buf []byte) ([]byte, error) {
+	buf, err := t.get(ctx, get, t.health, buf)
+	return buf, alive(err)
 }
 
 // read reads a page.
@@ -148,6 +171,9 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	t.vital.probed(f.health)
 	t.seen = true
 	moves := t.vital.state != was
+	if f.judged {
+		t.healthy = now
+	}
 	if f.asked {
 		t.metrics = f.metrics
 		t.later = now
@@ -157,6 +183,7 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	}
 	if s := f.sample; s != nil {
 		done, company = t.since(s, now)
+		t.doubt(s, done)
 		moves = moves || done != nil || s.Running+s.Waiting > 0
 		if n := int(min(s.Running, maxSlots)); t.spec.Slots == 0 && s.Waiting > 0 && n > t.slots {
 			t.slots = n // requests wait: all slots are taken
@@ -175,6 +202,44 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	}
 	t.due.Store(next.UnixNano())
 	return done, company
+}
+
+// doubt takes the size of the cache out of a sample if it is not true: prompts were longer, or
+// more was cached at a time. One that was disproved stays so for as long as it is the same.
+func (t *target) doubt(s *scrape.Sample, done *scrape.Since) {
+	if s.KVTokens == 0 {
+		return
+	}
+	least := mean(max(s.Prompt, s.Cached), s.Requests)
+	if done != nil {
+		least = max(least, mean(max(done.Prompt, done.Cached), done.Requests))
+	}
+	if t.events != nil {
+		least = max(least, float64(t.events.Tokens()))
+	}
+	if least > s.KVTokens {
+		t.untrue = s.KVTokens
+	}
+	if s.KVTokens == t.untrue {
+		s.KVTokens = 0
+		s.Has &^= scrape.KVTokens
+	}
+}
+
+// mean is tokens by request; 0: there was none.
+func mean(tokens, requests float64) float64 {
+	if requests == 0 {
+		return 0
+	}
+	return tokens / requests
+}
+
+// figures returns what the endpoint's metrics say; nil: they don't come now.
+func (t *target) figures() *scrape.Sample {
+	if t.metrics != nil || t.near && lost(t.vital.err) {
+		return nil
+	}
+	return t.sample
 }
 
 // maxSlots bounds how many requests an engine is taken to work on at a time.
