@@ -25,8 +25,9 @@ type Local struct {
 	probed
 
 	// Constant after NewLocal.
-	path   string
-	picker Picker
+	path    string
+	picker  Picker
+	metrics *localMetrics
 
 	// Of Run alone.
 	stamps stamp.Files
@@ -40,9 +41,8 @@ type Local struct {
 // NewLocal returns the fleet of the file at path, which must be good. It gives
 // tables and findings to picker, and reads tokenizers with load.
 func NewLocal(path string, picker Picker, load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) (*Local, error) {
-	l := &Local{path: path, picker: picker}
+	l := &Local{path: path, picker: picker, metrics: newLocalMetrics(reg)}
 	l.probed.init("the file of the fleet", l, load, nil, log, reg)
-	l.metrics.file(reg)
 	if err := l.load(time.Now()); err != nil {
 		return nil, err
 	}
@@ -66,7 +66,6 @@ func (l *Local) publishLocked() {
 	l.dirty = false
 	l.table = l.state.table()
 	l.picker.Publish(l.table)
-	l.metrics.count(l.locals)
 }
 
 // measuredLocked takes in what an endpoint's engine has done.

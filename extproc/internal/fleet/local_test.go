@@ -20,9 +20,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // world is a fleet of fake engines.
@@ -33,6 +35,7 @@ type world struct {
 	asked  map[string]int    // by URL
 	tables []*pick.Table
 	done   []pick.Usage
+	reg    *prometheus.Registry // of the metrics of what follows it
 }
 
 func (w *world) get(ctx context.Context, r *http.Request, buf []byte) ([]byte, error) {
@@ -98,13 +101,13 @@ func newLocal(t *testing.T, text string) (*Local, *world) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fleet.yaml")
 	write(t, path, text)
-	w := &world{pages: map[string]string{}, errs: map[string]error{}, asked: map[string]int{}}
+	w := &world{pages: map[string]string{}, errs: map[string]error{}, asked: map[string]int{}, reg: prometheus.NewRegistry()}
 	for i := range 3 {
 		w.pages[fmt.Sprintf("http://10.0.0.%d:80/health", i+1)] = "ok"
 	}
 	w.pages["http://10.0.0.1:80/metrics"] = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:request_prompt_tokens_sum 100\n"
 	w.pages["http://10.0.0.2:80/metrics"] = "llamacpp:requests_processing 0\n"
-	l, err := NewLocal(path, w, nil, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
+	l, err := NewLocal(path, w, nil, slog.New(slog.NewTextHandler(io.Discard, nil)), w.reg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,11 +311,46 @@ func TestKeysRotate(t *testing.T) {
 
 func TestLocalMetricsAreWellFormed(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
-	newLocalMetrics("a test", reg).file(reg)
+	newLocalMetrics(reg)
+	new(probed).registerProbed("a test", reg)
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v %v", problems, err)
 	}
+}
+
+// TestGaugesAgreeWithConditions has them say the same at any time: also of what changes no
+// table.
+func TestGaugesAgreeWithConditions(t *testing.T) {
+	l, w := newLocal(t, three)
+	gauges := func(down, mute int) {
+		t.Helper()
+		want := fmt.Sprintf("# HELP millrace_extproc_endpoints_without_metrics Endpoints that answer and return no usable metrics though they should.\n"+
+			"# TYPE millrace_extproc_endpoints_without_metrics gauge\nmillrace_extproc_endpoints_without_metrics %d\n"+
+			"# HELP millrace_extproc_endpoints Endpoints that the file of the fleet names, by state.\n# TYPE millrace_extproc_endpoints gauge\n"+
+			"millrace_extproc_endpoints{state=\"ready\"} %d\nmillrace_extproc_endpoints{state=\"suspect\"} 0\nmillrace_extproc_endpoints{state=\"not_ready\"} %d\n", mute, 3-down, down)
+		if err := testutil.GatherAndCompare(w.reg, strings.NewReader(want), "millrace_extproc_endpoints_without_metrics", "millrace_extproc_endpoints"); err != nil {
+			t.Error(err)
+		}
+		for code, n := range map[string]int{wire.EndpointsDown: down, wire.NoMetrics: mute} {
+			i := slices.IndexFunc(l.Conditions(), func(c obs.Condition) bool { return c.Code == code })
+			if (i >= 0) != (n > 0) || i >= 0 && !strings.HasPrefix(l.Conditions()[i].Text, fmt.Sprintf("%d of 3 ", n)) {
+				t.Errorf("%s: %+v; want %d", code, l.Conditions(), n)
+			}
+		}
+	}
+	observe := func(i int, s probe.State, metrics error) {
+		address := fmt.Sprintf("10.0.0.%d:80", i)
+		l.observed(&probe.Observation{Address: address, State: s, MetricsErr: metrics})
+	}
+	gauges(0, 0)
+	observe(1, probe.Ready, scrape.StatusError(401))
+	observe(2, probe.Ready, scrape.ErrSilent)
+	gauges(0, 2)
+	observe(2, probe.NotReady, scrape.ErrSilent)
+	gauges(1, 1)
+	observe(1, probe.Ready, nil)
+	gauges(1, 0)
 }
 
 // publishing is three endpoints of which the first publishes events: nobody is there.

@@ -29,11 +29,10 @@ const tick = 100 * time.Millisecond
 // probed keeps endpoints that extproc probes itself, whoever names them.
 type probed struct {
 	// Constant after init.
-	owner   owner
-	loader  *loader
-	prober  *probe.Prober
-	log     *slog.Logger
-	metrics *localMetrics
+	owner  owner
+	loader *loader
+	prober *probe.Prober
+	log    *slog.Logger
 
 	// mu guards the fields below. The prober is never called with it locked: it calls
 	// back.
@@ -65,9 +64,10 @@ type getter = func(ctx context.Context, r *http.Request, buf []byte) ([]byte, er
 
 // init makes p ready; who names the endpoints, for people.
 func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), get getter, log *slog.Logger, reg prometheus.Registerer) {
-	p.owner, p.log, p.metrics, p.loader = o, log, newLocalMetrics(who, reg), newLoader(load, log)
+	p.owner, p.log, p.loader = o, log, newLoader(load, log)
 	p.state, p.locals = newState(false), map[string]*local{}
 	p.prober = probe.New(probe.Options{Program: "extproc", Observed: p.observed, Working: p.working, Get: get}, log, reg)
+	p.registerProbed(who, reg)
 	p.registerKnown(reg)
 	for _, t := range types {
 		p.state.answered[t] = true
@@ -258,39 +258,26 @@ type remedies struct{ down, metrics, events string }
 
 // conditions returns what is wrong with endpoints and tokenizers.
 func (p *probed) conditions(r remedies) []obs.Condition {
-	var down, dumb []string
-	p.mu.Lock()
-	n := len(p.locals)
-	for _, address := range slices.Sorted(maps.Keys(p.locals)) {
-		l := p.locals[address]
-		switch {
-		case l.last == nil:
-		case l.last.State != probe.Ready:
-			down = append(down, address)
-		case l.last.MetricsErr != nil:
-			dumb = append(dumb, fmt.Sprintf("%s (%v)", l.entry.Metrics, l.last.MetricsErr))
-		}
-	}
-	p.mu.Unlock()
+	now := p.count()
 	var all []obs.Condition
-	if len(down) > 0 {
+	if len(now.down) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.EndpointsDown,
-			Text: fmt.Sprintf("%d of %d endpoints do not answer: %s", len(down), n, list(down)),
+			Text: fmt.Sprintf("%d of %d endpoints do not answer: %s", len(now.down), now.all, list(now.down)),
 			Next: r.down,
 		})
 	}
-	if len(dumb) > 0 {
+	if len(now.mute) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoMetrics,
-			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; what this extproc has sent them is taken for their load", len(dumb), n, list(dumb)),
+			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; what this extproc has sent them is taken for their load", len(now.mute), now.all, list(now.mute)),
 			Next: r.metrics,
 		})
 	}
 	if deaf := p.deaf(); len(deaf) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoKVEvents,
-			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is guessed", len(deaf), n, list(deaf)),
+			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is guessed", len(deaf), now.all, list(deaf)),
 			Next: r.events,
 		})
 	}
