@@ -4,7 +4,7 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // Metrics of all Followers together.
 type Metrics struct {
-	batches, gaps prometheus.Counter
+	batches, gaps, passed prometheus.Counter
 }
 
 // NewMetrics returns the metrics, registered, of the program of the given name.
@@ -19,6 +19,10 @@ func NewMetrics(program string, reg prometheus.Registerer) *Metrics {
 			Help: "Times that messages about KV caches were missing or not understood, so that an engine's blocks were forgotten.",
 		}),
 	}
-	reg.MustRegister(m.batches, m.gaps)
+	m.passed = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "millrace_" + program + "_kv_passed_total",
+		Help: "Events of engines about blocks that were passed over, as nobody knows what these stand for.",
+	})
+	reg.MustRegister(m.batches, m.gaps, m.passed)
 	return m
 }
