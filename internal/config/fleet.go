@@ -129,6 +129,7 @@ func (f Fleet) validate(d *decoder) []Fault {
 			served[m] = true
 		}
 	}
+	validateKeys(f.Endpoints, &r)
 	validateModels(f.Models, served, &r)
 	known := func(name string) bool { return served[name] }
 	validateTargets("policy.rewrites", f.Policy.Rewrites, known, &r)
@@ -190,6 +191,7 @@ func (f *Fleet) complete(dir string) {
 	}
 	for i := range f.Endpoints {
 		f.Endpoints[i].complete()
+		f.Endpoints[i].absolute(dir)
 	}
 }
 

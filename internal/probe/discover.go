@@ -9,12 +9,14 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/secret"
 )
 
 // Discovered is what an endpoint of which only the address is known says that it is.
 type Discovered struct {
 	// Type is whose metrics it shows, Metrics where; empty: it shows none that we know.
-	Type, Metrics string
+	Type    string
+	Metrics secret.URL
 	// Models are the ids that it says it serves, the base model first; nil: it does not say.
 	Models []string
 }
@@ -40,7 +42,7 @@ func Discover(ctx context.Context, get func(ctx context.Context, r *http.Request
 			break // the others are there, too; it may have models nevertheless
 		}
 		if t := scrape.TypeOf(page); err == nil && t != nil {
-			d.Type, d.Metrics = t.Name(), url
+			d.Type, d.Metrics = t.Name(), secret.URL(url)
 			break
 		}
 	}
@@ -56,7 +58,7 @@ func Discover(ctx context.Context, get func(ctx context.Context, r *http.Request
 
 // ask fetches a page into the buffer.
 func ask(ctx context.Context, get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error), url string, buf *[]byte) ([]byte, error) {
-	r, err := scrape.NewRequest(url)
+	r, err := scrape.NewRequest(secret.URL(url))
 	if err != nil {
 		return nil, err
 	}

@@ -97,11 +97,11 @@ func (p *Prober) Set(endpoints []Endpoint) error {
 	for _, spec := range endpoints {
 		models[spec.Models[0]] = true
 		old := p.targets[spec.Address]
-		if old != nil && old.spec.UID == spec.UID && old.spec.Endpoint.Equal(spec.Endpoint) {
+		if old != nil && old.spec.UID == spec.UID && old.spec.Equal(spec.Endpoint) {
 			all[spec.Address] = old
 			continue
 		}
-		t, err := newTarget(spec)
+		t, err := newTarget(spec, p.log)
 		if err != nil {
 			return err
 		}
@@ -115,6 +115,11 @@ func (p *Prober) Set(endpoints []Endpoint) error {
 		}
 		all[spec.Address] = t
 	}
+	for address, old := range p.targets {
+		if all[address] != old {
+			old.close()
+		}
+	}
 	p.targets = all
 	for model := range p.usual {
 		if !models[model] {
@@ -126,13 +131,23 @@ func (p *Prober) Set(endpoints []Endpoint) error {
 
 // Run probes until ctx ends.
 func (p *Prober) Run(ctx context.Context) error {
-	defer p.close()
+	defer p.end()
 	g, ctx := errgroup.WithContext(ctx)
 	for range workers {
 		g.Go(func() error { return p.work(ctx) })
 	}
 	g.Go(func() error { return p.schedule(ctx, g) })
 	return g.Wait()
+}
+
+// end closes connections.
+func (p *Prober) end() {
+	p.close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.targets {
+		t.close()
+	}
 }
 
 // schedule hands endpoints to the workers when they are due. What follows events runs in

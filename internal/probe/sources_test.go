@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/secret"
 )
 
 const healthA = "http://" + a + "/health"
@@ -51,7 +52,7 @@ func TestSources(t *testing.T) {
 				all, page := two()[:1], pageA
 				if tt.elsewhere {
 					page = "http://10.0.0.9:8002/metrics"
-					all[0].Metrics = page
+					all[0].Metrics = secret.URL(page)
 				}
 				start(t, Options{Working: func(string) bool { return true }}, all, func(p *Prober, w *world) {
 					w.set(func() { w.pages[page] = good })

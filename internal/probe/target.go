@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"sync/atomic"
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/scrape"
 )
 
@@ -28,7 +29,9 @@ type target struct {
 	typ    *scrape.Type  // nil: it has no metrics
 	page   *http.Request // nil like typ
 	health *http.Request
-	near   bool // whether the page comes from the endpoint itself
+	near   bool           // whether the page comes from the endpoint itself
+	door   *reach.Door    // nil: nothing is special about it
+	client *scrape.Client // of its own, for its TLS; nil: it has none
 
 	// Atomic.
 	due  atomic.Int64 // Unix nanoseconds
@@ -54,18 +57,20 @@ type target struct {
 }
 
 // newTarget returns the endpoint, which is taken to be well until it is probed.
-func newTarget(spec Endpoint) (*target, error) {
-	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots}
+func newTarget(spec Endpoint, log *slog.Logger) (*target, error) {
+	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots, door: reach.New(spec.Endpoint, log)}
+	if spec.TLS.On() {
+		t.client = scrape.NewClientTLS(t.door.TLS)
+	}
 	var err error
-	if t.health, err = scrape.NewRequest("http://" + spec.Address + "/health"); err != nil {
-		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+	if t.health, err = scrape.NewRequest(spec.HealthURL()); err != nil {
+		return nil, fmt.Errorf("endpoint %s: health: %w", spec.Address, err)
 	}
 	if t.typ != nil {
 		if t.page, err = scrape.NewRequest(spec.Metrics); err != nil {
 			return nil, fmt.Errorf("endpoint %s: metrics: %w", spec.Address, err)
 		}
-		u, err := url.Parse(spec.Metrics)
-		t.near = err == nil && u.Host == spec.Address
+		t.near = t.page.URL.Host == t.health.URL.Host
 	}
 	return t, nil
 }
@@ -73,7 +78,7 @@ func newTarget(spec Endpoint) (*target, error) {
 // Same reports whether what is known of an endpoint by probes is true of another entry of
 // its address, too.
 func Same(a, b Endpoint) bool {
-	return a.UID == b.UID && a.Type == b.Type && a.Metrics == b.Metrics
+	return a.UID == b.UID && a.Type == b.Type && a.Metrics == b.Metrics && a.SameAccess(b.Endpoint)
 }
 
 // inherit takes over what was found out of the same endpoint.
@@ -160,7 +165,27 @@ func (f *finding) read(t *target, page []byte) {
 func (t *target) get(ctx context.Context, get getter, r *http.Request, buf []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeWait)
 	defer cancel()
-	return get(ctx, r, buf)
+	if t.client != nil {
+		get = t.client.Get
+	}
+	if t.door != nil {
+		with, err := t.door.Request(r)
+		switch {
+		case err == nil:
+			r = with
+		case r == t.page:
+			return buf[:0], err
+		} // health mostly needs no key: an engine is not down for ours
+	}
+	buf, err := get(ctx, r, buf)
+	return buf, t.advise(err)
+}
+
+// close ends what is the target's own.
+func (t *target) close() {
+	if t.client != nil {
+		t.client.Close()
+	}
 }
 
 // take takes a probe's finding in. It returns what the engine has done since the last

@@ -16,11 +16,13 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"millrace.dev/millrace/internal/secret"
 )
 
 func request(t testing.TB, url string) *http.Request {
 	t.Helper()
-	r, err := NewRequest(url)
+	r, err := NewRequest(secret.URL(url))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -199,12 +199,12 @@ func Named(name string) *Type {
 }
 
 // URL is where an engine at "ip:port" shows its metrics, as long as nobody says anything
-// else.
-func (t *Type) URL(address string) string {
+// else. scheme is http:// or https://.
+func (t *Type) URL(scheme, address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil && t.port != "" {
 		address = net.JoinHostPort(host, t.port)
 	}
-	return "http://" + address + cmp.Or(t.path, "/metrics")
+	return scheme + address + cmp.Or(t.path, "/metrics")
 }
 
 // Events reports whether engines of the type can publish what their KV caches hold. t may
@@ -222,7 +222,7 @@ func (t *Type) Name() string { return t.name }
 func Pages(address string) []string {
 	var all []string
 	for _, t := range types {
-		if url := t.URL(address); !slices.Contains(all, url) {
+		if url := t.URL("http://", address); !slices.Contains(all, url) {
 			all = append(all, url)
 		}
 	}
