@@ -1,23 +1,28 @@
 package reach
 
 import (
+	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/secret"
 	"millrace.dev/millrace/internal/stamp"
 )
 
 // Key is the key of engines, for requests. It is safe for concurrent use.
 type Key struct {
-	// Constant after keys.
+	// Constant after Keys.Of.
 	spec config.APIKey
 	log  *slog.Logger
 
-	// mu guards the field below.
-	mu    sync.Mutex
-	value *stamp.Value[secret.Text] // nil: it could not be read yet
+	// Atomic.
+	value atomic.Pointer[stamp.Value[secret.Text]] // nil: it could not be read yet
 }
 
 // Header returns the header that a request gets; an empty name: the key is not known, or there
@@ -26,9 +31,7 @@ func (k *Key) Header() (name string, value secret.Text) {
 	if k == nil {
 		return "", ""
 	}
-	k.mu.Lock()
-	v := k.value
-	k.mu.Unlock()
+	v := k.value.Load()
 	if v == nil {
 		return "", ""
 	}
@@ -36,13 +39,11 @@ func (k *Key) Header() (name string, value secret.Text) {
 	return headerOf(k.spec, text)
 }
 
-// Refresh reads the key again if its file has changed, or was not there. It returns why it is
+// refresh reads the key again if its file has changed, or was not there. It returns why it is
 // not known; nil: it is.
-func (k *Key) Refresh() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.value != nil {
-		_, _ = k.value.Latest() // it says what is wrong
+func (k *Key) refresh() error {
+	if v := k.value.Load(); v != nil {
+		_, _ = v.Latest() // it says what is wrong
 		return nil
 	}
 	read := func() (secret.Text, error) { return textOf(k.spec.File, k.spec.Env, "") }
@@ -56,15 +57,23 @@ func (k *Key) Refresh() error {
 	if err != nil {
 		return err
 	}
-	k.value = v
+	k.value.Store(v)
 	return nil
 }
 
-// Keys is the keys that there are, each once, so that who has the same is the same. It is not
-// safe for concurrent use.
+// every is how often files are checked for changes.
+const every = time.Second
+
+// Keys is the keys that there are, each once, so that who has the same is the same. It is safe
+// for concurrent use.
 type Keys struct {
+	// Constant after NewKeys.
 	log *slog.Logger
-	all map[config.APIKey]*Key
+
+	// mu guards the fields below, and is held while files are read.
+	mu     sync.Mutex
+	all    map[config.APIKey]*Key
+	faults []string
 }
 
 // NewKeys returns none yet.
@@ -75,20 +84,52 @@ func (k *Keys) Of(spec config.APIKey) *Key {
 	if !spec.Requests {
 		return nil
 	}
-	if k.all[spec] == nil {
-		k.all[spec] = &Key{spec: spec, log: k.log}
-		_ = k.all[spec].Refresh() // it is tried again
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	one := k.all[spec]
+	if one == nil {
+		one = &Key{spec: spec, log: k.log}
+		k.all[spec] = one
+		k.refreshLocked()
 	}
-	return k.all[spec]
+	return one
 }
 
-// Refresh reads again what has changed, and returns what is not known.
-func (k *Keys) Refresh() []error {
-	var errs []error
-	for _, one := range k.all {
-		if err := one.Refresh(); err != nil {
-			errs = append(errs, err)
+// Run reads again what has changed, until ctx ends.
+func (k *Keys) Run(ctx context.Context) error {
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			k.mu.Lock()
+			k.refreshLocked()
+			k.mu.Unlock()
 		}
 	}
-	return errs
+}
+
+func (k *Keys) refreshLocked() {
+	k.faults = nil
+	for _, one := range k.all {
+		if err := one.refresh(); err != nil {
+			k.faults = append(k.faults, err.Error())
+		}
+	}
+	slices.Sort(k.faults)
+}
+
+// Conditions returns what is wrong.
+func (k *Keys) Conditions() []obs.Condition {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.faults) == 0 {
+		return nil
+	}
+	return []obs.Condition{{
+		Code: "engine-key", Text: "requests go to engines without their key: " + strings.Join(k.faults, "; "),
+		Next: "correct apiKey of the endpoints, or write the file: it is read as soon as it is there",
+	}}
 }

@@ -16,6 +16,7 @@ import (
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/policy"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/stamp"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -82,6 +83,11 @@ func (l *Local) load(now time.Time) error {
 	}
 	if name := f.Policy.Sessions.Cookie.KeyFile; name != "" {
 		l.stamps = append(l.stamps, stamp.Of(name)...)
+	}
+	for i, e := range f.Endpoints {
+		if err := reach.Check(e); err != nil {
+			return fmt.Errorf("endpoints[%d]: %w", i, err)
+		}
 	}
 	key, err := cookieKey(f.Policy.Sessions.Cookie, l.keys)
 	if err != nil {

@@ -20,9 +20,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/probe"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/wire"
 )
@@ -351,6 +353,54 @@ func TestGaugesAgreeWithConditions(t *testing.T) {
 	gauges(1, 1)
 	observe(1, probe.Ready, nil)
 	gauges(1, 0)
+}
+
+// TestLocalKeys gives requests a key where all endpoints of their model have the same.
+func TestLocalKeys(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	write(t, key, "hunter2")
+	_, w := newLocal(t, fmt.Sprintf(`
+endpoints:
+  - {address: "10.0.0.1:80", models: [m, n], type: vllm, apiKey: {file: %[1]q, requests: true}}
+  - {address: "10.0.0.2:80", models: [m], apiKey: {file: %[1]q, requests: true}}
+  - {address: "10.0.0.3:80", models: [o], apiKey: {file: %[1]q}}
+`, key))
+	for model, want := range map[string]string{"m": "Bearer hunter2", "n": "Bearer hunter2", "o": ""} {
+		if _, value := w.table().Models[model].Key.Header(); string(value) != want {
+			t.Errorf("%s: %q, want %q", model, string(value), want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "fleet.yaml")
+	write(t, path, `endpoints: [{address: "10.0.0.1:80", models: [m], apiKey: {env: TEST_NO_SUCH_KEY}, tls: {ca: gone.pem}}]`)
+	for name, check := range map[string]func() error{
+		"-check": func() error { return CheckFile(path, nil) },
+		"start": func() error {
+			_, err := NewLocal(path, w, nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			return err
+		},
+	} {
+		if err := check(); err == nil || !strings.Contains(err.Error(), "endpoints[0]: apiKey: the environment has no TEST_NO_SUCH_KEY") || !strings.Contains(err.Error(), "gone.pem") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestKeysOfModels gives none where endpoints differ, as xds may name them.
+func TestKeysOfModels(t *testing.T) {
+	keys := reach.NewKeys(slog.New(slog.DiscardHandler))
+	a, b := keys.Of(config.APIKey{Env: "A", Requests: true}), keys.Of(config.APIKey{Env: "B", Requests: true})
+	for _, tt := range []struct {
+		have []*reach.Key
+		want *reach.Key
+	}{{nil, nil}, {[]*reach.Key{a}, a}, {[]*reach.Key{a, a}, a}, {[]*reach.Key{a, b}, nil}, {[]*reach.Key{a, nil}, nil}, {[]*reach.Key{nil, a}, nil}} {
+		var all []*pick.Endpoint
+		for _, k := range tt.have {
+			all = append(all, &pick.Endpoint{Key: k})
+		}
+		if got := common(all); got != tt.want {
+			t.Errorf("%v: %v", tt.have, got)
+		}
+	}
 }
 
 // publishing is three endpoints of which the first publishes events: nobody is there.

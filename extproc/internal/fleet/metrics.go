@@ -100,9 +100,17 @@ func (p *probed) registerProbed(who string, reg prometheus.Registerer) {
 type count struct {
 	all    int
 	states map[pick.State]int
-	// down are the addresses of those that are not ready, mute what is wrong with the
-	// metrics of the others, each in the order of addresses.
+	// down are those that are not ready, and why, mute what is wrong with the metrics of the
+	// others, each in the order of addresses.
 	down, mute []string
+}
+
+// because is who, and why.
+func because(who string, err error) string {
+	if err == nil {
+		return who
+	}
+	return fmt.Sprintf("%s (%v)", who, err)
 }
 
 func (p *probed) count() count {
@@ -118,7 +126,7 @@ func (p *probed) count() count {
 		c.states[probeStates[l.last.State]]++
 		switch {
 		case l.last.State != probe.Ready:
-			c.down = append(c.down, address)
+			c.down = append(c.down, because(address, l.last.Err))
 		case l.last.MetricsErr != nil:
 			c.mute = append(c.mute, fmt.Sprintf("%s (%v)", l.entry.Metrics, l.last.MetricsErr))
 		}

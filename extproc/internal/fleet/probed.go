@@ -20,6 +20,7 @@ import (
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/probe"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -66,6 +67,7 @@ type getter = func(ctx context.Context, r *http.Request, buf []byte) ([]byte, er
 func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), get getter, log *slog.Logger, reg prometheus.Registerer) {
 	p.owner, p.log, p.loader = o, log, newLoader(load, log)
 	p.state, p.locals = newState(false), map[string]*local{}
+	p.state.keys = reach.NewKeys(log)
 	p.prober = probe.New(probe.Options{Program: "extproc", Observed: p.observed, Working: p.working, Get: get}, log, reg)
 	p.registerProbed(who, reg)
 	p.registerKnown(reg)
@@ -78,6 +80,7 @@ func (p *probed) init(who string, o owner, load func(path string) (pick.Counter,
 func (p *probed) keep(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.loader.run(ctx) })
+	g.Go(func() error { return p.state.keys.Run(ctx) })
 	g.Go(func() error { return p.prober.Run(ctx) })
 	g.Go(func() error { return p.follow(ctx) })
 	return g.Wait()
@@ -281,5 +284,5 @@ func (p *probed) conditions(r remedies) []obs.Condition {
 			Next: r.events,
 		})
 	}
-	return append(all, p.loader.conditions()...)
+	return append(append(all, p.state.keys.Conditions()...), p.loader.conditions()...)
 }
