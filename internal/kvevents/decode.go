@@ -208,7 +208,7 @@ type reader struct {
 	batch   *Batch
 	event   *Event
 	other   bool   // whether it is of another cache
-	spec    []byte // the kind of its group; nil: it is not told
+	spec    []byte // the kind of its group; nil: not named
 	adapter uint64 // the number of a LoRA adapter, from engines that say no name
 	extra   []byte // extra_keys, which are read when all else is known
 }
@@ -315,7 +315,7 @@ func (k otherKind) Error() string { return fmt.Sprintf("blocks of a group of kin
 
 // errGroup is returned for blocks of which nobody knows what they hold: the first group is the
 // one with attention to all tokens, in releases that name no kinds.
-var errGroup = errors.New("blocks of another group than the first, whose kind is not told")
+var errGroup = errors.New("blocks of another group than the first, whose kind is not named")
 
 // finish checks the event as a whole.
 func (r *reader) finish() error {

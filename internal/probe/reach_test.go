@@ -119,8 +119,8 @@ func (e *engine) wants(name, key string) {
 	e.name, e.key = name, key
 }
 
-// look probes an endpoint until what is observed is as it should be.
-func look(t *testing.T, spec config.Endpoint, log *slog.Logger) func(what string, ok func(o *Observation) bool) {
+// observe probes an endpoint until what is observed is as it should be.
+func observe(t *testing.T, spec config.Endpoint, log *slog.Logger) func(what string, ok func(o *Observation) bool) {
 	t.Helper()
 	seen := make(chan *Observation, 1<<10)
 	p := New(Options{Program: "test", Observed: func(o *Observation) { seen <- o }, Working: func(string) bool { return true }}, log, prometheus.NewRegistry())
@@ -207,7 +207,7 @@ func TestTLS(t *testing.T) {
 			e := newEngine(t, tt.server)
 			spec := config.Endpoint{Address: e.Listener.Addr().String(), Models: []string{"m"}, Type: "llamacpp", TLS: tt.spec}
 			spec.Metrics = secret.URL(strings.TrimSuffix(string(spec.HealthURL()), "health") + "metrics")
-			until := look(t, spec, slog.New(slog.DiscardHandler))
+			until := observe(t, spec, slog.New(slog.DiscardHandler))
 			switch {
 			case tt.name == "none where there is TLS":
 				until("its metrics don't come", func(o *Observation) bool { return o.MetricsErr != nil })
@@ -232,7 +232,7 @@ func TestTLSIsReadAgain(t *testing.T) {
 	}
 	e := newEngine(t, &tls.Config{Certificates: []tls.Certificate{pair}})
 	spec := config.Endpoint{Address: e.Listener.Addr().String(), Models: []string{"m"}, Type: "llamacpp", TLS: config.EngineTLS{CA: file}, Metrics: secret.URL(e.URL + "/metrics")}
-	until := look(t, spec, slog.New(slog.DiscardHandler))
+	until := observe(t, spec, slog.New(slog.DiscardHandler))
 	until("another authority", func(o *Observation) bool { return o.State == NotReady })
 	put(t, file, ca.pem())
 	until("its authority", well)
@@ -277,7 +277,7 @@ func TestKeys(t *testing.T) {
 					t.Errorf("the log has the key:\n%s", logged.String())
 				}
 			})
-			until := look(t, spec, slog.New(slog.NewTextHandler(&logged, nil)))
+			until := observe(t, spec, slog.New(slog.NewTextHandler(&logged, nil)))
 			if tt.refused == "" {
 				until("its metrics", well)
 			} else {
@@ -291,7 +291,7 @@ func TestKeys(t *testing.T) {
 		e := newEngine(t, nil)
 		e.wants("authorization", "Bearer "+key)
 		spec := config.Endpoint{Address: e.Listener.Addr().String(), Models: []string{"m"}, Type: "llamacpp", Metrics: secret.URL(e.URL + "/metrics"), APIKey: config.APIKey{File: file}}
-		until := look(t, spec, slog.New(slog.DiscardHandler))
+		until := observe(t, spec, slog.New(slog.DiscardHandler))
 		until("its metrics", well)
 		put(t, file, []byte(next))
 		e.wants("authorization", "Bearer "+next)

@@ -98,8 +98,8 @@ type scan struct {
 	// lines were added up.
 	by    [fields]uint8
 	lines [fields]uint16
-	// told is what ranks have said that say the same as others; nil: none was met yet.
-	told *told
+	// ranks is what ranks show that show the same as others; nil: none was met yet.
+	ranks *ranks
 }
 
 // line reads a sample whose name has the type's prefix. The length of a name says most of them
@@ -145,7 +145,7 @@ func (r *scan) take(f Field, by uint8, v float64, g figure) {
 	r.s.Has |= f
 	if g.replica {
 		g.field, g.by, g.value = f, by, v
-		more, first := r.tell(g)
+		more, first := r.rank(g)
 		*r.s.at(f) += more
 		if !first {
 			return
@@ -166,22 +166,22 @@ type figure struct {
 	value   float64
 }
 
-// told is what such ranks have said. What comes beyond its room is passed over.
-type told struct {
+// ranks is what such ranks show. What comes beyond its room is passed over.
+type ranks struct {
 	n   int
 	all [256]figure
 }
 
-var tolds = sync.Pool{New: func() any { return new(told) }}
+var rankPool = sync.Pool{New: func() any { return new(ranks) }}
 
-// tell takes in what a rank says, and returns what that adds: they say it one after the
-// other, so that the largest is the newest. first is whether no other has said it.
-func (r *scan) tell(g figure) (more float64, first bool) {
-	if r.told == nil {
-		r.told = tolds.Get().(*told)
-		r.told.n = 0
+// rank takes in what a rank shows, and returns what that adds: they write it one after the
+// other, so that the largest is the newest. first is whether no other has shown it.
+func (r *scan) rank(g figure) (more float64, first bool) {
+	if r.ranks == nil {
+		r.ranks = rankPool.Get().(*ranks)
+		r.ranks.n = 0
 	}
-	t := r.told
+	t := r.ranks
 	for i := range t.all[:t.n] {
 		if old := &t.all[i]; old.field == g.field && old.by == g.by && old.group == g.group {
 			more = max(0, g.value-old.value)
@@ -198,9 +198,9 @@ func (r *scan) tell(g figure) (more float64, first bool) {
 }
 
 func (r *scan) release() {
-	if r.told != nil {
-		tolds.Put(r.told)
-		r.told = nil
+	if r.ranks != nil {
+		rankPool.Put(r.ranks)
+		r.ranks = nil
 	}
 }
 

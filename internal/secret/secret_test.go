@@ -13,14 +13,14 @@ const hidden = "hunter2"
 
 func TestText(t *testing.T) {
 	var out bytes.Buffer
-	held := struct {
+	setting := struct {
 		Key  Text
 		List []Text
 	}{hidden, []Text{hidden}}
 	log := slog.New(slog.NewTextHandler(&out, nil))
-	log.Info("x", "key", Text(hidden), "held", held)
+	log.Info("x", "key", Text(hidden), "setting", setting)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%.3s"} {
-		fmt.Fprintf(&out, verb+" "+verb+" "+verb+"\n", Text(hidden), held, &held)
+		fmt.Fprintf(&out, verb+" "+verb+" "+verb+"\n", Text(hidden), setting, &setting)
 	}
 	fmt.Fprint(&out, errors.New(Text(hidden).String()), Text(hidden).GoString())
 	if text := out.String(); strings.Contains(text, hidden) || strings.Contains(text, fmt.Sprintf("%x", hidden)) || !strings.Contains(text, redacted) {
