@@ -70,6 +70,7 @@ type APIKey struct {
 // +millrace:rule:at="value",holds="!has(self.value) || self.value.matches('^[ -~]*$')",words="must be printable characters"
 type EngineHeader struct {
 	// Name is the header's, in lower case.
+	// +kubebuilder:validation:Required
 	// +millrace:form:name=headerName
 	Name string `json:"name"`
 	// Value is what it says. It is not shown anywhere.
@@ -122,8 +123,11 @@ func (e Endpoint) validateAccess(at string, r *rules) {
 	}
 }
 
-// maxHeaders bounds the headers of probes of an endpoint.
-const maxHeaders = 16
+// Bounds of the headers of probes of an endpoint, and of what one says, in characters.
+const (
+	maxHeaders     = 16
+	maxHeaderValue = 512
+)
 
 // headerValue is what a header may say.
 var headerValue = regexp.MustCompile(`^[ -~]*$`)
@@ -159,7 +163,7 @@ func (h EngineHeader) validate(at string, r *rules) {
 		r.broken(at+".name", "must be with value, file or env, one of them")
 	}
 	validateEnv(at, h.Env, r)
-	r.short(at+".value", string(h.Value), maxPath)
+	r.short(at+".value", string(h.Value), maxHeaderValue)
 	r.short(at+".file", h.File, maxPath)
 	if !headerValue.MatchString(string(h.Value)) {
 		r.broken(at+".value", "must be printable characters")

@@ -18,7 +18,7 @@ const redacted = "[redacted]"
 
 // Text is a secret.
 //
-// +kubebuilder:validation:MaxLength=4096
+// +kubebuilder:validation:MaxLength=512
 type Text string
 
 // String is what may be shown.
