@@ -22,12 +22,16 @@ GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* m
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 CLIENTS := $(MILLRACE_CACHE)/clients
+# Debian's package of Prometheus, of which the tests take the two programs.
+PROMETHEUS_VERSION := 2.42.0+ds-5+deb12u1
+PROMETHEUS_SHA256 := 81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55
+PROMETHEUS := $(MILLRACE_CACHE)/prometheus-2.42.0
 # Packages whose tests need nothing but Go; those below e2e run real processes.
 # Those that count allocations do so without the race detector.
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client build test test-unit test-e2e test-short test-clients test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
+.PHONY: help run setup client prometheus build test test-unit test-e2e test-short test-clients test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,13 +55,13 @@ test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with th
 	go test -run Allocates $(ALLOCATING)
 
 # One package at a time: they measure time, and each wants the whole machine.
-test-e2e: build setup client ## run the tests on real processes; e2e/README.md says what each proves
+test-e2e: build setup client prometheus ## run the tests on real processes; e2e/README.md says what each proves
 	go test -count=1 -p 1 -timeout 25m ./e2e/...
 
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
 	go test $(UNIT) ./e2e/house
 
-test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 150 MB to fetch, 2 min
+test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 640 MB in the cache, 3 min
 	go test -tags clients -count=1 -timeout 20m ./e2e/clients
 
 test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
@@ -121,14 +125,32 @@ $(CLIENT)/.installed: e2e/requirements.txt
 		--target "$$($(CLIENT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@touch $@
 
-# clients are those of the matrix, beside the one above.
+# Prometheus is unpacked into the cache, not installed: no service is started. Where apt has
+# no list of packages yet, it gets one of its own in the cache, which takes no root.
+prometheus: $(PROMETHEUS)/.installed ## fetch the Prometheus of the end-to-end tests
+
+$(PROMETHEUS)/.installed: | need-apt
+	@echo "set-up: Prometheus for the tests (20 MB)"; rm -rf $(PROMETHEUS); mkdir -p $(PROMETHEUS)/apt/lists/partial $(PROMETHEUS)/apt/archives/partial
+	@cd $(PROMETHEUS); own="-o Dir::State::Lists=$(PROMETHEUS)/apt/lists -o Dir::Cache=$(PROMETHEUS)/apt -o APT::Sandbox::User="; \
+		apt-get -qq -o APT::Sandbox::User= download prometheus=$(PROMETHEUS_VERSION) 2>/dev/null || \
+		{ apt-get -qq $$own update && apt-get -qq $$own download prometheus=$(PROMETHEUS_VERSION); } || \
+		{ echo "make: apt has no prometheus $(PROMETHEUS_VERSION): put a newer version and its hash into the Makefile" >&2; exit 4; }; \
+		echo "$(PROMETHEUS_SHA256)  $$(ls *.deb)" | sha256sum --check --quiet; \
+		dpkg-deb --extract *.deb unpacked; mv unpacked/usr/bin/* unpacked/usr/share/doc/prometheus/copyright .; rm -r unpacked apt *.deb
+	@touch $@
+
+# clients are those of the matrix, beside the one above: in python those that take the newest
+# of OpenAI's own, in older the others, and Node's.
 $(CLIENTS)/.installed: e2e/requirements.txt $(wildcard e2e/clients/*.txt e2e/clients/*.json) | need-npm
-	@echo "set-up: clients for the tests (20 to 60 s)"; rm -rf $(CLIENTS); mkdir -p $(CLIENTS)/node
-	@python3 -m venv --without-pip $(CLIENTS)/python
-	@PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --no-cache-dir --disable-pip-version-check \
-		--no-deps --root-user-action=ignore --require-hashes --only-binary=:all: \
-		--requirement e2e/requirements.txt --requirement e2e/clients/requirements.txt \
-		--target "$$($(CLIENTS)/python/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@echo "set-up: clients for the tests (30 to 90 s)"; rm -rf $(CLIENTS); mkdir -p $(CLIENTS)/node
+	@pins() { \
+		python3 -m venv --without-pip $(CLIENTS)/$$1; \
+		PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+			--no-deps --no-compile --root-user-action=ignore --require-hashes --only-binary=:all: "$${@:2}" \
+			--target "$$($(CLIENTS)/$$1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	}; \
+	pins python --requirement e2e/requirements.txt --requirement e2e/clients/requirements.txt; \
+	pins older --requirement e2e/clients/older.txt
 	@cp e2e/clients/package.json e2e/clients/package-lock.json $(CLIENTS)/node/
 	@npm ci --prefix $(CLIENTS)/node --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
@@ -140,10 +162,12 @@ $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-
 		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
 	@touch $@
 
-.PHONY: need-go need-g++ need-npm
+.PHONY: need-go need-g++ need-npm need-apt
 need-go:
 	@command -v go >/dev/null || { echo "make: go is missing: install Go 1.26 or newer" >&2; exit 4; }
 need-npm:
 	@command -v npm >/dev/null || { echo "make: npm is missing: install Node.js 20 or newer" >&2; exit 4; }
+need-apt:
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "make: apt-get is missing: put prometheus and promtool 2.42 or newer into $(PROMETHEUS), and an empty file .installed beside them" >&2; exit 4; }
 need-g++:
 	@command -v g++ >/dev/null || { echo "make: g++ is missing: apt-get install g++" >&2; exit 4; }

@@ -27,8 +27,11 @@ import (
 	"millrace.dev/millrace/internal/identity"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mesh"
+	"millrace.dev/millrace/internal/models"
+	"millrace.dev/millrace/internal/nearest"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/status"
@@ -45,19 +48,20 @@ type command struct {
 // because help is one of them.
 func commands() []command {
 	return []command{
-		{"up", "bring up a whole mesh on this machine; Ctrl-C ends it", up},
-		{"down", "end the mesh of a folder, and wait until nothing of it runs", down},
-		{"logs", "show the log of a process of the mesh, or list them", logs},
+		{"up", "start a mesh on this machine; Ctrl-C ends it", up},
+		{"down", "end a mesh, and wait until all of its processes have ended", down},
+		{"logs", "show the log of one process of the mesh; without a name, list the logs", logs},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
-		{"explain", "say of a request why it went where it went, and what came of it", explainRequest},
-		{"chat", "talk to a mesh in the terminal, or from a script", talk},
-		{"gateway", "stand beside an Envoy: show whether it is ready, and empty it before it ends", gatewayOf},
-		{"key", "make an API key for a tenant, and its line for up -api-keys", newKey},
-		{"check", "look whether this machine has what a mesh needs", check},
-		{"identity", "keep the certificates of a Pod's programs, and renew them", keepIdentity},
-		{"setup", "fetch what a mesh needs, and stop there", fetch},
-		{"install-models", "copy the default model to a folder that engines and extprocs share", installModels},
-		{"completion", "print a script by which bash, zsh or fish completes commands and flags", completion},
+		{"explain", "show why a request went where it went, and how it ended", explainRequest},
+		{"chat", "chat with a model of the mesh, in the terminal or from a script", talk},
+		{"gateway", "sidecar of an Envoy in a Pod: report its readiness, and drain it before it ends", gatewayOf},
+		{"models", "list models by name, fetch them from mirrors (pull), remove them (rm)", modelsOf},
+		{"key", "make an API key for a tenant, and the line for the file of -api-keys", newKey},
+		{"check", "check whether this machine has what a mesh needs", check},
+		{"identity", "sidecar of a Pod: get its programs' certificates, and renew them", keepIdentity},
+		{"setup", "fetch what a mesh needs (Envoy, llama.cpp, a model), and start nothing", fetch},
+		{"install-models", "copy the default model into a folder that engines and extprocs share", installModels},
+		{"completion", "print a completion script for bash, zsh or fish", completion},
 		{"version", "print the version, with the commit", version},
 		{"help", "print this", help},
 	}
@@ -79,7 +83,7 @@ type files struct {
 func run(ctx context.Context, args []string, std files) error {
 	if len(args) == 0 {
 		_ = help(ctx, nil, files{out: std.err})
-		return program.Usage(errors.New("no command"))
+		return program.Usage(errors.New("a command is missing"))
 	}
 	name := args[0]
 	switch name {
@@ -95,7 +99,10 @@ func run(ctx context.Context, args []string, std files) error {
 		}
 		known = append(known, c.name)
 	}
-	return program.Usage(fmt.Errorf("no command %q; must be one of %s", args[0], strings.Join(known, ", ")))
+	if near := nearest.Of(name, known); near != "" {
+		return program.Usage(fmt.Errorf("unknown command %q; did you mean %s?", name, near))
+	}
+	return program.Usage(fmt.Errorf("unknown command %q; must be one of %s", name, strings.Join(known, ", ")))
 }
 
 // newFlags returns the flags of a command.
@@ -112,7 +119,22 @@ func setupFlags(fs *program.Flags, o *mesh.Options) {
 	fs.StringVar(&o.Envoy, "envoy", "", "`path` of an envoy of your own, instead of the fetched one")
 	fs.StringVar(&o.LlamaServer, "llama-server", "", "`path` of a llama-server of your own; -rpc-server goes with it")
 	fs.StringVar(&o.RPCServer, "rpc-server", "", "`path` of the ggml-rpc-server of the same build")
-	fs.StringVar(&o.Model, "model", "", "`path` of a GGUF file to serve as the default model, instead of the fetched one")
+	fs.Func("model", "`NAME` of a model, org/repo:Q4_K_M, a URL or a path; several: give it again (default smollm2). ID=NAME serves it by that id", func(text string) error {
+		o.Models = append(o.Models, text)
+		return nil
+	})
+	sourceFlags(fs, &o.From)
+}
+
+// sourceFlags adds the flags that say where models come from.
+func sourceFlags(fs *program.Flags, from *models.Options) {
+	*from = models.Environment()
+	fs.Func("mirror", "`URL` of a server with repositories, such as https://hub.example.org; several are asked in turn (default $MILLRACE_MIRROR, $HF_ENDPOINT)", func(text string) error {
+		from.Mirrors = append(slices.Clone(from.Mirrors), text)
+		return nil
+	})
+	fs.StringVar(&from.Catalogue, "catalogue", from.Catalogue, "`file` with further names of models (default $MILLRACE_CATALOGUE)")
+	fs.StringVar(&from.TokenFile, "token-file", from.TokenFile, "`file` with the token of the mirrors, or lines HOST TOKEN (default $MILLRACE_TOKEN_FILE)")
 }
 
 func up(ctx context.Context, args []string, std files) error {
@@ -124,7 +146,7 @@ func up(ctx context.Context, args []string, std files) error {
 	fs.IntVar(&o.ExtProcs, "extprocs", 1, "how many extprocs to run, which Envoy asks in turn")
 	fs.StringVar(&o.Config, "config", "", "`file` with Model and Policy objects; without it everything has a default")
 	fs.StringVar(&o.Traces, "traces", "", "`file or otlp://host:port` that gets OpenTelemetry traces")
-	fs.Func("capacity", "`node-a=100,node-c=50`: what nodes are worth in tokens per second, instead of the measured figure", func(text string) (err error) {
+	fs.Func("capacity", "`node-a=100,node-c=50`: speed of nodes in tokens per second, by which requests are shared out, instead of the measured one", func(text string) (err error) {
 		o.Capacity, err = mesh.ParseCapacity(text)
 		return err
 	})
@@ -203,7 +225,7 @@ func showStatus(ctx context.Context, args []string, std files) error {
 func explainRequest(ctx context.Context, args []string, std files) error {
 	o := explain.Options{In: std.in, Out: std.out, Wait: explainWait}
 	fs := newFlags("explain", std)
-	last := fs.Bool("last", false, "the last request, instead of one by its id")
+	last := fs.Bool("last", false, "explain the last request in the log, instead of one by its id")
 	fs.StringVar(&o.Log, "log", "", "`file` with Envoy's access log, - for standard input (default: that of the mesh in -dir)")
 	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
 	fs.BoolVar(&o.JSON, "json", false, "print JSON")
@@ -212,7 +234,7 @@ func explainRequest(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if *last == (id != "") {
-		return program.Usage(&obs.Hint{Err: errors.New("explain: which request? must be a REQUEST-ID, or -last"), Next: "the id is the header x-request-id of the answer, or how it begins"})
+		return program.Usage(&obs.Hint{Err: errors.New("explain: name a request: its REQUEST-ID, or -last"), Next: "the id is in the header x-request-id of the answer; its first characters will do"})
 	}
 	if o.ID = id; o.Log == "" {
 		s, _, err := state.Read(*dir)
@@ -233,7 +255,7 @@ func talk(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.URL, "url", "", "`address` of the API (default: that of the mesh in -dir, else http://127.0.0.1:10000)")
 	fs.StringVar(&o.Model, "model", "", "`id` of the model (default: the first that the API lists)")
 	fs.IntVar(&o.MaxTokens, "max-tokens", 512, "longest answer, in tokens")
-	fs.StringVar(&o.System, "system", "", "`text` that says who the model is to be")
+	fs.StringVar(&o.System, "system", "", "`text` of the system prompt")
 	fs.Func("temperature", "how freely it chooses words, 0 to 2 (default: the model's own)", func(text string) error {
 		v, err := trust.Number(text, 0, 2)
 		o.Temperature = &v
@@ -246,7 +268,7 @@ func talk(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if o.Key = os.Getenv("OPENAI_API_KEY"); o.Key == "" {
-		own, _ := os.ReadFile(mesh.KeyFile(*dir)) // there is none where none is needed
+		own, _ := regular.Read(mesh.KeyFile(*dir), 1<<16) // there is none where none is needed
 		o.Key = string(own)
 	}
 	if o.MaxTokens < 1 {
@@ -267,17 +289,20 @@ func talk(ctx context.Context, args []string, std files) error {
 // newKey prints a key, which is shown once, and what is to be kept of it.
 func newKey(_ context.Context, args []string, std files) error {
 	fs := newFlags("key", std)
-	tenant := fs.String("tenant", "", "`name` of whom the key is for: budgets are by tenant")
+	tenant := fs.String("tenant", "", "`name` of the tenant that the key is for; budgets are by tenant")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
+	if *tenant == "" {
+		return program.Usage(errors.New("key: -tenant is missing; set it to the name of the tenant that the key is for"))
+	}
 	key, line, err := keys.New(*tenant)
 	if err != nil {
-		return program.Usage(fmt.Errorf("-tenant: %w", err))
+		return program.Usage(fmt.Errorf("key: -tenant: %w", err))
 	}
-	fmt.Fprintln(std.err, "the key, for the client; it is kept nowhere:")
+	fmt.Fprintln(std.err, "the key, for the client; it is not stored, so keep it:")
 	fmt.Fprintln(std.err, key)
-	fmt.Fprintln(std.err, "its line of the file of -api-keys, which is read again when it changes:")
+	fmt.Fprintln(std.err, "the line with its hash, for the file of -api-keys, which is read again when it changes:")
 	fmt.Fprintln(std.out, line)
 	return nil
 }
@@ -287,8 +312,8 @@ func gatewayOf(ctx context.Context, args []string, std files) error {
 	fs := newFlags("gateway", std)
 	fs.StringVar(&o.Admin, "admin", "127.0.0.1:9901", "`ip:port` of Envoy's admin port")
 	fs.StringVar(&o.Probes, "probes", "127.0.0.1:8081", "`ip:port` of /healthz, /readyz and Envoy's /metrics, in plain text")
-	fs.DurationVar(&o.Linger, "linger", 5*time.Second, "how long requests are still taken once the end was asked for, until nobody sends any more")
-	fs.DurationVar(&o.Grace, "grace", time.Minute, "longest wait for requests in flight, -linger included; then they are cut")
+	fs.DurationVar(&o.Linger, "linger", 5*time.Second, "how long new requests are still accepted after SIGTERM, unless they stop coming before")
+	fs.DurationVar(&o.Grace, "grace", time.Minute, "how long requests in flight may take after SIGTERM, -linger included; then they are cut")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
@@ -304,7 +329,11 @@ func check(ctx context.Context, args []string, std files) error {
 	if err := fs.Read(args); err != nil {
 		return err
 	}
-	err := doctor.Run(ctx, doctor.Options{Setup: o.Setup(false), Dir: *dir, Listen: *listen}, std.out)
+	own, err := o.Default(ctx)
+	if err != nil {
+		return err
+	}
+	err = doctor.Run(ctx, doctor.Options{Setup: o.Setup(!own), Dir: *dir, Listen: *listen}, std.out)
 	if errors.Is(err, doctor.ErrFailed) {
 		return program.Setup(fmt.Errorf("check: %w", err))
 	}
@@ -319,7 +348,15 @@ func fetch(ctx context.Context, args []string, std files) error {
 	if err := fs.Read(args); err != nil {
 		return err
 	}
-	paths, err := setup.Ensure(ctx, o.Setup(false))
+	own, err := o.Default(ctx)
+	if err != nil {
+		return err
+	}
+	paths, err := setup.Ensure(ctx, o.Setup(!own))
+	var named []string
+	if err == nil {
+		named, err = o.Fetch(ctx)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return program.Interrupted()
@@ -327,14 +364,92 @@ func fetch(ctx context.Context, args []string, std files) error {
 		return program.Setup(err)
 	}
 	if *inventory {
-		parts, err := setup.Inventory(o.Setup(false))
+		parts, err := setup.Inventory(o.Setup(!own))
 		if err != nil {
 			return err
 		}
 		return json.NewEncoder(std.out).Encode(parts)
 	}
-	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\nmodel    %s\n", paths.Envoy, paths.Runtime, paths.Model)
+	fmt.Fprintf(std.out, "envoy    %s\nllama    %s\n", paths.Envoy, paths.Runtime)
+	for _, path := range append(slices.DeleteFunc([]string{paths.Model}, func(p string) bool { return p == "" }), named...) {
+		fmt.Fprintf(std.out, "model    %s\n", path)
+	}
 	return nil
+}
+
+// modelsOf obeys models list, pull and rm.
+func modelsOf(ctx context.Context, args []string, std files) error {
+	o := models.Options{}
+	fs := newFlags("models list|pull|rm", std)
+	sourceFlags(fs, &o)
+	fs.StringVar(&o.Cache, "cache", "", "`folder` with what was fetched (default $MILLRACE_CACHE, else .cache of the checkout)")
+	dir := fs.String("dir", defaultDir, "`folder` of the mesh that may have models loaded")
+	asJSON := fs.Bool("json", false, "print JSON: a list; of pull, an object a line meanwhile, and the model at the end")
+	forget := fs.Bool("forget", false, "with rm: forget the model's hashes, too, so that other content is taken the next time")
+	word := ""
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		word, args = args[0], args[1:]
+	}
+	name, err := fs.ReadArgument(args, "NAME")
+	if err != nil {
+		return err
+	}
+	if known := []string{"list", "pull", "rm"}; !slices.Contains(known, word) || (word == "list") != (name == "") {
+		return program.Usage(&obs.Hint{Err: errors.New("models: what? must be list, pull NAME or rm NAME"), Next: "for example: millrace models pull org/repo:Q4_K_M -mirror https://hub.example.org"})
+	}
+	o.Out = std.err
+	if events := json.NewEncoder(std.out); *asJSON {
+		o.Events = func(e models.Event) { _ = events.Encode(e) }
+	}
+	store, err := models.Open(o)
+	if err != nil {
+		return program.Usage(err)
+	}
+	switch word {
+	case "pull":
+		return pullModel(ctx, store, name, *asJSON, std)
+	case "rm":
+		nodes, err := status.Loaded(ctx, *dir)
+		if err != nil {
+			return err
+		}
+		freed, err := store.Remove(ctx, name, *forget, nodes)
+		if err != nil {
+			return program.Usage(fmt.Errorf("models rm: %w", err))
+		}
+		_, err = fmt.Fprintf(std.out, "%s removed, %d MB are free\n", name, freed/1_000_000)
+		return err
+	}
+	nodes, err := status.Loaded(ctx, *dir)
+	if err != nil {
+		fmt.Fprintf(std.err, "millrace: what is loaded is not known: %v\n", err)
+	}
+	all, err := store.List(ctx, nodes)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		return models.JSON(std.out, all)
+	}
+	return models.Show(std.out, all, time.Now())
+}
+
+func pullModel(ctx context.Context, store *models.Store, name string, asJSON bool, std files) error {
+	r, err := store.Parse(name)
+	if err != nil {
+		return program.Usage(fmt.Errorf("models pull: %w", err))
+	}
+	m, err := store.Pull(ctx, r, nil)
+	switch {
+	case ctx.Err() != nil:
+		return program.Interrupted()
+	case err != nil:
+		return program.Setup(fmt.Errorf("models pull: %w", err))
+	case asJSON:
+		return json.NewEncoder(std.out).Encode(m)
+	}
+	_, err = fmt.Fprintf(std.out, "%s  %s\nserve it:  %s\n", m.Name, m.Weights, obs.Command("millrace", "up", "-model", name))
+	return err
 }
 
 func installModels(ctx context.Context, args []string, std files) error {
@@ -347,7 +462,7 @@ func installModels(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if *to == "" {
-		return program.Usage(errors.New("-to is missing; set it to a folder"))
+		return program.Usage(errors.New("install-models: -to is missing; set it to a folder"))
 	}
 	from, err := setup.Model(ctx, o.Setup(false))
 	if err != nil {
@@ -376,7 +491,7 @@ func keepIdentity(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.Token, "token", "/var/run/secrets/millrace/token", "`file` with a token of the Pod's ServiceAccount for audience "+identity.Audience)
 	fs.StringVar(&o.CA, "ca", "/etc/millrace/ca/tls.crt", "`file` with the authorities of the mesh, one of which must have signed the authority's certificate")
 	fs.StringVar(&o.CACert, "ca-cert", "", "`file` with the authorities, where the Pod has their key: nobody is asked then")
-	fs.StringVar(&o.CAKey, "ca-key", "", "`file` with the key of one of them")
+	fs.StringVar(&o.CAKey, "ca-key", "", "`file` with the key of one of the certificates in -ca-cert")
 	fs.DurationVar(&o.Life, "life", 24*time.Hour, "with -ca-key, how long a certificate lives")
 	only := fs.Bool("check", false, "check the files in -out as a peer would, and end: a startup probe")
 	if err := fs.Read(args); err != nil {
@@ -407,10 +522,13 @@ func completion(ctx context.Context, args []string, std files) error {
 	}
 	var all []complete.Command
 	for _, c := range commands() {
-		all = append(all, complete.Command{Name: c.name, Does: c.does, Flags: flagsOf(ctx, c)})
+		all = append(all, complete.Command{Name: c.name, Does: c.does, Flags: flagsOf(ctx, c), Words: words[c.name]})
 	}
 	return complete.Write(std.out, shell, all)
 }
+
+// words are those that may follow a command, by its name.
+var words = map[string][]string{"models": {"list", "pull", "rm"}, "completion": complete.Shells()}
 
 // flagLine is a flag in what a command's -h prints.
 var flagLine = regexp.MustCompile(`(?m)^  (-[a-z-]+)`)
@@ -439,8 +557,8 @@ func help(_ context.Context, _ []string, std files) error {
 	}
 	_, err := io.WriteString(std.out, text+`
 millrace COMMAND -h lists the flags of a command.
-Exit codes: 0 fine, 1 something broke, 2 bad flags, 3 bad configuration,
-4 something needed can't be had, 5 address in use, 130 interrupted.
+Exit codes: 0 fine, 1 broke while running, 2 bad flags, 3 bad configuration,
+4 set-up (download, hash, cache, Python, compiler), 5 address in use, 130 interrupted in set-up.
 `)
 	return err
 }

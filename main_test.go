@@ -30,16 +30,24 @@ func TestBadCommandLines(t *testing.T) {
 		args []string
 		want string
 	}{
-		{name: "no command", want: "no command"},
-		{name: "unknown command", args: []string{"start"}, want: `no command "start"`},
+		{name: "no command", want: "a command is missing"},
+		{name: "unknown command", args: []string{"start"}, want: `unknown command "start"`},
+		{name: "mistyped command", args: []string{"stauts"}, want: `unknown command "stauts"; did you mean status?`},
+		{name: "mistyped flag", args: []string{"up", "-lisen", ":0"}, want: "did you mean -listen?"},
 		{name: "unknown flag", args: []string{"up", "-colour", "red"}, want: "-colour"},
+		{name: "a model that nobody knows", args: []string{"up", "-check", "-model", "smollm3"}, want: `no model is called "smollm3"`},
+		{name: "two models of one name", args: []string{"up", "-check", "-model", "smollm2", "-model", "smollm2=./x.gguf"}, want: "would both be called smollm2"},
+		{name: "a mirror that is none", args: []string{"models", "list", "-mirror", "hub.example.org"}, want: "mirror: no URL"},
+		{name: "models of nothing", args: []string{"models", "pull"}, want: "must be list, pull NAME or rm NAME"},
+		{name: "models to nowhere", args: []string{"models", "push", "x"}, want: "must be list, pull NAME or rm NAME"},
+		{name: "no model to remove", args: []string{"models", "rm", "x", "-cache", "nowhere"}, want: `no model "x" is kept here`},
 		{name: "argument", args: []string{"up", "now"}, want: `"now"`},
 		{name: "bad capacity", args: []string{"up", "-capacity", "node-a"}, want: "NODE=TOKENS_PER_SECOND"},
 		{name: "nowhere to install to", args: []string{"install-models"}, want: "-to is missing"},
 		{name: "identity of nobody", args: []string{"identity", "-check", "-roles", "root"}, want: `-roles: role "root"; must be one of`},
 		{name: "an authority in plain text", args: []string{"identity", "-roles", "envoy", "-authority", "http://xds:7102"}, want: `-authority: "http://xds:7102"; must be https://`},
 		{name: "half an authority", args: []string{"identity", "-roles", "xds", "-ca-key", "k"}, want: "-ca-cert and -ca-key; must be given both"},
-		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "must be one of them"},
+		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "give exactly one of them"},
 		{name: "bad address", args: []string{"up", "-check", "-listen", "x"}, want: `-listen "x"`},
 	}
 	for _, tt := range tests {
@@ -111,6 +119,10 @@ func TestCompletion(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(got)) != "-dir -f -n" {
 		t.Errorf("completes to %s, %v", got, err)
 	}
+	got, err = exec.Command("bash", "-c", script+"\nCOMP_WORDS=(millrace models p); COMP_CWORD=2; _millrace; echo ${COMPREPLY[*]}").CombinedOutput()
+	if err != nil || strings.TrimSpace(string(got)) != "pull" {
+		t.Errorf("completes models p to %s, %v", got, err)
+	}
 }
 
 func TestHelp(t *testing.T) {
@@ -118,7 +130,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "check", "setup", "identity", "install-models", "completion"} {
+	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "models", "check", "setup", "identity", "install-models", "completion"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}
@@ -128,8 +140,88 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// TestUpCheckReadsWhatItNames: files that are not there, or are something else.
+func TestUpCheckReadsWhatItNames(t *testing.T) {
+	dir := t.TempDir()
+	text := filepath.Join(dir, "text")
+	config := func(spec string) string {
+		path := filepath.Join(t.TempDir(), "c.yaml")
+		if err := os.WriteFile(path, []byte("apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: smollm2}\nspec: {"+spec+"}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.WriteFile(text, []byte("no GGUF"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+		code int
+	}{
+		{"no model", []string{"-model", "/nope.gguf"}, "/nope.gguf: no such file", program.ExitSetup},
+		{"a model that is none", []string{"-model", text}, "-model: " + text + ": not a GGUF file", program.ExitSetup},
+		{"no Envoy", []string{"-envoy", "/nope"}, "-envoy: stat /nope: no such file", program.ExitSetup},
+		{"an Envoy that can't be run", []string{"-envoy", text}, "-envoy: " + text + ": not an executable file", program.ExitSetup},
+		{"a llama-server that can't be run", []string{"-llama-server", text, "-rpc-server", text}, "-llama-server: " + text + ": not an executable file", program.ExitSetup},
+		{"an environment without vLLM", []string{"-vllm", dir}, "-vllm: stat " + dir + "/bin/vllm: no such file", program.ExitUsage},
+		{"no keys", []string{"-api-keys", "/nope"}, "-api-keys: open /nope: no such file", program.ExitUsage},
+		{"no weights", []string{"-config", config("weights: /nope.gguf")}, "model smollm2: weights: stat /nope.gguf: no such file", program.ExitConfig},
+		{"no tokenizer", []string{"-config", config("tokenizer: /nope.json")}, "model smollm2: tokenizer: open /nope.json: no such file", program.ExitConfig},
+	} {
+		out, err := call(t, append([]string{"up", "-check", "-dir", t.TempDir()}, tt.args...)...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || program.ExitCode(err) != tt.code {
+			t.Errorf("%s: %q, %v (exit %d), want %q (exit %d)", tt.name, out, err, program.ExitCode(err), tt.want, tt.code)
+		}
+	}
+}
+
+// TestModels lists what there is, and says of what is missing how to get it, before anything starts.
+func TestModels(t *testing.T) {
+	cache := t.TempDir()
+	out, err := call(t, "models", "list", "-json", "-cache", cache, "-dir", t.TempDir())
+	if err != nil || !strings.Contains(out, `"name": "smollm2"`) || !strings.Contains(out, `"state": "known"`) {
+		t.Errorf("models list: %s, %v", out, err)
+	}
+	for name, code := range map[string]int{"org/repo:Q4_K_M": program.ExitSetup, "./none.gguf": program.ExitSetup, "https://h.example/m.gguf": 0} {
+		if _, err := call(t, "up", "-check", "-cache", cache, "-model", name); program.ExitCode(err) != code {
+			t.Errorf("up -check -model %s: %v, exit %d, want %d", name, err, program.ExitCode(err), code)
+		}
+	}
+	if left, err := os.ReadDir(cache); err != nil || len(left) > 0 {
+		t.Errorf("-check has written %v, %v", left, err)
+	}
+}
+
 func TestUpCheckStartsNothing(t *testing.T) {
 	if out, err := call(t, "up", "-check"); err != nil || out != "millrace: flags and configuration are in order\n" {
 		t.Errorf("up -check: %q, %v", out, err)
+	}
+}
+
+// TestServiceUnit has what the unit of systemd runs be command lines that are in order.
+func TestServiceUnit(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("manifests", "millrace.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for line := range strings.Lines(string(text)) {
+		key, command, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if !strings.HasPrefix(key, "Exec") {
+			continue
+		}
+		lines++
+		args := strings.Fields(command)[1:]
+		for i, a := range args {
+			args[i] = strings.Replace(a, "/etc/millrace", "manifests", 1)
+		}
+		if out, err := call(t, append(args, "-check")...); err != nil || !strings.Contains(out, "are in order") {
+			t.Errorf("%s: %q, %v", line, out, err)
+		}
+	}
+	if lines != 2 {
+		t.Errorf("%d commands, want 2", lines)
 	}
 }

@@ -2,6 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,4 +78,56 @@ func TestCheckFindsWhatIsMissing(t *testing.T) {
 	if both := got.Stdout + got.Stderr; got.Code != exitSetup || !strings.Contains(both, "python3") {
 		t.Errorf("exit code %d, want %d and a word about python3", got.Code, exitSetup)
 	}
+}
+
+// commandLine is a command of ours in a document: in a code span, or with its folder.
+var commandLine = regexp.MustCompile("(?:`|\\bbin/)(millrace|extproc|xds|nodeagent|engine)((?: [^ `|#>\n]+)+)")
+
+// flagName is a flag in a command line, or in what -h prints.
+var flagName = regexp.MustCompile(`(?m)^\s*(-[a-z-]+)`)
+
+// TestDocumentsNameCommandsThatExist holds each command and flag that a document shows
+// against what the program's -h lists.
+func TestDocumentsNameCommandsThatExist(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(rig.Root(), "*", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	help, found := map[string]string{}, 0
+	for _, file := range append(files, filepath.Join(rig.Root(), "README.md")) {
+		for _, m := range commandLine.FindAllStringSubmatch(rig.Read(t, file), -1) {
+			command, words := []string{m[1]}, strings.Fields(m[2])
+			if m[1] == "millrace" && words[0] != "-h" {
+				command, words = append(command, words[0]), words[1:]
+			}
+			name := strings.Join(command, " ")
+			if help[name] == "" {
+				help[name] = helpOf(t, command)
+			}
+			found++
+			for _, w := range words {
+				flag := flagName.FindString(w)
+				if flag != "" && flag != "-h" && !slices.Contains(flagName.FindAllString(help[name], -1), "  "+flag) {
+					t.Errorf("%s: `%s`: %s has no flag %s", file, strings.TrimSpace(m[0]), name, flag)
+				}
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("%d commands found in the documents, want far more", found)
+	}
+}
+
+// helpOf returns what a command prints with -h.
+func helpOf(t *testing.T, command []string) string {
+	t.Helper()
+	path, err := rig.Program(command[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(path, append(command[1:], "-h")...).CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "usage: ") {
+		t.Errorf("%s -h: %v: %.200s", strings.Join(command, " "), err, out)
+	}
+	return string(out)
 }

@@ -2,18 +2,11 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/e2e/rig"
 	"millrace.dev/millrace/engine/enginepb"
@@ -70,7 +63,7 @@ func TestConversationsSpreadBySpeed(t *testing.T) {
 	})
 	t.Run("one slowed down", func(t *testing.T) {
 		r := m.Replicas(t)
-		m.slowDown(t, "backend@"+r.Whole, "backend@"+r.Head, "shard@"+r.Head, "shard@"+r.Tail)
+		m.SlowDown(t, "backend@"+r.Whole, "backend@"+r.Head, "shard@"+r.Head, "shard@"+r.Tail)
 		m.converseAll(t, 1000, 24) // the engine learns how slow it is
 		shares := m.spread(t, 2000, 100)
 		if slow, fast := shares["smollm2-1"], shares["smollm2-0"]; slow >= fast {
@@ -108,70 +101,6 @@ func (m *mesh) converseAll(t *testing.T, from, n int) map[string]int {
 		served[replica]++
 	})
 	return served
-}
-
-// hogs is how many busy loops share a CPU with a slowed process.
-const hogs = 2
-
-// slowDown puts a process on one CPU together with busy loops, and the others on
-// the rest of the CPUs, until the test ends.
-func (m *mesh) slowDown(t *testing.T, slow string, others ...string) {
-	t.Helper()
-	pid := m.Process(t, slow).PID
-	var one, rest, all unix.CPUSet
-	if err := unix.SchedGetaffinity(pid, &all); err != nil {
-		t.Fatal(err)
-	}
-	rest = all
-	for cpu := range 1024 {
-		if all.IsSet(cpu) {
-			one.Set(cpu)
-			rest.Clear(cpu)
-			break
-		}
-	}
-	if rest.Count() == 0 {
-		rest = all // one CPU: all share it, the slow process with the loops
-	}
-	var stop atomic.Bool
-	var wg sync.WaitGroup
-	for range hogs {
-		wg.Go(func() {
-			runtime.LockOSThread() // never unlocked: the thread ends with its affinity
-			_ = unix.SchedSetaffinity(0, &one)
-			for !stop.Load() {
-			}
-		})
-	}
-	pin(t, pid, &one)
-	for _, name := range others {
-		pin(t, m.Process(t, name).PID, &rest)
-	}
-	t.Cleanup(func() {
-		stop.Store(true)
-		wg.Wait()
-		for _, name := range append(others, slow) {
-			pin(t, m.Process(t, name).PID, &all)
-		}
-	})
-}
-
-// pin lets all threads of a process run on the CPUs of the set alone.
-func pin(t *testing.T, pid int, set *unix.CPUSet) {
-	t.Helper()
-	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, thread := range threads {
-		tid, err := strconv.Atoi(thread.Name())
-		if err == nil {
-			err = unix.SchedSetaffinity(tid, set)
-		}
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			t.Fatalf("thread %s: %v", thread.Name(), err)
-		}
-	}
 }
 
 // converse begins one conversation and returns the replica that got it.

@@ -24,15 +24,16 @@ const editSeed = 8
 
 // settings are what the file of the test says. Each edit changes some of them.
 type settings struct {
-	Weights                                     string
-	Replicas, Slots, Queue, Context, Threads    int
-	Kind                                        string // of the backend
-	Layout, Rewrites, Degrade                   string
-	Second                                      string // name of a second model; empty: none
-	Explain                                     bool
-	Retries, MaxBody, Idle, Wait, Tenants       int
-	Timeout, Priority, Header, Cookie, Keys     string
-	MaxPerTry, Gateway, Reserve, DegradeAt, Key string
+	Weights                                  string
+	Replicas, Slots, Queue, Context, Threads int
+	Kind                                     string // of the backend
+	Layout, Rewrites, Degrade                string
+	Second                                   string // name of a second model; empty: none
+	Explain                                  bool
+	Retries, MaxBody, Idle, Wait, Tenants    int
+	Timeout, Priority, Header, Cookie, Keys  string
+	MaxPerTry, HedgeAfter                    string
+	Gateway, Reserve, DegradeAt, Key         string
 }
 
 // file is the text of settings. What is refused stands in a line of its own.
@@ -67,6 +68,7 @@ spec:
   retries:
     critical: 4
     standard: {{.Retries}}
+    hedgeAfter: {{.HedgeAfter}}
     maxPerTry: {{.MaxPerTry}}
   limits:
     maxBodyBytes: {{.MaxBody}}Mi
@@ -97,7 +99,7 @@ func firstSettings(weights, key string) settings {
 	return settings{
 		Weights: weights, Replicas: 2, Slots: 4, Queue: 64, Context: 2048, Threads: 1, Kind: "llamacpp", Layout: "[{stages: 1}]", Rewrites: "[]", Degrade: "[]",
 		Retries: 4, MaxBody: 16, Idle: 30, Wait: 20, Tenants: 100, Timeout: "10m", Priority: "standard", Header: "x-session-id",
-		Cookie: "millrace-session", Keys: "1000", MaxPerTry: "0s", Gateway: "60s", Reserve: "0.1", DegradeAt: "0.5", Key: key,
+		Cookie: "millrace-session", Keys: "1000", MaxPerTry: "0s", HedgeAfter: "0s", Gateway: "60s", Reserve: "0.1", DegradeAt: "0.5", Key: key,
 	}
 }
 
@@ -153,6 +155,7 @@ var admissions = []edit{
 	{"rewrites", func(s *settings) { s.Rewrites = "[{model: chat, to: [{model: smollm2}]}]" }, "", "", 0},
 	{"priorities", func(s *settings) { s.Priority = "critical" }, "", "", 0},
 	{"maxPerTry", func(s *settings) { s.MaxPerTry = "60s" }, "", "", 0},
+	{"hedgeAfter", func(s *settings) { s.HedgeAfter = "30s" }, "", "", 0},
 }
 
 // layouts are edits that start and end backends, in this order.

@@ -1,8 +1,8 @@
 // Command engine keeps one inference engine alive on its node and serves the
 // OpenAI API in front of it.
 //
-// It is started by `millrace up` or by the node's service manager, assigned what to
-// serve by its nodeagent, and asked by Envoy.
+// `millrace up` or the node's service manager starts it, its nodeagent assigns it what to
+// serve, and Envoy sends it requests.
 package main
 
 import (
@@ -55,20 +55,21 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "engine", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.Engine, Node: o.node} },
+		Grace:    func() time.Duration { return o.leave + o.grace },
 	}.Run(ctx, args, stderr)
 }
 
 func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.node, "node", "", "name of this node; of a Kubernetes node's name, each \".\" becomes \"-\"")
 	f.Listen(&o.http, "http", "127.0.0.1:0", "`ip:port` of the OpenAI API")
-	f.BoolVar(&o.cleartext, "http-plain-text", false, "serve the OpenAI API in plain text, to anybody, though there is TLS: for a mesh of services that encrypts by itself, or gateways that speak nothing else")
+	f.BoolVar(&o.cleartext, "http-plain-text", false, "serve the OpenAI API in plain text and without authentication even with TLS, for service meshes that encrypt by themselves and gateways without TLS")
 	f.Listen(&o.grpc, "grpc", "127.0.0.1:0", "`ip:port` of the Engine service")
 	f.Listen(&o.shard, "shard", "", "`ip:port` where other nodes reach this node's shard")
 	f.Cleartext(&o.backend, "backend", "", "`ip:port` where the backend listens")
 	f.StringVar(&o.logs, "logs", ".", "`folder` for the logs of backend and shard")
-	f.DurationVar(&o.leave, "leave", 0, "how long requests are still taken after it was reported that no more are to come")
-	f.DurationVar(&o.grace, "grace", 10*time.Second, "how long running requests may last after -leave, when engine is to end")
-	f.StringVar(&o.traces, "traces", "", "where spans go: otlp://host:port")
+	f.DurationVar(&o.leave, "leave", 0, "how long new requests are still accepted after SIGTERM, while engine reports that it is draining")
+	f.DurationVar(&o.grace, "grace", 10*time.Second, "how long running requests may take after -leave, then they are cut")
+	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; if empty, there is no tracing")
 	o.kinds.flags(f.FlagSet)
 }
 
@@ -134,7 +135,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
 	supervisor := supervise.New(supervise.Config{
 		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log, Leave: o.leave, Grace: o.grace,
-		Running: func() int { return gate.Load().Running }, Served: meter.Served,
+		Running: func() int { return gate.Load().Running }, Served: meter.Served, Door: gate,
 		Security: func(node string) grpc.DialOption { return env.Identity.DialOption(mtls.IsEngineOf(node)) },
 	})
 	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Kinds: kinds, Snapshot: supervisor.Snapshot})
@@ -154,6 +155,8 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		Node: o.node, HTTP: o.http, PlainText: o.cleartext, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
 		Supervisor: supervisor, Gate: gate, Meter: meter, Cache: cache, Ends: watched.Done(),
 	})
+
+	env.Watch.Add("supervisor", supervisor.Alive)
 
 	g := errgroup.Group{}
 	g.Go(func() error {
@@ -246,7 +249,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 			epoch = snap.Epoch
 			m.empty(snap)
 		}
-		if snap.State == enginepb.State_READY && snap.Assignment.GetStage() == 0 && (m.Served().After(asked) || m.busy) {
+		if snap.State == enginepb.State_READY && !snap.Dormant && snap.Assignment.GetStage() == 0 && (m.Served().After(asked) || m.busy) {
 			asked = time.Now()
 			m.ask(ctx, snap.Assignment)
 		}
@@ -316,7 +319,7 @@ func (m *room) use(l backend.Load) {
 // conditions is what is wrong, for /readyz.
 func conditions(s *supervise.Supervisor) []obs.Condition {
 	snap, _ := s.Snapshot()
-	c := obs.Condition{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of backend and shard", Severity: obs.Blocking}
+	c := obs.Condition{Code: "engine_" + snap.State.String(), Text: snap.Reason, Next: "see the logs of the backend and the shard, in the folder of -logs", Severity: obs.Blocking}
 	switch {
 	case snap.State == enginepb.State_READY:
 		return nil

@@ -23,7 +23,7 @@ type cleartext struct {
 }
 
 func (c *cleartext) flag(f *program.Flags) {
-	f.Optional(&c.address, "plain", "`ip:port` of the external processor and health without TLS, for Envoys that have no certificate of ours; none: there is no such port")
+	f.Optional(&c.address, "plain", "`ip:port` of the external processor and gRPC health in plain text, for Envoys without a certificate of the mesh; if empty, there is no such port")
 }
 
 // open takes the port, if there is to be one.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/extproc/peerpb"
+	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
@@ -51,6 +53,8 @@ func main() { os.Exit(program.Main("extproc", run)) }
 type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
+	dns                        string
+	online                     bool
 	keyFiles                   string
 	keys                       *keys.Files // that clients need; nil: none
 	leave                      time.Duration
@@ -69,6 +73,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "extproc", Metrics: "127.0.0.1:7201", Flags: o.add, Validate: o.validate, Check: o.check, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.ExtProc} },
+		Grace:    func() time.Duration { return o.leave + o.grace() },
 	}.Run(ctx, args, stderr)
 }
 
@@ -77,16 +82,18 @@ func (o *options) add(f *program.Flags) {
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
 	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
-	f.StringVar(&o.fleet, "fleet", "", "`file` that names engines to do without xds; none: xds names them")
-	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of InferencePools in Kubernetes whose endpoints are picked, without xds")
-	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and Models whose tokenizers count; none: defaults")
-	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text also where there is TLS: for kubelet; none: only -listen has it")
+	f.StringVar(&o.fleet, "fleet", "", "`file` that lists the engines, for use without xds; if empty, xds lists them")
+	f.StringVar(&o.dns, "dns", "", "with -fleet: `ip:port` of the DNS server for host names in the file; if empty, this machine's")
+	f.BoolVar(&o.online, "online", false, "with -check and -fleet: also look up the host names in the file, and ask the engines whether they serve, and which models")
+	f.StringVar(&o.poolNames, "pool", "", "`namespace/name,…` of the InferencePools in Kubernetes to pick endpoints of, without xds")
+	f.StringVar(&o.config, "config", "", "with -pool: `file` with a Policy, and with Models that name tokenizers; if empty, the defaults")
+	f.Optional(&o.health, "health", "`ip:port` of gRPC health alone, in plain text even with TLS, for kubelet; if empty, only -listen has it")
 	f.BoolVar(&o.conformance, "conformance-headers", false, "with -pool: obey and set the test headers of the inference extension's conformance suite")
 	o.reference.add(f)
-	f.StringVar(&o.keyFiles, "api-keys", "", "`file,…` with hashes of the API keys that clients need, a line \"sha256:HEX TENANT\" each; none: they need none. Envoy must not pass requests without an answer then")
-	f.DurationVar(&o.leave, "leave", 0, "how long it answers on when it is to end, and its health says that it is not serving")
-	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; none: no tracing")
-	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign a gateway's certificates, where -tls-cert is not of a mesh; none: anybody may ask")
+	f.StringVar(&o.keyFiles, "api-keys", "", "`file,…` with hashes of the API keys that clients need, a line \"sha256:HEX TENANT\" each; if empty, clients need no key. With keys, Envoy must refuse requests that extproc has not answered for")
+	f.DurationVar(&o.leave, "leave", 0, "how long it continues to answer after SIGTERM, while its gRPC health reports NOT_SERVING")
+	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; if empty, there is no tracing")
+	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign the certificates of gateways, without -tls-ca; if empty, every client is accepted")
 	f.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
 }
 
@@ -94,11 +101,17 @@ func (o *options) add(f *program.Flags) {
 func (o *options) validate() error {
 	errs := []error{o.validatePools()}
 	if o.fleet != "" && o.flags.Given("xds") {
-		errs = append(errs, errors.New("-fleet and -xds; must be one of them"))
+		errs = append(errs, errors.New("-fleet, -xds; give one of them only"))
 	}
 	if o.traces != "" {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
+	}
+	if _, err := netip.ParseAddrPort(o.dns); o.dns != "" && err != nil {
+		errs = append(errs, fmt.Errorf("-dns: %.80q; must be ip:port", o.dns))
+	}
+	if (o.dns != "" || o.online) && o.fleet == "" {
+		errs = append(errs, errors.New("-dns and -online; go with -fleet"))
 	}
 	if o.leave < 0 {
 		errs = append(errs, fmt.Errorf("-leave: %s; must be ≥ 0", o.leave))
@@ -122,23 +135,34 @@ func (o *options) validatePools() error {
 	}
 	switch {
 	case len(o.pools) > 0 && (o.fleet != "" || o.flags.Given("xds")):
-		return errors.New("-pool, -fleet and -xds; must be one of them")
+		return errors.New("-pool, -fleet, -xds; give one of them only")
 	case len(o.pools) == 0 && (o.config != "" || o.conformance):
-		return errors.New("-config and -conformance-headers; go with -pool")
+		return errors.New("-config, -conformance-headers; need -pool, too")
 	}
 	return nil
 }
 
-// check reads the file of the fleet or of pools, if there is one.
+// check reads the files that flags name, and what these name. It asks nobody, unless
+// -online says so.
 func (o *options) check(stderr io.Writer) error {
+	var errs []error
 	if o.config != "" {
-		if err := fleet.CheckPools(o.config); err != nil {
-			return program.Config(err)
-		}
+		errs = append(errs, fleet.CheckPools(o.config))
 	}
 	if o.fleet != "" {
-		if err := fleet.CheckFile(o.fleet, prompt.Load); err != nil {
-			return program.Config(err)
+		errs = append(errs, fleet.CheckFile(o.fleet, prompt.Load))
+	}
+	if o.keyFiles != "" {
+		if _, err := keys.Open(slog.New(slog.DiscardHandler), strings.Split(o.keyFiles, ",")...); err != nil {
+			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return program.Config(err)
+	}
+	if o.online {
+		if err := fleet.CheckOnline(o.fleet, inventory.LookupBy(o.dns), nil); err != nil {
+			return err
 		}
 	}
 	fmt.Fprintln(stderr, "extproc: flags and configuration are in order")
@@ -164,7 +188,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 			return program.Config(fmt.Errorf("-api-keys: %w", err))
 		}
 	}
-	answers, err := o.answering(env, tracer)
+	serving, stop := program.Outlive(ctx, o.leave)
+	defer stop()
+	answers, err := o.answering(serving, env, tracer)
 	if err != nil {
 		return err
 	}
@@ -183,8 +209,6 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return err
 	}
 
-	serving, stop := program.Outlive(ctx, o.leave)
-	defer stop()
 	g, serving := errgroup.WithContext(serving)
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(serving, cancel)
@@ -214,6 +238,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 func newServer(env *program.Env, answers *answering, health *health.Server, options []grpc.ServerOption) *grpc.Server {
 	s := env.GRPC(keepalive.ServerParameters{}, append(options, serverOptions()...)...)
 	extprocv3.RegisterExternalProcessorServer(s, answers.processor)
+	if answers.hosts != nil {
+		answers.hosts.Register(s)
+	}
 	if answers.peers != nil {
 		peerpb.RegisterPeersServer(s, answers.peers)
 	}

@@ -485,6 +485,10 @@ func TestFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
+	missing, err := filepath.Abs("testdata/none.json")
+	if err != nil {
+		t.Fatal(err)
+	}
 	tests := []struct {
 		name string
 		args []string
@@ -497,14 +501,19 @@ func TestFlags(t *testing.T) {
 		{"traces", []string{"-check", "-traces", "x"}, `traces: "x"; must be otlp://host:port`, program.ExitUsage},
 		{"port in use", []string{"-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", program.ExitInUse},
 		{"check", []string{"-check"}, "", 0},
-		{"fleet or xds", []string{"-fleet", "testdata/fleet.yaml", "-xds", "127.0.0.1:1"}, "-fleet and -xds; must be one of them", program.ExitUsage},
+		{"fleet or xds", []string{"-fleet", "testdata/fleet.yaml", "-xds", "127.0.0.1:1"}, "-fleet, -xds; give one of them only", program.ExitUsage},
 		{"check of a fleet", []string{"-check", "-fleet", "testdata/fleet.yaml"}, "", 0},
 		{"check of a bad fleet", []string{"-check", "-fleet", "testdata/bad.yaml"}, "testdata/bad.yaml:1: endpoints[0].adress: unknown field; did you mean address?\n" +
-			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port, as Envoy's cluster has it", program.ExitConfig},
+			"testdata/bad.yaml:1: endpoints[0].address: \"\"; must be ip:port, or name:port", program.ExitConfig},
+		{"check of what a fleet names", []string{"-check", "-fleet", "testdata/names.yaml"},
+			"models[0].tokenizer: tokenizer " + missing + ": open " + missing + ": no such file or directory", program.ExitConfig},
+		{"check of keys", []string{"-check", "-api-keys", "testdata/none"}, "-api-keys: open testdata/none: no such file or directory", program.ExitConfig},
+		{"online without a fleet", []string{"-check", "-online"}, "-dns and -online; go with -fleet", program.ExitUsage},
+		{"a DNS server that is none", []string{"-check", "-fleet", "testdata/fleet.yaml", "-dns", "dns"}, `-dns: "dns"; must be ip:port`, program.ExitUsage},
 		{"run of a bad fleet", []string{"-listen", "127.0.0.1:0", "-metrics", "127.0.0.1:0", "-fleet", "testdata/none.yaml"}, "open testdata/none.yaml: no such file or directory", program.ExitConfig},
 		{"a certificate without a key", []string{"-tls-cert", "c"}, "-tls-cert and -tls-key; must be given both, or neither", program.ExitUsage},
-		{"two certificates", []string{"-tls-cert", "c", "-tls-key", "k", "-secure-serving"}, "-secure-serving with -tls-cert; must be one of them: it signs its own certificate", program.ExitUsage},
-		{"clients without TLS", []string{"-tls-client-ca", "c"}, "-tls-client-ca; goes with -tls-cert and -tls-key, or with -secure-serving", program.ExitUsage},
+		{"two certificates", []string{"-tls-cert", "c", "-tls-key", "k", "-secure-serving"}, "-secure-serving, -tls-cert; give one of them only: -secure-serving signs a certificate of its own", program.ExitUsage},
+		{"clients without TLS", []string{"-tls-client-ca", "c"}, "-tls-client-ca; needs -tls-cert and -tls-key, or -secure-serving, too", program.ExitUsage},
 		{"no certificate", []string{"-tls-cert", "none", "-tls-key", "k"}, "-tls-cert none, -tls-key k: open none: no such file or directory", program.ExitUsage},
 		{"no authorities", []string{"-secure-serving", "-tls-client-ca", "main.go"}, "-tls-client-ca main.go: no certificate in it; must be PEM", program.ExitUsage},
 		{"version", []string{"-version"}, "", 0},

@@ -18,6 +18,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pool"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // What the reference pickers' own defaults are. They hold where their flags name the pool.
@@ -83,7 +84,7 @@ func (t taken) IsBoolFlag() bool { return t.alone }
 
 func (r *reference) add(f *program.Flags) {
 	r.flags = f
-	const of = "as the reference pickers have it: "
+	const of = "for charts of other endpoint pickers: "
 	f.StringVar(&r.poolName, "pool-name", "", of+"`name` of the InferencePool; their ports and TLS are then the defaults")
 	f.StringVar(&r.poolNamespace, "pool-namespace", "", of+"`namespace` of it; none: that of $NAMESPACE, else default")
 	f.StringVar(&r.poolGroup, "pool-group", "", of+"the only API `group` whose pools count; none: all that have InferencePools")
@@ -100,7 +101,7 @@ func (r *reference) add(f *program.Flags) {
 	f.StringVar(&r.metricsPath, "model-server-metrics-path", "", of+"`path` of engines' metrics; none: where their kind has them")
 	f.IntVar(&r.metricsServerPort, "model-server-metrics-port", 0, of+"`port` of engines' metrics; 0: that of their API, or where their kind has them")
 	for name, alone := range noEffect {
-		f.Var(taken{alone}, name, of+"taken, without effect")
+		f.Var(taken{alone}, name, of+"accepted and ignored")
 	}
 }
 
@@ -113,7 +114,7 @@ func (r *reference) validate(o *options) error {
 		return r.ports(o)
 	}
 	if len(o.pools) > 0 || r.poolName != "" && r.selector != "" {
-		return errors.New("-pool, -pool-name and -endpoint-selector; must be one of them")
+		return errors.New("-pool, -pool-name, -endpoint-selector; give one of them only")
 	}
 	namespace := r.poolNamespace
 	if namespace == "" {
@@ -250,7 +251,7 @@ func (r *reference) read() error {
 	if r.configFile == "" {
 		return nil
 	}
-	text, err := os.ReadFile(r.configFile)
+	text, err := regular.Read(r.configFile, 1<<20)
 	if err != nil {
 		return fmt.Errorf("-config-file: %w", err)
 	}

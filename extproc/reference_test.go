@@ -124,16 +124,16 @@ func TestPages(t *testing.T) {
 func TestBadPoolFlags(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"-pool x", "-pool: \"x\"; must be namespace/name"},
-		{"-pool a/b -xds 127.0.0.1:1", "must be one of them"},
-		{"-pool a/b --pool-name c", "must be one of them"},
-		{"--pool-name a --endpoint-selector b=c", "must be one of them"},
+		{"-pool a/b -xds 127.0.0.1:1", "give one of them only"},
+		{"-pool a/b --pool-name c", "give one of them only"},
+		{"--pool-name a --endpoint-selector b=c", "give one of them only"},
 		{"--endpoint-selector b --endpoint-target-ports 1", "must be key=value"},
 		{"--endpoint-selector b=c", "-endpoint-target-ports"},
 		{"--endpoint-selector b=c --endpoint-target-ports 0", "-endpoint-target-ports"},
 		{"--pool-name p --grpc-port 0", "-grpc-port: 0"},
 		{"--pool-name p --config-file nowhere.yaml", "nowhere.yaml"},
-		{"-config x", "go with -pool"},
-		{"-conformance-headers", "go with -pool"},
+		{"-config x", "need -pool"},
+		{"-conformance-headers", "need -pool"},
 		{"--no-such-flag", "no-such-flag"},
 	} {
 		if _, err := parsed(t, strings.Fields(tt.args)...); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 
+	"millrace.dev/millrace/extproc/internal/eds"
 	"millrace.dev/millrace/extproc/internal/fleet"
 	"millrace.dev/millrace/extproc/internal/peer"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -24,6 +25,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/prompt"
 	"millrace.dev/millrace/extproc/internal/stream"
+	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
@@ -40,29 +42,50 @@ type source interface {
 type answering struct {
 	source
 	processor *stream.Server
+	hosts     *eds.Server     // nil: Envoy has its hosts from elsewhere
 	peers     *peer.Peers     // nil: there are no other replicas to know of each other
 	known     <-chan struct{} // closed when the fleet is known
 }
 
-// answering returns what answers by xds, a file, or pools.
-func (o *options) answering(env *program.Env, tracer trace.Tracer) (*answering, error) {
+// answering returns what answers by xds, a file, or pools, until ctx ends.
+func (o *options) answering(ctx context.Context, env *program.Env, tracer trace.Tracer) (*answering, error) {
 	if len(o.pools) > 0 {
 		return o.byPools(env, tracer)
 	}
 	picker := pick.New(env.Metrics)
-	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey))
+	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey)).Logs(env.Log)
 	core.Require(o.keys)
+	env.Watch.Add("decisions", core.Alive)
 	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
 	if o.fleet == "" {
-		a.source = fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
+		client := fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
+		client.OnAccount(core.Account)
+		a.source = client
 		return a, nil
 	}
-	l, err := fleet.NewLocal(o.fleet, picker, prompt.Load, env.Log, env.Metrics)
+	a.hosts = eds.New(ctx, env.Log)
+	l, err := fleet.NewLocal(ctx, fleet.LocalOptions{
+		File: o.fleet, Picker: picker, Load: prompt.Load, Lookup: inventory.LookupBy(o.dns), Hosts: a.hosts.Set,
+	}, env.Log, env.Metrics)
 	if err != nil {
 		return nil, program.Config(err)
 	}
-	a.source = l
+	a.source = served{l, a.hosts}
 	return a, nil
+}
+
+// served is the fleet of a file with what serves its hosts to Envoy.
+type served struct {
+	*fleet.Local
+	hosts *eds.Server
+}
+
+// Run follows the file until ctx ends.
+func (s served) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.Local.Run(ctx) })
+	g.Go(func() error { return s.hosts.Run(ctx) })
+	return g.Wait()
 }
 
 // pooled is pools with who follows them.
@@ -117,7 +140,7 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	for i, name := range names {
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, env.Metrics)
 		picker := pick.New(reg)
-		r.cores[i] = stream.NewCore(picker, reg)
+		r.cores[i] = stream.NewCore(picker, reg).Logs(env.Log)
 		r.cores[i].Require(o.keys)
 		options.Pickers = append(options.Pickers, picker)
 	}

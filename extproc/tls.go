@@ -49,13 +49,13 @@ func (s *secure) validate(f mtls.Files) error {
 	}
 	switch {
 	case f.CA != "" && (s.self || s.clients != ""):
-		return errors.New("-tls-ca with -secure-serving or -tls-client-ca; must be one of them: the mesh's own authorities say who may ask")
+		return errors.New("-tls-ca, -secure-serving, -tls-client-ca; with -tls-ca give none of the others: the mesh's own authorities decide which clients are accepted")
 	case f.CA != "":
 		return nil // the program's identity is on the port
 	case s.cert != "" && s.self:
-		return errors.New("-secure-serving with -tls-cert; must be one of them: it signs its own certificate")
+		return errors.New("-secure-serving, -tls-cert; give one of them only: -secure-serving signs a certificate of its own")
 	case s.clients != "" && !s.on():
-		return errors.New("-tls-client-ca; goes with -tls-cert and -tls-key, or with -secure-serving")
+		return errors.New("-tls-client-ca; needs -tls-cert and -tls-key, or -secure-serving, too")
 	}
 	_, err := s.read()
 	return err
@@ -67,7 +67,7 @@ func (s *secure) conditions() []obs.Condition {
 		return nil
 	}
 	if _, err := s.value.Latest(); err != nil {
-		return []obs.Condition{{Code: "certificate", Text: err.Error(), Next: "mend the files; until then the certificate from before is served"}}
+		return []obs.Condition{{Code: "certificate", Text: err.Error(), Next: "correct the files; until then the previous certificate is served"}}
 	}
 	return nil
 }
@@ -117,7 +117,7 @@ func (s *secure) client() *tls.Config {
 func (s *secure) read() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: s.own, NextProtos: []string{"h2"}}
 	if s.cert != "" {
-		pair, err := tls.LoadX509KeyPair(s.cert, s.key)
+		pair, err := mtls.ReadPair(s.cert, s.key)
 		if err != nil {
 			return nil, fmt.Errorf("-tls-cert %s, -tls-key %s: %w", s.cert, s.key, err)
 		}

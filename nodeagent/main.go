@@ -1,8 +1,8 @@
-// Command nodeagent reports one node: the state of its engine, its GPUs and its
-// host go up to xds in one stream, and what xds wants comes back to the engine.
+// Command nodeagent reports one node: it streams the state of the engine, the GPUs and the
+// host to xds, and hands the directives of xds to the engine.
 //
-// One runs on every node, beside the node's engine. It holds nothing that
-// outlives it: killed and started again, it knows everything within a second.
+// One runs on every node, beside the node's engine. It stores nothing: killed and started
+// again, it has read everything anew within a second.
 package main
 
 import (
@@ -43,19 +43,20 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "nodeagent", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Check: o.check, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.NodeAgent, Node: o.report.Node} },
+		Grace:    func() time.Duration { return o.leave },
 	}.Run(ctx, args, stderr)
 }
 
 func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.report.Node, "node", hostName(), "name of this node; of a Kubernetes node's name, each \".\" becomes \"-\"")
-	f.StringVar(&o.report.Zone, "zone", "", "failure domain of this node, for example a rack")
+	f.StringVar(&o.report.Zone, "zone", "", "failure domain of this node, such as a rack")
 	f.Dial(&o.report.Engine, "engine", "", "`ip:port` of the engine's gRPC service")
 	f.Dial(&o.report.XDS, "xds", "", "`host:port` of xds; a name for every xds behind it")
-	f.Float64Var(&o.capacity, "capacity", 0, "what this node is worth, in tokens per second; 0: as measured")
-	f.StringVar(&o.nvml, "nvml", "", "`path` of the NVML library; empty: the system's, if there is one")
+	f.Float64Var(&o.capacity, "capacity", 0, "speed of this node in tokens per second, by which requests are shared out; 0: as measured")
+	f.StringVar(&o.nvml, "nvml", "", "`path` of the NVML library; if empty, the system's, if there is one")
 	f.DurationVar(&o.report.Interval, "interval", 500*time.Millisecond, "time between heartbeats")
-	f.DurationVar(&o.report.Timeout, "timeout", 1500*time.Millisecond, "silence after which xds counts this node as hung")
-	f.DurationVar(&o.leave, "leave", 0, "how long it continues to report when it is to end, while its engine has not ended")
+	f.DurationVar(&o.report.Timeout, "timeout", 1500*time.Millisecond, "how long after its last heartbeat xds takes this node for hung")
+	f.DurationVar(&o.leave, "leave", 0, "how long it continues to report after SIGTERM, unless its engine ends before")
 }
 
 // load finds what there is to read here.

@@ -28,25 +28,25 @@ type authority struct {
 
 func (a *authority) flags(f *program.Flags) {
 	f.Optional(&a.listen, "authority", "`ip:port` where Pods get their certificates, by HTTPS with the token of their ServiceAccount; none: they are nobody's")
-	f.StringVar(&a.cert, "ca-cert", "", "`file` with the mesh's authorities, PEM: the one of -ca-key signs, all are trusted; read again when it changes")
-	f.StringVar(&a.key, "ca-key", "", "`file` with the key of one of them")
+	f.StringVar(&a.cert, "ca-cert", "", "`file` with the CA certificates of the mesh, PEM: the one of -ca-key signs, all are trusted; read again when it changes")
+	f.StringVar(&a.key, "ca-key", "", "`file` with the key of one of the certificates in -ca-cert")
 	f.StringVar(&a.accounts, "accounts", "", "`NAMESPACE/NAME=ROLE+ROLE,…`: which ServiceAccount has which roles: extproc, engine, nodeagent, envoy, operator")
-	f.DurationVar(&a.life, "certificate-life", 24*time.Hour, "how long a certificate lives; it is renewed at half of that, so an API server may be away for the other half")
+	f.DurationVar(&a.life, "certificate-life", 24*time.Hour, "how long a certificate is valid; it is renewed after half of that, so the API server may be unreachable for the other half")
 }
 
 func (a *authority) validate(f *program.Flags) error {
 	if a.listen == "" {
 		if a.cert != "" || a.key != "" || a.accounts != "" {
-			return errors.New("-ca-cert, -ca-key, -accounts; go with -authority")
+			return errors.New("-ca-cert, -ca-key, -accounts; need -authority, too")
 		}
 		return nil
 	}
 	var errs []error
 	if f.TLS().CA == "" {
-		errs = append(errs, errors.New("-authority; goes with -tls-ca: it shows the mesh's certificate"))
+		errs = append(errs, errors.New("-authority; needs -tls-ca, too: it serves with the mesh's certificate"))
 	}
 	if a.cert == "" || a.key == "" {
-		errs = append(errs, errors.New("-authority; goes with -ca-cert and -ca-key"))
+		errs = append(errs, errors.New("-authority; needs -ca-cert and -ca-key, too"))
 	}
 	table, err := issue.ParseAccounts(a.accounts)
 	if err != nil {
@@ -129,11 +129,11 @@ func (a *authority) conditions(value *stamp.Value[*mtls.Authority]) []obs.Condit
 	m, err := value.Latest()
 	var all []obs.Condition
 	if err != nil {
-		all = append(all, obs.Condition{Code: "authority", Text: err.Error(), Next: "mend the Secret; until then the authority from before signs"})
+		all = append(all, obs.Condition{Code: "authority", Text: err.Error(), Next: "correct the Secret; until then the previous authority signs"})
 	}
 	if end := m.End(); time.Until(end) < expiring {
 		all = append(all, obs.Condition{
-			Code: "authority-expiring", Text: fmt.Sprintf("the authority's certificate ends at %s, and so do all that it signed", end.Format(time.RFC3339)),
+			Code: "authority-expiring", Text: fmt.Sprintf("the authority's certificate expires at %s, and with it all that it signed", end.Format(time.RFC3339)),
 			Next: "put a new one beside it into " + a.cert + ", wait until all Pods trust it, and then swap -ca-key",
 		})
 	}

@@ -32,15 +32,15 @@ func (c *cluster) flags(f *program.Flags) {
 	if err != nil {
 		name = "xds"
 	}
-	f.StringVar(&c.Namespace, "kube", "", "Kubernetes `namespace` whose Models, Policies and Endpoints are desired, instead of -config")
-	f.StringVar(&c.Lease, "kube-lease", "millrace-xds", "`name` of the lease in it; who of several xds has it directs the nodes and writes statuses")
-	f.StringVar(&c.Identity, "kube-identity", name, "`name` of this xds in the lease, no other's")
+	f.StringVar(&c.Namespace, "kube", "", "Kubernetes `namespace` whose Models, Policies and Endpoints are the configuration, instead of -config")
+	f.StringVar(&c.Lease, "kube-lease", "millrace-xds", "`name` of the Lease in that namespace; of several xds the one that holds it directs the nodes and writes statuses")
+	f.StringVar(&c.Identity, "kube-identity", name, "`name` of this xds in the Lease; no other xds may have it")
 	f.StringVar(&c.Engines, "kube-engines", "app.kubernetes.io/name=millrace,app.kubernetes.io/component=engine", "label `selector` of the engines' Pods")
-	f.StringVar(&c.Copy, "kube-copy", "", "`file` with a copy of what is desired, for a start without API server; none: no copy")
-	f.StringVar(&c.Address, "kube-address", "", "`URL` of the API, for the statuses of models")
-	f.StringVar(&c.Models, "models", "/models", "`folder` at which relative paths of objects start, on the nodes")
-	f.StringVar(&c.CookieKey, "cookie-key", "", "`file` with the key of session cookies, where the policy names none; none: each xds makes its own")
-	f.DurationVar(&c.leave, "leave", 0, "how long it serves on when it is to end, and is not ready any more")
+	f.StringVar(&c.Copy, "kube-copy", "", "`file` to keep a copy of the configuration in, for a start without API server; if empty, no copy is kept")
+	f.StringVar(&c.Address, "kube-address", "", "`URL` of the OpenAI API, shown in the statuses of Models")
+	f.StringVar(&c.Models, "models", "/models", "`folder` on the nodes that relative paths in objects start at")
+	f.StringVar(&c.CookieKey, "cookie-key", "", "`file` with the key that signs session cookies, unless the policy names one; if empty, each xds makes its own")
+	f.DurationVar(&c.leave, "leave", 0, "how long it continues to serve after SIGTERM, while /readyz reports that it is not ready")
 }
 
 func (c *cluster) validate(o *options) error {
@@ -50,12 +50,12 @@ func (c *cluster) validate(o *options) error {
 	}
 	if c.Namespace == "" {
 		if c.CookieKey != "" {
-			errs = append(errs, errors.New("-cookie-key; goes with -kube: a file's policy names its own"))
+			errs = append(errs, errors.New("-cookie-key; needs -kube, too: in a file, the policy names the key"))
 		}
 		return errors.Join(errs...)
 	}
 	if o.config != "" {
-		errs = append(errs, errors.New("-config and -kube; must be one of them"))
+		errs = append(errs, errors.New("-config, -kube; give one of them only"))
 	}
 	if c.Lease == "" || c.Identity == "" {
 		errs = append(errs, errors.New("-kube-lease and -kube-identity; must not be empty"))
@@ -96,7 +96,7 @@ func (c *cluster) conditions(leading context.Context, nodes *fleet.Service, reso
 		all = append(all, c.Conditions()...)
 	}
 	if leading.Err() != nil {
-		all = append(all, obs.Condition{Code: "ending", Text: "xds is to end; others serve", Next: "wait", Severity: obs.Blocking})
+		all = append(all, obs.Condition{Code: "ending", Text: "xds is shutting down; other replicas of it serve", Next: "wait", Severity: obs.Blocking})
 	}
 	snap, _ := nodes.Latest()
 	if !snap.Settled {

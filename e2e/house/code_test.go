@@ -160,6 +160,26 @@ func TestOutsideHasOneDoor(t *testing.T) {
 	})
 }
 
+// TestNobodyWaitsForAFile keeps what somebody else names as a file behind internal/regular: a pipe
+// there would block whoever opens it. own are where files are read that are the kernel's, or that
+// the program has made itself.
+func TestNobodyWaitsForAFile(t *testing.T) {
+	own := []string{
+		"internal/regular/", "e2e/", "nodeagent/internal/host/", "engine/internal/llamacpp/address.go", "extproc/replay/", "extproc/source.go",
+		"internal/doctor/machine.go", "internal/proc/", "internal/setup/", "internal/state/", "internal/mesh/detach.go", "internal/mesh/files.go",
+		"internal/mesh/logs.go", "internal/mesh/trouble.go",
+	}
+	ours := func(s source) bool {
+		return !s.test() && !slices.ContainsFunc(own, func(folder string) bool { return strings.HasPrefix(s.name, folder) })
+	}
+	calls(t, ours, func(_ source, _ *ast.FuncDecl, name string, _ *ast.CallExpr) string {
+		if slices.Contains([]string{"os.ReadFile", "os.Open", "os.OpenFile", "tls.LoadX509KeyPair"}, name) {
+			return name + "; it waits for a pipe or a mount that has gone: use internal/regular, or mtls.ReadPair"
+		}
+		return ""
+	})
+}
+
 var shy = regexp.MustCompile(`(?i)^(failed to|unable to|could not|couldn't|cannot|can not|error\b)`)
 
 func TestErrorsComeToThePoint(t *testing.T) {

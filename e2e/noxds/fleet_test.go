@@ -26,6 +26,7 @@ func TestFleetFile(t *testing.T) {
 	})
 	t.Run("conversations spread", f.testSpread)
 	t.Run("what engines show is learned", f.testLearned)
+	t.Run("what can't fit reaches no engine", f.testContext)
 	t.Run("bodies are unpacked and renamed", f.testBodies)
 	t.Run("the file is read again", f.testReload)
 	t.Run("an engine dies and comes back", f.testDeath)
@@ -65,6 +66,29 @@ func (f *fleet) tenTurns(t *testing.T, about string, header func(last http.Heade
 		t.Errorf("%d engines served all turns, want 1", hosts)
 	}
 	t.Logf("cached tokens by turn %v", cached)
+}
+
+// testContext sends prompts that are longer than the context that engines say they have: the
+// file says nothing of it, and has no tokenizer.
+func (f *fleet) testContext(t *testing.T) {
+	text := strings.Repeat("Some words of a long text. ", 6000)
+	tests := map[string]struct{ fields, want string }{
+		"/v1/chat/completions": {`"messages":[{"role":"user","content":"` + text + `"}]`, `"code":"context_length_exceeded"`},
+		"/v1/completions":      {`"prompt":"` + text + `"`, `"code":"context_length_exceeded"`},
+		"/v1/responses":        {`"input":"` + text + `"`, `"code":"context_length_exceeded"`},
+		"/v1/embeddings":       {`"input":"` + text + `"`, `"code":"context_length_exceeded"`},
+		"/v1/messages":         {`"max_tokens":1,"messages":[{"role":"user","content":"` + text + `"}]`, "prompt is too long: "},
+	}
+	before := f.served(t)
+	for path, tt := range tests {
+		status, b, err := f.post(path, []byte(`{"model":"smollm2",`+tt.fields+`}`))
+		if err != nil || status != http.StatusBadRequest || !strings.Contains(string(b), tt.want) {
+			t.Errorf("%s: status %d, %v: %.300s; want %s", path, status, err, b, tt.want)
+		}
+	}
+	if after := f.served(t); after != before {
+		t.Errorf("engines got %v requests, had %v", after, before)
+	}
 }
 
 // testSpread begins conversations under load: three equal engines get a third each.

@@ -100,7 +100,32 @@ func TestOperationsBesideChats(t *testing.T) {
 		{path: "/tokenize", body: `{"model":"ears","prompt":"a"}`, wantEngines: ears},
 		{path: "/tokenize", body: `{"content":"a"}`, wantEngines: words},
 		{path: "/detokenize", body: `{"model":"ears","tokens":[1,2]}`, wantEngines: ears},
+		{path: "/v1/images/edits", model: "ears", size: 1 << 10, wantEngines: ears},
+		{path: "/v1/images/edits", model: "nobody", wantStatus: 404, wantError: `"code":"model_not_found"`},
+		{path: "/v1/images/generations", body: `{"model":"ears","prompt":"a cat"}`, wantEngines: ears},
+		{path: "/v1/images/generations", body: `{"prompt":"a cat"}`, wantEngines: words},
+		{path: "/v1/realtime/sessions?model=ears", body: `{}`, wantEngines: ears},
+		{path: "/v1/realtime/sessions?model=nobody", body: `{}`, wantStatus: 404, wantError: `"code":"model_not_found"`},
+		{path: "/v1/rerank/", body: `{"model":"ears","query":"a","documents":["b","c"]}`, wantEngines: ears},
+		{path: "/v1/rerank/", body: `{"model":"ears",`, wantStatus: 400, wantError: `"code":"invalid_json"`},
+		{path: "/v1/files", size: 1 << 10, wantEngines: words},
 	}
+	t.Run("fields of a form", func(t *testing.T) {
+		const kind = "application/x-www-form-urlencoded"
+		a, err := rig.Send(t.Context(), f.url("/v1/x"), strings.NewReader("a=b&model=ears"), "content-type", kind)
+		if err != nil || a.Status != http.StatusOK || rig.Decode[received](t, a.Body).Engine == 2 {
+			t.Errorf("status %d, %v: %.300s; want an engine of ears", a.Status, err, a.Body)
+		}
+	})
+	t.Run("models", func(t *testing.T) {
+		for path, want := range map[string]string{
+			"/v1/models": `"id":"ears"`, "/v1/models/?limit=9": `"id":"words"`, "/v1/models/ears": `{"id":"ears"`, "/v1/models/nobody": `"code":"model_not_found"`,
+		} {
+			if b, err := rig.Get(f.url(path)); !strings.Contains(fmt.Sprint(string(b), err), want) {
+				t.Errorf("GET %s: %s, %v; want %s", path, b, err, want)
+			}
+		}
+	})
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%s of %q%s", tt.path, tt.model, tt.body), func(t *testing.T) {
 			body, kind := []byte(tt.body), "application/json"
@@ -114,7 +139,7 @@ func TestOperationsBesideChats(t *testing.T) {
 					t.Fatalf("status %d, %v: %.300s", a.Status, err, a.Body)
 				}
 				got := rig.Decode[received](t, a.Body)
-				if got.Path != tt.path || got.ContentType != kind || got.Sum != sum(body) {
+				if path, _, _ := strings.Cut(tt.path, "?"); got.Path != path || got.ContentType != kind || got.Sum != sum(body) {
 					t.Errorf("the engine has received %+v; want %q and the body as it was sent", got, kind)
 				}
 				seen[got.Engine] = true

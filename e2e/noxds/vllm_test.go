@@ -46,13 +46,7 @@ func newPair(t *testing.T) *pair {
 	for i := range p.engines {
 		p.startVLLM(t, i)
 	}
-	var hosts []string
-	for line := range strings.Lines(p.adapt(t, "standalone.yaml")) {
-		if !strings.Contains(line, "port_value: 0}") {
-			hosts = append(hosts, line)
-		}
-	}
-	p.write(t, "envoy.yaml", strings.Join(hosts, ""))
+	p.write(t, "envoy.yaml", p.adapt(t, "standalone.yaml"))
 	rig.StartEnvoy(t, filepath.Join(p.dir, "envoy.yaml"), 2)
 	for i := range p.engines {
 		p.awaitStart(t, i)

@@ -42,7 +42,7 @@ func TestTLS(t *testing.T) {
 	l.More(t, 4)
 
 	t.Run("a person sees the mesh", func(t *testing.T) {
-		if got := m.StatusTable(t); !strings.Contains(got, "as xds sees it") {
+		if got := m.StatusTable(t); !strings.Contains(got, "from xds") {
 			t.Errorf("millrace status:\n%s", got)
 		}
 		if got := rig.Millrace(t, "Hello!\n", "chat", "-dir", m.Dir); got.Code != 0 || got.Stdout == "" {

@@ -3,6 +3,7 @@ package enginepb
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -32,6 +33,7 @@ func TestSameProcess(t *testing.T) {
 		{"queue", func(a *Assignment) { a.Backend.Queue++ }, true},
 		{"largest body", func(a *Assignment) { a.Backend.MaxBodyBytes++ }, true},
 		{"drain", func(a *Assignment) { a.Backend.Drain = durationpb.New(1) }, true},
+		{"keep alive", func(a *Assignment) { a.Backend.KeepAlive = durationpb.New(time.Second) }, true},
 		{"model", func(a *Assignment) { a.Model = "n" }, false},
 		{"weights", func(a *Assignment) { a.Backend.Weights = "v" }, false},
 		{"slots", func(a *Assignment) { a.Backend.Slots++ }, false},

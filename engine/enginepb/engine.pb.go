@@ -431,7 +431,11 @@ type Backend struct {
 	ServedModel string `protobuf:"bytes,35,opt,name=served_model,json=servedModel,proto3" json:"served_model,omitempty"`
 	// How long running requests may go on when the engine is to serve something else;
 	// unset: 10 s.
-	Drain         *durationpb.Duration `protobuf:"bytes,40,opt,name=drain,proto3" json:"drain,omitempty"`
+	Drain *durationpb.Duration `protobuf:"bytes,40,opt,name=drain,proto3" json:"drain,omitempty"`
+	// How long the backend is kept without requests. Then it is ended, and started again when
+	// the next request comes, which waits in the queue; the engine stays READY meanwhile.
+	// Unset: for ever.
+	KeepAlive     *durationpb.Duration `protobuf:"bytes,41,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -564,6 +568,13 @@ func (x *Backend) GetDrain() *durationpb.Duration {
 	return nil
 }
 
+func (x *Backend) GetKeepAlive() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAlive
+	}
+	return nil
+}
+
 type AssignReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Version now in force, or about to be when running requests are done.
@@ -653,6 +664,9 @@ type Status struct {
 	Capabilities *Capabilities `protobuf:"bytes,30,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// Control epoch of `generation`.
 	ControlEpoch uint64 `protobuf:"varint,50,opt,name=control_epoch,json=controlEpoch,proto3" json:"control_epoch,omitempty"`
+	// Accounts of requests that ended in the last seconds, the newest last: each is in
+	// several statuses.
+	Accounts []*Account `protobuf:"bytes,60,rep,name=accounts,proto3" json:"accounts,omitempty"`
 	// Whether the OpenAI API is plain text in a mesh whose other links are TLS.
 	HttpPlainText bool `protobuf:"varint,130,opt,name=http_plain_text,json=httpPlainText,proto3" json:"http_plain_text,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -808,11 +822,74 @@ func (x *Status) GetControlEpoch() uint64 {
 	return 0
 }
 
+func (x *Status) GetAccounts() []*Account {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
 func (x *Status) GetHttpPlainText() bool {
 	if x != nil {
 		return x.HttpPlainText
 	}
 	return false
+}
+
+// Account is what was generated of a request that has ended. It is for those whose client
+// has left before the account behind the answer could reach extproc.
+type Account struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number that its extproc has given to it.
+	Request uint64 `protobuf:"fixed64,1,opt,name=request,proto3" json:"request,omitempty"`
+	// Tokens that were generated of its answers.
+	GeneratedTokens uint64 `protobuf:"varint,2,opt,name=generated_tokens,json=generatedTokens,proto3" json:"generated_tokens,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Account) Reset() {
+	*x = Account{}
+	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Account) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Account) ProtoMessage() {}
+
+func (x *Account) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Account.ProtoReflect.Descriptor instead.
+func (*Account) Descriptor() ([]byte, []int) {
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Account) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
+	}
+	return 0
+}
+
+func (x *Account) GetGeneratedTokens() uint64 {
+	if x != nil {
+		return x.GeneratedTokens
+	}
+	return 0
 }
 
 // Capabilities is what a backend can do as it is run.
@@ -840,7 +917,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +929,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +942,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{6}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Capabilities) GetContextTokens() uint32 {
@@ -960,7 +1037,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1049,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1062,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{7}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Process) GetRole() string {
@@ -1058,13 +1135,16 @@ type Load struct {
 	// where it has none. More than `running`: some did not come through this engine.
 	BackendRunning uint32 `protobuf:"varint,30,opt,name=backend_running,json=backendRunning,proto3" json:"backend_running,omitempty"`
 	BackendWaiting uint32 `protobuf:"varint,31,opt,name=backend_waiting,json=backendWaiting,proto3" json:"backend_waiting,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How long a request would wait now until the model is loaded again, by what loading took
+	// the last time; unset: it is loaded.
+	Wake          *durationpb.Duration `protobuf:"bytes,40,opt,name=wake,proto3" json:"wake,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1156,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1169,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{8}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Load) GetRunning() uint32 {
@@ -1155,6 +1235,13 @@ func (x *Load) GetBackendWaiting() uint32 {
 	return 0
 }
 
+func (x *Load) GetWake() *durationpb.Duration {
+	if x != nil {
+		return x.Wake
+	}
+	return nil
+}
+
 // Speed is measured by the engine on its own requests, tokens per second of
 // one sequence; 0 until measured. Whoever measures less than the least says the least.
 type Speed struct {
@@ -1167,7 +1254,7 @@ type Speed struct {
 
 func (x *Speed) Reset() {
 	*x = Speed{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1266,7 @@ func (x *Speed) String() string {
 func (*Speed) ProtoMessage() {}
 
 func (x *Speed) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1279,7 @@ func (x *Speed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Speed.ProtoReflect.Descriptor instead.
 func (*Speed) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{9}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Speed) GetPrefill() float64 {
@@ -1223,7 +1310,7 @@ type Totals struct {
 
 func (x *Totals) Reset() {
 	*x = Totals{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1322,7 @@ func (x *Totals) String() string {
 func (*Totals) ProtoMessage() {}
 
 func (x *Totals) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1335,7 @@ func (x *Totals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Totals.ProtoReflect.Descriptor instead.
 func (*Totals) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{10}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Totals) GetRequests() uint64 {
@@ -1309,7 +1396,7 @@ type CacheReport struct {
 
 func (x *CacheReport) Reset() {
 	*x = CacheReport{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1408,7 @@ func (x *CacheReport) String() string {
 func (*CacheReport) ProtoMessage() {}
 
 func (x *CacheReport) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1421,7 @@ func (x *CacheReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheReport.ProtoReflect.Descriptor instead.
 func (*CacheReport) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{11}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CacheReport) GetEpoch() uint64 {
@@ -1391,7 +1478,7 @@ type CacheSegment struct {
 
 func (x *CacheSegment) Reset() {
 	*x = CacheSegment{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1490,7 @@ func (x *CacheSegment) String() string {
 func (*CacheSegment) ProtoMessage() {}
 
 func (x *CacheSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1503,7 @@ func (x *CacheSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheSegment.ProtoReflect.Descriptor instead.
 func (*CacheSegment) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{12}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CacheSegment) GetId() uint64 {
@@ -1473,7 +1560,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\rengineAddress\x12%\n" +
 	"\x05share\x18\x04 \x01(\x02B\x0f\xfaB\f\n" +
 	"\n" +
-	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xd7\x05\n" +
+	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xa4\x06\n" +
 	"\aBackend\x12F\n" +
 	"\x04kind\x18\x01 \x01(\x0e2&.millrace.engine.v1alpha1.Backend.KindB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n" +
@@ -1493,7 +1580,9 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x10\x80\x02\"\x05r\x03(\x80 R\x04args\x12\x1a\n" +
 	"\x03url\x18\" \x01(\tB\b\xfaB\x05r\x03\x18\x80\x10R\x03url\x12+\n" +
 	"\fserved_model\x18# \x01(\tB\b\xfaB\x05r\x03\x18\x80\x04R\vservedModel\x12?\n" +
-	"\x05drain\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05drain\"@\n" +
+	"\x05drain\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05drain\x12K\n" +
+	"\n" +
+	"keep_alive\x18) \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\tkeepAlive\"@\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bLLAMACPP\x10\x01\x12\b\n" +
@@ -1504,7 +1593,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12#\n" +
-	"\rcontrol_epoch\x182 \x01(\x04R\fcontrolEpoch\"\xac\a\n" +
+	"\rcontrol_epoch\x182 \x01(\x04R\fcontrolEpoch\"\xf6\a\n" +
 	"\x06Status\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x1e\n" +
 	"\n" +
@@ -1528,8 +1617,12 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x06totals\x18\x0e \x01(\v2 .millrace.engine.v1alpha1.TotalsR\x06totals\x12;\n" +
 	"\x05cache\x18\x0f \x01(\v2%.millrace.engine.v1alpha1.CacheReportR\x05cache\x12J\n" +
 	"\fcapabilities\x18\x1e \x01(\v2&.millrace.engine.v1alpha1.CapabilitiesR\fcapabilities\x12#\n" +
-	"\rcontrol_epoch\x182 \x01(\x04R\fcontrolEpoch\x12'\n" +
-	"\x0fhttp_plain_text\x18\x82\x01 \x01(\bR\rhttpPlainText\"\xca\x02\n" +
+	"\rcontrol_epoch\x182 \x01(\x04R\fcontrolEpoch\x12H\n" +
+	"\baccounts\x18< \x03(\v2!.millrace.engine.v1alpha1.AccountB\t\xfaB\x06\x92\x01\x03\x10\x80\x02R\baccounts\x12'\n" +
+	"\x0fhttp_plain_text\x18\x82\x01 \x01(\bR\rhttpPlainText\"k\n" +
+	"\aAccount\x12(\n" +
+	"\arequest\x18\x01 \x01(\x06B\x0e\xfaB\vR\t!\x00\x00\x00\x00\x00\x00\x00\x00R\arequest\x126\n" +
+	"\x10generated_tokens\x18\x02 \x01(\x04B\v\xfaB\b2\x06\x18\x80\x80\x80\x80\x10R\x0fgeneratedTokens\"\xca\x02\n" +
 	"\fCapabilities\x12%\n" +
 	"\x0econtext_tokens\x18\x01 \x01(\rR\rcontextTokens\x12\x1e\n" +
 	"\n" +
@@ -1551,7 +1644,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brestarts\x18\x04 \x01(\rR\brestarts\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\x12+\n" +
-	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xbf\x02\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xfe\x02\n" +
 	"\x04Load\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x14\n" +
@@ -1561,7 +1654,8 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\x12#\n" +
 	"\rcached_tokens\x18\a \x01(\x04R\fcachedTokens\x12'\n" +
 	"\x0fbackend_running\x18\x1e \x01(\rR\x0ebackendRunning\x12'\n" +
-	"\x0fbackend_waiting\x18\x1f \x01(\rR\x0ebackendWaiting\"o\n" +
+	"\x0fbackend_waiting\x18\x1f \x01(\rR\x0ebackendWaiting\x12=\n" +
+	"\x04wake\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x04wake\"o\n" +
 	"\x05Speed\x123\n" +
 	"\aprefill\x18\x01 \x01(\x01B\x19\xfaB\x16\x12\x14\x19\x00\x00\x00\x00e\xcd\xcdA)\xfc\xa9\xf1\xd2MbP?@\x01R\aprefill\x121\n" +
 	"\x06decode\x18\x02 \x01(\x01B\x19\xfaB\x16\x12\x14\x19\x00\x00\x00\x00e\xcd\xcdA)\xfc\xa9\xf1\xd2MbP?@\x01R\x06decode\"\x99\x01\n" +
@@ -1607,7 +1701,7 @@ func file_engine_enginepb_engine_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_enginepb_engine_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_engine_enginepb_engine_proto_goTypes = []any{
 	(State)(0),                    // 0: millrace.engine.v1alpha1.State
 	(Backend_Kind)(0),             // 1: millrace.engine.v1alpha1.Backend.Kind
@@ -1617,43 +1711,47 @@ var file_engine_enginepb_engine_proto_goTypes = []any{
 	(*Backend)(nil),               // 5: millrace.engine.v1alpha1.Backend
 	(*AssignReply)(nil),           // 6: millrace.engine.v1alpha1.AssignReply
 	(*Status)(nil),                // 7: millrace.engine.v1alpha1.Status
-	(*Capabilities)(nil),          // 8: millrace.engine.v1alpha1.Capabilities
-	(*Process)(nil),               // 9: millrace.engine.v1alpha1.Process
-	(*Load)(nil),                  // 10: millrace.engine.v1alpha1.Load
-	(*Speed)(nil),                 // 11: millrace.engine.v1alpha1.Speed
-	(*Totals)(nil),                // 12: millrace.engine.v1alpha1.Totals
-	(*CacheReport)(nil),           // 13: millrace.engine.v1alpha1.CacheReport
-	(*CacheSegment)(nil),          // 14: millrace.engine.v1alpha1.CacheSegment
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*Account)(nil),               // 8: millrace.engine.v1alpha1.Account
+	(*Capabilities)(nil),          // 9: millrace.engine.v1alpha1.Capabilities
+	(*Process)(nil),               // 10: millrace.engine.v1alpha1.Process
+	(*Load)(nil),                  // 11: millrace.engine.v1alpha1.Load
+	(*Speed)(nil),                 // 12: millrace.engine.v1alpha1.Speed
+	(*Totals)(nil),                // 13: millrace.engine.v1alpha1.Totals
+	(*CacheReport)(nil),           // 14: millrace.engine.v1alpha1.CacheReport
+	(*CacheSegment)(nil),          // 15: millrace.engine.v1alpha1.CacheSegment
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_engine_enginepb_engine_proto_depIdxs = []int32{
-	15, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
+	16, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
 	4,  // 1: millrace.engine.v1alpha1.Assignment.stages:type_name -> millrace.engine.v1alpha1.Stage
 	5,  // 2: millrace.engine.v1alpha1.Assignment.backend:type_name -> millrace.engine.v1alpha1.Backend
 	1,  // 3: millrace.engine.v1alpha1.Backend.kind:type_name -> millrace.engine.v1alpha1.Backend.Kind
-	15, // 4: millrace.engine.v1alpha1.Backend.drain:type_name -> google.protobuf.Duration
-	0,  // 5: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
-	16, // 6: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
-	3,  // 7: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	9,  // 8: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
-	10, // 9: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
-	11, // 10: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
-	12, // 11: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
-	13, // 12: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
-	8,  // 13: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
-	16, // 14: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
-	15, // 15: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
-	14, // 16: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 17: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
-	3,  // 18: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
-	7,  // 19: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
-	6,  // 20: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
-	19, // [19:21] is the sub-list for method output_type
-	17, // [17:19] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	16, // 4: millrace.engine.v1alpha1.Backend.drain:type_name -> google.protobuf.Duration
+	16, // 5: millrace.engine.v1alpha1.Backend.keep_alive:type_name -> google.protobuf.Duration
+	0,  // 6: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
+	17, // 7: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
+	3,  // 8: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	10, // 9: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
+	11, // 10: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
+	12, // 11: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
+	13, // 12: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
+	14, // 13: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
+	9,  // 14: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
+	8,  // 15: millrace.engine.v1alpha1.Status.accounts:type_name -> millrace.engine.v1alpha1.Account
+	17, // 16: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
+	16, // 17: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
+	16, // 18: millrace.engine.v1alpha1.Load.wake:type_name -> google.protobuf.Duration
+	15, // 19: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 20: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
+	3,  // 21: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
+	7,  // 22: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
+	6,  // 23: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
+	22, // [22:24] is the sub-list for method output_type
+	20, // [20:22] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_engine_enginepb_engine_proto_init() }
@@ -1667,7 +1765,7 @@ func file_engine_enginepb_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_enginepb_engine_proto_rawDesc), len(file_engine_enginepb_engine_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -6,7 +6,11 @@
 // here, never a list of operations elsewhere.
 package apis
 
-import "strings"
+import (
+	"net/url"
+	"slices"
+	"strings"
+)
 
 // API is an operation; all of them are POST.
 type API uint8
@@ -23,6 +27,8 @@ const (
 	Embeddings
 	// Responses is OpenAI's responses.
 	Responses
+	// InputTokens is OpenAI's responses/input_tokens: nothing is generated.
+	InputTokens
 	// Messages is Anthropic's messages.
 	Messages
 	// CountTokens is Anthropic's messages/count_tokens: nothing is generated.
@@ -49,11 +55,25 @@ const (
 	JSON Reader = iota
 	// Form bodies are multipart/form-data. Only their field "model" is decoded.
 	Form
+	// Fields bodies are application/x-www-form-urlencoded. Only their field "model" is
+	// decoded.
+	Fields
 )
+
+// ReaderOf returns how a body of a content type is decoded where its operation doesn't
+// say: as JSON if nothing else.
+func ReaderOf(contentType string) Reader {
+	for _, r := range []Reader{Form, Fields} {
+		if r.Accepts(contentType) {
+			return r
+		}
+	}
+	return JSON
+}
 
 // ContentType is the type of such bodies.
 func (r Reader) ContentType() string {
-	return [...]string{JSON: "application/json", Form: "multipart/form-data"}[r]
+	return [...]string{JSON: "application/json", Form: "multipart/form-data", Fields: "application/x-www-form-urlencoded"}[r]
 }
 
 // Accepts reports whether a content type is that of such bodies. A client that names
@@ -113,6 +133,9 @@ type Row struct {
 	Dialect Dialect
 	Counted Counting
 	Routed  Routing
+	// Items is whether its conversation is instructions and items of input, as responses
+	// have it.
+	Items bool
 	// Generates is whether its answer has tokens that the model makes one by one.
 	Generates bool
 	// AnyModel is whether a request need not name its model: the default one serves it.
@@ -139,8 +162,12 @@ var table = [Len]Row{
 		Name: "embeddings", Path: "/v1/embeddings", Aliases: []string{"/embeddings"}, Counted: Texts, Routed: ByLoad, Input: "input",
 	},
 	Responses: {
-		Name: "responses", Path: "/v1/responses", Aliases: []string{"/responses"}, Counted: Conversation, Generates: true,
+		Name: "responses", Path: "/v1/responses", Aliases: []string{"/responses"}, Counted: Conversation, Items: true, Generates: true,
 		Input: "input", Limits: []string{"max_output_tokens"},
+	},
+	InputTokens: {
+		Name: "input_tokens", Path: "/v1/responses/input_tokens", Aliases: []string{"/responses/input_tokens"},
+		Counted: Conversation, Items: true, Routed: ByLoad, Input: "input",
 	},
 	Messages: {
 		Name: "messages", Path: "/v1/messages", Aliases: []string{"/messages"}, Dialect: Anthropic, Counted: Conversation, Generates: true,
@@ -192,27 +219,109 @@ func (r *Row) Outside(prefix string) (paths []string) {
 	return paths
 }
 
+// OnlyCounts reports whether the operation's answer is how many tokens its prompt has.
+func (r *Row) OnlyCounts() bool { return r.Counted == Conversation && !r.Generates }
+
 // String returns the operation's name.
 func (a API) String() string { return a.Row().Name }
 
-// Of returns the operation that method and path, query and all, ask for.
+// Of returns the operation that method and path, query and all, ask for. It is known by
+// the path's end: a gateway may have more in front of it, which it takes away later.
 func Of(method, path string) API {
 	if method != "POST" {
 		return Other
 	}
 	path, _, _ = strings.Cut(path, "?")
-	return byPath[strings.TrimSuffix(path, "/")]
+	return at(strings.TrimRight(path, "/"))
+}
+
+// at returns the operation at a path, whatever is in front of it.
+func at(path string) API {
+	if a, ok := byPath[path]; ok {
+		return a
+	}
+	for i := 1; i < len(path); i++ {
+		if path[i] != '/' {
+			continue
+		}
+		if a, ok := byPath[path[i:]]; ok && !within(path[:i], path[i:]) {
+			return a
+		}
+	}
+	return Other
+}
+
+// collections have things of their own below each of theirs, which are called like
+// operations: /v1/threads/7/messages.
+var collections = []string{"threads", "conversations", "batches", "evals"}
+
+// within reports whether an end of one segment belongs to what is in front of it.
+func within(front, end string) bool {
+	if strings.IndexByte(end[1:], '/') >= 0 {
+		return false
+	}
+	collection := front[:max(0, strings.LastIndexByte(front, '/'))]
+	return slices.Contains(collections, collection[strings.LastIndexByte(collection, '/')+1:])
 }
 
 // DialectOf returns the dialect of errors on a path: that of an operation's, or of what
 // lies below one.
 func DialectOf(path string) Dialect {
 	path, _, _ = strings.Cut(path, "?")
-	for path != "" {
-		if a, ok := byPath[path]; ok {
+	for path = strings.TrimRight(path, "/"); path != ""; {
+		if a := at(path); a != Other {
 			return table[a].Dialect
 		}
 		path = path[:max(0, strings.LastIndexByte(path, '/'))]
 	}
 	return OpenAI
+}
+
+// ModelIn returns the model that a path names, query and all: by ?model=, or as Azure's
+// paths do, /openai/deployments/MODEL/chat/completions. Empty: it names none.
+func ModelIn(path string) string {
+	path, query, _ := strings.Cut(path, "?")
+	if model := FieldIn(query, "model"); model != "" {
+		return model
+	}
+	_, rest, ok := strings.Cut(path, "/deployments/")
+	if name, _, more := strings.Cut(rest, "/"); ok && more {
+		if name, err := url.PathUnescape(name); err == nil {
+			return name
+		}
+	}
+	return ""
+}
+
+// FieldIn returns the first value of a field of a query, or of an urlencoded form.
+// Empty: it has none, or one that is not well encoded.
+func FieldIn(form, field string) string {
+	for pair := range strings.SplitSeq(form, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if key != field {
+			continue
+		}
+		if value, err := url.QueryUnescape(value); err == nil {
+			return value
+		}
+	}
+	return ""
+}
+
+// Listed reports whether a GET of a path asks for the models there are, and if for one of
+// them, for which.
+func Listed(path string) (list bool, model string) {
+	path, _, _ = strings.Cut(path, "?")
+	path = strings.TrimRight(path, "/")
+	if strings.HasSuffix(path, "/v1/models") || path == "/models" {
+		return true, ""
+	}
+	_, model, ok := strings.Cut(path, "/v1/models/")
+	if !ok {
+		model, ok = strings.CutPrefix(path, "/models/")
+	}
+	if name, err := url.PathUnescape(model); err == nil {
+		model = name
+	}
+	return ok && model != "", model
 }

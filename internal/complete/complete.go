@@ -8,13 +8,14 @@ package complete
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
-// Command is a word after millrace, with its flags: "-dir".
+// Command is a word after millrace, with its flags, "-dir", and the words that may follow it.
 type Command struct {
-	Name, Does string
-	Flags      []string
+	Name, Does   string
+	Flags, Words []string
 }
 
 // shells are those that completion writes a script for, by name.
@@ -59,8 +60,11 @@ func Write(w io.Writer, shell string, commands []Command) error {
 	}
 	for _, c := range commands {
 		all = append(all, c.Name)
-		fmt.Fprintf(&cases, "      %s) %s=\"%s\";;\n", c.Name, words, strings.Join(c.Flags, " "))
+		fmt.Fprintf(&cases, "      %s) %s=\"%s\";;\n", c.Name, words, strings.Join(slices.Concat(c.Words, c.Flags), " "))
 		fmt.Fprintf(&lines, "complete -c millrace -n __fish_use_subcommand -a %s -d '%s'\n", c.Name, strings.ReplaceAll(c.Does, "'", `\'`))
+		for _, w := range c.Words {
+			fmt.Fprintf(&lines, "complete -c millrace -n '__fish_seen_subcommand_from %s' -a %s\n", c.Name, w)
+		}
 		for _, f := range c.Flags {
 			fmt.Fprintf(&lines, "complete -c millrace -n '__fish_seen_subcommand_from %s' -o %s\n", c.Name, strings.TrimPrefix(f, "-"))
 		}

@@ -29,7 +29,7 @@ type EngineTLS struct {
 	// +kubebuilder:validation:MaxLength=4096
 	Key string `json:"key,omitempty"`
 	// ServerName is a name that its certificate must have, and that it is asked for. Default:
-	// the ip of its address, which the certificate must have then.
+	// the host name or ip of its address, which the certificate must have then.
 	// +millrace:form:name=serverName,optional=true
 	ServerName string `json:"serverName,omitempty"`
 	// SkipVerify is whether any certificate will do. Whoever can answer at the address is

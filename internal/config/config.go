@@ -1,4 +1,4 @@
-// Package config reads what a person says about the fleet: YAML objects of
+// Package config reads the configuration of a fleet: YAML objects of
 // apiVersion millrace.dev/v1alpha1 (Model, Policy and Endpoints), the very schema that the
 // CRDs carry. It is for every program with a -config flag. Fleet is the file of
 // `extproc -fleet`, in the same spirit.
@@ -107,6 +107,13 @@ type ModelSpec struct {
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
 	Layout []Layout `json:"layout"`
+	// KeepAlive is how long a replica keeps the model loaded without requests, 0s to 720h; less
+	// than a second counts as one. Then its memory is freed, and the next request waits until it
+	// is loaded again. It is loaded once at the start, which proves it and measures how long
+	// that takes. Of kind "openai" nothing is loaded here. Default 0s: for ever.
+	// +kubebuilder:default="0s"
+	// +millrace:lasts:least="0s",most="720h"
+	KeepAlive Duration `json:"keepAlive"`
 	// Implied is whether there is no object of it: Endpoints serve it.
 	Implied bool `json:"-"`
 }
@@ -248,6 +255,13 @@ type PolicySpec struct {
 	// tenant may use.
 	// +kubebuilder:default={}
 	Flow Flow `json:"flow"`
+	// PathPrefixes are what the API's paths may have in front of them, at most 16: with
+	// /llm, /llm/v1/chat/completions is what /v1/chat/completions is. Default: none.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +millrace:each:form:name=pathPrefix
+	// +millrace:once
+	PathPrefixes []string `json:"pathPrefixes,omitempty"`
 	// CORS is which web pages may ask from a browser.
 	// +kubebuilder:default={}
 	CORS CORS `json:"cors"`
@@ -311,6 +325,14 @@ type Retries struct {
 	// +kubebuilder:default="0s"
 	// +millrace:lasts:least="0s",most="24h"
 	MaxPerTry Duration `json:"maxPerTry"`
+	// HedgeAfter is how long an attempt is waited for, at least, before the next endpoint is
+	// asked, too; whoever answers first counts. It is four times as long as was predicted
+	// if that is more, and 30 s or 2 min where no speed is known. An answer that has begun is
+	// not cut by it. 0s: never, and never beside maxPerTry. Default 0s, as engines of ours
+	// that hang are found by their connections; in a fleet's file 2s.
+	// +kubebuilder:default="0s"
+	// +millrace:lasts:least="0s",most="1h"
+	HedgeAfter Duration `json:"hedgeAfter"`
 }
 
 // Attempts returns how often a request of the given priority is tried in all;
@@ -371,6 +393,16 @@ func Default() File {
 	m.Spec.Layout = []Layout{{Stages: 2, Shares: []float32{1, 1}}, {Stages: 1}}
 	return File{Models: []Model{m}, Policy: newPolicy()}
 }
+
+// NewModel returns a model with the defaults, on one node.
+func NewModel(name string) Model {
+	m := newModel()
+	m.Metadata.Name, m.Spec.Replicas, m.Spec.Layout = name, 1, []Layout{{Stages: 1}}
+	return m
+}
+
+// IsModelName reports whether a model may have the name.
+func IsModelName(name string) bool { return modelName.fits(name) }
 
 // newModel returns a model of which only the name is missing.
 func newModel() Model {

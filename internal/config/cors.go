@@ -33,6 +33,17 @@ const (
 	originMax     = 270
 )
 
+// What may stand in front of the API's paths: segments, of which none is empty, dots only,
+// or v1 alone.
+const (
+	pathPrefixPattern = `^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+$`
+	pathPrefixWords   = `segments of letters, digits and "-._~" behind a "/" each, without one at the end, such as /llm or /team-a/llm`
+	pathPrefixMax     = 128
+	maxPathPrefixes   = 16
+)
+
+var pathPrefix = form{regexp.MustCompile(pathPrefixPattern), pathPrefixWords, pathPrefixMax}
+
 var origin = form{regexp.MustCompile(originPattern), originWords, originMax}
 
 func (c CORS) validate(path string, r *rules) {

@@ -10,6 +10,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"millrace.dev/millrace/internal/nearest"
 	"millrace.dev/millrace/internal/trust"
 )
 
@@ -124,7 +125,7 @@ func (d *decoder) eachKey(path string, n *yaml.Node, f func(at string, key, valu
 
 func (d *decoder) unknown(key *yaml.Node, path string, t reflect.Type) {
 	names := fieldNames(t)
-	if near := nearest(key.Value, names); near != "" {
+	if near := nearest.Of(key.Value, names); near != "" {
 		d.fault(key, path, "unknown field; did you mean %s?", near)
 		return
 	}

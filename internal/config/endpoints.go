@@ -13,6 +13,7 @@ import (
 
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/secret"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Types of engines that are run by somebody else, by how they show their load. scrape
@@ -20,6 +21,8 @@ import (
 const (
 	// TypeVLLM is vLLM.
 	TypeVLLM = "vllm"
+	// TypeLlamaCpp is llama.cpp's server.
+	TypeLlamaCpp = "llamacpp"
 	// TypeOpenAI is any server of the OpenAI API, of which nothing else is known.
 	TypeOpenAI = "openai"
 )
@@ -60,7 +63,7 @@ type EndpointsSpec struct {
 type Endpoint struct {
 	// Address is "ip:port" of its API, as Envoy's cluster has it.
 	// +kubebuilder:validation:Required
-	// +millrace:address:words="must be ip:port, as Envoy's cluster has it"
+	// +millrace:address:words="must be ip:port of one host, as Envoy's cluster has it: not unspecified, link-local, multicast or reserved, nor IPv4 written as IPv6",host=true
 	Address string `json:"address"`
 	// Models are the ids that it serves, 1 to 100.
 	// +kubebuilder:validation:MaxItems=100
@@ -107,8 +110,8 @@ type Endpoint struct {
 	KVEvents KVEvents `json:"kvEvents,omitzero"`
 }
 
-// maxEndpoints bounds the endpoints of a fleet.
-const maxEndpoints = 16384
+// MaxEndpoints bounds the endpoints of a fleet.
+const MaxEndpoints = 16384
 
 // Equal reports whether both say the same.
 func (e Endpoint) Equal(o Endpoint) bool {
@@ -123,8 +126,11 @@ func (e Endpoint) SameAccess(o Endpoint) bool {
 
 // HealthURL is where its health is asked for.
 func (e Endpoint) HealthURL() secret.URL {
-	return cmp.Or(e.Health, secret.URL(e.scheme()+e.Address+"/health"))
+	return cmp.Or(e.Health, e.URL("/health"))
 }
+
+// URL is where it has a page of its own, such as "/v1/models".
+func (e Endpoint) URL(path string) secret.URL { return secret.URL(e.scheme() + e.Address + path) }
 
 func (e Endpoint) scheme() string {
 	if e.TLS.On() {
@@ -147,9 +153,14 @@ func (e *Endpoint) complete() {
 }
 
 func (e Endpoint) validate(at string, r *rules) {
-	if !isAddress(e.Address) {
-		r.broken(at+".address", "%.80q; must be ip:port, as Envoy's cluster has it", e.Address)
+	if !isHost(e.Address) {
+		r.broken(at+".address", "%.80q; must be ip:port of one host, as Envoy's cluster has it: not unspecified, link-local, multicast or reserved, nor IPv4 written as IPv6", e.Address)
 	}
+	e.validateRest(at, r)
+}
+
+// validateRest checks all but the address.
+func (e Endpoint) validateRest(at string, r *rules) {
 	if len(e.Models) == 0 {
 		r.broken(at+".models", "missing; must be a list of the model ids that it serves")
 	}
@@ -166,6 +177,9 @@ func (e Endpoint) validate(at string, r *rules) {
 	r.between(at+".slots", e.Slots, 0, 65536)
 	e.KVEvents.validate(at+".kvEvents", e.Type, r)
 }
+
+// isHost reports whether a text is the ip:port of one host that can be reached.
+func isHost(text string) bool { return isAddress(text) && trust.Address(text) == nil }
 
 // isAddress reports whether a text is ip:port, as every program and an API server reads it.
 func isAddress(text string) bool {
@@ -239,9 +253,9 @@ func (r *reader) alone(all []Endpoint, d *decoder) []Endpoint {
 	for _, other := range r.file.Endpoints {
 		total += len(other.Spec.Endpoints)
 	}
-	if total > maxEndpoints {
-		broken.broken("spec.endpoints", "%d in all objects; must be ≤ %d", total, maxEndpoints)
-		all = all[:max(0, len(all)-(total-maxEndpoints))]
+	if total > MaxEndpoints {
+		broken.broken("spec.endpoints", "%d in all objects; must be ≤ %d", total, MaxEndpoints)
+		all = all[:max(0, len(all)-(total-MaxEndpoints))]
 	}
 	kept := make([]Endpoint, 0, len(all))
 	for i, one := range all {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -19,7 +20,9 @@ import (
 // Fleet is what `extproc -fleet` reads: engines that runs elsewhere. It is one
 // YAML document.
 type Fleet struct {
-	// Endpoints are the engines, at most 16384.
+	// Endpoints are the engines, at most 16384. Here an address may be a host's name,
+	// "name:port", at most 256 names: each IPv4 address that the name has, or each IPv6 one
+	// where it has none, is an engine then.
 	Endpoints []Endpoint `json:"endpoints"`
 	// Models says more about some of the models that the endpoints serve.
 	Models []FleetModel `json:"models,omitempty"`
@@ -36,7 +39,7 @@ type FleetModel struct {
 	// at the folder of the file that names it. Empty: tokens are estimated.
 	Tokenizer string `json:"tokenizer,omitempty"`
 	// ContextTokens is the context of one sequence in its engines, 128 to 16777216 tokens:
-	// longer prompts are refused. 0: not known, the engines refuse them.
+	// longer prompts are refused. 0: what the engines say themselves, if all of them do.
 	ContextTokens int `json:"contextTokens,omitempty"`
 	// Default is whether requests whose model is not known go to this one. Without
 	// any, the first model of the first endpoint is.
@@ -45,7 +48,11 @@ type FleetModel struct {
 
 // notHere are settings of the policy that need the xds program, which publishes them
 // to Envoy.
-var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.cors", "policy.istio"}
+var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.pathPrefixes", "policy.cors", "policy.istio"}
+
+// fleetHedgeAfter is hedgeAfter in a fleet's file: engines there speak HTTP/1.1, which has
+// no pings that would find one that hangs.
+const fleetHedgeAfter = 2 * time.Second
 
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.
@@ -61,6 +68,7 @@ func LoadFleet(path string) (Fleet, error) {
 func ParseFleet(name string, text []byte) (Fleet, error) {
 	f := Fleet{Policy: newPolicy().Spec}
 	f.Policy.Flow.GatewayTimeout = Duration{everyGateway}
+	f.Policy.Retries.HedgeAfter = Duration{fleetHedgeAfter}
 	full, err := filepath.Abs(name)
 	if err != nil {
 		return Fleet{}, Fault{File: name, Text: err.Error()}
@@ -68,7 +76,7 @@ func ParseFleet(name string, text []byte) (Fleet, error) {
 	d := decoder{lines: map[string]int{"": 1}}
 	if len(text) > MaxFile {
 		d.faults = append(d.faults, Fault{Text: fmt.Sprintf("%d bytes; must be ≤ %d", len(text), MaxFile)})
-	} else if n, fault := single(text); fault != nil {
+	} else if n, fault := single(text, "an object with endpoints"); fault != nil {
 		d.faults = append(d.faults, *fault)
 	} else {
 		d.value("", n, reflect.ValueOf(&f).Elem())
@@ -84,8 +92,8 @@ func ParseFleet(name string, text []byte) (Fleet, error) {
 	return f, nil
 }
 
-// single returns the content of the only document in text.
-func single(text []byte) (*yaml.Node, *Fault) {
+// single returns the content of the only document in text, which must be what.
+func single(text []byte, what string) (*yaml.Node, *Fault) {
 	loader, err := yaml.NewLoader(bytes.NewReader(text))
 	if err != nil {
 		f := syntax(err)
@@ -94,7 +102,7 @@ func single(text []byte) (*yaml.Node, *Fault) {
 	var n, more yaml.Node
 	switch err := loader.Load(&n); {
 	case errors.Is(err, io.EOF):
-		return nil, &Fault{Text: "nothing in it; must be an object with endpoints"}
+		return nil, &Fault{Text: "nothing in it; must be " + what}
 	case err != nil:
 		f := syntax(err)
 		return nil, &f
@@ -106,7 +114,7 @@ func single(text []byte) (*yaml.Node, *Fault) {
 		return nil, &f
 	}
 	if len(n.Content) != 1 || n.Content[0].ShortTag() == "!!null" {
-		return nil, &Fault{Line: n.Line, Text: "nothing in it; must be an object with endpoints"}
+		return nil, &Fault{Line: n.Line, Text: "nothing in it; must be " + what}
 	}
 	return n.Content[0], nil
 }
@@ -117,19 +125,20 @@ func (f Fleet) validate(d *decoder) []Fault {
 	if n := len(f.Endpoints); n == 0 {
 		r.broken("endpoints", "missing; must be a list with at least one entry")
 	} else {
-		r.between("endpoints", n, 1, maxEndpoints)
+		r.between("endpoints", n, 1, MaxEndpoints)
 	}
 	served := map[string]bool{}
 	addresses := map[string]string{}
 	for i, e := range f.Endpoints {
 		at := "endpoints[" + strconv.Itoa(i) + "]"
-		e.validate(at, &r)
+		e.validateIn(at, &r)
 		e.validateAlone(at, fmt.Sprintf("the endpoint in line %d", d.line(at+".address")), addresses, &r)
 		for _, m := range e.Models {
 			served[m] = true
 		}
 	}
 	validateKeys(f.Endpoints, &r)
+	validateNames(f.Endpoints, &r)
 	validateModels(f.Models, served, &r)
 	known := func(name string) bool { return served[name] }
 	validateTargets("policy.rewrites", f.Policy.Rewrites, known, &r)
@@ -190,7 +199,9 @@ func (f *Fleet) complete(dir string) {
 		f.Models[i].Tokenizer = under(dir, f.Models[i].Tokenizer)
 	}
 	for i := range f.Endpoints {
-		f.Endpoints[i].complete()
+		if name, _ := f.Endpoints[i].Host(); name == "" {
+			f.Endpoints[i].complete()
+		}
 		f.Endpoints[i].absolute(dir)
 	}
 }

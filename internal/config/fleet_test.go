@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"path/filepath"
 	"testing"
 
@@ -42,6 +43,7 @@ policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}
 	}
 	policy := newPolicy().Spec
 	policy.Flow.GatewayTimeout = Duration{everyGateway}
+	policy.Retries.HedgeAfter = Duration{fleetHedgeAfter}
 	policy.Sessions.Header = "x-chat"
 	policy.Rewrites = []Rewrite{{Model: "chat", To: []RewriteTarget{{"base", 1}, {"org/base", 3}}}}
 	want := Fleet{
@@ -75,10 +77,19 @@ policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}
 func FuzzParseFleet(f *testing.F) {
 	f.Add([]byte("endpoints: [{address: \"10.0.0.2:8000\", models: [m], type: vllm}]\nmodels: [{name: m}]"))
 	f.Add([]byte("endpoints: &a [*a]"))
+	f.Add([]byte("endpoints: [{address: \"a.b:80\", models: [m], type: vllm, kvEvents: {connect: \"a.b:1\"}}]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		fleet, err := ParseFleet("fleet.yaml", text)
 		if err == nil && (len(fleet.Endpoints) == 0 || fleet.DefaultModel() == "") {
 			t.Errorf("took %q as %+v", text, fleet)
+		}
+		for _, e := range fleet.Endpoints {
+			if name, _ := e.Host(); name != "" {
+				e = e.At(netip.MustParseAddr("10.0.0.1"))
+			}
+			if !isAddress(e.Address) || e.KVEvents.Connect != "" && !isAddress(e.KVEvents.Connect) {
+				t.Errorf("took %q as %+v", text, e)
+			}
 		}
 	})
 }

@@ -7,7 +7,7 @@ import "millrace.dev/millrace/internal/scrape"
 type KVEvents struct {
 	// Connect is the "ip:port" at which the engine's publisher listens: where its own
 	// configuration has a "*" in the endpoint.
-	// +millrace:address:words="must be ip:port, without tcp://",optional=true
+	// +millrace:address:words="must be ip:port of one host, without tcp://: not unspecified, link-local, multicast or reserved, nor IPv4 written as IPv6",optional=true,host=true
 	Connect string `json:"connect,omitempty"`
 	// Listen is the "ip:port" at which extproc, or xds for Endpoints, listens and to which the publisher
 	// connects: what stands in the endpoint of the engine's configuration otherwise.
@@ -35,10 +35,11 @@ func (k KVEvents) validate(at, typ string, r *rules) {
 	case k.Connect != "" && k.Listen != "":
 		r.broken(at, "connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen")
 	}
-	for path, address := range map[string]string{at + ".connect": k.Connect, at + ".listen": k.Listen} {
-		if address != "" && !isAddress(address) {
-			r.broken(path, "%.80q; must be ip:port, without tcp://", address)
-		}
+	if k.Connect != "" && !isHost(k.Connect) {
+		r.broken(at+".connect", "%.80q; must be ip:port of one host, without tcp://: not unspecified, link-local, multicast or reserved, nor IPv4 written as IPv6", k.Connect)
+	}
+	if k.Listen != "" && !isAddress(k.Listen) {
+		r.broken(at+".listen", "%.80q; must be ip:port, without tcp://", k.Listen)
 	}
 	r.short(at+".topic", k.Topic, maxTopic)
 }

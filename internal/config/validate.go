@@ -93,6 +93,7 @@ func (m Model) validate() []Fault {
 	r.short("spec.weights", s.Weights, maxPath)
 	r.short("spec.tokenizer", s.Tokenizer, maxPath)
 	r.between("spec.replicas", s.Replicas, 0, 1024)
+	r.lasts("spec.keepAlive", s.KeepAlive, 0, 720*time.Hour)
 	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
 		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
 	}
@@ -178,6 +179,8 @@ func (p Policy) validate() []Fault {
 	p.Spec.Limits.validate(&r)
 	validateRewrites("spec.rewrites", p.Spec.Rewrites, &r)
 	p.Spec.Flow.validate("spec.flow", &r)
+	r.between("spec.pathPrefixes", len(p.Spec.PathPrefixes), 0, maxPathPrefixes)
+	r.eachOnce("spec.pathPrefixes", p.Spec.PathPrefixes, pathPrefix)
 	p.Spec.CORS.validate("spec.cors", &r)
 	p.Spec.Istio.validate("spec.istio", &r)
 	return r
@@ -201,6 +204,7 @@ func (t Retries) validate(r *rules) {
 	r.between("spec.retries.standard", t.Standard, 1, 16)
 	r.between("spec.retries.sheddable", t.Sheddable, 1, 16)
 	r.lasts("spec.retries.maxPerTry", t.MaxPerTry, 0, 24*time.Hour)
+	r.lasts("spec.retries.hedgeAfter", t.HedgeAfter, 0, time.Hour)
 }
 
 func (l Limits) validate(r *rules) {

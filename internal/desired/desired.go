@@ -1,4 +1,4 @@
-// Package desired is what is wanted of a mesh: one immutable State, published whole
+// Package desired is the desired state of a mesh: one immutable State, published whole
 // by a source, which is followed while programs run. Called by xds, whose fleet,
 // resources and directives are made of it, and by `millrace up`.
 //

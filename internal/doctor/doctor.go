@@ -1,8 +1,8 @@
 // Package doctor examines a machine for everything that a mesh needs, and says
 // the way out of what it finds wrong.
 //
-// Called by `millrace check`. Its one rule: it looks only, so that it may be run
-// at any time, next to a working mesh too.
+// Called by `millrace check`. Its one rule: it changes nothing, so that it may run at
+// any time, beside a working mesh, too.
 package doctor
 
 import (

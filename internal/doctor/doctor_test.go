@@ -136,7 +136,7 @@ func TestRunFindsWhatIsWrong(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
-			want:  []string{"FAIL", "Envoy", `says "" of its version: not an Envoy`, "→ point -envoy"},
+			want:  []string{"FAIL", "Envoy", `reports the version "": not an Envoy`, "→ point -envoy"},
 			fails: true,
 		},
 		{

@@ -95,7 +95,7 @@ func (p parts) envoy(ctx context.Context) finding {
 	_, version, found := strings.Cut(f.found, setup.VersionMark)
 	if !found {
 		return finding{
-			verdict: fail, what: f.what, found: fmt.Sprintf("%s says %.80q of its version: not an Envoy", p.paths.Envoy, f.found),
+			verdict: fail, what: f.what, found: fmt.Sprintf("%s reports the version %.80q: not an Envoy", p.paths.Envoy, f.found),
 			next: "point -envoy at an Envoy, or leave it out: set-up then fetches the pinned one",
 		}
 	}

@@ -1,5 +1,5 @@
-// Package endpoints puts together what is said of an endpoint that reports nothing itself
-// and what was observed of it: the one door between inventory and probe.
+// Package endpoints combines what the configuration says of an endpoint that sends no
+// reports with what was observed of it: the one place where inventory and probe meet.
 //
 // extproc calls it for the endpoints of a fleet's file, xds for those of its desired
 // state. Its one rule: it is pure, and what comes of it is what extproc's tables are made
@@ -66,6 +66,7 @@ func State(e inventory.Entry, o *probe.Observation) *fleetpb.EndpointState {
 		text := o.Err.Error()
 		m.Reason = text[:min(len(text), maxReason)]
 	}
+	m.ContextTokens = uint32(o.Context)
 	m.Load.Slots, m.Load.KvTotalTokens = uint32(o.Slots), uint64(o.KVTokens)
 	if s := o.Sample; s != nil {
 		m.Load.Running, m.Load.Waiting = count(s.Running), count(s.Waiting)

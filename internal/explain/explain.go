@@ -15,11 +15,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 	"time"
 
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -89,7 +89,7 @@ func find(ctx context.Context, o *Options) ([]byte, error) {
 }
 
 func searchFile(path, id string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ func TestExplain(t *testing.T) {
 	tests := []struct{ name, id string }{
 		{"streamed", "4debbcfb-221f-489b-9439-041740495501"},
 		{"begins-so", "4debbcfb"},
+		{"by-cost", "eeee"},
 		{"retried", "aaaa"},
 		{"by-trace", "c0ffee"},
 		{"shed", "bbbb"},

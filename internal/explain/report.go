@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -110,12 +111,12 @@ func endpoints(list string) []Endpoint {
 
 // flags are Envoy's, as far as they occur here.
 var flags = map[string]string{
-	"DC": "the client closed the connection before the answer was whole", "DPE": "the request broke HTTP's rules",
-	"DT": "the request took longer than it may", "LR": "Envoy reset the connection", "NC": "Envoy has no such cluster",
-	"NFCF": "Envoy has no such cluster", "NR": "no route for this path", "SI": "nothing moved on the stream for too long",
+	"DC": "the client closed the connection before the answer was complete", "DPE": "the request broke HTTP's rules",
+	"DT": "the request took longer than allowed", "LR": "Envoy reset the connection", "NC": "Envoy has no such cluster",
+	"NFCF": "Envoy has no such cluster", "NR": "no route for this path", "SI": "nothing was sent or received on the stream for too long",
 	"UC": "the engine closed the connection", "UF": "no connection to the engine", "UH": "no endpoint was healthy",
 	"UO": "Envoy's own limit of requests was reached", "UPE": "the engine's answer broke HTTP's rules",
-	"UR": "the engine reset the request", "URX": "all tries failed", "UT": "the engine took too long to answer",
+	"UR": "the engine reset the request", "URX": "all attempts failed", "UT": "the engine took too long to answer",
 	"UAEX": "the request was not allowed", "OM": "Envoy was short of memory",
 }
 
@@ -130,7 +131,7 @@ func problems(list, details string) []string {
 		}
 	}
 	if _, code, ok := strings.Cut(details, "millrace_"); ok {
-		all = append(all, "extproc answered it itself: "+strings.ReplaceAll(code, "_", " "))
+		all = append(all, "extproc answered the request itself: "+strings.ReplaceAll(code, "_", " "))
 	}
 	return all
 }
@@ -144,7 +145,7 @@ func (r *Report) words() string {
 		fmt.Fprintf(t, "  %s\t"+format+"\n", append([]any{what}, args...)...)
 	}
 	if d := r.Decided; d == nil {
-		row("nothing", "by extproc: Envoy went by its weights, or the request was answered before")
+		row("nothing", "by extproc: Envoy chose by its weights, or the request was answered before")
 	} else {
 		model := d.Model
 		if d.Asked != "" {
@@ -159,6 +160,9 @@ func (r *Report) words() string {
 				what = "endpoints"
 			}
 			row(what, "%d. %s, done in %s%s", i+1, e.Address, ms(e.Millis), terms(e.Terms))
+		}
+		if !slices.IsSortedFunc(d.Endpoints, func(a, b Endpoint) int { return deref(a.Millis) - deref(b.Millis) }) {
+			row("", "in the order of their cost, which is more than this time: extproc/README.md has its terms")
 		}
 	}
 	_ = t.Flush()
@@ -194,14 +198,14 @@ func (r *Report) by() string {
 		text = "from " + h.Node + " at " + h.Address
 	}
 	if h.Attempts != nil && *h.Attempts > 1 {
-		text += fmt.Sprintf(", at try %d", *h.Attempts)
+		text += fmt.Sprintf(", at attempt %d", *h.Attempts)
 	}
 	if r.Decided == nil {
 		return text
 	}
 	for i, e := range r.Decided.Endpoints {
 		if e.Address == h.Address {
-			return text + fmt.Sprintf(", which was named as number %d", i+1)
+			return text + fmt.Sprintf(", extproc's choice number %d", i+1)
 		}
 	}
 	return text + ", which extproc did not name"
@@ -219,6 +223,13 @@ func (r *Report) predicted() string {
 		}
 	}
 	return ""
+}
+
+func deref(n *int) int {
+	if n == nil {
+		return 0
+	}
+	return *n
 }
 
 func ms(n *int) string {
@@ -243,7 +254,7 @@ func tokens(real, expected *int) string {
 	case real != nil:
 		return fmt.Sprintf("%d tokens", *real)
 	case expected != nil:
-		return fmt.Sprintf("not said by the engine, expected %d tokens", *expected)
+		return fmt.Sprintf("not reported by the engine, expected %d tokens", *expected)
 	}
 	return "not known"
 }

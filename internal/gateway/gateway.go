@@ -1,5 +1,5 @@
-// Package gateway stands beside an Envoy: it shows whether Envoy takes requests, passes
-// its statistics through, and when the two are to end empties it first.
+// Package gateway is the sidecar of an Envoy: it reports whether Envoy accepts requests,
+// forwards its statistics, and drains Envoy before both end.
 //
 // Called by `millrace gateway`, which in a Pod is the container that ends before Envoy's,
 // and by `millrace up`. Its one rule: Envoy's admin port, which can stop Envoy, is asked
@@ -96,7 +96,7 @@ func (x *gateway) pages() http.Handler {
 }
 
 var (
-	errDraining   = errors.New("draining: no new connections, please")
+	errDraining   = errors.New("draining: new connections go elsewhere")
 	errNoListener = errors.New("envoy has no listener: xds has published none yet")
 )
 

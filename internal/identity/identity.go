@@ -82,7 +82,7 @@ func (o *Options) Validate(roles string, check bool) error {
 	case here && (o.CACert == "" || o.CAKey == ""):
 		errs = append(errs, errors.New("-ca-cert and -ca-key; must be given both, or neither"))
 	case here && o.Authority != "":
-		errs = append(errs, errors.New("-authority and -ca-key; must be one of them"))
+		errs = append(errs, errors.New("-authority, -ca-key; give exactly one of them"))
 	case here && o.Life < time.Minute:
 		errs = append(errs, fmt.Errorf("-life: %s; must be ≥ 1m", o.Life))
 	case !here && !strings.HasPrefix(o.Authority, "https://"):

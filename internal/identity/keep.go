@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
 )
 
@@ -82,8 +83,8 @@ func (k *keeper) prepare() error {
 func (k *keeper) start(now time.Time) {
 	k.watched, k.last, k.next = stamp.Of(k.Options.watched()...), now.Round(0), now.Round(0)
 	certs, err := verifyAll(k.Options, now)
-	mount, err2 := os.ReadFile(k.Options.watched()[0])
-	known, err3 := os.ReadFile(mtls.In(k.Out, mtls.ID{}).CA)
+	mount, err2 := regular.Read(k.Options.watched()[0], maxFile)
+	known, err3 := regular.Read(mtls.In(k.Out, mtls.ID{}).CA, maxFile)
 	if errors.Join(err, err2, err3) != nil || join(string(known)) != join(string(known), string(mount)) {
 		return
 	}

@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // maxResponse bounds what the authority answers, in bytes.
@@ -28,6 +28,9 @@ type busy struct {
 	after time.Duration
 }
 
+// maxFile bounds a certificate, a key, a token or a list of authorities, in bytes.
+const maxFile = 1 << 20
+
 // sign returns certificates of the requests' keys.
 func (o Options) sign(ctx context.Context, r Request, now time.Time) (Response, error) {
 	if o.CACert != "" {
@@ -35,7 +38,7 @@ func (o Options) sign(ctx context.Context, r Request, now time.Time) (Response, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, longestAsk)
 	defer cancel()
-	trusted, err := os.ReadFile(o.CA)
+	trusted, err := regular.Read(o.CA, maxFile)
 	if err != nil {
 		return Response{}, err
 	}
@@ -72,11 +75,11 @@ func (o Options) signHere(r Request, now time.Time) (Response, error) {
 
 // ReadAuthority reads the files of an authority.
 func ReadAuthority(cert, key string) (*mtls.Authority, error) {
-	certs, err := os.ReadFile(cert)
+	certs, err := regular.Read(cert, maxFile)
 	if err != nil {
 		return nil, fmt.Errorf("-ca-cert: %w", err)
 	}
-	secret, err := os.ReadFile(key)
+	secret, err := regular.Read(key, maxFile)
 	if err != nil {
 		return nil, fmt.Errorf("-ca-key: %w", err)
 	}
@@ -90,7 +93,7 @@ func ReadAuthority(cert, key string) (*mtls.Authority, error) {
 // ask asks the authority. The token is sent to nobody who does not show a certificate
 // of xds first; it is read each time, as Kubernetes replaces it.
 func (o Options) ask(ctx context.Context, r Request, trusted []byte) (Response, error) {
-	token, err := os.ReadFile(o.Token)
+	token, err := regular.Read(o.Token, maxFile)
 	if err != nil {
 		return Response{}, err
 	}

@@ -1,8 +1,9 @@
-// Package inventory knows which endpoints exist that report nothing themselves.
+// Package inventory lists the endpoints that send no reports.
 //
-// extproc calls it for the file of a fleet, xds for the Endpoints of its desired state;
-// what else names endpoints is another function that returns Entries. Its one rule: it
-// says who exists. How they are is found out by probe, and endpoints puts both together.
+// extproc calls it for the file of a fleet, whose host names Names looks up, xds for the
+// Endpoints of its desired state; another source of endpoints is another function that
+// returns Entries. Its one rule: it lists endpoints. Their state is observed by probe, and
+// endpoints combines the two.
 package inventory
 
 import (

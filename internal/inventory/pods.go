@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // Pod is what of a Kubernetes Pod decides whether it is an endpoint.
@@ -70,7 +71,8 @@ func (p *Pool) Has(pod *Pod) bool {
 
 // OfPods returns the endpoints of a pool in the order of their addresses: the ports of its
 // Pods that are Ready and do not terminate. Of several Pods with one address the youngest
-// has it: the others are leftovers of which nobody has taken notice yet.
+// has it: the others are leftovers of which nobody has taken notice yet. One whose address
+// is not that of a host that others reach is none.
 func OfPods(pool *Pool, pods []Pod) []Entry {
 	all := make([]claim, 0, len(pods)*len(pool.Ports))
 	for i := range pods {
@@ -86,7 +88,9 @@ func OfPods(pool *Pool, pods []Pod) []Entry {
 			if pod.Active != nil && !slices.Contains(pod.Active, port) || port < 1 || port > 65535 {
 				continue
 			}
-			all = append(all, claim{at(ip, port), pod, ip, rank})
+			if address := at(ip, port); trust.Address(address) == nil {
+				all = append(all, claim{address, pod, ip, rank})
+			}
 		}
 	}
 	slices.SortFunc(all, func(a, b claim) int {

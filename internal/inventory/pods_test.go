@@ -37,6 +37,9 @@ func TestOfPods(t *testing.T) {
 		pods []Pod
 		want []Entry
 	}{
+		{"none at addresses that are no host's", pool, []Pod{
+			pod("a", "169.254.0.9", nil), pod("b", "0.0.0.0", nil), pod("c", "224.0.0.1", nil), pod("d", "::ffff:10.0.0.1", nil), pod("e", "fe80::1", nil), pod("f", "10.0.0.1", nil),
+		}, []Entry{entry("10.0.0.1:8000", "f")}},
 		{"a Ready one, whatever order they come in", pool, []Pod{pod("b", "10.0.0.2", nil), pod("a", "10.0.0.1", nil)}, []Entry{entry("10.0.0.1:8000", "a"), entry("10.0.0.2:8000", "b")}},
 		{"not one that is not Ready", pool, []Pod{pod("a", "10.0.0.1", func(p *Pod) { p.Ready = false })}, []Entry{}},
 		{"not one that terminates, Ready or not", pool, []Pod{pod("a", "10.0.0.1", func(p *Pod) { p.Terminating = true })}, []Entry{}},

@@ -61,7 +61,7 @@ func Parse(text []byte) (Set, error) {
 		all[hash] = words[1]
 	}
 	if len(all) == 0 && len(errs) == 0 {
-		errs = append(errs, errors.New("no key; nobody could ask"))
+		errs = append(errs, errors.New("there is no key in it, so no client could send requests"))
 	}
 	return all, errors.Join(errs...)
 }
@@ -71,9 +71,9 @@ func parseLine(words []string) (hash [sha256.Size]byte, err error) {
 	b, err := hex.DecodeString(digits)
 	switch {
 	case !ok || err != nil || len(b) != len(hash): // a key by mistake is not shown
-		return hash, fmt.Errorf("must begin with %s and %d hexadecimal digits: `millrace key TENANT` makes a line", prefix, 2*len(hash))
+		return hash, fmt.Errorf("must begin with %s and %d hexadecimal digits: `millrace key -tenant NAME` prints such a line", prefix, 2*len(hash))
 	case len(words) != 2 || len(words[1]) > maxTenant:
-		return hash, fmt.Errorf("behind the hash must be the name of a tenant, one word of at most %d bytes", maxTenant)
+		return hash, fmt.Errorf("after the hash must come the name of a tenant, one word of at most %d bytes", maxTenant)
 	}
 	copy(hash[:], b)
 	return hash, nil
@@ -187,5 +187,5 @@ func (f *Files) Conditions() []obs.Condition {
 	if err == nil {
 		return nil
 	}
-	return []obs.Condition{{Code: "api-keys", Text: "the API keys are those of before: " + err.Error(), Next: "mend the file: it is read again"}}
+	return []obs.Condition{{Code: "api-keys", Text: "the previous API keys stay in force: " + err.Error(), Next: "correct the file; it is read again by itself"}}
 }

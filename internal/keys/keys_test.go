@@ -80,8 +80,8 @@ func TestFaultsAreNamed(t *testing.T) {
 		"# nobody":                "no key",
 		"sk-1 a":                  "line 1: must begin with sha256:",
 		"sha256:00 a":             "line 1: must begin with sha256:",
-		line[:71]:                 "line 1: behind the hash",
-		line + " b":               "line 1: behind the hash",
+		line[:71]:                 "line 1: after the hash",
+		line + " b":               "line 1: after the hash",
 		line + "\n" + line:        "line 2: the key is there already",
 		line + "\nsk-1 a\nsk-2 a": "line 3: must begin",
 	} {

@@ -16,7 +16,7 @@ func NewMetrics(program string, reg prometheus.Registerer) *Metrics {
 		}),
 		gaps: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_" + program + "_kv_gaps_total",
-			Help: "Times that messages about KV caches were missing or not understood, so that an engine's blocks were forgotten.",
+			Help: "Times that a message about a KV cache was missing or could not be decoded, so that the engine's blocks were forgotten.",
 		}),
 	}
 	m.passed = prometheus.NewCounter(prometheus.CounterOpts{

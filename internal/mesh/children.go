@@ -34,8 +34,8 @@ func (c *children) apply(s *state.State, st *enginepb.Status) {
 	if engine.Restarts != c.engine {
 		c.newLife(engine.Restarts)
 	}
-	if len(st.GetProcesses()) > 0 {
-		forget(s, c.node, st)
+	if len(st.GetProcesses()) > 0 || st.GetLoad().GetWake() != nil {
+		forget(s, c.node, st) // a backend that is ended while nobody asks for it is none that is down
 	}
 	for _, p := range st.GetProcesses() {
 		c.row(s, p)

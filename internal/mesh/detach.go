@@ -103,7 +103,7 @@ func (o Options) show(ctx context.Context, path string, ended <-chan error) erro
 		select {
 		case err := <-ended:
 			copyLines()
-			return &program.Exit{Code: exitCode(err), Err: errors.New("the mesh has ended before it was ready; what it said is above")}
+			return &program.Exit{Code: exitCode(err), Err: errors.New("the mesh ended before it was ready; its output above says why")}
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(showEvery):

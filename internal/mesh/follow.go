@@ -14,9 +14,10 @@ import (
 // changes.
 type deriver struct {
 	nodes     int
-	vllm      string // path of the user's own; empty: there is none
-	weights   string // path of those that set-up has fetched; empty: it has not
-	cookieKey string // path
+	named     []named // models of -model
+	vllm      string  // path of the user's own; empty: there is none
+	weights   string  // path of those that set-up has fetched; empty: it has not
+	cookieKey string  // path
 	// laid has the layout that a model got when the user chose none, by the model's
 	// name: it stays, whatever other models come and go.
 	laid map[string]config.ModelSpec
@@ -34,6 +35,10 @@ func laidOut(f config.File) map[string]config.ModelSpec {
 // derive is a desired.Derive.
 func (d *deriver) derive(f config.File, at config.Source) (config.File, []config.Fault) {
 	given := layoutGiven(f, at)
+	f, err := withNamed(f, at, d.named)
+	if err != nil {
+		return f, []config.Fault{{Text: err.Error()}}
+	}
 	for i := range f.Models {
 		m := &f.Models[i]
 		if had, ok := d.laid[m.Metadata.Name]; ok && !given[m.Metadata.Name] {

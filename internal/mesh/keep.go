@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/state"
 )
 
@@ -169,7 +170,7 @@ func (k *keeper) once(ctx context.Context) error {
 }
 
 func (k *keeper) spawn() (*proc.Process, error) {
-	log, err := os.OpenFile(k.spec.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	log, err := regular.Append(k.spec.Log, 0, 0o644)
 	if err != nil {
 		return nil, err
 	}

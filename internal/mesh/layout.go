@@ -19,10 +19,11 @@ func layoutGiven(f config.File, at config.Source) map[string]bool {
 }
 
 // layOut returns the file with a layout for the only model, if the user chose
-// none: every node works, and from three nodes on the first replica is sharded.
+// none: every node works, and from three nodes on the first replica is sharded. What
+// llama.cpp does not serve is on one node: it may want a device of its own.
 func layOut(f config.File, given map[string]bool, nodes int) config.File {
 	f.Models = slices.Clone(f.Models)
-	if len(f.Models) != 1 || f.Models[0].Spec.Implied || given[f.Models[0].Metadata.Name] {
+	if len(f.Models) != 1 || f.Models[0].Spec.Implied || f.Models[0].Spec.Backend.Kind != config.LlamaCpp || given[f.Models[0].Metadata.Name] {
 		return f
 	}
 	spec := &f.Models[0].Spec

@@ -1,18 +1,20 @@
 package mesh
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"millrace.dev/millrace/internal/keys"
+	"millrace.dev/millrace/internal/models"
+	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -48,6 +50,10 @@ type Options struct {
 	Traces string
 	// Cache, Envoy, LlamaServer, RPCServer and Model are as in setup.Options.
 	Cache, Envoy, LlamaServer, RPCServer, Model string
+	// Models are those asked for by name, as package models reads them; none: the
+	// configuration says all. From is where they may come from.
+	Models []string
+	From   models.Options
 	// VLLM is the user's own vLLM, for backends of that kind: its command, or a folder
 	// with a Python environment; empty: none.
 	VLLM string
@@ -92,7 +98,7 @@ func (h *HTTPS) complete() error {
 	} else {
 		h.Listen = at
 	}
-	if _, err := tls.LoadX509KeyPair(h.Cert, h.Key); err != nil {
+	if _, err := mtls.ReadPair(h.Cert, h.Key); err != nil {
 		errs = append(errs, fmt.Errorf("-https-cert %s, -https-key %s: %w", h.Cert, h.Key, err))
 	}
 	return errors.Join(errs...)
@@ -120,6 +126,9 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, err)
 	}
 	errs = append(errs, o.checkCapacity(), o.HTTPS.complete())
+	if err := checkVLLM(o.VLLM); err != nil {
+		errs = append(errs, fmt.Errorf("-vllm: %w", err))
+	}
 	if o.APIKeys != "" {
 		if _, err := keys.Open(slog.New(slog.DiscardHandler), o.APIKeys); err != nil {
 			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
@@ -132,6 +141,23 @@ func (o Options) complete() (Options, error) {
 		return o, program.Usage(err)
 	}
 	return o, nil
+}
+
+// checkVLLM finds a path at which there is no vLLM: neither the command nor a Python
+// environment that has it.
+func checkVLLM(path string) error {
+	if path == "" {
+		return nil
+	}
+	st, err := os.Stat(path)
+	if err == nil && st.IsDir() {
+		path = filepath.Join(path, "bin", "vllm")
+		st, err = os.Stat(path)
+	}
+	if err == nil && (st.IsDir() || st.Mode()&0o111 == 0) {
+		err = fmt.Errorf("%s: not an executable file", path)
+	}
+	return err
 }
 
 func absolute(path *string) (err error) {
@@ -174,7 +200,7 @@ func ParseCapacity(text string) (map[string]float64, error) {
 			return nil, fmt.Errorf("%q; must be NODE=TOKENS_PER_SECOND, the figure 0 or from 0.001 to 1e9", part)
 		}
 		if _, twice := capacity[node]; twice {
-			return nil, fmt.Errorf("%q; the node has a figure already", part)
+			return nil, fmt.Errorf("%q; the node is named twice", part)
 		}
 		capacity[node] = v
 	}

@@ -159,7 +159,7 @@ func TestLoadFindsWhatIsWrongBeforeTheStart(t *testing.T) {
 	}{
 		{name: "unknown field", text: "apiVersion: millrace.dev/v1alpha1\nkind: Policy\nspec: {x: 1}\n", nodes: 3, want: "spec.x"},
 		{name: "too few nodes", text: strings.Replace(twoModels, "stages: 2", "stages: 4", 1), nodes: 3, want: "the models need 5 nodes, there are 3"},
-		{name: "no weights", text: twoModels, nodes: 3, want: "model one: weights: open"},
+		{name: "no weights", text: twoModels, nodes: 3, want: "model one: weights: stat"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -181,6 +181,7 @@ func TestAVLLMMustBeGiven(t *testing.T) {
 	path := filepath.Join(dir, "c.yaml")
 	text := "apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: m}\nspec: {weights: w, backend: {kind: vllm}}\n"
 	for _, err := range []error{
+		os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.WriteFile(filepath.Join(dir, "bin", "vllm"), nil, 0o755),
 		os.Mkdir(filepath.Join(dir, "w"), 0o755), os.WriteFile(filepath.Join(dir, "w", "config.json"), nil, 0o644), os.WriteFile(path, []byte(text), 0o644),
 	} {
 		if err != nil {
@@ -188,7 +189,7 @@ func TestAVLLMMustBeGiven(t *testing.T) {
 		}
 	}
 	o := Options{Listen: "127.0.0.1:0", Nodes: 1, ExtProcs: 1, Config: path}
-	if err := Check(o); err == nil || !strings.Contains(err.Error(), "there is no vLLM") || program.ExitCode(err) != program.ExitSetup {
+	if err := Check(o); err == nil || !strings.Contains(err.Error(), "no vLLM was named") || program.ExitCode(err) != program.ExitSetup {
 		t.Errorf("Check() = %v (exit %d)", err, program.ExitCode(err))
 	}
 	o.VLLM = dir

@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/weights"
@@ -41,7 +42,11 @@ func Up(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
-	file, err := o.prepare()
+	catalogue, all, err := o.named(ctx)
+	var file config.File
+	if err == nil {
+		file, err = o.prepare(all)
+	}
 	if err != nil {
 		undo()
 		return err
@@ -53,17 +58,23 @@ func Up(ctx context.Context, o Options) error {
 		return err
 	}
 	paths, err := setup.Ensure(ctx, o.Setup(!needsModel(file)))
+	if err == nil {
+		err = o.pull(ctx, catalogue, all)
+	}
 	if ctx.Err() != nil {
 		return program.Interrupted()
 	}
 	if err != nil {
 		return program.Setup(err)
 	}
-	return start(ctx, o, file, paths, store, show)
+	if file, err = load(o, all); err != nil { // now with what was fetched
+		return err
+	}
+	return start(ctx, o, file, all, paths, store, show)
 }
 
 // prepare finds out all that can be wrong before anything is written, and completes o.
-func (o *Options) prepare() (file config.File, err error) {
+func (o *Options) prepare(all []named) (file config.File, err error) {
 	if o.Listen, err = checkListen(o.Listen); err != nil {
 		return file, err
 	}
@@ -72,7 +83,7 @@ func (o *Options) prepare() (file config.File, err error) {
 			return file, fmt.Errorf("-https: %w", err)
 		}
 	}
-	if file, err = load(*o); err != nil {
+	if file, err = load(*o, all); err != nil {
 		return file, err
 	}
 	o.Programs, err = programs(o.Programs)
@@ -100,13 +111,13 @@ func makeDir(dir string) (undo func(), err error) {
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		undo()
-		return undo, &obs.Hint{Err: err, Next: "give a folder that can be written with -dir"}
+		return undo, &obs.Hint{Err: err, Next: "name a writable folder with -dir"}
 	}
 	return undo, nil
 }
 
 // start plans the mesh and runs it.
-func start(ctx context.Context, o Options, file config.File, paths setup.Paths, store *state.Store, show *console) error {
+func start(ctx context.Context, o Options, file config.File, all []named, paths setup.Paths, store *state.Store, show *console) error {
 	spans, err := openTraces(o.Traces)
 	if err != nil {
 		return err
@@ -143,7 +154,7 @@ func start(ctx context.Context, o Options, file config.File, paths setup.Paths, 
 	}
 	m := &mesh{plan: plan, first: replicas(file), store: store, show: show, certs: certs, operator: me, key: own}
 	if o.Config != "" {
-		d := deriver{nodes: o.Nodes, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
+		d := deriver{nodes: o.Nodes, named: all, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
 		if m.config, err = desired.Open(o.Config, d.derive, nil, slog.New(slog.DiscardHandler)); err != nil {
 			return program.Config(err)
 		}
@@ -158,8 +169,18 @@ func Check(o Options) error {
 	if err != nil {
 		return err
 	}
-	_, err = load(o)
-	return err
+	_, all, err := o.named(context.Background())
+	if err != nil {
+		return err
+	}
+	file, err := load(o, all)
+	if err != nil {
+		return err
+	}
+	if err := o.Setup(!needsModel(file)).Check(); err != nil {
+		return program.Setup(err)
+	}
+	return nil
 }
 
 // takeDir takes the mesh's folder for this process.
@@ -171,12 +192,12 @@ func takeDir(dir string) (*os.File, error) {
 	if s, _, readErr := state.Read(dir); readErr == nil {
 		err = fmt.Errorf("%w: process %d, http://%s", err, s.PID, s.Listen)
 	}
-	return nil, &obs.Hint{Err: err, Next: "stop that one first, or give this one another folder with -dir and another -listen"}
+	return nil, &obs.Hint{Err: err, Next: "end it with millrace down, or start this one with another -dir and another -listen"}
 }
 
 // load reads the configuration and completes it for the nodes that there are.
-func load(o Options) (config.File, error) {
-	file, err := loadFor(o.Config, o.Nodes)
+func load(o Options, all []named) (config.File, error) {
+	file, err := loadFor(o.Config, o.Nodes, all)
 	if err != nil {
 		return config.File{}, program.Config(err)
 	}
@@ -194,16 +215,16 @@ func checkProgram(m config.Model, vllm string) error {
 		return nil
 	}
 	return &obs.Hint{
-		Err:  fmt.Errorf("model %s: spec.backend.kind: %s: there is no vLLM", m.Metadata.Name, config.VLLM),
-		Next: "give a Python environment with vLLM with -vllm; it is too large for set-up to fetch",
+		Err:  fmt.Errorf("model %s: spec.backend.kind: %s: no vLLM was named", m.Metadata.Name, config.VLLM),
+		Next: "name a Python environment with vLLM by -vllm; set-up does not fetch it, as it is too large",
 	}
 }
 
-func loadFor(path string, nodes int) (config.File, error) {
+func loadFor(path string, nodes int, all []named) (config.File, error) {
 	file, given := config.Default(), map[string]bool{}
+	var at config.Source
 	if path != "" {
-		text, err := os.ReadFile(path)
-		var at config.Source
+		text, err := regular.Read(path, config.MaxFile)
 		if err == nil {
 			file, at, err = config.Read(path, text)
 		}
@@ -211,6 +232,13 @@ func loadFor(path string, nodes int) (config.File, error) {
 			return config.File{}, &obs.Hint{Err: err, Next: "correct the file named with -config, or leave -config out: everything has a default"}
 		}
 		given = layoutGiven(file, at)
+	}
+	file, err := withNamed(file, at, all)
+	if err != nil {
+		return config.File{}, err
+	}
+	if path == "" && len(all) > 1 {
+		file = spread(file, nodes)
 	}
 	file = layOut(file, given, nodes)
 	return file, errors.Join(checkRoom(file, nodes), checkWeights(file))
@@ -228,7 +256,14 @@ func checkWeights(f config.File) error {
 }
 
 func checkModel(m config.Model) error {
-	if m.Spec.Weights == "" {
+	if path := m.Spec.Tokenizer; path != "" {
+		f, err := regular.Open(path)
+		if err != nil {
+			return &obs.Hint{Err: fmt.Errorf("model %s: tokenizer: %w", m.Metadata.Name, err), Next: "set spec.tokenizer to a GGUF or tokenizer.json, or leave it out"}
+		}
+		f.Close()
+	}
+	if m.Spec.Weights == "" || m.Spec.Weights == unfetched {
 		return nil
 	}
 	check, next := weights.Check, "set spec.weights to a whole GGUF file, or fetch that one again; only the model "+config.DefaultModel+" may leave it out"

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	edsv3 "github.com/envoyproxy/go-control-plane/envoy/service/endpoint/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -64,6 +65,9 @@ var grants = map[string][]grant{
 	grpc_health_v1.Health_Check_FullMethodName:         everybody,
 	grpc_health_v1.Health_Watch_FullMethodName:         everybody,
 	peerpb.Peers_Follow_FullMethodName:                 {{role: ExtProc}},
+	// Where there is no xds, it says which hosts there are.
+	edsv3.EndpointDiscoveryService_DeltaEndpoints_FullMethodName:  {{role: Envoy, types: envoysTypes}},
+	edsv3.EndpointDiscoveryService_StreamEndpoints_FullMethodName: {{role: Envoy, types: envoysTypes}},
 	// Of xds. Policies hold the keys of cookies: they are extproc's alone.
 	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName:  {{role: Envoy, types: envoysTypes}, {role: ExtProc, types: ourTypes}},
 	discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName: {{role: Envoy, types: envoysTypes}, {role: ExtProc, types: ourTypes}},

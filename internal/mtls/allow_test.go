@@ -60,6 +60,7 @@ func TestAllow(t *testing.T) {
 	}{
 		{"Envoy alone asks for a choice", Call{Server: extproc, Method: "/envoy.service.ext_proc.v3.ExternalProcessor/Process"}, "/envoy"},
 		{"replicas of extproc follow each other", Call{Server: extproc, Method: "/millrace.peer.v1alpha1.Peers/Follow"}, "/extproc"},
+		{"Envoy has its hosts from extproc", Call{Server: extproc, Method: "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints", Type: wire.TypePrefix + "envoy.config.endpoint.v3.ClusterLoadAssignment"}, "/envoy"},
 		{"everybody of the mesh may check health", Call{Server: extproc, Method: health + "Check"}, everyone},
 		{"subscribers, before they say to what", Call{Server: xds, Method: ads + "DeltaAggregatedResources"}, "/envoy /extproc"},
 		{"Envoy's resources are Envoy's", Call{Server: xds, Method: ads + "DeltaAggregatedResources", Type: wire.TypePrefix + "envoy.config.cluster.v3.Cluster"}, "/envoy"},

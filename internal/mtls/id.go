@@ -1,6 +1,6 @@
-// Package mtls is who may talk to whom inside a mesh: identities in certificates,
-// read from files again when they change, mutual TLS with them, and one table that
-// says what each may ask for.
+// Package mtls authenticates the programs of a mesh and authorises their calls: identities
+// in certificates, read from files again when they change, mutual TLS with them, and one
+// table of the calls that each identity may make.
 //
 // Called by the program kit, by whoever dials another program, and by `millrace up`,
 // which makes certificates. Its one rule: without a certificate of the mesh's own

@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -153,13 +154,26 @@ func (s *Source) Conditions() []obs.Condition {
 	m, err := s.value.Latest()
 	var all []obs.Condition
 	if err != nil {
-		all = append(all, obs.Condition{Code: "certificate", Text: err.Error(), Next: "mend the files; until then the certificate from before is shown"})
+		all = append(all, obs.Condition{Code: "certificate", Text: err.Error(), Next: "correct the files; until then the previous certificate is used"})
 	}
 	if end := m.leaf().NotAfter; time.Now().After(end) {
 		all = append(all, obs.Condition{
-			Code: "certificate-expired", Text: fmt.Sprintf("the certificate of %s ended at %s: nobody takes it", s.id, end.Format(time.RFC3339)),
+			Code: "certificate-expired", Text: fmt.Sprintf("the certificate of %s expired at %s: no other program accepts it", s.id, end.Format(time.RFC3339)),
 			Next: "put a new one into " + s.files.Cert, Severity: obs.Blocking,
 		})
 	}
 	return all
+}
+
+// ReadPair reads a certificate with its chain, and its key, of whatever authority they are.
+func ReadPair(cert, key string) (tls.Certificate, error) {
+	certs, err := regular.Read(cert, maxFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	secret, err := regular.Read(key, maxFile)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(certs, secret)
 }

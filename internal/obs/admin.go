@@ -64,8 +64,8 @@ const stopGrace = 2 * time.Second
 
 // Admin returns the handler of a program's admin port: the pages of Probes and
 // /debug/pprof/.
-func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
-	mux := pages(reg, conditions)
+func Admin(reg *prometheus.Registry, conditions func() []Condition, w *Watch) http.Handler {
+	mux := pages(reg, conditions, w)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
@@ -76,7 +76,7 @@ func Admin(reg *prometheus.Registry, conditions func() []Condition) http.Handler
 // Probes returns the handler of the pages for who has no certificate, a kubelet and
 // Prometheus: those that hold no secret and cost little. Of conditions they have the
 // codes and severities: texts name files, nodes and addresses.
-func Probes(reg *prometheus.Registry, conditions func() []Condition) http.Handler {
+func Probes(reg *prometheus.Registry, conditions func() []Condition, w *Watch) http.Handler {
 	return pages(reg, func() (list []Condition) {
 		if conditions == nil {
 			return nil
@@ -85,16 +85,22 @@ func Probes(reg *prometheus.Registry, conditions func() []Condition) http.Handle
 			list = append(list, Condition{Code: c.Code, Severity: c.Severity})
 		}
 		return list
-	})
+	}, w)
 }
 
-// pages returns the handler of /metrics, /healthz (200 while the process answers) and
+// pages returns the handler of /metrics, /healthz (200 while nothing that w watches is
+// stuck, else 503: start the program anew) and
 // /readyz (the list of conditions, with 503 while one of them is Blocking; a nil
 // conditions is never unready).
-func pages(reg *prometheus.Registry, conditions func() []Condition) *http.ServeMux {
+func pages(reg *prometheus.Registry, conditions func() []Condition, watch *Watch) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{Registry: reg}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if stuck := watch.Stuck(); len(stuck) > 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = w.Write([]byte(strings.Join(stuck, "\n") + "\n"))
+			return
+		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {

@@ -52,7 +52,7 @@ func TestOnlyBlockingConditionsMakeUnready(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			list := func() []Condition { return tt.conditions }
 			for want, h := range map[string]http.Handler{
-				tt.admin: Admin(prometheus.NewRegistry(), list), tt.probes: Probes(prometheus.NewRegistry(), list),
+				tt.admin: Admin(prometheus.NewRegistry(), list, NewWatch(nil)), tt.probes: Probes(prometheus.NewRegistry(), list, NewWatch(nil)),
 			} {
 				w := httptest.NewRecorder()
 				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
@@ -82,7 +82,7 @@ func TestReadyzListsConditions(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- Serve(ctx, ln, Admin(prometheus.NewRegistry(), func() []Condition { return conditions }))
+		done <- Serve(ctx, ln, Admin(prometheus.NewRegistry(), func() []Condition { return conditions }, NewWatch(nil)))
 	}()
 	resp, err := http.Get("http://" + ln.Addr().String() + "/readyz")
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package policy says a policy of the configuration as the xDS resources that
+// Package policy turns a policy of the configuration into the xDS resources that
 // extproc reads: the one place where config's words become the contract's. Called by
 // xds, which publishes them, and by extproc, whose own fleet file has a policy, too.
 //
@@ -36,7 +36,16 @@ func State(p config.PolicySpec, keys [][]byte, extprocs int) *fleetpb.PolicyStat
 		Rewrites:            Rewrites(p.Rewrites),
 		Flow:                Flow(p.Flow, extprocs),
 		Explain:             p.Explain,
+		HedgeAfter:          hedgeAfter(p.Retries),
 	}
+}
+
+// hedgeAfter is nil where nobody else is asked: beside maxPerTry, which Envoy would forget.
+func hedgeAfter(r config.Retries) *durationpb.Duration {
+	if r.HedgeAfter.Duration == 0 || r.MaxPerTry.Duration > 0 {
+		return nil
+	}
+	return durationpb.New(r.HedgeAfter.Duration)
 }
 
 // Complete returns the policy with what it leaves unset, as an older xds does, by

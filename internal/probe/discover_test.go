@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/scrape"
 )
 
@@ -85,4 +86,47 @@ func FuzzModelsOf(f *testing.F) {
 			t.Errorf("%d models", len(got))
 		}
 	})
+}
+
+func TestAskForModels(t *testing.T) {
+	const at = "10.0.0.1:8000"
+	tests := []struct {
+		name   string
+		typ    string
+		models []string
+		answer string // empty: 404
+		want   string // empty: nothing is wrong
+	}{
+		{"all", "vllm", []string{"a", "b"}, `{"data":[{"id":"b","parent":"a"},{"id":"a"},{"id":"c"}]}`, ""},
+		{"an adapter that is not loaded", "vllm", []string{"a", "b"}, `{"data":[{"id":"a"}]}`, `it lists other models: not "b"`},
+		{"another", "openai", []string{"qwen"}, `{"data":[{"id":"Qwen/Qwen3-8B"}]}`, `it lists other models: not "qwen", but "Qwen/Qwen3-8B"`},
+		{"many others", "openai", []string{"x"}, `{"data":[{"id":"1"},{"id":"2"},{"id":"3"},{"id":"4"},{"id":"5"},{"id":"6"}]}`,
+			`it lists other models: not "x", but "1", "2", "3", "4" and 2 more`},
+		{"a llama-server takes any name for its one model", "llamacpp", []string{"x"}, `{"data":[{"id":"/models/x.gguf"}]}`, ""},
+		{"a llama-server with several does not", "llamacpp", []string{"x"}, `{"data":[{"id":"y"},{"id":"z"}]}`, `it lists other models: not "x", but "y", "z"`},
+		{"it does not say", "openai", []string{"x"}, "", ""},
+		{"it says something else", "openai", []string{"x"}, `["y"]`, ""},
+		{"it lists none", "openai", []string{"x"}, `{"data":[]}`, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			get := func(_ context.Context, r *http.Request, buf []byte) ([]byte, error) {
+				switch {
+				case r.URL.Path == "/metrics":
+					return append(buf[:0], "vllm:num_requests_running 0\nllamacpp:requests_processing 0\n"...), nil
+				case tt.answer == "" || r.URL.String() != "http://"+at+"/v1/models":
+					return buf, scrape.StatusError(404)
+				}
+				return append(buf[:0], tt.answer...), nil
+			}
+			e := Endpoint{Endpoint: config.Endpoint{Address: at, Type: tt.typ, Models: tt.models, Metrics: "http://" + at + "/metrics"}}
+			got := ""
+			if err := Ask(t.Context(), get, e); err != nil {
+				got = err.Error()
+			}
+			if got != tt.want {
+				t.Errorf("Ask() = %q, want %q", got, tt.want)
+			}
+		})
+	}
 }

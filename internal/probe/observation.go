@@ -47,6 +47,8 @@ type Observation struct {
 	// KVTokens is how many tokens its KV cache holds, as its metrics said last; 0: not known,
 	// or it was seen to hold more.
 	KVTokens float64
+	// Context is how long one sequence may be, in tokens, as it says itself; 0: it doesn't.
+	Context int
 	// Slots is how many requests it works on at a time; 0: not known.
 	Slots int
 	// Speed is the endpoint's own, Usual that of all engines of its model together.
@@ -56,6 +58,9 @@ type Observation struct {
 	Adapters *scrape.Adapters
 	// MetricsErr is why its metrics do not come; nil: they do, or it has none.
 	MetricsErr error
+	// ModelsErr is which of its entry's models it does not list; nil: it lists them, or does
+	// not say. It may answer requests for others all the same.
+	ModelsErr error
 	// EventsErr is why what its engine publishes does not come, or is refused; nil: it comes,
 	// it publishes nothing, or is not Ready.
 	EventsErr error

@@ -1,8 +1,8 @@
-// Package probe finds out how engines are that report nothing themselves: it asks for
-// their health and metrics, and follows what they publish of their KV caches.
+// Package probe observes engines that send no reports: it probes their health, scrapes
+// their metrics, and follows what they publish of their KV caches.
 //
 // extproc runs a Prober for the endpoints of a fleet's file, xds one for those that its
-// configuration names. Who exists is said by Set; how they are is published as
+// configuration names. Set names the endpoints; their state is published as
 // Observations. Its one rule: an Observation is what an endpoint showed, in words that are
 // the same for all types of engines, and decides nothing.
 package probe
@@ -48,6 +48,9 @@ type Options struct {
 	// Logs is whether what engines publish of their KV caches is kept as logs, to be
 	// reported; else it is kept as Sets, to be looked up.
 	Logs bool
+	// Models is whether endpoints are asked which models they serve, as their entries may
+	// be wrong.
+	Models bool
 	// Get fetches a page into a buffer, as scrape.Client does; nil: over the network.
 	Get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
 }
@@ -221,9 +224,15 @@ var pages = sync.Pool{New: func() any { return new([]byte) }}
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	q := t.ask(began, p.working(t))
+	q, list, about := t.ask(began, p.working(t)), p.options.Models && !began.Before(t.relist), !began.Before(t.again)
 	p.mu.Unlock()
 	f, buf := t.probe(ctx, p.get, q, buf)
+	if list && f.health == nil && ctx.Err() == nil {
+		buf = t.askModels(ctx, p.get, &f, buf)
+	}
+	if about && ctx.Err() == nil {
+		buf = t.askContext(ctx, p.get, &f, buf)
+	}
 	if ctx.Err() != nil {
 		return buf // it was we who ended it
 	}
@@ -234,11 +243,11 @@ func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	if p.targets[t.spec.Address] != t {
 		return buf // there is another entry, or none
 	}
-	if late := now.Sub(began) > probeWait+probeWait+stalled; silent(f.health) && (late || began.Before(p.excused)) {
+	if late := now.Sub(began) > 3*probeWait+stalled; silent(f.health) && (late || began.Before(p.excused)) {
 		t.due.Store(0) // it was we who did not run
 		return buf
 	}
-	was, fault, untrue := t.vital.state, t.metrics, t.untrue
+	was, fault, untrue, models := t.vital.state, t.metrics, t.untrue, t.models
 	done, company := t.take(&f, now, p.working(t), len(p.targets))
 	if done != nil {
 		p.learnLocked(t, done, company)
@@ -247,6 +256,9 @@ func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	p.noteLocked(t, was, fault)
 	if t.untrue != untrue {
 		p.log.Warn("cache size not believed, it was seen to hold more", "endpoint", t.spec.Address, "tokens", t.untrue)
+	}
+	if (t.models == nil) != (models == nil) && t.vital.state == Ready {
+		p.log.Info("models changed", "endpoint", t.spec.Address, "error", t.models)
 	}
 	return buf
 }
@@ -288,8 +300,8 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, fresh bool) {
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
-		Sample: t.figures(), Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens,
-		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics,
+		Sample: t.figures(), Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context,
+		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {
 		o.Usual = u.published

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"net"
@@ -82,11 +83,11 @@ func (a *authority) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// engine serves metrics and health, to who has what it asks for.
+// engine serves metrics, models and health, to who has what it asks for.
 type engine struct {
 	*httptest.Server
 	mu   sync.Mutex
-	key  string // of metrics; empty: none
+	key  string // of all but health; empty: none
 	name string // of the header that has it
 }
 
@@ -96,8 +97,12 @@ func newEngine(t *testing.T, c *tls.Config) *engine {
 	e.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if r.URL.Path == "/metrics" && e.key != "" && r.Header.Get(e.name) != e.key {
+		if r.URL.Path != "/health" && e.key != "" && r.Header.Get(e.name) != e.key {
 			http.Error(w, "who are you? not "+r.Header.Get(e.name), http.StatusUnauthorized)
+			return
+		}
+		if r.URL.Path == "/v1/models" {
+			_, _ = w.Write([]byte(`{"data":[{"id":"M","max_model_len":4096}]}`))
 			return
 		}
 		_, _ = w.Write([]byte("llamacpp:requests_processing 0\n"))
@@ -123,7 +128,7 @@ func (e *engine) wants(name, key string) {
 func observe(t *testing.T, spec config.Endpoint, log *slog.Logger) func(what string, ok func(o *Observation) bool) {
 	t.Helper()
 	seen := make(chan *Observation, 1<<10)
-	p := New(Options{Program: "test", Observed: func(o *Observation) { seen <- o }, Working: func(string) bool { return true }}, log, prometheus.NewRegistry())
+	p := New(Options{Program: "test", Models: true, Observed: func(o *Observation) { seen <- o }, Working: func(string) bool { return true }}, log, prometheus.NewRegistry())
 	if err := p.Set([]Endpoint{{Endpoint: spec}}); err != nil {
 		t.Fatal(err)
 	}
@@ -219,6 +224,33 @@ func TestTLS(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestModelsOverTLS has an engine say what it serves, over TLS and to who has its key.
+func TestModelsOverTLS(t *testing.T) {
+	dir, ca := t.TempDir(), newAuthority(t)
+	pair, err := tls.X509KeyPair(ca.sign("", time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEngine(t, &tls.Config{Certificates: []tls.Certificate{pair}})
+	e.wants("authorization", "Bearer hunter2")
+	spec := config.Endpoint{
+		Address: e.Listener.Addr().String(), Models: []string{"M", "n"}, Type: config.TypeOpenAI,
+		TLS:    config.EngineTLS{CA: put(t, filepath.Join(dir, "ca.pem"), ca.pem())},
+		APIKey: config.APIKey{File: put(t, filepath.Join(dir, "key"), []byte("hunter2"))},
+	}
+	until := observe(t, spec, slog.New(slog.DiscardHandler))
+	until("its models and its context", func(o *Observation) bool {
+		return o.State == Ready && o.Context == 4096 && errors.Is(o.ModelsErr, ErrModels)
+	})
+	err = Ask(t.Context(), func(context.Context, *http.Request, []byte) ([]byte, error) {
+		t.Error("asked without its TLS")
+		return nil, nil
+	}, Endpoint{Endpoint: spec})
+	if !errors.Is(err, ErrModels) {
+		t.Errorf("Ask() = %v, want %v", err, ErrModels)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,8 @@ type target struct {
 	typ    *scrape.Type  // nil: it has no metrics
 	page   *http.Request // nil like typ
 	health *http.Request
+	list   *http.Request  // of its models
+	about  *http.Request  // says how long its context is; nil: nothing does
 	near   bool           // whether the page comes from the endpoint itself
 	door   *reach.Door    // nil: nothing is special about it
 	client *scrape.Client // of its own, for its TLS; nil: it has none
@@ -49,9 +52,13 @@ type target struct {
 	metrics  error         // why they do not come; nil: they do
 	later    time.Time     // when metrics that fail are asked for again
 	healthy  time.Time     // when it was last asked for its health
+	models   error         // which of its models it does not list; nil: it lists them
+	relist   time.Time     // when it is asked for them again
 	slots    int
 	kvTokens float64
-	untrue   float64 // size of the cache that was disproved; 0: none was
+	untrue   float64   // size of the cache that was disproved; 0: none was
+	context  int       // in tokens; 0: not known
+	again    time.Time // when it is asked for its context
 	speed    speeds
 	seen     bool // whether it was probed since it is a target
 }
@@ -65,6 +72,14 @@ func newTarget(spec Endpoint, log *slog.Logger) (*target, error) {
 	var err error
 	if t.health, err = scrape.NewRequest(spec.HealthURL()); err != nil {
 		return nil, fmt.Errorf("endpoint %s: health: %w", spec.Address, err)
+	}
+	if t.list, err = scrape.NewRequest(spec.URL("/v1/models")); err != nil {
+		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+	}
+	if page := contextPage(&spec.Endpoint); page != "" {
+		if t.about, err = scrape.NewRequest(page); err != nil {
+			return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+		}
 	}
 	if t.typ != nil {
 		if t.page, err = scrape.NewRequest(spec.Metrics); err != nil {
@@ -89,6 +104,9 @@ func (t *target) inherit(old *target) {
 	}
 	t.scraped, t.metrics, t.later, t.speed, t.seen = old.scraped, old.metrics, old.later, old.speed, old.seen
 	t.kvTokens, t.untrue, t.healthy = old.kvTokens, old.untrue, old.healthy
+	if slices.Equal(t.spec.Models, old.spec.Models) {
+		t.context, t.again = old.context, old.again
+	}
 	t.due.Store(old.due.Load())
 	if t.slots == 0 {
 		t.slots = old.slots
@@ -103,6 +121,27 @@ type finding struct {
 	metrics  error
 	// asked is whether metrics were asked for, judged whether health was.
 	asked, judged bool
+	models        error
+	listed        bool // whether models were asked for
+	context       int  // in tokens; 0: it does not say
+	answered      bool // whether it was asked for its context
+}
+
+// How often an endpoint that is Ready is asked for its models: seldom, and sooner where
+// they are wrong.
+const (
+	listEvery = 2 * time.Minute
+	listAgain = 10 * time.Second
+)
+
+// askModels asks the endpoint which models it serves.
+func (t *target) askModels(ctx context.Context, get getter, f *finding, buf []byte) []byte {
+	b, err := t.get(ctx, get, t.list, buf)
+	f.listed = true
+	if err == nil {
+		f.models = t.spec.unlisted(b)
+	}
+	return b
 }
 
 // getter fetches a page into a buffer, as scrape.Client does.
@@ -146,6 +185,21 @@ func (t *target) probe(ctx context.Context, get getter, q question, buf []byte) 
 func (t *target) alive(ctx context.Context, get getter, buf []byte) ([]byte, error) {
 	buf, err := t.get(ctx, get, t.health, buf)
 	return buf, alive(err)
+}
+
+// askContext asks an endpoint that lives how long its context is.
+func (t *target) askContext(ctx context.Context, get getter, f *finding, buf []byte) []byte {
+	if t.about == nil || f.health != nil {
+		return buf
+	}
+	page, err := t.get(ctx, get, t.about, buf)
+	switch {
+	case err == nil:
+		f.answered, f.context = true, contextOf(page, t.spec.Models)
+	case !lost(err):
+		f.answered = true // it says no
+	}
+	return page
 }
 
 // read reads a page.
@@ -192,9 +246,12 @@ func (t *target) close() {
 // probe, if it is known. working is whether requests are known to be there, n is how many
 // endpoints there are.
 func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scrape.Since, company float64) {
-	was := t.vital.state
+	was, began := t.vital.state, t.epoch
 	t.vital.probed(f.health)
 	t.seen = true
+	if f.answered {
+		t.context, t.again = f.context, now.Add(jitter(contextAgain))
+	}
 	moves := t.vital.state != was
 	if f.judged {
 		t.healthy = now
@@ -205,6 +262,15 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 		if f.health == nil {
 			t.later = now.Add(pageAgain)
 		}
+	}
+	if f.listed {
+		t.models, t.relist = f.models, now.Add(jitter(listEvery))
+		if f.models != nil {
+			t.relist = now.Add(jitter(listAgain))
+		}
+	}
+	if t.vital.state == NotReady {
+		t.models, t.relist = nil, time.Time{} // who answers next may be another one
 	}
 	if s := f.sample; s != nil {
 		done, company = t.since(s, now)
@@ -220,6 +286,9 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	if t.typ == nil || f.asked || t.metrics != nil || moves {
 		t.pause = jitter(t.vital.pause(now.Sub(t.scraped), moves || working, n))
 		t.scraped = now
+	}
+	if t.epoch != began || t.vital.state == NotReady {
+		t.again = time.Time{} // the next engine may have another context
 	}
 	next := now.Add(jitter(healthPause(n)))
 	if at := t.scraped.Add(t.pause); at.Before(next) {

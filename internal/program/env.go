@@ -29,6 +29,9 @@ type Env struct {
 	Log *slog.Logger
 	// Metrics is what the admin page shows; those of Go and of the process are in it.
 	Metrics *prometheus.Registry
+	// Watch finds out that the program is stuck: its conditions and metrics are watched by
+	// themselves, what else must answer is added before Admin.
+	Watch *obs.Watch
 	// Identity is who the program is to the others; nil: it speaks plain text.
 	Identity *mtls.Source
 
@@ -97,12 +100,15 @@ func (e *Env) HTTP(ctx context.Context, ln net.Listener, what string, h http.Han
 // returns what is wrong now.
 func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) error {
 	all := func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) }
+	e.Watch.Add("conditions", func() error { all(); return nil })
+	e.Watch.Add("metrics", func() error { _, _ = e.Metrics.Gather(); return nil }) // what is wrong with one shows on the page
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return e.Watch.Run(ctx) })
 	if e.probes != nil {
-		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(e.Metrics, all)) })
+		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(e.Metrics, all, e.Watch)) })
 	}
 	g.Go(func() error {
-		page := obs.Admin(e.Metrics, all)
+		page := obs.Admin(e.Metrics, all, e.Watch)
 		if e.guardsAdmin(e.admin) {
 			return e.HTTP(ctx, e.admin, mtls.Admin, page)
 		}

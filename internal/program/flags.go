@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/nearest"
 	"millrace.dev/millrace/internal/obs"
 )
 
@@ -115,7 +116,7 @@ func (f *Flags) ReadArgument(args []string, what string) (argument string, err e
 			f.PrintDefaults()
 			return "", err
 		case err != nil:
-			return "", f.usage(err)
+			return "", f.usage(f.didYouMean(err))
 		case f.NArg() == 0:
 			return argument, nil
 		case what == "":
@@ -125,6 +126,23 @@ func (f *Flags) ReadArgument(args []string, what string) (argument string, err e
 		}
 		argument, args = f.Arg(0), f.Args()[1:]
 	}
+}
+
+// unknownFlag is how the package flag begins to say that there is no such flag.
+const unknownFlag = "flag provided but not defined: -"
+
+// didYouMean adds to the error of an unknown flag the one that was meant, if there is one.
+func (f *Flags) didYouMean(err error) error {
+	name, unknown := strings.CutPrefix(err.Error(), unknownFlag)
+	if !unknown {
+		return err
+	}
+	var names []string
+	f.VisitAll(func(g *flag.Flag) { names = append(names, g.Name) })
+	if near := nearest.Of(name, names); near != "" {
+		return fmt.Errorf("%w; did you mean -%s?", err, near)
+	}
+	return err
 }
 
 // validate returns all that is wrong with the values, in one line. more finds what
@@ -173,9 +191,9 @@ func (f *Flags) checkTLS() error {
 	case (f.tls.Cert == "") != (f.tls.Key == ""):
 		return errors.New("-tls-cert and -tls-key; must be given both, or neither")
 	case f.tls.CA != "" && f.tls.Cert == "":
-		return errors.New("-tls-ca; goes with -tls-cert and -tls-key")
+		return errors.New("-tls-ca; needs -tls-cert and -tls-key, too")
 	case f.tls.CA == "" && f.tls.Cert != "" && !f.Guarded:
-		return errors.New("-tls-cert; goes with -tls-ca, the authorities of the mesh")
+		return errors.New("-tls-cert; needs -tls-ca, the authorities of the mesh, too")
 	}
 	return nil
 }

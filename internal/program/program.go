@@ -1,7 +1,7 @@
 // Package program is what the programs of Millrace do in the same way: signals and
 // exit codes, the flags that all have, the version, listeners, the admin page.
 //
-// Called by each main. Its one rule: a program says what differs about it in one
+// Called by each main. Its one rule: a program declares what differs about it in one
 // value, a Program, and nothing in here is global, so that tests run several of
 // them in one process.
 package program
@@ -15,7 +15,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/pprof"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -45,7 +48,13 @@ type Program struct {
 	Check func(stderr io.Writer) error
 	// Serve builds the parts in order and runs them until ctx ends.
 	Serve func(ctx context.Context, env *Env) error
+	// Grace is how long Serve may take to end once ctx has, by the flags' values; nil: no
+	// time of its own. What takes much longer is stuck: the program ends without it.
+	Grace func() time.Duration
 }
+
+// endMargin is how long a program may take to end beyond its grace time.
+const endMargin = 8 * time.Second
 
 // Main runs a program until it ends by itself or a signal ends it, and returns the
 // exit code. A second signal ends it at once.
@@ -72,16 +81,16 @@ func endSignals() []os.Signal {
 // Run obeys the command line: it shows the version, checks, or serves until ctx ends.
 func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error {
 	f := NewFlags(p.Name, stderr)
-	f.StringVar(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/; elsewhere than on loopback an operator's certificate is asked for, if there is TLS")
+	f.StringVar(&f.metrics, "metrics", p.Metrics, "`ip:port` of /metrics, /healthz, /readyz, /debug/pprof/; with TLS, other addresses than loopback ask for an operator's certificate")
 	f.addresses = append(f.addresses, address{"metrics", &f.metrics, admin})
-	f.StringVar(&f.probes, "probes", "", "`ip:port` of /healthz, /readyz and /metrics alone, in plain text also where there is TLS: for kubelet and Prometheus, who have no certificate of the mesh; none: only -metrics has them")
+	f.StringVar(&f.probes, "probes", "", "`ip:port` of /healthz, /readyz and /metrics alone, in plain text even with TLS, for kubelet and Prometheus; if empty, only -metrics has them")
 	f.addresses = append(f.addresses, address{"probes", &f.probes, probes})
-	f.StringVar(&f.tls.Cert, "tls-cert", "", "`file` with the program's certificate, PEM, read again when it changes; none: plain text")
-	f.StringVar(&f.tls.Key, "tls-key", "", "`file` with its key; may be the same")
-	f.StringVar(&f.tls.CA, "tls-ca", "", "`file` with the authorities of the mesh: every link is mutual TLS")
-	f.BoolVar(&f.insecure, "insecure", false, "let plain text leave this machine")
-	f.BoolVar(&f.check, "check", false, "check the flags and what they name, and end")
-	f.BoolVar(&f.version, "version", false, "print the version and end")
+	f.StringVar(&f.tls.Cert, "tls-cert", "", "`file` with the program's certificate, PEM, read again when it changes; if empty, there is no TLS")
+	f.StringVar(&f.tls.Key, "tls-key", "", "`file` with the key of -tls-cert; may be the same file")
+	f.StringVar(&f.tls.CA, "tls-ca", "", "`file` with the authorities (CA certificates) of the mesh; with it every link is mutual TLS")
+	f.BoolVar(&f.insecure, "insecure", false, "allow plain text on other addresses than loopback")
+	f.BoolVar(&f.check, "check", false, "check the flags and the files that they name, and exit")
+	f.BoolVar(&f.version, "version", false, "print the version and exit")
 	p.Flags(f)
 	if err := f.Read(args); err != nil {
 		return err
@@ -136,7 +145,7 @@ func (p Program) identity(f mtls.Files, log *slog.Logger) (*mtls.Source, error) 
 }
 
 func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *mtls.Source) error {
-	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Identity: source, name: p.Name, flags: f}
+	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Watch: obs.NewWatch(log), Identity: source, name: p.Name, flags: f}
 	e.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(p.Name))
 	var err error
 	if e.admin, err = e.listen("metrics", f.metrics, admin); err != nil {
@@ -149,5 +158,31 @@ func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *
 		}
 		defer e.probes.Close()
 	}
-	return p.Serve(ctx, e)
+	return p.within(ctx, func() error { return p.Serve(ctx, e) }, log)
+}
+
+// within runs serve, and leaves it alone where it does not end in time.
+func (p Program) within(ctx context.Context, serve func() error, log *slog.Logger) error {
+	limit := endMargin
+	if p.Grace != nil {
+		limit += p.Grace()
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- serve() }() // ends, or the process does without it
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case err := <-ended:
+		return err
+	case <-t.C:
+		var all strings.Builder
+		_ = pprof.Lookup("goroutine").WriteTo(&all, 1)
+		log.Error("stuck at the end", "goroutines", all.String())
+		return fmt.Errorf("some of it has not ended within %s, and is left: the log says what", limit)
+	}
 }

@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"millrace.dev/millrace/internal/obs"
 )
@@ -58,6 +60,7 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 		code int
 	}{
 		{name: "unknown flag", args: []string{"-nope"}, want: "flag provided but not defined: -nope", code: ExitUsage},
+		{name: "a mistyped flag", args: []string{"--lisen", "x"}, want: "^flag provided but not defined: -lisen; did you mean -listen\\?$", code: ExitUsage},
 		{name: "an argument", args: []string{"word"}, want: `unexpected argument "word"; there are only flags`, code: ExitUsage},
 		{
 			name: "all wrong values at once, in one line", args: []string{"-metrics", "x", "-listen", "127.0.0.1:99999", "-word", "worse"},
@@ -69,8 +72,8 @@ func TestFaultsHaveTheirExitCode(t *testing.T) {
 		},
 		{name: "a bad port of probes", args: []string{"-check", "-probes", "7103"}, want: `-probes: "7103"; must be ip:port`, code: ExitUsage},
 		{name: "a certificate without its key", args: []string{"-check", "-tls-cert", "c"}, want: "-tls-cert and -tls-key; must be given both", code: ExitUsage},
-		{name: "authorities without a certificate", args: []string{"-check", "-tls-ca", "c"}, want: "-tls-ca; goes with -tls-cert", code: ExitUsage},
-		{name: "a certificate without authorities", args: []string{"-check", "-tls-cert", "c", "-tls-key", "c"}, want: "-tls-cert; goes with -tls-ca", code: ExitUsage},
+		{name: "authorities without a certificate", args: []string{"-check", "-tls-ca", "c"}, want: "-tls-ca; needs -tls-cert", code: ExitUsage},
+		{name: "a certificate without authorities", args: []string{"-check", "-tls-cert", "c", "-tls-key", "c"}, want: "-tls-cert; needs -tls-ca", code: ExitUsage},
 		{name: "no such certificate", args: []string{"-check", "-tls-cert", "/nowhere", "-tls-key", "/nowhere", "-tls-ca", "/nowhere"}, want: "-tls-cert /nowhere", code: ExitUsage},
 		{name: "bad file", args: []string{"-peer", "127.0.0.1:7100"}, load: Config(errors.New("file: bad")), want: "file: bad", code: ExitConfig},
 		{name: "missing part, found by -check too", args: []string{"-check"}, load: Setup(errors.New("no part")), want: "no part", code: ExitSetup},
@@ -158,5 +161,43 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Run() = %v after its context ended", err)
+	}
+}
+
+// TestEndsInItsGraceTime holds that a part which never ends does not keep a program from it.
+func TestEndsInItsGraceTime(t *testing.T) {
+	const grace = 5 * time.Second
+	tests := []struct {
+		name  string
+		takes time.Duration // to end
+		want  time.Duration
+		stuck bool
+	}{
+		{"at once", 0, 0, false},
+		{"in its grace time", grace, grace, false},
+		{"never", time.Hour, grace + endMargin, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				ctx, cancel := context.WithCancel(t.Context())
+				p := Program{Grace: func() time.Duration { return grace }}
+				time.AfterFunc(time.Second, cancel)
+				began := time.Now()
+				err := p.within(ctx, func() error {
+					<-ctx.Done()
+					time.Sleep(tt.takes)
+					return nil
+				}, obs.Logger(&log, "try"))
+				if took := time.Since(began) - time.Second; took != tt.want || (err != nil) != tt.stuck {
+					t.Errorf("ended after %v with %v, want %v", took, err, tt.want)
+				}
+				if strings.Contains(log.String(), "TestEndsInItsGraceTime") != tt.stuck {
+					t.Errorf("log: %s", log.String())
+				}
+				time.Sleep(time.Hour) // of what is left
+			})
+		})
 	}
 }

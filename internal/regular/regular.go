@@ -71,6 +71,37 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
+// Check returns why the file at path is none that can be read, or can't be had now.
+func Check(path string) error {
+	_, err := In(Patience, path, func() (struct{}, error) {
+		f, err := Open(path)
+		if err == nil {
+			err = f.Close()
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// Append opens the regular file at path to be written at its end; there may be none yet. flags
+// are more of os.OpenFile's.
+func Append(path string, flags int, perm os.FileMode) (*os.File, error) {
+	return In(Patience, path, func() (*os.File, error) {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|syscall.O_NONBLOCK|flags, perm)
+		if errors.Is(err, syscall.ENXIO) { // a pipe that nobody reads
+			return nil, &fs.PathError{Op: "write", Path: path, Err: ErrKind}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+			f.Close()
+			return nil, errors.Join(err, &fs.PathError{Op: "write", Path: path, Err: ErrKind})
+		}
+		return f, nil
+	})
+}
+
 // stuck is by path what the file system has not answered yet.
 var stuck sync.Map
 

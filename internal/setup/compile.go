@@ -11,7 +11,7 @@ import (
 
 // compile builds the RPC plugin from dir/src, which it removes.
 func (i installer) compile(ctx context.Context, p part, dir string) error {
-	t := i.show.begin("compile the RPC plugin of "+p.Name, 0, nil)
+	t := i.show.Begin("compile the RPC plugin of "+p.Name, 0, nil)
 	src := filepath.Join(dir, "src")
 	cmd := exec.Command(i.compiler.Path, "-std=c++17", "-O2", "-fPIC", "-shared",
 		"-DNDEBUG", "-DGGML_BACKEND_DL", "-DGGML_BACKEND_SHARED", "-DGGML_BACKEND_BUILD", "-DGGML_SHARED",
@@ -24,7 +24,7 @@ func (i installer) compile(ctx context.Context, p part, dir string) error {
 		return hint(fmt.Errorf("compile the RPC plugin: %s: %w", compilerError(printed), err),
 			"install a complete C++ compiler (Debian: apt-get install g++), or set CXX to another one")
 	}
-	i.show.end(t)
+	i.show.End(t)
 	return os.RemoveAll(src)
 }
 

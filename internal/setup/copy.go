@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"millrace.dev/millrace/internal/progress"
 )
 
 // Copy makes the file to the same as from, and reports whether it wrote it: a file with
@@ -20,7 +22,7 @@ func Copy(ctx context.Context, from, to string) (bool, error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return false, explainCopy(err, to)
 	}
-	unlock, err := lock(ctx, filepath.Join(filepath.Dir(to), ".copy.lock"), newProgress(io.Discard))
+	unlock, err := Lock(ctx, filepath.Join(filepath.Dir(to), ".copy.lock"), "another set-up that uses this cache", progress.New(io.Discard, who))
 	if err != nil {
 		return false, explainCopy(err, to)
 	}

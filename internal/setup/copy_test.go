@@ -157,7 +157,7 @@ func TestInventory(t *testing.T) {
 		t.Errorf("inventory: %s", cmp.Diff(want, got[0]))
 	}
 	w.parts[0].Archives[0].Version = "2"
-	if _, err := inventory(w.cache, w.parts); err == nil || !strings.Contains(err.Error(), "not what the pin says") {
+	if _, err := inventory(w.cache, w.parts); err == nil || !strings.Contains(err.Error(), "differs from the pinned one") {
 		t.Errorf("inventory of another pin: %v", err)
 	}
 }

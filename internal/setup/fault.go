@@ -11,7 +11,7 @@ import (
 // errFull is a full disk, also when only a child process could say so.
 var errFull = fmt.Errorf("%w", syscall.ENOSPC)
 
-const untrustedHint = "don't use it: this isn't the file that Millrace was tested with; see whether a proxy or mirror changes downloads, and start again"
+const untrustedHint = "the file is not the one that Millrace was tested with, and is not used; check whether a proxy or mirror changes downloads, and start again"
 
 func hint(err error, next string) error { return &obs.Hint{Err: err, Next: next} }
 

@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+
+	"millrace.dev/millrace/internal/progress"
 )
 
 // installer installs parts into a cache whose lock is held.
@@ -18,7 +20,7 @@ type installer struct {
 	tmp      string // below the cache, of this run alone
 	python   Python
 	compiler Compiler
-	show     *progress
+	show     *progress.Progress
 }
 
 // install fetches p's archives, builds its folder aside and moves it in. The
@@ -59,13 +61,13 @@ func (i installer) install(ctx context.Context, p part) error {
 
 // assemble makes p's folder in dir and returns its stamp.
 func (i installer) assemble(ctx context.Context, p part, files []string, dir string) (stamp, error) {
-	t := i.show.begin("unpack "+p.Name, 0, nil)
+	t := i.show.Begin("unpack "+p.Name, 0, nil)
 	for n, a := range p.Archives {
 		if err := unpack(ctx, a, files[n], dir); err != nil {
 			return stamp{}, err
 		}
 	}
-	i.show.end(t)
+	i.show.End(t)
 	if p.Plugin {
 		if err := i.compile(ctx, p, dir); err != nil {
 			return stamp{}, err

@@ -54,7 +54,7 @@ func inventory(cache string, parts []part) ([]Installed, error) {
 			err = json.Unmarshal(b, &s)
 		}
 		if err == nil && s.Pin != p.pin() {
-			err = hint(fmt.Errorf("%s: not what the pin says", stampPath(cache, p)), "run millrace setup, which installs it anew")
+			err = hint(fmt.Errorf("%s: version or hash differs from the pinned one", stampPath(cache, p)), "run millrace setup, which installs it again")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("inventory: %s: %w", p.Name, err)
@@ -82,3 +82,12 @@ func Model(ctx context.Context, o Options) (string, error) {
 	}
 	return o.paths().Model, nil
 }
+
+// ModelPath is where the default model of a cache lies, once it is fetched.
+func ModelPath(cache string) string { return filepath.Join(cache, modelFolder, modelFile) }
+
+// ModelSum is the SHA-256 of the default model's file.
+func ModelSum() string { return modelPart().Sums[modelFile] }
+
+// ModelSize is how many bytes the archive with the default model has.
+func ModelSize() int64 { return modelPart().Archives[0].Size }

@@ -28,11 +28,11 @@ func (i installer) fetch(ctx context.Context, a archive) (string, error) {
 	if a.Source {
 		doing = "download and read " // pip asks a source for its metadata, which takes longer
 	}
-	t := i.show.begin(doing+a.title(), a.Size, func() int64 { return grown(tmp, a) })
+	t := i.show.Begin(doing+a.title(), a.Size, func() int64 { return grown(tmp, a) })
 	if err := i.pip(ctx, a, tmp, out); err != nil {
 		return "", fmt.Errorf("%s: %w", a.title(), err)
 	}
-	i.show.end(t)
+	i.show.End(t)
 	if err := os.MkdirAll(filepath.Dir(folder), 0o755); err != nil {
 		return "", err
 	}
@@ -132,7 +132,7 @@ func pipFault(a archive, printed string, err error) error {
 		return hint(errors.New("pip's package index doesn't have it for this Python"),
 			"see `python3 -m pip config list`: the index must carry this package; Python must be 3.10 or newer on x86-64 Linux with glibc")
 	}
-	return hint(fmt.Errorf("pip: %s: %w", lastLine(printed), err), "see what `python3 -m pip download --no-deps "+a.Project+"` says by hand")
+	return hint(fmt.Errorf("pip: %s: %w", lastLine(printed), err), "run `python3 -m pip download --no-deps "+a.Project+"` by hand to see what is wrong")
 }
 
 func containsAny(s string, subs []string) bool {

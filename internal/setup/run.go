@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/progress"
 )
 
 // output runs cmd and returns what it wrote. The process group ends with ctx
@@ -33,14 +34,15 @@ func output(ctx context.Context, cmd *exec.Cmd) (string, error) {
 	}
 }
 
-// lock takes the cache's lock, waiting for another start to finish its work.
-func lock(ctx context.Context, name string, show *progress) (unlock func(), err error) {
+// Lock takes the lock of the file of that name, waiting for whoever has it: what that may
+// be is shown meanwhile.
+func Lock(ctx context.Context, name, what string, show *progress.Progress) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	t := show.begin("wait for another set-up that uses this cache", 0, nil)
-	defer show.end(t)
+	t := show.Begin("wait for "+what, 0, nil)
+	defer show.End(t)
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {

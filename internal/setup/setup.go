@@ -20,8 +20,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"millrace.dev/millrace/internal/progress"
 	"millrace.dev/millrace/internal/weights"
 )
+
+// who begins the lines of progress.
+const who = "set-up"
 
 // Options say where the cache is and what the user brings along.
 type Options struct {
@@ -86,7 +90,7 @@ func Inspect(ctx context.Context, o Options) (Paths, Need, error) {
 	if err != nil {
 		return Paths{}, Need{}, err
 	}
-	missing, err := missingParts(ctx, o.Cache, o.parts(), newProgress(io.Discard))
+	missing, err := missingParts(ctx, o.Cache, o.parts(), progress.New(io.Discard, who))
 	if err != nil {
 		return Paths{}, Need{}, explain(err, o.Cache)
 	}
@@ -106,8 +110,8 @@ func needed(missing []part) Need {
 // ensure brings the parts into the cache. The runtime runs in Python, which
 // may have gone since it was installed.
 func ensure(ctx context.Context, cache string, parts []part, out io.Writer) error {
-	show := newProgress(out)
-	stop := show.start()
+	show := progress.New(out, who)
+	stop := show.Start()
 	defer stop()
 	if slices.ContainsFunc(parts, func(p part) bool { return p.Plugin }) {
 		if _, err := FindPython(ctx); err != nil {
@@ -122,11 +126,11 @@ func ensure(ctx context.Context, cache string, parts []part, out io.Writer) erro
 }
 
 // install fetches what is missing while it holds the cache's lock.
-func install(ctx context.Context, cache string, parts []part, show *progress) error {
+func install(ctx context.Context, cache string, parts []part, show *progress.Progress) error {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, ".lock"), show)
+	unlock, err := Lock(ctx, filepath.Join(cache, ".lock"), "another set-up that uses this cache", show)
 	if err != nil {
 		return err
 	}
@@ -157,6 +161,12 @@ func install(ctx context.Context, cache string, parts []part, show *progress) er
 		g.Go(func() error { return i.install(ctx, p) })
 	}
 	return g.Wait()
+}
+
+// Check returns what is wrong with the user's own files, and fetches nothing.
+func (o Options) Check() error {
+	_, err := o.complete()
+	return err
 }
 
 // complete returns o with absolute paths, once the user's own files are checked.
@@ -238,7 +248,7 @@ func isEnvoy(ctx context.Context, path string) error {
 	cmd.WaitDelay = time.Second
 	printed, err := cmd.Output()
 	if err == nil && !bytes.Contains(printed, []byte(VersionMark)) {
-		err = fmt.Errorf("says %.80q of its version", bytes.TrimSpace(printed))
+		err = fmt.Errorf("it reports the version %.80q", bytes.TrimSpace(printed))
 	}
 	if err != nil {
 		return hint(fmt.Errorf("-envoy: %s: not an Envoy: %w", path, err),

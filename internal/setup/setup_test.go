@@ -254,13 +254,13 @@ func TestFaults(t *testing.T) {
 			name:   "another archive than pinned",
 			change: func(w *world) { w.write("index/gate", "something else") },
 			want:   "sha256 is " + sum("something else") + ", must be ",
-			hint:   "don't use it",
+			hint:   "is not used; check whether a proxy",
 		},
 		{
 			name:   "another file inside than pinned",
 			change: func(w *world) { w.parts[0].Sums["gate"] = sum("x") },
 			want:   "gate: hash mismatch: sha256 is " + sum("#!gate") + ", must be " + sum("x"),
-			hint:   "don't use it",
+			hint:   "is not used; check whether a proxy",
 		},
 		{
 			name:   "archive without the file",
@@ -330,7 +330,7 @@ func TestEnsureWithTheUsersOwnParts(t *testing.T) {
 		{
 			name: "model that isn't there",
 			o:    Options{Model: filepath.Join(dir, "gone.gguf")},
-			want: "set-up: -model: open " + dir + "/gone.gguf: no such file or directory",
+			want: "set-up: -model: stat " + dir + "/gone.gguf: no such file or directory",
 		},
 		{
 			name: "model that is none",
@@ -340,7 +340,7 @@ func TestEnsureWithTheUsersOwnParts(t *testing.T) {
 		{
 			name: "Envoy that is none",
 			o:    Options{Envoy: own("true", "#!/bin/sh\necho hello\n", 0o755)},
-			want: "set-up: -envoy: " + dir + `/true: not an Envoy: says "hello" of its version`,
+			want: "set-up: -envoy: " + dir + `/true: not an Envoy: it reports the version "hello"`,
 		},
 		{
 			name: "Envoy that fails",

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"millrace.dev/millrace/internal/progress"
 )
 
 // A stamp says that a part is installed, and how its files looked then.
@@ -42,7 +44,7 @@ func stampPath(cache string, p part) string {
 }
 
 // missingParts returns the parts that must be installed.
-func missingParts(ctx context.Context, cache string, parts []part, show *progress) ([]part, error) {
+func missingParts(ctx context.Context, cache string, parts []part, show *progress.Progress) ([]part, error) {
 	var missing []part
 	for _, p := range parts {
 		ok, err := installed(ctx, cache, p, show)
@@ -58,7 +60,7 @@ func missingParts(ctx context.Context, cache string, parts []part, show *progres
 
 // installed says whether p is in the cache, unaltered. An altered file is an
 // error: who changed it, and why, is a question for a person.
-func installed(ctx context.Context, cache string, p part, show *progress) (bool, error) {
+func installed(ctx context.Context, cache string, p part, show *progress.Progress) (bool, error) {
 	b, err := os.ReadFile(stampPath(cache, p))
 	if err != nil {
 		return false, absent(err)
@@ -92,7 +94,7 @@ func absent(err error) error {
 }
 
 // check returns f as it is on disk now, hashing it only if it looks changed.
-func (f stamped) check(ctx context.Context, folder string, show *progress) (stamped, error) {
+func (f stamped) check(ctx context.Context, folder string, show *progress.Progress) (stamped, error) {
 	name := filepath.Join(folder, f.Name)
 	st, err := os.Stat(name)
 	if err != nil {
@@ -101,8 +103,8 @@ func (f stamped) check(ctx context.Context, folder string, show *progress) (stam
 	if st.Size() == f.Size && st.ModTime().Equal(f.Mtime) {
 		return f, nil
 	}
-	t := show.begin("check "+f.Name, st.Size(), nil)
-	defer show.end(t)
+	t := show.Begin("check "+f.Name, st.Size(), nil)
+	defer show.End(t)
 	sum, err := hashFile(ctx, name)
 	if err != nil {
 		return f, err

@@ -1,9 +1,9 @@
 // Package state is DIR/state.json: what runs of a mesh, where, and since when.
 //
 // Written by `millrace up` alone; read by status, chat and anybody who likes.
-// Its one rule: nobody who reads it by this package is made to believe that a process runs
-// which does not. The file itself may be out of date, where the disk is full; the lock
-// beside it says so.
+// Its one rule: what this package reads never has a process as running that does not run.
+// The file itself may be out of date, where the disk is full; the lock beside it shows
+// whether it is.
 package state
 
 import (

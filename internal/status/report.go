@@ -1,8 +1,8 @@
-// Package status is `millrace status`: one look that says what is wrong with a
+// Package status is `millrace status`: one page that shows what is wrong with a
 // mesh, and why.
 //
-// Called by the millrace command. Its one rule: what it could not learn it says
-// so; it never shows an old figure as a new one.
+// Called by the millrace command. Its one rule: what it could not find out it reports as
+// unknown; it never shows an old figure as a new one.
 package status
 
 import (
@@ -184,6 +184,9 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 		n.Weight, n.LastReport = &weight, v.GetLastReport().AsTime()
 	}
 	n.device(v.GetReport().GetTelemetry(), e.GetProcesses())
+	if wake := e.GetLoad().GetWake(); n.Reason == "" && n.State == ready && wake != nil {
+		n.Reason = fmt.Sprintf("not loaded: nobody has asked for it lately; the next request waits about %s", max(time.Second, wake.AsDuration().Round(time.Second)))
+	}
 	if n.Reason == "" && n.State != ready {
 		n.Reason = cmp.Or(v.GetReport().GetEngineError(), e.GetReason())
 	}
@@ -241,15 +244,15 @@ func (r *Report) conditions(s state.State, view *fleetpb.FleetView) {
 		return
 	}
 	if s.Stale {
-		r.add("state-stale", "state.json is out of date: `millrace up` can't write it; whether the mesh is ready, and who runs in place of what has ended, is not known",
-			"free space in "+s.Dir+", or make it writable; it is written again by itself within a second")
+		r.add("state-stale", "state.json is out of date, because `millrace up` can't write it: whether the mesh is ready, and which processes were restarted, is not known",
+			"free space in "+s.Dir+", or make it writable; the file is then written again within a second")
 	}
 	for _, f := range s.Faults {
-		r.add(wire.ConfigRefused, f.Text, "correct the file; what was in force before stays meanwhile")
+		r.add(wire.ConfigRefused, f.Text, "correct the file; the previous configuration stays in force meanwhile")
 	}
 	if r.Source != fromXDS {
 		r.add("xds-silent", "xds does not answer: the table comes from the engines themselves; Envoy continues with the last weights that it got",
-			"see xds among the processes; log: "+logOf(s, "xds"))
+			"check the process xds; log: "+logOf(s, "xds"))
 	}
 	for _, p := range s.Processes {
 		r.process(s, p)
@@ -266,7 +269,7 @@ func (r *Report) process(s state.State, p state.Process) {
 	case state.Stopped:
 		r.add("stopped", fmt.Sprintf("%s (pid %d) is stopped by a signal", p.Name, p.PID), fmt.Sprintf("kill -CONT %d", p.PID))
 	case state.Down:
-		r.add("process-down", fmt.Sprintf("%s is down: %s; %d restarts so far", p.Name, p.Reason, p.Restarts), "it is restarted by itself; log: "+logOf(s, p.Name))
+		r.add("process-down", fmt.Sprintf("%s is down: %s; %d restarts so far", p.Name, p.Reason, p.Restarts), "it is restarted automatically; log: "+logOf(s, p.Name))
 	}
 }
 
@@ -276,7 +279,7 @@ func (r *Report) unheard(s state.State) {
 		if p.Role != "engine" || slices.ContainsFunc(r.Nodes, func(n Node) bool { return n.Node == p.Node }) {
 			continue
 		}
-		next := "its nodeagent reports it; log: " + logOf(s, "nodeagent@"+p.Node)
+		next := "check its nodeagent, which reports it; log: " + logOf(s, "nodeagent@"+p.Node)
 		if r.Source != fromXDS {
 			next = "its engine does not answer; log: " + logOf(s, p.Name)
 		}

@@ -60,13 +60,13 @@ func header(r Report) string {
 	case r.Ready && up == replicas && len(r.Conditions) == 0:
 		word = "ready"
 	case r.Ready:
-		word = "ready, but see below"
+		word = "degraded"
 	}
-	source := "as xds sees it"
+	source := "from xds"
 	if r.Source != fromXDS {
-		source = "as its engines say: xds is away"
+		source = "as the engines report it: xds does not answer"
 	}
-	return fmt.Sprintf("http://%s  %s  %d of %d replicas ready  (%s, %s old)",
+	return fmt.Sprintf("http://%s  %s: %d of %d replicas ready  (%s, %s old)",
 		r.Listen, word, up, replicas, source, age(time.Duration(r.AgeMillis)*time.Millisecond))
 }
 
@@ -194,7 +194,7 @@ func processes(ps []state.Process, now time.Time) table {
 
 func why(p state.Process) string {
 	if p.Reason == "" && p.LastExit != "" {
-		return "it ended before: " + p.LastExit
+		return "restarted after it ended: " + p.LastExit
 	}
 	return p.Reason
 }

@@ -16,6 +16,8 @@ import (
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 const (
@@ -51,7 +53,7 @@ func Open(path string) (*Receiver, error) {
 }
 
 func create(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o644)
+	return regular.Append(path, os.O_TRUNC, 0o644)
 }
 
 // Serve receives on ln until ctx ends, then closes the file. Its error is the

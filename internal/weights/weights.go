@@ -1,7 +1,7 @@
-// Package weights says of model files whether they are whole: one in GGUF form, or a
-// folder of Hugging Face's.
+// Package weights checks whether model files are complete: a GGUF file, or a folder in
+// Hugging Face's form.
 //
-// Called by setup and mesh, before a backend is started that would die of it
+// Called by setup, mesh and models, before a backend is started that would die of it
 // again and again. Its one rule: it reads the header and nothing else, however
 // many gigabytes follow.
 package weights
@@ -13,8 +13,9 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
-	"os"
 	"path/filepath"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Limits on a header: the largest known are some 20 MB.
@@ -40,18 +41,18 @@ var (
 
 // Check says why the file at path can't be a whole GGUF file; nil: it can.
 func Check(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
+	st, err := regular.Stat(path)
 	if err != nil {
 		return err
 	}
 	if st.IsDir() {
 		return fmt.Errorf("%s: a folder; must be a GGUF file", path)
 	}
+	f, err := regular.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	need, err := size(f)
 	if err == nil && uint64(st.Size()) < need {
 		err = fmt.Errorf("%d bytes, but its header needs %d: the file is cut off", st.Size(), need)
@@ -63,16 +64,31 @@ func Check(path string) error {
 }
 
 // CheckFolder says why path can't be a folder with a model, or a whole GGUF file;
-// nil: it can.
+// nil: it can. Weights in another form than safetensors are not checked.
 func CheckFolder(path string) error {
-	st, err := os.Stat(path)
+	st, err := regular.Stat(path)
 	switch {
 	case err != nil:
 		return err
 	case !st.IsDir():
 		return Check(path)
 	}
-	_, err = os.Stat(filepath.Join(path, "config.json"))
+	if err = regular.Check(filepath.Join(path, "config.json")); err != nil {
+		return err
+	}
+	_, err = checkShards(path)
+	return err
+}
+
+// CheckRepository is CheckFolder for a folder whose weights must be in safetensors form.
+func CheckRepository(path string) error {
+	if err := CheckFolder(path); err != nil {
+		return err
+	}
+	n, err := checkShards(path)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("%s: no weights in safetensors form", path)
+	}
 	return err
 }
 

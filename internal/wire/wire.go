@@ -75,8 +75,16 @@ const (
 	// PrefixHeader is the keys of the prompt's prefixes: "KEY.TOKENS,…", the shortest
 	// first, the key as 16 hexadecimal digits.
 	PrefixHeader = "x-millrace-prefix"
+	// RequestHeader is a number that extproc has given to a request whose tenant has a
+	// budget of tokens, in hexadecimal: an engine names the request by it in
+	// its account.
+	RequestHeader = "x-millrace-request"
 	// RetriesHeader is how often Envoy may try again.
 	RetriesHeader = "x-envoy-max-retries"
+	// PerTryHeader is after how many milliseconds without an answer Envoy is to try again,
+	// and HedgeHeader, as "true", that the attempt before may still answer.
+	PerTryHeader = "x-envoy-upstream-rq-per-try-timeout-ms"
+	HedgeHeader  = "x-envoy-hedge-on-per-try-timeout"
 )
 
 // Headers of a response.
@@ -86,6 +94,8 @@ const (
 	// NodeHeader and ReplicaHeader name who answered.
 	NodeHeader    = "x-millrace-node"
 	ReplicaHeader = "x-millrace-replica"
+	// LostHeader is "1" where a backend was lost while it worked on the request.
+	LostHeader = "x-millrace-lost"
 	// UsageHeader is what the request cost, also a trailer: the Usage… keys below as
 	// "key=number,key=number".
 	UsageHeader = "x-millrace-usage"
@@ -130,6 +140,8 @@ const (
 	// SubsetNamespace and SubsetKey name the endpoints that a gateway allows.
 	SubsetNamespace = "envoy.lb.subset_hint"
 	SubsetKey       = "x-gateway-destination-endpoint-subset"
+	// UpstreamAttribute is the attribute of an answer, "ip:port" of who gave it.
+	UpstreamAttribute = "upstream.address"
 	// FactsNamespace holds the Fact… keys for the access log.
 	FactsNamespace = "millrace"
 	// BodyNamespace holds FactModel as Envoy itself has read it from the body.
@@ -198,6 +210,7 @@ const (
 	EndpointsDown   = "endpoints-down"
 	NoMetrics       = "no-metrics"
 	NoKVEvents      = "no-kv-events"
+	OtherModels     = "other-models"
 	ConfigRefused   = "configuration-refused"
 )
 

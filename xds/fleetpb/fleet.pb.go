@@ -1307,6 +1307,8 @@ type EndpointState struct {
 	Epoch uint64 `protobuf:"varint,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Share of normal speed left by throttling and pressure, 0 to 1.
 	Health float64 `protobuf:"fixed64,13,opt,name=health,proto3" json:"health,omitempty"`
+	// As in the head's status.
+	Accounts []*enginepb.Account `protobuf:"bytes,60,rep,name=accounts,proto3" json:"accounts,omitempty"`
 	// Kind and name of the object that names it, for example "Endpoints/pool".
 	Source string `protobuf:"bytes,20,opt,name=source,proto3" json:"source,omitempty"`
 	// All models that it serves, `model` first.
@@ -1316,7 +1318,10 @@ type EndpointState struct {
 	// Which LoRA adapters its engine has; unset: it shows none.
 	Adapters *EndpointState_Adapters `protobuf:"bytes,23,opt,name=adapters,proto3" json:"adapters,omitempty"`
 	// Where extproc finds the key that requests must have there; unset: they need none.
-	Key           *EndpointState_Key `protobuf:"bytes,24,opt,name=key,proto3" json:"key,omitempty"`
+	Key *EndpointState_Key `protobuf:"bytes,24,opt,name=key,proto3" json:"key,omitempty"`
+	// Context of one sequence, in tokens, as its engine says; 0: it does not. What the model
+	// says counts for more.
+	ContextTokens uint32 `protobuf:"varint,61,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1442,6 +1447,13 @@ func (x *EndpointState) GetHealth() float64 {
 	return 0
 }
 
+func (x *EndpointState) GetAccounts() []*enginepb.Account {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
 func (x *EndpointState) GetSource() string {
 	if x != nil {
 		return x.Source
@@ -1475,6 +1487,13 @@ func (x *EndpointState) GetKey() *EndpointState_Key {
 		return x.Key
 	}
 	return nil
+}
+
+func (x *EndpointState) GetContextTokens() uint32 {
+	if x != nil {
+		return x.ContextTokens
+	}
+	return 0
 }
 
 // ModelState is the xDS resource by which extproc knows a model: type
@@ -1582,8 +1601,11 @@ type PolicyState struct {
 	Explain bool `protobuf:"varint,14,opt,name=explain,proto3" json:"explain,omitempty"`
 	// The most bytes of all request bodies that are held at a time; 0: by default.
 	MaxBytesInFlight uint64 `protobuf:"varint,15,opt,name=max_bytes_in_flight,json=maxBytesInFlight,proto3" json:"max_bytes_in_flight,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How long an attempt is waited for, at least, before the next endpoint is asked, too;
+	// unset or 0: as long as it takes.
+	HedgeAfter    *durationpb.Duration `protobuf:"bytes,16,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyState) Reset() {
@@ -1719,6 +1741,13 @@ func (x *PolicyState) GetMaxBytesInFlight() uint64 {
 		return x.MaxBytesInFlight
 	}
 	return 0
+}
+
+func (x *PolicyState) GetHedgeAfter() *durationpb.Duration {
+	if x != nil {
+		return x.HedgeAfter
+	}
+	return nil
 }
 
 // Rewrite lets models serve requests for a name, each a share of the conversations.
@@ -2471,7 +2500,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xea\v\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xe7\f\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -2489,12 +2518,15 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	" \x01(\v2\x1e.millrace.engine.v1alpha1.LoadR\x04load\x125\n" +
 	"\x05speed\x18\v \x01(\v2\x1f.millrace.engine.v1alpha1.SpeedR\x05speed\x12\x14\n" +
 	"\x05epoch\x18\f \x01(\x04R\x05epoch\x12/\n" +
-	"\x06health\x18\r \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06health\x12 \n" +
+	"\x06health\x18\r \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06health\x12H\n" +
+	"\baccounts\x18< \x03(\v2!.millrace.engine.v1alpha1.AccountB\t\xfaB\x06\x92\x01\x03\x10\x80\x02R\baccounts\x12 \n" +
 	"\x06source\x18\x14 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06source\x12)\n" +
 	"\x06models\x18\x15 \x03(\tB\x11\xfaB\x0e\x92\x01\v\x10\x80\b\"\x06r\x04\x10\x01\x18`R\x06models\x12?\n" +
 	"\x04work\x18\x16 \x01(\v2+.millrace.fleet.v1alpha1.EndpointState.WorkR\x04work\x12K\n" +
 	"\badapters\x18\x17 \x01(\v2/.millrace.fleet.v1alpha1.EndpointState.AdaptersR\badapters\x12<\n" +
-	"\x03key\x18\x18 \x01(\v2*.millrace.fleet.v1alpha1.EndpointState.KeyR\x03key\x1aa\n" +
+	"\x03key\x18\x18 \x01(\v2*.millrace.fleet.v1alpha1.EndpointState.KeyR\x03key\x121\n" +
+	"\x0econtext_tokens\x18= \x01(\rB\n" +
+	"\xfaB\a*\x05\x18\x80\x80\x80\bR\rcontextTokens\x1aa\n" +
 	"\x03Key\x12\x1c\n" +
 	"\x04file\x18\x01 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\x04file\x12\x1a\n" +
 	"\x03env\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x03env\x12 \n" +
@@ -2522,7 +2554,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
 	"\ttokenizer\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\ttokenizer\x12%\n" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
-	"\adefault\x18\x04 \x01(\bR\adefault\"\x98\x06\n" +
+	"\adefault\x18\x04 \x01(\bR\adefault\"\xe3\x06\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -2543,7 +2575,10 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04flow\x18\f \x01(\v2\x1d.millrace.fleet.v1alpha1.FlowR\x04flow\x12G\n" +
 	"\brewrites\x18\r \x03(\v2 .millrace.fleet.v1alpha1.RewriteB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\brewrites\x12\x18\n" +
 	"\aexplain\x18\x0e \x01(\bR\aexplain\x12-\n" +
-	"\x13max_bytes_in_flight\x18\x0f \x01(\x04R\x10maxBytesInFlight\"\xbf\x01\n" +
+	"\x13max_bytes_in_flight\x18\x0f \x01(\x04R\x10maxBytesInFlight\x12I\n" +
+	"\vhedge_after\x18\x10 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\n" +
+	"hedgeAfter\"\xbf\x01\n" +
 	"\aRewrite\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12C\n" +
 	"\x02to\x18\x02 \x03(\v2'.millrace.fleet.v1alpha1.Rewrite.TargetB\n" +
@@ -2633,7 +2668,8 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*enginepb.Assignment)(nil),    // 28: millrace.engine.v1alpha1.Assignment
 	(*enginepb.Load)(nil),          // 29: millrace.engine.v1alpha1.Load
 	(*enginepb.Speed)(nil),         // 30: millrace.engine.v1alpha1.Speed
-	(*enginepb.CacheSegment)(nil),  // 31: millrace.engine.v1alpha1.CacheSegment
+	(*enginepb.Account)(nil),       // 31: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),  // 32: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	25, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
@@ -2662,28 +2698,30 @@ var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	1,  // 23: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
 	29, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
 	30, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	21, // 26: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	22, // 27: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	20, // 28: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
-	26, // 29: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	18, // 30: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	17, // 31: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	23, // 32: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	26, // 33: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	26, // 34: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	26, // 35: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	26, // 36: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	24, // 37: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	31, // 38: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 39: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	7,  // 40: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	6,  // 41: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	8,  // 42: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	41, // [41:43] is the sub-list for method output_type
-	39, // [39:41] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	31, // 26: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	21, // 27: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	22, // 28: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	20, // 29: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
+	26, // 30: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	18, // 31: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	17, // 32: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	26, // 33: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	23, // 34: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	26, // 35: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	26, // 36: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	26, // 37: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	26, // 38: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	24, // 39: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	32, // 40: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 41: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	7,  // 42: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 43: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	8,  // 44: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	43, // [43:45] is the sub-list for method output_type
+	41, // [41:43] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }

@@ -2349,6 +2349,51 @@ func (m *EndpointState) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	if len(m.GetAccounts()) > 256 {
+		err := EndpointStateValidationError{
+			field:  "Accounts",
+			reason: "value must contain no more than 256 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetAccounts() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, EndpointStateValidationError{
+						field:  fmt.Sprintf("Accounts[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, EndpointStateValidationError{
+						field:  fmt.Sprintf("Accounts[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return EndpointStateValidationError{
+					field:  fmt.Sprintf("Accounts[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
 	if utf8.RuneCountInString(m.GetSource()) > 128 {
 		err := EndpointStateValidationError{
 			field:  "Source",
@@ -2472,6 +2517,17 @@ func (m *EndpointState) validate(all bool) error {
 				cause:  err,
 			}
 		}
+	}
+
+	if m.GetContextTokens() > 16777216 {
+		err := EndpointStateValidationError{
+			field:  "ContextTokens",
+			reason: "value must be less than or equal to 16777216",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
 	}
 
 	if len(errors) > 0 {
@@ -2917,6 +2973,37 @@ func (m *PolicyState) validate(all bool) error {
 	// no validation rules for Explain
 
 	// no validation rules for MaxBytesInFlight
+
+	if d := m.GetHedgeAfter(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = PolicyStateValidationError{
+				field:  "HedgeAfter",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(3600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := PolicyStateValidationError{
+					field:  "HedgeAfter",
+					reason: "value must be inside range [0s, 1h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
 
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)

@@ -58,7 +58,10 @@ await row("anthropic streamed", async () => {
   const m = await a.messages.stream({ model, max_tokens: 3, messages }).finalMessage();
   return [m.stop_reason, m.content[0].type];
 });
-await row("anthropic forced", () => a.messages.create({ model, max_tokens: 3, messages, tools: [{ name: "weather", input_schema: parameters }], tool_choice: { type: "any" } }));
+await row("anthropic forced", async () => {
+  const m = await a.messages.create({ model, max_tokens: 60, messages, tools: [{ name: "weather", input_schema: parameters }], tool_choice: { type: "any" } });
+  return [m.stop_reason, m.content[0].name];
+});
 await row("ai response", async () => {
   const r = await generateText({ model: v.responses(model), prompt: "Hi", maxOutputTokens: 3, maxRetries: 0 });
   return [r.finishReason, r.usage.outputTokens];

@@ -1,7 +1,7 @@
-"""Asks the mesh with the official Python clients, and checks answers by OpenAI's description.
+"""Asks the mesh with the official Python clients.
 
-Usage: rows.py BASE_URL MODEL DESCRIPTION. Prints a JSON object: by row, what the client
-returned or raised. DESCRIPTION is OpenAI's API as JSON.
+Usage: rows.py BASE_URL MODEL. Prints a JSON object: by row, what the client returned or
+raised.
 """
 
 import json
@@ -10,11 +10,10 @@ import urllib.error
 import urllib.request
 
 import anthropic
-import fastjsonschema
 import openai
 from pydantic import BaseModel, Field
 
-base, model, description = sys.argv[1:4]
+base, model = sys.argv[1:3]
 o = openai.OpenAI(base_url=base + "/v1", api_key="none", max_retries=0, timeout=120)
 a = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0, timeout=120)
 question = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -40,7 +39,7 @@ class City(BaseModel):
 
 
 def chat(**more):
-    return o.chat.completions.create(model=model, messages=question, temperature=0, **{"max_tokens": 60, **more})
+    return o.chat.completions.create(**{"model": model, "messages": question, "temperature": 0, "max_tokens": 60, **more})
 
 
 def called(r):
@@ -172,6 +171,29 @@ def response_previous():
     return o.responses.create(model=model, input="a", previous_response_id="resp_1")
 
 
+@row
+def response_logprobs():
+    r = o.responses.create(model=model, input="Hi", max_output_tokens=2, include=["message.output_text.logprobs"], top_logprobs=2)
+    return [len(p.top_logprobs) for p in r.output[0].content[0].logprobs]
+
+
+@row
+def response_verbosity():
+    return o.responses.create(model=model, input="Hi", text={"verbosity": "low"})
+
+
+@row
+def chat_image():
+    return chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}])
+
+
+@row
+def chat_hints():
+    r = chat(max_tokens=1, prompt_cache_key="k", prompt_cache_retention="24h", safety_identifier="s", service_tier="auto", metadata={"a": "b"}, verbosity="medium",
+             modalities=["text"], prediction={"type": "content", "content": "a"}, parallel_tool_calls=False, reasoning_effort="low", store=False, user="u")
+    return r.choices[0].finish_reason, isinstance(r.system_fingerprint, str)
+
+
 def raw(method, path):
     r = urllib.request.Request(base + path, method=method)
     with urllib.request.urlopen(r, timeout=60) as f:
@@ -200,7 +222,7 @@ def chat_slash():
 
 
 def message(**more):
-    return a.messages.create(model=model, max_tokens=3, messages=question, **more)
+    return a.messages.create(**{"model": model, "max_tokens": 3, "messages": question, **more})
 
 
 @row
@@ -222,14 +244,99 @@ def anthropic_stopped():
     return m.stop_reason, m.stop_sequence in ("e", "a", " ")
 
 
+def used(m):
+    return m.stop_reason, [(b.type, b.name, sorted(b.input)) if b.type == "tool_use" else (b.type,) for b in m.content], m.usage.input_tokens + (m.usage.cache_read_input_tokens or 0) > 9
+
+
+uses = [{"name": "weather", "description": "The weather of a city.", "input_schema": parameters}]
+
+
 @row
-def anthropic_forced():
-    return message(tools=[{"name": "weather", "input_schema": parameters}], tool_choice={"type": "any"})
+def anthropic_tool_any():
+    return used(message(max_tokens=60, tools=uses, tool_choice={"type": "any"}))
+
+
+@row
+def anthropic_tool_named():
+    return used(message(max_tokens=60, tools=uses, tool_choice={"type": "tool", "name": "weather"}))
+
+
+@row
+def anthropic_tool_auto():
+    m = message(max_tokens=60, tools=uses)
+    return m.stop_reason in ("tool_use", "end_turn", "max_tokens"), [b.type for b in m.content] in (["tool_use"], ["text"])
+
+
+@row
+def anthropic_tool_streamed():
+    with a.messages.stream(model=model, max_tokens=60, messages=question, tools=uses, tool_choice={"type": "any"}) as s:
+        return used(s.get_final_message())
+
+
+@row
+def anthropic_tool_absent():
+    return message(tools=uses, tool_choice={"type": "tool", "name": "nobody"})
 
 
 @row
 def anthropic_form():
-    return message(extra_body={"output_config": {"format": {"type": "json_schema", "schema": parameters}}})
+    m = message(max_tokens=60, output_config={"format": {"type": "json_schema", "schema": parameters}})
+    return m.stop_reason, sorted(json.loads(m.content[0].text))
+
+
+@row
+def anthropic_form_streamed():
+    with a.messages.stream(model=model, max_tokens=60, messages=question, output_config={"format": {"type": "json_schema", "schema": parameters}}) as s:
+        m = s.get_final_message()
+    return sorted(json.loads(m.content[0].text)), m.usage.input_tokens + (m.usage.cache_read_input_tokens or 0) > 9
+
+
+@row
+def anthropic_parsed():
+    return type(a.messages.parse(model=model, max_tokens=60, messages=question, output_format=City).parsed_output).__name__
+
+
+@row
+def anthropic_counted():
+    plain, u = a.messages.count_tokens(model=model, messages=question).input_tokens, message().usage
+    return plain - u.input_tokens - u.cache_read_input_tokens, a.messages.count_tokens(model=model, messages=question, tools=uses).input_tokens > plain + 30
+
+
+@row
+def anthropic_counted_as_charged():
+    m = message(max_tokens=1, tools=uses, tool_choice={"type": "any"})
+    return m.usage.input_tokens + (m.usage.cache_read_input_tokens or 0) - a.messages.count_tokens(model=model, messages=question, tools=uses, tool_choice={"type": "any"}).input_tokens
+
+
+@row
+def response_counted():
+    counted = o.responses.input_tokens.count(model=model, input="Hi", instructions="Be short.")
+    return counted.object, counted.input_tokens - o.responses.create(model=model, input="Hi", instructions="Be short.", max_output_tokens=1).usage.input_tokens
+
+
+@row
+def response_stored():
+    return o.responses.create(model=model, input="Hi", max_output_tokens=1, store=True).store
+
+
+@row
+def response_busy():
+    return openai.OpenAI(base_url=base + "/busy/openai/v1", api_key="none", max_retries=2).responses.create(model=model, input="Hi", max_output_tokens=1).usage.output_tokens
+
+
+@row
+def anthropic_busy():
+    return anthropic.Anthropic(base_url=base + "/busy/anthropic", api_key="none", max_retries=2).messages.create(model=model, max_tokens=1, messages=question).usage.output_tokens
+
+
+@row
+def chat_busy():
+    return openai.OpenAI(base_url=base + "/busy/given-up/v1", api_key="none", max_retries=0).chat.completions.create(model=model, messages=question, max_tokens=1)
+
+
+@row
+def anthropic_hints():
+    return message(metadata={"user_id": "u"}, service_tier="auto", cache_control={"type": "ephemeral"}).stop_reason
 
 
 @row
@@ -237,52 +344,7 @@ def anthropic_model():
     return a.messages.create(model="nobody", max_tokens=1, messages=question)
 
 
-# Answers by OpenAI's description.
-
-with open(description) as f:
-    schemas = json.load(f)["components"]["schemas"]
-validators = {}
-
-
-def needed(name, out):
-    """Collects a schema and those that it refers to."""
-    if name in out:
-        return out
-    out[name] = schemas[name]
-    rest = [schemas[name]]
-    while rest:
-        v = rest.pop()
-        if isinstance(v, dict):
-            ref = v.get("$ref")
-            if isinstance(ref, str) and ref.startswith("#/components/schemas/"):
-                needed(ref.rsplit("/", 1)[1], out)
-            rest += v.values()
-        elif isinstance(v, list):
-            rest += v
-    return out
-
-
-def plain(v):
-    """A schema of OpenAPI 3.1 as JSON Schema. Its alternatives overlap: one or more may hold."""
-    if isinstance(v, list):
-        return [plain(x) for x in v]
-    if not isinstance(v, dict):
-        return v
-    v = {k: plain(x) for k, x in v.items() if k not in ("discriminator", "format", "$recursiveRef", "$recursiveAnchor")}
-    if "oneOf" in v:
-        v["anyOf"] = v.pop("oneOf")
-    return {"anyOf": [v, {"type": "null"}]} if v.pop("nullable", False) else v
-
-
-def valid(name, value):
-    if name not in validators:
-        whole = {"$ref": "#/components/schemas/" + name, "components": {"schemas": plain(needed(name, {}))}}
-        validators[name] = fastjsonschema.compile({"$schema": "http://json-schema.org/draft-07/schema#", **whole})
-    try:
-        validators[name](value)
-    except fastjsonschema.JsonSchemaException as e:
-        return f"{str(e)[:200]} in {json.dumps(value)[:400]}"
-    return ""
+# Answers that no client above asks for: they are recorded, and held against the description.
 
 
 def ask(path, body=None):
@@ -290,38 +352,31 @@ def ask(path, body=None):
     r = urllib.request.Request(base + path, data, {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(r, timeout=120) as f:
-            return f.read().decode()
+            return f.status, f.read().count(b"data: ") > 1
     except urllib.error.HTTPError as e:
-        return e.read().decode()
+        return e.code, json.loads(e.read())["error"]["param"]
 
 
-def described(name, schema, path, body=None):
-    """Adds a row: which answer or event is not as the schema says."""
-    text = ask(path, body)
-    if body and body.get("stream"):
-        all = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: ") and line != "data: [DONE]"]
-    else:
-        all = [json.loads(text)]
-    wrong = [w for w in (valid(schema, v) for v in all) if w]
-    rows["description: " + name] = wrong[0] if wrong else "holds" if all else "nothing came"
+def asked(name, path, body=None):
+    rows["asked: " + name] = str(ask(path, body))
 
 
 short = {"messages": question, "max_tokens": 3}
-described("chat", "CreateChatCompletionResponse", "/v1/chat/completions", short)
-described("a longer chat", "CreateChatCompletionResponse", "/v1/chat/completions", {**short, "max_tokens": 20})
-described("chats", "CreateChatCompletionResponse", "/v1/chat/completions", {**short, "n": 2})
-described("chat with logprobs", "CreateChatCompletionResponse", "/v1/chat/completions", {**short, "logprobs": True, "top_logprobs": 2})
-described("chat with a call", "CreateChatCompletionResponse", "/v1/chat/completions", {**short, "max_tokens": 60, "tools": tools, "tool_choice": "required"})
-described("chat streamed", "CreateChatCompletionStreamResponse", "/v1/chat/completions", {**short, "stream": True, "stream_options": {"include_usage": True}})
-described("call streamed", "CreateChatCompletionStreamResponse", "/v1/chat/completions", {**short, "max_tokens": 60, "stream": True, "tools": tools, "tool_choice": "required"})
-described("completion", "CreateCompletionResponse", "/v1/completions", {"prompt": "a", "max_tokens": 3, "logprobs": 1})
-described("embeddings", "CreateEmbeddingResponse", "/v1/embeddings", {"input": ["a", "b"]})
-described("models", "ListModelsResponse", "/v1/models")
-described("model", "Model", "/v1/models/" + model)
-described("response", "Response", "/v1/responses", {"input": "a", "max_output_tokens": 3})
-described("response streamed", "ResponseStreamEvent", "/v1/responses", {"input": "a", "max_output_tokens": 3, "stream": True})
-described("call in a response streamed", "ResponseStreamEvent", "/v1/responses", {"input": "a", "max_output_tokens": 60, "stream": True, "tools": response_tools, "tool_choice": "required"})
-described("error of extproc", "ErrorResponse", "/v1/chat/completions", {**short, "model": "nobody"})
-described("error of engine", "ErrorResponse", "/v1/chat/completions", {**short, "tool_choice": "must"})
+asked("chat", "/v1/chat/completions", short)
+asked("a longer chat", "/v1/chat/completions", {**short, "max_tokens": 20})
+asked("chats", "/v1/chat/completions", {**short, "n": 2})
+asked("chat with logprobs", "/v1/chat/completions", {**short, "logprobs": True, "top_logprobs": 2})
+asked("chat with a call", "/v1/chat/completions", {**short, "max_tokens": 60, "tools": tools, "tool_choice": "required"})
+asked("chat streamed", "/v1/chat/completions", {**short, "stream": True, "stream_options": {"include_usage": True}})
+asked("call streamed", "/v1/chat/completions", {**short, "max_tokens": 60, "stream": True, "tools": tools, "tool_choice": "required"})
+asked("completion", "/v1/completions", {"prompt": "a", "max_tokens": 3, "logprobs": 1})
+asked("embeddings", "/v1/embeddings", {"input": ["a", "b"]})
+asked("models", "/v1/models")
+asked("model", "/v1/models/" + model)
+asked("response", "/v1/responses", {"input": "a", "max_output_tokens": 3})
+asked("response streamed", "/v1/responses", {"input": "a", "max_output_tokens": 3, "stream": True})
+asked("call in a response streamed", "/v1/responses", {"input": "a", "max_output_tokens": 60, "stream": True, "tools": response_tools, "tool_choice": "required"})
+asked("error of extproc", "/v1/chat/completions", {**short, "model": "nobody"})
+asked("error of engine", "/v1/chat/completions", {**short, "tool_choice": "must"})
 
 print(json.dumps(rows))

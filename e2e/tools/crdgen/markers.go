@@ -227,10 +227,11 @@ func (o once) ApplyToSchema(_ *context, s *schema) error {
 	return nil
 }
 
-// address is ip:port.
+// address is ip:port; Host is whether that of one host, as trust.Address has it.
 type address struct {
 	Words    string
 	Optional bool `marker:",optional"`
+	Host     bool `marker:",optional"`
 }
 
 // ApplyToSchema adds the rule.
@@ -239,11 +240,17 @@ func (a address) ApplyToSchema(_ *context, s *schema) error {
 	s.MaxLength = &most
 	const (
 		port  = "int(self.substring(self.lastIndexOf(':') + 1))"
+		host  = `self.substring(0, self.lastIndexOf(':')).replace('[', '').replace(']', '')`
 		holds = `self.matches('^([0-9.]+|[[][0-9A-Fa-f:.]+[]]):[0-9]{1,5}$')` +
-			` && isIP(self.substring(0, self.lastIndexOf(':')).replace('[', '').replace(']', ''))` +
-			" && " + port + " >= 1 && " + port + " <= 65535"
+			` && isIP(` + host + `) && ` + port + " >= 1 && " + port + " <= 65535"
+		// An API server takes no IPv4 written as IPv6 for an IP but where that is by prefix.
+		one = ` && [ip(` + host + `)].all(i, i.isLoopback() || i.isGlobalUnicast()` +
+			` && !['0.0.0.0/8', '240.0.0.0/4', '64:ff9b::/96', '64:ff9b:1::/48', '2002::/16', '::/96'].exists(c, cidr(c).containsIP(i)))`
 	)
 	rule := holds
+	if a.Host {
+		rule += one
+	}
 	if a.Optional {
 		rule = "self == '' || " + rule
 	}

@@ -2,7 +2,7 @@
 // backend has slots, a bounded queue in front of them, first come first served.
 //
 // Called by api for each request, and read by status and the load report. Its one
-// rule: a ticket that was given is given back exactly once.
+// rule: each ticket is released exactly once.
 package admit
 
 import (
@@ -34,6 +34,8 @@ type Gate struct {
 	queue   int // requests that may wait; one more is refused
 	running int
 	waiting list.List // of *Ticket, oldest first
+	taken   uint64    // requests ever let in
+	shut    bool      // whether none is let in
 }
 
 // Ticket is a request that was let in, or waits.
@@ -77,14 +79,19 @@ func (g *Gate) Acquire(ctx context.Context, tokens int64) (*Ticket, error) {
 func (g *Gate) enter(t *Ticket, tokens int64) (*list.Element, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	free := g.running < g.slots && g.waiting.Len() == 0
-	if !free && g.waiting.Len() >= g.queue {
+	free := g.running < g.slots && g.waiting.Len() == 0 && !g.shut
+	room := g.queue
+	if g.shut {
+		room += g.slots // those who will be let in as soon as it is opened
+	}
+	if !free && g.waiting.Len() >= room {
 		return nil, ErrFull
 	}
 	t.tokens.Store(tokens)
 	g.tokens.Add(tokens)
 	if free {
 		g.running++
+		g.taken++
 		return nil, nil
 	}
 	t.turn = make(chan struct{})
@@ -107,9 +114,10 @@ func (g *Gate) leave(t *Ticket, place *list.Element) {
 
 // admitLocked gives free slots to the oldest in the queue.
 func (g *Gate) admitLocked() {
-	for g.running < g.slots && g.waiting.Len() > 0 {
+	for g.running < g.slots && g.waiting.Len() > 0 && !g.shut {
 		t := g.waiting.Remove(g.waiting.Front()).(*Ticket)
 		g.running++
+		g.taken++
 		close(t.turn)
 	}
 }
@@ -132,6 +140,28 @@ func (t *Ticket) Release() {
 		g.running--
 		g.admitLocked()
 	})
+}
+
+// Shut lets nobody in from now on, unless somebody is in or waits: then it does nothing.
+func (g *Gate) Shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = g.shut || g.running == 0 && g.waiting.Len() == 0
+}
+
+// Open undoes Shut.
+func (g *Gate) Open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = false
+	g.admitLocked()
+}
+
+// Demand returns how many wait, how many were ever let in, and whether the gate is shut.
+func (g *Gate) Demand() (waiting int, taken uint64, shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.waiting.Len(), g.taken, g.shut
 }
 
 // Load returns the present load.

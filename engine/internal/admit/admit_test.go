@@ -146,3 +146,39 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestShutGateLetsNobodyIn shuts only where nobody is in or waits, and as many may wait as would
+// be let in at once, and then those of the queue.
+func TestShutGateLetsNobodyIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := gate(2, 1)
+		in := take(t, g)
+		g.Shut()
+		if _, taken, shut := g.Demand(); shut || taken != 1 {
+			t.Errorf("shut %v with one in it, %d taken", shut, taken)
+		}
+		in.Release()
+		g.Shut()
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() { take(t, g).Release() })
+		}
+		synctest.Wait()
+		if waiting, taken, shut := g.Demand(); waiting != 3 || taken != 1 || !shut {
+			t.Errorf("%d wait, %d were let in, shut %v; want 3, 1, true", waiting, taken, shut)
+		}
+		if _, err := g.Acquire(t.Context(), 1); !errors.Is(err, ErrFull) {
+			t.Errorf("a fourth one: %v, want ErrFull", err)
+		}
+		g.Resize(2, 1) // opens nothing
+		synctest.Wait()
+		if waiting, _, _ := g.Demand(); waiting != 3 {
+			t.Errorf("%d wait, want 3", waiting)
+		}
+		g.Open()
+		wg.Wait()
+		if l := g.Load(); l != (Load{Slots: 2}) {
+			t.Errorf("load %+v after all", l)
+		}
+	})
+}

@@ -1,6 +1,6 @@
-// Package api is the OpenAI API, and Anthropic's messages, in front of the backend: it checks requests, lets
-// them in through admit, passes the backend's bytes on unchanged and reports what
-// they cost.
+// Package api is the OpenAI API, and Anthropic's messages, in front of the backend: it checks requests, admits
+// them through admit, forwards the backend's bytes unchanged and reports their
+// usage.
 //
 // Called by Envoy, or by anybody directly. Its one rule: as long as no byte of an
 // answer was sent, whatever goes wrong with the backend is a 503, which Envoy

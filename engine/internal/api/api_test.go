@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -31,6 +32,7 @@ import (
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/engine/internal/vllm"
 	"millrace.dev/millrace/internal/apis"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // rig is a Server between a client and a fake backend.
@@ -450,6 +452,65 @@ func TestBrokenStreamEndsWithAnError(t *testing.T) {
 			}
 			want := fmt.Sprintf(`millrace_engine_requests_total{outcome="failed",path=%q} 1`, strings.TrimPrefix(tt.path, "/v1"))
 			until(t, func() bool { return strings.Contains(exposition(t, g), want) })
+		})
+	}
+}
+
+// TestAccountsOfCutAnswers are kept by the number that extproc has given to the request, with what
+// was generated until then.
+func TestAccountsOfCutAnswers(t *testing.T) {
+	const token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n"
+	tests := []struct {
+		name, number string
+		stream       bool
+		want         []meter.Account
+	}{
+		{"a stream", "1f", true, []meter.Account{{Request: 31, Generated: 3}}},
+		{"an answer as a whole", "1f", false, []meter.Account{{Request: 31, Generated: 3}}},
+		{"no number", "", true, nil},
+		{"a number that is none", "NaN", true, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			sent, gone := make(chan struct{}, 1), make(chan struct{}, 1)
+			g := newRig(t, func(w http.ResponseWriter, r *http.Request) {
+				_, _ = io.Copy(io.Discard, r.Body) // else it does not see who leaves
+				w.Header().Set("Content-Type", "text/event-stream")
+				_, _ = io.WriteString(w, strings.Repeat(token, 3)) // all of it is read at once
+				w.(http.Flusher).Flush()
+				sent <- struct{}{}
+				<-r.Context().Done()
+				gone <- struct{}{}
+			})
+			body := chat
+			if tt.stream {
+				body = strings.Replace(chat, "{", `{"stream":true,`, 1)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			req := g.request(ctx, "/v1/chat/completions", body)
+			req.Header.Set(wire.RequestHeader, tt.number)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				if resp, err := http.DefaultClient.Do(req); err == nil {
+					_, _ = io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+			}()
+			<-sent
+			until(t, func() bool { return g.gate.Load().Running == 1 && g.meter.Served().Unix() > 0 })
+			cancel()
+			<-gone
+			<-done
+			until(t, func() bool { return g.meter.Totals().Generated == 3 && len(g.spans.Ended()) == 2 })
+			var got []meter.Account
+			for _, c := range g.meter.Accounts(time.Now()) {
+				got = append(got, meter.Account{Request: c.Request, Generated: c.Generated})
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("reported %+v, want %+v", got, tt.want)
+			}
 		})
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // call is one request on its way.
@@ -67,7 +68,7 @@ func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) 
 		switch {
 		case err.status == statusGone:
 		case op.Dialect == apis.Anthropic:
-			err.writeAnthropic(w)
+			err.writeAnthropic(w, r)
 		default:
 			err.write(w)
 		}
@@ -161,6 +162,9 @@ func (c *call) tokens() int64 {
 func (c *call) ended(ctx context.Context, err error) *apiError {
 	if c.r.Context().Err() != nil {
 		return &apiError{status: statusGone, Message: errGone.Error()}
+	}
+	if !c.sent.IsZero() {
+		c.w.Header().Set(wire.LostHeader, "1")
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
@@ -293,6 +297,9 @@ func (c *call) finish() {
 		c.status = http.StatusBadGateway
 	}
 	c.cfg.Metrics.finished(c.op.label(), c.status)
+	if n := requestNumber(c.r); n != 0 && c.usage.Completion > 0 {
+		c.cfg.Meter.Account(n, c.usage.Completion, time.Now())
+	}
 	c.span.SetAttributes(
 		attribute.String("http.request.method", c.r.Method),
 		attribute.String("http.route", c.op.Path),

@@ -37,15 +37,21 @@ func (e *apiError) write(w http.ResponseWriter) {
 	writeJSON(w, e.status, map[string]*apiError{"error": e})
 }
 
-// writeAnthropic writes the error in the form of Anthropic's API.
-func (e *apiError) writeAnthropic(w http.ResponseWriter) {
+// writeAnthropic writes the error in the form of Anthropic's API, as the answer to r.
+func (e *apiError) writeAnthropic(w http.ResponseWriter, r *http.Request) {
 	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", retryAfter)
 	}
-	writeJSON(w, e.status, map[string]any{
-		"type":  "error",
-		"error": map[string]string{"type": anthropicType(e.status), "message": e.Message},
-	})
+	writeJSON(w, e.status, anthropicError(r, anthropicType(e.status), e.Message))
+}
+
+// anthropicError is an error in the form of Anthropic's API.
+func anthropicError(r *http.Request, kind, message string) any {
+	var id any // null: not known
+	if known := r.Header.Get("X-Request-Id"); known != "" {
+		id = known
+	}
+	return map[string]any{"type": "error", "error": map[string]string{"type": kind, "message": message}, "request_id": id}
 }
 
 // anthropicType is the class of errors that a status stands for.

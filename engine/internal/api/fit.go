@@ -24,7 +24,7 @@ func (c *call) fits(context int64) *apiError {
 	if c.op.Generates {
 		room-- // for an answer of one token
 	}
-	if c.req.truncates || c.op.Row == apis.CountTokens.Row() {
+	if c.req.truncates || c.op.OnlyCounts() {
 		room = loose
 	}
 	tokens := int64(0)
@@ -41,7 +41,7 @@ func (c *call) fits(context int64) *apiError {
 	default:
 		return nil
 	}
-	e := badRequest(c.op.Input, "the prompt has %d tokens, and this model's maximum context length is %d tokens: shorten it", tokens, context)
+	e := badRequest(c.op.Input, "the prompt is too long: it has %d tokens, and this model's maximum context length is %d tokens", tokens, context)
 	if c.op.Dialect == apis.Anthropic {
 		e.Message = fmt.Sprintf("prompt is too long: %d tokens > %d maximum", tokens, context)
 	}

@@ -85,7 +85,7 @@ func asked(a apis.API) string {
 	switch a {
 	case apis.Chat, apis.Messages, apis.CountTokens:
 		return `"max_tokens":900,"messages":[{"role":"user","content":"a"}]`
-	case apis.Responses:
+	case apis.Responses, apis.InputTokens:
 		return `"max_output_tokens":900,"input":"a"`
 	case apis.Completions:
 		return `"max_tokens":900,"prompt":["a"]`

@@ -32,6 +32,15 @@ func TestLimitsReachTheBackendOnce(t *testing.T) {
 		{"each prompt has its answers", completion, `"prompt":["a","b",[1,2]],"n":2,"max_tokens":10`, `"prompt":["a","b",[1,2]],"n":2,"max_tokens":10`, "", 60},
 		{"an answer without end", completion, `"prompt":"a","ignore_eos":true,"max_tokens":500`, `"prompt":"a","ignore_eos":true,"max_tokens":500`, "", 500},
 		{"no limit", chat, messages + `,"max_tokens":-1`, "", "max_tokens", 0},
+		{"a limit that overflows in a backend", chat, messages + `,"max_tokens":1000000000000`, "", "max_tokens", 0},
+		{"one that only just does", chat, messages + `,"max_tokens":2147483648`, "", "max_tokens", 0},
+		{"one beyond 64 bits", chat, messages + `,"max_tokens":18446744073709551617`, "", "max_tokens", 0},
+		{"one with an exponent", chat, messages + `,"max_tokens":1e12`, "", "max_tokens", 0},
+		{"a backend's own below what it holds", chat, messages + `,"top_k":-99999999999`, "", "top_k", 0},
+		{"more logprobs than there are numbers", chat, messages + `,"top_logprobs":4294967297`, "", "top_logprobs", 0},
+		{"a fraction without end", chat, messages + `,"temperature":1e300`, "", "temperature", 0},
+		{"a fraction that is no number", chat, messages + `,"temperature":1e999`, "", "temperature", 0},
+		{"a seed of 64 bits", chat, messages + `,"seed":9007199254740993,"max_tokens":8`, messages + `,"seed":9007199254740993,"max_tokens":8`, "", 8},
 		{"a limit that is none", chat, messages + `,"n_predict":"400"`, "", "n_predict", 0},
 		{"no answers", chat, messages + `,"n":0`, "", "n", 0},
 		{"a slot of one's own", chat, messages + `,"id_slot":1`, "", "id_slot", 0},
@@ -68,6 +77,15 @@ func TestLimitsReachTheBackendOnce(t *testing.T) {
 
 // asStream is what is asked of llama.cpp beside what the client asks for.
 const asStream = `,"stream":true,"stream_options":{"include_usage":true}`
+
+// TestNumbersThatOverflow has the refusal say the number that was sent.
+func TestNumbersThatOverflow(t *testing.T) {
+	g := newRig(t, func(http.ResponseWriter, *http.Request) { t.Error("the backend was asked") })
+	_, answer := g.post(t, "/v1/chat/completions", `{"model":"smollm2","messages":[{"role":"user","content":"hi"}],"max_tokens":1000000000000}`)
+	if !strings.Contains(answer, "max_tokens: 1000000000000; must be") {
+		t.Errorf("%s; want the number that was sent", answer)
+	}
+}
 
 func TestClosedFieldsOfVLLM(t *testing.T) {
 	for field, status := range map[string]int{

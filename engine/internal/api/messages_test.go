@@ -48,7 +48,7 @@ func TestMessagesErrors(t *testing.T) {
 		{"the backend's own", `{"model":"smollm2","messages":[1]}`, "invalid_request_error", 400},
 	} {
 		resp, got := g.post(t, "/v1/messages", tt.body)
-		if resp.StatusCode != tt.status || !strings.HasPrefix(got, `{"error":{"message":`) || !strings.Contains(got, `"type":"`+tt.kind+`"},"type":"error"}`) {
+		if resp.StatusCode != tt.status || !strings.HasPrefix(got, `{"error":{"message":`) || !strings.Contains(got, `"type":"`+tt.kind+`"},"request_id":null,"type":"error"}`) {
 			t.Errorf("%s: %d %s, want %d and %s in Anthropic's form", tt.name, resp.StatusCode, got, tt.status, tt.kind)
 		}
 	}

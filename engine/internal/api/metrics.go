@@ -116,8 +116,8 @@ var (
 	descSpeed    = describe("millrace_engine_speed_tokens_per_second", "Measured speed of one sequence.", "phase")
 	descState    = describe("millrace_engine_state_info", "1 for the present state, 0 for the others.", "state")
 	descCached   = describe("millrace_engine_in_cache_tokens", "Tokens that are known to be in the backend's caches.")
-	descMissed   = describe("millrace_engine_cache_misses_total", "Answers that found less cached than was known.")
-	descBad      = describe("millrace_engine_prefix_headers_malformed_total", "Headers with beginnings of prompts that could not be read.")
+	descMissed   = describe("millrace_engine_cache_misses_total", "Answers whose prompts had fewer tokens in the cache than the log of the cache has.")
+	descBad      = describe("millrace_engine_prefix_headers_malformed_total", "Headers with prefixes of prompts that could not be decoded.")
 	descRestarts = describe("millrace_engine_restarts_total", "Starts of a process after its first one.", "role")
 )
 

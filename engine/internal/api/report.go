@@ -17,7 +17,21 @@ var (
 	headerUsage    = http.CanonicalHeaderKey(wire.UsageHeader)
 	headerResponse = http.CanonicalHeaderKey(wire.ResponseIDHeader)
 	headerLoad     = http.CanonicalHeaderKey(wire.LoadHeader)
+	headerRequest  = http.CanonicalHeaderKey(wire.RequestHeader)
 )
+
+// requestNumber is the number that extproc gave to a request; 0: none.
+func requestNumber(r *http.Request) uint64 {
+	values := r.Header[headerRequest]
+	if len(values) != 1 {
+		return 0
+	}
+	n, err := strconv.ParseUint(values[0], 16, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
 
 // formatUsage writes what a request cost, in the form of the header.
 func formatUsage(u backend.Usage) string {

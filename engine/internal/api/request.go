@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"time"
@@ -92,6 +94,9 @@ func parse(op operation, body []byte) (request, *apiError) {
 	if fields == nil {
 		return q, badRequest("", "the body is not a JSON object: null")
 	}
+	if err := numbers(fields); err != nil {
+		return q, err
+	}
 	if err := q.read(op, fields); err != nil {
 		return q, err
 	}
@@ -138,6 +143,30 @@ func (q *request) read(op operation, fields map[string]json.RawMessage) *apiErro
 		return err
 	}
 	return q.readAnswers(fields)
+}
+
+// mostNumber bounds the numbers of a body: backends hold them in 32 bits, and what does not
+// fit becomes another number there.
+const mostNumber = math.MaxInt32
+
+// wide are the fields whose number may be any of 64 bits.
+var wide = []string{"seed"}
+
+// numbers refuses what would be another number in a backend.
+func numbers(fields map[string]json.RawMessage) *apiError {
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		raw := fields[name]
+		if c := raw[0]; c != '-' && (c < '0' || c > '9') {
+			continue
+		}
+		var n float64
+		err := json.Unmarshal(raw, &n)
+		if err == nil && (math.Abs(n) <= mostNumber || slices.Contains(wide, name) && math.Abs(n) <= math.MaxInt64) {
+			continue
+		}
+		return badRequest(name, "%s: %.40s; must be between -%d and %d", name, raw, mostNumber, mostNumber)
+	}
+	return nil
 }
 
 // readLimits reads what bounds an answer. The first of the operation's own limits counts,

@@ -106,7 +106,7 @@ func (c *call) failure(why *apiError) []byte {
 	var v any
 	switch {
 	case c.op.Dialect == apis.Anthropic:
-		kind, v = "event: error\n", map[string]any{"type": "error", "error": map[string]string{"type": "api_error", "message": why.Message}}
+		kind, v = "event: error\n", anthropicError(c.r, "api_error", why.Message)
 	case c.op.responses:
 		kind, v = "event: error\n", map[string]any{
 			"type": "error", "code": serverError, "message": why.Message, "param": nil, "sequence_number": c.events,

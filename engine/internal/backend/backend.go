@@ -1,5 +1,6 @@
-// Package backend is the door to the inference engine behind us, in neutral words:
-// what it is asked for, started with, forwarded to, and what its answers mean.
+// Package backend is the interface to the inference engine that serves requests,
+// without naming a product: how it is started, probed and sent requests,
+// and what its answers mean.
 //
 // Its kinds are packages of their own; main lists them, and api, meter, status and
 // supervise know them by this package alone. Its one rule: no name or form of a

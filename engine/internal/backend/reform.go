@@ -72,3 +72,30 @@ func (l *Lines) Each(p []byte, do func(data string)) {
 		l.rest = l.rest[i+1:]
 	}
 }
+
+// Chain returns the form of an answer that has another form before; first may be nil.
+func Chain(first, second Reform) Reform {
+	if first == nil {
+		return second
+	}
+	return &chain{Reform: second, first: first}
+}
+
+// chain is a form of a form, of whole answers.
+type chain struct {
+	Reform
+	first Reform
+}
+
+// Unary makes the second form of what the first makes, a stream or not.
+func (c *chain) Unary(answer []byte) (string, []byte, error) {
+	kind, body, err := c.first.Unary(answer)
+	if err != nil {
+		return "", nil, err
+	}
+	if kind != Events {
+		return c.Reform.Unary(body)
+	}
+	out := append([]byte(nil), c.Pass(body)...)
+	return Events, append(out, c.Rest()...), nil
+}

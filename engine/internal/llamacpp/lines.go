@@ -6,6 +6,7 @@ import (
 	"maps"
 
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/engine/internal/messages"
 	"millrace.dev/millrace/internal/apis"
 )
 
@@ -48,7 +49,7 @@ func (l *lines) edit(object []byte) []byte {
 	case l.api == apis.Chat:
 		return chatFields(object)
 	case l.api == apis.Messages:
-		return bytes.Replace(object, stoppedAs, stoppedOut, 1)
+		return messages.Fill(bytes.Replace(object, stoppedAs, stoppedOut, 1))
 	case l.api == apis.Completions && bytes.Contains(object, []byte(`"logprobs":{`)):
 		return legacy(object)
 	}

@@ -87,7 +87,7 @@ func (p Programs) shard(a *enginepb.Assignment) (*exec.Cmd, error) {
 
 // head returns the command of the server that answers for the whole replica.
 func (p Programs) head(a *enginepb.Assignment) (*exec.Cmd, error) {
-	if _, err := os.Stat(a.GetBackend().GetWeights()); err != nil {
+	if err := readable(a.GetBackend().GetWeights()); err != nil {
 		return nil, fmt.Errorf("weights: %w", err)
 	}
 	ways, err := p.ways(a)
@@ -178,8 +178,8 @@ func arguments(c config) []string {
 // Flags adds the flags that say with what llama.cpp is run.
 func (p *Programs) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&p.Runtime, "runtime", os.Getenv("MILLRACE_RUNTIME"), "`folder` with llama.cpp's binding and RPC plugin (default $MILLRACE_RUNTIME)")
-	fs.StringVar(&p.LlamaServer, "llama-server", "", "native llama-server to use instead of the runtime")
-	fs.StringVar(&p.RPCServer, "rpc-server", "", "native ggml-rpc-server to use instead of the runtime")
+	fs.StringVar(&p.LlamaServer, "llama-server", "", "`path` of a llama-server of your own, instead of the llama.cpp in -runtime; needs -rpc-server, too")
+	fs.StringVar(&p.RPCServer, "rpc-server", "", "`path` of the ggml-rpc-server of the same build")
 }
 
 // Given reports whether any flag says with what llama.cpp is run.
@@ -191,7 +191,7 @@ func (p Programs) Check() error {
 	if !p.Given() || err == nil {
 		return nil
 	}
-	return &obs.Hint{Err: err, Next: "run `millrace up`, which fetches llama.cpp, and set -runtime to its folder, or name native programs with -llama-server and -rpc-server"}
+	return &obs.Hint{Err: err, Next: "run `millrace up`, which fetches llama.cpp, and set -runtime to its folder, or name programs of your own with -llama-server and -rpc-server"}
 }
 
 func (p Programs) check() error {

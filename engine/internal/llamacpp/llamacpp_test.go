@@ -155,7 +155,7 @@ func FuzzFindListener(f *testing.F) {
 }
 
 func replica(stages int) *enginepb.Assignment {
-	a := &enginepb.Assignment{Model: "smollm2", Backend: &enginepb.Backend{Weights: "/dev/null", ContextTokens: 4096, Slots: 4, Threads: 1}}
+	a := &enginepb.Assignment{Model: "smollm2", Backend: &enginepb.Backend{Weights: "weights.go", ContextTokens: 4096, Slots: 4, Threads: 1}}
 	for i := range stages {
 		a.Stages = append(a.Stages, &enginepb.Stage{ShardAddress: "127.0.0.1:" + []string{"1", "2"}[i], Share: float32(1 + i)})
 	}
@@ -168,7 +168,7 @@ func TestNativeArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = "-m /dev/null --alias smollm2 --host 127.0.0.1 --port 9 -np 4 -c 16384 -b 2048 -ub 2048 -t 1 -tb 1 --threads-http 16 --cache-ram 256 " +
+	const want = "-m weights.go --alias smollm2 --host 127.0.0.1 --port 9 -np 4 -c 16384 -b 2048 -ub 2048 -t 1 -tb 1 --threads-http 16 --cache-ram 256 " +
 		"--embeddings --pooling mean -fa on --jinja --metrics --slots --no-warmup --no-webui --fit off " +
 		"--rpc 127.0.0.1:1,127.0.0.1:2 -ngl 99 -ts 1,2"
 	if diff := cmp.Diff(want, strings.Join(cmd.Args[1:], " ")); diff != "" {
@@ -195,7 +195,7 @@ func TestGlueIsGivenAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config{
-		Runtime: "/run", Address: "127.0.0.1:9", Threads: 1, Weights: "/dev/null", Model: "smollm2", Slots: 4, ContextTokens: 4096, BatchTokens: 2048,
+		Runtime: "/run", Address: "127.0.0.1:9", Threads: 1, Weights: "weights.go", Model: "smollm2", Slots: 4, ContextTokens: 4096, BatchTokens: 2048,
 		HTTPThreads: 16, CacheMiB: 256, Shards: []stage{{"127.0.0.1:1", 1}, {"127.0.0.1:2", 2}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

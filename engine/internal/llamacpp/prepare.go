@@ -8,6 +8,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/engine/internal/messages"
 	"millrace.dev/millrace/engine/internal/responses"
 	"millrace.dev/millrace/internal/apis"
 )
@@ -23,7 +24,8 @@ var unknown = map[apis.API]map[string]string{
 		"function_call":      "this model takes tool_choice: name the function there",
 		"audio":              "this model makes no sound",
 		"web_search_options": "this model can't search the web",
-		"verbosity":          "this model has none: ask for it in a message",
+		"moderation":         "nothing is moderated here",
+		"store":              "answers are not stored here: keep what comes back",
 	},
 	apis.Completions: {
 		"suffix": "this model continues a text, and fills no gap in it",
@@ -33,9 +35,8 @@ var unknown = map[apis.API]map[string]string{
 		"dimensions": "the embeddings of this model have one size: leave it out",
 	},
 	apis.Messages: {
-		"output_config": "this model's messages can't be bound to a form: ask for it by response_format in /v1/chat/completions",
-		"output_format": "this model's messages can't be bound to a form: ask for it by response_format in /v1/chat/completions",
 		"container":     "nothing runs in a container here",
+		"inference_geo": "nobody knows here where that is",
 		"mcp_servers":   "no other server is asked from here",
 	},
 }
@@ -50,13 +51,10 @@ func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
 	switch r.API {
 	case apis.Chat:
 		w = k.chat(r)
-	case apis.Responses:
+	case apis.Responses, apis.InputTokens:
 		w = k.response(r)
 	case apis.Messages, apis.CountTokens:
-		w = messages(r)
-		if must := toolChoice(r.Fields); w.Refused == nil && must && k.toolless.Load() {
-			w.Refused = backend.Refuse("tool_choice", "the template of this model has no tools, and its messages can't be bound to a call: use /v1/chat/completions, which can")
-		}
+		w = k.messages(r)
 	default:
 		w = unary(r)
 	}
@@ -74,6 +72,9 @@ func known(r backend.Request) *backend.Error {
 	}
 	switch r.API {
 	case apis.Chat:
+		if v := string(r.Fields["verbosity"]); backend.Given(r.Fields, "verbosity") && v != `"medium"` {
+			return backend.Refuse("verbosity", "%.40s; this model has none but \"medium\": ask for it in a message", v)
+		}
 		var modalities []string
 		if backend.Given(r.Fields, "modalities") && (json.Unmarshal(r.Fields["modalities"], &modalities) != nil || slices.ContainsFunc(modalities, func(m string) bool { return m != "text" })) {
 			return backend.Refuse("modalities", "%.60s; this model makes text alone: must be [\"text\"]", r.Fields["modalities"])
@@ -218,79 +219,117 @@ func (k *Kind) response(r backend.Request) backend.Way {
 	if fault != nil {
 		return backend.Way{Refused: fault}
 	}
-	if r.Stream {
-		chat["stream_options"] = json.RawMessage(`{"include_usage":true}`)
+	return k.overChat(r, chat, form)
+}
+
+// messages prepares a request in Anthropic's form. The server makes it one for chat
+// completions, as we do where it would pass over what is asked for: tools where the
+// model's template has none, and the form of an answer.
+func (k *Kind) messages(r backend.Request) backend.Way {
+	calls, fault := readUses(&r)
+	if fault != nil {
+		return backend.Way{Refused: fault}
 	}
-	r.Fields, r.Body, r.Completion = chat, backend.Encode(chat), true
-	w := k.chat(r)
-	w.Path = apis.Chat.Row().Path
-	if w.Refused == nil {
-		w.Reform = responses.Of(w.Reform, form)
+	if calls && k.toolless.Load() || messages.Bound(r.Fields) {
+		chat, form, fault := messages.Chat(r.Fields)
+		if fault != nil {
+			return backend.Way{Refused: fault}
+		}
+		return k.overChat(r, chat, form)
+	}
+	w := backend.Way{Body: r.Body}
+	if r.API == apis.Messages {
+		w.Reform = &lines{api: r.API}
 	}
 	return w
 }
 
-// messages prepares a request in Anthropic's form, which the server makes one for chat
-// completions. It knows no names of tools in tool_choice: the others are taken out.
-func messages(r backend.Request) backend.Way {
-	w := backend.Way{Body: r.Body}
-	if r.API == apis.Messages {
-		w.Reform = &lines{api: r.API}
+// overChat has chat completions answer a request that was made one for them, or count it.
+func (k *Kind) overChat(r backend.Request, chat fields, form backend.Reform) backend.Way {
+	counts := r.API.Row().OnlyCounts()
+	if r.Stream = r.Stream && !counts; r.Stream {
+		chat["stream_options"] = json.RawMessage(`{"include_usage":true}`)
+	}
+	r.Fields, r.Body, r.Completion = chat, backend.Encode(chat), !counts
+	w := k.chat(r)
+	switch w.Path = apis.Chat.Row().Path; {
+	case w.Refused != nil:
+	case counts:
+		w.Path, w.Reform = w.Path+"/input_tokens", count{r.API}
+	default:
+		w.Reform = backend.Chain(w.Reform, form)
+	}
+	return w
+}
+
+// count is the answer of an operation that only counts.
+type count struct{ api apis.API }
+
+// Unary makes the client's answer of the server's, which is the same for all of them.
+func (c count) Unary(answer []byte) (string, []byte, error) {
+	var counted struct {
+		Tokens *int64 `json:"input_tokens"`
+	}
+	if err := json.Unmarshal(answer, &counted); err != nil || counted.Tokens == nil {
+		return "", nil, fmt.Errorf("a count of tokens: %.80q", answer)
+	}
+	out := map[string]any{"input_tokens": *counted.Tokens}
+	if c.api == apis.InputTokens {
+		out["object"] = "response.input_tokens"
+	}
+	return backend.JSON, backend.Encode(out), nil
+}
+
+// Pass, Rest and Fail are for streams, of which there is none.
+func (c count) Pass(p []byte) []byte      { return p }
+func (c count) Rest() []byte              { return nil }
+func (c count) Fail(backend.Error) []byte { return nil }
+
+// readUses reads tools and tool_choice of a message, and reports whether there are tools to
+// be called. The server knows no names of tools in tool_choice: the others are taken out,
+// and all of them where none is to be called.
+func readUses(r *backend.Request) (bool, *backend.Error) {
+	var tools []fields
+	if backend.Given(r.Fields, "tools") && json.Unmarshal(r.Fields["tools"], &tools) != nil {
+		return false, backend.Refuse("tools", "must be a list of objects")
 	}
 	var choice struct {
 		Type string `json:"type"`
 		Name string `json:"name"`
 	}
 	if !backend.Given(r.Fields, "tool_choice") {
-		return w
+		return len(tools) > 0, nil
 	}
 	if json.Unmarshal(r.Fields["tool_choice"], &choice) != nil {
-		w.Refused = backend.Refuse("tool_choice", "must be an object")
-		return w
-	}
-	var tools []fields
-	if backend.Given(r.Fields, "tools") && json.Unmarshal(r.Fields["tools"], &tools) != nil {
-		w.Refused = backend.Refuse("tools", "must be a list of objects")
-		return w
+		return false, backend.Refuse("tool_choice", "must be an object")
 	}
 	f := maps.Clone(r.Fields)
 	switch choice.Type {
 	case "auto":
-		return w
+		return len(tools) > 0, nil
 	case "none":
+		tools = nil
 		delete(f, "tools")
 		delete(f, "tool_choice")
 	case "any":
-		if len(tools) > 0 {
-			return w
+		if len(tools) == 0 {
+			return false, backend.Refuse("tool_choice", "there are no tools")
 		}
-		w.Refused = backend.Refuse("tool_choice", "there are no tools")
-		return w
+		return true, nil
 	case "tool":
 		tools = slices.DeleteFunc(tools, func(t fields) bool {
 			var name string
 			return json.Unmarshal(t["name"], &name) != nil || name != choice.Name
 		})
 		if len(tools) == 0 {
-			w.Refused = backend.Refuse("tool_choice.name", "there is no tool %.60q", choice.Name)
-			return w
+			return false, backend.Refuse("tool_choice.name", "there is no tool %.60q", choice.Name)
 		}
 		f["tools"] = backend.Encode(tools)
 	default:
-		w.Refused = backend.Refuse("tool_choice.type", "%.40q; must be auto, any, tool or none", choice.Type)
-		return w
+		return false, backend.Refuse("tool_choice.type", "%.40q; must be auto, any, tool or none", choice.Type)
 	}
-	w.Body = backend.Encode(f)
-	return w
-}
-
-// toolChoice reports whether a message must call a tool.
-func toolChoice(f fields) bool {
-	var choice struct {
-		Type string `json:"type"`
-	}
-	_ = json.Unmarshal(f["tool_choice"], &choice) // messages has
-	return choice.Type == "any" || choice.Type == "tool"
+	r.Fields, r.Body = f, backend.Encode(f)
+	return len(tools) > 0, nil
 }
 
 // template asks the server what the model's template knows.

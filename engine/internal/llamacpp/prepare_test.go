@@ -45,13 +45,16 @@ func TestFieldsAreRefusedByName(t *testing.T) {
 		{apis.Completions, `{"prompt":"a","best_of":3}`, "best_of"},
 		{apis.Completions, `{"prompt":"a","best_of":2,"n":2}`, ""},
 		{apis.Embeddings, `{"input":"a","dimensions":64}`, "dimensions"},
-		{apis.Messages, `{` + hi + `,"output_config":{"format":{"type":"json_schema"}}}`, "output_config"},
+		{apis.Messages, `{` + hi + `,"output_config":{"format":{"type":"json_schema"}}}`, "output_config.format.schema"},
+		{apis.Messages, `{` + hi + `,"output_config":{"format":{"type":"json_schema","schema":{}}},"stop_sequences":["a"]}`, "stop_sequences"},
 		{apis.Messages, `{` + hi + `,"tool_choice":{"type":"any"}}`, "tool_choice"},
 		{apis.Messages, `{` + hi + `,"tools":[{"type":"web_search_20250305","name":"web_search"}]}`, "tools[0].type"},
 		{apis.Messages, `{` + hi + `,"tools":[{"type":"custom","name":"a"}]}`, ""},
 		{apis.Messages, `{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"document"}]}]}`, "messages[0].content[1].type"},
 		{apis.Messages, `{` + hi + `,"tools":[{"name":"a"}],"tool_choice":{"type":"tool","name":"b"}}`, "tool_choice.name"},
-		{apis.Messages, `{` + hi + `,"tools":[{"name":"a"}],"tool_choice":{"type":"any"}}`, "tool_choice"},
+		{apis.Messages, `{` + hi + `,"tools":[{"name":"a"}],"tool_choice":{"type":"any"}}`, ""},
+		{apis.CountTokens, `{` + hi + `,"tools":[{"name":"a"}],"tool_choice":{"type":"tool","name":"b"}}`, "tool_choice.name"},
+		{apis.InputTokens, `{"input":"hi","conversation":"conv_1"}`, "conversation"},
 		{apis.Responses, `{"input":"hi","previous_response_id":"resp_1"}`, "previous_response_id"},
 	}
 	k := &Kind{}
@@ -124,6 +127,52 @@ func TestCallsByGrammar(t *testing.T) {
 						t.Errorf("%s: %s, want %s in it", kind, got, want)
 					}
 				}
+			}
+		})
+	}
+}
+
+// TestMessagesGoOverChat where the server would pass over what is asked for, to be answered
+// or to be counted.
+func TestMessagesGoOverChat(t *testing.T) {
+	const (
+		hi   = `"messages":[{"role":"user","content":"hi"}]`
+		tool = `"tools":[{"name":"a","input_schema":{"type":"object"}}]`
+		form = `"output_config":{"format":{"type":"json_schema","schema":{"type":"object"}}}`
+	)
+	tests := []struct {
+		name     string
+		api      apis.API
+		toolless bool
+		body     string
+		path     string // "": the request's own
+		want     string // in the body that is sent
+	}{
+		{"text", apis.Messages, true, hi, "", hi},
+		{"tools and a template for them", apis.Messages, false, hi + "," + tool, "", tool},
+		{"tools and no template for them", apis.Messages, true, hi + "," + tool, "/v1/chat/completions", `"name":{"const":"a"}`},
+		{"tools that are not to be called", apis.Messages, true, hi + "," + tool + `,"tool_choice":{"type":"none"}`, "", hi},
+		{"a form", apis.Messages, false, hi + "," + form, "/v1/chat/completions", `"response_format":{"json_schema":`},
+		{"the tokens of text", apis.CountTokens, true, hi, "", hi},
+		{"the tokens of tools", apis.CountTokens, true, hi + "," + tool, "/v1/chat/completions/input_tokens", "You can call functions"},
+		{"the tokens of a response", apis.InputTokens, true, `"input":"hi"`, "/v1/chat/completions/input_tokens", hi},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			k := &Kind{}
+			k.toolless.Store(tt.toolless)
+			w := k.Prepare(nil, request(t, tt.api, "{"+tt.body+"}"))
+			if w.Refused != nil || w.Path != tt.path || !strings.Contains(string(w.Body), tt.want) {
+				t.Fatalf("%q gets %s, %+v; want %q and %s", w.Path, w.Body, w.Refused, tt.path, tt.want)
+			}
+			if !tt.api.Row().OnlyCounts() || tt.path == "" {
+				return
+			}
+			if _, got, err := w.Reform.Unary([]byte(`{"input_tokens":7,"object":"x"}`)); err != nil || !strings.Contains(string(got), `"input_tokens":7`) || strings.Contains(string(got), `"x"`) {
+				t.Errorf("%s %v", got, err)
+			}
+			if _, got, err := w.Reform.Unary([]byte(`{"choices":[]}`)); err == nil {
+				t.Errorf("%s of what is no count", got)
 			}
 		})
 	}

@@ -6,16 +6,43 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/regular"
 )
+
+// part is the end of the name of the first file of several.
+var part = regexp.MustCompile(`-00001-of-(\d{5})\.gguf$`)
+
+// readable returns why weights can't be read: all of their files are regular ones, so that
+// nothing waits for one of them.
+func readable(path string) error {
+	if err := regular.Check(path); err != nil {
+		return err
+	}
+	m := part.FindStringSubmatchIndex(path)
+	if m == nil {
+		return nil
+	}
+	n, _ := strconv.Atoi(path[m[2]:m[3]]) // it is digits
+	for i := 2; i <= min(n, mostParts); i++ {
+		if err := regular.Check(fmt.Sprintf("%s-%05d-of-%05d.gguf", path[:m[0]], i, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mostParts bounds how many files of weights are checked.
+const mostParts = 1024
 
 // hostTokens returns how many tokens the backend's cache of idle prompts in host
 // memory holds, by what the model's weights say of the size of a token.
 func hostTokens(b *enginepb.Backend) (uint64, error) {
-	f, err := os.Open(b.GetWeights())
+	f, err := regular.Open(b.GetWeights())
 	if err != nil {
 		return 0, err
 	}
@@ -65,7 +92,7 @@ func tokenBytes(r *bufio.Reader) (uint64, error) {
 func sizeOf(f map[string]uint64) (uint64, error) {
 	heads := f["attention.head_count"]
 	if heads == 0 || f["block_count"] == 0 || f["embedding_length"] == 0 {
-		return 0, errors.New("GGUF: says nothing of the model's layers and heads")
+		return 0, errors.New("GGUF: the number of layers or heads is missing")
 	}
 	cached := f["attention.head_count_kv"]
 	if cached == 0 {
@@ -80,11 +107,11 @@ func sizeOf(f map[string]uint64) (uint64, error) {
 	}
 	const half, most = 2, 1 << 30
 	if f["block_count"] > 1<<16 || cached > 1<<16 || length("attention.key_length") > 1<<16 || length("attention.value_length") > 1<<16 {
-		return 0, errors.New("GGUF: the figures of layers and heads make no sense")
+		return 0, errors.New("GGUF: the numbers of layers and heads don't fit together")
 	}
 	n := f["block_count"] * cached * (length("attention.key_length") + length("attention.value_length")) * half
 	if n == 0 || n > most {
-		return 0, errors.New("GGUF: the figures of layers and heads make no sense")
+		return 0, errors.New("GGUF: the numbers of layers and heads don't fit together")
 	}
 	return n, nil
 }

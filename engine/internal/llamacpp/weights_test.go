@@ -4,8 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	"millrace.dev/millrace/engine/enginepb"
 )
 
 // description writes the head of a GGUF file with numbers, a text and a list.
@@ -44,8 +49,8 @@ func TestTokenBytes(t *testing.T) {
 		{name: "heads of another length", file: description(map[string]uint32{
 			"block_count": 2, "embedding_length": 64, "attention.head_count": 4, "attention.key_length": 100, "attention.value_length": 50,
 		}), want: 2 * 4 * 150 * 2},
-		{name: "no heads", file: description(map[string]uint32{"block_count": 2}), wantErr: "says nothing of the model's layers"},
-		{name: "too much of it", file: description(map[string]uint32{"block_count": 1 << 31, "embedding_length": 64, "attention.head_count": 4}), wantErr: "make no sense"},
+		{name: "no heads", file: description(map[string]uint32{"block_count": 2}), wantErr: "the number of layers or heads is missing"},
+		{name: "too much of it", file: description(map[string]uint32{"block_count": 1 << 31, "embedding_length": 64, "attention.head_count": 4}), wantErr: "fit together"},
 		{name: "another format", file: []byte(strings.Repeat("PK34", 8)), wantErr: "not a GGUF file"},
 		{name: "cut", file: description(small)[:90], wantErr: "EOF"},
 	}
@@ -73,4 +78,38 @@ func FuzzTokenBytes(f *testing.F) {
 			t.Error("no bytes and no error")
 		}
 	})
+}
+
+// TestWeightsThatBlock are refused by name before a backend is started, whichever of their files
+// it is.
+func TestWeightsThatBlock(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"whole.gguf", "m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "b-00001-of-00002.gguf", "l-00001-of-00002.gguf"} {
+		if err := os.WriteFile(at(name), []byte("GGUF"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"pipe.gguf", "b-00002-of-00002.gguf"} {
+		if err := syscall.Mkfifo(at(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"link.gguf": "whole.gguf", "pipelink.gguf": "pipe.gguf", "dangling.gguf": "nothing", "zero.gguf": "/dev/zero"} {
+		if err := os.Symlink(to, at(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"whole.gguf": "", "link.gguf": "", "m-00001-of-00002.gguf": "",
+		"pipe.gguf": "pipe.gguf: not a regular file", "pipelink.gguf": "pipelink.gguf: not a regular file", "zero.gguf": "not a regular file",
+		"dangling.gguf": "no such file", ".": "not a regular file",
+		"b-00001-of-00002.gguf": "b-00002-of-00002.gguf: not a regular file", "l-00001-of-00002.gguf": "l-00002-of-00002.gguf: no such file",
+	} {
+		a := &enginepb.Assignment{Model: "m", Backend: &enginepb.Backend{Weights: at(name), ContextTokens: 4096, Slots: 1, Threads: 1}}
+		_, err := Programs{LlamaServer: "true", BackendAddress: "127.0.0.1:9"}.head(a)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+	}
 }

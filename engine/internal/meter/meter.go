@@ -1,10 +1,11 @@
 // Package meter counts what an engine has done and measures how fast its backend is.
 //
 // Called by api after each request, read by status and supervise. Its one rule:
-// what it says was measured or said by the backend, never guessed.
+// its figures were measured, or reported by the backend, never estimated.
 package meter
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,12 +27,30 @@ type Meter struct {
 	backend atomic.Uint64
 
 	// mu guards the fields below.
-	mu     sync.Mutex
-	totals Totals
-	speed  backend.Speed
-	length float64 // tokens of a usual completion
-	recent rate
+	mu       sync.Mutex
+	totals   Totals
+	speed    backend.Speed
+	length   float64 // tokens of a usual completion
+	recent   rate
+	accounts []Account // the newest last
 }
+
+// Account is what was generated of a request that has ended.
+type Account struct {
+	// Request is the number that extproc gave to it.
+	Request uint64
+	// Generated is the tokens that were generated of it.
+	Generated uint64
+
+	at time.Time
+}
+
+// How many accounts are kept, and how long. Whoever is to know gets a status several times a
+// second.
+const (
+	mostAccounts = 256
+	accountsFor  = 3 * time.Second
+)
 
 // Weights of a new measurement in the moving averages.
 const (
@@ -105,6 +124,30 @@ func (m *Meter) Cut(generated uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.totals.Generated += generated
+}
+
+// Account keeps the account of a request that has ended.
+func (m *Meter) Account(request, generated uint64, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forgetLocked(now)
+	if len(m.accounts) == mostAccounts {
+		m.accounts = slices.Delete(m.accounts, 0, 1)
+	}
+	m.accounts = append(m.accounts, Account{request, min(generated, mostTokens), now})
+}
+
+// Accounts returns those of the last seconds, the newest last.
+func (m *Meter) Accounts(now time.Time) []Account {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forgetLocked(now)
+	return slices.Clone(m.accounts)
+}
+
+// forgetLocked drops accounts that are too old.
+func (m *Meter) forgetLocked(now time.Time) {
+	m.accounts = slices.DeleteFunc(m.accounts, func(a Account) bool { return now.Sub(a.at) > accountsFor })
 }
 
 // Measure takes a speed that the backend has measured itself.

@@ -58,3 +58,22 @@ func TestRateIsOfEightSeconds(t *testing.T) {
 		}
 	}
 }
+
+func TestAccountsOfTheLastSeconds(t *testing.T) {
+	var m Meter
+	at := func(s int) time.Time { return time.Unix(1000, 0).Add(time.Duration(s) * time.Second) }
+	m.Account(1, 7, at(0))
+	m.Account(2, 1<<40, at(2))
+	if a := m.Accounts(at(3)); len(a) != 2 || a[0].Request != 1 || a[0].Generated != 7 || a[1].Generated != mostTokens {
+		t.Errorf("%+v, want two, the second bounded", a)
+	}
+	if a := m.Accounts(at(5)); len(a) != 1 || a[0].Request != 2 {
+		t.Errorf("after 5 s: %+v, want the second", a)
+	}
+	for i := range uint64(1000) {
+		m.Account(10+i, 1, at(60))
+	}
+	if a := m.Accounts(at(60)); len(a) != mostAccounts || a[mostAccounts-1].Request != 1009 {
+		t.Errorf("%d are kept, want the newest %d", len(a), mostAccounts)
+	}
+}

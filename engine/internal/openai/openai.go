@@ -1,9 +1,8 @@
-// Package openai is a server of the OpenAI API behind engine's door that somebody
-// else runs: nothing is started, it is asked for its health and for a token, and
-// requests are forwarded.
+// Package openai is the kind of backend that is an external server of the OpenAI API:
+// engine starts nothing, probes its health and one token, and forwards requests to it.
 //
-// Called through backend.Kind. Its one rule: nothing is taken for granted of the
-// server but the API, and what engine does not know passes through unchanged.
+// Called through backend.Kind. Its one rule: the server is assumed to have the API and
+// nothing else, and what engine does not know passes through unchanged.
 package openai
 
 import (

@@ -125,11 +125,28 @@ func newForm(request fields) *Form {
 		Asked: or("instructions", "null"), Limit: or("max_output_tokens", "null"),
 		Parallel: or("parallel_tool_calls", "true"), Previous: json.RawMessage("null"),
 		Reasoning: or("reasoning", `{"effort":null,"summary":null}`), Temperature: or("temperature", "1"),
-		Text: or("text", `{"format":{"type":"text"}}`), Choice: or("tool_choice", `"auto"`), Tools: or("tools", "[]"),
+		Text: or("text", `{"format":{"type":"text"}}`), Choice: or("tool_choice", `"auto"`), Tools: described(request),
 		TopP: or("top_p", "1"), Truncation: "disabled", Metadata: or("metadata", "{}"),
 	}}
 	_ = json.Unmarshal(request["model"], &f.answer.Model) // engine has decoded it
 	return f
+}
+
+// described are the tools with all that describes a function: a client need not say it all.
+func described(request fields) json.RawMessage {
+	var tools []fields
+	_ = json.Unmarshal(request["tools"], &tools) // the request was taken
+	for _, t := range tools {
+		for name, value := range map[string]string{"parameters": "null", "strict": "true"} {
+			if _, ok := t[name]; !ok {
+				t[name] = json.RawMessage(value)
+			}
+		}
+	}
+	if tools == nil {
+		return json.RawMessage("[]")
+	}
+	return backend.Encode(tools)
 }
 
 func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
@@ -370,31 +387,4 @@ func (f *Form) emit(kind string, v map[string]any) {
 	v["type"], v["sequence_number"] = kind, f.sequence
 	f.sequence++
 	f.out = append(append(append(append(append(f.out, "event: "...), kind...), "\ndata: "...), backend.Encode(v)...), "\n\n"...)
-}
-
-// Of returns the form of an answer that has another form before, nil if it has none.
-func Of(before backend.Reform, form *Form) backend.Reform {
-	if before == nil {
-		return form
-	}
-	return &twice{Form: form, before: before}
-}
-
-// twice is a form of a form, of whole answers.
-type twice struct {
-	*Form
-	before backend.Reform
-}
-
-// Unary makes a response of what the first form makes, a stream or not.
-func (t *twice) Unary(answer []byte) (string, []byte, error) {
-	kind, body, err := t.before.Unary(answer)
-	if err != nil || kind != backend.Events {
-		if err != nil {
-			return "", nil, err
-		}
-		return t.Form.Unary(body)
-	}
-	out := append([]byte(nil), t.Pass(body)...)
-	return backend.Events, append(out, t.Rest()...), nil
 }

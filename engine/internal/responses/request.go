@@ -33,7 +33,8 @@ var never = map[string]string{
 // returned in clear text, which can be sent back.
 var included = []string{"message.output_text.logprobs", "reasoning.encrypted_content"}
 
-// dropped are the fields of the Responses API that say nothing to the model.
+// dropped are the fields of the Responses API that say nothing to the model. That nothing is
+// stored stands in the answer.
 var dropped = []string{"input", "instructions", "max_output_tokens", "text", "reasoning", "include", "truncation", "background", "store", "max_tool_calls", "stream_options"}
 
 // Chat makes a request for chat completions of one for a response. The answer to it is
@@ -95,6 +96,9 @@ func format(request, chat fields) *backend.Error {
 	}
 	if backend.Given(request, "text") && json.Unmarshal(request["text"], &text) != nil {
 		return backend.Refuse("text", "must be an object, and text.format one")
+	}
+	if v := string(text.Verbosity); v != "" && v != "null" && v != `"medium"` {
+		return backend.Refuse("text.verbosity", "%.40s; this model has none but \"medium\": ask for it in a message", v)
 	}
 	var kind string
 	_ = json.Unmarshal(text.Format["type"], &kind) // no text: refused below

@@ -191,10 +191,16 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 			Requests: totals.Requests, PromptTokens: totals.Prompt, CachedTokens: totals.Cached, GeneratedTokens: totals.Generated,
 		},
 	}
+	if snap.Dormant {
+		v.Load.Wake = durationpb.New(snap.Wake)
+	}
 	v.Load.KvUsedTokens, v.Load.KvTotalTokens = s.cfg.Meter.KV()
 	v.Load.BackendRunning, v.Load.BackendWaiting = s.cfg.Meter.Backend()
 	if kind := s.cfg.Kinds.Of(snap.Assignment); kind != nil {
 		v.Capabilities = kind.Capabilities(snap.Assignment)
+	}
+	for _, a := range s.cfg.Meter.Accounts(time.Now()) {
+		v.Accounts = append(v.Accounts, &enginepb.Account{Request: a.Request, GeneratedTokens: a.Generated})
 	}
 	for _, p := range snap.Processes {
 		v.Processes = append(v.Processes, s.process(p))

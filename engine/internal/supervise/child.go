@@ -15,6 +15,7 @@ import (
 
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // beatLate is the silence of a process that has beaten before, and uses no CPU,
@@ -62,7 +63,7 @@ func spawn(run uint64, p backend.Process, logPath string, now time.Time) (*child
 }
 
 func (c *child) start(cmd *exec.Cmd, logPath string) (*os.File, error) {
-	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := regular.Append(logPath, 0, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +282,7 @@ func ending(err error, log string) string {
 // fit for a status.
 func lastLine(path string) string {
 	const most = 200
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return ""
 	}

@@ -50,8 +50,12 @@ type World struct {
 	Parts [backend.Roles]Part
 	// Peers are the stages of the assignment in force, without our own.
 	Peers []Peer
-	// Running counts the requests in the backend.
-	Running int
+	// Running counts the requests in the backend, Waiting those that wait to be let in, Taken
+	// all that were ever let in.
+	Running, Waiting int
+	Taken            uint64
+	// Shut is whether none is let in: the backend may be ended without harm.
+	Shut bool
 	// Served is when the backend last gave somebody a token.
 	Served time.Time
 	// Probed is the last probe that ended, ProbeErr how; 0: none.
@@ -67,6 +71,10 @@ const (
 	Start Verb = iota
 	Kill
 	Probe
+	// Shut lets no request in from now on, unless one is in the backend or waits; Open
+	// lets them in again.
+	Shut
+	Open
 )
 
 // Command is what a Machine wants done now. Start and Kill concern Role; Probe
@@ -132,6 +140,8 @@ type Machine struct {
 	probe  uint64 // the last one asked for
 	open   bool   // whether it is still awaited
 	fails  int
+
+	rest rest
 
 	out []Command
 }
@@ -208,7 +218,7 @@ func (m *Machine) Step(w World) []Command {
 	case m.busy.IsZero():
 		m.busy = w.Now
 	}
-	state, reason := m.judge(w)
+	state, reason := m.resting(w)
 	if state != m.state {
 		m.since = w.Now
 	}
@@ -423,6 +433,9 @@ func (m *Machine) replica(w World) (enginepb.State, string) {
 	}
 	if !w.Parts[backend.Head].Up {
 		m.group, m.blame = group, ""
+	}
+	if m.asleep() {
+		return enginepb.State_READY, ""
 	}
 	if state, reason := m.part(backend.Head, w); state != enginepb.State_READY {
 		m.doubted("", w)

@@ -66,6 +66,10 @@ func (s *sim) obey(c Command) {
 	case Kill:
 		s.kills[c.Role]++
 		s.die(c.Role, "died: killed")
+	case Shut:
+		s.w.Shut = s.w.Running == 0 && s.w.Waiting == 0
+	case Open:
+		s.w.Shut = false
 	case Probe:
 		if !s.mute {
 			s.w.Probed, s.w.Served = c.Probe, s.w.Now.Add(time.Millisecond)

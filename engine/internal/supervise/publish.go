@@ -24,13 +24,16 @@ func (s *Supervisor) publish(ctx context.Context) {
 		s.cfg.Log.Info("state", "state", next.State.String(), "reason", next.Reason,
 			"replica", next.Assignment.GetReplica(), "stage", next.Assignment.GetStage())
 	}
+	if last.Dormant != next.Dormant {
+		s.cfg.Log.Info("dormant", "dormant", next.Dormant, "replica", next.Assignment.GetReplica())
+	}
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
 func (s *Supervisor) snapshotLocked() *Snapshot {
 	m := s.machine
-	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Version: m.have.Version()}
+	next := &Snapshot{State: m.state, Reason: m.reason, Since: m.since, Version: m.have.Version(), Dormant: m.Dormant(), Wake: m.Wake(time.Now())}
 	if !m.have.Releases() {
 		next.Assignment = m.have
 	}
@@ -42,7 +45,7 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 		if c.up() {
 			p.PID, p.RSS, p.CPU = c.pid(), c.rss, c.cpu
 		}
-		if p.PID != 0 || key(p.Role, m.have) != "" {
+		if p.PID != 0 || key(p.Role, m.have) != "" && !(p.Role == backend.Head && m.Dormant()) {
 			next.Processes = append(next.Processes, p)
 		}
 	}
@@ -52,13 +55,16 @@ func (s *Supervisor) snapshotLocked() *Snapshot {
 	}
 	if c := s.children[leader]; c != nil && next.Assignment != nil {
 		next.Epoch = c.run
+		if leader == backend.Head {
+			next.Epoch = m.epoch(c.run)
+		}
 	}
 	return next
 }
 
 // same reports whether b need not be sent at once to those who have a.
 func same(a, b *Snapshot) bool {
-	return a.State == b.State && a.Reason == b.Reason && a.Version == b.Version && a.Assignment == b.Assignment && a.Epoch == b.Epoch &&
+	return a.State == b.State && a.Reason == b.Reason && a.Version == b.Version && a.Assignment == b.Assignment && a.Epoch == b.Epoch && a.Dormant == b.Dormant &&
 		slices.EqualFunc(a.Processes, b.Processes, func(p, q Process) bool { return p.Role == q.Role && p.PID == q.PID })
 }
 
@@ -71,6 +77,8 @@ func (s *Supervisor) serveLocked(ctx context.Context, next *Snapshot) {
 		s.serving.Store(nil)
 		v.close(ErrEnds)
 		s.draining = v
+	case v != nil && next.Dormant:
+		s.servedEpoch = next.Epoch // requests may come, and wait before the door
 	case v != nil && (next.State != enginepb.State_READY || next.Epoch != s.servedEpoch):
 		s.serving.Store(nil)
 		v.close(ErrEnds)

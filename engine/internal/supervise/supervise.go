@@ -41,7 +41,9 @@ type Config struct {
 	// token to one of them.
 	Running func() int
 	Served  func() time.Time
-	Log     *slog.Logger
+	// Door is where requests are let in; nil: backends are kept without any, too.
+	Door Door
+	Log  *slog.Logger
 	// Leave is how long requests are still taken after it was reported that no more are to
 	// come, Grace how long running ones may last beyond that when the engine ends; 0: 10 s.
 	Leave, Grace time.Duration
@@ -54,6 +56,15 @@ func (c Config) security(node string) grpc.DialOption {
 		return grpc.WithTransportCredentials(insecure.NewCredentials())
 	}
 	return c.Security(node)
+}
+
+// Door is where requests wait until they are let in.
+type Door interface {
+	// Demand returns how many wait, how many were ever let in, and whether the door is shut.
+	Demand() (waiting int, taken uint64, shut bool)
+	// Shut shuts it, unless a request is in the backend or waits. Open lets them in again.
+	Shut()
+	Open()
 }
 
 // ErrEnds is why Serving.Alive is cancelled when the replica stops being ready.
@@ -89,6 +100,10 @@ type Snapshot struct {
 	Assignment *enginepb.Assignment // nil: none, or released
 	Epoch      uint64
 	Processes  []Process
+	// Dormant is whether the backend of a READY replica is ended until somebody asks for it, or
+	// being loaded again; Wake is how long a request would wait for that.
+	Dormant bool
+	Wake    time.Duration
 }
 
 // Supervisor runs a Machine.
@@ -215,13 +230,19 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 }
 
+// Alive takes the lock of the machine. It returns as soon as it has had it.
+func (s *Supervisor) Alive() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return nil
+}
+
 func (s *Supervisor) pace() time.Duration {
-	switch s.snapshot.Load().State {
-	case enginepb.State_READY, enginepb.State_IDLE:
+	snap := s.snapshot.Load()
+	if (snap.State == enginepb.State_READY || snap.State == enginepb.State_IDLE) && !snap.Dormant {
 		return slowTick
-	default:
-		return fastTick
 	}
+	return fastTick
 }
 
 // step lets the machine look once and does what it wants. It reports the end.
@@ -243,6 +264,9 @@ func (s *Supervisor) step(ctx context.Context) (end bool) {
 func (s *Supervisor) world(now time.Time) World {
 	p := s.probed.Load()
 	w := World{Now: now, Running: s.cfg.Running(), Served: s.cfg.Served(), Probed: p.number, ProbeErr: p.err}
+	if s.cfg.Door != nil {
+		w.Waiting, w.Taken, w.Shut = s.cfg.Door.Demand()
+	}
 	if proved := time.Unix(0, s.proved.Load()); proved.After(w.Served) {
 		w.Served = proved
 	}
@@ -271,6 +295,15 @@ func (s *Supervisor) do(ctx context.Context, c Command) {
 		}
 	case Probe:
 		s.probe(ctx, c.Probe, c.Assignment)
+	case Shut, Open:
+		if s.cfg.Door == nil {
+			return
+		}
+		if c.Do == Shut {
+			s.cfg.Door.Shut()
+		} else {
+			s.cfg.Door.Open()
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // maxLog bounds a log file, in bytes: the older half is dropped, the newer kept
@@ -38,7 +39,7 @@ func trimFile(path string, limit int64) error {
 	if err != nil {
 		return err
 	}
-	src, err := os.Open(path)
+	src, err := regular.Open(path)
 	if err != nil {
 		return err
 	}

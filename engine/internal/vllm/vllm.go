@@ -1,5 +1,5 @@
-// Package vllm is vLLM behind engine's door: one process group on one node, however
-// many ranks the model is split among.
+// Package vllm is the kind of backend that is a vLLM: one process group on one node,
+// however many ranks the model is split among.
 //
 // Called through backend.Kind. Its one rule: vLLM's own forms go no further than this
 // package.
@@ -21,6 +21,7 @@ import (
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/backends"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // keeper is run by Python: it ends vLLM's processes when engine has gone, which they
@@ -84,8 +85,10 @@ func (p Program) check(a *enginepb.Assignment) error {
 // one.
 func (p Program) head(a *enginepb.Assignment, events string) (*exec.Cmd, error) {
 	b := a.GetBackend()
-	if _, err := os.Stat(b.GetWeights()); err != nil {
-		return nil, fmt.Errorf("weights: %w", err)
+	if st, err := regular.Stat(b.GetWeights()); err != nil || !st.IsDir() {
+		if err := regular.Check(b.GetWeights()); err != nil {
+			return nil, fmt.Errorf("weights: %w", err)
+		}
 	}
 	command, err := p.command()
 	if err != nil {

@@ -48,6 +48,10 @@ type Client struct {
 	log      *slog.Logger
 	metrics  *metrics
 
+	// Constant after Run has begun. It takes the accounts that engines report; nil: nobody
+	// does.
+	account func(request, generated uint64, now time.Time)
+
 	// Touched by follow alone.
 	state *state
 	// noCaches is whether the next stream does without caches: xds did not know them.
@@ -69,6 +73,11 @@ func New(target string, security grpc.DialOption, picker Picker, load func(path 
 	c.state.keys = reach.NewKeys(log)
 	return c
 }
+
+// OnAccount has f take how many tokens were generated of a request that has ended, by its
+// number. It is called several times for one request, and for those of other extprocs. To be
+// called before Run.
+func (c *Client) OnAccount(f func(request, generated uint64, now time.Time)) { c.account = f }
 
 // Run follows xds until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
@@ -173,6 +182,12 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.log.Warn("xds response refused", "type", r.GetTypeUrl(), "error", err)
 		ack.ErrorDetail = &spb.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
 	}
+	if c.account != nil {
+		for _, a := range c.state.accounts {
+			c.account(a.GetRequest(), a.GetGeneratedTokens(), time.Now())
+		}
+	}
+	c.state.accounts = c.state.accounts[:0]
 	if r.GetTypeUrl() == wire.CacheType && !c.state.stale {
 		return ack
 	}
@@ -201,14 +216,14 @@ func (c *Client) Conditions() []obs.Condition {
 	case !c.complete.Load():
 		all = append(all, obs.Condition{
 			Code: "no-fleet",
-			Text: fmt.Sprintf("xds at %s has not said what the fleet is: Envoy chooses hosts by their weights", c.target),
+			Text: fmt.Sprintf("no fleet received from xds at %s yet: until then Envoy chooses hosts by their weights", c.target),
 			Next: "start xds, or set -xds to its address", Severity: obs.Blocking,
 		})
 	case !c.connected.Load():
 		all = append(all, obs.Condition{
 			Code: "xds-away",
-			Text: fmt.Sprintf("xds at %s does not answer: what it said last holds", c.target),
-			Next: "start xds; nothing else is needed",
+			Text: fmt.Sprintf("xds at %s does not answer: the last state received from it stays in force", c.target),
+			Next: "start xds; extproc connects by itself",
 		})
 	}
 	return append(append(all, c.state.keys.Conditions()...), c.loader.conditions()...)

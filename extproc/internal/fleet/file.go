@@ -3,8 +3,9 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
-	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/config"
@@ -16,21 +17,18 @@ import (
 const fileTicks = 5
 
 // watch reads the file again if it has changed. One with faults changes nothing.
-func (l *Local) watch(now time.Time) {
+func (l *Local) watch() {
 	if !l.stamps.Changed() {
 		return
 	}
-	err := l.load(now)
+	err := l.load()
 	l.metrics.read(err)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	was := l.fault
 	l.fault = err
-	switch {
-	case err == nil:
-		l.log.Info("fleet read", "file", l.path, "endpoints", len(l.locals), "models", len(l.state.models))
-	case was == nil || was.Error() != err.Error():
-		l.log.Warn("fleet refused, what was read before holds", "file", l.path, "error", err)
+	if err != nil && (was == nil || was.Error() != err.Error()) {
+		l.log.Warn("fleet refused, what was read before holds", "file", l.options.File, "error", err)
 	}
 }
 
@@ -64,25 +62,48 @@ func CheckFile(path string, load func(path string) (pick.Counter, error)) error 
 // fileRemedies are what to do about endpoints of a file.
 var fileRemedies = remedies{
 	down:    "start them, or take them out of the file",
+	models:  "correct models in the file, or the name under which the engine serves (vLLM: --served-model-name, llama-server: --alias)",
 	metrics: "start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai",
 	events:  "start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen",
 }
 
-// Conditions returns what is wrong: the file, endpoints that don't answer, metrics
-// that don't come, tokenizers that can't be read.
+// Conditions returns what is wrong: the file, host names that aren't known, endpoints that
+// don't answer or serve other models, metrics that don't come, tokenizers that can't be
+// read.
 func (l *Local) Conditions() []obs.Condition {
 	l.mu.Lock()
-	fault := l.fault
+	fault, unknown := l.fault, l.table == nil
 	l.mu.Unlock()
 	var all []obs.Condition
+	if unknown {
+		all = append(all, obs.Condition{
+			Code: "no-fleet", Text: "none of the fleet's host names is known: Envoy chooses among the hosts that it has",
+			Next: "see host-names", Severity: obs.Blocking,
+		})
+	}
 	if fault != nil {
 		all = append(all, obs.Condition{
 			Code: "fleet-file",
-			Text: fmt.Sprintf("%v; what was read before holds", fault),
+			Text: fmt.Sprintf("%v; the previous configuration stays in force", fault),
 			Next: "correct the file; it is read again as soon as it changes (extproc -check -fleet FILE checks it)",
 		})
 	}
+	if lost := faults(l.names.Faults()); len(lost) > 0 {
+		all = append(all, obs.Condition{
+			Code: "host-names",
+			Text: fmt.Sprintf("%d host names are not known as they are now: %s; what they stood for before holds", len(lost), list(lost)),
+			Next: "correct the names in the file, or what DNS says of them (-dns names another server)",
+		})
+	}
 	return append(all, l.probed.conditions(fileRemedies)...)
+}
+
+// faults are texts of faults, in order.
+func faults(all map[string]error) (texts []string) {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		texts = append(texts, fmt.Sprintf("%s (%v)", name, all[name]))
+	}
+	return texts
 }
 
 // list names the first few.

@@ -3,8 +3,10 @@ package fleet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"slices"
@@ -298,6 +300,51 @@ func TestClient(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Run() = %v", err)
+	}
+}
+
+// TestContextIsThatOfTheEngines where the configuration says nothing of it.
+func TestContextIsThatOfTheEngines(t *testing.T) {
+	tests := []struct {
+		name       string
+		configured uint32
+		engines    []uint32
+		want       int
+	}{
+		{"nobody says", 0, []uint32{0, 0}, 0},
+		{"all say", 0, []uint32{4096, 4096}, 4096},
+		{"the longest: only who has it may refuse", 0, []uint32{4096, 8192}, 8192},
+		{"one does not", 0, []uint32{4096, 0}, 0},
+		{"the configuration counts for more", 2048, []uint32{4096, 8192}, 2048},
+		{"there are no engines", 0, nil, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newState(false)
+			apply(t, s, say(wire.PolicyType), say(wire.EndpointType),
+				say(wire.ModelType, resource("m", "1", &fleetpb.ModelState{Name: "m", ContextTokens: tt.configured})))
+			for i, n := range tt.engines {
+				address := fmt.Sprintf("127.0.0.1:%d", i+1)
+				apply(t, s, say(wire.EndpointType, resource(address, "1", endpointState(address, func(m *fleetpb.EndpointState) { m.ContextTokens = n }))))
+			}
+			if got := s.table().Models["m"].Context; got != tt.want {
+				t.Errorf("context %d, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestAccountsReachWhoWantsThem from the reports of engines, and not kept.
+func TestAccountsReachWhoWantsThem(t *testing.T) {
+	c := New("xds", grpc.WithTransportCredentials(insecure.NewCredentials()), make(tablesTo, 9), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	got := map[uint64]uint64{}
+	c.OnAccount(func(request, generated uint64, _ time.Time) { got[request] += generated })
+	c.take(say(wire.EndpointType, resource("127.0.0.1:1", "1", endpointState("127.0.0.1:1", func(m *fleetpb.EndpointState) {
+		m.Accounts = []*enginepb.Account{{Request: 5, GeneratedTokens: 40}, {Request: 6}}
+	}))))
+	c.take(say(wire.ModelType, resource("m", "1", &fleetpb.ModelState{Name: "m"})))
+	if want := (map[uint64]uint64{5: 40, 6: 0}); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

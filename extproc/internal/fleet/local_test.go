@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"millrace.dev/millrace/extproc/internal/eds"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
@@ -37,8 +39,21 @@ type world struct {
 	asked  map[string]int    // by URL
 	tables []*pick.Table
 	done   []pick.Usage
-	reg    *prometheus.Registry // of the metrics of what follows it
+	reg    *prometheus.Registry    // of the metrics of what follows it
+	dns    map[string][]netip.Addr // what is missing is an error
+	hosts  []eds.Host              // as published last
 }
+
+func (w *world) lookup(_ context.Context, name string) ([]netip.Addr, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.dns[name] == nil {
+		return nil, errors.New("no such host")
+	}
+	return w.dns[name], nil
+}
+
+func (w *world) take(hosts []eds.Host) { w.set(func() { w.hosts = hosts }) }
 
 func (w *world) get(ctx context.Context, r *http.Request, buf []byte) ([]byte, error) {
 	w.mu.Lock()
@@ -109,12 +124,15 @@ func newLocal(t *testing.T, text string) (*Local, *world) {
 	}
 	w.pages["http://10.0.0.1:80/metrics"] = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:request_prompt_tokens_sum 100\n"
 	w.pages["http://10.0.0.2:80/metrics"] = "llamacpp:requests_processing 0\n"
-	l, err := NewLocal(path, w, nil, slog.New(slog.NewTextHandler(io.Discard, nil)), w.reg)
+	l, err := NewLocal(t.Context(), LocalOptions{File: path, Picker: w, Lookup: w.lookup, Hosts: w.take}, slog.New(slog.NewTextHandler(io.Discard, nil)), w.reg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.prober = probe.New(probe.Options{Program: "extproc", Observed: l.observed, Working: l.working, Get: w.get}, l.log, prometheus.NewRegistry())
-	if err := l.load(time.Now()); err != nil {
+	l.prober = probe.New(probe.Options{Program: "extproc", Models: true, Observed: l.observed, Working: l.working, Get: w.get}, l.log, prometheus.NewRegistry())
+	if err := l.load(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.settle(time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	return l, w
@@ -182,6 +200,42 @@ func TestLocalProbes(t *testing.T) {
 	})
 }
 
+func TestLocalSaysWhichModelsAreOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, w := newLocal(t, three)
+		list := func(text string) {
+			for i := range 3 {
+				w.pages[fmt.Sprintf("http://10.0.0.%d:80/v1/models", i+1)] = text
+			}
+		}
+		list(`{"data":[{"id":"M"},{"id":"n"}]}`)
+		l.run(t, func() {
+			time.Sleep(5 * time.Second)
+			got := text(l.Conditions(), "other-models")
+			want := `3 of 3 endpoints do not list the models that the fleet says they serve: 10.0.0.1:80 (it lists other models: not "m", but "M"), ` +
+				`10.0.0.2:80 (it lists other models: not "m", but "M", "n"), 10.0.0.3:80 (it lists other models: not "m", but "M", "n"); requests go there all the same`
+			if got != want {
+				t.Errorf("condition %q, want %q", got, want)
+			}
+			if e := w.table().Models["m"].Endpoints; len(e) != 3 || e[0].State != pick.Ready {
+				t.Errorf("endpoints %v", e)
+			}
+			w.set(func() { list(`{"data":[{"id":"n"},{"id":"m"}]}`) })
+			time.Sleep(20 * time.Second)
+			if c := l.Conditions(); len(c) > 0 {
+				t.Errorf("with the right names: %v", c)
+			}
+			w.set(func() { clear(w.asked) })
+			time.Sleep(5 * time.Minute)
+			w.set(func() {
+				if n := w.asked["http://10.0.0.1:80/v1/models"]; n < 2 || n > 8 { // every two minutes, and for its context every minute
+					t.Errorf("asked for its models %d times in five minutes", n)
+				}
+			})
+		})
+	})
+}
+
 func TestLocalForgetsTheCacheOfARestartedEngine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, w := newLocal(t, three)
@@ -239,7 +293,7 @@ func TestLocalReadsTheFileAgain(t *testing.T) {
 		l.run(t, func() {
 			time.Sleep(time.Second)
 			old := w.table()
-			write(t, l.path, "endpoints: [{adress: x}]")
+			write(t, l.options.File, "endpoints: [{adress: x}]")
 			time.Sleep(time.Second)
 			if c := l.Conditions(); len(c) != 1 || c[0].Code != "fleet-file" || !strings.Contains(c[0].Text, "adress: unknown field") {
 				t.Errorf("conditions %v", c)
@@ -247,7 +301,7 @@ func TestLocalReadsTheFileAgain(t *testing.T) {
 			if got := testutil.ToFloat64(l.metrics.good); got != 0 || w.table() != old {
 				t.Errorf("a bad file: good %v, another table %v", got, w.table() != old)
 			}
-			write(t, l.path, strings.Replace(three, "10.0.0.3:80", "10.0.0.4:80", 1))
+			write(t, l.options.File, strings.Replace(three, "10.0.0.3:80", "10.0.0.4:80", 1))
 			time.Sleep(time.Second)
 			es := w.table().Models["m"].Endpoints
 			if len(es) != 3 || es[2].Address != "10.0.0.4:80" || es[0].KV != old.Models["m"].Endpoints[0].KV || es[0].Live != old.Models["m"].Endpoints[0].Live {
@@ -265,7 +319,7 @@ func TestLocalReadsTheFileAgain(t *testing.T) {
 
 func TestLocalNeedsAGoodFileAtFirst(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "fleet.yaml")
-	_, err := NewLocal(path, &world{}, nil, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
+	_, err := NewLocal(t.Context(), LocalOptions{File: path, Picker: &world{}}, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
@@ -375,7 +429,7 @@ endpoints:
 	for name, check := range map[string]func() error{
 		"-check": func() error { return CheckFile(path, nil) },
 		"start": func() error {
-			_, err := NewLocal(path, w, nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			_, err := NewLocal(t.Context(), LocalOptions{File: path, Picker: w, Lookup: w.lookup}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 			return err
 		},
 	} {
@@ -410,7 +464,7 @@ var publishing = strings.Replace(three, "type: vllm", `type: vllm, kvEvents: {co
 func TestLocalFollowsEvents(t *testing.T) {
 	l, w := newLocal(t, three)
 	l.run(t, func() {
-		write(t, l.path, publishing)
+		write(t, l.options.File, publishing)
 		until(t, func() bool { return len(l.Conditions()) == 1 && l.Conditions()[0].Code == "no-kv-events" })
 		if c := l.Conditions()[0]; !strings.Contains(c.Text, "1 of 3") || !strings.Contains(c.Text, "127.0.0.1:1") {
 			t.Errorf("condition %q", c.Text)
@@ -419,7 +473,7 @@ func TestLocalFollowsEvents(t *testing.T) {
 		if n, blocks := l.known(); n != 0 || blocks != 0 {
 			t.Errorf("%d endpoints and %d blocks are known", n, blocks)
 		}
-		write(t, l.path, three)
+		write(t, l.options.File, three)
 		until(t, func() bool { return len(l.Conditions()) == 0 && len(w.table().Models["m"].WithBlocks) == 0 })
 	})
 }

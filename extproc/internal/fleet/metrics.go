@@ -26,20 +26,20 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_extproc_xds_connected",
-			Help: "Whether xds answers (1) or what it said last holds (0).",
+			Help: "Whether the stream to xds is up (1), or the last state received stays in force (0).",
 		}),
 		updates: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_xds_updates_total",
-			Help: "Responses of xds.",
+			Help: "Responses received from xds.",
 		}),
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_xds_refused_total",
-			Help: "Responses of xds of which a part was refused.",
+			Help: "Responses of xds with a resource that was refused as invalid.",
 		}),
 		endpoints: byState,
 		cached: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_extproc_engines_in_cache_tokens",
-			Help: "Tokens that engines say they have in their caches, all together.",
+			Help: "Tokens in the caches of all engines, as they report them.",
 		}),
 	}
 	reg.MustRegister(m.connected, m.updates, m.rejected, endpoints, m.cached)
@@ -101,8 +101,8 @@ type count struct {
 	all    int
 	states map[pick.State]int
 	// down are those that are not ready, and why, mute what is wrong with the metrics of the
-	// others, each in the order of addresses.
-	down, mute []string
+	// others, wrong which models are not as the fleet has them, each in the order of addresses.
+	down, mute, wrong []string
 }
 
 // because is who, and why.
@@ -124,6 +124,9 @@ func (p *probed) count() count {
 			continue
 		}
 		c.states[probeStates[l.last.State]]++
+		if l.last.ModelsErr != nil {
+			c.wrong = append(c.wrong, because(address, l.last.ModelsErr))
+		}
 		switch {
 		case l.last.State != probe.Ready:
 			c.down = append(c.down, because(address, l.last.Err))
@@ -138,12 +141,12 @@ func newLocalMetrics(reg prometheus.Registerer) *localMetrics {
 	m := &localMetrics{}
 	reads := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_fleet_reads_total",
-		Help: "Times that the file of the fleet had changed and was read, by what came of it.",
+		Help: "Times that the changed fleet file was read, by result.",
 	}, []string{"result"})
 	m.reads = map[bool]prometheus.Counter{true: reads.WithLabelValues("good"), false: reads.WithLabelValues("bad")}
 	m.good = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "millrace_extproc_fleet_file_good",
-		Help: "Whether the file of the fleet as it is now is in force (1) or an earlier one is (0).",
+		Help: "Whether the fleet file on disk is in force (1), or is faulty and an earlier one is (0).",
 	})
 	m.good.Set(1)
 	reg.MustRegister(m.good, reads)

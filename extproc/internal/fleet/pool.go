@@ -75,7 +75,9 @@ func (o *pool) tabulate(views map[string]*pick.Endpoint, p *Pools) *pick.Table {
 		}
 	}
 	t.Default = t.Any
+	learnContext(t.Any)
 	for name, m := range t.Models {
+		learnContext(m)
 		if len(t.Models) == 1 && served[name] {
 			t.Default = m
 		}

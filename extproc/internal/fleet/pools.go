@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/stamp"
 )
@@ -114,7 +115,7 @@ func NewPools(o PoolsOptions, log *slog.Logger, reg prometheus.Registerer) (*Poo
 		p.get, p.close = client.Get, client.Close
 	}
 	// Who asks endpoints who they are and who probes them do so over the same connections.
-	p.probed.init("pools", p, o.Load, p.get, log, reg)
+	p.probed.init("pools", p, o.Load, probe.Options{Get: p.get}, log, reg)
 	for _, picker := range o.Pickers {
 		p.pools = append(p.pools, &pool{picker: picker, models: map[string]*model{}})
 	}
@@ -303,13 +304,13 @@ func (p *Pools) Conditions() []obs.Condition {
 	var all []obs.Condition
 	if fault != nil {
 		all = append(all, obs.Condition{
-			Code: "configuration-refused", Text: fault.Error() + "; what was read before holds", Next: "correct the file; it is read again as soon as it changes",
+			Code: "configuration-refused", Text: fault.Error() + "; the previous configuration stays in force", Next: "correct the file; it is read again as soon as it changes",
 		})
 	}
 	if cluster == nil {
 		all = append(all, obs.Condition{
-			Code: "no-fleet", Text: "Kubernetes has not said yet which pools and Pods there are: the gateway chooses by itself",
-			Next: "see what could not be listed", Severity: obs.Blocking,
+			Code: "no-fleet", Text: "pools and Pods were not listed yet: until then the gateway's own policy chooses",
+			Next: "see the other conditions for what could not be listed", Severity: obs.Blocking,
 		})
 	} else {
 		for i := range cluster.Pools {

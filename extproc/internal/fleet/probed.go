@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -63,12 +62,14 @@ type local struct {
 // getter fetches a page, as scrape.Client does; nil: over the network.
 type getter = func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
 
-// init makes p ready; who names the endpoints, for people.
-func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), get getter, log *slog.Logger, reg prometheus.Registerer) {
+// init makes p ready; who names the endpoints, for people. options is as far as owners
+// differ.
+func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), options probe.Options, log *slog.Logger, reg prometheus.Registerer) {
 	p.owner, p.log, p.loader = o, log, newLoader(load, log)
 	p.state, p.locals = newState(false), map[string]*local{}
 	p.state.keys = reach.NewKeys(log)
-	p.prober = probe.New(probe.Options{Program: "extproc", Observed: p.observed, Working: p.working, Get: get}, log, reg)
+	options.Program, options.Observed, options.Working = "extproc", p.observed, p.working
+	p.prober = probe.New(options, log, reg)
 	p.registerProbed(who, reg)
 	p.registerKnown(reg)
 	for _, t := range types {
@@ -130,7 +131,7 @@ func (p *probed) observed(o *probe.Observation) {
 	if last == nil {
 		last = &probe.Observation{Slots: l.entry.Slots}
 	}
-	if o.State != last.State || o.Epoch != last.Epoch || o.Slots != last.Slots || o.KVTokens != last.KVTokens || o.Usual != last.Usual || o.Blocks != last.Blocks {
+	if o.State != last.State || o.Epoch != last.Epoch || o.Slots != last.Slots || o.KVTokens != last.KVTokens || o.Context != last.Context || o.Usual != last.Usual || o.Blocks != last.Blocks {
 		p.setLocked(l, now)
 	}
 	e := p.state.endpoints[o.Address]
@@ -215,12 +216,7 @@ func (p *probed) setLocked(l *local, now time.Time) {
 // deaf returns, by address, why the events of endpoints do not come, or are refused,
 // though they live.
 func (p *probed) deaf() []string {
-	var names []string
-	faults := p.prober.EventFaults()
-	for _, address := range slices.Sorted(maps.Keys(faults)) {
-		names = append(names, fmt.Sprintf("%s (%v)", address, faults[address]))
-	}
-	return names
+	return faults(p.prober.EventFaults())
 }
 
 // known counts the endpoints all of whose blocks are known, and the blocks.
@@ -257,7 +253,7 @@ func (p *probed) registerKnown(reg prometheus.Registerer) {
 const shown = 3
 
 // remedies say what to do about endpoints, in the words of who names them.
-type remedies struct{ down, metrics, events string }
+type remedies struct{ down, metrics, events, models string }
 
 // conditions returns what is wrong with endpoints and tokenizers.
 func (p *probed) conditions(r remedies) []obs.Condition {
@@ -273,14 +269,21 @@ func (p *probed) conditions(r remedies) []obs.Condition {
 	if len(now.mute) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoMetrics,
-			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; what this extproc has sent them is taken for their load", len(now.mute), now.all, list(now.mute)),
+			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; their load is estimated from what this extproc sends them", len(now.mute), now.all, list(now.mute)),
 			Next: r.metrics,
+		})
+	}
+	if len(now.wrong) > 0 {
+		all = append(all, obs.Condition{
+			Code: wire.OtherModels,
+			Text: fmt.Sprintf("%d of %d endpoints do not list the models that the fleet says they serve: %s; requests go there all the same", len(now.wrong), now.all, list(now.wrong)),
+			Next: r.models,
 		})
 	}
 	if deaf := p.deaf(); len(deaf) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoKVEvents,
-			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is guessed", len(deaf), now.all, list(deaf)),
+			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is estimated", len(deaf), now.all, list(deaf)),
 			Next: r.events,
 		})
 	}

@@ -1,10 +1,10 @@
 // Package fleet keeps what is known of endpoints, models and policy, and publishes
 // it as a table for decisions.
 //
-// Client is the edge to xds: one delta ADS stream. Local is what there is instead
-// without xds: a file that says who exists, and a Prober that says how they are. state is
-// the rest, without I/O. Its one rule: what was reported last holds until something else
-// is, however long whoever reported it is away.
+// Client is the edge to xds: one delta ADS stream. Without xds Local replaces it: a file
+// lists the endpoints, and a Prober observes their state. state is the rest, without I/O.
+// Its one rule: the last report stays in force until the next one, however long its
+// sender does not answer.
 package fleet
 
 import (
@@ -20,6 +20,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
@@ -58,10 +59,11 @@ type state struct {
 	versions map[string]map[string]string
 	// answered is which types xds has answered at least once.
 	answered map[string]bool
-	reports  reports // of engines, about their caches
-	stale    bool    // whether table has changed by reports about caches
-	done     []work  // that was reported since Client has last passed it on
-	caches   uint32  // the last number given to an engine's cache
+	reports  reports             // of engines, about their caches
+	stale    bool                // whether table has changed by reports about caches
+	done     []work              // that was reported since Client has last passed it on
+	accounts []*enginepb.Account // that were reported and Client has not given to anybody yet
+	caches   uint32              // the last number given to an engine's cache
 	keys     *reach.Keys
 	prefixes struct {
 		most int
@@ -222,6 +224,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	if m.GetEpoch() == 0 {
 		m.Epoch = e.resource.GetEpoch() // who probes it has just begun to
 	}
+	s.accounts, m.Accounts = append(s.accounts, m.GetAccounts()...), nil // not kept: Client has them
 	e.resource = m
 	e.key = s.keyOf(m)
 	s.setAdapters(e)
@@ -233,6 +236,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 			Requests: int64(l.GetRunning()) + int64(l.GetWaiting()),
 			Waiting:  int64(l.GetWaiting()),
 			KV:       share(l.GetKvUsedTokens(), l.GetKvTotalTokens()),
+			Wake:     l.GetWake().AsDuration().Seconds() * 1000,
 		}, now)
 	}
 }
@@ -345,6 +349,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		MaxInFlight:    int64(min(m.GetMaxBytesInFlight(), 1<<40)),
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
+		HedgeAfter:     m.GetHedgeAfter().AsDuration(),
 		Explain:        m.GetExplain(),
 	}
 	switch {
@@ -383,14 +388,12 @@ func (s *state) table() *pick.Table {
 			if m == nil {
 				continue
 			}
-			m.Endpoints = append(m.Endpoints, view)
-			if view.Blocks != nil {
-				m.WithBlocks = append(m.WithBlocks, view)
-			}
+			add(m, view)
 		}
 	}
 	for _, m := range t.Models {
 		m.Key = common(m.Endpoints)
+		learnContext(m)
 	}
 	return t
 }
@@ -408,6 +411,22 @@ func common(endpoints []*pick.Endpoint) *reach.Key {
 		}
 	}
 	return key
+}
+
+// learnContext has a model of which nobody has said how long its context is have that of
+// its engines: the longest, if all of them say.
+func learnContext(m *pick.Model) {
+	longest, all := 0, true
+	for _, e := range m.Endpoints {
+		all = all && e.Context > 0
+		longest = max(longest, e.Context)
+		if e.Context > 0 && (m.Least == 0 || e.Context < m.Least) {
+			m.Least = e.Context
+		}
+	}
+	if m.Context == 0 && all {
+		m.Context = longest
+	}
 }
 
 // cachedTokens returns how many tokens engines say they have cached, all together.
@@ -438,6 +457,7 @@ func (e *endpoint) show() *pick.Endpoint {
 		Slots:   int(m.GetLoad().GetSlots()),
 		Health:  min(1, max(leastHealth, m.GetHealth())),
 		Prior:   pick.Speed{Prefill: perToken(m.GetSpeed().GetPrefill()), Decode: perToken(m.GetSpeed().GetDecode())},
+		Context: int(m.GetContextTokens()),
 		KV:      e.kv,
 		Blocks:  e.blocks,
 		Base:    e.base, Adapters: e.adapters,

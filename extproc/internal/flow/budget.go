@@ -49,7 +49,30 @@ type Budgets struct {
 	mu      sync.Mutex
 	tenants map[uint64]*list.Element // of *account
 	recent  list.List                // of *account, the last that asked first
+	owed    map[uint64]Debt          // by number of the request
+	numbers []owing                  // of owed, the oldest first
 }
+
+// Debt is a request that was charged by estimate: its answer was cut, and what it has needed
+// is still to be reported.
+type Debt struct {
+	Budget Budget
+	Tenant uint64
+	// Prompt is its prompt, Charged what was taken for all of it, in tokens.
+	Prompt, Charged int
+}
+
+// owing is when a request with a number began to be owed.
+type owing struct {
+	request uint64
+	at      time.Time
+}
+
+// What is kept of debts: so many, so long. Engines report within a second or two.
+const (
+	mostOwed = 4096
+	owedFor  = 15 * time.Second
+)
 
 // account is what one tenant has left.
 type account struct {
@@ -59,7 +82,7 @@ type account struct {
 }
 
 func newBudgets(most int) *Budgets {
-	return &Budgets{most: max(1, most), tenants: map[uint64]*list.Element{}}
+	return &Budgets{most: max(1, most), tenants: map[uint64]*list.Element{}, owed: map[uint64]Debt{}}
 }
 
 // Spend takes one request of so many tokens from a tenant's budget if there is
@@ -98,6 +121,34 @@ func (b *Budgets) Correct(each Budget, tenant uint64, more int, now time.Time) {
 	a.refill(each, now)
 	// What is owed is bounded: an hour of silence must be worth something.
 	a.tokens = max(-float64(each.Tokens), min(float64(each.Tokens), a.tokens-float64(more)))
+}
+
+// Owe notes a debt until Report says what the request has needed. One of which nobody
+// reports, or not soon, stays charged by estimate.
+func (b *Budgets) Owe(request uint64, d Debt, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := 0
+	for old < len(b.numbers) && (len(b.numbers)-old >= mostOwed || now.Sub(b.numbers[old].at) > owedFor) {
+		delete(b.owed, b.numbers[old].request)
+		old++
+	}
+	b.numbers = append(b.numbers[:0], b.numbers[old:]...)
+	b.owed[request] = d
+	b.numbers = append(b.numbers, owing{request, now})
+}
+
+// Report says how many tokens were generated of a request, and reports whether that was
+// owed. Doing it again does nothing.
+func (b *Budgets) Report(request uint64, generated int, now time.Time) bool {
+	b.mu.Lock()
+	d, ok := b.owed[request]
+	delete(b.owed, request)
+	b.mu.Unlock()
+	if ok {
+		b.Correct(d.Budget, d.Tenant, d.Prompt+generated-d.Charged, now)
+	}
+	return ok
 }
 
 // account returns a tenant's account, the most recent now.

@@ -101,3 +101,56 @@ func TestBudgetsForgetWhoIsAwayForLongest(t *testing.T) {
 	}
 	b.Correct(each, 12345, 1, epoch) // nobody: does nothing
 }
+
+// TestDebts corrects what was charged by estimate, once, while it is remembered.
+func TestDebts(t *testing.T) {
+	each := Budget{Tokens: 1000}
+	d := Debt{Budget: each, Tenant: 7, Prompt: 10, Charged: 400}
+	tests := []struct {
+		name string
+		then func(b *Budgets)
+		left int64
+	}{
+		{"nobody reports", func(*Budgets) {}, 600},
+		{"fewer were generated", func(b *Budgets) { b.Report(1, 90, epoch) }, 900},
+		{"more were", func(b *Budgets) { b.Report(1, 890, epoch) }, 100},
+		{"it is reported again", func(b *Budgets) { b.Report(1, 90, epoch); b.Report(1, 90, epoch) }, 900},
+		{"of another request", func(b *Budgets) { b.Report(2, 90, epoch) }, 600},
+		{"behind as many as are kept", func(b *Budgets) {
+			for i := range uint64(mostOwed) {
+				b.Owe(10+i, d, epoch)
+			}
+			b.Report(1, 90, epoch)
+		}, 600},
+		{"the last of as many as are kept", func(b *Budgets) {
+			for i := range uint64(mostOwed) {
+				b.Owe(10+i, d, epoch)
+			}
+			b.Report(10, 90, epoch)
+		}, 900},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBudgets(10)
+			b.Spend(each, 7, 400, epoch)
+			b.Owe(1, d, epoch)
+			tt.then(b)
+			if left := b.Spend(each, 7, 0, epoch); left.Tokens != tt.left {
+				t.Errorf("%d tokens are left, want %d", left.Tokens, tt.left)
+			}
+		})
+	}
+	b := newBudgets(10)
+	for range 3 {
+		for i := range uint64(2 * mostOwed) {
+			b.Owe(1+i, d, epoch)
+		}
+	}
+	if len(b.owed) > mostOwed || len(b.numbers) > mostOwed {
+		t.Errorf("%d debts and %d numbers, at most %d are kept", len(b.owed), len(b.numbers), mostOwed)
+	}
+	b.Owe(1, d, epoch.Add(owedFor+time.Second))
+	if len(b.owed) != 1 {
+		t.Errorf("%d debts, want the only one that is not old", len(b.owed))
+	}
+}

@@ -205,6 +205,36 @@ func (c *Controller) Budgets(p *Policy) *Budgets {
 	return b
 }
 
+// Owe notes a debt in budgets until Report says what the request has needed.
+func (c *Controller) Owe(b *Budgets, request uint64, d Debt, now time.Time) {
+	c.metrics.cut[0].Inc()
+	b.Owe(request, d, now)
+}
+
+// Report says how many tokens were generated of a request with a number. What nobody owes changes nothing.
+func (c *Controller) Report(request uint64, generated int, now time.Time) {
+	if b := c.budgets.Load(); b != nil && b.Report(request, generated, now) {
+		c.metrics.cut[1].Inc()
+	}
+}
+
+// Alive takes all locks once.
+func (c *Controller) Alive(p *Policy) {
+	take(&c.mu)
+	for _, q := range *c.queues.Load() {
+		take(&q.mu)
+	}
+	if b := c.Budgets(p); b != nil {
+		take(&b.mu)
+	}
+}
+
+// take takes a lock and gives it back.
+func take(mu *sync.Mutex) {
+	mu.Lock()
+	defer mu.Unlock()
+}
+
 // Probed counts a probe of the mesh's own, which no budget pays for.
 func (c *Controller) Probed() { c.metrics.probes.Inc() }
 

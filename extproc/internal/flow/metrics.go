@@ -10,6 +10,7 @@ type metrics struct {
 	degraded, overdue prometheus.Counter
 	probes            prometheus.Counter
 	budget            [overs]prometheus.Counter
+	cut               [2]prometheus.Counter // estimated, then reported
 }
 
 // queueMetrics are those of a model's queue.
@@ -47,22 +48,27 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}, []string{"model", "priority"})
 	wait := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "millrace_extproc_queue_wait_seconds",
-		Help:    "Time that requests waited in the queue which then went on, by model and priority.",
+		Help:    "Time that requests waited in the queue before they were sent to an endpoint, by model and priority.",
 		Buckets: []float64{.01, .03, .1, .3, 1, 3, 10, 30},
 	}, []string{"model", "priority"})
 	sheds := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_sheds_total",
-		Help: "Requests that were turned away because all endpoints are busy, by model, priority and by why they did not wait on.",
+		Help: "Requests that were refused because all endpoints are busy, by model, priority, and the reason why they did not wait longer.",
 	}, []string{"model", "priority", "reason"})
 	budget := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_over_budget_total",
-		Help: "Requests that were refused because their tenant has used up its budget, by what there is too little of.",
+		Help: "Requests that were refused because their tenant's budget is used up, by budget: requests or tokens.",
 	}, []string{"what"})
+	cut := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_cut_answers_total",
+		Help: "Answers that came to no end, of tenants with a budget of tokens: all are charged by an estimate at first, then those by what was generated whose engine has reported it.",
+	}, []string{"charge"})
 	m := &metrics{
+		cut:     [2]prometheus.Counter{cut.WithLabelValues("estimated"), cut.WithLabelValues("reported")},
 		waiting: waiting, wait: wait, sheds: sheds,
 		probes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_own_probes_total",
-			Help: "Requests by which the mesh makes sure of itself: they are no tenant's.",
+			Help: "Test requests of millrace up, which count for no tenant.",
 		}),
 		degraded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_degraded_total",
@@ -70,13 +76,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		overdue: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_queue_overdue_total",
-			Help: "Requests that went on to busy endpoints because the gateway allows no longer wait.",
+			Help: "Requests that were sent to busy endpoints because the gateway allows no longer wait.",
 		}),
 	}
 	for o := OverNothing + 1; o < overs; o++ {
 		m.budget[o] = budget.WithLabelValues(o.String())
 	}
 	m.of("", mostModels) // so that each metric exists from the start
-	reg.MustRegister(waiting, wait, sheds, budget, m.degraded, m.overdue, m.probes)
+	reg.MustRegister(waiting, wait, sheds, budget, cut, m.degraded, m.overdue, m.probes)
 	return m
 }

@@ -61,6 +61,7 @@ func (e *Error) anthropic() []byte {
 			Type    string `json:"type"`
 			Message string `json:"message"`
 		} `json:"error"`
+		RequestID *string `json:"request_id"` // null: Envoy says it in a header
 	}
 	body.Type = "error"
 	body.Error.Type, body.Error.Message = anthropicType(e.Status), e.Message
@@ -161,7 +162,7 @@ func BadKey() *Error {
 // TooLong answers a prompt of more tokens than the context has, in the words that the
 // clients of both APIs look for.
 func TooLong(dialect apis.Dialect, param string, tokens, context int) *Error {
-	format := "the prompt has %d tokens, and this model's maximum context length is %d tokens: shorten it"
+	format := "the prompt is too long: it has %d tokens, and this model's maximum context length is %d tokens"
 	if dialect == apis.Anthropic {
 		format = "prompt is too long: %d tokens > %d maximum"
 	}

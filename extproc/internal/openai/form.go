@@ -19,6 +19,7 @@ const (
 // while r is in use: of its fields the first "model", and nothing behind it.
 func (r *Request) ParseForm(api apis.API, contentType string, body []byte) *Error {
 	r.reset(api, body)
+	r.form = true
 	_, params, err := mime.ParseMediaType(contentType)
 	boundary := params["boundary"]
 	if err != nil || boundary == "" || len(boundary) > maxBoundary {
@@ -47,6 +48,16 @@ func (r *Request) ParseForm(api apis.API, contentType string, body []byte) *Erro
 		}
 	}
 	r.Cut = true
+	return nil
+}
+
+// ParseFields decodes an urlencoded body: the first "model" of its fields.
+func (r *Request) ParseFields(api apis.API, body []byte) *Error {
+	r.reset(api, body)
+	if i := bytes.Index(body, []byte("model=")); i >= 0 {
+		from := max(0, i-1)
+		r.Model = []byte(apis.FieldIn(string(body[from:]), "model"))
+	}
 	return nil
 }
 

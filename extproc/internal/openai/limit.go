@@ -14,7 +14,7 @@ type Header struct{ Name, Value string }
 func Overloaded(model, priority string, retry time.Duration) *Error {
 	return &Error{
 		Status:     429,
-		Message:    fmt.Sprintf("all replicas of the model %q are busy, and too many requests wait that are worth as much as this %s one: try again later", clip(model, 96), priority),
+		Message:    fmt.Sprintf("all replicas of the model %q are busy, and this %s request can't be served in time: try again later", clip(model, 96), priority),
 		Type:       "rate_limit_error",
 		Code:       "overloaded",
 		RetryAfter: seconds(retry),

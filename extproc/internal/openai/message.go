@@ -2,8 +2,6 @@ package openai
 
 import (
 	"bytes"
-
-	"millrace.dev/millrace/internal/apis"
 )
 
 // Message is one message of a conversation.
@@ -13,9 +11,12 @@ type Message struct {
 	// Content is the unescaped text. It is nil if the message is not plain text;
 	// where there are media beside text, it is the text.
 	Content []byte
-	// Raw is the message's JSON, or what stands for it: two messages are the same if
-	// their Raw is.
+	// Raw is the message's JSON, or what stands for it.
 	Raw []byte
+	// Rest is what is rendered of the message beside its role and, if it is one text, its Content, in
+	// a form of its own: two messages are rendered alike if role, Rest and such Content are
+	// the same. nil: nothing is.
+	Rest []byte
 	// Media is whether it holds more than text: see Request.Media.
 	Media bool
 	// Blocks is whether it holds blocks of Anthropic's API that make messages of
@@ -28,7 +29,7 @@ type Message struct {
 // system decodes what stands before the conversation: the instructions
 // of Responses, and Anthropic's system, a text or a list of texts.
 func (r *Request) system(s *scanner, name []byte) bool {
-	if (r.API != apis.Responses || string(name) != "instructions") && (!r.anthropic() || string(name) != "system") {
+	if (!r.API.Row().Items || string(name) != "instructions") && (!r.anthropic() || string(name) != "system") {
 		return s.skip(1)
 	}
 	r.instructions = Message{}
@@ -115,30 +116,34 @@ func (r *Request) messages(s *scanner) bool {
 func (r *Request) message(s *scanner) bool {
 	var m Message
 	start, media := s.i, len(r.Media)
-	given, nothing := false, false
+	given, nothing, more := false, false, false
 	ok := s.object(2, func(key text) bool {
-		list := s.peek() == '['
+		list, name := s.peek() == '[', key.raw
+		if key.escaped {
+			name = r.unescape(key)
+		}
 		switch {
-		case string(key.raw) == "role":
+		case string(name) == "role":
 			var role []byte
 			ok := r.textField(s, &role)
 			m.Role = roleName(role)
 			return ok
-		case string(key.raw) == "content" && list:
+		case string(name) == "content" && list:
 			r.Media = r.Media[:media]
 			parts := parts{between: "\n"}
 			ok := r.list(s, 3, &parts)
 			parts.settle(&m)
-			given, nothing = true, parts.kept == 0
+			given, nothing, more = true, parts.kept == 0, true
 			return ok
-		case string(key.raw) == "content":
+		case string(name) == "content":
 			given, nothing, m.Blocks = true, false, false
 			return r.textField(s, &m.Content)
-		case string(key.raw) == "output" && list: // of a function, in Responses
-			return r.list(s, 3, &parts{})
-		default:
-			return s.skip(3)
 		}
+		more = more || s.peek() != 'n' && !passedOver[string(name)]
+		if string(name) == "output" && list { // of a function, in Responses
+			return r.list(s, 3, &parts{})
+		}
+		return s.skip(3)
 	})
 	m.Raw = s.b[start:s.i]
 	m.Media = len(r.Media) > media
@@ -148,9 +153,17 @@ func (r *Request) message(s *scanner) bool {
 	if r.anthropic() && (nothing || !given && m.Role == "assistant") {
 		return ok // the engines pass over it
 	}
+	if ok && more {
+		if m.Rest = r.canonical(m.Raw, true, m.OneText()); string(m.Rest) == "{}" {
+			m.Rest = nil
+		}
+	}
 	r.Messages = append(r.Messages, m)
 	return ok
 }
+
+// OneText reports whether the content is one text.
+func (m *Message) OneText() bool { return m.Content != nil && !m.Media && !m.Blocks }
 
 // parts is what a list of parts came to.
 type parts struct {

@@ -40,12 +40,19 @@ type Request struct {
 	Media []Media
 	// Prompts is the texts of all operations without a conversation.
 	Prompts []Prompt
-	// Tools is the JSON of the tools; nil: none.
-	Tools []byte
+	// Tools is the JSON of the tools, ToolsAlike what is rendered of it, in a form that is
+	// the same where that is; nil: none.
+	Tools, ToolsAlike []byte
 	// TemplateArgs is the JSON of chat_template_kwargs; nil: none.
 	TemplateArgs []byte
 	// Salted is whether the client keeps its prompts' caches to itself (cache_salt).
 	Salted bool
+	// Apart is of what separates prompts that are alike else, such as a salt, an adapter or
+	// arguments of the template; 0: there is nothing.
+	Apart uint64
+	// Uncounted is whether a field changes the prompt in a way that engines have each their
+	// own of: what is counted without it is an estimate.
+	Uncounted bool
 	// Cut is whether a form was not decoded to its end, and no model was found until there.
 	Cut bool
 	// Raw is the whole body.
@@ -55,6 +62,7 @@ type Request struct {
 	limits       [len(apis.Limits)]given
 	choices      [len(apis.Choices)]given
 	named        span   // where Raw has the value of model
+	form         bool   // whether Raw is a multipart form
 	unescaped    []byte // texts that held escapes, or were joined
 	one          [nested/2 + 1]part
 }
@@ -72,8 +80,9 @@ type span struct{ from, to int }
 type Prompt struct {
 	// Text is unescaped; nil if the client sent token ids.
 	Text []byte
-	// IDs is the number of token ids sent instead of a text.
-	IDs int
+	// IDs is the number of token ids sent instead of a text, List their JSON.
+	IDs  int
+	List []byte
 }
 
 // Parse decodes a JSON body, which must stay unchanged while r is in use.
@@ -156,6 +165,13 @@ const (
 // counts, as it does in the engines.
 func (r *Request) field(s *scanner, key text) bool {
 	name := r.unescape(key)
+	if apart[string(name)] {
+		mark := *s
+		if !r.separate(s, name) {
+			return false
+		}
+		*s = mark
+	}
 	switch string(name) {
 	case "model":
 		start := s.i
@@ -167,7 +183,7 @@ func (r *Request) field(s *scanner, key text) bool {
 	case "messages":
 		return r.messages(s)
 	case "input":
-		if r.API == apis.Responses {
+		if r.API.Row().Items {
 			return r.input(s)
 		}
 		return r.prompts(s)
@@ -176,7 +192,11 @@ func (r *Request) field(s *scanner, key text) bool {
 	case "instructions", "system":
 		return r.system(s, name)
 	case "tools":
-		return s.raw(&r.Tools, '[')
+		ok := s.raw(&r.Tools, '[')
+		if ok && r.Tools != nil {
+			r.ToolsAlike = r.canonical(r.Tools, false, false)
+		}
+		return ok
 	case "chat_template_kwargs":
 		return s.raw(&r.TemplateArgs, '{')
 	case "previous_response_id":
@@ -320,14 +340,15 @@ func (r *Request) prompts(s *scanner) bool {
 	if s.peek() != '[' {
 		return r.prompt(s, 1)
 	}
-	ids := 0
+	ids, list := 0, s.i
 	ok := s.array(1, func() bool {
 		switch c := s.peek(); {
 		case c == '"':
 			return r.prompt(s, 2)
 		case c == '[':
+			start := s.i
 			n, ok := s.count(2)
-			r.Prompts = append(r.Prompts, Prompt{IDs: n})
+			r.Prompts = append(r.Prompts, Prompt{IDs: n, List: s.b[start:s.i]})
 			return ok
 		default:
 			ids++
@@ -335,7 +356,7 @@ func (r *Request) prompts(s *scanner) bool {
 		}
 	})
 	if ids > 0 {
-		r.Prompts = append(r.Prompts, Prompt{IDs: ids})
+		r.Prompts = append(r.Prompts, Prompt{IDs: ids, List: s.b[list:s.i]})
 	}
 	return ok
 }

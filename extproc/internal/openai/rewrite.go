@@ -17,14 +17,17 @@ func RewriteModel(body []byte, model string) []byte {
 	return r.WithModel(nil, model)
 }
 
+// HasModel reports whether the body names the model in a place where it can be replaced.
+func (r *Request) HasModel() bool { return r.named != span{} }
+
 // WithModel appends to dst the body with another model. Without a model in it
 // that is the body itself.
 func (r *Request) WithModel(dst []byte, model string) []byte {
-	if r.named == (span{}) {
+	if !r.HasModel() {
 		return append(dst, r.Raw...)
 	}
 	name := []byte(model)
-	if r.API.Row().Reader == apis.JSON {
+	if !r.form {
 		var err error
 		if name, err = json.Marshal(model); err != nil { // strings always marshal
 			panic(err)

@@ -104,7 +104,7 @@ func naiveRequest(api apis.API, body []byte) (s seen) {
 			s.Messages = naiveMessages(v, (api.Row().Dialect == apis.Anthropic))
 		case "input":
 			switch {
-			case api != apis.Responses:
+			case !api.Row().Items:
 				s.Prompts, s.IDs = naivePrompts(v)
 			case isText:
 				s.Messages = []string{"user=" + text}
@@ -114,10 +114,10 @@ func naiveRequest(api apis.API, body []byte) (s seen) {
 		case "prompt":
 			s.Prompts, s.IDs = naivePrompts(v)
 		case "instructions":
-			if api == apis.Responses {
+			if api.Row().Items {
 				system = nil
 			}
-			if api == apis.Responses && isText {
+			if api.Row().Items && isText {
 				system = []string{"system=" + text}
 			}
 		case "system":

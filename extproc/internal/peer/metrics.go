@@ -11,12 +11,12 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	placements := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_peer_placements_total",
-		Help: "Requests of which replicas let each other know where they went, and answers to them.",
+		Help: "Requests and answers that replicas of extproc report to each other, by result.",
 	}, []string{"result"})
 	m := &metrics{
 		peers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_extproc_peers",
-			Help: "Other replicas that are followed.",
+			Help: "Other replicas of extproc that are connected.",
 		}),
 		sent: placements.WithLabelValues("sent"), received: placements.WithLabelValues("received"), dropped: placements.WithLabelValues("dropped"),
 	}

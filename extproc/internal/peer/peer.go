@@ -1,4 +1,4 @@
-// Package peer has the replicas of extproc know of each other what they have sent where.
+// Package peer exchanges between replicas of extproc which prompts each has sent where.
 //
 // extproc runs Peers for -pool, where engines do not report to all of them what they have
 // cached: stream gives it what it records, fleet takes in what the others have. Its one

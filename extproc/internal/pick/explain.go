@@ -18,14 +18,20 @@ type Considered struct {
 func Explain(q *Query) []Considered {
 	now, usual := q.Now.UnixNano(), q.Model.usual()
 	all := make([]Considered, len(q.Model.Endpoints))
-	best := tierNone
-	for _, e := range q.Model.Endpoints {
-		if q.Only.allows(e.Address) {
-			best = max(best, e.tier(now))
+	best, tight := tierNone, false
+	for _, roomy := range []bool{q.tight(), false} {
+		for _, e := range q.Model.Endpoints {
+			if q.Only.allows(e.Address) && !(roomy && q.short(e)) {
+				best = max(best, e.tier(now))
+			}
+		}
+		if best > tierNone {
+			tight = roomy
+			break
 		}
 	}
 	for i, e := range q.Model.Endpoints {
-		all[i] = Considered{Candidate: e.price(q, usual, now), Out: q.bars(e, best, now)}
+		all[i] = Considered{Candidate: e.price(q, usual, now), Out: q.bars(e, best, tight, now)}
 	}
 	slices.SortStableFunc(all, func(a, b Considered) int {
 		if (a.Out == "") != (b.Out == "") {
@@ -37,12 +43,15 @@ func Explain(q *Query) []Considered {
 }
 
 // bars says why an endpoint may not be named, if those of the best tier may.
-func (q *Query) bars(e *Endpoint, best int, now int64) string {
+// tight is whether others have room for the prompt.
+func (q *Query) bars(e *Endpoint, best int, tight bool, now int64) string {
 	switch t := e.tier(now); {
 	case !q.Only.allows(e.Address):
 		return "not allowed by the gateway"
 	case t == tierNone:
 		return "not ready"
+	case tight && q.short(e):
+		return "no room for the prompt"
 	case t == best:
 		return ""
 	case t == tierSuspect:

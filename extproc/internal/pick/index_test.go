@@ -85,7 +85,7 @@ func costsOf(m *Model, q *Query, turn int) (all []float64) {
 	if m.Name != "" {
 		n, _, home = c.search(q, q.Now.UnixNano(), turn) // where nobody is ready the index finds nobody
 	} else {
-		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.usual(), q.Now.UnixNano(), turn)
+		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.usual(), q.Now.UnixNano(), turn, false)
 	}
 	for i := range n {
 		all = append(all, c.found[i].Cost())

@@ -327,6 +327,8 @@ type Learned struct {
 	// speed is of all endpoints together, as a multiple of what they say of themselves;
 	// nil: nothing was learned yet.
 	speed atomic.Pointer[Rates]
+	// patience is with endpoints that are slower than predicted.
+	patience patience
 }
 
 // usual is what a request of a model usually is like.

@@ -22,6 +22,9 @@ type Live struct {
 	rates atomic.Pointer[Rates]
 	// The ejection in force, packed; 0: none.
 	ejected atomic.Uint64
+	// Different requests that it could not answer, nor others, since its last answer; 0:
+	// none.
+	unanswered [2]atomic.Uint64
 	// Until when the prompts that we have sent are worked on, one after the other, in
 	// Unix nanoseconds; and how long those take that have no answer yet, in
 	// nanoseconds.
@@ -43,6 +46,9 @@ type Report struct {
 	Waiting int64
 	// KV is the share of the cache that is in use, 0 to 1.
 	KV float64
+	// Wake is how long a request waits there until the model is loaded, in milliseconds; 0: it
+	// is. Of a report of the fleet.
+	Wake float64
 
 	own int64 // our share of the requests when the report came
 	at  int64 // Unix nanoseconds
@@ -92,6 +98,15 @@ type work struct {
 	prompt, output float64
 	// kv is the share of the cache that is in use.
 	kv float64
+}
+
+// wake is how long a request waits there until the model is loaded, in milliseconds.
+func (l *Live) wake() float64 {
+	r := l.fromFleet.Load()
+	if r == nil {
+		return 0
+	}
+	return r.Wake
 }
 
 // load is what the endpoint has to do now, by the better of both reports and by

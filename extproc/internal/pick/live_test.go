@@ -117,26 +117,78 @@ func TestJudge(t *testing.T) {
 	m, p := model(a, b, c), New(prometheus.NewRegistry())
 	list := []Candidate{{Endpoint: a}, {Endpoint: b}}
 	now := epoch.Add(time.Second)
-	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 2, Served: b.Address}, epoch, now); got != b {
+	if got, _ := p.Judge(m, list, Answer{Status: 200, Attempts: 2, Served: b.Address}, Hedge{}, epoch, now); got != b {
 		t.Errorf("Judge() = %v, want the second", got)
 	}
 	if a.standing(now.UnixNano()) != out || b.standing(now.UnixNano()) != fine {
 		t.Error("the skipped host is not left out, or the one that answered is")
 	}
-	if got := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, epoch, now); got != c {
+	if got, _ := p.Judge(m, list, Answer{Status: 200, Attempts: 3, Served: c.Address}, Hedge{}, epoch, now); got != c {
 		t.Errorf("Judge() = %v, want the one that Envoy's own policy chose", got)
 	}
 	a.Reinstate()
 	b.Reinstate()
-	if got := p.Judge(m, list, Answer{Status: 501, Attempts: 2, Served: b.Address}, epoch, now); got != b || a.standing(now.UnixNano()) != fine {
+	if got, _ := p.Judge(m, list, Answer{Status: 501, Attempts: 2, Served: b.Address}, Hedge{}, epoch, now); got != b || a.standing(now.UnixNano()) != fine {
 		t.Errorf("Judge() = %v of an operation that no host has, want who answered and no ejection", got)
 	}
-	for range 5 { // a request that fails on every host
-		p.Judge(m, list, Answer{Status: 500, Attempts: 2, Served: b.Address}, now, now)
-		now = now.Add(time.Second)
+}
+
+// TestRequestsThatHurt distinguishes a request that fails everywhere from an engine that is ill.
+func TestRequestsThatHurt(t *testing.T) {
+	type step struct {
+		status, attempts int
+		served           int // the endpoint that answered last
+		key              uint64
 	}
-	if got := ejection(b.ejected.Load()).fails(); got != 1 {
-		t.Errorf("a request that fails everywhere counts %d times against a host", got)
+	fail := func(key uint64) step { return step{500, 2, 1, key} }
+	tests := []struct {
+		name    string
+		steps   []step
+		ejected [3]bool
+		blamed  int
+	}{
+		{"it fails on two", []step{fail(1)}, [3]bool{}, 1},
+		{"it is asked again and again", []step{fail(1), fail(1), fail(1), fail(1), fail(1)}, [3]bool{}, 5},
+		{"two such, and others are answered", []step{fail(1), fail(2), {200, 1, 0, 3}, {200, 1, 1, 4}, fail(5), fail(1)}, [3]bool{}, 4},
+		{"it fails on the only one", []step{{500, 1, 0, 1}, {500, 1, 0, 1}}, [3]bool{}, 2},
+		{"it fails on all three", []step{{500, 3, 2, 1}}, [3]bool{}, 1},
+		{"all fail on two engines: they are ill", []step{fail(1), fail(2), fail(3)}, [3]bool{true, true, false}, 2},
+		{"one of the two answers others", []step{fail(1), {200, 1, 1, 9}, fail(2), {200, 1, 1, 9}, fail(3)}, [3]bool{true, false, false}, 2},
+		{"the second engine answers: the first is ill", []step{{200, 2, 1, 1}}, [3]bool{true, false, false}, 0},
+		{"the second engine refuses it: the first is ill", []step{{400, 2, 1, 1}}, [3]bool{true, false, false}, 0},
+		{"nobody can be reached", []step{{503, 2, 1, 1}}, [3]bool{true, true, false}, 0},
+		{"a backend is lost", []step{{502, 2, 1, 1}}, [3]bool{true, true, false}, 0},
+		{"they are busy", []step{{429, 2, 1, 1}}, [3]bool{true, false, false}, 0},
+		{"no keys: each is another request", []step{fail(0), fail(0), fail(0)}, [3]bool{true, true, false}, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			all := []*Endpoint{endpoint(0), endpoint(1), endpoint(2)}
+			m, p := model(all...), New(prometheus.NewRegistry())
+			var list []Candidate
+			for _, e := range all {
+				list = append(list, Candidate{Endpoint: e})
+			}
+			now, blamed := epoch, 0
+			for _, s := range tt.steps {
+				now = now.Add(time.Millisecond)
+				choice := list
+				if s.attempts == 1 {
+					choice = list[s.served:]
+				}
+				if _, b := p.Judge(m, choice, Answer{Status: s.status, Attempts: s.attempts, Served: all[s.served].Address, Key: s.key}, Hedge{}, now, now); b {
+					blamed++
+				}
+			}
+			for i, e := range all {
+				if got := e.standing(now.UnixNano()) == out; got != tt.ejected[i] {
+					t.Errorf("endpoint %d ejected: %v, want %v", i, got, tt.ejected[i])
+				}
+			}
+			if blamed != tt.blamed {
+				t.Errorf("%d requests are blamed, want %d", blamed, tt.blamed)
+			}
+		})
 	}
 }
 

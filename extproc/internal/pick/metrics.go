@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	picks       [reasons]prometheus.Counter
 	ejections   prometheus.Counter
+	blamed      prometheus.Counter // requests that fail wherever they are sent
 	predictions prometheus.Histogram
 	// By what factor answers took longer than was predicted, and than would have been
 	// with their length known.
@@ -31,7 +32,7 @@ func New(reg prometheus.Registerer) *Picker {
 		return float64(requests)
 	}), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_tokens_in_flight",
-		Help: "Tokens that requests on their way are expected to need.",
+		Help: "Tokens that requests in flight are expected to need.",
 	}, func() float64 {
 		_, tokens := p.inFlight()
 		return float64(tokens)
@@ -62,26 +63,30 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help: "Choices of an endpoint, by why the first host was chosen.",
 	}, []string{"reason"})
 	m := &metrics{
+		blamed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_blamed_requests_total",
+			Help: "Requests that were answered with 500 by each engine that they were sent to, while other requests were not: no endpoint is ejected for them.",
+		}),
 		ejections: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_ejections_total",
 			Help: "Times that an endpoint was ejected for failing.",
 		}),
 		predictions: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "millrace_extproc_prediction_error_ratio",
-			Help:    "Difference between predicted and real time of an answer, as a share of the real time.",
+			Help:    "Difference between predicted and observed time of an answer, divided by the observed one.",
 			Buckets: []float64{.02, .05, .1, .2, .3, .5, .75, 1, 2, 5},
 		}),
 		models: newModelMetrics(reg),
 	}
 	ratios := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "millrace_extproc_seen_by_predicted_ratio",
-		Help:    "Time until an answer was whole by the time that was predicted: with the length that was expected, and with the one that it had.",
+		Help:    "Observed time of an answer divided by the predicted one: predicted with the expected length of the answer, and with its real length.",
 		Buckets: []float64{.1, .25, .5, .67, .8, .9, 1, 1.1, 1.25, 1.5, 2, 4, 10},
 	}, []string{"length"})
 	m.asPredicted, m.asLong = ratios.WithLabelValues("expected"), ratios.WithLabelValues("real")
 	for r := range m.picks {
 		m.picks[r] = picks.WithLabelValues(Reason(r).String())
 	}
-	reg.MustRegister(picks, m.ejections, m.predictions, ratios)
+	reg.MustRegister(picks, m.ejections, m.blamed, m.predictions, ratios)
 	return m
 }

@@ -66,7 +66,7 @@ func newModelMetrics(reg prometheus.Registerer) *modelMetrics {
 		first:    histogram("first_token_seconds", "Time from a request's arrival to the first token of its answer, of streams of our engines."),
 		prompt:   counter("prompt_tokens_total", "Prompt tokens of answered requests, as the engines counted them."),
 		cached:   counter("cached_tokens_total", "Prompt tokens that the engines found in their caches."),
-		expected: counter("expected_cached_tokens_total", "Prompt tokens of answered requests that were expected to be in the cache of who answered."),
+		expected: counter("expected_cached_tokens_total", "Prompt tokens of answered requests that were expected to be in the cache of the engine that answered."),
 		output:   counter("output_tokens_total", "Tokens that the engines generated."),
 	}
 	m.series.Store(&map[string]*modelSeries{})

@@ -13,35 +13,88 @@ type Answer struct {
 	Attempts int
 	// Served is the "ip:port" that answered; empty: not said.
 	Served string
+	// Key names what was asked, so that the same request is known again; 0: nothing does.
+	Key uint64
+	// Answered is the "ip:port" of who gave the answer, which is another one than Served
+	// where several were asked at a time; empty: not said.
+	Answered string
 }
 
 // notImplemented is the status of an operation that an engine does not have.
 const notImplemented = 501
 
+// internalError is the status of an engine that fails at a request and serves others.
+const internalError = 500
+
 // Judge draws the conclusions about the hosts of a choice: those that failed
-// are ejected, the one that answered is reinstated. It returns
-// the endpoint that answered, or nil. sent is when the choice was made.
-func (p *Picker) Judge(m *Model, list []Candidate, a Answer, sent, now time.Time) *Endpoint {
+// are ejected, the one that answered is reinstated. It returns the endpoint that
+// answered, or nil, and whether the request is to blame, not the hosts. sent is when the
+// choice was made, h when the next endpoint was to be asked, too.
+func (p *Picker) Judge(m *Model, list []Candidate, a Answer, h Hedge, sent, now time.Time) (served *Endpoint, blamed bool) {
 	if a.Status == notImplemented {
-		return m.Endpoint(a.Served) // what it can't do is no fault of it, nor of those tried before
+		return m.Endpoint(a.Served), false // what it can't do is no fault of it, nor of those tried before
 	}
 	failed, answered := verdict(len(list), indexOf(list, a.Served), a.Attempts, a.Status)
+	if i := indexOf(list, a.Answered); h.After > 0 && i >= 0 && a.Status < 500 {
+		failed, answered = i, i // those behind it have not failed: they were not waited for
+		needed := 0.0
+		if i == 0 && a.Attempts > 1 {
+			needed = float64(now.Sub(sent)) / float64(h.Due)
+		}
+		m.patience.answered(needed)
+	}
 	// What fails on every host accuses the request as much as the hosts.
 	grow := a.Status < 500 || failed < 2
+	blamed = a.Status == internalError && failed > 0
 	for i := range list[:failed] {
+		list[i].served.failures.Add(1)
+		if a.Status == internalError && !list[i].ill(a.Key, now) {
+			continue
+		}
+		blamed = false
 		if list[i].eject(sent, now, grow) {
 			p.metrics.ejections.Inc()
 		}
-		list[i].served.failures.Add(1)
+	}
+	if blamed {
+		p.metrics.blamed.Inc()
 	}
 	if answered < 0 {
 		if a.Status >= 500 {
-			return nil
+			return nil, blamed
 		}
-		return m.Endpoint(a.Served)
+		return m.Endpoint(a.Served), false
 	}
 	list[answered].reinstateSince(sent)
-	return list[answered].Endpoint
+	list[answered].well()
+	return list[answered].Endpoint, false
+}
+
+// ill reports whether a request that an engine could not answer, nor any other that it was
+// sent to, says that the engine is ill: that it is if it could not answer two others since
+// its last answer either. One request may be asked again and again.
+func (l *Live) ill(key uint64, now time.Time) bool {
+	if key == 0 {
+		key = uint64(now.UnixNano()) | 1
+	}
+	for i := range l.unanswered {
+		switch l.unanswered[i].Load() {
+		case key:
+			return false
+		case 0:
+			return !l.unanswered[i].CompareAndSwap(0, key) && l.unanswered[i].Load() != key
+		}
+	}
+	return true
+}
+
+// well says that the engine has answered a request.
+func (l *Live) well() {
+	for i := range l.unanswered {
+		if l.unanswered[i].Load() != 0 {
+			l.unanswered[i].Store(0)
+		}
+	}
 }
 
 func indexOf(list []Candidate, address string) int {

@@ -140,11 +140,11 @@ func newEndpointMetrics(p *Picker) *endpointMetrics {
 	for i, d := range [endpointSeries][2]string{
 		seriesWhole:    {"request_seconds", "Time of good answers of the endpoint, from the request's arrival to the answer's end: how many, and their sum."},
 		seriesFirst:    {"first_token_seconds", "Time from a request's arrival to the first token of its answer, of streams of our engines: how many, and their sum."},
-		seriesFailures: {"failures_total", "Tries that failed at the endpoint: 5xx, no connection, connections that were cut."},
+		seriesFailures: {"failures_total", "Attempts that failed at the endpoint: 5xx, no connection, connections that were cut."},
 		seriesPrompt:   {"prompt_tokens_total", "Prompt tokens, as the endpoint's engine counts them."},
 		seriesCached:   {"cached_tokens_total", "Prompt tokens that the endpoint's engine found in its cache."},
 		seriesOutput:   {"output_tokens_total", "Tokens that the endpoint's engine has generated."},
-		seriesDecode:   {"decode_seconds_total", "Time that output tokens took the endpoint's engine, of each answer by itself: tokens by it is the speed that a client sees."},
+		seriesDecode:   {"decode_seconds_total", "Time that output tokens took the endpoint's engine, summed over answers: output tokens divided by it are the speed that a client sees."},
 		seriesInFlight: {"requests_in_flight", "Requests of this extproc in flight at the endpoint."},
 	} {
 		m.descs[i] = prometheus.NewDesc("millrace_extproc_endpoint_"+d[0], d[1], []string{"endpoint", "replica"}, nil)

@@ -24,7 +24,7 @@ func TestWhatEndedIsCountedByModelPriorityAndEndpoint(t *testing.T) {
 	m.Endpoints[0].served.answered(&Usage{Prompt: 30, Cached: 10, Completion: 5, DecodeMs: 500})
 	a, b := m.Endpoints[0].Address, m.Endpoints[1].Address
 	want := fmt.Sprintf(`
-# HELP millrace_extproc_endpoint_decode_seconds_total Time that output tokens took the endpoint's engine, of each answer by itself: tokens by it is the speed that a client sees.
+# HELP millrace_extproc_endpoint_decode_seconds_total Time that output tokens took the endpoint's engine, summed over answers: output tokens divided by it are the speed that a client sees.
 # TYPE millrace_extproc_endpoint_decode_seconds_total counter
 millrace_extproc_endpoint_decode_seconds_total{endpoint=%[1]q,replica=%[3]q} 0.5
 millrace_extproc_endpoint_decode_seconds_total{endpoint=%[2]q,replica=%[4]q} 0
@@ -34,7 +34,7 @@ millrace_extproc_endpoint_request_seconds_sum{endpoint=%[1]q,replica=%[3]q} 3
 millrace_extproc_endpoint_request_seconds_count{endpoint=%[1]q,replica=%[3]q} 1
 millrace_extproc_endpoint_request_seconds_sum{endpoint=%[2]q,replica=%[4]q} 0
 millrace_extproc_endpoint_request_seconds_count{endpoint=%[2]q,replica=%[4]q} 0
-# HELP millrace_extproc_expected_cached_tokens_total Prompt tokens of answered requests that were expected to be in the cache of who answered.
+# HELP millrace_extproc_expected_cached_tokens_total Prompt tokens of answered requests that were expected to be in the cache of the engine that answered.
 # TYPE millrace_extproc_expected_cached_tokens_total counter
 millrace_extproc_expected_cached_tokens_total{model="m"} 7
 `, a, b, m.Endpoints[0].Replica, m.Endpoints[1].Replica)

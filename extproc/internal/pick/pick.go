@@ -63,11 +63,17 @@ type Query struct {
 	Now  time.Time
 }
 
+// tight reports whether some of the endpoints may have no room for the prompt, and short
+// whether that one has none.
+func (q *Query) tight() bool { return q.Model.Least > 0 && q.Prompt >= q.Model.Least }
+
+func (q *Query) short(e *Endpoint) bool { return e.Context > 0 && q.Prompt >= e.Context }
+
 // Terms is the cost of a request at an endpoint, in milliseconds.
 type Terms struct {
 	// Wait is until the request is begun.
 	Wait float64
-	// Load is until its LoRA adapter is loaded there.
+	// Load is until the model, or its LoRA adapter, is loaded there.
 	Load float64
 	// Prefill is for prompt tokens that are not cached there.
 	Prefill float64
@@ -187,21 +193,27 @@ func (p *Picker) Pick(q *Query, c *Choice) error {
 // time, so that equals take turns.
 func (c *Choice) search(q *Query, now int64, turn int) (n, tier int, home Candidate) {
 	usual := q.Model.usual()
+	if q.tight() {
+		if n, tier, home = c.walk(q, usual, now, turn, true); n > 0 {
+			return n, tier, home
+		}
+	}
 	if x := q.Model.index(usual, now); x != nil && q.Only == nil {
 		if n, home = c.searchIndex(x, q, usual, now, turn); n > 0 {
 			return n, tierReady, home
 		}
 	}
-	return c.walk(q, usual, now, turn)
+	return c.walk(q, usual, now, turn, false)
 }
 
-// walk is search by asking every endpoint.
-func (c *Choice) walk(q *Query, usual usual, now int64, turn int) (n, tier int, home Candidate) {
+// walk is search by asking every endpoint; roomy is whether only those may be named whose
+// context has room for the prompt.
+func (c *Choice) walk(q *Query, usual usual, now int64, turn int, roomy bool) (n, tier int, home Candidate) {
 	es := q.Model.Endpoints
 	for i := range es {
 		e := es[(i+turn)%len(es)]
 		t := e.tier(now)
-		if t < tier || t == tierNone || !q.Only.allows(e.Address) {
+		if t < tier || t == tierNone || !q.Only.allows(e.Address) || roomy && q.short(e) {
 			continue
 		}
 		if t > tier {
@@ -336,7 +348,7 @@ func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	slots := e.slots(&w)
 	prompts, waiting := e.prefilling(now), max(0, w.requests-slots+1)
 	c.Wait = wait(&w, &pace, slots, prompts, waiting)
-	c.Load = e.loadTime(q.Model, &w, &pace)
+	c.Load = e.wake() + e.loadTime(q.Model, &w, &pace)
 	c.Company = min(w.requests+1, slots)
 	c.Prefill = float64(q.Prompt-c.Cached) * pace.prefill
 	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))

@@ -49,6 +49,10 @@ func busy(requests int, tokens int) func(*Endpoint) {
 	}
 }
 
+func wakes(ms float64) func(*Endpoint) {
+	return func(e *Endpoint) { e.ReportFromFleet(Report{Wake: ms}, epoch) }
+}
+
 func ejected(e *Endpoint) { e.eject(epoch, epoch, true) }
 
 var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
@@ -77,6 +81,16 @@ func TestPick(t *testing.T) {
 			name: "no more than asked for",
 			es:   []*Endpoint{endpoint(0, slow(3)), endpoint(1), endpoint(2, slow(2))},
 			most: 2, want: []int{1, 2}, reason: Fresh,
+		},
+		{
+			name: "one that must load its model first comes last",
+			es:   []*Endpoint{endpoint(0, wakes(90_000)), endpoint(1, slow(3)), endpoint(2)},
+			most: 3, want: []int{2, 1, 0}, reason: Fresh,
+		},
+		{
+			name: "and is chosen where there is no other",
+			es:   []*Endpoint{endpoint(0, wakes(9000)), endpoint(1, in(NotReady))},
+			most: 2, want: []int{0}, reason: Fresh,
 		},
 		{
 			name:   "a conversation stays where it is cached",
@@ -148,6 +162,47 @@ func TestPick(t *testing.T) {
 			}
 			if !slices.Equal(got, tt.want) || err == nil && c.Reason != tt.reason {
 				t.Errorf("Pick() = %v %v, want %v %v", c.Reason, got, tt.reason, tt.want)
+			}
+		})
+	}
+}
+
+// TestOnlyThoseWithRoomForThePrompt are named, as long as there are any.
+func TestOnlyThoseWithRoomForThePrompt(t *testing.T) {
+	has := func(context int) func(*Endpoint) { return func(e *Endpoint) { e.Context = context } }
+	tests := []struct {
+		name   string
+		prompt int
+		want   []int // ports - 20000
+	}{
+		{"all have", 1000, []int{0, 1, 2}},
+		{"the fastest has not", 2048, []int{1, 2}},
+		{"only one that does not say", 8192, []int{2}},
+		{"cached where there is no room", 4000, []int{1, 2}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := model(endpoint(0, has(2048)), endpoint(1, slow(2), has(8192)), endpoint(2, slow(4)))
+			m.Least = 2048
+			q := &Query{Model: m, Prompt: tt.prompt, Output: 10, Most: 3, Now: epoch}
+			var c Choice
+			if err := New(prometheus.NewRegistry()).Pick(q, &c); err != nil {
+				t.Fatal(err)
+			}
+			var got, explained []int
+			for _, l := range c.List {
+				got = append(got, int(l.KV.ID())-1)
+			}
+			for _, e := range Explain(q) {
+				if e.Out == "" {
+					explained = append(explained, int(e.KV.ID())-1)
+				}
+			}
+			if !slices.Equal(explained, tt.want) {
+				t.Errorf("Explain says %v, want %v", explained, tt.want)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("named %v, want %v", got, tt.want)
 			}
 		})
 	}

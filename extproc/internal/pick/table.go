@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
@@ -53,6 +54,8 @@ type Endpoint struct {
 	Health float64
 	// Prior is what the engine measured of itself.
 	Prior Speed
+	// Context is how long one sequence may be, in tokens, as the engine says; 0: it does not.
+	Context int
 	// KV is what is in the engine's cache: another one after every start of the
 	// engine.
 	KV *prefix.Cache
@@ -102,8 +105,11 @@ type Model struct {
 	Endpoints []*Endpoint
 	// WithBlocks is the Endpoints that have Blocks.
 	WithBlocks []*Endpoint
-	// Context is how many tokens a prompt and its answer may have; 0: not known.
+	// Context is how many tokens a prompt and its answer may have: what the configuration
+	// says, or the longest of its endpoints' if all of these say; 0: not known.
 	Context int
+	// Least is the shortest context of its endpoints; 0: none says.
+	Least int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	Awaited bool
 	// Key is what requests get for all of Endpoints; nil: nothing.
@@ -156,6 +162,9 @@ type Policy struct {
 	// Conformance is whether the headers count, and are set, by which the conformance suite
 	// of the inference extension steers a picker and sees what it does.
 	Conformance bool
+	// HedgeAfter is how long an attempt is waited for, at least, before the next endpoint is
+	// asked, too; 0: as long as it takes.
+	HedgeAfter time.Duration
 	// Explain is whether clients that ask get to know why a request went where it went.
 	Explain bool
 	// Flow is the rules for when endpoints are busy; nil: none ever are.

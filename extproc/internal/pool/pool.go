@@ -247,10 +247,10 @@ func (w *Watcher) Conditions() []obs.Condition {
 		case k.optional && (missing(err) || absent(err) && w.elsewhere(k)):
 			// Most clusters have one of the API groups, and most accounts rights to one.
 		case k.optional && absent(err):
-			all = append(all, obs.Condition{Code: "kubernetes-right", Text: fmt.Sprintf("%s of namespace %s: %v; they do not count", k.name(), k.namespace, err),
+			all = append(all, obs.Condition{Code: "kubernetes-right", Text: fmt.Sprintf("%s of namespace %s: %v; they have no effect", k.name(), k.namespace, err),
 				Next: "give extproc's account the verbs list and watch for them, if they are to count"})
 		case listed:
-			all = append(all, obs.Condition{Code: "kubernetes-away", Text: fmt.Sprintf("%s of namespace %s: %v; what was seen last holds", k.name(), k.namespace, err),
+			all = append(all, obs.Condition{Code: "kubernetes-away", Text: fmt.Sprintf("%s of namespace %s: %v; the last list stays in force", k.name(), k.namespace, err),
 				Next: "bring the API server back; extproc tries again every few seconds"})
 		default:
 			all = append(all, obs.Condition{Code: "kubernetes-unseen", Text: fmt.Sprintf("%s of namespace %s: %v", k.name(), k.namespace, err),

@@ -40,13 +40,21 @@ func (m *Maker) Key() session.Key { return m.key }
 
 // Add appends a message or a text.
 func (m *Maker) Add(b []byte) {
+	m.Part(b)
+	m.End()
+}
+
+// Part appends a part of a message.
+func (m *Maker) Part(b []byte) {
 	for len(b) > 0 {
 		n := min(piece, len(b))
 		m.Piece(b[:n], uint32(n))
 		b = b[n:]
 	}
-	m.End()
 }
+
+// Mix has what follows be something else than without it. It counts as no bytes.
+func (m *Maker) Mix(name string) { m.key = session.Named(m.key, name) }
 
 // Piece appends a piece that counts as so many bytes.
 func (m *Maker) Piece(b []byte, size uint32) {

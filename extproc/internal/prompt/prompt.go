@@ -6,6 +6,8 @@
 package prompt
 
 import (
+	"bytes"
+	"strconv"
 	"sync"
 
 	"millrace.dev/millrace/extproc/internal/openai"
@@ -32,10 +34,15 @@ func Load(path string) (pick.Counter, error) {
 // Count returns the prompt tokens of a request as the engine will count them.
 // Media are estimated.
 func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
+	n, exact = t.count(r)
+	return n, exact && !r.Uncounted
+}
+
+func (t *tokenizer) count(r *openai.Request) (n int, exact bool) {
 	switch {
 	case r.API.Row().Counted != apis.Conversation:
 		return t.prompts(r)
-	case r.API == apis.Responses:
+	case r.API.Row().Items:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return r.Estimate(), false // the engine will refuse it
@@ -52,15 +59,23 @@ func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
 }
 
 // IDs appends the tokens of a request's prompt, none if they are not known: where
-// there are media, or several prompts, or ids in place of a text.
+// there are media, or several prompts.
 func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
+	ids, exact = t.identify(dst, r)
+	return ids, exact && !r.Uncounted
+}
+
+func (t *tokenizer) identify(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
 	switch {
 	case r.API.Row().Counted != apis.Conversation:
+		if len(r.Prompts) == 1 && r.Prompts[0].List != nil {
+			return numbers(dst, r.Prompts[0].Numbers())
+		}
 		if len(r.Prompts) != 1 || r.Prompts[0].Text == nil || t.model.Cuts(r.Prompts[0].Text) {
 			return dst, false
 		}
 		return t.model.AppendPrompt(dst, r.Prompts[0].Text), true
-	case r.API == apis.Responses:
+	case r.API.Row().Items:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
 			return dst, false
@@ -74,6 +89,19 @@ func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bo
 		empty(c)
 		return ids, exact && known
 	}
+}
+
+// numbers appends ids that the client sent; none if they are not all ids.
+func numbers(dst []uint32, list []byte) ([]uint32, bool) {
+	start := len(dst)
+	for number := range bytes.SplitSeq(list, []byte(",")) {
+		id, err := strconv.ParseUint(string(number), 10, 32)
+		if err != nil {
+			return dst[:start], false
+		}
+		dst = append(dst, uint32(id))
+	}
+	return dst, true
 }
 
 // media estimates what is not text.

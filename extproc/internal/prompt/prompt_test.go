@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,5 +106,56 @@ func TestContinuedResponseIsEstimated(t *testing.T) {
 	}
 	if _, exact := c.Count(&r); exact {
 		t.Error("a prompt of which only the end is seen is counted exactly")
+	}
+}
+
+// TestIDsThatWereSent has ids in place of a text be the prompt's tokens as they are.
+func TestIDsThatWereSent(t *testing.T) {
+	c, err := Load(smolPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for body, want := range map[string][]uint32{
+		`{"prompt":[1,22, 333]}`:       {1, 22, 333},
+		`{"prompt":[[4294967295 ,0]]}`: {4294967295, 0},
+		`{"prompt":[1,4294967296]}`:    nil,
+		`{"prompt":[1,-2]}`:            nil,
+		`{"prompt":[1.5]}`:             nil,
+		`{"prompt":[[1],[2]]}`:         nil, // two prompts
+		`{"prompt":[true]}`:            nil,
+		`{"prompt":[[]]}`:              nil,
+	} {
+		var r openai.Request
+		if err := r.Parse(apis.Completions, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		ids, exact := c.(pick.Identifier).IDs(nil, &r)
+		if !slices.Equal(ids, want) || exact != (want != nil) {
+			t.Errorf("%s: %v, exact %v; want %v", body, ids, exact, want)
+		}
+	}
+}
+
+// TestFieldsThatNobodyCountsHere has a count without them be no exact one.
+func TestFieldsThatNobodyCountsHere(t *testing.T) {
+	c, err := Load(smolPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, want := range map[string]bool{
+		`"add_special_tokens":false`: false, `"truncate_prompt_tokens":2`: false, `"truncate_prompt_tokens":null`: true, `"documents":[{}]`: false,
+		`"chat_template":"x"`: false, `"temperature":1`: true, `"cache_salt":"s"`: true,
+	} {
+		for api, body := range map[apis.API]string{apis.Chat: `"messages":[{"role":"user","content":"hi"}]`, apis.Completions: `"prompt":"hi"`} {
+			var r openai.Request
+			if err := r.Parse(api, []byte("{"+body+","+field+"}")); err != nil {
+				t.Fatal(err)
+			}
+			_, exact := c.Count(&r)
+			_, certain := c.(pick.Identifier).IDs(nil, &r)
+			if exact != want || certain != want {
+				t.Errorf("%v with %s: exact %v, ids certain %v; want %v", api, field, exact, certain, want)
+			}
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"math/rand/v2"
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/flow"
@@ -26,6 +27,16 @@ type spending struct {
 	budget  flow.Budget
 	tenant  uint64
 	tokens  int
+	// request is the number by which the engine reports what was generated; 0: it needn't.
+	request uint64
+}
+
+// number gives the request a number where its tokens are to be paid for; 0: they are not.
+func (s *spending) number() uint64 {
+	if s.budgets != nil && s.budget.Tokens > 0 {
+		s.request = rand.Uint64() | 1
+	}
+	return s.request
 }
 
 // admit asks flow control for a pass. A request that is admitted neither with a ticket

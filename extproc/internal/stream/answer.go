@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/trust"
@@ -42,6 +43,16 @@ func (x *Exchange) used(now time.Time) int {
 		c = predicted(x.choice.List, a.served)
 	}
 	return worked(&x.counted, c, a.begun, x.begins(c), x.ends(now))
+}
+
+// owe notes that the request is charged by the time that it had, until its engine reports
+// what was generated: the answer was cut.
+func (x *Exchange) owe(now time.Time) {
+	a, s := &x.answer, &x.admission.spent
+	if s.request == 0 || a.learned || a.begun && !a.good {
+		return
+	}
+	x.core.flow.Owe(s.budgets, s.request, flow.Debt{Budget: s.budget, Tenant: s.tenant, Prompt: x.counted.prompt, Charged: x.used(now)}, now)
 }
 
 // begins is when the endpoint was to begin with the request, or has begun to answer it
@@ -108,7 +119,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		return reply
 	}
 	a.good = head.Status >= 200 && head.Status < 300
-	a.served = x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.sent, now)
+	x.judge(head, now)
 	x.reservation.Begun()
 	if a.served != nil {
 		x.reservation.Move(a.served.Live)
@@ -126,6 +137,32 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 		x.located.cookie = 0
 	}
 	return reply
+}
+
+// judge finds out who answered, and whether the engines or the request is to blame where
+// nobody could.
+func (x *Exchange) judge(head *AnswerHead, now time.Time) {
+	head.Key = x.key()
+	served, blamed := x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.decision.Hedge, x.sent, now)
+	x.answer.served = served
+	if head.Status >= 500 && head.Attempts > 1 {
+		x.core.hurts.add(head.Key, now)
+	} else if served != nil {
+		x.core.hurts.forget(head.Key)
+	}
+	if blamed && x.core.log != nil {
+		x.core.log.Warn("a request is answered with 500 by each engine that it was sent to: no engine is blamed for it",
+			"model", x.understood.model.Name, "operation", x.api.String(), "priority", x.understood.priority, "prompt_tokens", x.counted.prompt,
+			"attempts", max(1, head.Attempts), "endpoint", x.choice.List[0].Address, "session", x.located.session)
+	}
+}
+
+// key names what is asked; 0: nothing does.
+func (x *Exchange) key() uint64 {
+	if n := len(x.located.chain); n > 0 {
+		return uint64(x.located.chain[n-1].Key)
+	}
+	return x.content
 }
 
 // observed returns what of head is new for the access log.

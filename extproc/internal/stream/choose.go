@@ -8,11 +8,12 @@ import (
 )
 
 // choose chooses the endpoints that are to get a request, the best first, and puts them
-// into c. It is the fourth stage. The query that they were chosen by is returned.
-func choose(p *pick.Picker, in *input, u *understood, n *counted, found *prefix.Found, c *pick.Choice) (pick.Query, *openai.Error) {
+// into c: at most so many. It is the fourth stage. The query that they were chosen by is
+// returned.
+func choose(p *pick.Picker, in *input, u *understood, n *counted, most int, found *prefix.Found, c *pick.Choice) (pick.Query, *openai.Error) {
 	q := pick.Query{
 		Model: u.model, Prompt: n.prompt, Output: n.output, Found: found, Blind: u.blind, Only: in.head.Only,
-		Most: mostCandidates(in.table.Policy, u.priority), Now: in.now,
+		Most: most, Now: in.now,
 	}
 	if err := p.Pick(&q, c); err != nil {
 		return q, nobody(u.model.Name, in.head.Only)

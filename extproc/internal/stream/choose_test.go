@@ -45,7 +45,7 @@ func TestChoose(t *testing.T) {
 				found prefix.Found
 				c     pick.Choice
 			)
-			q, err := choose(f.picker, in, &u, &n, &found, &c)
+			q, err := choose(f.picker, in, &u, &n, mostCandidates(in.table.Policy, u.priority), &found, &c)
 			if err != nil || tt.err != "" {
 				if err == nil || err.Code != tt.err {
 					t.Fatalf("error = %v, want %q", err, tt.err)

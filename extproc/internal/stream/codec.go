@@ -42,8 +42,8 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if !ok {
 		return c.CodecV2.Marshal(v)
 	}
-	if o.reply.Error != nil {
-		return c.CodecV2.Marshal(errorResponse(o.reply))
+	if o.reply.Kind == Immediate {
+		return c.CodecV2.Marshal(immediate(o.reply))
 	}
 	return o.bytes(), nil
 }

@@ -138,6 +138,10 @@ func requests() []*extproc.ProcessingRequest {
 		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: served},
 		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: odd},
 		{Request: &extproc.ProcessingRequest_ResponseBody{ResponseBody: &extproc.HttpBody{Body: []byte("data: 1")}}, Attributes: map[string]*structpb.Struct{"a": {}}},
+		{Request: &extproc.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extproc.HttpHeaders{Headers: answer}}, MetadataContext: served, Attributes: map[string]*structpb.Struct{
+			"envoy.filters.http.ext_proc": {Fields: map[string]*structpb.Value{"upstream.port": structpb.NewNumberValue(80), "upstream.address": text("10.0.0.2:80")}},
+			"other":                       {Fields: map[string]*structpb.Value{"upstream.address": text("10.0.0.3:80")}},
+		}},
 		{Request: &extproc.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extproc.HttpTrailers{Trailers: answer}}},
 		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(wire.DebugHeader, "1")}}},
 		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(wire.DebugHeader, "2")}}},

@@ -47,6 +47,7 @@ type inbound struct {
 	modes    [2]Mode // of the request's and the answer's body
 	hasModes bool    // whether Envoy said modes; one too old to say is taken to buffer
 	served   string
+	answered string
 	subset   subset
 	selected subset     // by the conformance suite
 	fair     bool       // whether Tenant is by a header of the picker protocol
@@ -60,7 +61,7 @@ func (in *inbound) reset() {
 		in.hold = nil
 	}
 	in.Event = Event{}
-	in.known, in.observed, in.served = false, false, ""
+	in.known, in.observed, in.served, in.answered = false, false, "", ""
 	in.subset, in.selected, in.fair = subset{}, subset{}, false
 	in.modes, in.hasModes = [2]Mode{}, false
 }
@@ -70,6 +71,7 @@ const (
 	firstEvent    = 2
 	lastEvent     = 7
 	fieldMetadata = 8
+	fieldFacts    = 9 // attributes, by name of a filter
 	fieldObserve  = 10
 	fieldModes    = 11
 )
@@ -92,6 +94,8 @@ func (in *inbound) read(b []byte) error {
 			r.fail(in.event(eventKinds[num], r.bytes()))
 		case num == fieldMetadata:
 			r.fail(in.metadata(r.bytes()))
+		case num == fieldFacts:
+			r.fail(in.attributes(r.bytes()))
 		case num == fieldModes:
 			r.fail(in.protocol(r.bytes()))
 		default:
@@ -112,7 +116,7 @@ func (in *inbound) read(b []byte) error {
 			in.Request.Mode = Buffered
 		}
 	case ResponseHeaders:
-		in.Answer.Served = in.served
+		in.Answer.Served, in.Answer.Answered = in.served, in.answered
 	}
 	return r.err
 }
@@ -317,7 +321,8 @@ func forbidden(key []byte) bool {
 		return false
 	}
 	name := string(key) // does not escape
-	return strings.HasPrefix(name, wire.GatewayPrefix) || strings.HasPrefix(name, wire.OwnPrefix) || name == wire.RetriesHeader
+	return strings.HasPrefix(name, wire.GatewayPrefix) || strings.HasPrefix(name, wire.OwnPrefix) || name == wire.RetriesHeader ||
+		name == wire.PerTryHeader || name == wire.HedgeHeader
 }
 
 // longestSame bounds what is kept of a header for the next request, in bytes.
@@ -386,6 +391,29 @@ func mode(m filter.ProcessingMode_BodySendMode) Mode {
 	default:
 		return Unseen
 	}
+}
+
+// filterName is under which name Envoy gives its attributes.
+const filterName = "envoy.filters.http.ext_proc"
+
+// attributes reads what Envoy says of an answer: an entry of a map of Structs.
+func (in *inbound) attributes(entry []byte) error {
+	if k := (&reader{b: entry}); string(k.field(1)) != filterName {
+		return nil
+	}
+	return eachValue(entry, func(first bool, facts []byte) error {
+		if first {
+			in.answered = ""
+		}
+		return eachEntry(facts, wire.UpstreamAttribute, func(first bool, value []byte) error {
+			if first {
+				in.answered = ""
+			}
+			var err error
+			in.answered, err = textValue(in.answered, value)
+			return err
+		})
+	})
 }
 
 // metadata decodes Envoy's dynamic metadata: the endpoints that may be named,

@@ -38,7 +38,7 @@ const (
 	ResponseHeaders
 	ResponseBody
 	ResponseTrailers
-	// Immediate is a Reply only: it answers the client in the engine's stead.
+	// Immediate is a Reply only: it answers the client, no engine is asked.
 	Immediate
 	// Extend is a Reply only: it asks Envoy to wait longer for the next one.
 	Extend
@@ -149,8 +149,9 @@ type Reply struct {
 	Observed *Observed
 	// Served is the header that shows the conformance suite who answered; empty: none.
 	Served string
-	// Error is what an Immediate reply answers the client.
-	Error *openai.Error
+	// Error is what an Immediate reply answers the client; nil: Answer, which is JSON.
+	Error  *openai.Error
+	Answer []byte
 	// Wait is how long an Extend reply asks for.
 	Wait time.Duration
 }
@@ -184,8 +185,12 @@ type Decision struct {
 	OutputTokens int
 	// Chain is the keys of the prompt's prefixes, for the engine; nil: it does not get them.
 	Chain []prefix.Link
+	// Request is the number that the engine names the request by; 0: it needs none.
+	Request uint64
 	// Retries is how often Envoy may try again.
 	Retries int
+	// Hedge is after how long without an answer the next host is to be asked, too.
+	Hedge pick.Hedge
 	// Choice is the hosts, at least one.
 	Choice *pick.Choice
 	// Key is what the hosts ask for; nil: nothing.

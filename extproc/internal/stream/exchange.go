@@ -4,6 +4,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -48,14 +50,44 @@ type Exchange struct {
 	reservation pick.Reservation
 	size        int64 // room for the body, in bytes
 
-	wait    wait // of a suspended exchange
+	content uint64 // the hash of a body that has no prefixes; 0: it has
+	wait    wait   // of a suspended exchange
 	arrived time.Time
 	passed  int64 // bytes of the body that came after the decision
+	seen    seen
 	sent    time.Time
 	answer  answer
 	laps    laps
 
 	*memory
+}
+
+// seen is what has come to its end: of what comes behind it nothing is Envoy's, which says
+// each part once, and waits for as many replies.
+type seen struct{ headers, request, answer, answered bool }
+
+// again reports whether an event is behind the end of what it belongs to.
+func (s *seen) again(ev *Event) bool {
+	switch ev.Kind {
+	case RequestHeaders:
+		again := s.headers
+		s.headers = true
+		return again
+	case RequestBody, RequestTrailers:
+		again := s.request
+		s.request = s.request || ev.End || ev.Kind == RequestTrailers
+		return again
+	case ResponseHeaders:
+		again := s.answer || s.answered
+		s.answer, s.answered = true, s.answered || ev.End
+		return again
+	case ResponseBody, ResponseTrailers:
+		again := s.answered
+		s.answered = s.answered || ev.End || ev.Kind == ResponseTrailers
+		return again
+	default:
+		return false
+	}
 }
 
 // wait is what a wait holds up: the reply of a kind, and then a Duplex body, and behind
@@ -81,11 +113,17 @@ type memory struct {
 
 // Step advances the exchange by one event and appends the replies to out.
 func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
-	if x.phase == suspended {
-		out = x.hurry(ev.At, out)
-	}
 	if x.phase == over {
 		return out
+	}
+	if x.seen.again(ev) {
+		x.core.metrics.repeated.Inc()
+		return out
+	}
+	if x.phase == suspended {
+		if out = x.hurry(ev.At, out); x.phase == over {
+			return out
+		}
 	}
 	if x.phase == waiting && ev.Kind < Immediate && ev.Kind != RequestHeaders {
 		// Envoy does not send request headers. It has chosen a host when it sends what
@@ -120,6 +158,7 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 // reason that the stream ended for.
 func (x *Exchange) End(now time.Time) {
 	x.ended(now)
+	x.owe(now)
 	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
 	x.freeRoom()
@@ -147,6 +186,12 @@ func (x *Exchange) requestHeaders(ev *Event, out []Reply) []Reply {
 	x.table = x.core.picker.Table()
 	if err := x.refuse(); err != nil {
 		return x.fail(err, out)
+	}
+	if list, err := modelsAsked(x.table, &x.head); err != nil {
+		return x.fail(err, out)
+	} else if list != nil {
+		x.phase = over
+		return append(out, Reply{Kind: Immediate, Answer: list})
 	}
 	if err := x.takeRoom(ev.End); err != nil {
 		return x.fail(err, out)
@@ -271,6 +316,9 @@ func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []
 	}
 	x.laps.begin(x.core.metrics, &x.turn)
 	in := input{table: x.table, head: &x.head, api: x.api, body: body, whole: whole, now: now}
+	if x.api.Row().Routed == apis.ByLoad {
+		x.content = xxhash.Sum64(body)
+	}
 	u, err := understand(&in, &x.request, &x.bodies)
 	if u.unseen {
 		x.core.metrics.unseen.Inc()
@@ -321,7 +369,11 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	l := locate(in, u, n, &x.request, x.chain, &x.found)
 	x.located, x.chain = l, l.chain
 	x.laps.end(lapLocate)
-	q, err := choose(x.core.picker, in, u, n, &x.found, &x.choice)
+	most := mostCandidates(in.table.Policy, u.priority)
+	if x.core.hurts.has(x.key(), in.now) {
+		most = 1 // it has failed on several already
+	}
+	q, err := choose(x.core.picker, in, u, n, most, &x.found, &x.choice)
 	if err != nil {
 		return x.fail(err, out)
 	}
@@ -334,6 +386,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	if x.head.Debug && policy.Explain {
 		x.answer.explanation = d.explain(&q)
 	}
+	d.Hedge = u.model.Hedge(policy, x.choice.List, u.blind || !n.stream, n.most)
 	first := &x.choice.List[0]
 	x.reservation = first.Reserve(&q)
 	x.admission.pass.Reserved()
@@ -341,6 +394,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	x.laps.end(lapChoose)
 	if policy.Ours {
 		d.Chain = l.chain
+		d.Request = x.admission.spent.number()
 	}
 	record(policy, &l, n.prompt, first.Endpoint, in.now)
 	x.laps.end(lapRecord)

@@ -47,7 +47,7 @@ func newFleet(n int, edit ...func(*pick.Table)) *fleet {
 	}
 	t := &pick.Table{
 		Policy: &pick.Policy{
-			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: wire.Standard, MaxBody: 100000, Ours: true, Explain: true,
+			SessionHeader: "x-session-id", Prefixes: prefix.New(1000, time.Hour), Candidates: 4, Critical: 5, Sheddable: 2, PriorityHeader: "x-millrace-priority", Priority: wire.Standard, MaxBody: 100000, Ours: true, Explain: true, HedgeAfter: 2 * time.Second,
 			Cookies: session.NewCookies("s", [][]byte{[]byte("a key of 16 bytes")}, time.Minute),
 		},
 		Models: map[string]*pick.Model{"m": m}, Default: m,
@@ -268,6 +268,22 @@ func TestPriorities(t *testing.T) {
 		if d := out[1].Decision; len(d.Choice.List) != want || d.Retries != want-1 {
 			t.Errorf("priority %q: %d hosts and %d retries, want %d attempts", priority, len(d.Choice.List), d.Retries, want)
 		}
+	}
+}
+
+func TestSomebodyElseIsAskedTooAfterAWhile(t *testing.T) {
+	f := newFleet(2)
+	hedge := func(body string) time.Duration {
+		t.Helper()
+		return run(f.core.Begin(), post(), bodyOf(body))[1].Decision.Hedge.After
+	}
+	whole, stream := hedge(hello), hedge(strings.Replace(hello, "{", `{"stream":true,`, 1))
+	if stream != 2*time.Second || whole <= stream {
+		t.Errorf("after %v where all comes at once, %v where the first token comes by itself", whole, stream)
+	}
+	one := newFleet(1)
+	if d := run(one.core.Begin(), post(), bodyOf(hello))[1].Decision; d.Hedge != (pick.Hedge{}) {
+		t.Errorf("nobody else is there, and is asked after %v", d.Hedge)
 	}
 }
 

@@ -22,7 +22,7 @@ func fits(in *input, u *understood, r *openai.Request, n *counted) *openai.Error
 	if row.Generates {
 		room-- // for an answer of one token
 	}
-	loose := r.Truncates || in.api == apis.CountTokens || n != nil && !n.exact
+	loose := r.Truncates || row.OnlyCounts() || n != nil && !n.exact
 	if loose {
 		room = slack * u.model.Context
 	}

@@ -47,6 +47,7 @@ func TestPromptsThatCannotFit(t *testing.T) {
 		{"responses", "/v1/responses", `"input":"` + text(101) + `"`, false, 101},
 		{"Anthropic's messages", "/v1/messages", `"max_tokens":5,"messages":[` + message(100) + `]`, false, 100},
 		{"it is only counted", "/v1/messages/count_tokens", `"messages":[` + message(400) + `]`, false, 0},
+		{"the tokens of a response are only counted", "/v1/responses/input_tokens", `"input":[` + message(400) + `]`, false, 0},
 		{"that is too much to count", "/v1/messages/count_tokens", `"messages":[` + message(401) + `]`, false, 401},
 		{"an estimate may be wrong", chat, `"messages":[` + message(400) + `]`, true, 0},
 		{"an estimate is hardly so wrong", chat, `"messages":[` + message(401) + `]`, true, 401},

@@ -514,3 +514,60 @@ func TestWithoutUsage(t *testing.T) {
 		})
 	}
 }
+
+// TestCutAnswersAreChargedByWhatWasGenerated, as soon as the engine has reported it: until
+// then by the time that they had.
+func TestCutAnswersAreChargedByWhatWasGenerated(t *testing.T) {
+	const most = 1 << 20
+	tests := []struct {
+		name string
+		ours bool
+		end  []Event // of the answer, before it is cut
+		cut  uint64
+		want func(prompt int) int // tokens that are charged; below 0: by estimate
+	}{
+		{"a stream of our engine", true, []Event{answerOf(200, "")}, 333, func(prompt int) int { return prompt + 333 }},
+		{"nothing was generated", true, []Event{answerOf(200, "")}, 0, func(prompt int) int { return prompt }},
+		{"an answer as a whole that never came", true, nil, 20, func(prompt int) int { return prompt + 20 }},
+		{"it came to its end", true, []Event{answerOf(200, "prompt=5,completion=7")}, 333, func(int) int { return 12 }},
+		{"the engine refused it", true, []Event{answerOf(503, "")}, 333, func(int) int { return 0 }},
+		{"somebody else's engine", false, []Event{answerOf(200, "")}, 333, func(int) int { return -1 }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFleet(1, oneSlot)
+			f.table.Policy.Ours = tt.ours
+			p := f.table.Policy.Flow
+			p.Budget = flow.Budget{Tokens: most}
+			x := f.core.Begin()
+			out := run(x, post(func(h *RequestHead) { h.Tenant = 7 }), bodyOf(hello))
+			number, prompt := out[len(out)-1].Decision.Request, x.counted.prompt
+			if (number != 0) != tt.ours {
+				t.Fatalf("the number of the request is %d", number)
+			}
+			run(x, tt.end...)
+			x.End(epoch)
+			charged := func() int {
+				return most - int(f.core.flow.Budgets(p).Spend(p.Budget, 7, 0, epoch).Tokens)
+			}
+			estimate := charged()
+			f.core.Account(number+2, 1000, epoch) // another extproc's
+			if number != 0 {
+				f.core.Account(number, tt.cut, epoch)
+				f.core.Account(number, tt.cut, epoch)
+			}
+			want := tt.want(prompt)
+			if want < 0 {
+				want = estimate
+			}
+			if got := charged(); got != want {
+				t.Errorf("%d tokens are charged after %d by estimate, want %d", got, estimate, want)
+			}
+		})
+	}
+}
+
+// answerOf is the beginning of an answer.
+func answerOf(status int, usage string) Event {
+	return Event{Kind: ResponseHeaders, At: epoch, Answer: AnswerHead{Answer: pick.Answer{Status: status}, Usage: usage}}
+}

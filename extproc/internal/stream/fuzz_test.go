@@ -85,12 +85,40 @@ type watcher struct {
 	changed   bool // whether a body is forwarded otherwise than it came
 	more      int  // by how many bytes it is longer then
 	suspended bool
+	ends      map[Kind]bool // what has come, and what has come to its end by its last kind
+}
+
+// stale reports whether an event says again what was said, or comes behind the end.
+func (w *watcher) stale(ev *Event) bool {
+	if w.ends == nil {
+		w.ends = map[Kind]bool{}
+	}
+	of := map[Kind]Kind{
+		RequestHeaders: RequestHeaders, RequestBody: RequestTrailers, RequestTrailers: RequestTrailers,
+		ResponseHeaders: ResponseHeaders, ResponseBody: ResponseTrailers, ResponseTrailers: ResponseTrailers,
+	}
+	k, ok := of[ev.Kind]
+	if !ok {
+		return false
+	}
+	stale := w.ends[k] || ev.Kind == ResponseHeaders && w.ends[ResponseTrailers]
+	w.ends[k] = w.ends[k] || k == ev.Kind || ev.End
+	if ev.Kind == ResponseHeaders && ev.End {
+		w.ends[ResponseTrailers] = true
+	}
+	return stale
 }
 
 // see checks the replies to one event.
 func (w *watcher) see(ev *Event, replies []Reply) {
 	if w.over && len(replies) > 0 {
 		w.t.Fatalf("%d replies after an immediate one", len(replies))
+	}
+	if !w.over && w.stale(ev) {
+		if len(replies) > 0 {
+			w.t.Fatalf("event %+v is said again, and got %d replies", ev, len(replies))
+		}
+		return
 	}
 	if ev.Kind != Immediate && !w.begun {
 		w.begun, w.mode = true, ev.Request.Mode

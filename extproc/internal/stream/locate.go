@@ -55,26 +55,47 @@ func locate(in *input, u *understood, n *counted, r *openai.Request, memory []pr
 	return l
 }
 
+// appendMessage adds a message, by what is rendered of it.
+func appendMessage(m *prefix.Maker, msg *openai.Message) {
+	m.Mix(msg.Role)
+	m.Part(msg.Rest)
+	if msg.OneText() {
+		m.Part(msg.Content)
+	}
+	m.End()
+}
+
 // chainOf makes the prefixes of a prompt of so many tokens, in memory, and the key of
 // its opening, which stays the same from turn to turn. Tools come first, as they do in
 // the templates.
 func chainOf(seed session.Key, r *openai.Request, tokens int, memory []prefix.Link) (chain []prefix.Link, opening session.Key) {
+	if r.Apart != 0 {
+		seed ^= session.Key(r.Apart)
+	}
 	m := prefix.NewMaker(seed, memory)
 	if r.Tools != nil {
-		m.Add(r.Tools)
+		m.Add(r.ToolsAlike)
 	}
 	for i := range r.Messages {
-		m.Add(r.Messages[i].Raw)
+		appendMessage(&m, &r.Messages[i])
 		if i <= 1 {
 			opening = m.Key() // a system message alone would name many
 		}
 	}
-	if len(r.Prompts) == 1 {
-		m.Add(r.Prompts[0].Text)
+	for i := range r.Prompts {
+		if i > 0 {
+			m.Mix("next")
+		}
+		if p := &r.Prompts[i]; p.Text != nil {
+			m.Add(p.Text)
+		} else {
+			m.Mix("ids")
+			m.Add(p.Numbers())
+		}
 		opening = m.Key()
 	}
 	chain = m.Links(tokens)
-	if len(r.Prompts) == 1 && len(chain) > 0 {
+	if len(r.Prompts) > 0 && len(chain) > 0 {
 		opening = chain[0].Key
 	}
 	return chain, opening

@@ -17,6 +17,8 @@ type metrics struct {
 	// Bodies that were forwarded otherwise than they came, and those that could not be seen
 	// though they might have had to.
 	unpacked, renamed, unseen prometheus.Counter
+	// repeated counts messages behind the end of what they belong to.
+	repeated prometheus.Counter
 }
 
 // statuses of the answers that we give in an engine's stead.
@@ -25,12 +27,12 @@ var statuses = []int{400, 404, 413, 415, 429, 431, 503}
 func newMetrics(reg prometheus.Registerer) *metrics {
 	errors := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_errors_total",
-		Help: "Requests that extproc answered itself, with an error, by HTTP status.",
+		Help: "Requests that extproc answered itself with an error, by HTTP status.",
 	}, []string{"status"})
 	m := &metrics{
 		decisions: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "millrace_extproc_decision_seconds",
-			Help:    "Time from the event that completes a request until its answer is known.",
+			Help:    "Time from the message that completes a request until the decision is made.",
 			Buckets: []float64{5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 2e-2, .1},
 		}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -43,11 +45,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		open: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_open_answers_total",
-			Help: "Answers that name no host, so that Envoy's own policy chooses: nothing is known of the fleet yet.",
+			Help: "Decisions that name no endpoint, so that Envoy's own policy chooses: the fleet is not known yet.",
 		}),
 		unseen: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_unseen_bodies_total",
-			Help: "Requests whose model was not rewritten by policy, because Envoy does not show bodies in time.",
+			Help: "Requests whose body would have been changed, but that Envoy did not send to extproc before the decision.",
+		}),
+		repeated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_extproc_ignored_messages_total",
+			Help: "Messages of Envoy that came behind the end of what they belong to: ignored. Above 0 something between Envoy and extproc says things twice.",
 		}),
 		errors: map[int]prometheus.Counter{},
 	}
@@ -61,13 +67,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	bodies := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_changed_bodies_total",
-		Help: "Request bodies that were forwarded otherwise than they came, by what was changed: the content encoding undone, the model rewritten.",
+		Help: "Request bodies that were changed before they were forwarded, by what was changed: encoding (decompressed), model (rewritten).",
 	}, []string{"what"})
 	m.unpacked, m.renamed = bodies.WithLabelValues("encoding"), bodies.WithLabelValues("model")
 	for _, s := range statuses {
 		m.errors[s] = errors.WithLabelValues(strconv.Itoa(s))
 	}
-	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, parts, bodies, errors)
+	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, m.repeated, parts, bodies, errors)
 	return m
 }
 

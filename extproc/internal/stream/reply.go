@@ -191,6 +191,14 @@ func (o *outbound) decision(d *Decision) {
 	if name, value := d.Key.Header(); name != "" {
 		header(w, name, string(value), set)
 	}
+	if d.Hedge.After > 0 {
+		header(w, wire.HedgeHeader, "true", set)
+		header(w, wire.PerTryHeader, o.integer(int(d.Hedge.After.Milliseconds())), set)
+	}
+	if d.Request != 0 {
+		o.scratch = strconv.AppendUint(o.scratch[:0], d.Request, 16)
+		header(w, wire.RequestHeader, o.scratch, set)
+	}
 	header(w, wire.RetriesHeader, o.integer(d.Retries), set)
 	header(w, wire.ModelHeader, d.Model, set)
 	o.scratch = d.appendHosts(o.scratch[:0])
@@ -304,24 +312,22 @@ func number(w *writer, key string, value int) {
 	p.end(w, key)
 }
 
-// errorResponse is the message that answers the client with an error.
-func errorResponse(r *Reply) *extproc.ProcessingResponse {
+// immediate is the message that answers the client.
+func immediate(r *Reply) *extproc.ProcessingResponse {
 	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 	hs := []*core.HeaderValueOption{option("content-type", "application/json", set)}
-	if r.Error.RetryAfter > 0 {
-		hs = append(hs, option("retry-after", strconv.Itoa(r.Error.RetryAfter), set))
+	a := &extproc.ImmediateResponse{Status: &envoytype.HttpStatus{Code: envoytype.StatusCode_OK}, Body: r.Answer, Details: "millrace_models"}
+	if err := r.Error; err != nil {
+		a.Status.Code, a.Body, a.Details = envoytype.StatusCode(err.Status), err.JSON(), "millrace_"+err.Code
+		if err.RetryAfter > 0 {
+			hs = append(hs, option("retry-after", strconv.Itoa(err.RetryAfter), set))
+		}
+		for _, h := range err.Headers {
+			hs = append(hs, option(h.Name, h.Value, set))
+		}
 	}
-	for _, h := range r.Error.Headers {
-		hs = append(hs, option(h.Name, h.Value, set))
-	}
-	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{
-		ImmediateResponse: &extproc.ImmediateResponse{
-			Status:  &envoytype.HttpStatus{Code: envoytype.StatusCode(r.Error.Status)},
-			Headers: &extproc.HeaderMutation{SetHeaders: hs},
-			Body:    r.Error.JSON(),
-			Details: "millrace_" + r.Error.Code,
-		},
-	}}
+	a.Headers = &extproc.HeaderMutation{SetHeaders: hs}
+	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{ImmediateResponse: a}}
 }
 
 func option(key, val string, action core.HeaderValueOption_HeaderAppendAction) *core.HeaderValueOption {

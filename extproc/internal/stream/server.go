@@ -5,6 +5,8 @@ import (
 	"errors"
 	"hash/maphash"
 	"io"
+	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -34,6 +36,8 @@ type Core struct {
 	keys    *keys.Files  // that clients need; nil: none
 	probe   string       // the key of the mesh's own probes; empty: there is none
 	metrics *metrics
+	log     *slog.Logger // nil: nothing is logged
+	hurts   hurts
 	room    room
 	pool    sync.Pool // of *Exchange
 }
@@ -43,7 +47,7 @@ func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg)}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_body_bytes_in_flight",
-		Help: "Bytes of request bodies that Envoy and extproc hold, or have room for, until their answers begin.",
+		Help: "Bytes of request bodies that Envoy and extproc keep, or reserve room for, until the answers begin.",
 	}, func() float64 { return float64(c.room.bytes.Load()) }))
 	c.pool.New = func() any { return &Exchange{memory: new(memory)} }
 	return c
@@ -52,11 +56,33 @@ func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
 // Require has clients need one of the keys; nil: none. To be called before the first exchange.
 func (c *Core) Require(k *keys.Files) { c.keys = k }
 
+// Logs has the core log what an operator must know of single requests. It is called before
+// the first stream.
+func (c *Core) Logs(log *slog.Logger) *Core {
+	c.log = log
+	return c
+}
+
 // Probes has requests with this key be the mesh's own probes: they are no tenant's. It is
 // called before the first stream.
 func (c *Core) Probes(key string) *Core {
 	c.probe = key
 	return c
+}
+
+// Account takes in how many tokens were generated of a request that has ended, by its number.
+func (c *Core) Account(request, generated uint64, now time.Time) {
+	c.flow.Report(request, int(min(generated, math.MaxInt32)), now)
+}
+
+// Alive takes the locks that a decision may take. It returns as soon as it has had them.
+func (c *Core) Alive() error {
+	t := c.picker.Table()
+	if t == nil || t.Policy.Flow == nil {
+		return nil
+	}
+	c.flow.Alive(t.Policy.Flow)
+	return nil
 }
 
 // Begin returns the exchange of a new stream; Finish takes it back.

@@ -34,6 +34,7 @@ func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) boo
 		ev.Kind, ev.End = ResponseHeaders, r.ResponseHeaders.GetEndOfStream()
 		readAnswer(r.ResponseHeaders.GetHeaders(), &ev.Answer)
 		ev.Answer.Served = served(m.GetMetadataContext())
+		ev.Answer.Answered = m.GetAttributes()["envoy.filters.http.ext_proc"].GetFields()["upstream.address"].GetStringValue()
 	case *extproc.ProcessingRequest_ResponseBody:
 		ev.Kind, ev.End, ev.Body = ResponseBody, r.ResponseBody.GetEndOfStream(), r.ResponseBody.GetBody()
 	case *extproc.ProcessingRequest_ResponseTrailers:
@@ -81,7 +82,7 @@ func readOther(key string, h *core.HeaderValue, policy *pick.Policy, head *Reque
 		head.Session = value(h)
 	case policy != nil && key == policy.PriorityHeader:
 		head.Priority = value(h)
-	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == wire.RetriesHeader:
+	case strings.HasPrefix(key, "x-gateway-"), strings.HasPrefix(key, "x-millrace-"), key == wire.RetriesHeader, key == wire.PerTryHeader, key == wire.HedgeHeader:
 		head.Forbidden = append(head.Forbidden, key)
 		head.Debug = head.Debug || key == "x-millrace-debug" && value(h) == "1"
 	}
@@ -167,8 +168,8 @@ var unchangedReplies = [...]*extproc.ProcessingResponse{
 
 // writeReply returns the reply as Envoy's message.
 func writeReply(r *Reply) *extproc.ProcessingResponse {
-	if r.Error != nil {
-		return errorResponse(r)
+	if r.Kind == Immediate {
+		return immediate(r)
 	}
 	if r.Kind == Extend {
 		return &extproc.ProcessingResponse{OverrideMessageTimeout: durationpb.New(r.Wait)}
@@ -241,12 +242,18 @@ func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
 		option(wire.DestinationHeader, hosts, set),
 		option(wire.ModelHeader, d.Model, set),
 		option(wire.RetriesHeader, strconv.Itoa(d.Retries), set))
+	if d.Request != 0 {
+		hs = append(hs, option(wire.RequestHeader, strconv.FormatUint(d.Request, 16), set))
+	}
 	if len(d.Chain) > 0 {
 		var all []string
 		for _, l := range d.Chain {
 			all = append(all, fmt.Sprintf("%016x.%d", uint64(l.Key), l.Tokens))
 		}
 		hs = append(hs, option(wire.PrefixHeader, strings.Join(all, ","), set))
+	}
+	if d.Hedge.After > 0 {
+		hs = append(hs, option(wire.PerTryHeader, strconv.FormatInt(d.Hedge.After.Milliseconds(), 10), set), option(wire.HedgeHeader, "true", set))
 	}
 	if d.Exact {
 		hs = append(hs, option(wire.PromptTokensHeader, strconv.Itoa(d.PromptTokens), set))

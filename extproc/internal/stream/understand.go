@@ -78,7 +78,9 @@ func understand(in *input, r *openai.Request, mem *bodies) (understood, *openai.
 		u.blind = err != nil || !complete(in)
 	}
 	if u.blind {
-		u.guess(in, r, body)
+		if err := u.guess(in, r, body); err != nil {
+			return u, err
+		}
 	}
 	if u.asked != "" {
 		u.rename(r, mem)
@@ -134,33 +136,66 @@ func (u *understood) decode(in *input, r *openai.Request, body []byte) *openai.E
 
 // complete reports whether a body that could be decoded is all there is: JSON shows its
 // end, a form need not be decoded to its end.
-func complete(in *input) bool { return in.whole || in.api.Row().Reader == apis.JSON }
+func complete(in *input) bool { return in.whole || readerOf(in) == apis.JSON }
 
-// parse decodes the body as its operation has it.
-func parse(in *input, r *openai.Request, body []byte) *openai.Error {
-	if in.api.Row().Reader == apis.Form {
-		return r.ParseForm(in.api, in.head.ContentType, body)
+// readerOf is how the body is decoded: as its operation has it, else as it says itself.
+func readerOf(in *input) apis.Reader {
+	if in.api == apis.Other {
+		return apis.ReaderOf(in.head.ContentType)
 	}
-	return r.Parse(in.api, body)
+	return in.api.Row().Reader
+}
+
+// parse decodes the body. The path may name the model in its stead.
+func parse(in *input, r *openai.Request, body []byte) *openai.Error {
+	var err *openai.Error
+	switch readerOf(in) {
+	case apis.Form:
+		err = r.ParseForm(in.api, in.head.ContentType, body)
+	case apis.Fields:
+		err = r.ParseFields(in.api, body)
+	default:
+		err = r.Parse(in.api, body)
+	}
+	if len(r.Model) == 0 {
+		r.Model = inPath(in)
+	}
+	return err
+}
+
+// inPath returns the model that the path names; nil: it doesn't.
+func inPath(in *input) []byte {
+	if name := apis.ModelIn(in.head.Path); name != "" {
+		return []byte(name)
+	}
+	return nil
 }
 
 // guess finds the model of a request that was not decoded: the one that it names all
 // the same, else the default.
-func (u *understood) guess(in *input, r *openai.Request, body []byte) {
+func (u *understood) guess(in *input, r *openai.Request, body []byte) *openai.Error {
 	u.model, u.asked, u.name = nil, "", ""
 	switch {
-	case len(body) > 0 && parse(in, r, body) == nil && complete(in):
+	case len(body) == 0:
+		r.Model = inPath(in)
+		u.unseen = body == nil && in.api != apis.Other && len(in.table.Policy.Rewrites) > 0
+		if len(r.Model) > 0 {
+			u.model, _, _ = modelOf(in, r)
+		}
+	case parse(in, r, body) == nil && complete(in):
 		u.model, u.asked, u.name = modelOf(in, r)
-	case len(body) > 0 && len(r.Model) > 0:
+	case len(r.Model) > 0:
 		// Envoy has cut it off behind the model's name. It can't be changed: the rest of
 		// it passes through.
 		u.model = in.table.Serving(r.Model)
-	case body == nil:
-		u.unseen = in.api != apis.Other && len(in.table.Policy.Rewrites) > 0
+	}
+	if u.model == nil && in.whole && in.api == apis.Other && len(r.Model) > 0 {
+		return openai.ModelNotFound(string(r.Model))
 	}
 	if u.model == nil {
 		u.model = in.table.Default
 	}
+	return nil
 }
 
 // modelOf returns the model that serves a request, nil if there is none. If the gateway or
@@ -219,7 +254,7 @@ func conversation(in *input, r *openai.Request) session.Key {
 	k := session.Key(0)
 	for i := range r.Messages {
 		m := &r.Messages[i]
-		k = session.Next(k, m.Raw)
+		k = session.Next(session.Next(session.Named(k, m.Role), m.Rest), m.Content)
 		if m.Role == "user" {
 			break
 		}
@@ -242,6 +277,10 @@ func conversation(in *input, r *openai.Request) session.Key {
 
 // rename has the body forwarded with the name that its model is to have.
 func (u *understood) rename(r *openai.Request, mem *bodies) {
+	if !r.HasModel() {
+		u.asked, u.name = "", "" // its name stands elsewhere
+		return
+	}
 	mem.renamed = r.WithModel(mem.renamed[:0], u.name)
 	u.forward.body = mem.renamed
 }

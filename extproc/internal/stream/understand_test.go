@@ -36,6 +36,11 @@ func renameAll(in *input) {
 	in.table.Policy.Rewrite = &pick.Rewrite{To: []pick.Target{{Model: "n", Weight: 1}}}
 }
 
+// at is a request for a path, with a body of a type.
+func at(path, contentType string) func(*RequestHead) {
+	return func(h *RequestHead) { h.Path, h.ContentType = path, contentType }
+}
+
 func TestUnderstand(t *testing.T) {
 	chat := func(model string) string {
 		return `{"model":"` + model + `","messages":[{"role":"user","content":"hi"}]}`
@@ -73,6 +78,26 @@ func TestUnderstand(t *testing.T) {
 		{name: "nobody knows the body", edit: part, model: "m", blind: true, unseen: true},
 		{name: "an operation that is not known", body: `{"model":"n"}`, head: func(h *RequestHead) { h.Path = "/v1/x" }, model: "n", blind: true},
 		{name: "one without a model", body: `[1]`, head: func(h *RequestHead) { h.Path = "/v1/x" }, model: "m", blind: true},
+		{name: "one for a model that nobody serves", body: `{"model":"x"}`, head: at("/v1/images/generations", ""), err: "model_not_found"},
+		{name: "the same, where engines know names that we don't", body: `{"model":"x"}`, head: at("/v1/images/generations", ""), edit: anyModel, model: "any", blind: true},
+		{name: "one that is rewritten", body: `{"model":"auto"}`, head: at("/v1/images/generations", ""), model: "n", asked: "auto", blind: true, forward: `{"model":"n"}`},
+		{name: "an upload for one", body: formOf("n", 9), head: at("/v1/images/edits", "multipart/form-data; boundary=b"), model: "n", blind: true},
+		{name: "an upload that is rewritten", body: formOf("auto", 9), head: at("/v1/images/edits", "multipart/form-data; boundary=b"), model: "n", asked: "auto", blind: true, forward: formOf("n", 9)},
+		{name: "an upload for nobody's", body: formOf("x", 9), head: at("/v1/images/edits", "multipart/form-data; boundary=b"), err: "model_not_found"},
+		{name: "an upload for none", body: formOf("", 9), head: at("/v1/files", "multipart/form-data; boundary=b"), model: "m", blind: true},
+		{name: "what is no upload though it says so", body: "abc", head: at("/v1/files", "multipart/form-data; boundary=b"), model: "m", blind: true},
+		{name: "an upload that is cut off before its model", body: formOf("n", 90)[:80], head: at("/v1/images/edits", "multipart/form-data; boundary=b"), edit: part, model: "m", blind: true},
+		{name: "fields of a form", body: "prompt=a+b&model=n&x=1", head: at("/v1/images/generations", "application/x-www-form-urlencoded"), model: "n", blind: true},
+		{name: "fields with another's name", body: "mymodel=n", head: at("/v1/x", "application/x-www-form-urlencoded"), model: "m", blind: true},
+		{name: "fields for nobody's", body: "model=x", head: at("/v1/x", "application/x-www-form-urlencoded"), err: "model_not_found"},
+		{name: "fields that would have to be rewritten", body: "model=auto", head: at("/v1/x", "application/x-www-form-urlencoded"), model: "n", blind: true},
+		{name: "the query names it", head: at("/v1/realtime?model=n", ""), model: "n", blind: true},
+		{name: "the query names nobody's", head: at("/v1/realtime?model=x", ""), err: "model_not_found"},
+		{name: "the body before the query", body: chat("m"), head: at("/v1/chat/completions?model=n", "application/json"), model: "m"},
+		{name: "a chat whose query names it", body: `{"messages":[]}`, head: at("/v1/chat/completions?model=n", "application/json"), model: "n"},
+		{name: "a chat whose path names it", body: `{"messages":[]}`, head: at("/openai/deployments/n/chat/completions", "application/json"), model: "n"},
+		{name: "behind a prefix", body: chat("n"), head: at("/team/v1/chat/completions/", "application/json"), model: "n"},
+		{name: "bytes", body: "\x00\x01", head: at("/v1/x", "application/octet-stream"), model: "m", blind: true},
 		{name: "encoded, but it is not", body: chat("m"), head: func(h *RequestHead) { h.ContentEncoding = "gzip" }, err: "invalid_content_encoding"},
 		{name: "a part of what is encoded", body: "\x1f\x8b\x08", head: func(h *RequestHead) { h.ContentEncoding = "gzip" }, edit: part, model: "m", blind: true},
 	}

@@ -1,4 +1,4 @@
-// Package unpack undoes the content encodings of request bodies, within bounds.
+// Package unpack decompresses request bodies (content-encoding), within bounds.
 //
 // It is called by stream for requests that come compressed. Its one rule: what
 // comes out is never more than the caller allows, and costs no more memory than

@@ -9,6 +9,7 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/dl"
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -87,6 +88,11 @@ func (s symbols) has(names ...string) bool {
 // load loads the library for good: calls are bound to it once and must not lose
 // it when go-nvml closes its own handle.
 func load(path string) (symbols, error) {
+	if strings.Contains(path, "/") { // the loader would wait for a pipe
+		if err := regular.Check(path); errors.Is(err, regular.ErrKind) || errors.Is(err, regular.ErrSlow) {
+			return symbols{}, fmt.Errorf("%w: %w", errNoLibrary, err)
+		}
+	}
 	lib := dl.New(path, dl.RTLD_LAZY|dl.RTLD_GLOBAL)
 	if err := lib.Open(); err != nil {
 		return symbols{}, fmt.Errorf("%w: %w", errNoLibrary, err)

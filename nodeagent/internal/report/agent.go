@@ -1,10 +1,10 @@
-// Package report is the voice of a node: it watches the node's engine, reports what
-// the engine and the node's sensors are up to in one stream to each xds, and hands
-// what the leading xds wants to the engine.
+// Package report reports one node: it watches the node's engine, streams the state of
+// the engine and of the node's sensors to each xds, and hands the directives of the
+// leading xds to the engine.
 //
-// nodeagent runs one Reporter. The rule: a report never says more than is known
-// at that moment. An engine that is silent or away is reported as that, and an
-// xds that is away is tried for ever.
+// nodeagent runs one Reporter. The rule: a report has nothing that is not known at that
+// moment. An engine that does not answer is reported as such, and an xds that does not
+// answer is tried again for ever.
 package report
 
 import (

@@ -67,7 +67,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	xdsConnected = desc("xds_connected", "Whether the stream to xds is up.")
 	engineState  = desc("engine_state", "1 for the engine's state, 0 for all others; none is 1 while it does not answer.", "state")
-	sourceUp     = desc("source_up", "Whether a source of readings gives all it has.", "source")
+	sourceUp     = desc("source_up", "Whether a source of readings (NVML, host) was read without faults.", "source")
 	cpuUsed      = desc("cpu_utilization_ratio", "Share of the host's CPU time in use.")
 	cpus         = desc("cpus", "CPUs that the node may use.")
 	memoryUsed   = desc("memory_used_bytes", "Memory of the host in use.")

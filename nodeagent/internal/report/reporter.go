@@ -99,7 +99,7 @@ func New(cfg Config, sensor Sensor, log *slog.Logger, reg prometheus.Registerer)
 		streams:     make(map[string]*outbox),
 		assignments: make(chan *enginepb.Assignment, 1),
 	}
-	r.view.Store(&view{conditions: []obs.Condition{{Code: "starting", Text: "nothing is known yet", Severity: obs.Blocking}}})
+	r.view.Store(&view{conditions: []obs.Condition{{Code: "starting", Text: "nodeagent is starting: neither engine nor xds has answered yet", Severity: obs.Blocking}}})
 	r.metrics = newMetrics(reg, r.view.Load)
 	return r
 }

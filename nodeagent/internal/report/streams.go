@@ -38,7 +38,7 @@ const (
 )
 
 // errRenew ends a stream whose certificate comes to its end, while all is well.
-var errRenew = errors.New("the certificate ends soon")
+var errRenew = errors.New("the certificate expires soon")
 
 // errDeaf ends a stream to the engine that was silent for too long.
 var errDeaf = errors.New("the engine's stream is silent")

@@ -3,7 +3,7 @@
 //
 // Its one rule: nothing is published before the fleet is known. Streams are accepted
 // at once and answered when they are released, so that a restarted xds never
-// takes away from its clients what it only doesn't know yet.
+// removes from its clients what it has not learned yet.
 package ads
 
 import (

@@ -48,11 +48,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_xds_clients", Help: "Clients of ADS now connected.",
 		}),
 		pushes: counter("millrace_xds_pushes_total", "Responses sent over ADS."),
-		acks:   counter("millrace_xds_acks_total", "Responses that a client has taken."),
+		acks:   counter("millrace_xds_acks_total", "Responses that a client has accepted."),
 		nacks:  counter("millrace_xds_nacks_total", "Responses that a client has refused."),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "millrace_xds_push_seconds",
-			Help:    "Time from sending a response until the client has taken or refused it.",
+			Help:    "Time from sending a response until the client accepts or refuses it.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}, []string{"type"}),
 	}

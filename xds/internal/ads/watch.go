@@ -238,7 +238,7 @@ func (w *watcher) conditions() []obs.Condition {
 		c := obs.Condition{
 			Code: "push-refused",
 			Text: fmt.Sprintf("%s refuses its %s: %s", r.Client, label(r.Type), r.Text),
-			Next: "it continues with what it had; mend what the reason names",
+			Next: "it continues with the previous version; correct what the reason names",
 		}
 		if len(all) == 0 || all[len(all)-1] != c {
 			all = append(all, c)

@@ -79,7 +79,7 @@ func (f *Fleet) clusterConditions() []obs.Condition {
 		case c.NotReady != "":
 			all = append(all, obs.Condition{
 				Code: "node-not-ready", Text: fmt.Sprintf("Kubernetes does not reach node %s: %s", name, c.NotReady),
-				Next: "see whether its kubelet runs; it serves as long as its nodeagent reports",
+				Next: "check its kubelet; the node serves as long as its nodeagent reports",
 			})
 		case c.Cordoned != "" || c.Leaving != "":
 			why := c.Leaving
@@ -87,7 +87,7 @@ func (f *Fleet) clusterConditions() []obs.Condition {
 				why = c.Cordoned
 			}
 			all = append(all, obs.Condition{
-				Code: "node-leaving", Text: fmt.Sprintf("node %s is to be left: %s", name, why),
+				Code: "node-leaving", Text: fmt.Sprintf("node %s is being drained: %s", name, why),
 				Next: "kubectl uncordon it, or wait until its replicas have moved",
 			})
 		}

@@ -53,7 +53,7 @@ func TestCordonedNodeIsLeftOnceItsReplicaTakesRequestsElsewhere(t *testing.T) {
 	if got := w.nodes["node-a"].status.GetAssignment(); got != nil {
 		t.Errorf("node-a still runs %v", got)
 	}
-	w.wantCondition("node node-a is to be left: cordoned")
+	w.wantCondition("node node-a is being drained: cordoned")
 }
 
 func TestLeavingNodeGetsNoNewRequests(t *testing.T) {

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -34,6 +36,10 @@ var kinds = map[string]enginepb.Backend_Kind{
 // backend returns what the configuration says of a model's backends as the engines
 // read it.
 func backend(s config.ModelSpec, limits config.Limits) *enginepb.Backend {
+	var keep *durationpb.Duration
+	if d := s.KeepAlive.Duration; d > 0 {
+		keep = durationpb.New(max(d, time.Second))
+	}
 	return &enginepb.Backend{
 		Kind:          kinds[s.Backend.Kind],
 		Weights:       s.Weights,
@@ -43,7 +49,8 @@ func backend(s config.ModelSpec, limits config.Limits) *enginepb.Backend {
 		Queue:         uint32(s.Backend.Queue),
 		MaxBodyBytes:  uint64(limits.MaxBodyBytes),
 		// A change waits for running requests as long as these may run.
-		Drain: durationpb.New(limits.RequestTimeout.Duration),
+		Drain:     durationpb.New(limits.RequestTimeout.Duration),
+		KeepAlive: keep,
 
 		TensorParallel:   uint32(s.Backend.TensorParallel),
 		PipelineParallel: uint32(s.Backend.PipelineParallel),

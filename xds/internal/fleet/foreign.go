@@ -194,8 +194,11 @@ func firstOf(names []string) string {
 // foreignConditions returns what is wrong with endpoints that somebody else runs.
 func foreignConditions(endpoints []Endpoint) []obs.Condition {
 	var all []obs.Condition
-	var down, mute, deaf []string
+	var down, mute, deaf, wrong []string
 	for _, e := range endpoints {
+		if x := e.Foreign; x != nil && e.First && x.Last != nil && x.Last.ModelsErr != nil {
+			wrong = append(wrong, fmt.Sprintf("%s (%v)", e.Address, x.Last.ModelsErr))
+		}
 		switch x := e.Foreign; {
 		case x == nil || !e.First:
 		case e.State == notReady:
@@ -214,7 +217,9 @@ func foreignConditions(endpoints []Endpoint) []obs.Condition {
 	add(down, wire.EndpointsDown, "%d endpoints take no requests: %s", "start them, or take them out of the configuration")
 	add(mute, wire.NoMetrics, "%d endpoints return no usable metrics: %s; their load is not known",
 		"start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai")
-	add(deaf, wire.NoKVEvents, "%d endpoints send no usable cache events: %s; what they have cached is guessed",
+	add(wrong, wire.OtherModels, "%d endpoints do not list the models that the configuration says they serve: %s; requests go there all the same",
+		"correct their models, or the name under which the engine serves (vLLM: --served-model-name, llama-server: --alias)")
+	add(deaf, wire.NoKVEvents, "%d endpoints send no usable cache events: %s; what they have cached is estimated",
 		"start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen")
 	return all
 }

@@ -21,10 +21,10 @@ var states = map[fleetpb.EndpointState_State]string{ready: "ready", suspect: "su
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		reports: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_xds_reports_total", Help: "Reports of nodes that were taken.",
+			Name: "millrace_xds_reports_total", Help: "Reports of nodes that were accepted.",
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "millrace_xds_reports_refused_total", Help: "Reports of nodes that broke a rule.",
+			Name: "millrace_xds_reports_refused_total", Help: "Reports of nodes that were refused as invalid.",
 		}),
 		nodes: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "millrace_xds_nodes", Help: "Nodes by state.",
@@ -33,7 +33,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_xds_endpoints", Help: "Replicas by state.",
 		}, []string{"state"}),
 		settled: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_xds_settled", Help: "Whether the fleet's truth is known, so that it is pushed: 0 or 1.",
+			Name: "millrace_xds_settled", Help: "Whether the fleet is known after a start, so that it is pushed: 0 or 1.",
 		}),
 	}
 	reg.MustRegister(m.reports, m.refused, m.nodes, m.endpoints, m.settled)

@@ -189,14 +189,14 @@ func (s *Snapshot) refused() []obs.Condition {
 	var all []obs.Condition
 	if s.Stale != "" {
 		all = append(all, obs.Condition{
-			Code: "desired-from-copy", Text: "what was desired before the start is in force: " + s.Stale,
-			Next: "see whether the API server is there; changes are taken when it is",
+			Code: "desired-from-copy", Text: "the saved copy of the configuration is in force: " + s.Stale,
+			Next: "check that the API server runs; changes are read as soon as it answers",
 		})
 	}
 	for _, f := range s.Faults {
 		all = append(all, obs.Condition{
 			Code: wire.ConfigRefused, Text: f.Error(),
-			Next: "correct it; what was in force before stays meanwhile",
+			Next: "correct it; the previous configuration stays in force meanwhile",
 		})
 	}
 	return all

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -95,6 +96,15 @@ func NewService(log *slog.Logger, reg prometheus.Registerer, plane func() (int, 
 func (s *Service) Latest() (*Snapshot, <-chan struct{}) {
 	p := s.latest.Load()
 	return p.Snapshot, p.next
+}
+
+// Alive returns that the fleet does not decide any more, once it has begun to.
+func (s *Service) Alive() error {
+	p := s.latest.Load()
+	if silent := time.Since(p.At); !p.At.IsZero() && silent > obs.StuckAfter {
+		return fmt.Errorf("nothing was decided for %s", silent.Round(time.Second))
+	}
+	return nil
 }
 
 // Run drives the fleet until ctx ends. Called once.

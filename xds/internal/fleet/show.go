@@ -52,21 +52,21 @@ func (n *node) conditions(now time.Time) []obs.Condition {
 		all = append(all, obs.Condition{
 			Code: "node-silent",
 			Text: fmt.Sprintf("%s silent for %d s: %s", n.name, int(now.Sub(since).Seconds()), why),
-			Next: "see whether the nodeagent runs and reaches xds, and its log",
+			Next: "check that the nodeagent runs and reaches xds; its log says more",
 		})
 	}
 	if !n.mute.IsZero() {
 		all = append(all, obs.Condition{
 			Code: "engine-unheard",
 			Text: fmt.Sprintf("%s: engine silent for %d s: %s", n.name, int(now.Sub(n.mute).Seconds()), n.report.GetEngineError()),
-			Next: "see whether the engine runs, and its log",
+			Next: "check that the engine runs; its log says more",
 		})
 	}
 	if h, reason := weight.Health(n.report.GetTelemetry()); h < 1 {
 		all = append(all, obs.Condition{
 			Code: "node-slow",
 			Text: fmt.Sprintf("%s has %.0f %% of its speed: %s", n.name, 100*h, reason),
-			Next: "see to its cooling, power, memory or driver; its weight is lowered meanwhile",
+			Next: "check its cooling, power, memory and driver; it gets fewer requests meanwhile",
 		})
 	}
 	return all
@@ -84,7 +84,7 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 			all = append(all, obs.Condition{
 				Code: wire.ReplicaNotReady,
 				Text: fmt.Sprintf("replica %s takes no requests: %s", e.Replica, e.Reason),
-				Next: "it comes back by itself; if not, see the log of the node's engine",
+				Next: "it is restarted automatically; if it does not come back, see the log of the node's engine",
 			})
 		}
 	}
@@ -106,7 +106,7 @@ func (f *Fleet) modelConditions(s *Snapshot, serving map[string]int) []obs.Condi
 			all = append(all, obs.Condition{
 				Code: wire.ModelDown,
 				Text: fmt.Sprintf("model %s has no replica that takes requests", m.Name),
-				Next: "start its nodes; see what is said of them",
+				Next: "start the nodes of its replicas; their conditions say what is missing",
 			})
 		}
 	}

@@ -93,6 +93,8 @@ type Endpoint struct {
 	Speed *enginepb.Speed
 	// Epoch changes when the head's caches are emptied.
 	Epoch uint64
+	// Accounts are those of the head's requests that ended in the last seconds.
+	Accounts []*enginepb.Account
 
 	// Cache is what is known of the head's KV cache; nil: nothing.
 	Cache *enginepb.Cache
@@ -239,6 +241,7 @@ func (f *Fleet) endpoint(now time.Time, names []string, verdicts []verdict) Endp
 		e.Address, e.PlainText = head.engine.GetHttpAddress(), head.engine.GetHttpPlainText()
 		e.Zone = head.report.GetZone()
 		e.Load, e.Speed, e.Epoch, e.Cache = head.engine.GetLoad(), head.engine.GetSpeed(), head.engine.GetEpoch(), head.cache
+		e.Accounts = head.engine.GetAccounts()
 	}
 	for i, v := range verdicts {
 		if i > 0 && verdicts[0].state != notReady {

@@ -1,9 +1,9 @@
 // Package issue is the mesh's authority in Kubernetes: it gives a Pod the certificates
 // of the roles that the Pod's ServiceAccount has, on the node where the Pod runs.
 //
-// xds serves it; internal/identity asks, from each Pod. Its one rule: whose a
-// certificate is follows from what the API server says of the token, and from the
-// table of accounts; nothing that the caller says counts but its key.
+// xds serves it; internal/identity asks, from each Pod. Its one rule: the identity in a
+// certificate comes from the API server's review of the token and from the table of
+// accounts; of what the caller sends only its public key is used.
 package issue
 
 import (
@@ -37,7 +37,7 @@ func ParseAccounts(text string) (Accounts, error) {
 		name, roles, ok := strings.Cut(entry, "=")
 		namespace, account, ok2 := strings.Cut(name, "/")
 		if !ok || !ok2 || namespace == "" || account == "" || strings.ContainsAny(name, ": ") || strings.Contains(account, "/") {
-			return nil, fmt.Errorf("%q; must be NAMESPACE/NAME=ROLE, or with several roles ROLE+ROLE", entry)
+			return nil, fmt.Errorf("%q; must be NAMESPACE/NAME=ROLE, or NAMESPACE/NAME=ROLE+ROLE", entry)
 		}
 		if a[name] != nil {
 			return nil, fmt.Errorf("%s twice; must be once", name)
@@ -60,10 +60,10 @@ func ParseAccounts(text string) (Accounts, error) {
 
 // Why nothing is granted.
 var (
-	errAudience = fmt.Errorf("token for another audience; must be for %s", identity.Audience)
+	errAudience = fmt.Errorf("the token is for another audience; must be for %s", identity.Audience)
 	errAccount  = errors.New("must be the token of a ServiceAccount")
-	errNoPod    = errors.New("token of no Pod; must be one that Kubernetes has projected into a Pod")
-	errNoNode   = errors.New("token without the node of its Pod; needs Kubernetes 1.32 or later")
+	errNoPod    = errors.New("the token is not a Pod's; must be one that Kubernetes has projected into a Pod")
+	errNoNode   = errors.New("the token does not name the node of its Pod; needs Kubernetes 1.32 or later")
 )
 
 // Grant returns the identity in a role that the subject may have, but for the trust

@@ -64,8 +64,8 @@ func TestGrant(t *testing.T) {
 		{"a person", of("ours:engine", "p", "node-a", "millrace"), mtls.Engine, "of a ServiceAccount"},
 		{"a person with a name like one", of("system:serviceaccount:ours/engine", "p", "node-a", "millrace"), mtls.Engine, "of a ServiceAccount"},
 		{"more colons", of(sa+"ours:engine:x", "p", "node-a", "millrace"), mtls.Engine, "has no role"},
-		{"a token of no Pod", of(sa+"ours:extproc", "", "", "millrace"), mtls.ExtProc, "of no Pod"},
-		{"a Pod without a node", of(sa+"ours:engine", "p", "", "millrace"), mtls.Engine, "without the node"},
+		{"a token of no Pod", of(sa+"ours:extproc", "", "", "millrace"), mtls.ExtProc, "is not a Pod's"},
+		{"a Pod without a node", of(sa+"ours:engine", "p", "", "millrace"), mtls.Engine, "does not name the node"},
 		{"a node that is none", of(sa+"ours:engine", "p", "a/b", "millrace"), mtls.Engine, "must end in /node/NODE/engine"},
 	}
 	for _, tt := range tests {

@@ -83,7 +83,7 @@ func (s *Server) Conditions() []obs.Condition {
 	if err := s.away.Load(); err != nil {
 		return []obs.Condition{{
 			Code: "token-review",
-			Text: fmt.Sprintf("the API server does not say whose tokens are: %v; new Pods get no certificates", *err),
+			Text: fmt.Sprintf("the API server does not review tokens: %v; new Pods get no certificates", *err),
 			Next: "let the ServiceAccount of xds create tokenreviews.authentication.k8s.io, and see that the API server answers",
 		}}
 	}
@@ -174,7 +174,7 @@ func (s *Server) review(ctx context.Context, token string) (Subject, error) {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-time.After(slotFor):
-		return Subject{}, refuse(http.StatusServiceUnavailable, fmt.Errorf("%d tokens are being reviewed; must wait", reviews))
+		return Subject{}, refuse(http.StatusServiceUnavailable, fmt.Errorf("%d token reviews are in flight already; try again", reviews))
 	case <-ctx.Done():
 		return Subject{}, refuse(http.StatusServiceUnavailable, ctx.Err())
 	}
@@ -198,7 +198,7 @@ func (s *Server) issue(subject Subject, keys map[mtls.Role]crypto.PublicKey, fro
 	var none identity.Response
 	authority, now := s.Authority(), time.Now()
 	if end := authority.End(); now.After(end) {
-		return none, refuse(http.StatusServiceUnavailable, fmt.Errorf("the authority's certificate ended at %s", end.Format(time.RFC3339)))
+		return none, refuse(http.StatusServiceUnavailable, fmt.Errorf("the authority's certificate expired at %s", end.Format(time.RFC3339)))
 	}
 	out := identity.Response{Certificates: map[mtls.Role]string{}, Authorities: string(authority.PEM())}
 	var ids []string

@@ -1,9 +1,9 @@
 // Package istio makes Envoys of an Istio mesh route to the engines: of what is desired
-// and of the fleet it makes Istio's own objects, and keeps them in the cluster as they
-// are to be. Called by main, in a cluster only.
+// and of the fleet it makes Istio's own objects, and keeps those in the cluster equal to
+// them. Called by main, in a cluster only.
 //
-// Its one rule: which objects there are to be is a pure function (Static, Entries); only
-// Writer does I/O, and what it doesn't lead it doesn't write.
+// Its one rule: which objects are desired is a pure function (Static, Entries); only
+// Writer does I/O, and it writes only while this xds leads.
 package istio
 
 import (

@@ -13,7 +13,7 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
-		writes:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "millrace_xds_istio_writes_total", Help: "Writes of Istio objects that the API server took."}, []string{"kind", "verb"}),
+		writes:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "millrace_xds_istio_writes_total", Help: "Writes of Istio objects that the API server accepted."}, []string{"kind", "verb"}),
 		errors:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "millrace_xds_istio_write_errors_total", Help: "Writes of Istio objects that failed."}, []string{"kind"}),
 		edits:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "millrace_xds_istio_foreign_edits_total", Help: "Changes of our Istio objects by somebody else that were undone."}, []string{"kind"}),
 		bytes:   prometheus.NewCounter(prometheus.CounterOpts{Name: "millrace_xds_istio_written_bytes_total", Help: "Bytes of Istio objects that were written."}),

@@ -254,7 +254,7 @@ func (w *Writer) shown(now time.Time, problems []obs.Condition) {
 		slices.Sort(failed[reason])
 		all = append(all, obs.Condition{
 			Code: NotWritten, Text: fmt.Sprintf("%s: %s", some(failed[reason]), reason),
-			Next: "give xds the rights that manifests/istio.md lists, or remove what has the name",
+			Next: "give xds the rights that manifests/istio.md lists, or remove the object of another owner that has the name",
 		})
 	}
 	w.edits = slices.DeleteFunc(w.edits, func(e edit) bool { return now.Sub(e.at) > editedFor })

@@ -7,6 +7,7 @@ import (
 
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // saved is the copy of what was there last, for a start without API server.
@@ -22,13 +23,16 @@ type saved struct {
 	Term   uint64
 }
 
+// maxCopy bounds a copy, in bytes: an API server's objects have a megabyte each at most.
+const maxCopy = 256 << 20
+
 // load reads a copy; ok is false without one of the namespace. One that can't be read is
 // none: it is only a help.
 func load(path, namespace string) (s saved, ok bool, err error) {
 	if path == "" {
 		return saved{}, false, nil
 	}
-	b, err := os.ReadFile(path)
+	b, err := regular.Read(path, maxCopy)
 	if os.IsNotExist(err) {
 		return saved{}, false, nil
 	}

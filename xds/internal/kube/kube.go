@@ -306,7 +306,7 @@ func (c *Cluster) Conditions() []obs.Condition {
 	if last := time.Unix(0, c.answered.Load()); time.Since(last) >= awayAfter {
 		all = append(all, obs.Condition{
 			Code: "api-server-away", Text: fmt.Sprintf("the API server has not answered since %s", last.UTC().Format(time.TimeOnly)),
-			Next: "see whether it is there, and whether the account may get and update the lease; routing does not need it",
+			Next: "check that the API server runs, and that the ServiceAccount may get and update the Lease; routing continues meanwhile",
 		})
 	}
 	c.mu.Lock()
@@ -314,7 +314,7 @@ func (c *Cluster) Conditions() []obs.Condition {
 	c.mu.Unlock()
 	if why := c.unread.Load(); why != nil && stale {
 		all = append(all, obs.Condition{
-			Code: "objects-not-read", Text: "the objects are not known: " + *why,
+			Code: "objects-not-read", Text: "Models, Policies and Endpoints were not read: " + *why,
 			Next: "install the CRDs, and give the account of xds the rights of its Role",
 		})
 	}

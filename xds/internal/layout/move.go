@@ -56,7 +56,7 @@ func (p *planner) move() {
 		}
 		if free := len(p.free(spec)); free < len(spec.Shares) {
 			p.waits[spec.Replica] = cmp.Or(p.waits[spec.Replica],
-				fmt.Sprintf("is to leave %s; it needs %d free %s, and there %s", why, len(spec.Shares), plural(len(spec.Shares)), list(p.free(spec))))
+				fmt.Sprintf("must move from %s; it needs %d free %s, and there %s", why, len(spec.Shares), plural(len(spec.Shares)), list(p.free(spec))))
 			continue
 		}
 		if p.up(spec.Replica, r.Assignment(0)) {

@@ -125,7 +125,7 @@ func TestReplicaThatCannotMoveStays(t *testing.T) {
 	if got := m.plan(); got != "m-0=a* m-1=b*" {
 		t.Errorf("plan %q, want all as it was", got)
 	}
-	if got, want := m.previous.Waits["m-0"], "is to leave a (cordoned); it needs 1 free node, and there is none"; got != want {
+	if got, want := m.previous.Waits["m-0"], "must move from a (cordoned); it needs 1 free node, and there is none"; got != want {
 		t.Errorf("m-0 waits: %q, want %q", got, want)
 	}
 	if got := m.previous.Waits["m-1"]; got != "" {

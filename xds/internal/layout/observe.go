@@ -25,7 +25,7 @@ func Observe(in Input) Plan {
 			plan.Waits[spec.Replica] = "no node runs it"
 			plan.Conditions = append(plan.Conditions, obs.Condition{
 				Code: "not-placed", Text: fmt.Sprintf("replica %s is not placed: no node runs it", spec.Replica),
-				Next: "see what the leading xds says of it",
+				Next: "see /readyz of the xds that holds the lease",
 			})
 			continue
 		}

@@ -63,7 +63,7 @@ func (p *planner) blocked(spec Spec) string {
 		return fmt.Sprintf("waits until %s, which was changed before it, takes requests", name)
 	}
 	if name := p.refusedBy[spec.Model]; name != "" {
-		return fmt.Sprintf("waits for %s, whose engine refuses the change", name)
+		return fmt.Sprintf("waits for %s, whose engine refuses its new assignment", name)
 	}
 	others, rest := p.in.Others[spec.Model], 0
 	for i, r := range p.placed {

@@ -6,9 +6,13 @@ import (
 	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	rulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	codecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	overridev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
 	robinv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -89,7 +93,7 @@ func engines(name string) *clusterv3.Cluster {
 	// connection is closed when nobody there answers a ping. (Closing connections
 	// on a failed health check does that for TCP alone.) A ping must survive a busy
 	// machine, because the connection's streams die with it.
-	c.TypedExtensionProtocolOptions = http2(0.5, 2)
+	c.TypedExtensionProtocolOptions = http2(0.5, 2, halts()...)
 	return c
 }
 
@@ -125,7 +129,7 @@ func servedByOthers(d *desired.State) map[string]bool {
 // until its time is over. Those that come after it go elsewhere, as xds and extproc find
 // out that nothing is answered there.
 func speakHTTP1(c *clusterv3.Cluster) {
-	c.TypedExtensionProtocolOptions = http1()
+	c.TypedExtensionProtocolOptions = http1(halts()...)
 	for _, h := range c.GetHealthChecks() {
 		h.GetHttpHealthCheck().ExpectedStatuses = []*typev3.Int64Range{{Start: 200, End: 500}}
 	}
@@ -221,8 +225,9 @@ func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
 
 // http2 returns HTTP/2 whose pings find connections that lead nowhere: one is
 // sent every interval and must be answered within timeout, both in seconds.
-func http2(interval, timeout float64) map[string]*anypb.Any {
+func http2(interval, timeout float64, filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
 	return protocol(&httpv3.HttpProtocolOptions{
+		HttpFilters: filters,
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
@@ -233,6 +238,26 @@ func http2(interval, timeout float64) map[string]*anypb.Any {
 			},
 		},
 	})
+}
+
+// haltHeader is what a router takes for "not to be tried again" in an answer.
+const haltHeader = "x-envoy-ratelimited"
+
+// halts returns the filters of a try at an engine that end a request's tries where the
+// second engine can't answer either: it fails at it (500), or loses its backend over it. A
+// third one would be lost to the same request.
+func halts() []*hcmv3.HttpFilter {
+	const alike = "%CEL(request.headers['x-envoy-attempt-count'] != '1' && " +
+		"(response.headers[':status'] == '500' || '" + wire.LostHeader + "' in response.headers) ? 'true' : '')%"
+	return []*hcmv3.HttpFilter{
+		filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{Mutations: &mutationv3.Mutations{
+			ResponseMutations: []*rulesv3.HeaderMutation{{Action: &rulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+				Header:       &corev3.HeaderValue{Key: haltHeader, Value: alike},
+				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+			}}}},
+		}}),
+		filter("envoy.filters.http.upstream_codec", &codecv3.UpstreamCodec{}),
+	}
 }
 
 // extproc returns the cluster of the pickers. Its health check takes out one that

@@ -79,19 +79,20 @@ func state(e fleet.Endpoint) *fleetpb.EndpointState {
 		return m
 	}
 	return &fleetpb.EndpointState{
-		Address: e.Address,
-		Node:    e.Nodes[0],
-		Zone:    e.Zone,
-		Model:   e.Model,
-		Replica: e.Replica,
-		Nodes:   e.Nodes,
-		State:   e.State,
-		Reason:  e.Reason,
-		Weight:  e.Weight,
-		Load:    e.Load,
-		Speed:   e.Speed,
-		Epoch:   e.Epoch,
-		Health:  e.Health,
+		Address:  e.Address,
+		Node:     e.Nodes[0],
+		Zone:     e.Zone,
+		Model:    e.Model,
+		Replica:  e.Replica,
+		Nodes:    e.Nodes,
+		State:    e.State,
+		Reason:   e.Reason,
+		Weight:   e.Weight,
+		Load:     e.Load,
+		Speed:    e.Speed,
+		Epoch:    e.Epoch,
+		Health:   e.Health,
+		Accounts: e.Accounts,
 	}
 }
 

@@ -92,7 +92,7 @@ func GuestRoute(d *desired.State, extproc string) *routev3.Route {
 }
 
 // GuestAnswers returns the routes that Envoy answers itself, in their order.
-func GuestAnswers(d *desired.State) []*routev3.Route { return modelRoutes(d) }
+func GuestAnswers(d *desired.State) []*routev3.Route { return modelRoutes(d, "") }
 
 // GuestEngines returns what is added to a model's cluster: how a host is chosen, and, for
 // engines of our own alone, HTTP/2 whose pings find connections that lead nowhere.
@@ -124,8 +124,9 @@ func GuestPickers(interval float64, host string) *clusterv3.Cluster {
 func ServedByOthers(d *desired.State, model string) bool { return servedByOthers(d)[model] }
 
 // http1 is HTTP/1.1 whose trailers are kept: usage comes in them from our own engines.
-func http1() map[string]*anypb.Any {
+func http1(filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
 	return protocol(&httpv3.HttpProtocolOptions{
+		HttpFilters: filters,
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{

@@ -112,17 +112,18 @@ func manager(s Site, d *desired.State) *hcmv3.HttpConnectionManager {
 	return m
 }
 
+func filter(name string, m proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(m)}}
+}
+
 // filters returns the HTTP filters. Responses pass them backwards: extproc sees
 // the load report, and then it is taken out.
 func filters(s Site) []*hcmv3.HttpFilter {
-	filter := func(name string, m proto.Message) *hcmv3.HttpFilter {
-		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(m)}}
-	}
 	// Browsers ask first whether they may: no other filter is to see that.
 	all := []*hcmv3.HttpFilter{filter(corsFilter, &corsv3.Cors{}), filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{
 		Mutations: &mutationv3.Mutations{
 			// Anthropic's clients read the request's id of a header of another name.
-			ResponseMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader), {
+			ResponseMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader), remove(haltHeader), {
 				Action: &rulesv3.HeaderMutation_Append{Append: set("request-id", "%REQ(X-REQUEST-ID)%")},
 			}},
 			ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
@@ -174,6 +175,8 @@ func Picker(cluster, authority string, refuse bool) *extprocv3.ExternalProcessor
 		},
 		// extproc sets x-envoy-max-retries by the request's priority.
 		MutationRules: &rulesv3.HeaderMutationRules{AllowEnvoy: wrapperspb.Bool(true)},
+		// Who has answered, where two were asked as the first one seemed to hang.
+		ResponseAttributes: []string{wire.UpstreamAttribute},
 		MetadataOptions: &extprocv3.MetadataOptions{
 			ForwardingNamespaces: &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{wire.LBNamespace}},
 			ReceivingNamespaces:  &extprocv3.MetadataOptions_MetadataNamespaces{Untyped: []string{wire.LBNamespace, wire.FactsNamespace}},

@@ -34,12 +34,19 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 		RequestBodyBufferLimit:        wrapperspb.UInt64(uint64(spec.Limits.MaxBodyBytes)),
 		TypedPerFilterConfig:          browsers(spec.CORS),
 	}
-	host.Routes = append(append(asking(spec.CORS), host.Routes...), modelRoutes(d)...)
+	host.Routes = append(asking(spec.CORS), host.Routes...)
 	timeout := durationpb.New(spec.Limits.RequestTimeout.Duration)
-	host.Routes = append(host.Routes, apiRoutes(d, prefix("/v1/"), "", timeout)...)
-	for a := apis.Chat; a < apis.Len; a++ {
-		for _, p := range a.Row().Outside("/v1/") {
-			host.Routes = append(host.Routes, apiRoutes(d, path(p), a.Row().Path, timeout)...)
+	for _, front := range append([]string{""}, spec.PathPrefixes...) {
+		host.Routes = append(host.Routes, modelRoutes(d, front)...)
+		own := "" // the path stays as it is
+		if front != "" {
+			own = "/v1/"
+		}
+		host.Routes = append(host.Routes, apiRoutes(d, prefix(front+"/v1/"), own, timeout)...)
+		for a := apis.Chat; a < apis.Len; a++ {
+			for _, p := range a.Row().Outside("/v1/") {
+				host.Routes = append(host.Routes, apiRoutes(d, below(front+p), a.Row().Path, timeout)...)
+			}
 		}
 	}
 	host.Routes = append(host.Routes, health(d))
@@ -168,21 +175,21 @@ type model struct {
 	OwnedBy string `json:"owned_by"`
 }
 
-// modelRoutes answers what is asked about models, which needs no engine.
-func modelRoutes(d *desired.State) []*routev3.Route {
+// modelRoutes answers what is asked about models behind a prefix, which needs no engine.
+func modelRoutes(d *desired.State, front string) []*routev3.Route {
 	list := []model{} // an empty one is said as [], not as null
 	var each []*routev3.Route
 	for _, name := range modelNames(d) {
 		m := model{ID: name, Object: "model", OwnedBy: "millrace"}
 		list = append(list, m)
-		each = append(each, answer(path("/v1/models/"+name), m))
+		each = append(each, answer(path(front+"/v1/models/"+name), m))
 	}
 	all := map[string]any{"object": "list", "data": list}
-	routes := append([]*routev3.Route{answer(path("/v1/models"), all), answer(path("/models"), all), answer(path("/v1/models/"), all)}, each...)
+	routes := append([]*routev3.Route{answer(path(front+"/v1/models"), all), answer(path(front+"/models"), all), answer(path(front+"/v1/models/"), all)}, each...)
 	return append(routes,
-		direct(get(prefix("/v1/models/")), 404, "no such model"),
-		direct(path("/v1/models"), 405, "models can only be read: use GET"),
-		direct(prefix("/v1/models/"), 405, "models can only be read: use GET"),
+		direct(get(prefix(front+"/v1/models/")), 404, "no such model"),
+		direct(path(front+"/v1/models"), 405, "models can only be read: use GET"),
+		direct(prefix(front+"/v1/models/"), 405, "models can only be read: use GET"),
 	)
 }
 
@@ -225,6 +232,13 @@ func asked() map[string]*anypb.Any {
 			Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: &extprocv3.ExtProcOverrides{}},
 		}),
 	})}
+}
+
+// below matches a path, and what is below it.
+func below(p string) func() *routev3.RouteMatch {
+	return func() *routev3.RouteMatch {
+		return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: p}}
+	}
 }
 
 func prefix(p string) func() *routev3.RouteMatch {

@@ -3,7 +3,7 @@
 // every snapshot.
 //
 // Its one rule: it is pure, and the same input gives the same bytes, so that a
-// restarted xds sends nothing that its clients have already.
+// restarted xds does not send its clients what they have already.
 package translate
 
 import (

@@ -1,8 +1,8 @@
 // Package weight turns what is known of a replica into the weight that Envoy's
-// fallback policy uses when extproc is away. Called by fleet, on every snapshot.
+// fallback policy uses while no extproc answers. Called by fleet, on every snapshot.
 //
-// Its one rule: weights are pure functions of their arguments, so that whoever
-// wonders about a weight can compute it by hand.
+// Its one rule: weights are pure functions of their arguments, so that anybody can
+// compute a weight by hand.
 package weight
 
 import (

@@ -1,4 +1,4 @@
-package setup
+package progress
 
 import (
 	"bytes"
@@ -38,10 +38,10 @@ func TestProgress(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var out bytes.Buffer
-				p := &progress{out: &out, width: tt.width}
-				stop := p.start()
+				p := &Progress{out: &out, who: "set-up", width: tt.width}
+				stop := p.Start()
 				done := int64(-4_000_000)
-				task := p.begin("download x", 8_000_000, func() int64 {
+				task := p.Begin("download x", 8_000_000, func() int64 {
 					if tt.width == 0 {
 						done += 4_000_000
 						return done
@@ -49,7 +49,7 @@ func TestProgress(t *testing.T) {
 					return 0
 				})
 				<-time.After(tt.takes)
-				p.end(task)
+				p.End(task)
 				stop()
 				if diff := cmp.Diff(tt.want, out.String()); diff != "" {
 					t.Errorf("output (-want +got):\n%s", diff)

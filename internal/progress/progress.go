@@ -1,4 +1,7 @@
-package setup
+// Package progress shows a person what takes long: downloads, hashes, compilers.
+//
+// Called by setup and models. Its one rule: what is done within two seconds gets no line.
+package progress
 
 import (
 	"fmt"
@@ -18,21 +21,22 @@ const (
 	lineEvery = 10 * time.Second       // between lines of one task elsewhere
 )
 
-// progress shows a person what takes long. On a terminal one line is redrawn;
+// Progress shows what takes long. On a terminal one line is redrawn;
 // elsewhere a task gets a line now and then.
-type progress struct {
-	// Constant after newProgress.
+type Progress struct {
+	// Constant after New.
 	out   io.Writer
-	width int // of the terminal in columns, 0 if out is none
+	who   string // begins each line
+	width int    // of the terminal in columns, 0 if out is none
 
 	// mu guards the fields below, the tasks' too.
 	mu    sync.Mutex
-	tasks []*task
+	tasks []*Task
 	drawn bool // whether the terminal's last line is ours
 }
 
-// task is something that may take long.
-type task struct {
+// Task is something that may take long.
+type Task struct {
 	what    string
 	total   int64        // bytes, 0 if not known
 	done    func() int64 // bytes so far, nil if not known
@@ -40,8 +44,9 @@ type task struct {
 	printed time.Time // of the last line, zero if none
 }
 
-func newProgress(out io.Writer) *progress {
-	return &progress{out: out, width: columns(out)}
+// New returns one that writes to out lines that begin with who: "set-up".
+func New(out io.Writer, who string) *Progress {
+	return &Progress{out: out, who: who, width: columns(out)}
 }
 
 // columns returns the width of the terminal that w is, 0 if it is none.
@@ -57,8 +62,8 @@ func columns(w io.Writer) int {
 	return max(int(size.Col), 20)
 }
 
-// start shows progress until the returned function is called, which waits.
-func (p *progress) start() (stop func()) {
+// Start shows progress until the returned function is called, which waits.
+func (p *Progress) Start() (stop func()) {
 	quit, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -82,20 +87,20 @@ func (p *progress) start() (stop func()) {
 	}
 }
 
-// begin adds a task; done may be nil.
-func (p *progress) begin(what string, total int64, done func() int64) *task {
+// Begin adds a task of so many bytes, 0 if that is not known; done, how many there are, may be nil.
+func (p *Progress) Begin(what string, total int64, done func() int64) *Task {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t := &task{what: what, total: total, done: done, began: time.Now()}
+	t := &Task{what: what, total: total, done: done, began: time.Now()}
 	p.tasks = append(p.tasks, t)
 	return t
 }
 
-// end removes the task, and says how long it took if that was long.
-func (p *progress) end(t *task) {
+// End removes the task, and says how long it took if that was long.
+func (p *Progress) End(t *Task) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tasks = slices.DeleteFunc(p.tasks, func(o *task) bool { return o == t })
+	p.tasks = slices.DeleteFunc(p.tasks, func(o *Task) bool { return o == t })
 	took := time.Since(t.began)
 	if took < quiet {
 		return
@@ -105,11 +110,18 @@ func (p *progress) end(t *task) {
 	if t.total > 0 {
 		size = fmt.Sprintf(", %d MB", megabytes(t.total))
 	}
-	fmt.Fprintf(p.out, "set-up: %s: done%s in %.1f s\n", t.what, size, took.Seconds())
+	fmt.Fprintf(p.out, "%s: %s: done%s in %.1f s\n", p.who, t.what, size, took.Seconds())
+}
+
+// Drop removes a task that came to nothing: somebody else says so.
+func (p *Progress) Drop(t *Task) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tasks = slices.DeleteFunc(p.tasks, func(o *Task) bool { return o == t })
 }
 
 // show prints the tasks that take long.
-func (p *progress) show() {
+func (p *Progress) show() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
@@ -125,21 +137,21 @@ func (p *progress) show() {
 		line = append(line, t.state(now))
 	}
 	if len(line) > 0 {
-		p.drawLocked("set-up: " + strings.Join(line, " | "))
+		p.drawLocked(p.who + ": " + strings.Join(line, " | "))
 	}
 }
 
-func (p *progress) lineLocked(t *task, now time.Time) {
+func (p *Progress) lineLocked(t *Task, now time.Time) {
 	if !t.printed.IsZero() && now.Sub(t.printed) < lineEvery {
 		return
 	}
 	t.printed = now
-	fmt.Fprintf(p.out, "set-up: %s\n", t.state(now))
+	fmt.Fprintf(p.out, "%s: %s\n", p.who, t.state(now))
 }
 
 // drawLocked replaces the terminal's last line, cut to fit: a line that wraps
 // couldn't be replaced.
-func (p *progress) drawLocked(line string) {
+func (p *Progress) drawLocked(line string) {
 	if len(line) >= p.width {
 		line = line[:p.width-1]
 	}
@@ -148,7 +160,7 @@ func (p *progress) drawLocked(line string) {
 	p.drawn = true
 }
 
-func (p *progress) eraseLocked() {
+func (p *Progress) eraseLocked() {
 	if p.drawn {
 		fmt.Fprint(p.out, "\r\x1b[K")
 		p.drawn = false
@@ -156,7 +168,7 @@ func (p *progress) eraseLocked() {
 }
 
 // state is "what: 12 of 37 MB, 4 s", as far as that is known.
-func (t *task) state(now time.Time) string {
+func (t *Task) state(now time.Time) string {
 	size := ""
 	switch {
 	case t.total > 0 && t.done != nil:

@@ -1,0 +1,106 @@
+package noxds
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"millrace.dev/millrace/e2e/rig"
+)
+
+// poisoned are stand-in engines that some bodies hurt: they answer 500, or cut the
+// connection as one that dies does.
+type poisoned struct {
+	asked [3]atomic.Int32 // with such a body
+	good  [3]atomic.Int32
+}
+
+func (p *poisoned) start(f *fleet, i int) {
+	l, err := net.Listen("tcp", rig.Address(f.ports.engines[i]))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		switch {
+		case err != nil:
+			return // Envoy has gone
+		case bytes.Contains(b, []byte("POISON")):
+			p.asked[i].Add(1)
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = fmt.Fprintf(w, `{"error":{"message":"engine's own words %d"}}`, i)
+		default:
+			p.good[i].Add(1)
+			_, _ = io.WriteString(w, `{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":1}}`)
+		}
+	})
+	s := &http.Server{Handler: mux}
+	go s.Serve(l)
+	f.t.Cleanup(func() { _ = s.Close() })
+}
+
+// TestRequestsThatHurt sends what no engine can answer amid conversations that all can:
+// two engines see it, none is ejected, nobody else notices, and the client gets the
+// engine's own error.
+func TestRequestsThatHurt(t *testing.T) {
+	p := new(poisoned)
+	f := newFleetOf(t, p.start, func(file string) string { return strings.ReplaceAll(file, "type: llamacpp", "type: openai") })
+	turn := func(session, text string) (int, string) {
+		a, err := rig.Send(t.Context(), f.url("/v1/chat/completions"), strings.NewReader(`{"model":"smollm2","messages":[{"role":"user","content":"`+text+`"}]}`),
+			"content-type", "application/json", "x-session-id", session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Header.Get("x-envoy-ratelimited") != "" {
+			t.Errorf("the client sees %v", a.Header)
+		}
+		return a.Status, string(a.Body)
+	}
+	home := map[string]int{} // the engine of each conversation
+	served := func(session string) int {
+		before := [3]int32{p.good[0].Load(), p.good[1].Load(), p.good[2].Load()}
+		if status, body := turn(session, "bread of "+session); status != 200 {
+			t.Errorf("%s: %d %s", session, status, body)
+		}
+		for i := range before {
+			if p.good[i].Load() != before[i] {
+				return i
+			}
+		}
+		return -1
+	}
+	for i := range 12 {
+		s := fmt.Sprint("s", i)
+		home[s] = served(s)
+	}
+	for round := range 20 {
+		before := p.asked[0].Load() + p.asked[1].Load() + p.asked[2].Load()
+		status, body := turn("poisoner", fmt.Sprintf("POISON %d", round/2)) // each is sent twice
+		if status != 500 || !strings.Contains(body, "engine's own words") {
+			t.Errorf("round %d: %d %s; want the engine's own error", round, status, body)
+		}
+		n := p.asked[0].Load() + p.asked[1].Load() + p.asked[2].Load() - before
+		if want := int32(2 - round%2); n != want {
+			t.Errorf("round %d: %d engines were asked, want %d", round, n, want)
+		}
+		for s, at := range home {
+			if now := served(s); now != at {
+				t.Errorf("round %d: %s moved from %d to %d", round, s, at, now)
+			}
+		}
+	}
+	if n, err := rig.Metric(f.admin(), "millrace_extproc_ejections_total"); err != nil || n != 0 {
+		t.Errorf("%v ejections, %v; want none", n, err)
+	}
+	if n, err := rig.Metric(f.admin(), "millrace_extproc_blamed_requests_total"); err != nil || n != 20 {
+		t.Errorf("%v requests are blamed, %v; want 20", n, err)
+	}
+}

@@ -1,0 +1,93 @@
+package messages
+
+import (
+	"bytes"
+	"encoding/json"
+
+	"millrace.dev/millrace/engine/internal/backend"
+)
+
+// null is the value of a field of which nobody knows more.
+var null = json.RawMessage("null")
+
+// Fields that the API promises, and what they are where a backend leaves them out.
+var (
+	ofMessage = fields{"container": null, "stop_details": null, "stop_reason": null, "stop_sequence": null}
+	ofUsage   = fields{
+		"cache_creation": null, "cache_creation_input_tokens": null, "cache_read_input_tokens": null, "inference_geo": null,
+		"output_tokens_details": null, "server_tool_use": null, "service_tier": null,
+	}
+	ofLastUsage = fields{
+		"cache_creation_input_tokens": null, "cache_read_input_tokens": null, "input_tokens": null,
+		"output_tokens_details": null, "server_tool_use": null,
+	}
+	ofBlock = map[string]fields{
+		isText: {"citations": null}, isUse: {"caller": json.RawMessage(`{"type":"direct"}`)}, isReasoning: {"signature": json.RawMessage(`""`)},
+	}
+)
+
+// growing marks the events that nearly all are, and that lack nothing.
+var growing = []byte(`"type":"content_block_delta"`)
+
+// Fill adds what the API promises to an answer, or to an event of a stream, that a backend
+// has made.
+func Fill(object []byte) []byte {
+	var v fields
+	if bytes.Contains(object, growing) || json.Unmarshal(object, &v) != nil || v == nil {
+		return object
+	}
+	switch kindOf(v) {
+	case "message":
+		fillMessage(v)
+	case "message_start":
+		within(v, "message", fillMessage)
+	case "content_block_start":
+		within(v, "content_block", fillBlock)
+	case "message_delta":
+		within(v, "delta", func(d fields) { add(d, ofMessage) })
+		within(v, "usage", func(u fields) { add(u, ofLastUsage) })
+	default:
+		return object
+	}
+	return backend.Encode(v)
+}
+
+func kindOf(v fields) (kind string) {
+	_ = json.Unmarshal(v["type"], &kind) // no text: none of ours
+	return kind
+}
+
+func fillMessage(m fields) {
+	add(m, ofMessage)
+	within(m, "usage", func(u fields) { add(u, ofUsage) })
+	var blocks []fields
+	if json.Unmarshal(m["content"], &blocks) != nil {
+		return
+	}
+	for _, b := range blocks {
+		if b != nil {
+			fillBlock(b)
+		}
+	}
+	m["content"] = backend.Encode(blocks)
+}
+
+func fillBlock(b fields) { add(b, ofBlock[kindOf(b)]) }
+
+// within changes an object that is the value of a field.
+func within(v fields, name string, change func(fields)) {
+	var inner fields
+	if json.Unmarshal(v[name], &inner) == nil && inner != nil {
+		change(inner)
+		v[name] = backend.Encode(inner)
+	}
+}
+
+// add adds the fields that an object lacks.
+func add(v, more fields) {
+	for name, value := range more {
+		if _, ok := v[name]; !ok {
+			v[name] = value
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package supervise
+
+import (
+	"time"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/backend"
+)
+
+// rest is what a Machine remembers of a backend that is ended while nobody asks for it.
+//
+// The door is shut first: only when no request is in the backend, and none can get there, is it
+// ended. A request that comes then waits before the door, which has it started again. For
+// everybody else the replica is READY all the while: requests may be sent, they take longer.
+// One whose backend does not come up again is BROKEN, as any other.
+type rest struct {
+	used   time.Time     // when it was last asked for; zero: it is not READY
+	taken  uint64        // requests that had been let in then
+	ended  bool          // whether the backend is ended
+	key    string        // what it was started with
+	last   uint64        // run that was ended last
+	waking time.Time     // since when it is started again; zero: it is not
+	took   time.Duration // how long a backend that was started took until its first token
+	proven uint64        // run that took is of
+}
+
+// keepAlive is how long a backend is kept without requests; 0: for ever.
+func (m *Machine) keepAlive() time.Duration {
+	return m.have.GetBackend().GetKeepAlive().AsDuration()
+}
+
+// Dormant reports whether the replica is READY, but its backend is not loaded.
+func (m *Machine) Dormant() bool {
+	return m.state == enginepb.State_READY && (m.rest.ended || !m.rest.waking.IsZero())
+}
+
+// Wake is how long a request would wait until the backend is loaded again; 0: it is loaded.
+func (m *Machine) Wake(now time.Time) time.Duration {
+	switch {
+	case !m.Dormant():
+		return 0
+	case m.rest.waking.IsZero():
+		return max(m.rest.took, time.Millisecond)
+	}
+	return max(m.rest.took-now.Sub(m.rest.waking), time.Millisecond)
+}
+
+// epoch is the start of the backend whose run is given, as others know it: one that is ended
+// has nothing cached any more, and is known as the next one already.
+func (m *Machine) epoch(run uint64) uint64 {
+	if run != 0 && run == m.rest.last {
+		return run + 1
+	}
+	return run
+}
+
+// resting judges, and ends or starts a backend by who asks for it.
+func (m *Machine) resting(w World) (enginepb.State, string) {
+	r := &m.rest
+	if m.asleep() && (w.Waiting > 0 || m.keepAlive() == 0) {
+		r.waking, r.ended = w.Now, false
+		m.doubted("", w)
+	}
+	state, reason := m.judge(w)
+	if key(backend.Head, m.have) != r.key {
+		r.ended, r.waking = false, time.Time{} // it is to be something else
+	}
+	if !r.waking.IsZero() {
+		state, reason = m.wake(state, reason)
+	}
+	switch {
+	case state != enginepb.State_READY:
+		r.used = time.Time{}
+	case m.Dormant() && r.ended:
+	case w.Running > 0 || w.Waiting > 0 || w.Taken != r.taken || r.used.IsZero() || !r.waking.IsZero():
+		r.used, r.taken = w.Now, w.Taken
+		m.measure(w)
+	case m.idles(w) && w.Parts[backend.Head].Up:
+		m.lieDown(w)
+	}
+	// Who waits at the door of a backend that is broken learns so first: the state of the
+	// step before is what is known.
+	if w.Shut && !r.ended && r.waking.IsZero() && !m.idles(w) && (state == enginepb.State_READY || m.state != enginepb.State_READY) {
+		m.out = append(m.out, Command{Do: Open})
+	}
+	return state, reason
+}
+
+// idles reports whether nobody has asked for a backend for longer than it is to be kept.
+func (m *Machine) idles(w World) bool {
+	r := &m.rest
+	return m.keepAlive() > 0 && w.Running == 0 && w.Waiting == 0 && w.Taken == r.taken && !r.used.IsZero() && w.Now.Sub(r.used) >= m.keepAlive()
+}
+
+// lieDown shuts the door, and once it is shut ends the backend.
+func (m *Machine) lieDown(w World) {
+	if !w.Shut {
+		m.out = append(m.out, Command{Do: Shut})
+		return
+	}
+	m.rest.ended, m.rest.key, m.rest.last = true, m.parts[backend.Head].key, w.Parts[backend.Head].Run
+	m.replace(backend.Head, "was not asked for")
+}
+
+// asleep reports whether the backend of what is assigned is ended as nobody asks for it.
+func (m *Machine) asleep() bool { return m.rest.ended && key(backend.Head, m.have) == m.rest.key }
+
+// wake keeps a replica READY whose backend is being loaded again, until it is or can't be.
+func (m *Machine) wake(state enginepb.State, reason string) (enginepb.State, string) {
+	if state == enginepb.State_STARTING || state == enginepb.State_WARMING {
+		return enginepb.State_READY, ""
+	}
+	m.rest.waking = time.Time{}
+	return state, reason
+}
+
+// measure keeps how long it took to load the backend that runs.
+func (m *Machine) measure(w World) {
+	p := &m.parts[backend.Head]
+	if m.rest.waking.IsZero() && m.rest.proven != p.run && p.up {
+		m.rest.proven, m.rest.took = p.run, w.Now.Sub(p.started)
+	}
+}
