@@ -22,6 +22,7 @@ GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* m
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 CLIENTS := $(MILLRACE_CACHE)/clients
+TEMPLATES := $(MILLRACE_CACHE)/templates
 # Debian's package of Prometheus, of which the tests take the two programs.
 PROMETHEUS_VERSION := 2.42.0+ds-5+deb12u1
 PROMETHEUS_SHA256 := 81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55
@@ -31,7 +32,7 @@ PROMETHEUS := $(MILLRACE_CACHE)/prometheus-2.42.0
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client prometheus build test test-unit test-e2e test-short test-clients test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
+.PHONY: help run setup client prometheus build test test-unit test-e2e test-short test-clients test-templates soak test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +64,13 @@ test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a m
 
 test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 640 MB in the cache, 3 min
 	go test -tags clients -count=1 -timeout 20m ./e2e/clients
+
+soak: build setup ## keep a mesh busy and hurt for 30 min, and compare what each process takes before and after; ARGS="-lasts 5m"
+	go test -tags soak -count=1 -timeout 90m -v ./e2e/soak $(ARGS)
+
+test-templates: setup $(TEMPLATES)/.installed ## hold the rendering of chat templates to Python's Jinja2: 1 MB to fetch, 5 min. ARGS="-count 100000 -seed 9", "-update"
+	go test -tags templates -count=1 -timeout 60m -v -run 'Templates|Committed|Agrees' ./extproc/internal/jinja $(ARGS)
+	go test -tags templates -count=1 -run TemplatesOfModels ./extproc/internal/token
 
 test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -97,6 +105,8 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet ./...
 	go vet -tags vllm ./e2e/...
 	go vet -tags clients ./e2e/clients
+	go vet -tags soak ./e2e/soak
+	go vet -tags templates ./extproc/internal/jinja ./extproc/internal/token
 	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes
 	cd e2e/tools && go vet ./...
 	cd e2e/kube && go vet ./pid1
@@ -153,6 +163,20 @@ $(CLIENTS)/.installed: e2e/requirements.txt $(wildcard e2e/clients/*.txt e2e/cli
 	pins older --requirement e2e/clients/older.txt
 	@cp e2e/clients/package.json e2e/clients/package-lock.json $(CLIENTS)/node/
 	@npm ci --prefix $(CLIENTS)/node --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+# templates are Jinja2, and templates that models were published with, of a package that has them.
+JINJA := extproc/internal/jinja/testdata
+OLLAMA_UTILS := @huggingface/ollama-utils@0.0.18
+OLLAMA_UTILS_SUM := 5dd14f4906369c55f7210aef88bd80e11a92180b12e7ae79088d654264f64d5cf76165441571c527d2c4be62992a66f58a18e110d694cb6fd125ce1fa1a5a940
+
+$(TEMPLATES)/.installed: $(JINJA)/requirements.txt | need-go need-npm
+	@echo "set-up: Jinja2 for the tests (10 s)"; rm -rf $(TEMPLATES); mkdir -p $(TEMPLATES)
+	@python3 -m venv --without-pip $(TEMPLATES)/python
+	@PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+		--no-deps --root-user-action=ignore --require-hashes --only-binary=:all: --requirement $< \
+		--target "$$($(TEMPLATES)/python/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@cd $(TEMPLATES) && npm pack $(OLLAMA_UTILS) --silent >/dev/null && echo "$(OLLAMA_UTILS_SUM)  $$(ls *.tgz)" | sha512sum --check --quiet && tar xzf *.tgz
 	@touch $@
 
 $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-go

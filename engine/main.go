@@ -53,7 +53,7 @@ type options struct {
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{}
 	return program.Program{
-		Name: "engine", Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
+		Name: "engine", Shared: true, Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.Engine, Node: o.node} },
 		Grace:    func() time.Duration { return o.leave + o.grace },
 	}.Run(ctx, args, stderr)
@@ -159,6 +159,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	env.Watch.Add("supervisor", supervisor.Alive)
 
 	g := errgroup.Group{}
+	g.Go(func() error { return env.Memory.Follow(serving, memory) })
 	g.Go(func() error {
 		defer drained()
 		return supervisor.Run(ctx)

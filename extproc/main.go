@@ -150,7 +150,7 @@ func (o *options) check(stderr io.Writer) error {
 		errs = append(errs, fleet.CheckPools(o.config))
 	}
 	if o.fleet != "" {
-		errs = append(errs, fleet.CheckFile(o.fleet, prompt.Load))
+		errs = append(errs, fleet.CheckFile(o.fleet, prompt.Load, stderr))
 	}
 	if o.keyFiles != "" {
 		if _, err := keys.Open(slog.New(slog.DiscardHandler), strings.Split(o.keyFiles, ",")...); err != nil {
@@ -188,6 +188,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 			return program.Config(fmt.Errorf("-api-keys: %w", err))
 		}
 	}
+	bound(env.Memory)
 	serving, stop := program.Outlive(ctx, o.leave)
 	defer stop()
 	answers, err := o.answering(serving, env, tracer)
@@ -213,6 +214,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(serving, cancel)
 	g.Go(func() error { return answers.Run(serving) })
+	g.Go(func() error { return env.Memory.Follow(serving, answers.parts) })
 	g.Go(func() error { return o.keys.Run(serving) })
 	g.Go(func() error { return kubelet.serve() })
 	g.Go(func() error { return server.Serve(ln) })

@@ -45,6 +45,9 @@ type answering struct {
 	hosts     *eds.Server     // nil: Envoy has its hosts from elsewhere
 	peers     *peer.Peers     // nil: there are no other replicas to know of each other
 	known     <-chan struct{} // closed when the fleet is known
+	xds       bool            // whether xds is the source
+	pickers   []*pick.Picker  // of all pools
+	core      *stream.Core    // any: what is counted is of all together
 }
 
 // answering returns what answers by xds, a file, or pools, until ctx ends.
@@ -55,9 +58,10 @@ func (o *options) answering(ctx context.Context, env *program.Env, tracer trace.
 	picker := pick.New(env.Metrics)
 	core := stream.NewCore(picker, env.Metrics).Probes(os.Getenv(wire.ProbeKey)).Logs(env.Log)
 	core.Require(o.keys)
+	core.Tight(env.Memory.Tight)
 	env.Watch.Add("decisions", core.Alive)
-	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known()}
-	if o.fleet == "" {
+	a := &answering{processor: stream.NewServer(core, tracer), known: picker.Known(), pickers: []*pick.Picker{picker}, core: core}
+	if a.xds = o.fleet == ""; a.xds {
 		client := fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
 		client.OnAccount(core.Account)
 		a.source = client
@@ -135,13 +139,17 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(garbage)
 	}
+	pickers := make([]*pick.Picker, len(names))
 	r := &router{cores: make([]*stream.Core, len(names))}
 	options := fleet.PoolsOptions{File: o.config, Pages: o.reference.pages, Conformance: o.conformance, Load: prompt.Load}
 	for i, name := range names {
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"pool": name}, env.Metrics)
 		picker := pick.New(reg)
+		pickers[i] = picker
 		r.cores[i] = stream.NewCore(picker, reg).Logs(env.Log)
 		r.cores[i].Require(o.keys)
+		r.cores[i].Beside(r.cores[0])
+		r.cores[i].Tight(env.Memory.Tight)
 		options.Pickers = append(options.Pickers, picker)
 	}
 	peers, err := o.peers(env, func(n int, placement func(int) (string, prefix.Placement)) { r.pools.Placed(n, placement) })
@@ -158,7 +166,10 @@ func (o *options) byPools(env *program.Env, tracer trace.Tracer) (*answering, er
 		return nil, program.Setup(&obs.Hint{Err: err, Next: "run extproc in a Pod with a service account, or set $KUBECONFIG"})
 	}
 	r.pools = pools
-	return &answering{source: pooled{pools, watcher, peers}, processor: stream.NewRouted(r.route, tracer), peers: peers, known: pools.Synced()}, nil
+	return &answering{
+		source: pooled{pools, watcher, peers}, processor: stream.NewRouted(r.route, tracer), peers: peers, known: pools.Synced(),
+		pickers: pickers, core: r.cores[0],
+	}, nil
 }
 
 // peers returns what publishes to the other replicas where requests went. They are reached

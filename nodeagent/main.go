@@ -76,9 +76,18 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g, ctx := errgroup.WithContext(o.stay(ctx, reporter))
 	g.Go(func() error { return o.sensors.GPU.Run(ctx) })
 	g.Go(func() error { return reporter.Run(ctx) })
+	g.Go(func() error { return env.Memory.Follow(ctx, memory) })
 	g.Go(func() error { return env.Admin(ctx, reporter.Conditions) })
 	log.Info("ready", "metrics", env.AdminAddress(), "engine", o.report.Engine, "xds", o.report.XDS)
 	return g.Wait()
+}
+
+// memory returns what nodeagent may take: manifests/memory.md.
+func memory() []program.Part {
+	return []program.Part{
+		{Name: "program", Most: 48 << 20},
+		{Name: "reports", Most: 32 << 20}, // of what the engine has cached: as it comes, as it is known, and as it goes
+	}
 }
 
 // stay returns a context that ends after ctx: an engine that ends with it, and drains, is

@@ -146,7 +146,7 @@ func TestReadyzNamesWhatIsAway(t *testing.T) {
 	}()
 	lines := bufio.NewScanner(logs)
 	base := ""
-	for seen := 0; seen < 3 && lines.Scan(); seen++ { // ready, xds lost, engine lost, in any order
+	for seen := 0; seen < 4 && lines.Scan(); seen++ { // ready, memory, xds lost, engine lost, in any order
 		if addr := metricsAddr.FindStringSubmatch(lines.Text()); addr != nil {
 			base = "http://" + addr[1]
 		}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/endpoints"
@@ -169,6 +170,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if err := o.mesh.open(env, &o.cluster, o.site.Refuse); err != nil {
 		return err
 	}
+	blocks.SetMemory(env.Memory.Share(blockShare, blocks.DefaultMemory))
 	log, reg := env.Log, env.Metrics
 	leading := ctx
 	ctx, stop := program.Outlive(ctx, o.cluster.leave)
@@ -183,6 +185,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	server := newServer(env, resources, nodes)
 	env.Watch.Add("fleet", nodes.Alive)
 
+	g.Go(func() error { return env.Memory.Follow(ctx, memory) })
 	g.Go(func() error { return o.source.Run(ctx) })
 	g.Go(func() error { return nodes.Run(ctx, o.cluster.fleet(o.settle)) })
 	o.cluster.serve(ctx, leading, g, nodes)
@@ -229,7 +232,7 @@ func follow(ctx context.Context, s source, nodes *fleet.Service, prober *probe.P
 
 // maxMessage bounds a message from a client, in bytes: an extproc that comes back
 // says of each resource which version it has.
-const maxMessage = 64 << 20
+const maxMessage = 8 << 20
 
 // newServer returns the gRPC server. Clients may ping as they like: they find
 // out within seconds that we hang, and we that they do.

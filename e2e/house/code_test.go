@@ -165,7 +165,7 @@ func TestOutsideHasOneDoor(t *testing.T) {
 // the program has made itself.
 func TestNobodyWaitsForAFile(t *testing.T) {
 	own := []string{
-		"internal/regular/", "e2e/", "nodeagent/internal/host/", "engine/internal/llamacpp/address.go", "extproc/replay/", "extproc/source.go",
+		"internal/regular/", "internal/cgroup/", "internal/fetch/", "e2e/", "nodeagent/internal/host/", "engine/internal/llamacpp/address.go", "extproc/replay/", "extproc/source.go",
 		"internal/doctor/machine.go", "internal/proc/", "internal/setup/", "internal/state/", "internal/mesh/detach.go", "internal/mesh/files.go",
 		"internal/mesh/logs.go", "internal/mesh/trouble.go",
 	}

@@ -36,6 +36,25 @@ type Cache struct {
 	Segments []*CacheSegment
 }
 
+// Bytes is about what c takes of memory in a program that hands it on: as it came, and as
+// it is sent. c may be nil.
+func (c *Cache) Bytes() (n int64) {
+	if c == nil {
+		return 0
+	}
+	for _, s := range c.Segments {
+		n += segmentBytes + int64(len(s.GetKeys()))*entryBytes
+	}
+	return n
+}
+
+// What Bytes counts for a segment, and for an entry: twelve bytes, in slices that may be
+// nearly twice as large, and encoded.
+const (
+	segmentBytes = 1 << 10
+	entryBytes   = 40
+)
+
 // Check returns which rule r breaks that the protobuf definition can't say.
 func (r *CacheReport) Check() error {
 	if n, most := len(r.GetSegments()), maxSegments(r.GetBlockTokens()); n > most {

@@ -29,6 +29,7 @@ type Log struct {
 	complete bool
 	segments []*segment       // oldest first; the last one is open
 	logged   map[Key]*segment // by key of a block that is cached: where it was last logged
+	charge   charge           // of logged and segments
 	entries  int              // of all segments
 	last     uint64           // id of the last segment
 	latest   *enginepb.Cache  // what Cache returned last; nil: it has changed
@@ -79,7 +80,7 @@ func (l *Log) Know(k Knowledge, size int) {
 func (l *Log) Add(k Key) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.logged) >= maxLogged {
+	if len(l.logged) >= maxLogged || !l.charge.grow(len(l.logged)+1, entryBytes) {
 		return false
 	}
 	l.appendLocked(k, uint32(l.size))
@@ -109,8 +110,8 @@ func (l *Log) clearLocked() {
 	if l.entries == 0 {
 		return
 	}
-	l.segments, l.entries = nil, 0
-	clear(l.logged)
+	l.segments, l.entries, l.logged = nil, 0, map[Key]*segment{}
+	l.charge.free(entryBytes)
 	l.openLocked()
 }
 

@@ -50,6 +50,7 @@ type Names struct {
 	size   int // tokens in a block; 0: not known yet
 	cached map[ID]block
 	keys   map[Key]uint32 // by key: how many entries of cached have it
+	charge charge         // of both maps
 }
 
 // NewNames returns the names of an engine that has published nothing yet.
@@ -82,8 +83,10 @@ func (n *Names) forgetLocked() {
 }
 
 func (n *Names) emptyLocked() {
-	clear(n.cached)
-	clear(n.keys)
+	if n.charge.entries > 0 {
+		n.cached, n.keys = map[ID]block{}, map[Key]uint32{}
+		n.charge.free(nameBytes)
+	}
 	n.size = 0
 	n.target.Know(n.known, 0)
 	n.target.Clear()
@@ -157,6 +160,9 @@ func (n *Names) addLocked(id ID, key Key) bool {
 	if ok {
 		n.dropLocked(id, true) // the engine gives the name to something else
 	} else if len(n.cached) >= Most {
+		return false
+	}
+	if !n.charge.grow(len(n.cached)+1, nameBytes) {
 		return false
 	}
 	if n.keys[key] == 0 && !n.target.Add(key) {

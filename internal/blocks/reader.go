@@ -18,6 +18,7 @@ type Reader struct {
 	segments map[uint64]*part // by id
 	read     uint64           // the largest id of a segment of which something was read
 	logged   map[Key]uint64   // by key: the segment by which it is cached
+	charge   charge           // of logged
 	refused  bool             // whether target had no room for a block
 }
 
@@ -73,7 +74,7 @@ func (r *Reader) Read() {
 	if again {
 		r.target.Know(Nothing, 0)
 		r.target.Clear()
-		clear(r.logged)
+		r.empty()
 		r.refused = false
 		for _, p := range r.segments {
 			p.read = 0
@@ -97,7 +98,7 @@ func (r *Reader) apply(id uint64, p *part) {
 		case p.GetTokens()[i] == 0 && cached:
 			delete(r.logged, k)
 			r.target.Drop(k)
-		case p.GetTokens()[i] > 0 && (cached || r.target.Add(k)):
+		case p.GetTokens()[i] > 0 && (cached || r.charge.grow(len(r.logged)+1, loggedBytes) && r.target.Add(k)):
 			r.logged[k] = id
 		case p.GetTokens()[i] > 0:
 			r.refused = true
@@ -126,8 +127,15 @@ func (r *Reader) know() {
 // Forget forgets all segments.
 func (r *Reader) Forget() {
 	clear(r.segments)
-	clear(r.logged)
+	r.empty()
 	r.read, r.refused = 0, false
 	r.target.Know(Nothing, 0)
 	r.target.Clear()
+}
+
+func (r *Reader) empty() {
+	if r.charge.entries > 0 {
+		r.logged = map[Key]uint64{}
+		r.charge.free(loggedBytes)
+	}
 }

@@ -31,7 +31,8 @@ func (s *Set) Know(k Knowledge, size int) {
 }
 
 // Add lets readers find a new key; a table that is full makes room for twice as many.
-// It returns false if that does not help: somebody has made keys that collide.
+// It returns false if that does not help, as somebody has made keys that collide, or if
+// the blocks of all engines take too much memory.
 func (s *Set) Add(key Key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -42,14 +43,26 @@ func (s *Set) Add(key Key) bool {
 	}
 	n := max(minBuckets, s.n/bucketWays*2)
 	for range maxDoublings {
+		size := tableBytes(n)
+		if !memory.take(size) {
+			return false
+		}
 		if t := newBlockTable(n); t.copy(old) && t.put(key) {
-			s.table.Store(t)
+			s.replaceLocked(t)
 			s.n++
 			return true
 		}
+		memory.taken.Add(-size)
 		n *= 2
 	}
 	return false
+}
+
+// replaceLocked puts a table in place of the one before, and gives back what that has taken.
+func (s *Set) replaceLocked(t *blockTable) {
+	if old := s.table.Swap(t); old != nil {
+		memory.taken.Add(-tableBytes(len(old.buckets)))
+	}
 }
 
 // Drop takes a key out.
@@ -65,7 +78,7 @@ func (s *Set) Drop(key Key) {
 func (s *Set) Clear() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.table.Store(nil)
+	s.replaceLocked(nil)
 	s.n = 0
 }
 
@@ -109,6 +122,11 @@ type blockTable struct {
 func newBlockTable(buckets int) *blockTable {
 	log := bits.Len(uint(buckets - 1))
 	return &blockTable{buckets: make([][bucketWays]atomic.Uint64, 1<<log), shift: uint8(64 - log)}
+}
+
+// tableBytes is what a table of at least so many buckets takes.
+func tableBytes(buckets int) int64 {
+	return bucketWays * 8 << bits.Len(uint(buckets-1))
 }
 
 // homes are the buckets that a key may be in.

@@ -170,7 +170,7 @@ func TestFollow(t *testing.T) {
 		t.Errorf("change %d, want Restarted", c)
 	}
 	e.knows(t, "a new publisher", blocks.Whole, 6)
-	if n := testutil.CollectAndCount(e.reg); n != 3 {
+	if n := testutil.CollectAndCount(e.reg); n != 5 {
 		t.Errorf("%d metrics", n)
 	}
 	if _, err := testutil.GatherAndLint(e.reg); err != nil {

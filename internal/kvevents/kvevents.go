@@ -156,21 +156,22 @@ func (f *Follower) listen(ctx context.Context) error {
 	defer ln.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	places := make(chan struct{}, maxPeers)
+	own := make(chan struct{}, maxPeers)
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
 			return err
 		}
 		select {
-		case places <- struct{}{}:
+		case own <- struct{}{}:
 		default:
+			f.metrics.crowded.Inc()
 			_ = conn.Close()
 			continue
 		}
 		wg.Go(func() {
-			_ = f.serve(ctx, conn) // it has been logged
-			<-places
+			_ = f.serve(ctx, conn) // it has been logged, or counted
+			<-own
 		})
 	}
 }
@@ -179,6 +180,13 @@ func (f *Follower) listen(ctx context.Context) error {
 func (f *Follower) serve(ctx context.Context, conn net.Conn) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	select {
+	case places <- struct{}{}:
+		defer func() { <-places }()
+	default:
+		f.metrics.crowded.Inc()
+		return errPlace
+	}
 	p, err := newPeer(conn, f.source.Topic)
 	if err != nil {
 		f.log.Warn("publisher of cache events refused", "peer", conn.RemoteAddr().String(), "error", err)

@@ -48,7 +48,7 @@ type peer struct {
 
 // newPeer shakes hands over conn and subscribes to what begins with topic.
 func newPeer(conn net.Conn, topic string) (*peer, error) {
-	p := &peer{conn: conn, in: bufio.NewReaderSize(conn, 64<<10)}
+	p := &peer{conn: conn, in: bufio.NewReaderSize(conn, readBuffer)}
 	if err := conn.SetDeadline(time.Now().Add(handshakeWait)); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/fetch"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/weights"
 )
@@ -259,7 +260,7 @@ func checkOf(name string) func(string) error {
 
 // checkJSON finds a page that says that there is no such file.
 func checkJSON(path string) error {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return err
 	}

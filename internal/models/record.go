@@ -183,7 +183,7 @@ func (r record) check(ctx context.Context, folder string) (record, bool, error) 
 }
 
 func hashOf(ctx context.Context, path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return "", err
 	}

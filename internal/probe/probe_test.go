@@ -369,3 +369,40 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		t.Errorf("%v %v", problems, err)
 	}
 }
+
+// TestLearnedSlotsFollowTheEngine: more are believed at once, fewer within a minute, and none
+// after a restart.
+func TestLearnedSlotsFollowTheEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start(t, Options{Working: func(string) bool { return true }}, two(), func(p *Prober, w *world) {
+			n := 100
+			page := func(running, waiting int) {
+				n += 100
+				w.set(func() { w.pages[pageA] = fmt.Sprintf(vllmPage, running, waiting, n, n, 1.0, 1.0) })
+			}
+			page(60000, 5)
+			time.Sleep(time.Second)
+			if got := w.at(a).Slots; got != 60000 {
+				t.Errorf("%d slots, want 60000", got)
+			}
+			for range 60 {
+				page(8, 5)
+				time.Sleep(time.Second)
+			}
+			if got := w.at(a).Slots; got != 8 {
+				t.Errorf("%d slots a minute after the engine had eight", got)
+			}
+			page(3, 0) // nobody waits: some are free
+			time.Sleep(2 * time.Second)
+			if got := w.at(a).Slots; got != 8 {
+				t.Errorf("%d slots though nobody waits", got)
+			}
+			n = 0
+			page(1, 0) // counters went back
+			time.Sleep(2 * time.Second)
+			if got := w.at(a).Slots; got != 0 {
+				t.Errorf("%d slots after a restart", got)
+			}
+		})
+	})
+}

@@ -276,8 +276,8 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 		done, company = t.since(s, now)
 		t.doubt(s, done)
 		moves = moves || done != nil || s.Running+s.Waiting > 0
-		if n := int(min(s.Running, maxSlots)); t.spec.Slots == 0 && s.Waiting > 0 && n > t.slots {
-			t.slots = n // requests wait: all slots are taken
+		if t.spec.Slots == 0 && s.Waiting > 0 {
+			t.learnSlots(int(min(s.Running, maxSlots)))
 		}
 		t.sample, t.adapters, t.kvTokens = s, f.adapters, s.KVTokens
 	} else if t.vital.state == NotReady && was != NotReady && !errors.Is(f.health, scrape.ErrSilent) {
@@ -336,6 +336,19 @@ func (t *target) figures() *scrape.Sample {
 	return t.sample
 }
 
+// learnSlots takes in that requests wait while n run: all slots are taken. Fewer than before
+// are believed slowly, as an engine's last moments of a batch have fewer: a number that was
+// never true is gone in a minute.
+func (t *target) learnSlots(n int) {
+	if n < t.slots {
+		n = t.slots - max(1, (t.slots-n)/slotsStep)
+	}
+	t.slots = n
+}
+
+// slotsStep is the part of the difference that each probe takes away.
+const slotsStep = 4
+
 // maxSlots bounds how many requests an engine is taken to work on at a time.
 const maxSlots = 65536
 
@@ -366,6 +379,7 @@ func (t *target) restarted(now time.Time) {
 		t.epoch++ // and its process is the same, as far as it says
 	}
 	t.sample, t.adapters = nil, nil
+	t.slots = t.spec.Slots // it may have been started with others
 }
 
 // pageDue reports whether metrics are to be asked for now, beside health: seldom where

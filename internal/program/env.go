@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
@@ -34,6 +35,8 @@ type Env struct {
 	Watch *obs.Watch
 	// Identity is who the program is to the others; nil: it speaks plain text.
 	Identity *mtls.Source
+	// Memory is how much the program may use; Follow is to be run.
+	Memory *Memory
 
 	name  string
 	flags *Flags
@@ -99,7 +102,9 @@ func (e *Env) HTTP(ctx context.Context, ln net.Listener, what string, h http.Han
 // Admin serves the admin page, and what of it is for probes, until ctx ends. conditions
 // returns what is wrong now.
 func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) error {
-	all := func() []obs.Condition { return append(conditions(), e.Identity.Conditions()...) }
+	all := func() []obs.Condition {
+		return slices.Concat(conditions(), e.Identity.Conditions(), e.Memory.Conditions())
+	}
 	e.Watch.Add("conditions", func() error { all(); return nil })
 	e.Watch.Add("metrics", func() error { _, _ = e.Metrics.Gather(); return nil }) // what is wrong with one shows on the page
 	g, ctx := errgroup.WithContext(ctx)

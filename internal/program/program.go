@@ -46,6 +46,9 @@ type Program struct {
 	// Check is -check: it shows what there is to show, and returns what is wrong;
 	// nil: what Validate and Load find is all.
 	Check func(stderr io.Writer) error
+	// Shared is whether others that are no part of it run in its container, such as a
+	// backend: then the container's limit of memory is not its own.
+	Shared bool
 	// Serve builds the parts in order and runs them until ctx ends.
 	Serve func(ctx context.Context, env *Env) error
 	// Grace is how long Serve may take to end once ctx has, by the flags' values; nil: no
@@ -145,8 +148,8 @@ func (p Program) identity(f mtls.Files, log *slog.Logger) (*mtls.Source, error) 
 }
 
 func (p Program) serve(ctx context.Context, f *Flags, log *slog.Logger, source *mtls.Source) error {
-	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Watch: obs.NewWatch(log), Identity: source, name: p.Name, flags: f}
-	e.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(p.Name))
+	e := &Env{Log: log, Metrics: prometheus.NewRegistry(), Watch: obs.NewWatch(log), Identity: source, Memory: newMemory(log, p.Shared), name: p.Name, flags: f}
+	e.Metrics.MustRegister(e.Memory, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(p.Name))
 	var err error
 	if e.admin, err = e.listen("metrics", f.metrics, admin); err != nil {
 		return err

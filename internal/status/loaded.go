@@ -3,9 +3,9 @@ package status
 import (
 	"context"
 	"errors"
-	"os"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/state"
 )
 
@@ -19,7 +19,7 @@ func Loaded(ctx context.Context, dir string) (map[string][]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := os.ReadFile(s.Config)
+	text, err := regular.Read(s.Config, config.MaxFile)
 	if err != nil {
 		return nil, err
 	}

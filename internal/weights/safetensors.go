@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"math/bits"
+	"millrace.dev/millrace/internal/regular"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,7 +35,7 @@ func CheckSafetensors(path string) error {
 
 // tensorsOf returns the names of a file's tensors.
 func tensorsOf(path string) (map[string]bool, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +198,7 @@ func escape(path string) string {
 
 // Shards reads an index, and returns in which file of its folder each tensor is.
 func Shards(index string) (map[string]string, error) {
-	f, err := os.Open(index)
+	f, err := regular.Open(index)
 	if err != nil {
 		return nil, err
 	}

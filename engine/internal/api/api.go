@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/semaphore"
 
 	"millrace.dev/millrace/engine/internal/admit"
 	"millrace.dev/millrace/engine/internal/backend"
@@ -44,6 +45,7 @@ type Server struct {
 	cfg     Config
 	started time.Time
 	mux     *http.ServeMux
+	room    *semaphore.Weighted // for bodies, in bytes
 }
 
 // operation is one of the API's operations, which the backend answers.
@@ -78,7 +80,7 @@ func (o operation) label() string {
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, started: time.Now(), mux: http.NewServeMux()}
+	s := &Server{cfg: cfg, started: time.Now(), mux: http.NewServeMux(), room: semaphore.NewWeighted(Bodies)}
 	for _, op := range operations {
 		for _, path := range append([]string{op.Path}, op.Aliases...) {
 			s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.complete(op, w, r) })

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -747,4 +748,66 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestBodiesAreBounded sends bodies that never end until there is no room: one more is
+// refused, also with a length that is not said, and when they are given up there is room.
+func TestBodiesAreBounded(t *testing.T) {
+	g := newRig(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	g.serving.Load().Assignment.Backend.MaxBodyBytes = Bodies
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	begun := make(chan struct{})
+	var all sync.WaitGroup
+	var ends []*io.PipeWriter
+	const size = Bodies / 4
+	for range 4 {
+		body, end := io.Pipe()
+		ends = append(ends, end)
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, g.url+"/v1/chat/completions", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ContentLength = size
+		all.Go(func() {
+			if resp, err := http.DefaultClient.Do(r); err == nil {
+				resp.Body.Close()
+			}
+		})
+		go func() {
+			_, _ = end.Write(make([]byte, 256<<10)) // more than sockets hold: it is read
+			begun <- struct{}{}
+		}()
+	}
+	for range 4 {
+		<-begun
+	}
+	for _, length := range []int64{1000, -1} {
+		r, err := http.NewRequest(http.MethodPost, g.url+"/v1/chat/completions", strings.NewReader(strings.Repeat(" ", 1000)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ContentLength = length
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		wantError(t, resp, string(body), 503, "as large as they may be")
+	}
+	giveUp()
+	for _, end := range ends {
+		end.Close()
+	}
+	all.Wait()
+	for began := time.Now(); ; {
+		resp, _ := g.post(t, "/v1/chat/completions", "{")
+		if resp.StatusCode == 400 {
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("status %d, though nobody is there", resp.StatusCode)
+		}
+	}
 }

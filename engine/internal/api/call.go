@@ -82,7 +82,13 @@ func (c *call) serve(ctx context.Context) *apiError {
 		return notReady(why)
 	}
 	c.w.Header().Set(headerReplica, v.Assignment.GetReplica())
-	body, failed := readBody(c.op, c.w, c.r, int64(v.Assignment.GetBackend().GetMaxBodyBytes()))
+	limit := int64(v.Assignment.GetBackend().GetMaxBodyBytes())
+	free, failed := hold(c.room, c.r, limit)
+	if failed != nil {
+		return failed
+	}
+	defer free()
+	body, failed := readBody(c.op, c.w, c.r, limit)
 	if failed != nil {
 		return failed
 	}

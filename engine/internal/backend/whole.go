@@ -16,9 +16,14 @@ type Whole struct {
 	choices  []*choice
 	account  []byte // the last event that holds a usage
 	accounts []map[string]json.RawMessage
+	size     int // bytes that have come
 	done     bool
 	err      error
 }
+
+// mostWhole bounds a stream that is put together to one answer, in bytes: an event takes some
+// 300 bytes, of which few are text.
+const mostWhole = 64 << 20
 
 // choice is one of the answer, as far as it has come.
 type choice struct {
@@ -50,6 +55,13 @@ var errCut = errors.New("the stream ended early")
 // wrong.
 func (w *Whole) Write(p []byte) (int, error) {
 	n := len(p)
+	if w.size += n; w.size > mostWhole && w.err == nil {
+		w.err = fmt.Errorf("an answer of more than %d bytes", mostWhole)
+		w.line, w.choices, w.accounts = nil, nil, nil
+	}
+	if w.err != nil {
+		return n, nil
+	}
 	for {
 		i := bytes.IndexByte(p, '\n')
 		if i < 0 {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -106,4 +108,26 @@ func FuzzWhole(f *testing.F) {
 			t.Errorf("not JSON: %s", a)
 		}
 	})
+}
+
+// TestWholeIsBounded has a stream say the same without end, in lines or without any: what is
+// kept of it does not grow beyond the bound, and it is an error in the end.
+func TestWholeIsBounded(t *testing.T) {
+	text := strings.Repeat("a", 16<<10)
+	for name, piece := range map[string]string{"events": delta(`{"content":"` + text + `"}`), "one line": text} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		var w Whole
+		for range 3 * mostWhole / len(piece) {
+			_, _ = w.Write([]byte(piece))
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		if _, err := w.JSON(); err == nil || !strings.Contains(err.Error(), "more than") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := int64(after.HeapAlloc) - int64(before.HeapAlloc); n > 8<<20 {
+			t.Errorf("%s: %d bytes are held", name, n)
+		}
+	}
 }

@@ -35,8 +35,8 @@ const (
 )
 
 // maxResponse bounds one response of xds, in bytes: some ten thousand endpoints
-// take 3 MiB, and what is cached at a thousand of them 200 MiB at most.
-const maxResponse = 1 << 30
+// take 3 MiB, and what xds keeps of caches 60 MiB at most.
+const maxResponse = 128 << 20
 
 // Client reads the fleet from xds.
 type Client struct {

@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -33,8 +34,9 @@ func (l *Local) watch() {
 }
 
 // CheckFile returns all that is wrong with the file at path and with the files that
-// it names; load reads tokenizers.
-func CheckFile(path string, load func(path string) (pick.Counter, error)) error {
+// it names; load reads tokenizers. What works, but not as well as it could, is written
+// to notes.
+func CheckFile(path string, load func(path string) (pick.Counter, error), notes io.Writer) error {
 	f, err := config.LoadFleet(path)
 	if err != nil {
 		return err
@@ -52,8 +54,11 @@ func CheckFile(path string, load func(path string) (pick.Counter, error)) error 
 		if m.Tokenizer == "" {
 			continue
 		}
-		if _, err := load(m.Tokenizer); err != nil {
+		c, err := load(m.Tokenizer)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("models[%d].tokenizer: %w", i, err))
+		} else if doubts := doubtsOf(c); doubts != nil {
+			fmt.Fprintf(notes, "models[%d].tokenizer: %v; the tokens of conversations are estimated\n", i, doubts)
 		}
 	}
 	return errors.Join(errs...)

@@ -230,7 +230,7 @@ func (f *fakeXDS) DeltaAggregatedResources(st grpc.BidiStreamingServer[discovery
 
 type fixed int
 
-func (f fixed) Count(*openai.Request) (int, bool) { return int(f), true }
+func (f fixed) Count(*openai.Request) (int, string) { return int(f), pick.Certain }
 
 func TestClient(t *testing.T) {
 	fake := &fakeXDS{received: make(chan *discovery.DeltaDiscoveryRequest, 10), say: make(chan *discovery.DeltaDiscoveryResponse), cut: make(chan struct{})}
@@ -355,6 +355,27 @@ func TestUnreadableTokenizer(t *testing.T) {
 		t.Error("pass() finds nothing wrong")
 	}
 	if got := l.conditions(); len(got) != 1 || !strings.Contains(got[0].Text, "no such file") {
+		t.Errorf("conditions() = %v", got)
+	}
+	l.want(nil)
+	if got := l.conditions(); len(got) != 0 {
+		t.Errorf("conditions() = %v after the model has gone", got)
+	}
+}
+
+// doubting is a counter whose model has a template that isn't rendered here.
+type doubting struct{ fixed }
+
+func (doubting) Doubts() error { return errors.New("chat template: tag include") }
+
+func TestTemplateThatIsNotRendered(t *testing.T) {
+	l := newLoader(func(string) (pick.Counter, error) { return doubting{7}, nil }, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	l.want(full(t).tokenizers())
+	if l.pass(t.Context(), map[string]pick.Counter{}) {
+		t.Error("pass() did not read it")
+	}
+	got := l.conditions()
+	if len(got) != 1 || got[0].Code != "template" || !strings.Contains(got[0].Text, "tag include") || !strings.Contains(got[0].Next, "chat_template.jinja") {
 		t.Errorf("conditions() = %v", got)
 	}
 	l.want(nil)

@@ -40,10 +40,16 @@ type loader struct {
 	mu     sync.Mutex
 	wanted map[string][]*pick.Learned // by path
 	failed map[string]error           // by path
+	doubts map[string]error           // by path: why conversations are estimated
+}
+
+// doubter is a Counter that may have to estimate all conversations.
+type doubter interface {
+	Doubts() error
 }
 
 func newLoader(load func(string) (pick.Counter, error), log *slog.Logger) *loader {
-	return &loader{load: load, log: log, wake: make(chan struct{}, 1), failed: map[string]error{}}
+	return &loader{load: load, log: log, wake: make(chan struct{}, 1), failed: map[string]error{}, doubts: map[string]error{}}
 }
 
 // want replaces what is wanted.
@@ -51,6 +57,7 @@ func (l *loader) want(w map[string][]*pick.Learned) {
 	l.mu.Lock()
 	l.wanted = w
 	maps.DeleteFunc(l.failed, func(path string, _ error) bool { return w[path] == nil })
+	maps.DeleteFunc(l.doubts, func(path string, _ error) bool { return w[path] == nil })
 	l.mu.Unlock()
 	select {
 	case l.wake <- struct{}{}:
@@ -118,11 +125,24 @@ func (l *loader) read(ctx context.Context, path string) pick.Counter {
 		return nil
 	}
 	delete(l.failed, path)
+	delete(l.doubts, path)
+	if err := doubtsOf(c); err != nil {
+		l.log.Warn("chat template not rendered, conversations are estimated", "path", path, "error", err)
+		l.doubts[path] = err
+	}
 	l.log.Info("tokenizer read", "path", path, "took", time.Since(began).Round(time.Millisecond))
 	return c
 }
 
-// conditions returns what could not be read.
+// doubtsOf is why all conversations are estimated, if they are.
+func doubtsOf(c pick.Counter) error {
+	if d, ok := c.(doubter); ok {
+		return d.Doubts()
+	}
+	return nil
+}
+
+// conditions returns what could not be read, and what could not be understood.
 func (l *loader) conditions() []obs.Condition {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,6 +152,13 @@ func (l *loader) conditions() []obs.Condition {
 			Code: "tokenizer",
 			Text: fmt.Sprintf("tokenizer: %v; prompt tokens are estimated", l.failed[path]),
 			Next: "set the model's tokenizer to a GGUF or tokenizer.json that extproc can read",
+		})
+	}
+	for _, path := range slices.Sorted(maps.Keys(l.doubts)) {
+		all = append(all, obs.Condition{
+			Code: "template",
+			Text: fmt.Sprintf("tokenizer %s: %v; the tokens of conversations are estimated", path, l.doubts[path]),
+			Next: "put a chat_template.jinja that Jinja2 accepts beside tokenizer.json, without tags such as include; millrace_extproc_estimated_prompts_total counts the requests",
 		})
 	}
 	return all

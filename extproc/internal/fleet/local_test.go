@@ -325,9 +325,15 @@ func TestLocalNeedsAGoodFileAtFirst(t *testing.T) {
 	}
 	load := func(string) (pick.Counter, error) { return nil, errors.New("not a tokenizer") }
 	write(t, path, "endpoints: [{address: \"10.0.0.1:80\", models: [m]}]\nmodels: [{name: m, tokenizer: t.json}]\npolicy: {sessions: {cookie: {keyFile: none}}}\n")
-	err = CheckFile(path, load)
+	err = CheckFile(path, load, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "keyFile: ") || !strings.Contains(err.Error(), "models[0].tokenizer: not a tokenizer") {
 		t.Errorf("check: %v", err)
+	}
+	var notes strings.Builder
+	write(t, path, "endpoints: [{address: \"10.0.0.1:80\", models: [m]}]\nmodels: [{name: m, tokenizer: t.json}]\n")
+	err = CheckFile(path, func(string) (pick.Counter, error) { return doubting{7}, nil }, &notes)
+	if err != nil || notes.String() != "models[0].tokenizer: chat template: tag include; the tokens of conversations are estimated\n" {
+		t.Errorf("check of a template that isn't rendered: %v, notes %q", err, notes.String())
 	}
 }
 
@@ -427,7 +433,7 @@ endpoints:
 	path := filepath.Join(t.TempDir(), "fleet.yaml")
 	write(t, path, `endpoints: [{address: "10.0.0.1:80", models: [m], apiKey: {env: TEST_NO_SUCH_KEY}, tls: {ca: gone.pem}}]`)
 	for name, check := range map[string]func() error{
-		"-check": func() error { return CheckFile(path, nil) },
+		"-check": func() error { return CheckFile(path, nil, io.Discard) },
 		"start": func() error {
 			_, err := NewLocal(t.Context(), LocalOptions{File: path, Picker: w, Lookup: w.lookup}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 			return err

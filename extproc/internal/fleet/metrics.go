@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/kvevents"
 	"millrace.dev/millrace/internal/probe"
 )
 
@@ -42,7 +43,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Tokens in the caches of all engines, as they report them.",
 		}),
 	}
-	reg.MustRegister(m.connected, m.updates, m.rejected, endpoints, m.cached)
+	reg.MustRegister(m.connected, m.updates, m.rejected, endpoints, m.cached, kvevents.BlocksRefused("extproc"))
 	return m
 }
 

@@ -52,7 +52,7 @@ func newPools(t *testing.T, n int, file string) *pooledWorld {
 
 type counter struct{}
 
-func (counter) Count(*openai.Request) (int, bool) { return 1, true }
+func (counter) Count(*openai.Request) (int, string) { return 1, pick.Certain }
 
 // serves makes the engine at an address a vLLM of some models.
 func (w *pooledWorld) serves(address string, models ...string) {

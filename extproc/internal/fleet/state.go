@@ -322,6 +322,9 @@ func (s *state) setModel(m *fleetpb.ModelState) {
 func (s *state) remove(typ, name string) {
 	switch typ {
 	case wire.EndpointType:
+		if e := s.endpoints[name]; e != nil && e.log != nil {
+			e.log.Forget()
+		}
 		delete(s.endpoints, name)
 	case wire.ModelType:
 		delete(s.models, name)

@@ -154,9 +154,13 @@ type Controller struct {
 	// The Budgets in force; nil: there were none yet.
 	budgets atomic.Pointer[Budgets]
 
-	// mu guards writing the fields above.
-	mu sync.Mutex
+	// mu guards the field below, and writing those above.
+	mu    sync.Mutex
+	named int // queues ever made
 }
+
+// mostQueues is how many queues are kept at least until all are looked through for idle ones.
+const mostQueues = 4096
 
 // New returns a Controller without any queue, which counts into reg.
 func New(reg prometheus.Registerer) *Controller {
@@ -165,8 +169,8 @@ func New(reg prometheus.Registerer) *Controller {
 	return c
 }
 
-// Queue returns a model's queue. Those of models that are gone stay: there are as
-// many as names were ever given to models.
+// Queue returns a model's queue. Those of models that are gone stay until there are too many:
+// then all are forgotten that nobody is in.
 func (c *Controller) Queue(model string) *Queue {
 	if q := (*c.queues.Load())[model]; q != nil {
 		return q
@@ -179,9 +183,12 @@ func (c *Controller) Queue(model string) *Queue {
 	}
 	all := make(map[string]*Queue, len(old)+1)
 	for name, q := range old {
-		all[name] = q
+		if len(old) < mostQueues || !q.idle() {
+			all[name] = q
+		}
 	}
-	all[model] = newQueue(c.metrics.of(model, len(old)))
+	all[model] = newQueue(c.metrics.of(model, c.named))
+	c.named++
 	c.queues.Store(&all)
 	return all[model]
 }

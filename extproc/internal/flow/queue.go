@@ -43,6 +43,9 @@ func newQueue(m *queueMetrics) *Queue {
 	return q
 }
 
+// idle reports whether nobody has a pass, and nobody waits for one.
+func (q *Queue) idle() bool { return q.inside.Load() == 0 && q.waiting.Load() == 0 }
+
 // Ticket is a position in the queue.
 type Ticket struct {
 	// C has room for the one outcome: the ticket is settled when it holds something.

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -414,4 +415,23 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v %v", problems, err)
 	}
+}
+
+// TestQueuesOfManyNamesAreBounded asks for the queues of more models than there ever are at a
+// time: those that nobody is in are forgotten, one that somebody is in stays.
+func TestQueuesOfManyNamesAreBounded(t *testing.T) {
+	c := New(prometheus.NewRegistry())
+	ask := Ask{Policy: &Policy{}, Now: time.Now()}
+	used := c.Queue("used")
+	pass, ok := used.Try(&ask, &room{})
+	for i := range 3 * mostQueues {
+		c.Queue(fmt.Sprintf("model-%d", i))
+	}
+	if n := len(*c.queues.Load()); n > mostQueues+1 {
+		t.Errorf("%d queues are kept", n)
+	}
+	if !ok || c.Queue("used") != used {
+		t.Errorf("a queue with a request (%t) was forgotten", ok)
+	}
+	pass.Release(ask.Now)
 }

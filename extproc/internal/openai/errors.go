@@ -118,6 +118,11 @@ func NotJSON(at int) *Error {
 	return invalid(400, "", "invalid_json", "the request body is not a valid JSON object (at byte %d)", at)
 }
 
+// TooMany answers a request of more messages, media and prompts than are read.
+func TooMany(n int) *Error {
+	return invalid(400, "", "too_many_entries", "the request has %d messages, parts and inputs; must be %d at most", n, MaxEntries)
+}
+
 // NoModel answers a request that names no model.
 func NoModel() *Error {
 	return invalid(400, "model", "missing_required_parameter", "the request names no model: set \"model\" to one of GET /v1/models")

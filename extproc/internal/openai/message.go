@@ -153,6 +153,9 @@ func (r *Request) message(s *scanner) bool {
 	if r.anthropic() && (nothing || !given && m.Role == "assistant") {
 		return ok // the engines pass over it
 	}
+	if !r.holds() {
+		return ok
+	}
 	if ok && more {
 		if m.Rest = r.canonical(m.Raw, true, m.OneText()); string(m.Rest) == "{}" {
 			m.Rest = nil
@@ -226,7 +229,9 @@ func (r *Request) take(p *parts, one *part) {
 			return
 		}
 		p.media = true
-		r.Media = append(r.Media, one.media(kind))
+		if r.holds() {
+			r.Media = append(r.Media, one.media(kind))
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package openai
 import (
 	"bytes"
 	"math"
+	"reflect"
 	"slices"
 
 	"millrace.dev/millrace/internal/apis"
@@ -26,6 +27,8 @@ type Request struct {
 	IgnoreEOS, Stops bool
 	// Choices is how many answers are generated for each prompt, 1 or more.
 	Choices int
+	// Beyond is how many messages, media and prompts there are beyond MaxEntries.
+	Beyond int
 	// Truncates is whether the client wants a prompt that is too long cut.
 	Truncates bool
 	// Previous is the id of the response that this request continues; nil: none.
@@ -153,6 +156,30 @@ func (r *Request) Forget() {
 	clear(prompts)
 	*r = Request{Messages: messages[:0], Media: media[:0], Prompts: prompts[:0], unescaped: unescaped[:0]}
 }
+
+// MaxEntries is how many messages, media and prompts together are kept of a body: an empty
+// message takes three bytes of that, and a hundred here.
+const MaxEntries = 1 << 16
+
+// holds reports whether one more message, medium or prompt is kept, and counts it if not.
+func (r *Request) holds() bool {
+	if len(r.Messages)+len(r.Media)+len(r.Prompts) < MaxEntries {
+		return true
+	}
+	r.Beyond++
+	return false
+}
+
+// Bytes is what the decoded parts take of memory, beside the body itself.
+func (r *Request) Bytes() int64 {
+	return int64(cap(r.unescaped)) + int64(len(r.Messages))*messageBytes + int64(len(r.Media))*mediaBytes + int64(len(r.Prompts))*promptBytes
+}
+
+var (
+	messageBytes = int64(reflect.TypeFor[Message]().Size())
+	mediaBytes   = int64(reflect.TypeFor[Media]().Size())
+	promptBytes  = int64(reflect.TypeFor[Prompt]().Size())
+)
 
 // What Forget keeps at most for the next body: messages or prompts, and bytes
 // of text.
@@ -348,7 +375,9 @@ func (r *Request) prompts(s *scanner) bool {
 		case c == '[':
 			start := s.i
 			n, ok := s.count(2)
-			r.Prompts = append(r.Prompts, Prompt{IDs: n, List: s.b[start:s.i]})
+			if r.holds() {
+				r.Prompts = append(r.Prompts, Prompt{IDs: n, List: s.b[start:s.i]})
+			}
 			return ok
 		default:
 			ids++
@@ -384,7 +413,7 @@ func (r *Request) prompt(s *scanner, depth int) bool {
 		return s.skip(depth)
 	}
 	t, ok := s.string()
-	if ok {
+	if ok && r.holds() {
 		r.Prompts = append(r.Prompts, Prompt{Text: r.unescape(t)})
 	}
 	return ok

@@ -365,3 +365,32 @@ func BenchmarkParse(b *testing.B) {
 		})
 	}
 }
+
+// TestEntriesAreBounded parses bodies of more messages, media and inputs than are kept: those
+// beyond are counted, and take no memory.
+func TestEntriesAreBounded(t *testing.T) {
+	const n = 5 * MaxEntries
+	list := func(one string) string { return "[" + strings.Repeat(one+",", n-1) + one + "]" }
+	for name, tt := range map[string]struct {
+		api  apis.API
+		body string
+	}{
+		"messages": {apis.Chat, `{"messages":` + list(`{}`) + `}`},
+		"media":    {apis.Chat, `{"messages":[{"role":"user","content":` + list(`{"type":"image_url","image_url":{"url":"x"}}`) + `}]}`},
+		"texts":    {apis.Embeddings, `{"input":` + list(`""`) + `}`},
+		"ids":      {apis.Embeddings, `{"input":` + list(`[1]`) + `}`},
+		"items":    {apis.Responses, `{"input":` + list(`{}`) + `}`},
+	} {
+		var r Request
+		if err := r.Parse(tt.api, []byte(tt.body)); err != nil {
+			t.Fatalf("%s: %+v", name, err)
+		}
+		kept := len(r.Messages) + len(r.Media) + len(r.Prompts)
+		if kept != MaxEntries || kept+r.Beyond < n {
+			t.Errorf("%s: %d are kept, and %d beyond", name, kept, r.Beyond)
+		}
+		if got := r.Bytes(); got > MaxEntries*256 {
+			t.Errorf("%s: %d bytes", name, got)
+		}
+	}
+}

@@ -82,9 +82,26 @@ type Speed struct {
 	Decode float64
 }
 
-// Counter counts the prompt tokens of a request; exact is false for an estimate.
+// Counter counts the prompt tokens of a request; doubt is why that is an estimate,
+// one of Doubts.
 type Counter interface {
-	Count(r *openai.Request) (n int, exact bool)
+	Count(r *openai.Request) (n int, doubt string)
+}
+
+// Certain is no doubt: the prompt's tokens were counted exactly.
+const Certain = ""
+
+// Doubts are why a prompt's tokens may be an estimate.
+var Doubts = []string{
+	"tokenizer", // the model has none, or it is not read yet
+	"template",  // the chat template has what is not rendered here
+	"refused",   // the template or the engine refuses the conversation
+	"tools",     // tools and calls of them, whose fields engines rewrite
+	"fields",    // fields that engines follow in ways of their own
+	"media",     // content that is not text
+	"words",     // words too long to be merged to the end
+	"texts",     // texts that the engine puts together by rules of its own
+	"previous",  // a response that the request continues
 }
 
 // Identifier is a Counter that also says which tokens a prompt has.
@@ -187,6 +204,16 @@ type Table struct {
 
 // Model returns the model with an id, or nil.
 func (t *Table) Model(name []byte) *Model { return t.Models[string(name)] }
+
+// Tokenizers returns how many models have one.
+func (t *Table) Tokenizers() (n int) {
+	for _, m := range t.Models {
+		if m.Counter() != nil {
+			n++
+		}
+	}
+	return n
+}
 
 // All returns all models, Any among them.
 func (t *Table) All() iter.Seq[*Model] {

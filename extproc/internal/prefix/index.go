@@ -437,5 +437,11 @@ func (x *Index) Len(now time.Time) int {
 	return n
 }
 
+// Bytes is what the entries take of memory when all are used.
+func (x *Index) Bytes() int64 { return int64(len(x.sets)) * setBytes }
+
+// setBytes is the size of a set.
+const setBytes = 8 + ways*8*(2+matchesKept)
+
 // Evicted counts the entries that made room before their idle time was over.
 func (x *Index) Evicted() uint64 { return x.evicted.Load() }

@@ -31,31 +31,43 @@ func Load(path string) (pick.Counter, error) {
 	return &tokenizer{model: m, chats: sync.Pool{New: func() any { return new(token.Chat) }}}, nil
 }
 
+// Doubts returns why all conversations of the model are estimated, if they are.
+func (t *tokenizer) Doubts() error { return t.model.TemplateError() }
+
 // Count returns the prompt tokens of a request as the engine will count them.
 // Media are estimated.
-func (t *tokenizer) Count(r *openai.Request) (n int, exact bool) {
-	n, exact = t.count(r)
-	return n, exact && !r.Uncounted
+func (t *tokenizer) Count(r *openai.Request) (n int, doubt string) {
+	n, doubt = t.count(r)
+	if doubt == pick.Certain && r.Uncounted {
+		doubt = string(token.ByFields)
+	}
+	return n, doubt
 }
 
-func (t *tokenizer) count(r *openai.Request) (n int, exact bool) {
+func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 	switch {
 	case r.API.Row().Counted != apis.Conversation:
 		return t.prompts(r)
 	case r.API.Row().Items:
 		c, err := token.ResponseChat(r.Raw)
 		if err != nil {
-			return r.Estimate(), false // the engine will refuse it
+			return r.Estimate(), string(token.ByRefusal)
 		}
-		n, exact = t.model.CountChat(c)
-		exact = exact && r.Previous == nil // what it continues is not in it
+		n, _ = t.model.CountChat(c)
+		doubt = string(c.Doubt)
+		if r.Previous != nil && doubt == pick.Certain {
+			doubt = "previous" // what it continues is not in it
+		}
 	default:
-		n, exact = t.chat(r)
+		n, doubt = t.chat(r)
 	}
 	for i := range r.Media {
 		n += t.media(&r.Media[i])
 	}
-	return n, exact && len(r.Media) == 0
+	if len(r.Media) > 0 {
+		doubt = string(token.ByMedia)
+	}
+	return n, doubt
 }
 
 // IDs appends the tokens of a request's prompt, none if they are not known: where
@@ -115,13 +127,17 @@ func (t *tokenizer) media(m *openai.Media) int {
 }
 
 // chat counts a conversation. The memory of its messages is used again.
-func (t *tokenizer) chat(r *openai.Request) (int, bool) {
+func (t *tokenizer) chat(r *openai.Request) (n int, doubt string) {
 	c := t.chats.Get().(*token.Chat)
 	defer t.chats.Put(c)
 	known := fill(c, r)
-	n, exact := t.model.CountChat(c)
+	n, _ = t.model.CountChat(c)
+	doubt = string(c.Doubt)
 	empty(c)
-	return n, exact && known
+	if !known && doubt == pick.Certain {
+		doubt = string(token.ByFields)
+	}
+	return n, doubt
 }
 
 // fill makes a chat of a request. It returns false if that can't be done for all of it.
@@ -181,14 +197,18 @@ func anthropic(c *token.Chat, r *openai.Request) bool {
 
 // prompts counts texts; what came as ids is counted already. Texts that the engine puts
 // together by rules of its own, such as a query and a document, are an estimate.
-func (t *tokenizer) prompts(r *openai.Request) (n int, exact bool) {
-	exact = len(r.Prompts) > 0 && r.API.Row().Texts == nil
+func (t *tokenizer) prompts(r *openai.Request) (n int, doubt string) {
+	if len(r.Prompts) == 0 || r.API.Row().Texts != nil {
+		doubt = "texts"
+	}
 	for _, p := range r.Prompts {
 		n += p.IDs
 		if p.Text != nil {
 			n += t.model.CountPrompt(p.Text)
-			exact = exact && !t.model.Cuts(p.Text)
+			if doubt == pick.Certain && t.model.Cuts(p.Text) {
+				doubt = string(token.ByWords)
+			}
 		}
 	}
-	return n, exact
+	return n, doubt
 }

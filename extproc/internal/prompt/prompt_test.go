@@ -11,6 +11,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/token"
 	"millrace.dev/millrace/internal/apis"
 )
 
@@ -55,9 +56,9 @@ func TestCountsEqualTheServers(t *testing.T) {
 		if err := r.Parse(api, s.Body); err != nil {
 			t.Fatalf("%s: %v", s.Name, err)
 		}
-		n, exact := c.Count(&r)
-		if n != s.Tokens || !exact {
-			t.Errorf("%s: %d tokens, exact %v; the server counts %d", s.Name, n, exact, s.Tokens)
+		n, doubt := c.Count(&r)
+		if n != s.Tokens || doubt != pick.Certain {
+			t.Errorf("%s: %d tokens, doubt %q; the server counts %d", s.Name, n, doubt, s.Tokens)
 		}
 		if ids, certain := c.(pick.Identifier).IDs(nil, &r); len(ids) > 0 && (!certain || len(ids) != n) {
 			t.Errorf("%s: %d ids, certain %v; %d tokens", s.Name, len(ids), certain, n)
@@ -89,8 +90,8 @@ func TestMediaAreEstimated(t *testing.T) {
 		words := openai.Request{API: apis.Chat, Messages: []openai.Message{{Role: "user", Content: []byte("What is this?")}}}
 		text, _ := c.Count(&words)
 		image := openai.Media{Kind: openai.Image}
-		if n, exact := c.Count(&r); exact || n != text+image.Tokens() {
-			t.Errorf("%v: %d tokens, exact %v; want an estimate of %d", api, n, exact, text+image.Tokens())
+		if n, doubt := c.Count(&r); doubt != "media" || n != text+image.Tokens() {
+			t.Errorf("%v: %d tokens, doubt %q; want an estimate of %d", api, n, doubt, text+image.Tokens())
 		}
 	}
 }
@@ -104,8 +105,17 @@ func TestContinuedResponseIsEstimated(t *testing.T) {
 	if err := r.Parse(apis.Responses, []byte(`{"input":"Hi","previous_response_id":"resp_1"}`)); err != nil {
 		t.Fatal(err)
 	}
-	if _, exact := c.Count(&r); exact {
-		t.Error("a prompt of which only the end is seen is counted exactly")
+	if _, doubt := c.Count(&r); doubt != "previous" {
+		t.Errorf("a prompt of which only the end is seen has doubt %q", doubt)
+	}
+}
+
+// TestDoubtsHaveTheirCounters has each reason of the tokenizer among those that are counted.
+func TestDoubtsHaveTheirCounters(t *testing.T) {
+	for _, d := range []token.Doubt{token.ByTemplate, token.ByRefusal, token.ByTools, token.ByFields, token.ByMedia, token.ByWords} {
+		if !slices.Contains(pick.Doubts, string(d)) {
+			t.Errorf("%q is not counted", d)
+		}
 	}
 }
 
@@ -151,7 +161,8 @@ func TestFieldsThatNobodyCountsHere(t *testing.T) {
 			if err := r.Parse(api, []byte("{"+body+","+field+"}")); err != nil {
 				t.Fatal(err)
 			}
-			_, exact := c.Count(&r)
+			_, doubt := c.Count(&r)
+			exact := doubt == pick.Certain
 			_, certain := c.(pick.Identifier).IDs(nil, &r)
 			if exact != want || certain != want {
 				t.Errorf("%v with %s: exact %v, ids certain %v; want %v", api, field, exact, certain, want)

@@ -127,7 +127,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	if first := x.choice.List[0].Endpoint; a.good && a.served != nil && a.served.KV != first.KV {
 		record(x.table.Policy, &x.located, x.counted.prompt, a.served, now)
 	}
-	if a.good && a.served != nil && a.served.Ours() && x.request.Stream && !x.understood.blind {
+	if a.good && a.served != nil && a.served.Ours() && x.counted.stream && !x.understood.blind {
 		a.first = now.Sub(x.arrived) // our engines send headers with the first token
 	}
 	x.learn(head, now)

@@ -13,7 +13,17 @@ import (
 // letters takes every byte of the first message for a token.
 type letters struct{ exact bool }
 
-func (l letters) Count(r *openai.Request) (int, bool) { return len(r.Messages[0].Content), l.exact }
+func (l letters) Count(r *openai.Request) (int, string) {
+	return len(r.Messages[0].Content), doubtful(l.exact)
+}
+
+// doubtful is a doubt, or none.
+func doubtful(exact bool) string {
+	if exact {
+		return pick.Certain
+	}
+	return "template"
+}
 
 func (l letters) IDs(dst []uint32, r *openai.Request) ([]uint32, bool) {
 	for _, b := range r.Messages[0].Content {

@@ -12,9 +12,10 @@ import (
 // counted is how long a request is.
 type counted struct {
 	// prompt is the tokens of the prompt, at least 1; exact is whether the model's
-	// tokenizer has counted them all.
+	// tokenizer has counted them all, doubt why not: "" too where there is nothing to count.
 	prompt int
 	exact  bool
+	doubt  string
 	// stream is whether the answer comes as it is made.
 	stream bool
 	// output is the tokens that all answers together are expected to have.
@@ -41,8 +42,10 @@ func count(in *input, u *understood, r *openai.Request) counted {
 		n.prompt = u.model.Guessed(s)
 	case how == apis.Nothing:
 	case c != nil:
-		n.prompt, n.exact = c.Count(r)
+		n.prompt, n.doubt = c.Count(r)
+		n.exact = n.doubt == pick.Certain
 	default:
+		n.doubt = "tokenizer"
 		s.Guess = r.Estimate()
 		n.prompt = u.model.Guessed(s)
 	}

@@ -178,9 +178,10 @@ type Decision struct {
 	// API is the operation.
 	API apis.API
 	// PromptTokens is the length of the prompt; Exact is whether it was counted
-	// by the model's tokenizer.
+	// by the model's tokenizer, Doubt why not.
 	PromptTokens int
 	Exact        bool
+	Doubt        string
 	// OutputTokens is the expected length of the answer.
 	OutputTokens int
 	// Chain is the keys of the prompt's prefixes, for the engine; nil: it does not get them.

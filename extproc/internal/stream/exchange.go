@@ -60,6 +60,7 @@ type Exchange struct {
 	laps    laps
 
 	*memory
+	*desk
 }
 
 // seen is what has come to its end: of what comes behind it nothing is Envoy's, which says
@@ -100,15 +101,22 @@ type wait struct {
 // memory is what exchanges hand on to each other, so that it is allocated
 // seldom.
 type memory struct {
+	choice pick.Choice
+	chain  []prefix.Link
+	found  prefix.Found
+	in     inbound
+	out    outbound
+	turn   uint32 // decisions made with this memory
+	none   desk   // of an exchange that has given its own back
+}
+
+// desk is the memory of a body and of what is decoded of it. An exchange has one until
+// the answer begins, as it has room for the body: streams of answers are long, and many.
+type desk struct {
 	request openai.Request
-	choice  pick.Choice
-	chain   []prefix.Link
-	found   prefix.Found
 	body    []byte // of a request in several messages
 	bodies  bodies
-	in      inbound
-	out     outbound
-	turn    uint32 // decisions made with this memory
+	links   []prefix.Link // from which the chain is made: of a long prompt very many
 }
 
 // Step advances the exchange by one event and appends the replies to out.
@@ -161,8 +169,8 @@ func (x *Exchange) End(now time.Time) {
 	x.owe(now)
 	x.admission.settle(x.used(now), now)
 	x.reservation.Release()
-	x.freeRoom()
 	x.phase = over
+	x.freeRoom()
 }
 
 // unchanged answers a body event that changes nothing.
@@ -328,7 +336,7 @@ func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []
 	}
 	x.understood = u
 	if whole {
-		x.came(int64(len(body) + len(u.forward.body)))
+		x.came(int64(len(body)+len(u.forward.body)) + x.request.Bytes())
 	}
 	if u.model == nil {
 		return x.open(k, out)
@@ -366,8 +374,10 @@ func (x *Exchange) open(k Kind, out []Reply) []Reply {
 // send sends an admitted request to an endpoint, and answers the event of the kind.
 func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	u, n, policy := &x.understood, &x.counted, in.table.Policy
-	l := locate(in, u, n, &x.request, x.chain, &x.found)
-	x.located, x.chain = l, l.chain
+	l := locate(in, u, n, &x.request, x.links, &x.found)
+	x.links, x.chain = l.chain, append(x.chain[:0], l.chain...)
+	l.chain = x.chain
+	x.located = l
 	x.laps.end(lapLocate)
 	most := mostCandidates(in.table.Policy, u.priority)
 	if x.core.hurts.has(x.key(), in.now) {
@@ -380,9 +390,10 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	d := &x.decision
 	*d = Decision{
 		Model: u.model.Name, Asked: u.asked, Probe: in.head.Probe, Session: l.session, Priority: u.priority, API: in.api,
-		PromptTokens: n.prompt, Exact: n.exact, OutputTokens: n.output, Retries: q.Most - 1, Choice: &x.choice,
+		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: q.Most - 1, Choice: &x.choice,
 		Key: u.model.Key,
 	}
+	x.core.metrics.counted(n)
 	if x.head.Debug && policy.Explain {
 		x.answer.explanation = d.explain(&q)
 	}

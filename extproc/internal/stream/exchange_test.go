@@ -26,7 +26,7 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 // quarters counts a token for every four bytes of the body.
 type quarters struct{}
 
-func (quarters) Count(r *openai.Request) (int, bool) { return len(r.Raw) / 4, true }
+func (quarters) Count(r *openai.Request) (int, string) { return len(r.Raw) / 4, pick.Certain }
 
 // fleet is a table with its picker.
 type fleet struct {
@@ -393,7 +393,7 @@ func TestPhasesOfSomeDecisionsAreMeasured(t *testing.T) {
 	x := f.core.Begin()
 	m := x.memory
 	for range 4 * sampled {
-		*x = Exchange{core: f.core, memory: m}
+		*x = Exchange{core: f.core, memory: m, desk: new(desk)}
 		run(x, post(), bodyOf(hello))
 		x.End(epoch)
 	}

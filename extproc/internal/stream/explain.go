@@ -15,12 +15,14 @@ const mostExplained = 16
 // explanation is the header x-millrace-decision, as JSON in one line. Times are
 // milliseconds, as they were predicted.
 type explanation struct {
-	Reason         string `json:"reason"`
-	Session        string `json:"session,omitempty"`
-	Model          string `json:"model"`
-	Priority       string `json:"priority"`
-	PromptTokens   int    `json:"prompt_tokens"`
-	Exact          bool   `json:"exact"`
+	Reason       string `json:"reason"`
+	Session      string `json:"session,omitempty"`
+	Model        string `json:"model"`
+	Priority     string `json:"priority"`
+	PromptTokens int    `json:"prompt_tokens"`
+	Exact        bool   `json:"exact"`
+	// Doubt is why the prompt's tokens are an estimate: one of pick.Doubts.
+	Doubt          string `json:"doubt,omitempty"`
 	ExpectedTokens int    `json:"expected_output_tokens"`
 	// Shared is how many tokens of the prompt several conversations begin with.
 	Shared int `json:"shared_tokens,omitempty"`
@@ -69,7 +71,7 @@ func (c considered) MarshalJSON() ([]byte, error) {
 func (d *Decision) explain(q *pick.Query) []byte {
 	e := explanation{
 		Reason: d.Choice.Reason.String(), Session: d.Session, Model: d.Model, Priority: d.Priority,
-		PromptTokens: d.PromptTokens, Exact: d.Exact, ExpectedTokens: d.OutputTokens, Shared: q.Found.Shared,
+		PromptTokens: d.PromptTokens, Exact: d.Exact, Doubt: d.Doubt, ExpectedTokens: d.OutputTokens, Shared: q.Found.Shared,
 	}
 	for i := range d.Choice.List {
 		e.Named = append(e.Named, d.Choice.List[i].Address)

@@ -15,6 +15,9 @@ const slack = 4
 func fits(in *input, u *understood, r *openai.Request, n *counted) *openai.Error {
 	row := in.api.Row()
 	one := row.Counted == apis.Conversation || row.Counted == apis.Texts && row.Texts == nil
+	if !u.blind && r.Beyond > 0 && (u.model.Context <= 0 || !one || len(r.Messages) == 0) {
+		return openai.TooMany(openai.MaxEntries + r.Beyond)
+	}
 	if u.blind || u.model.Context <= 0 || !one {
 		return nil
 	}
@@ -27,13 +30,20 @@ func fits(in *input, u *understood, r *openai.Request, n *counted) *openai.Error
 		room = slack * u.model.Context
 	}
 	tokens := len(r.Messages) // no template has a message without a token
+	if tokens > 0 {
+		tokens += r.Beyond
+	}
 	if n != nil {
 		tokens = n.prompt
 		if len(r.Prompts) > 1 && tokens > room {
 			tokens = longest(u, r)
 		}
 	}
-	if tokens <= room {
+	switch {
+	case tokens > room:
+	case r.Beyond > 0:
+		return openai.TooMany(openai.MaxEntries + r.Beyond)
+	default:
 		return nil
 	}
 	return openai.TooLong(row.Dialect, row.Input, tokens, u.model.Context)

@@ -8,19 +8,20 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
 )
 
 // texts counts a token for every byte of a text, an id for one.
 type texts struct{ exact bool }
 
-func (c texts) Count(r *openai.Request) (n int, exact bool) {
+func (c texts) Count(r *openai.Request) (n int, doubt string) {
 	for i := range r.Messages {
 		n += len(r.Messages[i].Content)
 	}
 	for _, p := range r.Prompts {
 		n += p.IDs + len(p.Text)
 	}
-	return n, c.exact
+	return n, doubtful(c.exact)
 }
 
 func TestPromptsThatCannotFit(t *testing.T) {
@@ -104,7 +105,28 @@ func TestAHundredThousandMessages(t *testing.T) {
 // never is a counter that must not be asked.
 type never struct{ t *testing.T }
 
-func (n never) Count(*openai.Request) (int, bool) {
+func (n never) Count(*openai.Request) (int, string) {
 	n.t.Error("its tokens were counted")
-	return 0, true
+	return 0, pick.Certain
+}
+
+// TestTooManyEntriesAreRefused refuses what has more messages or inputs than are read, before
+// anything is counted: as too long where the context is known.
+func TestTooManyEntriesAreRefused(t *testing.T) {
+	list := func(one string) string { return "[" + strings.Repeat(one+",", openai.MaxEntries) + one + "]" }
+	for _, tt := range []struct {
+		name, path, body, code string
+		context                int
+	}{
+		{"messages", "/v1/chat/completions", `{"model":"m","messages":` + list(`{}`) + `}`, "too_many_entries", 0},
+		{"messages, context known", "/v1/chat/completions", `{"model":"m","messages":` + list(`{}`) + `}`, "context_length_exceeded", 1000},
+		{"inputs", "/v1/embeddings", `{"model":"m","input":` + list(`""`) + `}`, "too_many_entries", 1000},
+	} {
+		f := newFleet(3, func(t *pick.Table) { t.Policy.MaxBody = 1 << 30 })
+		f.model.Context = tt.context
+		out := run(f.core.Begin(), post(func(h *RequestHead) { h.Path = tt.path }), bodyOf(tt.body))
+		if err := out[len(out)-1].Error; err == nil || err.Status != 400 || err.Code != tt.code {
+			t.Errorf("%s: %+v", tt.name, out[len(out)-1])
+		}
+	}
 }

@@ -4,6 +4,8 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/extproc/internal/pick"
 )
 
 // metrics of the streams.
@@ -19,6 +21,8 @@ type metrics struct {
 	unpacked, renamed, unseen prometheus.Counter
 	// repeated counts messages behind the end of what they belong to.
 	repeated prometheus.Counter
+	// estimated counts requests whose prompt's tokens are an estimate, by why.
+	estimated map[string]prometheus.Counter
 }
 
 // statuses of the answers that we give in an engine's stead.
@@ -55,7 +59,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_extproc_ignored_messages_total",
 			Help: "Messages of Envoy that came behind the end of what they belong to: ignored. Above 0 something between Envoy and extproc says things twice.",
 		}),
-		errors: map[int]prometheus.Counter{},
+		errors:    map[int]prometheus.Counter{},
+		estimated: map[string]prometheus.Counter{},
 	}
 	parts := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "millrace_extproc_decision_phase_seconds",
@@ -70,11 +75,25 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Help: "Request bodies that were changed before they were forwarded, by what was changed: encoding (decompressed), model (rewritten).",
 	}, []string{"what"})
 	m.unpacked, m.renamed = bodies.WithLabelValues("encoding"), bodies.WithLabelValues("model")
+	estimates := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_estimated_prompts_total",
+		Help: "Requests whose prompt's tokens are an estimate, by why: x-millrace-decision has it as doubt.",
+	}, []string{"reason"})
+	for _, reason := range pick.Doubts {
+		m.estimated[reason] = estimates.WithLabelValues(reason)
+	}
 	for _, s := range statuses {
 		m.errors[s] = errors.WithLabelValues(strconv.Itoa(s))
 	}
-	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, m.repeated, parts, bodies, errors)
+	reg.MustRegister(m.decisions, m.streams, m.started, m.open, m.unseen, m.repeated, parts, bodies, errors, estimates)
 	return m
+}
+
+// counted counts a request by whether its prompt's tokens are an estimate.
+func (m *metrics) counted(n *counted) {
+	if c := m.estimated[n.doubt]; c != nil {
+		c.Inc()
+	}
 }
 
 // forwarded counts a body that is forwarded otherwise than it came.

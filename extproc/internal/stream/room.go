@@ -3,6 +3,9 @@ package stream
 import (
 	"sync/atomic"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"millrace.dev/millrace/extproc/internal/openai"
 )
 
@@ -18,8 +21,30 @@ const light = 256 << 10
 // lightShare is how much of the room is for light bodies alone.
 const lightShare = 0.25
 
-// room is how many bytes of bodies are held at a time.
-type room struct{ bytes atomic.Int64 }
+// room is how many bytes of bodies are held at a time, and how many streams there are.
+type room struct{ bytes, streams atomic.Int64 }
+
+// MostStreams is how many streams there may be at a time. Those between the last sixteenth
+// and it are answered with 503, further ones end at once.
+const MostStreams = 12 << 10
+
+// leastFree is the share of MostStreams by which requests are refused.
+const leastFree = MostStreams / 16
+
+var errStreams = status.Errorf(codes.ResourceExhausted, "%d streams are open; no more are taken", MostStreams)
+
+// decoding has a place for each body that is decoded at a time which may take much memory
+// for that: its messages and tokens are several times as large as itself.
+var decoding = make(chan struct{}, Decoders)
+
+// Decoders is how many of those are decoded at a time.
+const Decoders = 4
+
+// Bodies returns how many bytes of bodies are held by all cores that are bounded together.
+func (c *Core) Bodies() int64 { return c.room.bytes.Load() }
+
+// Streams returns how many streams of theirs are open.
+func (c *Core) Streams() int64 { return c.room.streams.Load() }
 
 // take takes room for a body of so many bytes of most in all; false: there is none. A
 // body always has room if no other is held.
@@ -41,6 +66,9 @@ func (r *room) take(size, most int64) bool {
 
 // takeRoom takes room for the request's body, or answers it.
 func (x *Exchange) takeRoom(end bool) *openai.Error {
+	if x.core.room.streams.Load() > MostStreams-leastFree {
+		return openai.Busy()
+	}
 	if x.table == nil || x.table.Policy.MaxInFlight <= 0 || x.head.Mode != Buffered && x.head.Mode != Duplex {
 		return nil
 	}
@@ -56,7 +84,8 @@ func (x *Exchange) takeRoom(end bool) *openai.Error {
 	if size <= 0 {
 		return nil
 	}
-	if !x.core.room.take(size, x.table.Policy.MaxInFlight) {
+	tight := size > light && x.core.tight != nil && x.core.tight()
+	if tight || !x.core.room.take(size, x.table.Policy.MaxInFlight) {
 		return openai.Busy()
 	}
 	x.size = size
@@ -74,8 +103,9 @@ func (x *Exchange) came(size int64) {
 	}
 }
 
-// freeRoom gives the room back. Doing it again does nothing.
+// freeRoom gives the room back, and what was decoded. Doing it again does nothing.
 func (x *Exchange) freeRoom() {
+	x.clear()
 	x.core.room.bytes.Add(-x.size)
 	x.size = 0
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"net/http"
 	"sync"
 	"time"
 
@@ -38,20 +39,31 @@ type Core struct {
 	metrics *metrics
 	log     *slog.Logger // nil: nothing is logged
 	hurts   hurts
-	room    room
-	pool    sync.Pool // of *Exchange
+	room    *room
+	tight   func() bool // whether there is no memory for anything large; nil: there always is
+	pool    sync.Pool   // of *Exchange
+	desks   sync.Pool   // of *desk
 }
 
 // NewCore returns the core of exchanges that ask picker, which counts into reg.
 func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
-	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg)}
+	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg), room: new(room)}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_body_bytes_in_flight",
 		Help: "Bytes of request bodies that Envoy and extproc keep, or reserve room for, until the answers begin.",
 	}, func() float64 { return float64(c.room.bytes.Load()) }))
 	c.pool.New = func() any { return &Exchange{memory: new(memory)} }
+	c.desks.New = func() any { return new(desk) }
 	return c
 }
+
+// Beside has bodies and streams be bounded together with another core's. To be called before
+// the first exchange.
+func (c *Core) Beside(other *Core) { c.room = other.room }
+
+// Tight has large bodies be refused while tight returns true. To be called before the first
+// exchange.
+func (c *Core) Tight(tight func() bool) { c.tight = tight }
 
 // Require has clients need one of the keys; nil: none. To be called before the first exchange.
 func (c *Core) Require(k *keys.Files) { c.keys = k }
@@ -88,7 +100,7 @@ func (c *Core) Alive() error {
 // Begin returns the exchange of a new stream; Finish takes it back.
 func (c *Core) Begin() *Exchange {
 	x := c.pool.Get().(*Exchange)
-	x.core = c
+	x.core, x.desk = c, c.desks.Get().(*desk)
 	x.chain, x.found = x.chain[:0], prefix.Found{}
 	return x
 }
@@ -112,13 +124,26 @@ func (c *Core) Finish(x *Exchange) {
 	m := x.memory
 	m.in.reset()
 	m.out.reply, m.out.hold = nil, nil
-	m.request.Forget()
-	m.body, m.bodies.bare, m.bodies.renamed = kept(m.body), kept(m.bodies.bare), kept(m.bodies.renamed)
-	if cap(m.chain) > keepChain {
-		m.chain = nil
-	}
+	m.none = desk{}
 	*x = Exchange{memory: m}
 	c.pool.Put(x)
+}
+
+// clear gives the exchange's desk to the next one, unless the request is still being read:
+// an answer may come before.
+func (x *Exchange) clear() {
+	d := x.desk
+	if d == &x.none || x.phase == waiting || x.phase == reading {
+		return
+	}
+	x.desk = &x.none
+	d.request.Forget()
+	d.body, d.bodies.bare, d.bodies.renamed = kept(d.body), kept(d.bodies.bare), kept(d.bodies.renamed)
+	if cap(d.links) > keepChain {
+		d.links = nil
+	}
+	x.core.desks.Put(d)
+	x.wait.body, x.understood.forward = nil, forward{}
 }
 
 // kept is a body's memory for the next one.
@@ -156,6 +181,12 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 	m.started.Inc()
 	m.streams.Inc()
 	defer m.streams.Dec()
+	if core.room.streams.Add(1) > MostStreams {
+		core.room.streams.Add(-1)
+		m.errors[http.StatusServiceUnavailable].Inc()
+		return errStreams
+	}
+	defer core.room.streams.Add(-1)
 	x := core.Begin()
 	defer core.Finish(x)
 	x.in.names = core.names()
@@ -179,7 +210,7 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 		if began.IsZero() {
 			began = in.At
 		}
-		replies := x.Step(&in.Event, buffer[:0])
+		replies := x.step(in, buffer[:0])
 		if err := s.send(st, x, in, replies, began, in.At); err != nil {
 			return err
 		}
@@ -195,6 +226,15 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 			return err
 		}
 	}
+}
+
+// step steps. Of bodies that may take much memory to decode so many are decoded at a time.
+func (x *Exchange) step(in *inbound, out []Reply) []Reply {
+	if x.phase == reading && (len(x.body)+len(in.Body) > light || x.head.ContentEncoding != "" && len(in.Body) > 0) {
+		decoding <- struct{}{}
+		defer func() { <-decoding }()
+	}
+	return x.Step(&in.Event, out)
 }
 
 // send writes the replies to the event in in; ready is when they could be known.

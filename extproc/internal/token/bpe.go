@@ -8,6 +8,7 @@ type bpe struct {
 	split   splitter
 	bytes   [256]uint32 // symbol of each byte
 	pairs   pairs
+	first   []uint32 // ranks of two bytes, the first above the second
 	results []uint32 // by rank: what the pair becomes
 	weights []uint8  // by symbol: its tokens; nil = 1 each
 	tokens  *names   // by symbol, in the byte-level alphabet
@@ -133,7 +134,7 @@ func (m *bpe) short(word []byte, symbols *[shortWord]uint32) int {
 		symbols[i] = m.bytes[b]
 	}
 	for i := range n - 1 {
-		ranks[i] = m.pairs.rank(symbols[i], symbols[i+1])
+		ranks[i] = m.first[int(word[i])<<8|int(word[i+1])]
 	}
 	for n > 1 {
 		best, at := noRank, 0
@@ -204,8 +205,11 @@ func (m *bpe) long(word []byte) *scratch {
 		s.parts = append(s.parts, part{symbol: m.bytes[b], rank: noRank, prev: int32(i) - 1, next: int32(i) + 1})
 	}
 	s.parts[len(word)-1].next = -1
-	for i := range word {
-		m.rate(s, int32(i))
+	for i := range len(word) - 1 {
+		if r := m.first[int(word[i])<<8|int(word[i+1])]; r != noRank {
+			s.parts[i].rank = r
+			s.push(uint64(r)<<32 | uint64(i))
+		}
 	}
 	for len(s.queue) > 0 {
 		m.join(s)

@@ -3,7 +3,8 @@ package token
 import (
 	"bytes"
 	"encoding/json"
-	"maps"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // Message is one message of a conversation.
@@ -25,17 +26,23 @@ type Chat struct {
 	// Raw is the whole request body. It is searched for the rare fields that
 	// change the prompt, such as add_generation_prompt. Nil means there are none.
 	Raw []byte
+	// Doubt is set by CountChat and AppendChat: why what they return is an estimate.
+	Doubt Doubt
 }
 
 // fields are those of a request that change its prompt.
 type fields struct {
 	Generate *bool           `json:"add_generation_prompt"`
 	Continue json.RawMessage `json:"continue_final_message"`
-	Kwargs   map[string]any  `json:"chat_template_kwargs"`
+	Kwargs   json.RawMessage `json:"chat_template_kwargs"`
 	Effort   string          `json:"reasoning_effort"`
 	Format   json.RawMessage `json:"response_format"`
 	Schema   json.RawMessage `json:"json_schema"`
 }
+
+// mostKwargs bounds a template's own fields, in bytes: decoded they take thirty times as
+// much. A conversation with more is estimated.
+const mostKwargs = 64 << 10
 
 // ending is how a prompt ends.
 type ending int8
@@ -51,8 +58,8 @@ type plan struct {
 	messages []Message // without the one that is continued
 	last     []byte    // the text to continue, if end is open
 	end      ending
-	extra    map[string]any
-	exact    bool
+	extra    *jinja.Dict
+	doubt    Doubt
 	slow     bool // whether the form won't do
 	cut      bool // whether words of it are estimated
 }
@@ -63,23 +70,28 @@ type plan struct {
 // text, and where the backend will refuse the request: then n is an estimate.
 func (m *Model) CountChat(c *Chat) (n int, exact bool) {
 	if m.template == nil {
+		c.Doubt = ByTemplate
 		return m.estimate(c), false
 	}
 	p, err := m.plan(c)
 	if err != nil {
+		c.Doubt = doubtOf(err)
 		return m.estimate(c), false
 	}
 	if !p.slow {
 		if n, ok := m.countNative(&p); ok {
-			return n, p.exact
+			c.Doubt = p.doubt
+			return n, p.doubt == Certain
 		}
 	}
 	slow := p // it escapes: only here
 	prompt, err := m.render(c, &slow)
 	if err != nil {
+		c.Doubt = doubtOf(err)
 		return m.estimate(c), false
 	}
-	return m.tokens(prompt, true) + m.addedTo, slow.exact
+	c.Doubt = slow.doubt
+	return m.tokens(prompt, true) + m.addedTo, slow.doubt == Certain
 }
 
 // perMessage is about how many tokens a template spends on a message.
@@ -105,19 +117,27 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 			text = c.Messages[i].Raw
 		}
 		p.cut = p.cut || m.bpe.cuts(text)
+		if m.template.llama && m.template.typed && m.template.role(c.Messages[i].Role) == "system" {
+			p.doubts(ByFields) // llama.cpp gives such templates lists, and loses some system messages (Gemma 3)
+		}
 	}
-	p.exact = !p.cut
+	if p.cut {
+		p.doubts(ByWords)
+	}
 	f, err := m.fields(c.Raw)
 	if err != nil {
 		return p, err
 	}
 	if len(c.Tools) > 0 && m.template.usesTools {
-		p.slow, p.exact = true, false
+		p.slow = true
+		p.doubts(ByTools)
 	}
 	if m.template.own && (f.Format != nil || f.Schema != nil) {
-		p.exact = false // some templates' handlers give the model the schema
+		p.doubts(ByFields) // some templates' handlers give the model the schema
 	}
-	m.planExtra(&p, &f)
+	if err := m.planExtra(&p, &f); err != nil {
+		return p, err
+	}
 	if f.Generate != nil && !*f.Generate {
 		p.end = shut
 	}
@@ -135,25 +155,40 @@ func (m *Model) fields(raw []byte) (fields, error) {
 	return f, err
 }
 
-func (m *Model) planExtra(p *plan, f *fields) {
+// planExtra finds the variables that the request itself gives the template.
+func (m *Model) planExtra(p *plan, f *fields) error {
 	if len(f.Kwargs) == 0 && f.Effort == "" {
-		return
+		return nil
 	}
-	extra := map[string]any{}
-	maps.Copy(extra, f.Kwargs)
-	if f.Effort == "none" {
-		extra["enable_thinking"] = false
-	} else if f.Effort != "" {
-		extra["reasoning_effort"] = f.Effort
+	all := jinja.NewDict(2)
+	if len(f.Kwargs) > mostKwargs {
+		return errHeavy
 	}
-	for k := range extra {
-		if !m.template.mentions(k) {
-			delete(extra, k)
+	if raw := bytes.TrimSpace(f.Kwargs); len(raw) > 0 && string(raw) != "null" {
+		given, err := jinja.FromJSON(raw)
+		if err != nil {
+			return err
+		}
+		var ok bool
+		if all, ok = given.(*jinja.Dict); !ok {
+			return errRefused
 		}
 	}
-	if len(extra) > 0 {
+	if f.Effort == "none" {
+		all.Set("enable_thinking", false)
+	} else if f.Effort != "" {
+		all.Set("reasoning_effort", f.Effort)
+	}
+	extra := jinja.NewDict(all.Len())
+	for name, v := range all.All() {
+		if m.template.mentions(name) {
+			extra.Set(name, v)
+		}
+	}
+	if extra.Len() > 0 {
 		p.extra, p.slow = extra, true
 	}
+	return nil
 }
 
 // planEnd decides whether the last message is continued.
@@ -163,7 +198,8 @@ func (m *Model) planEnd(p *plan, f *fields) error {
 	explicit := wanted != "" && wanted != "null" && wanted != "false"
 	if !m.template.llama {
 		if explicit {
-			p.slow, p.exact = true, false
+			p.slow = true
+			p.doubts(ByFields)
 		}
 		return nil
 	}
@@ -197,14 +233,15 @@ func (m *Model) planOpen(p *plan, wanted string) error {
 	p.messages, p.end = p.messages[:last], open
 	p.last = []byte(join(parts, "\n\n"))
 	if wanted == `"reasoning_content"` {
-		p.last, p.exact = nil, false
+		p.last = nil
+		p.doubts(ByFields)
 	}
 	bare := b.Reasoning == "" && b.Name == "" && b.ToolCallID == ""
 	if len(p.last) == 0 && !(list && len(parts) > 0) && bare {
 		p.end = shut
 	}
 	if m.template.own || m.template.thinks() {
-		p.exact = false // what a template does about thinking there varies
+		p.doubts(ByFields) // what a template does about thinking there varies
 	}
 	return nil
 }

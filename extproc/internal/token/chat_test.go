@@ -185,3 +185,43 @@ func FuzzBodies(f *testing.F) {
 		}
 	})
 }
+
+// TestLlamaRefusesEmptyMessages has messages without content and calls.
+func TestLlamaRefusesEmptyMessages(t *testing.T) {
+	m := smol(t)
+	for body, want := range map[string]Doubt{
+		`{"messages":[{"role":"user","content":"x"},{"role":"assistant"},{"role":"user","content":"y"}]}`:                ByRefusal,
+		`{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":""},{"role":"user","content":"y"}]}`:   Certain,
+		`{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":null},{"role":"user","content":"y"}]}`: Certain,
+	} {
+		c := chatOf(t, []byte(body))
+		if _, exact := m.CountChat(c); exact != (want == Certain) || c.Doubt != want {
+			t.Errorf("%s: exact %v, doubt %q; want %q", body, exact, c.Doubt, want)
+		}
+	}
+}
+
+// TestDoubtsAreNamed has what each kind of estimate is called.
+func TestDoubtsAreNamed(t *testing.T) {
+	both := `{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %}{% endfor %}`
+	for _, tt := range []struct {
+		template, body string
+		want           Doubt
+	}{
+		{chatML, `{"messages":[{"role":"user","content":"x"}]}`, Certain},
+		{`{% include 'x' %}`, `{"messages":[{"role":"user","content":"x"}]}`, ByTemplate},
+		{`{{ messages[0].content|wordwrap }}`, `{"messages":[{"role":"user","content":"x"}]}`, ByTemplate},
+		{alternating, `{"messages":[{"role":"user","content":"x"},{"role":"user","content":"y"}]}`, ByRefusal},
+		{called, `{"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f"}}]}`, ByTools},
+		{chatML, `{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, ByMedia},
+		{chatML, `{"messages":[{"role":"user","content":"` + strings.Repeat("a", longWord+1) + `"}]}`, ByWords},
+		{both, `{"messages":[{"role":"system","content":"x"},{"role":"user","content":"y"}]}`, ByFields},
+		{both, `{"messages":[{"role":"user","content":"y"}]}`, Certain},
+	} {
+		m := withTemplate(t, tt.template)
+		c := chatOf(t, []byte(tt.body))
+		if _, exact := m.CountChat(c); exact != (tt.want == Certain) || c.Doubt != tt.want {
+			t.Errorf("%.80s: exact %v, doubt %q; want %q", tt.template, exact, c.Doubt, tt.want)
+		}
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // role is one of the roles that a form knows.
@@ -52,9 +54,11 @@ type form struct {
 	// strict says that roles must alternate: system?, (user, assistant)*, user.
 	strict bool
 	tools  bool // whether tool messages fit
-	// noSystem and noEmpty say that system messages and empty ones don't fit.
-	noSystem, noEmpty bool
-	day               int // of the year, for templates that print the date; else 0
+	ends   bool // whether conversations fit that the assistant ends
+	// noSystem, noEmpty and noEdges say that system messages, empty ones, and contents with
+	// white space around them don't fit.
+	noSystem, noEmpty, noEdges bool
+	day                        int // of the year, for templates that print the date; else 0
 }
 
 // fragment is a fixed text of a form.
@@ -90,6 +94,7 @@ func newForm(t *template) *form {
 	}
 	f.strict = !p.holds(oddProbes)
 	f.tools = !f.strict && p.holds(toolProbes)
+	f.ends = p.holds(endProbes)
 	if !p.findTrips() {
 		return nil
 	}
@@ -101,9 +106,11 @@ func newForm(t *template) *form {
 func (p *prober) settleScope() bool {
 	for _, noSystem := range []bool{p.noSystem, true} {
 		for _, noEmpty := range []bool{false, true} {
-			p.form.noSystem, p.form.noEmpty = noSystem, noEmpty
-			if p.holds(mainProbes) {
-				return true
+			for _, noEdges := range []bool{false, true} {
+				p.form.noSystem, p.form.noEmpty, p.form.noEdges = noSystem, noEmpty, noEdges
+				if p.holds(mainProbes) {
+					return true
+				}
 			}
 		}
 	}
@@ -301,6 +308,9 @@ var (
 		{user, user}, {system, system, user}, {user, system}, {assistant, user}, {system},
 		{user, assistant, assistant, user}, {system, user, system, assistant, user}, {user, user, user, assistant, user},
 	}
+	endProbes = [][]role{
+		{user, assistant}, {system, user, assistant}, {user, assistant, user, assistant},
+	}
 	toolProbes = [][]role{
 		{user, assistant, tool}, {user, assistant, tool, assistant, user}, {system, user, assistant, tool, tool, assistant, user},
 		{user, assistant, tool, user}, {user, assistant, tool, assistant, tool, tool, user, assistant, user},
@@ -308,7 +318,7 @@ var (
 )
 
 // probeContents are tried in every probe, shifted from message to message.
-var probeContents = []string{"Hello there.", "", " \n two\n\nlines \t\n", "x", "émoji 🙂 {\"a\": [1]}", "0"}
+var probeContents = []string{"Hello there.", "", " \n two\n\nlines \t\n", "x", "émoji 🙂 {\"a\": [1]}", "0", "\n\nled by lines", "\r\nended by one\n", "\x1f\u00a0odd\u2003"}
 
 func (p *prober) holds(probes [][]role) bool {
 	for _, seq := range probes {
@@ -325,15 +335,21 @@ func (p *prober) holds(probes [][]role) bool {
 func (p *prober) within(seq []role, shift int) []turn {
 	var turns []turn
 	for i, r := range seq {
-		t := turn{r, probeContents[(i+shift)%len(probeContents)]}
-		if p.form.noEmpty && p.trim(t.content) == "" {
-			t.content = "not empty"
-		}
+		t := turn{r, p.fitting(probeContents[(i+shift)%len(probeContents)], "not empty")}
 		if r != system || !p.form.noSystem {
 			turns = append(turns, t)
 		}
 	}
 	return turns
+}
+
+// fitting is a content if it is in the form's scope, else one that is.
+func (p *prober) fitting(content, otherwise string) string {
+	bare := strings.TrimFunc(content, jinja.IsSpace)
+	if p.form.noEmpty && bare == "" || p.form.noEdges && bare != content {
+		return otherwise
+	}
+	return content
 }
 
 // maxTrips is how many trips a form may have. With more the template is one
@@ -371,10 +387,7 @@ func (p *prober) dialogue(texts []string) []turn {
 	}
 	for _, s := range texts {
 		amid := "a " + s + " b"
-		alone := s
-		if p.form.noEmpty && p.trim(s) == "" {
-			alone = amid
-		}
+		alone := p.fitting(s, amid)
 		turns = append(turns, turn{user, alone}, turn{assistant, alone}, turn{user, amid}, turn{assistant, amid})
 	}
 	return append(turns, turn{user, "end"})

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // withTemplate is SmolLM2 with another chat template.
@@ -35,6 +37,42 @@ const (
 	called    = `{% for m in messages %}<|im_start|>{{ m.role + '\n' }}{% if m.tool_calls %}{% for c in m.tool_calls %}<filename>{{ c.function | tojson }}{% endfor %}` +
 		`{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}`
 )
+
+// Templates that treat the last answer, and the white space before answers, apart.
+const (
+	lastAnswer = `{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}` +
+		`{{ m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
+	leftLines = `{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{{ m.content.lstrip('\n') if m.role == 'assistant' else m.content }}{{ '<|im_end|>\n' }}{% endfor %}` +
+		`{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`
+)
+
+// TestFormsLeaveWhatTheyDoNotHoldFor has conversations that the forms of such
+// templates counted otherwise than the templates, and called it exact.
+func TestFormsLeaveWhatTheyDoNotHoldFor(t *testing.T) {
+	m := smol(t)
+	for name, text := range map[string]string{"last answer": lastAnswer, "left lines": leftLines} {
+		of := &Model{bpe: m.bpe, specials: m.specials, memo: newMemo()}
+		of.setTemplate(&source{template: text})
+		if of.form.Load() == nil {
+			t.Fatalf("%s: no form", name)
+		}
+		native := 0
+		for _, answer := range []string{"yes", "\n\nyes", "yes\n", ""} {
+			for _, last := range []string{"", "And?"} {
+				c := &Chat{Messages: []Message{{Role: "user", Content: []byte("Who?")}, {Role: "assistant", Content: []byte(answer)}}}
+				if last != "" {
+					c.Messages = append(c.Messages, Message{Role: "user", Content: []byte(last)})
+				}
+				if checkForm(t, of, c) {
+					native++
+				}
+			}
+		}
+		if native == 0 {
+			t.Errorf("%s: no conversation went by the form", name)
+		}
+	}
+}
 
 var templates = []struct {
 	name, source string
@@ -227,7 +265,7 @@ func TestToolsAreRenderedButNotSworn(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "<|im_start|>user\nx<|im_end|><|im_start|>assistant\n<filename>" +
-		`{"name": "f", "arguments": {"a": [true, null], "b": 1}}` + "<|im_end|><|im_start|>tool\ny<|im_end|>" +
+		`{"name": "f", "arguments": {"b": 1, "a": [true, null]}}` + "<|im_end|><|im_start|>tool\ny<|im_end|>" +
 		`[{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]`
 	if string(prompt) != want {
 		t.Errorf("prompt %q\nwant %q", prompt, want)
@@ -237,41 +275,20 @@ func TestToolsAreRenderedButNotSworn(t *testing.T) {
 	}
 }
 
-func TestJinjaMended(t *testing.T) {
-	m := withTemplate(t, chatML)
-	tests := []struct{ source, want string }{
-		{`{{ messages[-1].content }}`, "a b  a"},
-		{`{{ messages[0].content.split()[-1] }}`, "a"},
-		{`{{ messages[0].content.split(' ')|length }}`, "4"},
-		{`{{ messages[0].content.split('a', 1)[1] }}`, " b  a"},
-		{`{{ messages[0].content.rsplit(' ', 1)[0] }}`, "a b "},
-		{`{{ messages[0].content.replace('a', 'c') }}`, "c b  c"},
-		{`{{ messages[0].content.replace('a', 'c', 1) }}`, "c b  a"},
-		{`{{ messages[0].content.strip('a') }}`, " b  "},
-		{`{{ '\n x '.strip() }}|{{ ' x '.lstrip() }}|{{ ' x '.rstrip() }}`, "x|x | x"},
-		{`{% for i in range(3) %}{{ i }}{% endfor %}{% for i in range(5, 1, -2) %}{{ i }}{% endfor %}`, "01253"},
-		{`{{ messages[0] | tojson }}`, `{"content": "a b  a", "role": "user"}`},
-		{`{{ [1, 'x<'] | tojson(indent=2) }}`, "[\n  1,\n  \"x<\"\n]"},
-		{`{%- generation %}x{% endgeneration -%}`, "x"},
-		{`{{ strftime_now('%%') }}`, "%%"},
-	}
-	for _, tt := range tests {
-		tmpl, err := newTemplate(tt.source, "", "", true)
+// TestLlamaStripsASCII has white space that llama.cpp leaves and Python strips.
+func TestLlamaStripsASCII(t *testing.T) {
+	for _, tt := range []struct {
+		llama bool
+		want  string
+	}{{true, "|\u00a0x|"}, {false, "|x|"}} {
+		tmpl, err := newTemplate(`|{{ messages[0].content | trim }}|`, "", "", tt.llama)
 		if err != nil {
-			t.Errorf("%s: %v", tt.source, err)
-			continue
+			t.Fatal(err)
 		}
-		got, err := tmpl.render(&input{messages: list{m.template.message("user", "a b  a")}})
+		got, err := tmpl.render(&input{messages: []*jinja.Dict{tmpl.message("user", " \u00a0x\n")}})
 		if err != nil || got != tt.want {
-			t.Errorf("%s gives %q, %v; want %q", tt.source, got, err, tt.want)
+			t.Errorf("llama %v: %q, %v; want %q", tt.llama, got, err, tt.want)
 		}
-	}
-}
-
-func TestStrftime(t *testing.T) {
-	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
-	if got := strftime(at, "%d %b %Y, %H:%M %q %"); got != "04 Mar 2026, 05:06 %q %" {
-		t.Errorf("strftime: %q", got)
 	}
 }
 
@@ -280,7 +297,7 @@ func TestRangeIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tmpl.render(&input{}); err == nil || !strings.Contains(err.Error(), "range: too long") {
+	if _, err := tmpl.render(&input{}); err == nil || !strings.Contains(err.Error(), "range of more than") {
 		t.Errorf("an endless range: %v", err)
 	}
 }

@@ -7,27 +7,32 @@ import "sync/atomic"
 // CountChat.
 func (m *Model) AppendChat(dst []uint32, c *Chat) (ids []uint32, exact bool) {
 	if m.template == nil {
+		c.Doubt = ByTemplate
 		return dst, false
 	}
 	p, err := m.plan(c)
 	if err != nil {
+		c.Doubt = doubtOf(err)
 		return dst, false
 	}
+	c.Doubt = p.doubt
 	if p.cut {
 		return dst, false
 	}
 	if !p.slow {
 		if ids, ok := m.appendNative(dst, &p); ok {
-			return ids, p.exact
+			return ids, p.doubt == Certain
 		}
 	}
 	slow := p // it escapes: only here
 	prompt, err := m.render(c, &slow)
 	if err != nil {
+		c.Doubt = doubtOf(err)
 		return dst, false
 	}
+	c.Doubt = slow.doubt
 	dst = m.appendTokens(m.begin(dst), prompt, true)
-	return m.end(dst), slow.exact
+	return m.end(dst), slow.doubt == Certain
 }
 
 // AppendPrompt appends the ids of a completion's prompt to dst, as many as

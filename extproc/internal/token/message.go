@@ -6,6 +6,8 @@ import (
 	"errors"
 	"slices"
 	"strings"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // body is what of a message's own JSON a template may see. What else clients
@@ -64,6 +66,9 @@ func (b *body) parts() (parts []contentPart, list bool, err error) {
 	return parts, true, nil
 }
 
+// empty is whether a message has neither content nor calls, which llama.cpp refuses.
+func (b *body) empty() bool { return len(b.Content) == 0 && len(b.ToolCalls) == 0 }
+
 // kept is the parts that the backend joins to one text: vLLM drops empty ones.
 func (t *template) kept(parts []contentPart) []contentPart {
 	if t.llama {
@@ -86,27 +91,38 @@ func join(parts []contentPart, separator string) string {
 }
 
 // message is how a plain message is given to the template.
-func (t *template) message(role, content string) map[string]any {
-	m := map[string]any{"role": role, "content": content}
+func (t *template) message(role, content string) *jinja.Dict {
 	if t.onlyTyped {
-		m["content"] = typed([]contentPart{{Type: "text", Text: content}})
+		return object("role", role, "content", typed([]contentPart{{Type: "text", Text: content}}))
 	}
-	return m
+	return object("role", role, "content", content)
 }
 
-func typed(parts []contentPart) list {
-	out := make(list, len(parts))
-	for i, p := range parts {
-		out[i] = map[string]any{"type": p.Type, "text": p.Text}
+// object makes a dictionary of keys and values in turn.
+func object(pairs ...any) *jinja.Dict {
+	d := jinja.NewDict(len(pairs) / 2)
+	for i := 0; i < len(pairs); i += 2 {
+		d.Set(pairs[i].(string), pairs[i+1])
 	}
-	return out
+	return d
+}
+
+func typed(parts []contentPart) any {
+	out := make([]any, len(parts))
+	for i, p := range parts {
+		out[i] = object("type", p.Type, "text", p.Text)
+	}
+	return jinja.NewList(out...)
 }
 
 // full is how a message with all its parts is given to the template.
-func (t *template) full(role string, msg *Message) (map[string]any, error) {
+func (t *template) full(role string, msg *Message) (*jinja.Dict, error) {
 	b, err := msg.body()
 	if err != nil {
 		return nil, err
+	}
+	if t.llama && b.empty() {
+		return nil, errRefused
 	}
 	parts, list, err := b.parts()
 	if err != nil {
@@ -114,32 +130,34 @@ func (t *template) full(role string, msg *Message) (map[string]any, error) {
 	}
 	m := t.message(role, join(t.kept(parts), "\n"))
 	if list && (t.typed || t.onlyTyped) {
-		m["content"] = typed(parts)
+		m.Set("content", typed(parts))
 	}
-	for k, v := range map[string]string{"reasoning_content": b.Reasoning, "name": b.Name, "tool_call_id": b.ToolCallID} {
-		if v != "" {
-			m[k] = v
+	for _, field := range [...]struct{ key, value string }{
+		{"reasoning_content", b.Reasoning}, {"name", b.Name}, {"tool_call_id", b.ToolCallID},
+	} {
+		if field.value != "" {
+			m.Set(field.key, field.value)
 		}
 	}
 	if len(b.ToolCalls) > 0 {
-		m["tool_calls"] = t.calls(b.ToolCalls)
+		m.Set("tool_calls", t.calls(b.ToolCalls))
 	}
 	return m, nil
 }
 
-func (t *template) calls(calls []toolCall) list {
-	var out list
+func (t *template) calls(calls []toolCall) any {
+	var out []any
 	for _, c := range calls {
-		call := map[string]any{
-			"type":     "function",
-			"function": map[string]any{"name": c.Function.Name, "arguments": t.arguments(c.Function.Arguments)},
-		}
+		call := object(
+			"type", "function",
+			"function", object("name", c.Function.Name, "arguments", t.arguments(c.Function.Arguments)),
+		)
 		if c.ID != "" {
-			call["id"] = c.ID
+			call.Set("id", c.ID)
 		}
 		out = append(out, call)
 	}
-	return out
+	return jinja.NewList(out...)
 }
 
 // arguments of a call come as JSON in a string. Templates that can handle an
@@ -149,9 +167,10 @@ func (t *template) arguments(raw json.RawMessage) any {
 	if json.Unmarshal(raw, &text) != nil {
 		text = string(raw)
 	}
-	var object any
-	if t.objectArguments && json.Unmarshal([]byte(text), &object) == nil {
-		return object
+	if t.objectArguments {
+		if v, err := jinja.FromJSON([]byte(text)); err == nil {
+			return v
+		}
 	}
 	return text
 }
@@ -175,9 +194,9 @@ func (m *Message) body() (*body, error) {
 func toolList(raw []byte) (any, error) {
 	var tools []struct {
 		Function struct {
-			Name        string `json:"name"`
-			Description string `json:"description"`
-			Parameters  any    `json:"parameters"`
+			Name        string          `json:"name"`
+			Description string          `json:"description"`
+			Parameters  json.RawMessage `json:"parameters"`
 		} `json:"function"`
 	}
 	if err := json.Unmarshal(raw, &tools); err != nil {
@@ -186,29 +205,33 @@ func toolList(raw []byte) (any, error) {
 	if len(tools) == 0 {
 		return nil, nil
 	}
-	out := make(list, len(tools))
+	out := make([]any, len(tools))
 	for i, t := range tools {
-		if t.Function.Parameters == nil {
-			t.Function.Parameters = map[string]any{}
+		var parameters any = jinja.NewDict(0)
+		if raw := t.Function.Parameters; len(raw) > 0 && string(raw) != "null" {
+			var err error
+			if parameters, err = jinja.FromJSON(raw); err != nil {
+				return nil, err
+			}
 		}
-		out[i] = map[string]any{"type": "function", "function": map[string]any{
-			"name": t.Function.Name, "description": t.Function.Description, "parameters": t.Function.Parameters,
-		}}
+		out[i] = object("type", "function", "function", object(
+			"name", t.Function.Name, "description", t.Function.Description, "parameters", parameters,
+		))
 	}
-	return out, nil
+	return jinja.NewList(out...), nil
 }
 
 // learn finds out by rendering what kind of messages the template takes.
 func (t *template) learn() {
 	const mark = "Zq0xW"
 	one := func(content any) string {
-		out, _ := t.render(&input{messages: list{map[string]any{"role": "user", "content": content}}})
+		out, _ := t.render(&input{messages: []*jinja.Dict{object("role", "user", "content", content)}})
 		return out
 	}
 	asText, asList := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
 	t.onlyTyped = !strings.Contains(asText, mark) && strings.Contains(asList, mark)
 	t.typed = strings.Contains(asText, mark) && asText == asList
-	out, err := t.render(&input{messages: list{t.message("system", mark), t.message("user", "x")}})
+	out, err := t.render(&input{messages: []*jinja.Dict{t.message("system", mark), t.message("user", "x")}})
 	t.noSystem = err != nil || !strings.Contains(out, mark)
 	t.objectArguments = t.takesObjects()
 	t.usesTools = t.mentions("tools")
@@ -227,12 +250,10 @@ func (t *template) takesObjects() bool {
 		return false
 	}
 	const mark = "Zq1xW"
-	call := map[string]any{"id": "call00001", "type": "function", "function": map[string]any{
-		"name": "f", "arguments": map[string]any{"k": mark},
-	}}
+	call := object("id", "call00001", "type", "function", "function", object("name", "f", "arguments", object("k", mark)))
 	m := t.message("assistant", "")
-	m["tool_calls"] = list{call}
-	out, err := t.render(&input{messages: list{t.message("user", "x"), m, t.message("user", "y")}})
+	m.Set("tool_calls", jinja.NewList(call))
+	out, err := t.render(&input{messages: []*jinja.Dict{t.message("user", "x"), m, t.message("user", "y")}})
 	return err == nil && strings.Contains(out, mark)
 }
 
@@ -252,7 +273,7 @@ func (t *template) trim(s string) string {
 	if t.llama {
 		return strings.Trim(s, " \t\n\v\f\r")
 	}
-	return strings.TrimSpace(s)
+	return strings.TrimFunc(s, jinja.IsSpace)
 }
 
 // apart lists marks of templates that llama.cpp has code of its own for, beside

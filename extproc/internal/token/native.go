@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"sync"
 	"time"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // countNative counts with the form, if the conversation fits it.
@@ -98,8 +100,11 @@ func (k *counter) content(r role, text []byte) bool {
 	if k.f.trim[r] {
 		text = k.f.template.trimBytes(text)
 	}
-	if k.f.noEmpty && len(bytes.TrimSpace(text)) == 0 {
-		return false
+	if k.f.noEmpty || k.f.noEdges {
+		bare := bytes.TrimFunc(text, jinja.IsSpace)
+		if k.f.noEmpty && len(bare) == 0 || k.f.noEdges && len(bare) != len(text) {
+			return false
+		}
 	}
 	k.put(text)
 	return true
@@ -109,7 +114,7 @@ func (t *template) trimBytes(b []byte) []byte {
 	if t.llama {
 		return bytes.Trim(b, " \t\n\v\f\r")
 	}
-	return bytes.TrimSpace(b)
+	return bytes.TrimFunc(b, jinja.IsSpace)
 }
 
 func (k *counter) add(s *segment) bool {
@@ -159,8 +164,10 @@ type compiled struct {
 	trim            [roles]bool
 	trips           [][]byte
 	strict, tools   bool
+	ends            bool
 	noSystem        bool
 	noEmpty         bool
+	noEdges         bool
 	day             int
 }
 
@@ -177,8 +184,8 @@ func compile(f *form, m *Model) *compiled {
 	if f == nil {
 		return nil
 	}
-	c := &compiled{template: m.template, trim: f.trim, trips: f.trips, strict: f.strict, tools: f.tools, day: f.day,
-		noSystem: f.noSystem, noEmpty: f.noEmpty}
+	c := &compiled{template: m.template, trim: f.trim, trips: f.trips, strict: f.strict, tools: f.tools, ends: f.ends, day: f.day,
+		noSystem: f.noSystem, noEmpty: f.noEmpty, noEdges: f.noEdges}
 	for r := range roles {
 		c.head[r] = m.segment(f.head[r])
 		c.ask[r], c.shut[r], c.open[r] = m.segment(f.ask[r]), m.segment(f.shut[r]), m.segment(f.open[r])
@@ -234,6 +241,9 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 	if err != nil {
 		return r, nil, false
 	}
+	if f.template.llama && b.empty() {
+		return r, nil, false
+	}
 	parts, list, err := b.parts()
 	if err != nil || list && f.template.typed && len(parts) != 1 {
 		return r, nil, false
@@ -246,6 +256,9 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 func (f *compiled) follows(last, next role, left int) bool {
 	if next == tool && last != assistant && last != tool || last == tool && next == system {
 		return false // no client writes such a thing, no probe tries it
+	}
+	if next == assistant && left == 1 && !f.ends {
+		return false
 	}
 	if !f.strict {
 		return true

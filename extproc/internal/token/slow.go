@@ -3,6 +3,8 @@ package token
 import (
 	"errors"
 	"slices"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // render is the slow way: the whole prompt by the template.
@@ -48,16 +50,19 @@ func heavy(c *Chat, p *plan) bool {
 	return len(p.messages) > mostRendered || size > mostRenderedBytes
 }
 
-func (m *Model) slowMessages(p *plan) (list, error) {
+func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 	t := m.template
-	var out list
+	var out []*jinja.Dict
 	for i := range p.messages {
 		msg, err := t.full(t.role(p.messages[i].Role), &p.messages[i])
 		if err != nil {
 			return nil, err
 		}
-		if t.uncertain(msg) || !t.llama && p.messages[i].Role == "developer" {
-			p.exact = false // some backends make a system message of it, and put it first
+		if d := t.uncertain(msg); d != Certain {
+			p.doubts(d)
+		}
+		if !t.llama && p.messages[i].Role == "developer" {
+			p.doubts(ByFields) // some backends make a system message of it, and put it first
 		}
 		out = append(out, msg)
 	}
@@ -67,13 +72,17 @@ func (m *Model) slowMessages(p *plan) (list, error) {
 	return out, nil
 }
 
-// uncertain says whether a message has what may be rendered differently here.
-func (t *template) uncertain(msg map[string]any) bool {
-	if _, calls := msg["tool_calls"]; calls && slices.Contains(t.extras, "tool_calls") {
-		return true
+// uncertain is why a message may be rendered differently here.
+func (t *template) uncertain(msg *jinja.Dict) Doubt {
+	if _, calls := msg.Get("tool_calls"); calls && slices.Contains(t.extras, "tool_calls") {
+		return ByTools
 	}
-	_, isText := msg["content"].(string)
-	return t.own && (!isText || msg["reasoning_content"] != nil)
+	_, isText := contentOf(msg).(string)
+	_, reasons := msg.Get("reasoning_content")
+	if t.own && (!isText || reasons) {
+		return ByFields
+	}
+	return Certain
 }
 
 // role maps a role as llama.cpp does for all templates but gpt-oss'.
@@ -86,21 +95,24 @@ func (t *template) role(name string) string {
 
 // mergeSystem puts a leading system message into the next one, for templates
 // that have no place for it.
-func mergeSystem(messages list) list {
+func mergeSystem(messages []*jinja.Dict) []*jinja.Dict {
 	if len(messages) == 0 {
 		return messages
 	}
-	first := messages[0].(map[string]any)
-	if first["role"] != "system" {
+	if role, _ := messages[0].Get("role"); role != "system" {
 		return messages
 	}
 	if len(messages) > 1 {
-		second := messages[1].(map[string]any)
-		a, ok := first["content"].(string)
-		b, ok2 := second["content"].(string)
+		a, ok := contentOf(messages[0]).(string)
+		b, ok2 := contentOf(messages[1]).(string)
 		if ok && ok2 {
-			second["content"] = a + "\n" + b
+			messages[1].Set("content", a+"\n"+b)
 		}
 	}
 	return messages[1:]
+}
+
+func contentOf(message *jinja.Dict) any {
+	c, _ := message.Get("content")
+	return c
 }

@@ -7,9 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nikolalohinski/gonja/v2/config"
-	"github.com/nikolalohinski/gonja/v2/exec"
-	"github.com/nikolalohinski/gonja/v2/loaders"
+	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
 // chatML is what llama.cpp uses for a model without a template.
@@ -26,7 +24,7 @@ const trimmed = "You have access to the following functions in JSONSchema format
 // template renders conversations with the model's Jinja template. It is slow:
 // form stands in for it wherever it can.
 type template struct {
-	jinja    *exec.Template
+	jinja    *jinja.Template
 	source   string
 	bos, eos string
 	llama    bool // whether variables are those of llama.cpp, else transformers'
@@ -45,10 +43,10 @@ type template struct {
 
 // input is what a template sees.
 type input struct {
-	messages list // of map[string]any
+	messages []*jinja.Dict
 	tools    any  // nil = none
 	generate bool // whether the assistant's turn is opened at the end
-	extra    map[string]any
+	extra    *jinja.Dict
 }
 
 func newTemplate(source, bos, eos string, llama bool) (*template, error) {
@@ -58,68 +56,42 @@ func newTemplate(source, bos, eos string, llama bool) (*template, error) {
 	if llama && strings.Contains(source, trimmed) {
 		return nil, errors.New("chat template: the backend trims its messages")
 	}
-	cfg := config.New()
-	cfg.TrimBlocks, cfg.LeftStripBlocks = true, true
-	loader, err := loaders.NewMemoryLoader(map[string]string{"/chat": withoutTraining(source)})
+	parsed, err := jinja.Parse(source)
 	if err != nil {
 		return nil, fmt.Errorf("chat template: %w", err)
 	}
-	t := &template{source: source, bos: bos, eos: eos, llama: llama}
-	if t.jinja, err = parse(cfg, loader, llama); err != nil {
-		return nil, fmt.Errorf("chat template: %w", brief(err))
-	}
-	return t, nil
-}
-
-// parse guards against panics in the library: the template is not ours.
-func parse(cfg *config.Config, loader loaders.Loader, llama bool) (t *exec.Template, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("template: %v", r)
-		}
-	}()
-	return exec.NewTemplate("/chat", cfg, loader, environment(llama))
-}
-
-// brief cuts an error that quotes a whole template before it comes to the point.
-func brief(err error) error {
-	const most = 300
-	if s := err.Error(); len(s) > most {
-		return errors.New("…" + s[len(s)-most:])
-	}
-	return err
+	return &template{jinja: parsed, source: source, bos: bos, eos: eos, llama: llama}, nil
 }
 
 // render fills in the template.
-func (t *template) render(in *input) (out string, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("template: %v", r)
-		}
-	}()
-	vars := map[string]any{"messages": in.messages, "bos_token": t.bos, "eos_token": t.eos}
+func (t *template) render(in *input) (string, error) {
+	vars := jinja.NewDict(8)
+	messages := make([]any, len(in.messages))
+	for i, m := range in.messages {
+		messages[i] = m
+	}
+	vars.Set("messages", jinja.NewList(messages...))
+	vars.Set("bos_token", t.bos)
+	vars.Set("eos_token", t.eos)
+	now := time.Now()
 	if t.llama {
-		now := time.Now()
-		vars["enable_thinking"] = true
-		vars["datetime"] = now.Format("Jan 02 2006")
-		vars["date_string"] = now.Format("02 Jan 2006")
+		vars.Set("enable_thinking", true)
+		vars.Set("datetime", now.Format("Jan 02 2006"))
+		vars.Set("date_string", now.Format("02 Jan 2006"))
 	} else {
-		vars["add_generation_prompt"] = false
+		vars.Set("add_generation_prompt", false)
 	}
 	if in.tools != nil {
-		vars["tools"] = in.tools
+		vars.Set("tools", in.tools)
 	}
-	for k, v := range in.extra {
-		vars[k] = v
+	if in.extra != nil {
+		vars.Update(in.extra)
 	}
 	if in.generate {
-		vars["add_generation_prompt"] = true
+		vars.Set("add_generation_prompt", true)
 	}
-	out, err = t.jinja.ExecuteToString(exec.NewContext(vars))
-	if err != nil {
-		return "", brief(err)
-	}
-	return out, nil
+	out, err := t.jinja.Render(vars, jinja.Options{Now: now, ASCII: t.llama})
+	return string(out), err
 }
 
 // mentions says whether the template may use a name.

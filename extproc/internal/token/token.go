@@ -2,7 +2,8 @@
 // and chat template make them. extproc calls it once per request.
 //
 // Its one rule: a count is what the backend's usage will say, or it is marked
-// as an estimate. What it can't be sure to do exactly it refuses at Load.
+// as an estimate, with why. Tokenizers that it doesn't have it refuses at Load;
+// a template that package jinja doesn't render makes estimates.
 //
 // # What to call for which path
 //

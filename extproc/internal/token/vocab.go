@@ -160,7 +160,19 @@ func newBPE(v *vocabulary, split splitter) (*bpe, error) {
 		return nil, err
 	}
 	m.weigh(v.tokens, real)
+	m.first = m.firstRanks()
 	return m, nil
+}
+
+// firstRanks are the ranks of pairs of bytes, which all merging begins with.
+func (m *bpe) firstRanks() []uint32 {
+	ranks := make([]uint32, 1<<16)
+	for a := range m.bytes {
+		for b := range m.bytes {
+			ranks[a<<8|b] = m.pairs.rank(m.bytes[a], m.bytes[b])
+		}
+	}
+	return ranks
 }
 
 func symbol(tokens *names, text []byte) uint32 {
@@ -244,6 +256,23 @@ func words(tokens *names) *names {
 type pairs struct {
 	slots []uint64
 	shift uint8
+	// lefts and rights are the symbols that any rule has there, a bit each: most
+	// lookups of rare text, such as Chinese, end here.
+	lefts, rights []uint64
+}
+
+// setBit sets the bit of a symbol.
+func setBit(set []uint64, symbol uint32) []uint64 {
+	if n := int(symbol>>6) + 1; n > len(set) {
+		set = append(set, make([]uint64, n-len(set))...)
+	}
+	set[symbol>>6] |= 1 << (symbol & 63)
+	return set
+}
+
+func hasBit(set []uint64, symbol uint32) bool {
+	at := int(symbol >> 6)
+	return at < len(set) && set[at]>>(symbol&63)&1 != 0
 }
 
 func newPairs(n int) pairs {
@@ -252,6 +281,7 @@ func newPairs(n int) pairs {
 }
 
 func (p *pairs) put(left, right, rank uint32) {
+	p.lefts, p.rights = setBit(p.lefts, left), setBit(p.rights, right)
 	key := uint64(left)<<20 | uint64(right)
 	for at := p.home(key); ; at = (at + 1) & (len(p.slots) - 1) {
 		if p.slots[at] == 0 {
@@ -272,6 +302,9 @@ func (p *pairs) home(key uint64) int {
 const noRank = ^uint32(0)
 
 func (p *pairs) rank(left, right uint32) uint32 {
+	if !hasBit(p.lefts, left) || !hasBit(p.rights, right) {
+		return noRank
+	}
 	key := uint64(left)<<20 | uint64(right)
 	for at := p.home(key); ; at = (at + 1) & (len(p.slots) - 1) {
 		v := p.slots[at]

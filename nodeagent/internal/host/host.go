@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/prometheus/procfs"
+
+	"millrace.dev/millrace/internal/cgroup"
 )
 
 // Figures are one reading.
@@ -34,7 +36,7 @@ type Figures struct {
 type Reader struct {
 	// Constant after New.
 	proc  procfs.FS
-	group cgroup
+	group cgroup.Group
 
 	// Of the reading before.
 	last Figures
@@ -53,7 +55,7 @@ func New(proc, cgroups string) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{proc: fs, group: findCgroup(fs, cgroups)}, nil
+	return &Reader{proc: fs, group: cgroup.Find(fs, cgroups)}, nil
 }
 
 // Read reads the figures now. Those that cannot be read are as they were
@@ -76,7 +78,7 @@ func (r *Reader) memory(f *Figures) error {
 	}
 	f.MemoryTotal, f.Limited = *m.MemTotalBytes, false
 	f.MemoryUsed = f.MemoryTotal - min(*m.MemAvailableBytes, f.MemoryTotal)
-	if used, limit, ok := r.group.memory(); ok && limit < f.MemoryTotal {
+	if used, limit, ok := r.group.Memory(); ok && limit < f.MemoryTotal {
 		f.MemoryUsed, f.MemoryTotal, f.Limited = used, limit, true
 	}
 	return nil
@@ -93,7 +95,7 @@ func (r *Reader) cpu(f *Figures, now time.Time) error {
 	host := hostTime{busy: busy, total: busy + idle}
 	f.CPUs = max(len(stat.CPU), 1)
 	share := part(host.busy-r.host.busy, host.total-r.host.total)
-	own, quota, ok := r.group.cpu()
+	own, quota, ok := r.group.CPU()
 	if ok && quota < float64(f.CPUs) {
 		f.CPUs, f.Limited = max(1, int(math.Ceil(quota))), true
 		share = part((own - r.own).Seconds(), quota*now.Sub(r.at).Seconds())

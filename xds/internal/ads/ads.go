@@ -78,8 +78,10 @@ func (s *Server) Release() { s.release.Do(func() { close(s.released) }) }
 
 // DeltaAggregatedResources serves one client.
 func (s *Server) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	s.watching.enter()
 	defer s.watching.leave()
+	if s.watching.enter() > maxClients {
+		return status.Errorf(codes.ResourceExhausted, "%d clients are connected; no more are taken", maxClients)
+	}
 	select {
 	case <-s.released:
 	case <-stream.Context().Done():
@@ -160,5 +162,5 @@ func nodeID(n *corev3.Node) string {
 	if n.GetId() == "" {
 		return "a client without id"
 	}
-	return n.GetId()
+	return n.GetId()[:min(len(n.GetId()), maxClient)]
 }

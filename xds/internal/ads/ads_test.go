@@ -234,6 +234,23 @@ func TestRefusedPushIsACondition(t *testing.T) {
 	})
 }
 
+// TestLongReasonsAreCut has a client refuse a push of many resources with a long text, which
+// is kept once for each of them.
+func TestLongReasonsAreCut(t *testing.T) {
+	bubble(t, func(t *testing.T, s *Server) {
+		publish(t, s, endpoints(map[string]uint32{"a": 1}))
+		s.Release()
+		c := dial(t, s)()
+		c.send(&discoveryv3.DeltaDiscoveryRequest{})
+		c.send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: c.next().GetNonce(), ErrorDetail: &status.Status{Message: strings.Repeat("a", 1<<20)}})
+		c.none()
+		all := s.Refusals()
+		if len(all) != 1 || len(all[0].Text) != maxReason {
+			t.Errorf("%d refusals, the first of %d bytes", len(all), len(all[0].Text))
+		}
+	})
+}
+
 func TestOldProtocolIsRefused(t *testing.T) {
 	s := New(t.Context(), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err := s.StreamAggregatedResources(nil); grpcstatus.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "DELTA_GRPC") {

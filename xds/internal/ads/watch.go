@@ -21,6 +21,16 @@ import (
 // latency of further ones is not measured.
 const maxPending = 64
 
+// Bounds of what a client may say of itself and of a push, in bytes; a reason is kept for each
+// resource of the push.
+const (
+	maxReason = 2 << 10
+	maxClient = 256
+)
+
+// maxClients bounds the streams, which keep in mind what they have of each resource.
+const maxClients = 1024
+
 // watcher follows the conversation with each client: pushes, acceptances,
 // refusals.
 type watcher struct {
@@ -82,14 +92,16 @@ func (w *watcher) callbacks() serverv3.Callbacks {
 	}
 }
 
-func (w *watcher) enter() { w.add(1) }
-func (w *watcher) leave() { w.add(-1) }
+// enter returns how many clients there are with the one that has come.
+func (w *watcher) enter() int { return w.add(1) }
+func (w *watcher) leave()     { w.add(-1) }
 
-func (w *watcher) add(n int) {
+func (w *watcher) add(n int) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.clients += n
 	w.metrics.clients.Set(float64(w.clients))
+	return w.clients
 }
 
 func (w *watcher) count() int {
@@ -127,9 +139,11 @@ func (w *watcher) answeredLocked(c *conversation, r *discoveryv3.DeltaDiscoveryR
 		w.metrics.latency.WithLabelValues(label).Observe(time.Since(push.sent).Seconds())
 	}
 	if e := r.GetErrorDetail(); e != nil {
-		c.refuse(typ, push.resources, e.GetMessage())
+		reason := e.GetMessage()
+		reason = strings.Clone(strings.ToValidUTF8(reason[:min(len(reason), maxReason)], ""))
+		c.refuse(typ, push.resources, reason)
 		w.metrics.nacks.WithLabelValues(label).Inc()
-		w.log.Error("push refused", "client", c.node, "type", label, "reason", e.GetMessage())
+		w.log.Error("push refused", "client", c.node, "type", label, "reason", reason)
 		return
 	}
 	delete(c.refused, resource{typ, ""})

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -18,8 +19,10 @@ type Reported struct {
 	Stream uint64
 	// Report as received; not changed afterwards.
 	Report *fleetpb.NodeReport
-	// Cache is what the engine's KV cache holds; nil: not known.
-	Cache *enginepb.Cache
+	// Cache is what the engine's KV cache holds; nil: not known. Charge is what that takes
+	// of memory, to be freed when it is forgotten; nil: nothing.
+	Cache  *enginepb.Cache
+	Charge *blocks.Charge
 }
 
 // Closed is the end of a node's stream.
@@ -79,11 +82,22 @@ func (f *Fleet) reported(now time.Time, ev Reported) {
 	name := ev.Report.GetNode()
 	n := f.nodes[name]
 	if n == nil {
+		if len(f.nodes) >= MostNodes && !f.replaceNode() {
+			ev.Charge.Free()
+			return
+		}
 		n = &node{name: name}
 		f.nodes[name] = n
 	}
 	if ev.Stream < n.newest {
+		if ev.Charge != n.charge {
+			ev.Charge.Free()
+		}
 		return // last words of a stream that has ended or was replaced
+	}
+	if n.charge != ev.Charge {
+		n.charge.Free()
+		n.charge = ev.Charge
 	}
 	f.met(ev.Report.GetEngine().Version())
 	f.met(ev.Report.GetEngine().GetAssignment().Version())

@@ -137,9 +137,31 @@ func (f *Fleet) Excuse(now time.Time, slept time.Duration) {
 func (f *Fleet) forget(now time.Time) {
 	for name, n := range f.nodes {
 		if now.Sub(n.last) >= forgetAfter && f.stages[name] == nil {
-			delete(f.nodes, name)
+			f.drop(name)
 		}
 	}
+}
+
+// drop forgets a node.
+func (f *Fleet) drop(name string) {
+	f.nodes[name].charge.Free()
+	delete(f.nodes, name)
+}
+
+// replaceNode forgets the node that has been away for longest, as another one has come; false:
+// all that are remembered are there, or have a part in something.
+func (f *Fleet) replaceNode() bool {
+	oldest := ""
+	for name, n := range f.nodes {
+		if n.stream == 0 && f.stages[name] == nil && (oldest == "" || n.closed.Before(f.nodes[oldest].closed)) {
+			oldest = name
+		}
+	}
+	if oldest == "" {
+		return false
+	}
+	f.drop(oldest)
+	return true
 }
 
 // plan lays the replicas out. Until the whole layout has its place, nothing is

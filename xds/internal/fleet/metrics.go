@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	reports   prometheus.Counter
 	refused   prometheus.Counter
+	forgotten prometheus.Counter
 	nodes     *prometheus.GaugeVec // by state
 	endpoints *prometheus.GaugeVec // by state
 	settled   prometheus.Gauge
@@ -26,6 +27,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_xds_reports_refused_total", Help: "Reports of nodes that were refused as invalid.",
 		}),
+		forgotten: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_xds_caches_forgotten_total", Help: "Reports of nodes after which what their engines have cached was forgotten, because all of it together takes as much memory as it may.",
+		}),
 		nodes: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "millrace_xds_nodes", Help: "Nodes by state.",
 		}, []string{"state"}),
@@ -36,7 +40,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_xds_settled", Help: "Whether the fleet is known after a start, so that it is pushed: 0 or 1.",
 		}),
 	}
-	reg.MustRegister(m.reports, m.refused, m.nodes, m.endpoints, m.settled)
+	reg.MustRegister(m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.settled)
 	m.observe(&Snapshot{})
 	return m
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/layout"
@@ -54,8 +55,9 @@ type node struct {
 	report       *fleetpb.NodeReport
 	// engine is the engine's last known status; nil: never had.
 	engine *enginepb.Status
-	// cache is what its KV cache holds; nil: not known.
-	cache *enginepb.Cache
+	// cache is what its KV cache holds; nil: not known. charge is what that takes.
+	cache  *enginepb.Cache
+	charge *blocks.Charge
 	// mute is since when the agent can't get its engine's status; zero: it can.
 	mute time.Time
 	// directed is the version last sent down, and when.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -30,8 +31,9 @@ const (
 	// stalled is how late a thought must be to show that xds itself was stopped or
 	// starved: the fleet is thought through every tick, or ten thoughts later.
 	stalled = time.Second
-	// maxNodes bounds the streams; one more is refused.
-	maxNodes = 10_000
+	// MostNodes bounds the streams, of which one more is refused, and the nodes that are
+	// remembered.
+	MostNodes = 10_000
 	// viewEvery and viewLatest bound how often a watcher gets a view.
 	viewEvery  = 250 * time.Millisecond
 	viewLatest = 2 * time.Second
@@ -245,8 +247,8 @@ func (s *Service) enter(node string) (*inbox, error) {
 	in.stream = s.streams
 	if old := s.nodes[node]; old != nil {
 		close(old.replaced)
-	} else if len(s.nodes) >= maxNodes {
-		return nil, status.Errorf(codes.ResourceExhausted, "%d nodes are connected; no more are taken", maxNodes)
+	} else if len(s.nodes) >= MostNodes {
+		return nil, status.Errorf(codes.ResourceExhausted, "%d nodes are connected; no more are taken", MostNodes)
 	}
 	s.nodes[node] = in
 	if snap, _ := s.Latest(); snap.Term > 0 {
@@ -274,14 +276,25 @@ func (s *Service) leave(node string, in *inbox) {
 // returns nil when the node has closed it.
 func (s *Service) readAll(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directive], id uint64, r *fleetpb.NodeReport) error {
 	var cache *enginepb.Cache
+	charge, posted := new(blocks.Charge), false // it is the fleet's with the first report
+	defer func() {
+		if !posted {
+			charge.Free()
+		}
+	}()
 	for {
 		s.metrics.reports.Inc()
 		if e := r.GetEngine(); e != nil {
 			cache = cache.Add(e.GetCache())
-			e.Cache = nil
+			if e.Cache = nil; !charge.Resize(cache.Bytes()) {
+				cache = nil
+				charge.Resize(0)
+				s.metrics.forgotten.Inc()
+			}
 		}
 		select {
-		case s.events <- Reported{Stream: id, Report: r, Cache: cache}:
+		case s.events <- Reported{Stream: id, Report: r, Cache: cache, Charge: charge}:
+			posted = true
 		case <-s.ended:
 			return status.Error(codes.Unavailable, "xds is ending")
 		case <-stream.Context().Done():

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
@@ -327,5 +329,75 @@ func TestThinReports(t *testing.T) {
 			break
 		}
 		<-next
+	}
+}
+
+// TestCachesOfNodesTakeNoMoreMemoryThanAllowed has nodes report as much of their caches as
+// they may: all of it together is bounded, what has no room is counted, and a node that is
+// forgotten makes room.
+func TestCachesOfNodesTakeNoMoreMemoryThanAllowed(t *testing.T) {
+	const most = 16 << 20
+	_, was, _ := blocks.Memory()
+	before, _, _ := blocks.Memory()
+	blocks.SetMemory(before + most)
+	t.Cleanup(func() { blocks.SetMemory(was) })
+	s, c := dialService(t)
+	r := &enginepb.CacheReport{Epoch: 1, Oldest: 1, BlockTokens: 16}
+	for id := range uint64(enginepb.MaxBlockSegments / 2) {
+		seg := &enginepb.CacheSegment{Id: id + 1}
+		for i := range uint64(enginepb.MaxEntries) {
+			seg.Keys, seg.Tokens = append(seg.Keys, id<<8|i|1<<60), append(seg.Tokens, 16)
+		}
+		r.Segments = append(r.Segments, seg)
+	}
+	for i := range 8 {
+		st := open(t, c)
+		report := good(fmt.Sprintf("node-%d", i), 1)
+		report.Engine.Cache = r
+		if err := st.Send(report); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for snap, next := s.Latest(); len(snap.Nodes) < 8; snap, next = s.Latest() {
+		<-next
+	}
+	taken, _, _ := blocks.Memory()
+	if taken -= before; taken > most || taken < most/2 {
+		t.Errorf("caches take %d bytes of %d", taken, most)
+	}
+	if n := testutil.ToFloat64(s.metrics.forgotten); n < 4 || n > 7 {
+		t.Errorf("%v of 8 caches had no room", n)
+	}
+}
+
+// TestRememberedNodesAreBounded has more nodes come and go than are remembered: those that
+// went first are forgotten, and one that stays is not.
+func TestRememberedNodesAreBounded(t *testing.T) {
+	now := time.Now()
+	f := New(time.Second, now)
+	charges := make([]*blocks.Charge, MostNodes+10)
+	before, _, _ := blocks.Memory()
+	for i := range charges {
+		charges[i] = new(blocks.Charge)
+		if !charges[i].Resize(100) {
+			t.Fatal("no room for a charge")
+		}
+		name := fmt.Sprintf("node-%d", i)
+		f.Step(now, Reported{Stream: uint64(i + 1), Report: good(name, 1), Charge: charges[i]})
+		if now = now.Add(time.Millisecond); i > 0 {
+			f.Step(now, Closed{Node: name, Stream: uint64(i + 1)})
+		}
+	}
+	if len(f.nodes) != MostNodes || f.nodes["node-0"] == nil || f.nodes["node-1"] != nil {
+		t.Errorf("%d nodes are remembered, the one that stayed: %t, that went first: %t", len(f.nodes), f.nodes["node-0"] != nil, f.nodes["node-1"] != nil)
+	}
+	if taken, _, _ := blocks.Memory(); taken-before != 100*MostNodes {
+		t.Errorf("%d bytes are taken for %d nodes", taken-before, MostNodes)
+	}
+	for _, c := range charges {
+		c.Free()
+	}
+	if taken, _, _ := blocks.Memory(); taken != before {
+		t.Errorf("%d bytes are left", taken-before)
 	}
 }

@@ -1,4 +1,8 @@
-package host
+// Package cgroup reads what the kernel allows this process, and what it uses of that.
+//
+// nodeagent reports it as the node's, program sets memory limits by it. Its one rule: a limit
+// may be set on any level above the process, and the tightest one counts.
+package cgroup
 
 import (
 	"bytes"
@@ -12,26 +16,25 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// cgroup is the folders whose limits hold for this process, version 1 or 2. A
-// limit may be set on any level above the process; the tightest one counts.
-type cgroup struct {
+// Group is the folders whose limits hold for this process, version 1 or 2.
+type Group struct {
 	memoryDir string // empty: memory has no limit
 	memoryV1  bool
 	cpuDir    string // empty: CPU has no limit
 	acctDir   string // of version 1, where CPU time is counted apart
 }
 
-// findCgroup looks for limits in the cgroup file systems mounted at root.
-func findCgroup(proc procfs.FS, root string) cgroup {
+// Find looks for limits in the cgroup file systems mounted at root, usually /sys/fs/cgroup.
+func Find(proc procfs.FS, root string) Group {
 	self, err := proc.Self()
 	if err != nil {
-		return cgroup{}
+		return Group{}
 	}
 	groups, err := self.Cgroups()
 	if err != nil {
-		return cgroup{}
+		return Group{}
 	}
-	var c cgroup
+	var c Group
 	for _, g := range groups {
 		switch {
 		case g.HierarchyID == 0 && len(g.Controllers) == 0:
@@ -45,7 +48,7 @@ func findCgroup(proc procfs.FS, root string) cgroup {
 	return c
 }
 
-func (c *cgroup) findV2(root, group string) {
+func (c *Group) findV2(root, group string) {
 	least, cpus := ^uint64(0), 0.0
 	for _, dir := range above(root, group) {
 		if limit, ok := number(path.Join(dir, "memory.max")); ok && limit < least {
@@ -57,7 +60,7 @@ func (c *cgroup) findV2(root, group string) {
 	}
 }
 
-func (c *cgroup) findMemoryV1(root, group string) {
+func (c *Group) findMemoryV1(root, group string) {
 	least := ^uint64(0)
 	for _, dir := range above(root, group) {
 		if limit, ok := number(path.Join(dir, "memory.limit_in_bytes")); ok && limit < least {
@@ -66,7 +69,7 @@ func (c *cgroup) findMemoryV1(root, group string) {
 	}
 }
 
-func (c *cgroup) findCPUV1(root, group string) {
+func (c *Group) findCPUV1(root, group string) {
 	cpus := 0.0
 	for _, rel := range above("/", group) {
 		dir := path.Join(root, "cpu", rel)
@@ -86,9 +89,9 @@ func above(root, group string) []string {
 	return append(dirs, root)
 }
 
-// memory returns how much memory the group uses and may use, in bytes. What
+// Memory returns how much memory the group uses and may use, in bytes. What
 // the kernel could drop of files at once counts as free, as on a host.
-func (c cgroup) memory() (used, limit uint64, ok bool) {
+func (c Group) Memory() (used, limit uint64, ok bool) {
 	usage, bound, inactive := "memory.current", "memory.max", "inactive_file"
 	if c.memoryV1 {
 		usage, bound, inactive = "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"
@@ -105,9 +108,9 @@ func (c cgroup) memory() (used, limit uint64, ok bool) {
 	return used - min(free, used), limit, ok
 }
 
-// cpu returns how much CPU time the group has used in all, and how many CPUs
+// CPU returns how much CPU time the group has used in all, and how many CPUs
 // it may use.
-func (c cgroup) cpu() (used time.Duration, cpus float64, ok bool) {
+func (c Group) CPU() (used time.Duration, cpus float64, ok bool) {
 	switch {
 	case c.cpuDir == "":
 		return 0, 0, false

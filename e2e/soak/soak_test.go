@@ -1,0 +1,240 @@
+//go:build soak
+
+// Package soak keeps a mesh busy and hurt for a long time, and compares what each process
+// takes before and after.
+//
+// Its one rule: what is compared is the same mesh at rest, before the first request and after
+// the last one.
+package soak
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"millrace.dev/millrace/e2e/rig"
+	"millrace.dev/millrace/internal/proc"
+)
+
+var lasts = flag.Duration("lasts", 30*time.Minute, "how long the mesh is kept busy")
+
+const (
+	clients    = 8
+	faultEvery = 9 * time.Second
+	hangFor    = 2 * time.Second
+	rest       = 20 * time.Second // in which what the last requests have begun ends
+	// What a program may take more than before, of what does not follow from its bounds.
+	moreFiles, moreGoroutines = 64, 128
+	// backendMost is the bound of a llama.cpp backend with the default Model: weights, KV
+	// cache, cache of prompts, batch (manifests/memory.md), in bytes.
+	backendMost = 1400 << 20
+)
+
+// figures are what one process takes.
+type figures struct {
+	role       string
+	resident   uint64
+	files      int
+	goroutines float64 // 0: it is no program of Go
+	limit      float64 // of its memory, in bytes; 0: it says none
+	restarts   int
+}
+
+// TestSoak has clients ask, break off, and fill what can be filled, while a part is killed or
+// stopped every nine seconds.
+func TestSoak(t *testing.T) {
+	m := rig.OwnMesh(t)
+	before := measure(t, m)
+	var done, failed, refused, aborted atomic.Int64
+	ctx, stop := context.WithTimeout(t.Context(), *lasts)
+	defer stop()
+	var all sync.WaitGroup
+	for c := range clients {
+		all.Go(func() {
+			r := rand.New(rand.NewPCG(1, uint64(c)))
+			for n := 0; ctx.Err() == nil; n++ {
+				switch err := ask(m, t, r, c, n); {
+				case errors.Is(err, errAborted):
+					aborted.Add(1)
+				case errors.Is(err, errRefused):
+					refused.Add(1)
+				case err != nil:
+					failed.Add(1)
+				default:
+					done.Add(1)
+				}
+			}
+		})
+	}
+	faults := hurt(ctx, t, m)
+	all.Wait()
+	m.AwaitWhole(t)
+	var after map[string]figures
+	_ = rig.Poll(rest, func() error { // whatever is left is shown, and judged, by the table
+		after = measure(t, m)
+		return more(before, after)
+	})
+	t.Logf("%s: %d requests answered, %d broken off, %d refused, %d failed, %d faults", *lasts, done.Load(), aborted.Load(), refused.Load(), failed.Load(), faults)
+	table(t, m, before, after)
+	if err := more(before, after); err != nil {
+		t.Error(err)
+	}
+	if done.Load() == 0 {
+		t.Error("no request was answered")
+	}
+	if _, _, err := rig.Complete(t.Context(), m.URL(t, rig.ChatPath), rig.Ask(4, "hello")); err != nil {
+		t.Errorf("the mesh at rest: %v", err)
+	}
+}
+
+// table shows what each process takes, and checks it.
+func table(t *testing.T, m *rig.Mesh, before, after map[string]figures) {
+	t.Logf("%-18s %15s %15s %15s %9s %9s", "process", "MiB", "descriptors", "goroutines", "limit MiB", "restarts")
+	for _, p := range m.State(t).Processes {
+		b, a := before[p.Name], after[p.Name]
+		t.Logf("%-18s %6d → %6d %6d → %6d %6.0f → %6.0f %9.0f %9d", p.Name, b.resident>>20, a.resident>>20, b.files, a.files, b.goroutines, a.goroutines, a.limit/(1<<20), a.restarts)
+		if a.limit > 0 && float64(a.resident) > a.limit {
+			t.Errorf("%s takes %d MiB, and keeps to %.0f", p.Name, a.resident>>20, a.limit/(1<<20))
+		}
+		if a.role == "backend" && a.resident > backendMost {
+			t.Errorf("%s takes %d MiB of %d", p.Name, a.resident>>20, backendMost>>20)
+		}
+	}
+}
+
+// more says what has more descriptors or goroutines than before.
+func more(before, after map[string]figures) error {
+	var errs []error
+	for name, a := range after {
+		b := before[name]
+		if a.files > b.files+moreFiles {
+			errs = append(errs, fmt.Errorf("%s has %d descriptors, %d before", name, a.files, b.files))
+		}
+		if a.goroutines > b.goroutines+moreGoroutines {
+			errs = append(errs, fmt.Errorf("%s has %.0f goroutines, %.0f before", name, a.goroutines, b.goroutines))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// measure takes the figures of every process.
+func measure(t *testing.T, m *rig.Mesh) map[string]figures {
+	t.Helper()
+	all := map[string]figures{}
+	for _, p := range m.State(t).Processes {
+		st, err := proc.State(p.PID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := figures{role: p.Role, resident: st.RSS, files: len(files), restarts: p.Restarts}
+		if admin := p.Addrs["metrics"]; admin != "" {
+			f.goroutines, _ = rig.Metric(admin, "go_goroutines")
+			f.limit, _ = rig.Metric(admin, "millrace_memory_limit_bytes")
+		}
+		all[p.Name] = f
+	}
+	return all
+}
+
+// hurt kills or stops one part after the other until ctx ends, and returns how many it hurt.
+func hurt(ctx context.Context, t *testing.T, m *rig.Mesh) (n int) {
+	r := rand.New(rand.NewPCG(2, 2))
+	tick := time.NewTicker(faultEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return n
+		case <-tick.C:
+		}
+		all := m.State(t).Processes
+		p := all[r.IntN(len(all))]
+		if p.PID == 0 || p.Role == "envoy" {
+			continue // who is down is hurt already; without Envoy there is nobody to ask
+		}
+		n++
+		if r.IntN(2) == 0 {
+			_ = syscall.Kill(p.PID, syscall.SIGKILL)
+			continue
+		}
+		if syscall.Kill(p.PID, syscall.SIGSTOP) == nil {
+			time.AfterFunc(hangFor, func() { _ = syscall.Kill(p.PID, syscall.SIGCONT) })
+		}
+	}
+}
+
+var (
+	errAborted = errors.New("broken off")
+	errRefused = errors.New("refused") // as a busy or hurt mesh does: 429, 503
+)
+
+// ask sends a client's n-th request: new conversations and old ones, of all lengths, streamed
+// and not, from many tenants and sessions, some broken off, some that are refused.
+func ask(m *rig.Mesh, t *testing.T, r *rand.Rand, client, n int) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+	defer cancel()
+	url := m.URL(t, rig.ChatPath)
+	text := fmt.Sprintf("client %d, story %d. %s", client, n/2, strings.Repeat(fmt.Sprintf("Part %d goes on. ", n/2), 1+r.IntN(120)))
+	q := rig.Ask(1+r.IntN(12), text)
+	headers := []string{"authorization", fmt.Sprintf("Bearer %d", r.IntN(1<<20)), "x-session-id", fmt.Sprintf("session-%d-%d", client, n/2)}
+	switch r.IntN(8) {
+	case 0: // too long for the context
+		q.Messages[0].Content = strings.Repeat(text, 1+2_000_000/len(text))
+		_, a, err := rig.Complete(ctx, url, q, headers...)
+		if a.Status == http.StatusBadRequest {
+			return errRefused
+		}
+		return outcome(a, err)
+	case 1, 2: // broken off
+		q.Stream, q.MaxTokens = true, 64
+		_, err := rig.Stream(ctx, url, q, func(string) error {
+			if r.IntN(3) == 0 {
+				return errAborted
+			}
+			return nil
+		}, headers...)
+		return err
+	case 3: // broken off before it begins
+		soon, give := context.WithTimeout(ctx, time.Duration(r.IntN(300))*time.Millisecond)
+		defer give()
+		if _, _, err := rig.Complete(soon, url, q, headers...); soon.Err() != nil {
+			return errAborted
+		} else if err != nil {
+			return err
+		}
+		return nil
+	case 4, 5:
+		q.Stream = true
+		s, err := rig.Stream(ctx, url, q, nil, headers...)
+		if err == nil && !s.Done {
+			err = errors.New("a stream without its end")
+		} else if err != nil && (strings.Contains(err.Error(), "status 429") || strings.Contains(err.Error(), "status 503")) {
+			err = errRefused
+		}
+		return err
+	}
+	_, a, err := rig.Complete(ctx, url, q, headers...)
+	return outcome(a, err)
+}
+
+// outcome makes a refusal of an answer that is one.
+func outcome(a rig.Answer, err error) error {
+	if a.Status == http.StatusTooManyRequests || a.Status == http.StatusServiceUnavailable {
+		return errRefused
+	}
+	return err
+}
