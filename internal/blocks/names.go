@@ -92,6 +92,13 @@ func (n *Names) emptyLocked() {
 	n.target.Clear()
 }
 
+// Tokens returns how many tokens the different blocks have that are known to be cached.
+func (n *Names) Tokens() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.size * len(n.keys)
+}
+
 // Clear takes in that nothing is cached at a rank.
 func (n *Names) Clear(rank int) {
 	n.mu.Lock()

@@ -86,7 +86,11 @@ func (d *decoder) value(path string, n *yaml.Node, v reflect.Value) {
 // object reads a mapping into a struct.
 func (d *decoder) object(path string, n *yaml.Node, v reflect.Value) {
 	if n.Kind != yaml.MappingNode {
-		d.fault(n, path, "%s; must be an object with fields", shown(n))
+		what := shown(n)
+		if v.Type() == reflect.TypeFor[APIKey]() {
+			what = "a value" // a key by mistake is not shown
+		}
+		d.fault(n, path, "%s; must be an object with fields", what)
 		return
 	}
 	fields := fieldsOf(v.Type())

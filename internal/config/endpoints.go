@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"net/netip"
 	"net/url"
 	"reflect"
@@ -11,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/secret"
 	"millrace.dev/millrace/internal/trust"
 )
 
@@ -68,15 +70,30 @@ type Endpoint struct {
 	// +listType=set
 	// +millrace:each:form:name=servedName
 	Models []string `json:"models"`
-	// Type is "vllm", "sglang", "llamacpp", "tensorrtllm", "triton" or "openai", which shows
-	// no metrics. Default "openai".
+	// Type is "vllm", "sglang", "llamacpp", "tensorrtllm", "triton", "tgi", "lmdeploy" or
+	// "openai", which shows no metrics. Default "openai".
 	// +kubebuilder:default=openai
-	// +millrace:oneOf:values={vllm,sglang,llamacpp,tensorrtllm,triton,openai}
+	// +millrace:oneOf:values={vllm,sglang,llamacpp,tensorrtllm,triton,tgi,lmdeploy,openai}
 	Type string `json:"type"`
 	// Metrics is the URL of its metrics. Default: where its type has them, mostly
 	// http://ADDRESS/metrics; an "openai" endpoint has none.
+	// A user and a password in it are sent, and not shown.
 	// +millrace:form:name=metricsURL,optional=true,also="isURL(self)"
-	Metrics string `json:"metrics,omitempty"`
+	Metrics secret.URL `json:"metrics,omitempty"`
+	// Health is the URL of its health. Default: http://ADDRESS/health. A user and a password
+	// in it are sent, and not shown.
+	// +millrace:form:name=metricsURL,optional=true,also="isURL(self)"
+	Health secret.URL `json:"health,omitempty"`
+	// TLS is how it is reached if it serves TLS: then the defaults of Metrics and Health begin
+	// with https.
+	TLS EngineTLS `json:"tls,omitzero"`
+	// APIKey is the key that it asks for. Default: none is sent.
+	APIKey APIKey `json:"apiKey,omitzero"`
+	// Headers are further headers of probes.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=name
+	Headers []EngineHeader `json:"headers,omitempty"`
 	// Node is the machine that it runs on: what is on one node fails together.
 	// Default: the address without its port.
 	// +millrace:form:name=zoneName,optional=true
@@ -99,7 +116,27 @@ const MaxEndpoints = 16384
 // Equal reports whether both say the same.
 func (e Endpoint) Equal(o Endpoint) bool {
 	return e.Address == o.Address && slices.Equal(e.Models, o.Models) && e.Type == o.Type && e.Metrics == o.Metrics &&
-		e.Node == o.Node && e.Zone == o.Zone && e.Slots == o.Slots && e.KVEvents == o.KVEvents
+		e.Node == o.Node && e.Zone == o.Zone && e.Slots == o.Slots && e.KVEvents == o.KVEvents && e.SameAccess(o)
+}
+
+// SameAccess reports whether both are reached in the same way.
+func (e Endpoint) SameAccess(o Endpoint) bool {
+	return e.Health == o.Health && e.TLS == o.TLS && e.APIKey == o.APIKey && slices.Equal(e.Headers, o.Headers)
+}
+
+// HealthURL is where its health is asked for.
+func (e Endpoint) HealthURL() secret.URL {
+	return cmp.Or(e.Health, e.URL("/health"))
+}
+
+// URL is where it has a page of its own, such as "/v1/models".
+func (e Endpoint) URL(path string) secret.URL { return secret.URL(e.scheme() + e.Address + path) }
+
+func (e Endpoint) scheme() string {
+	if e.TLS.On() {
+		return "https://"
+	}
+	return "http://"
 }
 
 // setDefaults makes an entry that says nothing an unknown server.
@@ -108,7 +145,7 @@ func (e *Endpoint) setDefaults() { e.Type = TypeOpenAI }
 // complete fills in what is left out of an entry that is valid.
 func (e *Endpoint) complete() {
 	if t := scrape.Named(e.Type); e.Metrics == "" && t != nil {
-		e.Metrics = t.URL(e.Address)
+		e.Metrics = secret.URL(t.URL(e.scheme(), e.Address))
 	}
 	if e.Node == "" {
 		e.Node = netip.MustParseAddrPort(e.Address).Addr().String()
@@ -131,6 +168,7 @@ func (e Endpoint) validateRest(at string, r *rules) {
 	r.eachOnce(at+".models", e.Models, servedName)
 	r.oneOf(at+".type", e.Type, append(scrape.Names(), TypeOpenAI)...)
 	e.validateMetrics(at+".metrics", r)
+	e.validateAccess(at, r)
 	for path, name := range map[string]string{at + ".node": e.Node, at + ".zone": e.Zone} {
 		if name != "" {
 			r.matches(path, name, zoneName)
@@ -154,7 +192,7 @@ func (e Endpoint) validateMetrics(path string, r *rules) {
 	if e.Metrics == "" {
 		return
 	}
-	if _, err := url.ParseRequestURI(e.Metrics); err != nil || !metricsURL.fits(e.Metrics) {
+	if _, err := url.ParseRequestURI(string(e.Metrics)); err != nil || !metricsURL.fits(string(e.Metrics)) {
 		r.broken(path, "%.80q; must be %s", e.Metrics, metricsURL.words)
 	}
 	if e.Type == TypeOpenAI {
@@ -187,6 +225,9 @@ func (r *reader) endpoints(d *decoder, n *yaml.Node) {
 	}
 	r.once(d, KindEndpoints+"/"+e.Metadata.Name, "metadata.name", strconv.Quote(e.Metadata.Name)+"; is already the name of the endpoints")
 	e.Spec.Endpoints = r.alone(e.Spec.Endpoints, d)
+	for i := range e.Spec.Endpoints {
+		e.Spec.Endpoints[i].absolute(r.dir)
+	}
 	r.file.Endpoints = append(r.file.Endpoints, e)
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"path/filepath"
 	"reflect"
 	"testing"
 
@@ -12,6 +13,13 @@ func TestEndpoints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	in := func(name string) string {
+		full, err := filepath.Abs("testdata/good/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return full
+	}
 	want := []Endpoints{{APIVersion: APIVersion, Kind: KindEndpoints, Metadata: Metadata{Name: "pool"}, Spec: EndpointsSpec{Endpoints: []Endpoint{
 		{
 			Address: "10.0.0.2:8000", Models: []string{"qwen", "org/lora"}, Type: TypeVLLM, Metrics: "http://10.0.0.2:8000/metrics",
@@ -22,6 +30,13 @@ func TestEndpoints(t *testing.T) {
 			Metrics: "http://10.0.0.3:8000/prometheus/metrics", Node: "10.0.0.3",
 		},
 		{Address: "10.0.0.4:8000", Models: []string{"llama"}, Type: TypeOpenAI, Node: "10.0.0.4"},
+		{
+			Address: "10.0.0.5:8000", Models: []string{"llama"}, Type: TypeVLLM, Node: "10.0.0.5",
+			Metrics: "https://10.0.0.5:8000/metrics", Health: "https://10.0.0.5:9000/live",
+			TLS:     EngineTLS{CA: in("ca.pem"), Cert: in("client.pem"), Key: in("client.key"), ServerName: "engine.example"},
+			APIKey:  APIKey{File: in("engine.key"), Header: "x-api-key", Requests: true},
+			Headers: []EngineHeader{{Name: "x-tenant", Value: "a"}, {Name: "x-token", Env: "TOKEN"}},
+		},
 	}}}}
 	if diff := cmp.Diff(want, f.Endpoints); diff != "" {
 		t.Errorf("endpoints (-want +got):\n%s", diff)
@@ -67,6 +82,7 @@ func TestEndpointsAlone(t *testing.T) {
 func TestEndpointEqual(t *testing.T) {
 	full := Endpoint{
 		Address: "a", Models: []string{"m"}, Type: "t", Metrics: "u", Node: "n", Zone: "z", Slots: 1, KVEvents: KVEvents{Topic: "k"},
+		Health: "h", TLS: EngineTLS{CA: "c"}, APIKey: APIKey{Env: "E"}, Headers: []EngineHeader{{Name: "n"}},
 	}
 	same := full
 	same.Models = []string{"m"}

@@ -137,6 +137,7 @@ func (f Fleet) validate(d *decoder) []Fault {
 			served[m] = true
 		}
 	}
+	validateKeys(f.Endpoints, &r)
 	validateNames(f.Endpoints, &r)
 	validateModels(f.Models, served, &r)
 	known := func(name string) bool { return served[name] }
@@ -201,6 +202,7 @@ func (f *Fleet) complete(dir string) {
 		if name, _ := f.Endpoints[i].Host(); name == "" {
 			f.Endpoints[i].complete()
 		}
+		f.Endpoints[i].absolute(dir)
 	}
 }
 

@@ -32,6 +32,7 @@ func TestGoodFleet(t *testing.T) {
 endpoints:
   - {address: "10.0.0.2:8000", models: [org/base, lora], type: vllm, zone: r1, slots: 128, kvEvents: {listen: "10.0.0.9:5557", topic: kv}}
   - {address: "[fd00::2]:8000", models: [base], node: n2}
+  - {address: "10.0.0.3:8000", models: [x], type: vllm, tls: {ca: ca.pem}, apiKey: {file: /run/key}, headers: [{name: x-a, file: a}]}
 models:
   - {name: base, tokenizer: base.json, default: true}
 policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}, {model: org/base, weight: 3}]}]}
@@ -53,6 +54,11 @@ policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}
 				KVEvents: KVEvents{Listen: "10.0.0.9:5557", Topic: "kv"},
 			},
 			{Address: "[fd00::2]:8000", Models: []string{"base"}, Type: TypeOpenAI, Node: "n2"},
+			{
+				Address: "10.0.0.3:8000", Models: []string{"x"}, Type: TypeVLLM, Node: "10.0.0.3",
+				Metrics: "https://10.0.0.3:8000/metrics", TLS: EngineTLS{CA: filepath.FromSlash("/etc/ca.pem")},
+				APIKey: APIKey{File: "/run/key"}, Headers: []EngineHeader{{Name: "x-a", File: filepath.FromSlash("/etc/a")}},
+			},
 		},
 		Models: []FleetModel{{Name: "base", Tokenizer: filepath.FromSlash("/etc/base.json"), Default: true}},
 		Policy: policy,
@@ -60,7 +66,7 @@ policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}
 	if diff := cmp.Diff(want, f); diff != "" {
 		t.Errorf("fleet (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"base", "lora", "org/base"}, f.ModelNames()); diff != "" {
+	if diff := cmp.Diff([]string{"base", "lora", "org/base", "x"}, f.ModelNames()); diff != "" {
 		t.Errorf("models (-want +got):\n%s", diff)
 	}
 	if f.DefaultModel() != "base" || f.Tokenizer("lora") != "" || f.Tokenizer("base") == "" {

@@ -53,6 +53,14 @@ const (
 	metricsURLPattern = `^https?://([A-Za-z0-9._~%!$&'()*+,;=:-]+@)?([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?([?][!-~]*)?$`
 	metricsURLWords   = "a URL such as http://10.0.0.3:8000/metrics"
 	metricsURLMax     = 512
+
+	serverNamePattern = `^[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?([.][A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*$`
+	serverNameWords   = "the name of a host, as certificates have it"
+	serverNameMax     = 253
+
+	envNamePattern = `^[A-Za-z_][A-Za-z0-9_]*$`
+	envNameWords   = "the name of an environment variable"
+	envNameMax     = 128
 )
 
 var (
@@ -63,6 +71,8 @@ var (
 	servedName = form{regexp.MustCompile(servedNamePattern), servedNameWords, servedNameMax}
 	zoneName   = form{regexp.MustCompile(zoneNamePattern), zoneNameWords, zoneNameMax}
 	metricsURL = form{regexp.MustCompile(metricsURLPattern), metricsURLWords, metricsURLMax}
+	serverName = form{regexp.MustCompile(serverNamePattern), serverNameWords, serverNameMax}
+	envName    = form{regexp.MustCompile(envNamePattern), envNameWords, envNameMax}
 )
 
 // Bounds of what has no other. An API server asks for one of every text and list.

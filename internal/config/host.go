@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"millrace.dev/millrace/internal/secret"
 )
 
 // maxNames bounds the host names of a fleet: each is looked up again and again.
@@ -37,9 +39,14 @@ func named(address string) (name string, port uint16) {
 func (e Endpoint) At(ip netip.Addr) Endpoint {
 	name, port := e.Host()
 	e.Address = netip.AddrPortFrom(ip, port).String()
-	if u, err := url.Parse(e.Metrics); err == nil && u.Hostname() == name && name != "" {
-		u.Host = onAddress(ip, u.Port())
-		e.Metrics = u.String()
+	for _, page := range []*secret.URL{&e.Metrics, &e.Health} {
+		if u, err := url.Parse(string(*page)); err == nil && u.Hostname() == name && name != "" {
+			u.Host = onAddress(ip, u.Port())
+			*page = secret.URL(u.String())
+		}
+	}
+	if e.TLS.On() && e.TLS.ServerName == "" {
+		e.TLS.ServerName = strings.TrimSuffix(name, ".")
 	}
 	if host, events := named(e.KVEvents.Connect); host != "" {
 		e.KVEvents.Connect = netip.AddrPortFrom(ip, events).String()

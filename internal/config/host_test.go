@@ -15,6 +15,8 @@ endpoints:
   - {address: "gpu_1.internal.:8000", models: [m], type: vllm, kvEvents: {connect: "gpu_1.internal.:5557"}}
   - {address: "gpu2:8000", models: [m], type: llamacpp, metrics: "http://gpu2:9000/m"}
   - {address: "gpu3:8000", models: [m], type: llamacpp, metrics: "https://metrics/of/gpu3", node: rack}
+  - {address: "gpu4.:8000", models: [m], type: llamacpp, health: "https://gpu4.:9000/h", tls: {enabled: true}}
+  - {address: "gpu5:8000", models: [m], tls: {serverName: engine.example}}
   - {address: "10.0.0.1:8000", models: [m]}
 `
 	f, err := ParseFleet("fleet.yaml", []byte(text))
@@ -26,15 +28,17 @@ endpoints:
 		{Address: "10.0.0.7:8000", Models: []string{"m"}, Type: "vllm", Metrics: "http://10.0.0.7:8000/metrics", Node: "10.0.0.7", KVEvents: KVEvents{Connect: "10.0.0.7:5557"}},
 		{Address: "[fd00::7]:8000", Models: []string{"m"}, Type: "llamacpp", Metrics: "http://[fd00::7]:9000/m", Node: "fd00::7"},
 		{Address: "10.0.0.7:8000", Models: []string{"m"}, Type: "llamacpp", Metrics: "https://metrics/of/gpu3", Node: "rack"},
+		{Address: "10.0.0.7:8000", Models: []string{"m"}, Type: "llamacpp", Metrics: "https://10.0.0.7:8000/metrics", Health: "https://10.0.0.7:9000/h", Node: "10.0.0.7", TLS: EngineTLS{Enabled: true, ServerName: "gpu4"}},
+		{Address: "10.0.0.7:8000", Models: []string{"m"}, Type: "openai", Node: "10.0.0.7", TLS: EngineTLS{ServerName: "engine.example"}},
 	}
-	got := []Endpoint{f.Endpoints[0].At(v4), f.Endpoints[1].At(v6), f.Endpoints[2].At(v4)}
+	got := []Endpoint{f.Endpoints[0].At(v4), f.Endpoints[1].At(v6), f.Endpoints[2].At(v4), f.Endpoints[3].At(v4), f.Endpoints[4].At(v4)}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("At (-want +got):\n%s", diff)
 	}
 	if name, port := f.Endpoints[0].Host(); name != "gpu_1.internal." || port != 8000 {
 		t.Errorf("Host() = %q, %d", name, port)
 	}
-	if name, _ := f.Endpoints[3].Host(); name != "" {
+	if name, _ := f.Endpoints[5].Host(); name != "" {
 		t.Errorf("10.0.0.1 is the name %q", name)
 	}
 }

@@ -55,6 +55,9 @@ func State(e inventory.Entry, o *probe.Observation) *fleetpb.EndpointState {
 			m.Adapters = &fleetpb.EndpointState_Adapters{}
 		}
 	}
+	if k := e.APIKey; k.Requests {
+		m.Key = &fleetpb.EndpointState_Key{File: k.File, Env: k.Env, Header: k.Header}
+	}
 	if o == nil {
 		return m
 	}

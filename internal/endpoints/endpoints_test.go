@@ -21,6 +21,8 @@ func TestState(t *testing.T) {
 	one := config.Endpoint{Address: "10.0.0.1:1", Models: []string{"m"}, Type: "vllm", Node: "n", Zone: "z"}
 	several := one
 	several.Models = []string{"m", "lora"}
+	keyed := one
+	keyed.APIKey = config.APIKey{File: "/run/key", Header: "x-api-key", Requests: true}
 	sample := &scrape.Sample{Running: 3, Waiting: 1, KV: 0.5, KVTokens: 1000, Requests: 7, Prompt: 70, Cached: 30, Output: 9, PrefillSeconds: 2, DecodeSeconds: 3, Queued: true}
 	tests := []struct {
 		name  string
@@ -59,6 +61,12 @@ func TestState(t *testing.T) {
 			name: "adapters", entry: inventory.Entry{Endpoint: several}, o: &probe.Observation{Adapters: &scrape.Adapters{Most: 2, Running: []string{"lora"}}},
 			want: func(m *fleetpb.EndpointState) {
 				m.Models, m.Adapters = several.Models, &fleetpb.EndpointState_Adapters{Known: true, Most: 2, Running: []string{"lora"}}
+			},
+		},
+		{
+			name: "a key of requests: where it is", entry: inventory.Entry{Endpoint: keyed},
+			want: func(m *fleetpb.EndpointState) {
+				m.Key = &fleetpb.EndpointState_Key{File: "/run/key", Header: "x-api-key"}
 			},
 		},
 		{

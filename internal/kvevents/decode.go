@@ -24,11 +24,19 @@ const (
 	Removed
 	// Cleared says that the cache is empty.
 	Cleared
+	// Passed says that blocks were put into the cache of which nobody knows what they stand
+	// for: those of a group of a kind that is not attention to all tokens, or that make no
+	// sense.
+	Passed
 )
 
 // Event is one change of an engine's cache.
 type Event struct {
 	Kind Kind
+	// Group is that of a hybrid model's caches: each has blocks of its own, of the same names.
+	Group int
+	// Why is why it is Passed.
+	Why error
 	// Stored is what it says, for Stored; for Removed it has Hashes only.
 	blocks.Stored
 }
@@ -120,9 +128,14 @@ func (b *Batch) events(rest []byte) ([]byte, error) {
 var fields = map[Kind][]string{
 	Stored: {
 		"block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium", "lora_name", "extra_keys", "group_idx",
+		"kv_cache_spec_kind", "kv_cache_spec_sliding_window", "locality", "ownership", "session_id",
 	},
-	Removed: {"block_hashes", "medium", "group_idx"},
+	Removed: {"block_hashes", "medium", "group_idx", "locality", "ownership"},
 }
+
+// placed are the kinds of groups each of whose blocks stands for all tokens before its end. Blocks of
+// others hold a state or a window, and kinds to come may hold anything.
+var placed = map[string]bool{"full_attention": true, "mla_attention": true, "sink_full_attention": true}
 
 // Where blocks are that prompts are looked up in.
 var gpu, local = []byte("GPU"), []byte("LOCAL")
@@ -130,8 +143,30 @@ var gpu, local = []byte("GPU"), []byte("LOCAL")
 var kinds = map[string]Kind{"BlockStored": Stored, "BlockRemoved": Removed, "AllBlocksCleared": Cleared}
 
 // event reads one event. What it says of caches other than the one that prompts are
-// looked up in becomes Other.
-func (b *Batch) event(e *Event, rest []byte) ([]byte, error) {
+// looked up in becomes Other, blocks that can't be placed Passed. An event of a type that
+// we don't know is not read; a removal that can't be read is an error, as it leaves us
+// with what is there no more.
+func (b *Batch) event(e *Event, all []byte) ([]byte, error) {
+	rest, err := b.read(e, all)
+	if err == nil || errors.Is(err, errWords) {
+		return rest, err
+	}
+	kind, ok := kindOf(all)
+	rest, cut := msgp.Skip(all)
+	switch {
+	case !ok || cut != nil:
+		return nil, err
+	case kind == Stored:
+		*e = Event{Kind: Passed, Why: err}
+		return rest, nil
+	case kind == Other:
+		*e = Event{}
+		return rest, nil
+	}
+	return nil, err
+}
+
+func (b *Batch) read(e *Event, rest []byte) ([]byte, error) {
 	r := reader{batch: b, event: e}
 	var err error
 	if msgp.NextType(rest) == msgp.ArrayType {
@@ -145,11 +180,35 @@ func (b *Batch) event(e *Event, rest []byte) ([]byte, error) {
 	return rest, err
 }
 
+// kindOf returns what an event says, and whether it is one.
+func kindOf(rest []byte) (Kind, bool) {
+	if n, rest, err := msgp.ReadArrayHeaderBytes(rest); err == nil {
+		name, _, err := msgp.ReadStringZC(rest)
+		return kinds[string(name)], n > 0 && err == nil
+	}
+	n, rest, err := msgp.ReadMapHeaderBytes(rest)
+	for range n {
+		var key, name []byte
+		if key, rest, err = msgp.ReadStringZC(rest); err != nil {
+			return Other, false
+		}
+		if string(key) == "type" {
+			name, _, err = msgp.ReadStringZC(rest)
+			return kinds[string(name)], err == nil
+		}
+		if rest, err = msgp.Skip(rest); err != nil {
+			return Other, false
+		}
+	}
+	return Other, false
+}
+
 // reader reads one event.
 type reader struct {
 	batch   *Batch
 	event   *Event
 	other   bool   // whether it is of another cache
+	spec    []byte // the kind of its group; nil: not named
 	adapter uint64 // the number of a LoRA adapter, from engines that say no name
 	extra   []byte // extra_keys, which are read when all else is known
 }
@@ -229,9 +288,9 @@ func (r *reader) field(name string, rest []byte) (_ []byte, err error) {
 		where, rest, err = msgp.ReadStringZC(rest)
 		r.other = r.other || !bytes.EqualFold(where, gpu) && !bytes.EqualFold(where, local)
 	case "group_idx":
-		var group int
-		group, rest, err = small(rest, maxRank)
-		r.other = r.other || group > 0
+		e.Group, rest, err = small(rest, maxRank)
+	case "kv_cache_spec_kind":
+		r.spec, rest, err = msgp.ReadStringZC(rest)
 	case "extra_keys":
 		from := rest
 		if rest, err = msgp.Skip(rest); err == nil {
@@ -246,6 +305,18 @@ func (r *reader) field(name string, rest []byte) (_ []byte, err error) {
 	return rest, nil
 }
 
+// maxSpec bounds the name of a group's kind, in bytes.
+const maxSpec = 64
+
+// otherKind is the kind of a group whose blocks can't be placed.
+type otherKind []byte
+
+func (k otherKind) Error() string { return fmt.Sprintf("blocks of a group of kind %q", []byte(k)) }
+
+// errGroup is returned for blocks of which nobody knows what they hold: the first group is the
+// one with attention to all tokens, in releases that name no kinds.
+var errGroup = errors.New("blocks of another group than the first, whose kind is not named")
+
 // finish checks the event as a whole.
 func (r *reader) finish() error {
 	e := r.event
@@ -253,6 +324,14 @@ func (r *reader) finish() error {
 		e.Kind = Other
 	}
 	if e.Kind != Stored {
+		return nil
+	}
+	switch {
+	case r.spec != nil && !placed[string(r.spec)]:
+		*e = Event{Kind: Passed, Why: otherKind(bytes.Clone(r.spec[:min(len(r.spec), maxSpec)]))}
+		return nil
+	case r.spec == nil && e.Group > 0:
+		*e = Event{Kind: Passed, Why: errGroup}
 		return nil
 	}
 	if e.Size == 0 || len(e.Tokens) != e.Size*len(e.Hashes) {

@@ -170,7 +170,7 @@ func TestFollow(t *testing.T) {
 		t.Errorf("change %d, want Restarted", c)
 	}
 	e.knows(t, "a new publisher", blocks.Whole, 6)
-	if n := testutil.CollectAndCount(e.reg); n != 4 {
+	if n := testutil.CollectAndCount(e.reg); n != 5 {
 		t.Errorf("%d metrics", n)
 	}
 	if _, err := testutil.GatherAndLint(e.reg); err != nil {
@@ -200,6 +200,65 @@ func TestFollowWhoMakesNoSense(t *testing.T) {
 	p.say(51, []byte("not a batch"))
 	if n := e.warned.Load(); n != 2 {
 		t.Errorf("%d warnings, want another", n)
+	}
+}
+
+// TestFollowGroups has engines with caches of several kinds. What is known whole is what can be
+// placed, if anything can.
+func TestFollowGroups(t *testing.T) {
+	stored := func(group any, kind any, blocks int) dict {
+		names, tokens := list{}, make(list, 32)
+		for i := range blocks {
+			names = append(names, 100+i)
+		}
+		for i := range tokens {
+			tokens[i] = i
+		}
+		return dict{"type": "BlockStored", "block_hashes": names, "parent_block_hash": nil, "token_ids": tokens, "block_size": 16, "medium": "GPU", "group_idx": group, "kv_cache_spec_kind": kind}
+	}
+	removed := func(group any) dict {
+		return dict{"type": "BlockRemoved", "block_hashes": list{100, 101}, "medium": "GPU", "group_idx": group}
+	}
+	mamba, full := stored(0, "mamba", 1), stored(3, "full_attention", 2)
+	later := dict{"type": "BlockMigrated", "block_hashes": "elsewhere"}
+	tests := []struct {
+		name   string
+		events []list // of messages
+		want   blocks.Knowledge
+		n      int
+		fault  string // empty: none
+	}{
+		{"attention alone", []list{{stored(0, "full_attention", 2)}}, blocks.Whole, 2, ""},
+		{"attention in the last group", []list{{full}}, blocks.Whole, 2, ""},
+		{"states alone", []list{{mamba}}, blocks.Parts, 0, `group of kind "mamba"`},
+		{"states of a release that names no kinds", []list{{stored(0, nil, 1)}}, blocks.Parts, 0, "1 blocks of 16 tokens, and 32 tokens"},
+		{"states, then attention", []list{{mamba}, {full}, {mamba}}, blocks.Whole, 2, ""},
+		{"attention and states in a message", []list{{full, mamba}}, blocks.Whole, 2, ""},
+		{"a kind to come", []list{{stored(1, "rwkv9", 2), later}}, blocks.Parts, 0, `group of kind "rwkv9"`},
+		{"a type of event to come", []list{{later, full}}, blocks.Whole, 2, ""},
+		{"what is removed from another group", []list{{full, mamba}, {removed(0)}}, blocks.Whole, 2, ""},
+		{"what is removed from the group", []list{{full, mamba}, {removed(3)}}, blocks.Whole, 0, ""},
+		{"two groups of attention, and the other one is evicted", []list{{full, stored(4, "mla_attention", 2)}, {removed(4)}}, blocks.Whole, 2, ""},
+		{"two groups of attention, and the first is evicted", []list{{full, stored(4, "mla_attention", 2)}, {removed(3)}}, blocks.Whole, 0, ""},
+		{"all is cleared, but what can be placed is not known yet", []list{{mamba}, {dict{"type": "AllBlocksCleared"}}}, blocks.Parts, 0, `group of kind "mamba"`},
+		{"cleared", []list{{full, mamba}, {dict{"type": "AllBlocksCleared"}}}, blocks.Whole, 0, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ln := server(t)
+			e := follow(t, Source{Connect: ln.Addr().String()})
+			p := accept(t, ln, "")
+			for seq, events := range tt.events {
+				p.say(uint64(seq), packed(t, list{1.5, events, 0}))
+			}
+			e.knows(t, "at the end", tt.want, tt.n)
+			if err := e.Fault(); (err != nil) != (tt.fault != "") || err != nil && !strings.Contains(err.Error(), tt.fault) {
+				t.Errorf("fault %v, want %q", err, tt.fault)
+			}
+			if e.warned.Load() > 0 {
+				t.Error("a warning, though nothing is wrong")
+			}
+		})
 	}
 }
 

@@ -4,7 +4,8 @@
 // fleet runs a Follower for each endpoint whose events the fleet's file names. Its one
 // rule: what is known is what was received without a gap. When a message is missing or
 // makes no sense, or a publisher goes, everything that it said is forgotten at once:
-// less is known then, but nothing wrong.
+// less is known then, but nothing wrong. Blocks that can't be placed are passed over; an
+// engine none of whose blocks can be is not one of which all is known.
 package kvevents
 
 import (
@@ -75,6 +76,9 @@ func New(s Source, target blocks.Target, changed func(Change), m *Metrics, log *
 // Source returns where the events come from.
 func (f *Follower) Source() Source { return f.source }
 
+// Tokens returns how many tokens are known to be cached at a time.
+func (f *Follower) Tokens() int { return f.blocks.Tokens() }
+
 // Fault returns why nothing is received or understood; nil: all is well.
 func (f *Follower) Fault() error {
 	f.mu.Lock()
@@ -84,6 +88,9 @@ func (f *Follower) Fault() error {
 		for l := range f.lines {
 			if l.refused != nil {
 				return l.refused
+			}
+			if l.passed != nil && !l.placed {
+				return fmt.Errorf("nothing that it stores can be placed: %w", l.passed)
 			}
 		}
 		return nil
@@ -210,8 +217,13 @@ type line struct {
 	received bool   // whether there was one
 
 	// Guarded by Follower.mu, and changed by the line alone.
-	whole   bool  // whether all that it has stored is known
+	whole   bool  // whether all that it has stored is known, as far as it can be placed
 	refused error // why the last message was; nil: it was not
+	placed  bool  // whether anything that it has stored could be
+	passed  error // why something that it has stored could not be; nil: nothing
+	// group is the one whose blocks count: the first that can be placed. Of a model that has
+	// several of them, a prompt is cached where it is in all, and they fill alike.
+	group int
 }
 
 // join takes a publisher in. What it has stored before is not known.
@@ -247,7 +259,7 @@ func (f *Follower) judgeLocked() {
 		k = blocks.Whole
 	}
 	for l := range f.lines {
-		if !l.whole {
+		if !l.whole || l.passed != nil && !l.placed {
 			k = blocks.Parts
 		}
 	}
@@ -295,8 +307,9 @@ func (l *line) take(parts [][]byte) {
 // nothing cached.
 func (l *line) begin() {
 	f := l.follower
-	l.setWhole(true)
 	f.mu.Lock()
+	l.whole, l.placed, l.passed = true, false, nil
+	f.judgeLocked()
 	lost := f.lost
 	f.lost = false
 	f.mu.Unlock()
@@ -341,10 +354,20 @@ func (l *line) apply(e *Event) {
 	names := l.follower.blocks
 	switch e.Kind {
 	case Stored:
-		if !names.Store(&e.Stored) {
+		if l.placed && e.Group != l.group {
+			return
+		}
+		if names.Store(&e.Stored) {
+			l.place(e.Group)
+		} else {
 			l.setWhole(false)
 		}
+	case Passed:
+		l.pass(e.Why)
 	case Removed:
+		if l.placed && e.Group != l.group {
+			return // the block of that name that counts is still there
+		}
 		for _, h := range e.Hashes {
 			names.Remove(blocks.ID{Rank: e.Rank, Hash: h})
 		}
@@ -352,4 +375,30 @@ func (l *line) apply(e *Event) {
 		names.Clear(e.Rank)
 		l.setWhole(true)
 	}
+}
+
+// place takes in that blocks of a group can be placed.
+func (l *line) place(group int) {
+	if l.placed {
+		return
+	}
+	f := l.follower
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l.placed, l.group = true, group
+	f.judgeLocked()
+}
+
+// pass takes in that blocks can't be placed.
+func (l *line) pass(why error) {
+	f := l.follower
+	f.metrics.passed.Inc()
+	if l.passed != nil {
+		return
+	}
+	f.log.Info("cache events passed over", "why", why)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l.passed = why
+	f.judgeLocked()
 }

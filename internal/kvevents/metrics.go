@@ -8,7 +8,7 @@ import (
 
 // Metrics of all Followers together.
 type Metrics struct {
-	batches, gaps, crowded prometheus.Counter
+	batches, gaps, passed, crowded prometheus.Counter
 }
 
 // NewMetrics returns the metrics, registered, of the program of the given name.
@@ -27,7 +27,11 @@ func NewMetrics(program string, reg prometheus.Registerer) *Metrics {
 			Help: "Publishers of events about KV caches that were not followed, because too many are.",
 		}),
 	}
-	reg.MustRegister(m.batches, m.gaps, m.crowded, BlocksRefused(program))
+	m.passed = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "millrace_" + program + "_kv_passed_total",
+		Help: "Events of engines about blocks that were passed over, as nobody knows what these stand for.",
+	})
+	reg.MustRegister(m.batches, m.gaps, m.passed, m.crowded, BlocksRefused(program))
 	return m
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/secret"
 	"millrace.dev/millrace/internal/trust"
 )
 
@@ -19,12 +20,12 @@ const leastContext, mostContext = 128, 1 << 24
 // contextPage is where an endpoint says how long the context of one sequence is: vLLM and
 // SGLang in their lists of models, llama-server with its properties. Empty: nowhere that we
 // know.
-func contextPage(e *config.Endpoint) string {
+func contextPage(e *config.Endpoint) secret.URL {
 	switch e.Type {
 	case "llamacpp":
-		return "http://" + e.Address + "/props"
+		return e.URL("/props")
 	case config.TypeVLLM, config.TypeOpenAI, "sglang":
-		return "http://" + e.Address + "/v1/models"
+		return e.URL("/v1/models")
 	}
 	return ""
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -12,12 +13,14 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/secret"
 )
 
 // Discovered is what an endpoint of which only the address is known says that it is.
 type Discovered struct {
 	// Type is whose metrics it shows, Metrics where; empty: it shows none that we know.
-	Type, Metrics string
+	Type    string
+	Metrics secret.URL
 	// Models are the ids that it says it serves, the base model first; nil: it does not say.
 	Models []string
 }
@@ -40,15 +43,15 @@ func Discover(ctx context.Context, get func(ctx context.Context, r *http.Request
 	for _, url := range pages {
 		page, err := ask(ctx, get, url, &buf)
 		if lost(err) && strings.HasPrefix(url, "http://"+address+"/") {
-			return Discovered{}, err
+			break // the others are there, too; it may have models nevertheless
 		}
 		if t := scrape.TypeOf(page); err == nil && t != nil {
-			d.Type, d.Metrics = t.Name(), url
+			d.Type, d.Metrics = t.Name(), secret.URL(url)
 			break
 		}
 	}
 	list, err := ask(ctx, get, "http://"+address+"/v1/models", &buf)
-	if lost(err) {
+	if lost(err) && d.Type == "" {
 		return Discovered{}, err
 	}
 	if err == nil {
@@ -59,7 +62,7 @@ func Discover(ctx context.Context, get func(ctx context.Context, r *http.Request
 
 // ask fetches a page into the buffer.
 func ask(ctx context.Context, get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error), url string, buf *[]byte) ([]byte, error) {
-	r, err := scrape.NewRequest(url)
+	r, err := scrape.NewRequest(secret.URL(url))
 	if err != nil {
 		return nil, err
 	}
@@ -113,11 +116,12 @@ var ErrModels = errors.New("it lists other models")
 // answer, shows no metrics, or does not list its entry's models; nil: all is well. get is
 // as for Discover.
 func Ask(ctx context.Context, get func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error), e Endpoint) error {
-	t, err := newTarget(e)
+	t, err := newTarget(e, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	f, buf := t.probe(ctx, get, t.typ != nil, nil)
+	defer t.close()
+	f, buf := t.probe(ctx, get, question{health: true, page: t.typ != nil}, nil)
 	if f.health != nil {
 		return f.health
 	}

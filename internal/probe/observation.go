@@ -36,15 +36,16 @@ type Observation struct {
 	// empty then. It is that of the engine's process, in milliseconds, where its metrics
 	// say so, and the same for everybody who probes. 0: no start is known of.
 	Epoch uint64
-	// Sample is what its metrics said last; nil: nothing yet, or not since a restart. Fresh
-	// is whether they said so just now.
+	// Sample is what its metrics said last; nil: nothing yet, or not since a restart, or they
+	// don't come now. Fresh is whether they said so just now.
 	Sample *scrape.Sample
 	Fresh  bool
 	// Done is what its engine has done since the sample before; nil: nothing, or it is not
 	// known. Company is how many requests ran at a time meanwhile.
 	Done    *scrape.Since
 	Company float64
-	// KVTokens is how many tokens its KV cache holds, as its metrics said last; 0: not known.
+	// KVTokens is how many tokens its KV cache holds, as its metrics said last; 0: not known,
+	// or it was seen to hold more.
 	KVTokens float64
 	// Context is how long one sequence may be, in tokens, as it says itself; 0: it doesn't.
 	Context int

@@ -100,11 +100,11 @@ func (p *Prober) Set(endpoints []Endpoint) error {
 	for _, spec := range endpoints {
 		models[spec.Models[0]] = true
 		old := p.targets[spec.Address]
-		if old != nil && old.spec.UID == spec.UID && old.spec.Endpoint.Equal(spec.Endpoint) {
+		if old != nil && old.spec.UID == spec.UID && old.spec.Equal(spec.Endpoint) {
 			all[spec.Address] = old
 			continue
 		}
-		t, err := newTarget(spec)
+		t, err := newTarget(spec, p.log)
 		if err != nil {
 			return err
 		}
@@ -118,6 +118,11 @@ func (p *Prober) Set(endpoints []Endpoint) error {
 		}
 		all[spec.Address] = t
 	}
+	for address, old := range p.targets {
+		if all[address] != old {
+			old.close()
+		}
+	}
 	p.targets = all
 	for model := range p.usual {
 		if !models[model] {
@@ -129,13 +134,23 @@ func (p *Prober) Set(endpoints []Endpoint) error {
 
 // Run probes until ctx ends.
 func (p *Prober) Run(ctx context.Context) error {
-	defer p.close()
+	defer p.end()
 	g, ctx := errgroup.WithContext(ctx)
 	for range workers {
 		g.Go(func() error { return p.work(ctx) })
 	}
 	g.Go(func() error { return p.schedule(ctx, g) })
 	return g.Wait()
+}
+
+// end closes connections.
+func (p *Prober) end() {
+	p.close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.targets {
+		t.close()
+	}
 }
 
 // schedule hands endpoints to the workers when they are due. What follows events runs in
@@ -209,9 +224,9 @@ var pages = sync.Pool{New: func() any { return new([]byte) }}
 func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	began := time.Now()
 	p.mu.Lock()
-	page, list, about := t.pageDue(began, p.working(t)), p.options.Models && !began.Before(t.relist), !began.Before(t.again)
+	q, list, about := t.ask(began, p.working(t)), p.options.Models && !began.Before(t.relist), !began.Before(t.again)
 	p.mu.Unlock()
-	f, buf := t.probe(ctx, p.get, page, buf)
+	f, buf := t.probe(ctx, p.get, q, buf)
 	if list && f.health == nil && ctx.Err() == nil {
 		buf = t.askModels(ctx, p.get, &f, buf)
 	}
@@ -232,13 +247,16 @@ func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 		t.due.Store(0) // it was we who did not run
 		return buf
 	}
-	was, fault, models := t.vital.state, t.metrics, t.models
+	was, fault, untrue, models := t.vital.state, t.metrics, t.untrue, t.models
 	done, company := t.take(&f, now, p.working(t), len(p.targets))
 	if done != nil {
 		p.learnLocked(t, done, company)
 	}
 	p.publishLocked(t, done, company, f.sample != nil)
 	p.noteLocked(t, was, fault)
+	if t.untrue != untrue {
+		p.log.Warn("cache size not believed, it was seen to hold more", "endpoint", t.spec.Address, "tokens", t.untrue)
+	}
 	if (t.models == nil) != (models == nil) && t.vital.state == Ready {
 		p.log.Info("models changed", "endpoint", t.spec.Address, "error", t.models)
 	}
@@ -282,7 +300,7 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, fresh bool) {
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
-		Sample: t.sample, Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context,
+		Sample: t.figures(), Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context,
 		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {

@@ -25,7 +25,7 @@ import (
 type world struct {
 	mu       sync.Mutex
 	pages    map[string]string // by URL; what is missing is 404
-	errs     map[string]error  // by host
+	errs     map[string]error  // by host, or by URL
 	asked    map[string]int    // by URL
 	observed map[string]Observation
 	all      []Observation
@@ -36,8 +36,10 @@ func (w *world) get(ctx context.Context, r *http.Request, buf []byte) ([]byte, e
 	defer w.mu.Unlock()
 	url := r.URL.String()
 	w.asked[url]++
-	if err := w.errs[r.URL.Host]; err != nil {
-		return buf[:0], err
+	for _, at := range []string{r.URL.Host, url} {
+		if err := w.errs[at]; err != nil {
+			return buf[:0], err
+		}
 	}
 	text, ok := w.pages[url]
 	if !ok {

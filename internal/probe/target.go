@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/scrape"
 )
 
@@ -29,9 +30,11 @@ type target struct {
 	typ    *scrape.Type  // nil: it has no metrics
 	page   *http.Request // nil like typ
 	health *http.Request
-	list   *http.Request // of its models
-	about  *http.Request // says how long its context is; nil: nothing does
-	near   bool          // whether the page comes from the endpoint itself
+	list   *http.Request  // of its models
+	about  *http.Request  // says how long its context is; nil: nothing does
+	near   bool           // whether the page comes from the endpoint itself
+	door   *reach.Door    // nil: nothing is special about it
+	client *scrape.Client // of its own, for its TLS; nil: it has none
 
 	// Atomic.
 	due  atomic.Int64 // Unix nanoseconds
@@ -48,10 +51,12 @@ type target struct {
 	pause    time.Duration // from then until the next such probe
 	metrics  error         // why they do not come; nil: they do
 	later    time.Time     // when metrics that fail are asked for again
+	healthy  time.Time     // when it was last asked for its health
 	models   error         // which of its models it does not list; nil: it lists them
 	relist   time.Time     // when it is asked for them again
 	slots    int
 	kvTokens float64
+	untrue   float64   // size of the cache that was disproved; 0: none was
 	context  int       // in tokens; 0: not known
 	again    time.Time // when it is asked for its context
 	speed    speeds
@@ -59,13 +64,16 @@ type target struct {
 }
 
 // newTarget returns the endpoint, which is taken to be well until it is probed.
-func newTarget(spec Endpoint) (*target, error) {
-	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots}
-	var err error
-	if t.health, err = scrape.NewRequest("http://" + spec.Address + "/health"); err != nil {
-		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+func newTarget(spec Endpoint, log *slog.Logger) (*target, error) {
+	t := &target{spec: spec, typ: scrape.Named(spec.Type), slots: spec.Slots, door: reach.New(spec.Endpoint, log)}
+	if spec.TLS.On() {
+		t.client = scrape.NewClientTLS(t.door.TLS)
 	}
-	if t.list, err = scrape.NewRequest("http://" + spec.Address + "/v1/models"); err != nil {
+	var err error
+	if t.health, err = scrape.NewRequest(spec.HealthURL()); err != nil {
+		return nil, fmt.Errorf("endpoint %s: health: %w", spec.Address, err)
+	}
+	if t.list, err = scrape.NewRequest(spec.URL("/v1/models")); err != nil {
 		return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
 	}
 	if page := contextPage(&spec.Endpoint); page != "" {
@@ -77,8 +85,7 @@ func newTarget(spec Endpoint) (*target, error) {
 		if t.page, err = scrape.NewRequest(spec.Metrics); err != nil {
 			return nil, fmt.Errorf("endpoint %s: metrics: %w", spec.Address, err)
 		}
-		u, err := url.Parse(spec.Metrics)
-		t.near = err == nil && u.Host == spec.Address
+		t.near = t.page.URL.Host == t.health.URL.Host
 	}
 	return t, nil
 }
@@ -86,7 +93,7 @@ func newTarget(spec Endpoint) (*target, error) {
 // Same reports whether what is known of an endpoint by probes is true of another entry of
 // its address, too.
 func Same(a, b Endpoint) bool {
-	return a.UID == b.UID && a.Type == b.Type && a.Metrics == b.Metrics
+	return a.UID == b.UID && a.Type == b.Type && a.Metrics == b.Metrics && a.SameAccess(b.Endpoint)
 }
 
 // inherit takes over what was found out of the same endpoint.
@@ -96,7 +103,7 @@ func (t *target) inherit(old *target) {
 		t.adapters = nil
 	}
 	t.scraped, t.metrics, t.later, t.speed, t.seen = old.scraped, old.metrics, old.later, old.speed, old.seen
-	t.kvTokens = old.kvTokens
+	t.kvTokens, t.untrue, t.healthy = old.kvTokens, old.untrue, old.healthy
 	if slices.Equal(t.spec.Models, old.spec.Models) {
 		t.context, t.again = old.context, old.again
 	}
@@ -112,11 +119,12 @@ type finding struct {
 	sample   *scrape.Sample
 	adapters *scrape.Adapters
 	metrics  error
-	asked    bool // whether metrics were asked for
-	models   error
-	listed   bool // whether models were asked for
-	context  int  // in tokens; 0: it does not say
-	answered bool // whether it was asked for its context
+	// asked is whether metrics were asked for, judged whether health was.
+	asked, judged bool
+	models        error
+	listed        bool // whether models were asked for
+	context       int  // in tokens; 0: it does not say
+	answered      bool // whether it was asked for its context
 }
 
 // How often an endpoint that is Ready is asked for its models: seldom, and sooner where
@@ -139,24 +147,44 @@ func (t *target) askModels(ctx context.Context, get getter, f *finding, buf []by
 // getter fetches a page into a buffer, as scrape.Client does.
 type getter func(ctx context.Context, r *http.Request, buf []byte) ([]byte, error)
 
-// probe asks the endpoint for its metrics and, if these don't show that it lives, for its
-// health.
-func (t *target) probe(ctx context.Context, get getter, page bool, buf []byte) (finding, []byte) {
+// question is what a probe asks for.
+type question struct{ health, page bool }
+
+// ask returns what to ask the endpoint for now. Its metrics alone show that it lives, if it
+// shows them itself, for as long as healthAgain; that it is well only its health says.
+func (t *target) ask(now time.Time, working bool) question {
+	q := question{page: t.pageDue(now, working)}
+	q.health = !q.page || !t.near || t.vital.state != Ready || now.Sub(t.healthy) >= healthAgain
+	return q
+}
+
+// probe asks the endpoint for its health, its metrics or both. What it finds of one says
+// nothing about the other, but that metrics that fail are a reason to ask for health, and
+// that nobody is there.
+func (t *target) probe(ctx context.Context, get getter, q question, buf []byte) (finding, []byte) {
 	var f finding
-	if page {
-		b, err := t.get(ctx, get, t.page, buf)
-		buf, f.metrics, f.asked = b, err, true
-		if err == nil {
-			f.read(t, b)
-		}
-		if lost := errors.Is(err, scrape.ErrSilent) || errors.Is(err, scrape.ErrGone); t.near && (err == nil || lost) {
-			f.health = err
-			return f, buf
-		}
+	if q.health {
+		f.judged = true
+		buf, f.health = t.alive(ctx, get, buf)
 	}
-	b, err := t.get(ctx, get, t.health, buf)
-	f.health = alive(err)
-	return f, b
+	if !q.page || t.near && lost(f.health) {
+		return f, buf
+	}
+	b, err := t.get(ctx, get, t.page, buf)
+	buf, f.metrics, f.asked = b, err, true
+	if err == nil {
+		f.read(t, b)
+	} else if !q.health {
+		f.judged = true
+		buf, f.health = t.alive(ctx, get, buf)
+	}
+	return f, buf
+}
+
+// alive asks the endpoint for its health.
+func (t *target) alive(ctx context.Context, get getter, buf []byte) ([]byte, error) {
+	buf, err := t.get(ctx, get, t.health, buf)
+	return buf, alive(err)
 }
 
 // askContext asks an endpoint that lives how long its context is.
@@ -191,7 +219,27 @@ func (f *finding) read(t *target, page []byte) {
 func (t *target) get(ctx context.Context, get getter, r *http.Request, buf []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeWait)
 	defer cancel()
-	return get(ctx, r, buf)
+	if t.client != nil {
+		get = t.client.Get
+	}
+	if t.door != nil {
+		with, err := t.door.Request(r)
+		switch {
+		case err == nil:
+			r = with
+		case r == t.page:
+			return buf[:0], err
+		} // health mostly needs no key: an engine is not down for ours
+	}
+	buf, err := get(ctx, r, buf)
+	return buf, t.advise(err)
+}
+
+// close ends what is the target's own.
+func (t *target) close() {
+	if t.client != nil {
+		t.client.Close()
+	}
 }
 
 // take takes a probe's finding in. It returns what the engine has done since the last
@@ -205,6 +253,9 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 		t.context, t.again = f.context, now.Add(jitter(contextAgain))
 	}
 	moves := t.vital.state != was
+	if f.judged {
+		t.healthy = now
+	}
 	if f.asked {
 		t.metrics = f.metrics
 		t.later = now
@@ -223,6 +274,7 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	}
 	if s := f.sample; s != nil {
 		done, company = t.since(s, now)
+		t.doubt(s, done)
 		moves = moves || done != nil || s.Running+s.Waiting > 0
 		if t.spec.Slots == 0 && s.Waiting > 0 {
 			t.learnSlots(int(min(s.Running, maxSlots)))
@@ -244,6 +296,44 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	}
 	t.due.Store(next.UnixNano())
 	return done, company
+}
+
+// doubt takes the size of the cache out of a sample if it is not true: prompts were longer, or
+// more was cached at a time. One that was disproved stays so for as long as it is the same.
+func (t *target) doubt(s *scrape.Sample, done *scrape.Since) {
+	if s.KVTokens == 0 {
+		return
+	}
+	least := mean(max(s.Prompt, s.Cached), s.Requests)
+	if done != nil {
+		least = max(least, mean(max(done.Prompt, done.Cached), done.Requests))
+	}
+	if t.events != nil {
+		least = max(least, float64(t.events.Tokens()))
+	}
+	if least > s.KVTokens {
+		t.untrue = s.KVTokens
+	}
+	if s.KVTokens == t.untrue {
+		s.KVTokens = 0
+		s.Has &^= scrape.KVTokens
+	}
+}
+
+// mean is tokens by request; 0: there was none.
+func mean(tokens, requests float64) float64 {
+	if requests == 0 {
+		return 0
+	}
+	return tokens / requests
+}
+
+// figures returns what the endpoint's metrics say; nil: they don't come now.
+func (t *target) figures() *scrape.Sample {
+	if t.metrics != nil || t.near && lost(t.vital.err) {
+		return nil
+	}
+	return t.sample
 }
 
 // learnSlots takes in that requests wait while n run: all slots are taken. Fewer than before

@@ -16,6 +16,9 @@ const (
 	// healthIdle is between two questions for the health of one, whatever its metrics: they
 	// cost little, and the first request after its death must not be who finds it.
 	healthIdle = 1500 * time.Millisecond
+	// healthAgain is between two questions for the health of one whose metrics come: these may
+	// still do so when its core is dead.
+	healthAgain = time.Second
 	// probeSlower is by how much each probe that finds nothing new delays the next.
 	probeSlower = 1.5
 	// probesMost bounds the probes of all endpoints, per second: 1,000 loaded ones

@@ -1,7 +1,6 @@
 package scrape
 
 import (
-	"bytes"
 	"slices"
 	"strings"
 )
@@ -27,42 +26,57 @@ func (t *Type) AdaptersOf(page []byte) Adapters {
 	if !t.Adapters() {
 		return last
 	}
-	name := []byte(t.adapters)
 	latest := -1.0
-	for len(page) > 0 {
-		i := bytes.Index(page, name)
-		if i < 0 {
+	for _, prefix := range t.prefixes {
+		for l := samplesOf(page, prefix); l.next(); {
+			if n := l.name(); !l.started && string(l.line[:n]) == t.adapters {
+				latest = adaptersLine(&l, n, &last, latest)
+			}
+		}
+		if latest >= 0 {
 			break
 		}
-		begins := i == 0 || page[i-1] == '\n'
-		page = page[i+len(name)-1:]
-		line := page
-		if n := bytes.IndexByte(page, '\n'); n >= 0 {
-			line = page[:n]
-		}
-		end := labelsEnd(line)
-		if !begins || end < 0 {
-			continue
-		}
-		when, ok := number(line[end:])
-		most, ok2 := label(line[:end], `max_lora="`)
-		if !ok || !ok2 || most > mostLoaded || when < latest {
-			continue
-		}
-		latest = when
-		last = Adapters{int(most), adapterNames(line[:end], `running_lora_adapters="`), adapterNames(line[:end], `waiting_lora_adapters="`)}
 	}
 	return last
 }
 
+// adaptersLine reads a line of the series, whose name has n bytes, into last unless it is
+// older, and returns what is the latest then.
+func adaptersLine(l *samples, n int, last *Adapters, latest float64) float64 {
+	a, most := Adapters{}, -1.0
+	labels, _ := l.behind(n)
+	for labels.next() {
+		switch string(labels.name) {
+		case "max_lora":
+			most = numberOr(labels.text, -1)
+		case "running_lora_adapters":
+			a.Running = adapterNames(labels.text)
+		case "waiting_lora_adapters":
+			a.Waiting = adapterNames(labels.text)
+		}
+	}
+	when, ok := number(labels.rest)
+	if labels.bad || !ok || most < 0 || most > mostLoaded || when < latest {
+		return latest
+	}
+	a.Most = int(most)
+	*last = a
+	return when
+}
+
 // adapterNames reads a label that lists names, each once.
-func adapterNames(labels []byte, name string) []string {
-	text, _ := labelText(labels, name)
+func adapterNames(text []byte) []string {
 	if len(text) == 0 {
 		return nil
 	}
 	names := strings.SplitN(string(text), ",", mostAdapters+1)
 	names = names[:min(len(names), mostAdapters)]
+	for i, name := range names {
+		names[i] = unescape.Replace(name)
+	}
 	slices.Sort(names)
 	return slices.Compact(names)
 }
+
+// unescape undoes what labels are written with.
+var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")

@@ -1,7 +1,9 @@
 package scrape
 
 import (
+	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +11,11 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"millrace.dev/millrace/internal/secret"
 )
 
 // maxPage bounds a page, in bytes: engines show some tens of kilobytes.
@@ -33,19 +40,39 @@ type Client struct {
 }
 
 // NewClient returns a client. It uses no proxy: engines are near.
-func NewClient() *Client {
-	return &Client{
+func NewClient() *Client { return NewClientTLS(nil) }
+
+// NewClientTLS returns a client whose connections over TLS are made as config says at the time;
+// nil: as is usual.
+func NewClientTLS(config func() (*tls.Config, error)) *Client {
+	c := &Client{
 		http: lines{idle: map[string]*line{}},
 		tls: &http.Transport{
 			DialContext:         dialer.DialContext,
-			DisableCompression:  true, // unpacking costs more than reading
+			DisableCompression:  true, // unpacking costs more than reading: it is not asked for
 			MaxIdleConnsPerHost: 1,
 			IdleConnTimeout:     idleLimit,
 			ReadBufferSize:      readBuffer,
 			WriteBufferSize:     1 << 10,
 		},
 	}
+	if config != nil {
+		c.tls.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			now, err := config()
+			if err != nil {
+				return nil, err
+			}
+			ctx, cancel := context.WithTimeout(ctx, handshakeWait) // also if nobody waits any more
+			defer cancel()
+			d := tls.Dialer{NetDialer: &dialer, Config: now}
+			return d.DialContext(ctx, network, addr)
+		}
+	}
+	return c
 }
+
+// handshakeWait is how long a connection over TLS may take to be made.
+const handshakeWait = 5 * time.Second
 
 // Close closes the connections.
 func (c *Client) Close() {
@@ -53,16 +80,24 @@ func (c *Client) Close() {
 	c.tls.CloseIdleConnections()
 }
 
-// NewRequest returns a request for Get, which can be used again and again.
-func NewRequest(address string) (*http.Request, error) {
-	u, err := url.Parse(address)
+// NewRequest returns a request for Get, which can be used again and again. Who asks, if the
+// address says so, is in a header: nothing that prints the request's address shows it.
+func NewRequest(address secret.URL) (*http.Request, error) {
+	u, err := url.Parse(string(address))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%q is no URL", address) // that of url has the whole text in it
 	}
-	return &http.Request{
+	r := &http.Request{
 		Method: http.MethodGet, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: header,
-	}, nil
+	}
+	if user := u.User; user != nil {
+		u.User = nil
+		password, _ := user.Password()
+		r.Header = header.Clone()
+		r.SetBasicAuth(user.Username(), password)
+	}
+	return r, nil
 }
 
 // header is that of every request: nobody changes it.
@@ -94,8 +129,32 @@ func (c *Client) secret(ctx context.Context, r *http.Request, buf []byte) (int, 
 		return 0, buf, err
 	}
 	defer resp.Body.Close()
-	buf, err = readAll(resp.Body, buf)
+	buf, err = readPage(resp, buf)
 	return resp.StatusCode, buf, err
+}
+
+// readPage reads the body of an answer, also if it is compressed though we did not ask for
+// that: some servers, and proxies before them, do not care.
+func readPage(resp *http.Response, buf []byte) ([]byte, error) {
+	switch coding := resp.Header.Get("Content-Encoding"); coding {
+	case "", "identity":
+		return readAll(resp.Body, buf)
+	case "gzip":
+		r, err := gzip.NewReader(resp.Body)
+		if err != nil {
+			return buf, err
+		}
+		return readAll(r, buf)
+	case "zstd":
+		r, err := zstd.NewReader(resp.Body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxPage))
+		if err != nil {
+			return buf, err
+		}
+		defer r.Close()
+		return readAll(r, buf)
+	default:
+		return buf, fmt.Errorf("content-encoding %.40q, which was not asked for", coding)
+	}
 }
 
 // readAll is io.ReadAll into a buffer that there is already, with a bound.

@@ -2,8 +2,10 @@ package scrape
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -12,11 +14,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"millrace.dev/millrace/internal/secret"
 )
 
 func request(t testing.TB, url string) *http.Request {
 	t.Helper()
-	r, err := NewRequest(url)
+	r, err := NewRequest(secret.URL(url))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,6 +46,32 @@ func TestGet(t *testing.T) {
 	c := NewClient()
 	defer c.Close()
 
+	for coding, pack := range map[string]func(io.Writer) io.WriteCloser{
+		"gzip": func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) },
+		"zstd": func(w io.Writer) io.WriteCloser { z, _ := zstd.NewWriter(w); return z },
+	} {
+		send := func(w http.ResponseWriter, text []byte) {
+			w.Header().Set("Content-Encoding", coding)
+			z := pack(w)
+			_, _ = z.Write(text)
+			_ = z.Close()
+		}
+		mux.HandleFunc("/"+coding, func(w http.ResponseWriter, _ *http.Request) { send(w, text) })
+		mux.HandleFunc("/"+coding+"/bomb", func(w http.ResponseWriter, _ *http.Request) { send(w, make([]byte, maxPage+1)) })
+		if b, err := c.Get(t.Context(), request(t, s.URL+"/"+coding), nil); err != nil || !bytes.Equal(b, text) {
+			t.Errorf("%s: %d bytes, %v", coding, len(b), err)
+		}
+		if _, err := c.Get(t.Context(), request(t, s.URL+"/"+coding+"/bomb"), nil); err == nil {
+			t.Errorf("%s: took a page without end", coding)
+		}
+	}
+	mux.HandleFunc("/br", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", "br")
+		_, _ = w.Write(text)
+	})
+	if _, err := c.Get(t.Context(), request(t, s.URL+"/br"), nil); err == nil {
+		t.Error("took a page that it can't read")
+	}
 	var buf []byte
 	for range 3 {
 		b, err := c.Get(t.Context(), request(t, s.URL+"/metrics"), buf)

@@ -104,7 +104,7 @@ func (l *lines) ask(ctx context.Context, v *line, r *http.Request, buf []byte) (
 	if err != nil {
 		return 0, buf, err
 	}
-	buf, err = readAll(resp.Body, buf)
+	buf, err = readPage(resp, buf)
 	if err == nil && !resp.Close && t.in.Buffered() == 0 && ended() {
 		again = l.put(r.URL.Host, v)
 	}

@@ -4,19 +4,23 @@
 // probe calls it for endpoints that report nothing, config for the names of the types of
 // engines. types.go has all that is known of each type. Its one rule: a page is walked
 // over once, byte by byte, and nothing is allocated for it: an engine shows hundreds of
-// series, of which ten matter.
+// series, of which ten matter. (One whose names are written in a rarer way is walked over
+// again.)
 package scrape
 
 import (
-	"bytes"
 	"math/bits"
+	"sync"
+
+	"github.com/cespare/xxhash/v2"
 
 	"millrace.dev/millrace/internal/trust"
 )
 
 // Sample is what one page says of its engine. A series that is missing is 0, and
 // its bit in Has is not set. Several engines behind one page (data parallel ones,
-// or several models) are added up, shares are averaged.
+// or several models) are added up, shares are averaged; ranks that work on the same
+// requests and say the same count once.
 type Sample struct {
 	// Has says which series were there.
 	Has Field
@@ -67,61 +71,71 @@ const (
 // started is the series that every Prometheus client has, whatever its program.
 const started = "process_start_time_seconds"
 
-// Scan reads a page in Prometheus' text form. What is not understood is passed
-// over.
+// Scan reads a page in the text form of Prometheus or of OpenMetrics. What is not understood
+// is passed over, line by line. A type's names may be written in several ways: the first of
+// these of which the page has any counts.
 func (t *Type) Scan(page []byte) Sample {
-	r := scan{typ: t}
-	prefix := t.prefix
-	for len(page) > 0 {
-		line := page
-		if n := bytes.IndexByte(page, '\n'); n >= 0 {
-			line, page = page[:n], page[n+1:]
-		} else {
-			page = nil
+	var s Sample
+	for _, prefix := range t.prefixes {
+		r := scan{typ: t}
+		for l := samplesOf(page, prefix); l.next(); {
+			r.line(&l)
 		}
-		switch {
-		case len(line) > len(prefix) && line[0] == prefix[0] && string(line[:len(prefix)]) == prefix:
-			r.line(line[len(prefix):])
-		case len(line) > len(started) && line[0] == started[0] && ends(line[len(started)]) && string(line[:len(started)]) == started:
-			if v, ok := value(line[len(started):], &series{}); ok {
-				r.take(Started, 0, v)
-			}
+		r.release()
+		if s = r.sample(); s.Has&^Started != 0 {
+			break
 		}
 	}
-	return r.sample()
+	return s
 }
 
-// scan is the state of one Scan.
+// scan is the state of one walk over a page.
 type scan struct {
 	typ *Type
 	s   Sample
-	// by is which of the type's series a field comes from, from 1: where there are several,
+	// by is which of the type's names a field comes from, from 1: where there are several,
 	// they are names of different releases, and the first one counts. lines is how many
 	// lines were added up.
 	by    [fields]uint8
 	lines [fields]uint16
+	// ranks is what ranks show that show the same as others; nil: none was met yet.
+	ranks *ranks
 }
 
-// line reads a line of the type's without its prefix. Where a name would end says
-// most of them off at once. Series of the same name differ by a label.
-func (r *scan) line(line []byte) {
+// line reads a sample whose name has the type's prefix. The length of a name says most of them
+// off at once. Series of the same name differ by a label. A counter may be written
+// without its _total, and with both names at the same time.
+func (r *scan) line(l *samples) {
+	if l.started {
+		if v, _, ok := r.value(l, len(started), &series{}); ok {
+			r.take(Started, 1, v, figure{})
+		}
+		return
+	}
+	n := l.name()
 	for i := range r.typ.series {
 		w := &r.typ.series[i]
-		n := len(w.name)
-		if len(line) <= n || !ends(line[n]) || string(line[:n]) != w.name {
+		by := uint8(2*i + 1)
+		switch {
+		case n == len(w.name) && string(l.line[:n]) == w.name:
+		case w.counter && n == len(w.name)-len(total) && string(l.line[:n]) == w.name[:n]:
+			by++
+		default:
 			continue
 		}
-		if v, ok := value(line[n:], w); ok {
-			r.take(w.field, i, v)
+		if v, g, ok := r.value(l, n, w); ok {
+			r.take(w.field, by, v, g)
 			return
 		}
 	}
 }
 
-// take takes in a value of a field that the i-th series of the type has.
-func (r *scan) take(f Field, i int, v float64) {
-	at, by := bits.TrailingZeros16(uint16(f)), uint8(i+1)
+// take takes in a value of a field that a name of the type has.
+func (r *scan) take(f Field, by uint8, v float64, g figure) {
+	at := bits.TrailingZeros16(uint16(f))
 	switch {
+	case v == 0 && f&(KVTokens|KVBlocks|BlockTokens) != 0:
+		return // nothing is known of a size yet
 	case r.by[at] == 0 || by < r.by[at]:
 		r.by[at], r.lines[at] = by, 0
 		*r.s.at(f) = 0
@@ -129,8 +143,65 @@ func (r *scan) take(f Field, i int, v float64) {
 		return
 	}
 	r.s.Has |= f
+	if g.replica {
+		g.field, g.by, g.value = f, by, v
+		more, first := r.rank(g)
+		*r.s.at(f) += more
+		if !first {
+			return
+		}
+	} else {
+		*r.s.at(f) += v
+	}
 	r.lines[at]++
-	*r.s.at(f) += v
+}
+
+// figure is what one of several ranks says that all say the same. group is the hash of its
+// other labels.
+type figure struct {
+	replica bool
+	field   Field
+	by      uint8
+	group   uint64
+	value   float64
+}
+
+// ranks is what such ranks show. What comes beyond its room is passed over.
+type ranks struct {
+	n   int
+	all [256]figure
+}
+
+var rankPool = sync.Pool{New: func() any { return new(ranks) }}
+
+// rank takes in what a rank shows, and returns what that adds: they write it one after the
+// other, so that the largest is the newest. first is whether no other has shown it.
+func (r *scan) rank(g figure) (more float64, first bool) {
+	if r.ranks == nil {
+		r.ranks = rankPool.Get().(*ranks)
+		r.ranks.n = 0
+	}
+	t := r.ranks
+	for i := range t.all[:t.n] {
+		if old := &t.all[i]; old.field == g.field && old.by == g.by && old.group == g.group {
+			more = max(0, g.value-old.value)
+			old.value += more
+			return more, false
+		}
+	}
+	if t.n == len(t.all) {
+		return 0, false
+	}
+	t.all[t.n] = g
+	t.n++
+	return g.value, true
+}
+
+func (r *scan) release() {
+	if r.ranks != nil {
+		rankPool.Put(r.ranks)
+		r.ranks = nil
+	}
 }
 
 // sample is what the page says as a whole.
@@ -155,9 +226,6 @@ func (r *scan) sample() Sample {
 	}
 	return *s
 }
-
-// ends is whether c ends a name.
-func ends(c byte) bool { return c == '{' || c == ' ' || c == '\t' }
 
 func (s *Sample) at(f Field) *float64 {
 	switch f {
@@ -190,75 +258,44 @@ func (s *Sample) at(f Field) *float64 {
 	}
 }
 
-// value reads what follows a series' name: labels or none, and a number that makes
-// sense.
-func value(rest []byte, w *series) (float64, bool) {
-	labels := rest[:0]
-	if len(rest) > 0 && rest[0] == '{' {
-		end := labelsEnd(rest)
-		if end < 0 {
-			return 0, false
+// value reads what follows a name of n bytes: labels or none, and a number that makes sense.
+func (r *scan) value(l *samples, n int, w *series) (v float64, g figure, ok bool) {
+	labels, rest := l.behind(n)
+	is, size, count := w.label == "", -1.0, 1.0
+	if w.count != "" {
+		count = -1
+	}
+	for labels.next() {
+		switch name := labels.name; {
+		case w.label != "" && string(name) == w.label:
+			is = string(labels.text) == w.is
+		case w.size != "" && string(name) == w.size:
+			size = numberOr(labels.text, -1)
+		case w.count != "" && string(name) == w.count:
+			count = numberOr(labels.text, -1)
+		case r.typ.replicates(name):
+			g.replica = true
+		case len(r.typ.replicas) > 0:
+			g.group ^= xxhash.Sum64(name) * (xxhash.Sum64(labels.text) | 1)
 		}
-		labels, rest = rest[:end], rest[end:]
 	}
-	if w.label != "" {
-		if text, ok := labelText(labels, w.label); !ok || string(text) != w.is {
-			return 0, false
-		}
+	switch {
+	case labels.bad || !is:
+		return 0, g, false
+	case w.size != "":
+		return size * count, g, size >= 0 && count >= 0 && size*count <= most
+	case labels.open:
+		rest = labels.rest
 	}
-	if w.size != "" {
-		size, ok := label(labels, w.size)
-		n, ok2 := label(labels, w.count)
-		return size * n, ok && ok2 && size*n <= most
-	}
-	return number(rest)
+	v, ok = number(rest)
+	return v, g, ok
 }
 
-// labelsEnd returns where the labels that begin rest are over; below 0: nowhere.
-// A brace inside of quotes doesn't end them.
-func labelsEnd(rest []byte) int {
-	quoted := false
-	for i := 1; i < len(rest); i++ {
-		switch c := rest[i]; {
-		case c == '\\' && quoted:
-			i++
-		case c == '"':
-			quoted = !quoted
-		case c == '}' && !quoted:
-			return i + 1
-		}
+func numberOr(text []byte, otherwise float64) float64 {
+	if v, ok := number(text); ok {
+		return v
 	}
-	return -1
-}
-
-// label returns the number in a label, given as its name and what stands before the
-// number.
-func label(labels []byte, name string) (float64, bool) {
-	text, ok := labelText(labels, name)
-	if !ok {
-		return 0, false
-	}
-	return number(text)
-}
-
-// labelText returns what is in a label. A longer name may end in the same way.
-func labelText(labels []byte, name string) ([]byte, bool) {
-	for {
-		i := bytes.Index(labels, []byte(name))
-		if i < 1 {
-			return nil, false
-		}
-		before, rest := labels[i-1], labels[i+len(name):]
-		if before != '{' && before != ',' {
-			labels = rest
-			continue
-		}
-		n := bytes.IndexByte(rest, '"')
-		if n < 0 {
-			return nil, false
-		}
-		return rest[:n], true
-	}
+	return otherwise
 }
 
 // most is the largest number that is believed.
@@ -266,7 +303,7 @@ const most = 1e15
 
 // number reads the first word of b, a number from 0 to most.
 func number(b []byte) (float64, bool) {
-	b = bytes.TrimLeft(b, " \t")
+	b = blank(b)
 	n := 0
 	for n < len(b) && b[n] != ' ' && b[n] != '\t' && b[n] != '\r' {
 		n++

@@ -43,7 +43,7 @@ func TestScan(t *testing.T) {
 			Requests: 8, Prompt: 1592, Cached: 384, Output: 64, PrefillSeconds: 0.2635859350011742, DecodeSeconds: 0.5712539520009159,
 		}},
 		{"sglang.txt", "sglang", Sample{
-			Has: all, Queued: true, Running: 12, KV: 0.5, KVTokens: 400000,
+			Has: all, Queued: true, Running: 12, KV: 0.75, KVTokens: 400000,
 			Requests: 1024, Prompt: 8128902, Cached: 5e6, Output: 100000, PrefillSeconds: 41.5, DecodeSeconds: 2000,
 		}},
 		{"llamacpp.txt", "llamacpp", Sample{
@@ -133,31 +133,38 @@ func naive(t *Type, page []byte) (s Sample, ok bool) {
 	}
 	lines := map[Field]float64{}
 	add := func(f Field, v float64) {
-		if v >= 0 && v <= most {
+		if v >= 0 && v <= most && (v > 0 || f&(KVTokens|KVBlocks|BlockTokens) == 0) {
 			s.Has |= f
 			*s.at(f) += v
 			lines[f]++
 		}
 	}
-	seen := map[Field]bool{}
-	for _, w := range t.series {
-		if seen[w.field] {
-			continue // a name that it had in another release
+	for _, prefix := range t.prefixes {
+		if s.Has != 0 {
+			break // a rarer way to write all names
 		}
-		for _, m := range families[t.prefix+w.name].GetMetric() {
-			labels := map[string]string{}
-			for _, l := range m.GetLabel() {
-				labels[l.GetName()+`="`] = l.GetValue()
-			}
-			switch {
-			case w.label != "" && labels[w.label] != w.is:
-			case w.size != "":
-				add(w.field, blocks(labels, w.size, w.count))
-			default:
-				add(w.field, m.GetUntyped().GetValue())
+		seen := map[Field]bool{}
+		for _, w := range t.series {
+			for _, name := range []string{w.name, strings.TrimSuffix(w.name, total)} {
+				if seen[w.field] {
+					continue // a name that it had in another release
+				}
+				for _, m := range families[prefix+name].GetMetric() {
+					labels := map[string]string{}
+					for _, l := range m.GetLabel() {
+						labels[l.GetName()] = l.GetValue()
+					}
+					switch {
+					case w.label != "" && labels[w.label] != w.is:
+					case w.size != "":
+						add(w.field, blocks(labels, w.size, w.count))
+					default:
+						add(w.field, m.GetUntyped().GetValue())
+					}
+				}
+				seen[w.field] = s.Has&w.field != 0
 			}
 		}
-		seen[w.field] = s.Has&w.field != 0
 	}
 	for _, m := range families[started].GetMetric() {
 		add(Started, m.GetUntyped().GetValue())
@@ -180,6 +187,9 @@ func naive(t *Type, page []byte) (s Sample, ok bool) {
 func blocks(labels map[string]string, size, count string) float64 {
 	product := 1.0
 	for _, name := range []string{size, count} {
+		if name == "" {
+			continue
+		}
 		v, err := strconv.ParseFloat(labels[name], 64)
 		if err != nil || !(v >= 0 && v <= most) || len(labels[name]) > 40 {
 			return -1
@@ -224,14 +234,14 @@ func TestScanAgainstItsTwin(t *testing.T) {
 		for range r.IntN(12) {
 			typ := types[r.IntN(len(types))]
 			w := typ.series[r.IntN(len(typ.series))]
-			name := typ.prefix + w.name
+			name := one(typ.prefixes[0], typ.prefixes[0], typ.prefixes[r.IntN(len(typ.prefixes))]) + w.name
 			if r.IntN(30) == 0 {
 				name = started
 			}
 			labels := one("", "", "{}", `{engine="0"}`, `{engine="1",}`, `{m="a}\"} 9",n="\\"}`, `{block_size="16",num_gpu_blocks="9"}`,
-				`{num_gpu_blocks="1e3",x="block_size=\"7\"",block_size="8"}`, `{x="1,block_size=",block_size="16",num_gpu_blocks="None"}`, `{cpu_block_size="7",block_size="8",num_gpu_blocks="4"}`, `{page_size="4",num_pages="7"}`)
+				`{num_gpu_blocks="1e3",x="block_size=\"7\"",block_size="8"}`, `{x="1,block_size=",block_size="16",num_gpu_blocks="None"}`, `{cpu_block_size="7",block_size="8",num_gpu_blocks="4"}`, `{page_size="4",num_pages="7"}`, `{kv_cache_size_tokens="50",block_size="8",num_gpu_blocks="4"}`)
 			if w.label != "" {
-				labels = one(labels, "{"+w.label+one(w.is, w.is, "other")+`",model="m"}`)
+				labels = one(labels, "{"+w.label+`="`+one(w.is, w.is, "other")+`",model="m"}`)
 			}
 			value := one("0", "7", "0.25", "1e3", "12345.5", "-1", "1e400", "4 1700000000", "1", "99999999999999999999", "+5")
 			b.WriteString(name + one("", "", "", "_x") + labels + " " + value + "\n")

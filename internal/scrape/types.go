@@ -1,10 +1,10 @@
 package scrape
 
 import (
-	"bytes"
 	"cmp"
 	"net"
 	"slices"
+	"strings"
 )
 
 // Type is a kind of engine, by how it shows what it does. To know another one, or a
@@ -15,8 +15,12 @@ type Type struct {
 	// port and path are where its metrics are, as long as nobody says anything else; no
 	// port: that of its API.
 	port, path string
-	// prefix of the names of its series.
-	prefix string
+	// base is what the names of its series begin with, without the ":" or "_" behind it;
+	// bare is whether they may also begin with nothing. prefixes is what they begin with as
+	// engines are deployed, the most usual first.
+	base     string
+	bare     bool
+	prefixes []string
 	// series that are read. Of several of a field the first that is there counts: they are
 	// names of different releases.
 	series []series
@@ -28,30 +32,44 @@ type Type struct {
 	events bool
 	// adapters is the series that shows LoRA adapters; empty: none does.
 	adapters string
+	// replicas are labels by which ranks differ that work on the same requests: they say
+	// the same, and it counts once. Ranks that differ by others have requests and caches of
+	// their own, which are added up.
+	replicas []string
 }
 
 // series is a name without the type's prefix, and what it means.
 type series struct {
 	name  string
 	field Field
-	// label must be there, and be is; empty: whatever labels there are. It is given with
-	// what stands before its value.
+	// label must be there, and be is; empty: whatever labels there are.
 	label, is string
 	// size and count are labels that say together what the value does not: how many tokens
-	// a block has, and how many blocks there are. They are given like label.
+	// a block has, and how many blocks there are; without count, size says all.
 	size, count string
+	// counter is whether the name ends in _total, which may be left out.
+	counter bool
 }
 
-// types are all that are known.
-var types = []*Type{
+// total is what counters end in.
+const total = "_total"
+
+// deployments are what those who run engines put before the names of their series: Ray
+// Serve does.
+var deployments = []string{"", "ray_"}
+
+// known is what is known of each type.
+var known = []*Type{
 	// vLLM, from 0.6 to 0.32. What finished requests took and had lies in histograms, whose
-	// sums are written together.
-	{name: "vllm", prefix: "vllm:", events: true, adapters: "vllm:lora_requests_info{", series: []series{
+	// sums are written together. NVIDIA's NIM shows its series without a prefix.
+	{name: "vllm", base: "vllm", bare: true, events: true, adapters: "lora_requests_info", series: []series{
 		{name: "num_requests_running", field: Running},
 		{name: "num_requests_waiting", field: Waiting},
 		{name: "kv_cache_usage_perc", field: KV},
 		{name: "gpu_cache_usage_perc", field: KV}, // before 0.10
-		{name: "cache_config_info", field: KVTokens, size: `block_size="`, count: `num_gpu_blocks="`},
+		// Blocks of a hybrid model's groups are of one pool: their number says nothing of tokens.
+		{name: "cache_config_info", field: KVTokens, size: "kv_cache_size_tokens"},
+		{name: "cache_config_info", field: KVTokens, size: "block_size", count: "num_gpu_blocks"}, // before 0.20
 		{name: "request_prompt_tokens_sum", field: Prompt},
 		{name: "request_prompt_tokens_count", field: Requests},
 		{name: "prefix_cache_hits_total", field: Cached},
@@ -62,22 +80,23 @@ var types = []*Type{
 	}},
 	// SGLang, run with --enable-metrics. It says when the first token came, wait included,
 	// and what passes between tokens.
-	{name: "sglang", prefix: "sglang:", queued: true, series: []series{
+	{name: "sglang", base: "sglang", queued: true, replicas: []string{"tp_rank", "pp_rank", "moe_ep_rank"}, series: []series{
 		{name: "num_running_reqs", field: Running},
 		{name: "num_queue_reqs", field: Waiting},
 		{name: "token_usage", field: KV},
 		{name: "max_total_num_tokens", field: KVTokens},
-		{name: "cache_config_info", field: KVTokens, size: `page_size="`, count: `num_pages="`},
+		{name: "cache_config_info", field: KVTokens, size: "page_size", count: "num_pages"},
 		{name: "num_requests_total", field: Requests},
 		{name: "prompt_tokens_total", field: Prompt},
 		{name: "cached_tokens_total", field: Cached},
 		{name: "inter_token_latency_seconds_count", field: Output},
+		{name: "generation_tokens_total", field: Output},
 		{name: "time_to_first_token_seconds_sum", field: PrefillSeconds},
 		{name: "inter_token_latency_seconds_sum", field: DecodeSeconds},
 	}},
 	// llama.cpp's server, run with --metrics. It counts no requests, and newer ones don't
 	// say how full the cache is.
-	{name: "llamacpp", prefix: "llamacpp:", fresh: true, series: []series{
+	{name: "llamacpp", base: "llamacpp", fresh: true, series: []series{
 		{name: "requests_processing", field: Running},
 		{name: "requests_deferred", field: Waiting},
 		{name: "kv_cache_usage_ratio", field: KV}, // before b5800
@@ -89,7 +108,7 @@ var types = []*Type{
 	}},
 	// trtllm-serve of TensorRT-LLM 1.2 and later, run with return_perf_metrics and
 	// enable_iter_perf_stats.
-	{name: "tensorrtllm", path: "/prometheus/metrics", prefix: "trtllm_", series: []series{
+	{name: "tensorrtllm", path: "/prometheus/metrics", base: "trtllm", series: []series{
 		{name: "num_requests_running", field: Running},
 		{name: "num_requests_waiting", field: Waiting},
 		{name: "kv_cache_utilization", field: KV},
@@ -104,13 +123,62 @@ var types = []*Type{
 	}},
 	// Triton with the backend of TensorRT-LLM: its kinds of requests and blocks are labels.
 	// What it counts since its start is not split by the parts of an ensemble.
-	{name: "triton", port: "8002", prefix: "nv_trt_llm_", series: []series{
-		{name: "request_metrics", field: Running, label: `request_type="`, is: "scheduled"},
-		{name: "request_metrics", field: Waiting, label: `request_type="`, is: "waiting"},
-		{name: "kv_cache_block_metrics", field: KV, label: `kv_cache_block_type="`, is: "fraction"},
-		{name: "kv_cache_block_metrics", field: KVBlocks, label: `kv_cache_block_type="`, is: "max"},
-		{name: "kv_cache_block_metrics", field: BlockTokens, label: `kv_cache_block_type="`, is: "tokens_per"},
+	{name: "triton", port: "8002", base: "nv_trt_llm", series: []series{
+		{name: "request_metrics", field: Running, label: "request_type", is: "scheduled"},
+		{name: "request_metrics", field: Waiting, label: "request_type", is: "waiting"},
+		{name: "kv_cache_block_metrics", field: KV, label: "kv_cache_block_type", is: "fraction"},
+		{name: "kv_cache_block_metrics", field: KVBlocks, label: "kv_cache_block_type", is: "max"},
+		{name: "kv_cache_block_metrics", field: BlockTokens, label: "kv_cache_block_type", is: "tokens_per"},
 	}},
+	// Text Generation Inference. What a batch took is not split by requests.
+	{name: "tgi", base: "tgi", series: []series{
+		{name: "batch_current_size", field: Running},
+		{name: "queue_size", field: Waiting},
+		{name: "request_input_length_count", field: Requests},
+		{name: "request_input_length_sum", field: Prompt},
+		{name: "request_generated_tokens_sum", field: Output},
+	}},
+	// LMDeploy, run with --enable-metrics. Its generation_tokens_total counts twice in some
+	// releases.
+	{name: "lmdeploy", base: "lmdeploy", series: []series{
+		{name: "num_requests_running", field: Running},
+		{name: "num_requests_waiting", field: Waiting},
+		{name: "gpu_cache_usage_perc", field: KV},
+		{name: "request_prompt_tokens_count", field: Requests},
+		{name: "request_prompt_tokens_sum", field: Prompt},
+		{name: "request_generation_tokens_sum", field: Output},
+		{name: "request_prefill_time_seconds_sum", field: PrefillSeconds},
+		{name: "request_decode_time_seconds_sum", field: DecodeSeconds},
+	}},
+}
+
+// types are all that are known.
+var types = complete(known)
+
+// complete fills in what follows from the rest of the entries.
+func complete(all []*Type) []*Type {
+	for _, t := range all {
+		for _, by := range deployments {
+			t.prefixes = append(t.prefixes, by+t.base+":", by+t.base+"_")
+		}
+		if t.bare {
+			t.prefixes = append(t.prefixes, "")
+		}
+		for i := range t.series {
+			t.series[i].counter = strings.HasSuffix(t.series[i].name, total)
+		}
+	}
+	return all
+}
+
+// replicates reports whether a label distinguishes ranks that say the same.
+func (t *Type) replicates(label []byte) bool {
+	for _, name := range t.replicas {
+		if string(label) == name {
+			return true
+		}
+	}
+	return false
 }
 
 // Names returns the names of all types.
@@ -131,12 +199,12 @@ func Named(name string) *Type {
 }
 
 // URL is where an engine at "ip:port" shows its metrics, as long as nobody says anything
-// else.
-func (t *Type) URL(address string) string {
+// else. scheme is http:// or https://.
+func (t *Type) URL(scheme, address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil && t.port != "" {
 		address = net.JoinHostPort(host, t.port)
 	}
-	return "http://" + address + cmp.Or(t.path, "/metrics")
+	return scheme + address + cmp.Or(t.path, "/metrics")
 }
 
 // Events reports whether engines of the type can publish what their KV caches hold. t may
@@ -154,18 +222,23 @@ func (t *Type) Name() string { return t.name }
 func Pages(address string) []string {
 	var all []string
 	for _, t := range types {
-		if url := t.URL(address); !slices.Contains(all, url) {
+		if url := t.URL("http://", address); !slices.Contains(all, url) {
 			all = append(all, url)
 		}
 	}
 	return all
 }
 
-// TypeOf returns the type whose page it is; nil: none that we know.
+// TypeOf returns the type whose page it is; nil: none that we know. Names without a prefix say
+// nothing of it.
 func TypeOf(page []byte) *Type {
 	for _, t := range types {
-		if bytes.HasPrefix(page, []byte(t.prefix)) || bytes.Contains(page, []byte("\n"+t.prefix)) {
-			return t
+		for _, prefix := range t.prefixes {
+			for l := samplesOf(page, prefix); prefix != "" && l.next(); {
+				if !l.started {
+					return t
+				}
+			}
 		}
 	}
 	return nil

@@ -1317,6 +1317,8 @@ type EndpointState struct {
 	Work *EndpointState_Work `protobuf:"bytes,22,opt,name=work,proto3" json:"work,omitempty"`
 	// Which LoRA adapters its engine has; unset: it shows none.
 	Adapters *EndpointState_Adapters `protobuf:"bytes,23,opt,name=adapters,proto3" json:"adapters,omitempty"`
+	// Where extproc finds the key that requests must have there; unset: they need none.
+	Key *EndpointState_Key `protobuf:"bytes,24,opt,name=key,proto3" json:"key,omitempty"`
 	// Context of one sequence, in tokens, as its engine says; 0: it does not. What the model
 	// says counts for more.
 	ContextTokens uint32 `protobuf:"varint,61,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
@@ -1476,6 +1478,13 @@ func (x *EndpointState) GetWork() *EndpointState_Work {
 func (x *EndpointState) GetAdapters() *EndpointState_Adapters {
 	if x != nil {
 		return x.Adapters
+	}
+	return nil
+}
+
+func (x *EndpointState) GetKey() *EndpointState_Key {
+	if x != nil {
+		return x.Key
 	}
 	return nil
 }
@@ -2032,6 +2041,68 @@ func (x *CacheState) GetComplete() bool {
 	return false
 }
 
+// Key is where a key is, on the machine of who needs it: a file, or a variable of its
+// environment. header is the one that has it; empty: authorization.
+type EndpointState_Key struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Env           string                 `protobuf:"bytes,2,opt,name=env,proto3" json:"env,omitempty"`
+	Header        string                 `protobuf:"bytes,3,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointState_Key) Reset() {
+	*x = EndpointState_Key{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointState_Key) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointState_Key) ProtoMessage() {}
+
+func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointState_Key.ProtoReflect.Descriptor instead.
+func (*EndpointState_Key) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
+}
+
+func (x *EndpointState_Key) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *EndpointState_Key) GetEnv() string {
+	if x != nil {
+		return x.Env
+	}
+	return ""
+}
+
+func (x *EndpointState_Key) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
 // Work adds up what an engine has done; what is not known is 0.
 type EndpointState_Work struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2051,7 +2122,7 @@ type EndpointState_Work struct {
 
 func (x *EndpointState_Work) Reset() {
 	*x = EndpointState_Work{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2134,7 @@ func (x *EndpointState_Work) String() string {
 func (*EndpointState_Work) ProtoMessage() {}
 
 func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2147,7 @@ func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Work.ProtoReflect.Descriptor instead.
 func (*EndpointState_Work) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 1}
 }
 
 func (x *EndpointState_Work) GetRequests() float64 {
@@ -2144,7 +2215,7 @@ type EndpointState_Adapters struct {
 
 func (x *EndpointState_Adapters) Reset() {
 	*x = EndpointState_Adapters{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2227,7 @@ func (x *EndpointState_Adapters) String() string {
 func (*EndpointState_Adapters) ProtoMessage() {}
 
 func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2240,7 @@ func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Adapters.ProtoReflect.Descriptor instead.
 func (*EndpointState_Adapters) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 2}
 }
 
 func (x *EndpointState_Adapters) GetKnown() bool {
@@ -2210,7 +2281,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2293,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2334,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2346,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2500,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xc6\v\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xe7\f\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -2452,9 +2523,14 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06source\x18\x14 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06source\x12)\n" +
 	"\x06models\x18\x15 \x03(\tB\x11\xfaB\x0e\x92\x01\v\x10\x80\b\"\x06r\x04\x10\x01\x18`R\x06models\x12?\n" +
 	"\x04work\x18\x16 \x01(\v2+.millrace.fleet.v1alpha1.EndpointState.WorkR\x04work\x12K\n" +
-	"\badapters\x18\x17 \x01(\v2/.millrace.fleet.v1alpha1.EndpointState.AdaptersR\badapters\x121\n" +
+	"\badapters\x18\x17 \x01(\v2/.millrace.fleet.v1alpha1.EndpointState.AdaptersR\badapters\x12<\n" +
+	"\x03key\x18\x18 \x01(\v2*.millrace.fleet.v1alpha1.EndpointState.KeyR\x03key\x121\n" +
 	"\x0econtext_tokens\x18= \x01(\rB\n" +
-	"\xfaB\a*\x05\x18\x80\x80\x80\bR\rcontextTokens\x1a\x8f\x03\n" +
+	"\xfaB\a*\x05\x18\x80\x80\x80\bR\rcontextTokens\x1aa\n" +
+	"\x03Key\x12\x1c\n" +
+	"\x04file\x18\x01 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\x04file\x12\x1a\n" +
+	"\x03env\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x03env\x12 \n" +
+	"\x06header\x18\x03 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06header\x1a\x8f\x03\n" +
 	"\x04Work\x123\n" +
 	"\brequests\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\brequests\x12<\n" +
 	"\rprompt_tokens\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\fpromptTokens\x12<\n" +
@@ -2559,7 +2635,7 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),          // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),       // 1: millrace.fleet.v1alpha1.EndpointState.State
@@ -2581,69 +2657,71 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*Rewrite)(nil),                // 17: millrace.fleet.v1alpha1.Rewrite
 	(*Flow)(nil),                   // 18: millrace.fleet.v1alpha1.Flow
 	(*CacheState)(nil),             // 19: millrace.fleet.v1alpha1.CacheState
-	(*EndpointState_Work)(nil),     // 20: millrace.fleet.v1alpha1.EndpointState.Work
-	(*EndpointState_Adapters)(nil), // 21: millrace.fleet.v1alpha1.EndpointState.Adapters
-	(*Rewrite_Target)(nil),         // 22: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),           // 23: millrace.fleet.v1alpha1.Flow.Degrade
-	(*timestamppb.Timestamp)(nil),  // 24: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 25: google.protobuf.Duration
-	(*enginepb.Status)(nil),        // 26: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),    // 27: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),          // 28: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),         // 29: millrace.engine.v1alpha1.Speed
-	(*enginepb.Account)(nil),       // 30: millrace.engine.v1alpha1.Account
-	(*enginepb.CacheSegment)(nil),  // 31: millrace.engine.v1alpha1.CacheSegment
+	(*EndpointState_Key)(nil),      // 20: millrace.fleet.v1alpha1.EndpointState.Key
+	(*EndpointState_Work)(nil),     // 21: millrace.fleet.v1alpha1.EndpointState.Work
+	(*EndpointState_Adapters)(nil), // 22: millrace.fleet.v1alpha1.EndpointState.Adapters
+	(*Rewrite_Target)(nil),         // 23: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),           // 24: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil),  // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 26: google.protobuf.Duration
+	(*enginepb.Status)(nil),        // 27: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),    // 28: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),          // 29: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),         // 30: millrace.engine.v1alpha1.Speed
+	(*enginepb.Account)(nil),       // 31: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),  // 32: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	24, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	25, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	25, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	26, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
 	4,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	26, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	27, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
 	3,  // 4: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
 	0,  // 5: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
 	5,  // 6: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	27, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	24, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	28, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	25, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
 	13, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
 	12, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
 	10, // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
 	9,  // 12: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
 	1,  // 13: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	24, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
-	28, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
-	29, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
+	25, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
+	29, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
+	30, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
 	11, // 17: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
-	24, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	25, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
 	1,  // 19: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	24, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	24, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	25, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	25, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
 	2,  // 22: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
 	1,  // 23: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	28, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	29, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	30, // 26: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
-	20, // 27: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	21, // 28: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	25, // 29: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	18, // 30: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	17, // 31: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	25, // 32: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	22, // 33: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	25, // 34: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	25, // 35: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	25, // 36: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	25, // 37: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	23, // 38: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	31, // 39: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 40: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	7,  // 41: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	6,  // 42: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	8,  // 43: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	42, // [42:44] is the sub-list for method output_type
-	40, // [40:42] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	29, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	30, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	31, // 26: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	21, // 27: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	22, // 28: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	20, // 29: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
+	26, // 30: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	18, // 31: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	17, // 32: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	26, // 33: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	23, // 34: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	26, // 35: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	26, // 36: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	26, // 37: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	26, // 38: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	24, // 39: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	32, // 40: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 41: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	7,  // 42: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 43: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	8,  // 44: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	43, // [43:45] is the sub-list for method output_type
+	41, // [41:43] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -2657,7 +2735,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

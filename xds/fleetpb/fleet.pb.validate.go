@@ -2490,6 +2490,35 @@ func (m *EndpointState) validate(all bool) error {
 		}
 	}
 
+	if all {
+		switch v := interface{}(m.GetKey()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, EndpointStateValidationError{
+					field:  "Key",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, EndpointStateValidationError{
+					field:  "Key",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetKey()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return EndpointStateValidationError{
+				field:  "Key",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if m.GetContextTokens() > 16777216 {
 		err := EndpointStateValidationError{
 			field:  "ContextTokens",
@@ -3732,6 +3761,141 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = CacheStateValidationError{}
+
+// Validate checks the field values on EndpointState_Key with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// first error encountered is returned, or nil if there are no violations.
+func (m *EndpointState_Key) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on EndpointState_Key with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the result is a list of violation errors wrapped in
+// EndpointState_KeyMultiError, or nil if none found.
+func (m *EndpointState_Key) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *EndpointState_Key) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if utf8.RuneCountInString(m.GetFile()) > 4096 {
+		err := EndpointState_KeyValidationError{
+			field:  "File",
+			reason: "value length must be at most 4096 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetEnv()) > 128 {
+		err := EndpointState_KeyValidationError{
+			field:  "Env",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetHeader()) > 128 {
+		err := EndpointState_KeyValidationError{
+			field:  "Header",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(errors) > 0 {
+		return EndpointState_KeyMultiError(errors)
+	}
+
+	return nil
+}
+
+// EndpointState_KeyMultiError is an error wrapping multiple validation errors
+// returned by EndpointState_Key.ValidateAll() if the designated constraints
+// aren't met.
+type EndpointState_KeyMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m EndpointState_KeyMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m EndpointState_KeyMultiError) AllErrors() []error { return m }
+
+// EndpointState_KeyValidationError is the validation error returned by
+// EndpointState_Key.Validate if the designated constraints aren't met.
+type EndpointState_KeyValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e EndpointState_KeyValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e EndpointState_KeyValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e EndpointState_KeyValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e EndpointState_KeyValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e EndpointState_KeyValidationError) ErrorName() string {
+	return "EndpointState_KeyValidationError"
+}
+
+// Error satisfies the builtin error interface
+func (e EndpointState_KeyValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sEndpointState_Key.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = EndpointState_KeyValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = EndpointState_KeyValidationError{}
 
 // Validate checks the field values on EndpointState_Work with the rules
 // defined in the proto definition for this message. If any rules are

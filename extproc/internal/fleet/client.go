@@ -22,6 +22,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -65,10 +66,12 @@ type Client struct {
 // security. It gives tables and findings to picker, and reads the tokenizers that models name with load, which may take
 // long. It counts into reg.
 func New(target string, security grpc.DialOption, picker Picker, load func(path string) (pick.Counter, error), log *slog.Logger, reg prometheus.Registerer) *Client {
-	return &Client{
+	c := &Client{
 		target: target, security: security, picker: picker, log: log, metrics: newMetrics(reg),
 		state: newState(true), loader: newLoader(load, log),
 	}
+	c.state.keys = reach.NewKeys(log)
+	return c
 }
 
 // OnAccount has f take how many tokens were generated of a request that has ended, by its
@@ -93,6 +96,7 @@ func (c *Client) Run(ctx context.Context) error {
 	defer conn.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.loader.run(ctx) })
+	g.Go(func() error { return c.state.keys.Run(ctx) })
 	g.Go(func() error { return c.stay(ctx, discovery.NewAggregatedDiscoveryServiceClient(conn)) })
 	return g.Wait()
 }
@@ -222,5 +226,5 @@ func (c *Client) Conditions() []obs.Condition {
 			Next: "start xds; extproc connects by itself",
 		})
 	}
-	return append(all, c.loader.conditions()...)
+	return append(append(all, c.state.keys.Conditions()...), c.loader.conditions()...)
 }

@@ -11,6 +11,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/reach"
 )
 
 // fileTicks is after how many ticks the file is checked: twice a second.
@@ -43,6 +44,11 @@ func CheckFile(path string, load func(path string) (pick.Counter, error), notes 
 	var errs []error
 	if _, err := cookieKey(f.Policy.Sessions.Cookie, nil); err != nil {
 		errs = append(errs, err)
+	}
+	for i, e := range f.Endpoints {
+		if err := reach.Check(e); err != nil {
+			errs = append(errs, fmt.Errorf("endpoints[%d]: %w", i, err))
+		}
 	}
 	for i, m := range f.Models {
 		if m.Tokenizer == "" {

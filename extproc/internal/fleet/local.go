@@ -20,6 +20,7 @@ import (
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/probe"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/stamp"
 	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/xds/fleetpb"
@@ -32,6 +33,7 @@ type Local struct {
 	// Constant after NewLocal.
 	options LocalOptions
 	names   *inventory.Names
+	metrics *localMetrics
 
 	// Of Run alone.
 	stamps    stamp.Files
@@ -64,9 +66,8 @@ const firstLookup = 3 * time.Second
 
 // NewLocal returns the fleet of the file, which must be good.
 func NewLocal(ctx context.Context, o LocalOptions, log *slog.Logger, reg prometheus.Registerer) (*Local, error) {
-	l := &Local{options: o, names: inventory.NewNames(o.Lookup, log)}
+	l := &Local{options: o, names: inventory.NewNames(o.Lookup, log), metrics: newLocalMetrics(reg)}
 	l.probed.init("the file of the fleet", l, o.Load, probe.Options{Models: true}, log, reg)
-	l.metrics.file(reg)
 	if err := l.load(); err != nil {
 		return nil, err
 	}
@@ -112,7 +113,6 @@ func (l *Local) publishLocked() {
 	l.dirty = false
 	l.table = l.state.table()
 	l.options.Picker.Publish(l.table)
-	l.metrics.count(l.locals)
 	if l.options.Hosts != nil {
 		l.options.Hosts(hosts(l.locals))
 	}
@@ -154,6 +154,11 @@ func (l *Local) load() error {
 	}
 	if name := f.Policy.Sessions.Cookie.KeyFile; name != "" {
 		l.stamps = append(l.stamps, stamp.Of(name)...)
+	}
+	for i, e := range f.Endpoints {
+		if err := reach.Check(e); err != nil {
+			return fmt.Errorf("endpoints[%d]: %w", i, err)
+		}
 	}
 	key, err := cookieKey(f.Policy.Sessions.Cookie, l.keys)
 	if err != nil {

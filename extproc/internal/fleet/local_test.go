@@ -22,9 +22,13 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/eds"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/policy"
 	"millrace.dev/millrace/internal/probe"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // world is a fleet of fake engines.
@@ -35,6 +39,7 @@ type world struct {
 	asked  map[string]int    // by URL
 	tables []*pick.Table
 	done   []pick.Usage
+	reg    *prometheus.Registry    // of the metrics of what follows it
 	dns    map[string][]netip.Addr // what is missing is an error
 	hosts  []eds.Host              // as published last
 }
@@ -113,13 +118,13 @@ func newLocal(t *testing.T, text string) (*Local, *world) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fleet.yaml")
 	write(t, path, text)
-	w := &world{pages: map[string]string{}, errs: map[string]error{}, asked: map[string]int{}}
+	w := &world{pages: map[string]string{}, errs: map[string]error{}, asked: map[string]int{}, reg: prometheus.NewRegistry()}
 	for i := range 3 {
 		w.pages[fmt.Sprintf("http://10.0.0.%d:80/health", i+1)] = "ok"
 	}
 	w.pages["http://10.0.0.1:80/metrics"] = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:request_prompt_tokens_sum 100\n"
 	w.pages["http://10.0.0.2:80/metrics"] = "llamacpp:requests_processing 0\n"
-	l, err := NewLocal(t.Context(), LocalOptions{File: path, Picker: w, Lookup: w.lookup, Hosts: w.take}, slog.New(slog.NewTextHandler(io.Discard, nil)), prometheus.NewRegistry())
+	l, err := NewLocal(t.Context(), LocalOptions{File: path, Picker: w, Lookup: w.lookup, Hosts: w.take}, slog.New(slog.NewTextHandler(io.Discard, nil)), w.reg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -368,10 +373,93 @@ func TestKeysRotate(t *testing.T) {
 
 func TestLocalMetricsAreWellFormed(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
-	newLocalMetrics("a test", reg).file(reg)
+	newLocalMetrics(reg)
+	new(probed).registerProbed("a test", reg)
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v %v", problems, err)
+	}
+}
+
+// TestGaugesAgreeWithConditions has them say the same at any time: also of what changes no
+// table.
+func TestGaugesAgreeWithConditions(t *testing.T) {
+	l, w := newLocal(t, three)
+	gauges := func(down, mute int) {
+		t.Helper()
+		want := fmt.Sprintf("# HELP millrace_extproc_endpoints_without_metrics Endpoints that answer and return no usable metrics though they should.\n"+
+			"# TYPE millrace_extproc_endpoints_without_metrics gauge\nmillrace_extproc_endpoints_without_metrics %d\n"+
+			"# HELP millrace_extproc_endpoints Endpoints that the file of the fleet names, by state.\n# TYPE millrace_extproc_endpoints gauge\n"+
+			"millrace_extproc_endpoints{state=\"ready\"} %d\nmillrace_extproc_endpoints{state=\"suspect\"} 0\nmillrace_extproc_endpoints{state=\"not_ready\"} %d\n", mute, 3-down, down)
+		if err := testutil.GatherAndCompare(w.reg, strings.NewReader(want), "millrace_extproc_endpoints_without_metrics", "millrace_extproc_endpoints"); err != nil {
+			t.Error(err)
+		}
+		for code, n := range map[string]int{wire.EndpointsDown: down, wire.NoMetrics: mute} {
+			i := slices.IndexFunc(l.Conditions(), func(c obs.Condition) bool { return c.Code == code })
+			if (i >= 0) != (n > 0) || i >= 0 && !strings.HasPrefix(l.Conditions()[i].Text, fmt.Sprintf("%d of 3 ", n)) {
+				t.Errorf("%s: %+v; want %d", code, l.Conditions(), n)
+			}
+		}
+	}
+	observe := func(i int, s probe.State, metrics error) {
+		address := fmt.Sprintf("10.0.0.%d:80", i)
+		l.observed(&probe.Observation{Address: address, State: s, MetricsErr: metrics})
+	}
+	gauges(0, 0)
+	observe(1, probe.Ready, scrape.StatusError(401))
+	observe(2, probe.Ready, scrape.ErrSilent)
+	gauges(0, 2)
+	observe(2, probe.NotReady, scrape.ErrSilent)
+	gauges(1, 1)
+	observe(1, probe.Ready, nil)
+	gauges(1, 0)
+}
+
+// TestLocalKeys gives requests a key where all endpoints of their model have the same.
+func TestLocalKeys(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	write(t, key, "hunter2")
+	_, w := newLocal(t, fmt.Sprintf(`
+endpoints:
+  - {address: "10.0.0.1:80", models: [m, n], type: vllm, apiKey: {file: %[1]q, requests: true}}
+  - {address: "10.0.0.2:80", models: [m], apiKey: {file: %[1]q, requests: true}}
+  - {address: "10.0.0.3:80", models: [o], apiKey: {file: %[1]q}}
+`, key))
+	for model, want := range map[string]string{"m": "Bearer hunter2", "n": "Bearer hunter2", "o": ""} {
+		if _, value := w.table().Models[model].Key.Header(); string(value) != want {
+			t.Errorf("%s: %q, want %q", model, string(value), want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "fleet.yaml")
+	write(t, path, `endpoints: [{address: "10.0.0.1:80", models: [m], apiKey: {env: TEST_NO_SUCH_KEY}, tls: {ca: gone.pem}}]`)
+	for name, check := range map[string]func() error{
+		"-check": func() error { return CheckFile(path, nil, io.Discard) },
+		"start": func() error {
+			_, err := NewLocal(t.Context(), LocalOptions{File: path, Picker: w, Lookup: w.lookup}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			return err
+		},
+	} {
+		if err := check(); err == nil || !strings.Contains(err.Error(), "endpoints[0]: apiKey: the environment has no TEST_NO_SUCH_KEY") || !strings.Contains(err.Error(), "gone.pem") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestKeysOfModels gives none where endpoints differ, as xds may name them.
+func TestKeysOfModels(t *testing.T) {
+	keys := reach.NewKeys(slog.New(slog.DiscardHandler))
+	a, b := keys.Of(config.APIKey{Env: "A", Requests: true}), keys.Of(config.APIKey{Env: "B", Requests: true})
+	for _, tt := range []struct {
+		have []*reach.Key
+		want *reach.Key
+	}{{nil, nil}, {[]*reach.Key{a}, a}, {[]*reach.Key{a, a}, a}, {[]*reach.Key{a, b}, nil}, {[]*reach.Key{a, nil}, nil}, {[]*reach.Key{nil, a}, nil}} {
+		var all []*pick.Endpoint
+		for _, k := range tt.have {
+			all = append(all, &pick.Endpoint{Key: k})
+		}
+		if got := common(all); got != tt.want {
+			t.Errorf("%v: %v", tt.have, got)
+		}
 	}
 }
 

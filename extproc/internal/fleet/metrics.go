@@ -1,6 +1,10 @@
 package fleet
 
 import (
+	"fmt"
+	"maps"
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -56,11 +60,15 @@ func (m *metrics) count(t *pick.Table) {
 	}
 }
 
+const endpointsName = "millrace_extproc_endpoints"
+
+func endpointsHelp(who string) string { return "Endpoints that " + who + ", by state." }
+
 // endpointGauges returns the gauge of endpoints as a whole and by state.
 func endpointGauges(who string) (*prometheus.GaugeVec, map[pick.State]prometheus.Gauge) {
 	all := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "millrace_extproc_endpoints",
-		Help: "Endpoints that " + who + ", by state.",
+		Name: endpointsName,
+		Help: endpointsHelp(who),
 	}, []string{"state"})
 	by := map[pick.State]prometheus.Gauge{}
 	for s, name := range stateNames {
@@ -69,30 +77,69 @@ func endpointGauges(who string) (*prometheus.GaugeVec, map[pick.State]prometheus
 	return all, by
 }
 
-// localMetrics of endpoints that are probed.
+// localMetrics of the fleet of a file.
 type localMetrics struct {
-	endpoints map[pick.State]prometheus.Gauge
-	mute      prometheus.Gauge
-	// Of the fleet of a file; nil: there is none.
 	good  prometheus.Gauge
 	reads map[bool]prometheus.Counter // by whether the file was good
 }
 
-func newLocalMetrics(who string, reg prometheus.Registerer) *localMetrics {
-	endpoints, byState := endpointGauges(who + " names")
-	m := &localMetrics{
-		endpoints: byState,
-		mute: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "millrace_extproc_endpoints_without_metrics",
-			Help: "Endpoints that return no usable metrics though they should.",
-		}),
+// registerProbed registers the metrics of endpoints that are probed, whom who names. They are
+// counted when they are asked for: what /readyz says at the same time is the same.
+func (p *probed) registerProbed(who string, reg prometheus.Registerer) {
+	for s, name := range stateNames {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: endpointsName, Help: endpointsHelp(who + " names"), ConstLabels: prometheus.Labels{"state": name},
+		}, func() float64 { return float64(p.count().states[s]) }))
 	}
-	reg.MustRegister(endpoints, m.mute)
-	return m
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "millrace_extproc_endpoints_without_metrics",
+		Help: "Endpoints that answer and return no usable metrics though they should.",
+	}, func() float64 { return float64(len(p.count().mute)) }))
 }
 
-// file adds the metrics of a file.
-func (m *localMetrics) file(reg prometheus.Registerer) {
+// count is the endpoints that are probed, as they are now.
+type count struct {
+	all    int
+	states map[pick.State]int
+	// down are those that are not ready, and why, mute what is wrong with the metrics of the
+	// others, wrong which models are not as the fleet has them, each in the order of addresses.
+	down, mute, wrong []string
+}
+
+// because is who, and why.
+func because(who string, err error) string {
+	if err == nil {
+		return who
+	}
+	return fmt.Sprintf("%s (%v)", who, err)
+}
+
+func (p *probed) count() count {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := count{all: len(p.locals), states: map[pick.State]int{}}
+	for _, address := range slices.Sorted(maps.Keys(p.locals)) {
+		l := p.locals[address]
+		if l.last == nil {
+			c.states[pick.Ready]++
+			continue
+		}
+		c.states[probeStates[l.last.State]]++
+		if l.last.ModelsErr != nil {
+			c.wrong = append(c.wrong, because(address, l.last.ModelsErr))
+		}
+		switch {
+		case l.last.State != probe.Ready:
+			c.down = append(c.down, because(address, l.last.Err))
+		case l.last.MetricsErr != nil:
+			c.mute = append(c.mute, fmt.Sprintf("%s (%v)", l.entry.Metrics, l.last.MetricsErr))
+		}
+	}
+	return c
+}
+
+func newLocalMetrics(reg prometheus.Registerer) *localMetrics {
+	m := &localMetrics{}
 	reads := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_extproc_fleet_reads_total",
 		Help: "Times that the changed fleet file was read, by result.",
@@ -104,6 +151,7 @@ func (m *localMetrics) file(reg prometheus.Registerer) {
 	})
 	m.good.Set(1)
 	reg.MustRegister(m.good, reads)
+	return m
 }
 
 // read counts that the file was read.
@@ -113,25 +161,6 @@ func (m *localMetrics) read(err error) {
 	if err == nil {
 		m.good.Set(1)
 	}
-}
-
-// count counts the endpoints.
-func (m *localMetrics) count(all map[string]*local) {
-	n, mute := map[pick.State]int{}, 0
-	for _, p := range all {
-		if p.last == nil {
-			n[pick.Ready]++
-			continue
-		}
-		n[probeStates[p.last.State]]++
-		if p.last.MetricsErr != nil {
-			mute++
-		}
-	}
-	for s, g := range m.endpoints {
-		g.Set(float64(n[s]))
-	}
-	m.mute.Set(float64(mute))
 }
 
 var probeStates = map[probe.State]pick.State{probe.Ready: pick.Ready, probe.Suspect: pick.Suspect, probe.NotReady: pick.NotReady}

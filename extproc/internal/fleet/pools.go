@@ -276,7 +276,6 @@ func (p *Pools) publishLocked() {
 		own.table = own.tabulate(views, p)
 		own.picker.Publish(own.table)
 	}
-	p.metrics.count(p.locals)
 }
 
 // measuredLocked takes in what an endpoint's engine has done: for the first pool that has

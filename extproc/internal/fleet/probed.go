@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/probe"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -29,11 +29,10 @@ const tick = 100 * time.Millisecond
 // probed keeps endpoints that extproc probes itself, whoever names them.
 type probed struct {
 	// Constant after init.
-	owner   owner
-	loader  *loader
-	prober  *probe.Prober
-	log     *slog.Logger
-	metrics *localMetrics
+	owner  owner
+	loader *loader
+	prober *probe.Prober
+	log    *slog.Logger
 
 	// mu guards the fields below. The prober is never called with it locked: it calls
 	// back.
@@ -66,10 +65,12 @@ type getter = func(ctx context.Context, r *http.Request, buf []byte) ([]byte, er
 // init makes p ready; who names the endpoints, for people. options is as far as owners
 // differ.
 func (p *probed) init(who string, o owner, load func(path string) (pick.Counter, error), options probe.Options, log *slog.Logger, reg prometheus.Registerer) {
-	p.owner, p.log, p.metrics, p.loader = o, log, newLocalMetrics(who, reg), newLoader(load, log)
+	p.owner, p.log, p.loader = o, log, newLoader(load, log)
 	p.state, p.locals = newState(false), map[string]*local{}
+	p.state.keys = reach.NewKeys(log)
 	options.Program, options.Observed, options.Working = "extproc", p.observed, p.working
 	p.prober = probe.New(options, log, reg)
+	p.registerProbed(who, reg)
 	p.registerKnown(reg)
 	for _, t := range types {
 		p.state.answered[t] = true
@@ -80,6 +81,7 @@ func (p *probed) init(who string, o owner, load func(path string) (pick.Counter,
 func (p *probed) keep(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.loader.run(ctx) })
+	g.Go(func() error { return p.state.keys.Run(ctx) })
 	g.Go(func() error { return p.prober.Run(ctx) })
 	g.Go(func() error { return p.follow(ctx) })
 	return g.Wait()
@@ -255,51 +257,35 @@ type remedies struct{ down, metrics, events, models string }
 
 // conditions returns what is wrong with endpoints and tokenizers.
 func (p *probed) conditions(r remedies) []obs.Condition {
-	var down, dumb, wrong []string
-	p.mu.Lock()
-	n := len(p.locals)
-	for _, address := range slices.Sorted(maps.Keys(p.locals)) {
-		l := p.locals[address]
-		if l.last != nil && l.last.ModelsErr != nil {
-			wrong = append(wrong, fmt.Sprintf("%s (%v)", address, l.last.ModelsErr))
-		}
-		switch {
-		case l.last == nil:
-		case l.last.State != probe.Ready:
-			down = append(down, address)
-		case l.last.MetricsErr != nil:
-			dumb = append(dumb, fmt.Sprintf("%s (%v)", l.entry.Metrics, l.last.MetricsErr))
-		}
-	}
-	p.mu.Unlock()
+	now := p.count()
 	var all []obs.Condition
-	if len(down) > 0 {
+	if len(now.down) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.EndpointsDown,
-			Text: fmt.Sprintf("%d of %d endpoints do not answer: %s", len(down), n, list(down)),
+			Text: fmt.Sprintf("%d of %d endpoints do not answer: %s", len(now.down), now.all, list(now.down)),
 			Next: r.down,
 		})
 	}
-	if len(dumb) > 0 {
+	if len(now.mute) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoMetrics,
-			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; their load is estimated from what this extproc sends them", len(dumb), n, list(dumb)),
+			Text: fmt.Sprintf("%d of %d endpoints return no usable metrics: %s; their load is estimated from what this extproc sends them", len(now.mute), now.all, list(now.mute)),
 			Next: r.metrics,
 		})
 	}
-	if len(wrong) > 0 {
+	if len(now.wrong) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.OtherModels,
-			Text: fmt.Sprintf("%d of %d endpoints do not list the models that the fleet says they serve: %s; requests go there all the same", len(wrong), n, list(wrong)),
+			Text: fmt.Sprintf("%d of %d endpoints do not list the models that the fleet says they serve: %s; requests go there all the same", len(now.wrong), now.all, list(now.wrong)),
 			Next: r.models,
 		})
 	}
 	if deaf := p.deaf(); len(deaf) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoKVEvents,
-			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is estimated", len(deaf), n, list(deaf)),
+			Text: fmt.Sprintf("%d of %d endpoints send no usable cache events: %s; what they have cached is estimated", len(deaf), now.all, list(deaf)),
 			Next: r.events,
 		})
 	}
-	return append(all, p.loader.conditions()...)
+	return append(append(all, p.state.keys.Conditions()...), p.loader.conditions()...)
 }

@@ -10,6 +10,7 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -24,8 +25,10 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/blocks"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/policy"
+	"millrace.dev/millrace/internal/reach"
 	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
@@ -61,6 +64,7 @@ type state struct {
 	done     []work              // that was reported since Client has last passed it on
 	accounts []*enginepb.Account // that were reported and Client has not given to anybody yet
 	caches   uint32              // the last number given to an engine's cache
+	keys     *reach.Keys
 	prefixes struct {
 		most int
 		idle time.Duration
@@ -83,6 +87,8 @@ type endpoint struct {
 	// work is what its engine had done when it last reported; nil: it reports that with its
 	// answers, or has not yet.
 	work *scrape.Sample
+	// key is what requests must have there; nil: nothing.
+	key *reach.Key
 	// shown is the endpoint as the last table has it, basis what that was made of.
 	shown *pick.Endpoint
 	basis basis
@@ -95,6 +101,7 @@ type basis struct {
 	blocks   *blocks.Set
 	base     string
 	adapters *pick.Adapters
+	key      *reach.Key
 }
 
 // model is one model with what lives on between tables.
@@ -113,6 +120,7 @@ func newState(ours bool) *state {
 		versions:  map[string]map[string]string{},
 		answered:  map[string]bool{},
 		reports:   reports{},
+		keys:      reach.NewKeys(slog.New(slog.DiscardHandler)),
 	}
 	for _, t := range types {
 		s.versions[t] = map[string]string{}
@@ -218,6 +226,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 	}
 	s.accounts, m.Accounts = append(s.accounts, m.GetAccounts()...), nil // not kept: Client has them
 	e.resource = m
+	e.key = s.keyOf(m)
 	s.setAdapters(e)
 	s.setWork(e)
 	s.applyCache(m.GetAddress(), now)
@@ -247,6 +256,15 @@ func (e *endpoint) restarted(m *fleetpb.EndpointState) bool {
 		}
 	}
 	return false
+}
+
+// keyOf returns what requests must have at an endpoint; nil: nothing.
+func (s *state) keyOf(m *fleetpb.EndpointState) *reach.Key {
+	k := m.GetKey()
+	if k == nil {
+		return nil
+	}
+	return s.keys.Of(config.APIKey{File: k.GetFile(), Env: k.GetEnv(), Header: k.GetHeader(), Requests: true})
 }
 
 // setAdapters takes in which LoRA adapters an engine shows.
@@ -377,9 +395,25 @@ func (s *state) table() *pick.Table {
 		}
 	}
 	for _, m := range t.Models {
+		m.Key = common(m.Endpoints)
 		learnContext(m)
 	}
 	return t
+}
+
+// common returns the key that all endpoints have; nil: there is none. Envoy may try any of
+// them: what is meant for one is not for another.
+func common(endpoints []*pick.Endpoint) *reach.Key {
+	if len(endpoints) == 0 {
+		return nil
+	}
+	key := endpoints[0].Key
+	for _, e := range endpoints {
+		if e.Key != key {
+			return nil
+		}
+	}
+	return key
 }
 
 // learnContext has a model of which nobody has said how long its context is have that of
@@ -408,7 +442,7 @@ func (s *state) cachedTokens() (sum uint64) {
 
 // view returns the endpoint as tables have it: a new one only if something has changed.
 func (e *endpoint) view() *pick.Endpoint {
-	if now := (basis{e.resource, e.kv, e.blocks, e.base, e.adapters}); e.basis != now {
+	if now := (basis{e.resource, e.kv, e.blocks, e.base, e.adapters, e.key}); e.basis != now {
 		e.basis, e.shown = now, e.show()
 	}
 	return e.shown
@@ -430,6 +464,7 @@ func (e *endpoint) show() *pick.Endpoint {
 		KV:      e.kv,
 		Blocks:  e.blocks,
 		Base:    e.base, Adapters: e.adapters,
+		Key:  e.key,
 		Live: e.live,
 	}
 }

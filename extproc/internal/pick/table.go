@@ -17,6 +17,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
 	"millrace.dev/millrace/internal/blocks"
+	"millrace.dev/millrace/internal/reach"
 )
 
 // MaxCandidates is the most hosts that an answer names.
@@ -64,6 +65,8 @@ type Endpoint struct {
 	// are loaded there, if the others are such; nil: there are no others.
 	Base     string
 	Adapters *Adapters
+	// Key is what requests must have there; nil: nothing.
+	Key *reach.Key
 	*Live
 }
 
@@ -126,6 +129,8 @@ type Model struct {
 	Least int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	Awaited bool
+	// Key is what requests get for all of Endpoints; nil: nothing.
+	Key *reach.Key
 	*Learned
 
 	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints

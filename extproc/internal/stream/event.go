@@ -24,6 +24,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/internal/apis"
+	"millrace.dev/millrace/internal/reach"
 )
 
 // Kind is the part of an HTTP exchange that an Event brings and a Reply answers.
@@ -193,4 +194,6 @@ type Decision struct {
 	Hedge pick.Hedge
 	// Choice is the hosts, at least one.
 	Choice *pick.Choice
+	// Key is what the hosts ask for; nil: nothing.
+	Key *reach.Key
 }

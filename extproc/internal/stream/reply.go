@@ -146,7 +146,9 @@ func (o *outbound) headers(r *Reply) {
 	w := &o.w
 	mark := w.mark()
 	for _, name := range slices.Backward(r.Remove) {
-		text(w, fieldRemoveHeaders, name)
+		if !r.replaces(name) {
+			text(w, fieldRemoveHeaders, name)
+		}
 	}
 	if r.Length > 0 {
 		header(w, "content-length", o.integer(r.Length), core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
@@ -165,6 +167,16 @@ func (o *outbound) headers(r *Reply) {
 	w.message(fieldHeaderMutation, mark)
 }
 
+// replaces reports whether a header that the client has sent is set, so that it need not be
+// removed.
+func (r *Reply) replaces(name string) bool {
+	if r.Decision == nil {
+		return false
+	}
+	own, _ := r.Decision.Key.Header()
+	return own == name
+}
+
 // decision writes the headers that say where the request goes.
 func (o *outbound) decision(d *Decision) {
 	const set = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
@@ -175,6 +187,9 @@ func (o *outbound) decision(d *Decision) {
 	if len(d.Chain) > 0 {
 		o.scratch = d.appendChain(o.scratch[:0])
 		header(w, wire.PrefixHeader, o.scratch, set)
+	}
+	if name, value := d.Key.Header(); name != "" {
+		header(w, name, string(value), set)
 	}
 	if d.Hedge.After > 0 {
 		header(w, wire.HedgeHeader, "true", set)

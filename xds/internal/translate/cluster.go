@@ -52,6 +52,7 @@ func clusters(s Site, d *desired.State) (map[string]proto.Message, error) {
 		all[name] = engines(name)
 		if foreign[m.Name] {
 			speakHTTP1(all[name].(*clusterv3.Cluster))
+			reachEngines(all[name].(*clusterv3.Cluster), d, m.Name)
 		}
 	}
 	if len(s.ExtProc) > 0 {

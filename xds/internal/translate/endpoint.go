@@ -58,10 +58,18 @@ func member(e fleet.Endpoint) *endpointv3.LbEndpoint {
 	if e.Membership == fleet.Unhealthy {
 		h.HealthStatus = corev3.HealthStatus_UNHEALTHY
 	}
-	if e.Foreign != nil || e.PlainText {
-		h.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": mark()}}
+	switch x := e.Foreign; {
+	case x != nil && x.TLS.On():
+		h.Metadata = matched(engineMark(wayOf(x.Endpoint).name))
+	case x != nil, e.PlainText:
+		h.Metadata = matched(mark())
 	}
 	return h
+}
+
+// matched is the metadata by which a host's transport socket is found.
+func matched(by *structpb.Struct) *corev3.Metadata {
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.transport_socket_match": by}}
 }
 
 func state(e fleet.Endpoint) *fleetpb.EndpointState {

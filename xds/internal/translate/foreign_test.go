@@ -37,6 +37,9 @@ spec:
   endpoints:
     - {address: "10.0.0.2:8000", models: [smollm2, org/lora], type: vllm, node: n2, zone: z}
     - {address: "10.0.0.3:8000", models: [smollm2]}
+    - {address: "10.0.0.4:8000", models: [smollm2], tls: {ca: /tls/ca.pem, cert: /tls/client.pem, key: /tls/client.key}}
+    - {address: "10.0.0.5:8000", models: [org/lora], tls: {serverName: engine.example}}
+    - {address: "10.0.0.6:8000", models: [smollm2], tls: {skipVerify: true}}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -58,6 +61,7 @@ spec:
 	}
 	all[ClusterType] = static[ClusterType]
 	all[wire.ModelType] = static[wire.ModelType]
+	all[SecretType] = static[SecretType]
 	if faults := Faults(all); len(faults) > 0 {
 		t.Errorf("Envoy's own rules: %v", faults)
 	}

@@ -44,7 +44,7 @@ func (s Site) secure(all map[string]proto.Message) error {
 			server.Server.Role = mtls.ExtProc
 		case strings.HasPrefix(name, enginesPrefix):
 			server.Server.Role = mtls.Engine
-			c.TransportSocketMatches = hostsInCleartext()
+			c.TransportSocketMatches = append(hostsInCleartext(), c.GetTransportSocketMatches()...)
 			if mixed(c) {
 				server.Protocol = alpn1
 			}

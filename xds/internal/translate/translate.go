@@ -79,9 +79,11 @@ func Static(s Site, d *desired.State, keys [][]byte) (Resources, error) {
 	if err != nil {
 		return nil, err
 	}
+	secrets := s.HTTPS.secrets()
+	engineSecrets(secrets, d)
 	return Resources{
 		ListenerType:    listeners,
-		SecretType:      s.HTTPS.secrets(),
+		SecretType:      secrets,
 		RouteType:       {gatewayName: routes(d)},
 		ClusterType:     clusters,
 		wire.ModelType:  models(d),
