@@ -545,7 +545,10 @@ func flagsOf(ctx context.Context, c command) (all []string) {
 	return all
 }
 
-func version(_ context.Context, _ []string, std files) error {
+func version(_ context.Context, args []string, std files) error {
+	if err := newFlags("version", std).Read(args); err != nil {
+		return err
+	}
 	_, err := fmt.Fprintln(std.out, "millrace", program.Version())
 	return err
 }
