@@ -187,6 +187,9 @@ func kindOf(rest []byte) (Kind, bool) {
 		return kinds[string(name)], n > 0 && err == nil
 	}
 	n, rest, err := msgp.ReadMapHeaderBytes(rest)
+	if err != nil {
+		return Other, false
+	}
 	for range n {
 		var key, name []byte
 		if key, rest, err = msgp.ReadStringZC(rest); err != nil {
