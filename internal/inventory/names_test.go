@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,11 +17,22 @@ import (
 
 // zone is a fake DNS.
 type zone struct {
+	// mu guards the fields below.
+	mu        sync.Mutex
 	addresses map[string][]string
 	err       error
 }
 
+// set has a name stand for other addresses.
+func (z *zone) set(name string, addresses ...string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.addresses[name] = addresses
+}
+
 func (z *zone) lookup(_ context.Context, name string) ([]netip.Addr, error) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
 	var all []netip.Addr
 	for _, a := range z.addresses[name] {
 		all = append(all, netip.MustParseAddr(a))
@@ -91,7 +103,7 @@ func TestNamesAreFollowed(t *testing.T) {
 		if got := addresses(n.Entries(specs)); !cmp.Equal(got, []string{"10.0.0.1:80"}) {
 			t.Errorf("at once: %v", got)
 		}
-		z.addresses["a"] = []string{"10.0.0.2"}
+		z.set("a", "10.0.0.2")
 		time.Sleep(namesEvery)
 		synctest.Wait()
 		if got := addresses(n.Entries(specs)); !cmp.Equal(got, []string{"10.0.0.2:80"}) {
