@@ -164,7 +164,7 @@ func tokens(t *testing.T) {
 	}{
 		{"of another namespace", token(t, intruder, "millrace-engine", "stranger", "millrace"), mtls.Engine, "has no role in this mesh"},
 		{"of another account", token(t, victim, "default", "stranger", "millrace"), mtls.Engine, "has no role in this mesh"},
-		{"of no Pod", token(t, victim, "millrace-engine", "", "millrace"), mtls.Engine, "token of no Pod"},
+		{"of no Pod", token(t, victim, "millrace-engine", "", "millrace"), mtls.Engine, "is not a Pod's"},
 		{"for the API server", token(t, victim, "millrace-engine", pod, "https://kubernetes.default.svc.cluster.local"), mtls.Engine, "401 Unauthorized"},
 		{"of nobody", "a.b.c", mtls.Engine, "401 Unauthorized"},
 		{"of an engine, as xds", token(t, victim, "millrace-engine", pod, "millrace"), mtls.XDS, "has not role"},

@@ -51,7 +51,7 @@ type APIKey struct {
 	// +kubebuilder:validation:MaxLength=4096
 	File string `json:"file,omitempty"`
 	// Env is the name of the environment variable that has the key.
-	// +millrace:form:name=envName,optional=true
+	// +millrace:form:name=envName,optional=true,hidden=true
 	Env string `json:"env,omitempty"`
 	// Header is the header that has it. Default: authorization, with "Bearer " before the
 	// key; any other has the key as it is.
@@ -79,7 +79,7 @@ type EngineHeader struct {
 	// +kubebuilder:validation:MaxLength=4096
 	File string `json:"file,omitempty"`
 	// Env is the name of the environment variable that has the value.
-	// +millrace:form:name=envName,optional=true
+	// +millrace:form:name=envName,optional=true,hidden=true
 	Env string `json:"env,omitempty"`
 }
 
@@ -118,7 +118,7 @@ func (e Endpoint) validateAccess(at string, r *rules) {
 	}
 	if e.Health != "" {
 		if _, err := url.ParseRequestURI(string(e.Health)); err != nil || !metricsURL.fits(string(e.Health)) {
-			r.broken(at+".health", "%.80q; must be a URL such as http://10.0.0.3:8000/health", e.Health)
+			r.broken(at+".health", "must be %s", metricsURL.words)
 		}
 	}
 }

@@ -56,7 +56,7 @@ type EndpointsSpec struct {
 //
 // +kubebuilder:object:generate=true
 // +millrace:rule:at="models",missing=true,holds="has(self.models) && self.models.size() > 0",words="missing; must be a list of the model ids that it serves"
-// +millrace:rule:at="metrics",when="self.type == 'openai'",holds="self.metrics.size() == 0",shows="quoted",words="an endpoint of type openai has no metrics that we know: name its type, or leave this out"
+// +millrace:rule:at="metrics",when="self.type == 'openai'",holds="self.metrics.size() == 0",words="an endpoint of type openai has no metrics that we know: name its type, or leave this out"
 // +millrace:rule:at="kvEvents",when="self.type != 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0 || has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0)",words="an endpoint of type {self.type} has none that we know: set type: vllm, or leave this out"
 // +millrace:rule:at="kvEvents",when="self.type == 'vllm' && has(self.kvEvents.topic) && self.kvEvents.topic.size() > 0",holds="has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 || has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0",words="neither connect nor listen; must be one of them: connect where the engine's endpoint has a *, else listen"
 // +millrace:rule:at="kvEvents",when="self.type == 'vllm'",holds="!(has(self.kvEvents.connect) && self.kvEvents.connect.size() > 0 && has(self.kvEvents.listen) && self.kvEvents.listen.size() > 0)",words="connect and listen; must be one of them: connect where the engine's endpoint has a *, else listen"
@@ -78,11 +78,11 @@ type Endpoint struct {
 	// Metrics is the URL of its metrics. Default: where its type has them, mostly
 	// http://ADDRESS/metrics; an "openai" endpoint has none.
 	// A user and a password in it are sent, and not shown.
-	// +millrace:form:name=metricsURL,optional=true,also="isURL(self)"
+	// +millrace:form:name=metricsURL,optional=true,hidden=true,also="isURL(self)"
 	Metrics secret.URL `json:"metrics,omitempty"`
 	// Health is the URL of its health. Default: http://ADDRESS/health. A user and a password
 	// in it are sent, and not shown.
-	// +millrace:form:name=metricsURL,optional=true,also="isURL(self)"
+	// +millrace:form:name=metricsURL,optional=true,hidden=true,also="isURL(self)"
 	Health secret.URL `json:"health,omitempty"`
 	// TLS is how it is reached if it serves TLS: then the defaults of Metrics and Health begin
 	// with https.
@@ -193,10 +193,10 @@ func (e Endpoint) validateMetrics(path string, r *rules) {
 		return
 	}
 	if _, err := url.ParseRequestURI(string(e.Metrics)); err != nil || !metricsURL.fits(string(e.Metrics)) {
-		r.broken(path, "%.80q; must be %s", e.Metrics, metricsURL.words)
+		r.broken(path, "must be %s", metricsURL.words)
 	}
 	if e.Type == TypeOpenAI {
-		r.broken(path, "%.80q; an endpoint of type openai has no metrics that we know: name its type, or leave this out", e.Metrics)
+		r.broken(path, "an endpoint of type openai has no metrics that we know: name its type, or leave this out")
 	}
 }
 

@@ -141,6 +141,8 @@ type form struct {
 	Optional bool `marker:",optional"`
 	// Also is CEL that must hold, too.
 	Also string `marker:",optional"`
+	// Hidden is whether what it is is not shown: there may be a secret in it.
+	Hidden bool `marker:",optional"`
 }
 
 // ApplyToSchema adds the rule.
@@ -161,7 +163,11 @@ func (f form) ApplyToSchema(c *context, s *schema) error {
 	if f.Optional {
 		holds = "self == '' || " + holds
 	}
-	add(s, "", holds, quoted("self")+"; must be "+p.words)
+	words := "must be " + p.words
+	if !f.Hidden {
+		words = quoted("self") + "; " + words
+	}
+	add(s, "", holds, words)
 	return nil
 }
 
