@@ -140,8 +140,12 @@ func hash(v any) any {
 			w.out.WriteByte(',')
 		}
 		return tupleHash(w.out.String())
-	case *list, *Dict, *view:
+	case *list, *Dict:
 		throw(errType, "unhashable type: %s", typeName(v))
+	case *view:
+		if v.kind != "dict_values" { // that one alone is compared by which it is
+			throw(errType, "unhashable type: %s", typeName(v))
+		}
 	case *undefined:
 		return (*undefined)(nil)
 	}

@@ -8,6 +8,19 @@ import (
 	"time"
 )
 
+// TestViewsAsKeys has views of a dictionary be looked for in another one, as Python does.
+func TestViewsAsKeys(t *testing.T) {
+	for source, want := range map[string]string{
+		"{{ {1: 2}.values() in {} }}": "False", "{% set v = {1: 2}.values() %}{{ v in {v: 1} }}": "True",
+		"{{ {1: 2}.keys() in {} }}": "", "{{ {1: 2}.items() in {} }}": "",
+	} {
+		got, err := renderPair(&pair{Template: source, Vars: []byte("{}")})
+		if string(got) != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v; want %q", source, got, err, want)
+		}
+	}
+}
+
 // TestRefusals has what Jinja2 may render and this package doesn't: the error says so.
 func TestRefusals(t *testing.T) {
 	for _, source := range []string{
