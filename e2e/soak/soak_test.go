@@ -63,11 +63,15 @@ func TestSoak(t *testing.T) {
 		all.Go(func() {
 			r := rand.New(rand.NewPCG(1, uint64(c)))
 			for n := 0; ctx.Err() == nil; n++ {
-				switch err := ask(m, t, r, c, n); {
+				switch err := refusal(ask(m, t, r, c, n)); {
 				case errors.Is(err, errAborted):
 					aborted.Add(1)
 				case errors.Is(err, errRefused):
 					refused.Add(1)
+					select { // as clients do that are told to try again later
+					case <-ctx.Done():
+					case <-time.After(again):
+					}
 				case err != nil:
 					failed.Add(1)
 				default:
@@ -222,13 +226,22 @@ func ask(m *rig.Mesh, t *testing.T, r *rand.Rand, client, n int) error {
 		s, err := rig.Stream(ctx, url, q, nil, headers...)
 		if err == nil && !s.Done {
 			err = errors.New("a stream without its end")
-		} else if err != nil && (strings.Contains(err.Error(), "status 429") || strings.Contains(err.Error(), "status 503")) {
-			err = errRefused
 		}
 		return err
 	}
 	_, a, err := rig.Complete(ctx, url, q, headers...)
 	return outcome(a, err)
+}
+
+// again is how long a client waits that was refused.
+const again = time.Second
+
+// refusal makes a refusal of an error that says the status of one.
+func refusal(err error) error {
+	if err != nil && (strings.Contains(err.Error(), "status 429") || strings.Contains(err.Error(), "status 503")) {
+		return errRefused
+	}
+	return err
 }
 
 // outcome makes a refusal of an answer that is one.
