@@ -68,7 +68,7 @@ func TestSoak(t *testing.T) {
 					aborted.Add(1)
 				case errors.Is(err, errRefused):
 					refused.Add(1)
-					select { // as clients do that are told to try again later
+					select { // as clients do that respect Retry-After
 					case <-ctx.Done():
 					case <-time.After(again):
 					}
