@@ -132,24 +132,16 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]string{"status": "ok", "replica": v.Assignment.GetReplica()})
 }
 
-// entry is one model of the list.
-type entry struct {
-	ID      string `json:"id"`
-	Object  string `json:"object"`
-	Created int64  `json:"created"`
-	OwnedBy string `json:"owned_by"`
-}
-
-func (s *Server) entries() []entry {
+func (s *Server) entries() []apis.Model {
 	v, _ := s.cfg.Serving()
 	if v == nil {
-		return []entry{}
+		return nil
 	}
-	return []entry{{ID: v.Assignment.GetModel(), Object: "model", Created: s.started.Unix(), OwnedBy: "millrace"}}
+	return []apis.Model{apis.NewModel(v.Assignment.GetModel(), s.started.Unix())}
 }
 
 func (s *Server) models(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": s.entries()})
+	writeJSON(w, http.StatusOK, apis.NewModels(s.entries()...))
 }
 
 func (s *Server) model(w http.ResponseWriter, r *http.Request) {

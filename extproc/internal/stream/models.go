@@ -10,16 +10,6 @@ import (
 	"millrace.dev/millrace/internal/apis"
 )
 
-// listed is a model in the list of models.
-type listed struct {
-	ID      string `json:"id"`
-	Object  string `json:"object"`
-	Created int64  `json:"created"` // nobody knows
-	OwnedBy string `json:"owned_by"`
-}
-
-func listedAs(id string) listed { return listed{ID: id, Object: "model", OwnedBy: "millrace"} }
-
 // modelsAsked answers a request for the models there are: an engine knows only its own,
 // and may be down. nil: that is not what it asks, or engines know names that we don't.
 func modelsAsked(t *pick.Table, head *RequestHead) ([]byte, *openai.Error) {
@@ -33,16 +23,13 @@ func modelsAsked(t *pick.Table, head *RequestHead) ([]byte, *openai.Error) {
 	var answer any
 	switch names := namesIn(t); {
 	case one == "":
-		all := struct {
-			Object string   `json:"object"`
-			Data   []listed `json:"data"`
-		}{"list", []listed{}} // an empty list is said as [], not as null
+		var all []apis.Model
 		for _, id := range names {
-			all.Data = append(all.Data, listedAs(id))
+			all = append(all, apis.NewModel(id, 0))
 		}
-		answer = all
+		answer = apis.NewModels(all...)
 	case slices.Contains(names, one):
-		answer = listedAs(one)
+		answer = apis.NewModel(one, 0)
 	default:
 		return nil, openai.ModelNotFound(one)
 	}

@@ -167,24 +167,16 @@ func noLength() *routev3.Route {
 	}, 400, "content-length: no body is so long")
 }
 
-// model is an entry of the list of models.
-type model struct {
-	ID      string `json:"id"`
-	Object  string `json:"object"`
-	Created int64  `json:"created"` // nobody knows
-	OwnedBy string `json:"owned_by"`
-}
-
 // modelRoutes answers what is asked about models behind a prefix, which needs no engine.
 func modelRoutes(d *desired.State, front string) []*routev3.Route {
-	list := []model{} // an empty one is said as [], not as null
+	var list []apis.Model
 	var each []*routev3.Route
 	for _, name := range modelNames(d) {
-		m := model{ID: name, Object: "model", OwnedBy: "millrace"}
+		m := apis.NewModel(name, 0)
 		list = append(list, m)
 		each = append(each, answer(path(front+"/v1/models/"+name), m))
 	}
-	all := map[string]any{"object": "list", "data": list}
+	all := apis.NewModels(list...)
 	routes := append([]*routev3.Route{answer(path(front+"/v1/models"), all), answer(path(front+"/models"), all), answer(path(front+"/v1/models/"), all)}, each...)
 	return append(routes,
 		direct(get(prefix(front+"/v1/models/")), 404, "no such model"),
