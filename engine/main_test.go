@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -115,18 +116,17 @@ func TestServesUntilTheEnd(t *testing.T) {
 		done <- run(ctx, flags(t), stderr)
 		_ = stderr.Close()
 	}()
-	b := make([]byte, 1000)
-	n, err := logs.Read(b)
-	if err != nil {
-		t.Fatal(err)
+	lines := bufio.NewScanner(logs)
+	for lines.Scan() && !strings.Contains(lines.Text(), "msg=ready") {
 	}
+	line := lines.Text()
 	go func() { _, _ = io.Copy(io.Discard, logs) }()
 	addresses := map[string]string{}
-	for _, m := range address.FindAllStringSubmatch(string(b[:n]), -1) {
+	for _, m := range address.FindAllStringSubmatch(line, -1) {
 		addresses[m[1]] = m[2]
 	}
-	if !strings.Contains(string(b[:n]), "msg=ready") || len(addresses) != 3 {
-		t.Fatalf("%s", b[:n])
+	if len(addresses) != 3 {
+		t.Fatalf("%q, %v", line, lines.Err())
 	}
 	ready := fmt.Sprintf("http://%s/readyz", addresses["metrics"])
 	want := map[string]string{

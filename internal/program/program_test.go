@@ -1,6 +1,7 @@
 package program
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -130,19 +131,19 @@ func TestServesItsAdminPageUntilTheEnd(t *testing.T) {
 		done <- p.Run(ctx, []string{"-peer", "127.0.0.1:7100", "-probes", "127.0.0.1:" + port}, w)
 		w.Close()
 	}()
-	b := make([]byte, 1000)
-	n, err := r.Read(b)
-	if err != nil {
-		t.Fatal(err)
+	ready := regexp.MustCompile(`program=try metrics=(\S+)`)
+	lines := bufio.NewScanner(r)
+	for lines.Scan() && !ready.MatchString(lines.Text()) {
 	}
-	m := regexp.MustCompile(`program=try metrics=(\S+)`).FindSubmatch(b[:n])
+	m := ready.FindStringSubmatch(lines.Text())
 	if m == nil {
-		t.Fatalf("first line %s", b[:n])
+		t.Fatalf("%q, %v", lines.Text(), lines.Err())
 	}
+	go func() { _, _ = io.Copy(io.Discard, r) }()
 	for _, tt := range []struct{ host, path, want string }{
-		{string(m[1]), "/readyz", `{"code":"tried","text":"of a file","severity":"degraded"}`},
-		{string(m[1]), "/metrics", "process_cpu_seconds_total"},
-		{string(m[1]), "/debug/pprof/", "goroutine"},
+		{m[1], "/readyz", `{"code":"tried","text":"of a file","severity":"degraded"}`},
+		{m[1], "/metrics", "process_cpu_seconds_total"},
+		{m[1], "/debug/pprof/", "goroutine"},
 		{"127.0.0.1:" + port, "/readyz", `[{"code":"tried","severity":"degraded"}]`},
 		{"127.0.0.1:" + port, "/metrics", "process_cpu_seconds_total"},
 		{"127.0.0.1:" + port, "/debug/pprof/", "404"},
