@@ -37,16 +37,19 @@ func (u Usage) Speed() Speed {
 }
 
 // usage is OpenAI's account, of chat completions and of responses, or Anthropic's,
-// whose input leaves out what was cached.
+// whose input leaves out what was cached, or is from now on.
 type usage struct {
 	Prompt     uint64  `json:"prompt_tokens"`
 	Completion uint64  `json:"completion_tokens"`
 	Input      uint64  `json:"input_tokens"`
 	Output     uint64  `json:"output_tokens"`
 	CacheRead  uint64  `json:"cache_read_input_tokens"`
+	CacheMade  uint64  `json:"cache_creation_input_tokens"`
 	Details    details `json:"prompt_tokens_details"`
 	InDetails  details `json:"input_tokens_details"`
 }
+
+func (u *usage) prompt() uint64 { return max(u.Prompt, u.Input+u.CacheRead+u.CacheMade) }
 
 type details struct {
 	Cached uint64 `json:"cached_tokens"`
@@ -66,7 +69,7 @@ func ParseUsage(b []byte) (Usage, bool) {
 		return Usage{}, false
 	}
 	return Usage{
-		Prompt: max(u.Prompt, u.Input+u.CacheRead), Completion: max(u.Completion, u.Output),
+		Prompt: u.prompt(), Completion: max(u.Completion, u.Output),
 		Cached: max(u.Details.Cached, u.InDetails.Cached, u.CacheRead),
 	}, true
 }
@@ -90,7 +93,7 @@ func (v *Usage) Begun(first []byte) {
 	}
 	var u usage
 	if object, ok := objectAfter(first[i+len(usageKey):]); ok && json.NewDecoder(bytes.NewReader(object)).Decode(&u) == nil {
-		v.Prompt, v.Cached = max(u.Prompt, u.Input+u.CacheRead), u.CacheRead
+		v.Prompt, v.Cached = u.prompt(), u.CacheRead
 	}
 }
 

@@ -15,6 +15,7 @@ func TestParseUsage(t *testing.T) {
 		{"chat", `{"usage":{"prompt_tokens":39,"completion_tokens":48,"prompt_tokens_details":{"cached_tokens":24}}}`, Usage{Prompt: 39, Cached: 24, Completion: 48}, true},
 		{"with spaces, and null in the events before", "data: {\"usage\": {\"prompt_tokens\": 3}}\n\ndata: {\"usage\": null}\n\n", Usage{Prompt: 3}, true},
 		{"details that are null", `{"usage":{"prompt_tokens":5,"completion_tokens":1,"prompt_tokens_details":null}}`, Usage{Prompt: 5, Completion: 1}, true},
+		{"messages, some found and the rest kept", `{"usage":{"input_tokens":9,"output_tokens":1,"cache_creation_input_tokens":64,"cache_read_input_tokens":32}}`, Usage{Prompt: 105, Cached: 32, Completion: 1}, true},
 		{"a text that looks like it", `{"content":"\"usage\":{\"prompt_tokens\":3}"}`, Usage{}, false},
 		{"cut off", `{"usage":{"prompt_tokens":3`, Usage{}, false},
 		{"nothing behind the key", `"usage"`, Usage{}, false},

@@ -2,6 +2,7 @@ package openai
 
 import (
 	"encoding/binary"
+	"strconv"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -31,7 +32,25 @@ var apart = map[string]bool{
 }
 
 // uncounted are those of them that nobody here makes tokens of.
-var uncounted = map[string]bool{"chat_template": true, "documents": true, "add_special_tokens": true, "truncate_prompt_tokens": true}
+var uncounted = map[string]bool{"chat_template": true, "documents": true}
+
+// around takes in what is put around a prompt, and how much of it is left.
+func (r *Request) around(name, value []byte) {
+	switch string(name) {
+	case "add_special_tokens":
+		usual := "true"
+		if r.API.Row().Counted == apis.Conversation {
+			usual = "false" // the template writes them
+		}
+		r.Special = string(value) != usual
+	case "truncate_prompt_tokens":
+		most, err := strconv.Atoi(string(value))
+		if err != nil || most < 0 {
+			most = 0
+		}
+		r.Truncates, r.Most = true, most
+	}
+}
 
 // Bounds of what is written in this form.
 const (
@@ -51,6 +70,7 @@ func (r *Request) separate(s *scanner, name []byte) bool {
 		return ok
 	}
 	r.Uncounted = r.Uncounted || uncounted[string(name)]
+	r.around(name, s.b[start:s.i])
 	c := canon{r: r}
 	at := len(r.unescaped)
 	c.text(name)

@@ -29,8 +29,10 @@ type Request struct {
 	Choices int
 	// Beyond is how many messages, media and prompts there are beyond MaxEntries.
 	Beyond int
-	// Truncates is whether the client wants a prompt that is too long cut.
+	// Truncates is whether the client wants a prompt that is too long cut, Most to how many
+	// tokens (truncate_prompt_tokens); 0: to what the engine has room for.
 	Truncates bool
+	Most      int
 	// Previous is the id of the response that this request continues; nil: none.
 	Previous []byte
 	// User is the client's name for who asks: user, or Anthropic's metadata.user_id;
@@ -56,6 +58,9 @@ type Request struct {
 	// Uncounted is whether a field changes the prompt in a way that engines have each their
 	// own of: what is counted without it is an estimate.
 	Uncounted bool
+	// Special is whether the client wants no tokens put around its prompt where they usually
+	// are, or some around a conversation (add_special_tokens).
+	Special bool
 	// Cut is whether a form was not decoded to its end, and no model was found until there.
 	Cut bool
 	// Raw is the whole body.
@@ -269,8 +274,6 @@ func (r *Request) length(s *scanner, name []byte) bool {
 		return ok
 	case "ignore_eos":
 		r.IgnoreEOS = s.peek() == 't'
-	case "truncate_prompt_tokens":
-		r.Truncates = r.Truncates || s.peek() != 'n'
 	case "truncation":
 		r.Truncates = r.Truncates || bytes.HasPrefix(s.b[s.i:], []byte(`"auto"`))
 	case "cache_salt":

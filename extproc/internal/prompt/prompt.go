@@ -38,10 +38,17 @@ func (t *tokenizer) Doubts() error { return t.model.TemplateError() }
 // Media are estimated.
 func (t *tokenizer) Count(r *openai.Request) (n int, doubt string) {
 	n, doubt = t.count(r)
-	if doubt == pick.Certain && r.Uncounted {
+	if doubt == pick.Certain && t.changed(r, n) {
 		doubt = string(token.ByFields)
 	}
 	return n, doubt
+}
+
+// changed reports whether fields of a request change its prompt of n tokens in a way that
+// engines have each their own of. Some follow them, the others don't know them.
+func (t *tokenizer) changed(r *openai.Request, n int) bool {
+	cut := r.Truncates && r.Most < n && (r.Most > 0 || !r.API.Row().Items)
+	return r.Uncounted || cut || r.Special && t.model.Adds()
 }
 
 func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
@@ -55,6 +62,9 @@ func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 		}
 		n, _ = t.model.CountChat(c)
 		doubt = string(c.Doubt)
+		if doubt == pick.Certain && t.model.AddsToChats() {
+			doubt = string(token.ByFields)
+		}
 		if r.Previous != nil && doubt == pick.Certain {
 			doubt = "previous" // what it continues is not in it
 		}
@@ -74,7 +84,7 @@ func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 // there are media, or several prompts.
 func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
 	ids, exact = t.identify(dst, r)
-	return ids, exact && !r.Uncounted
+	return ids, exact && !t.changed(r, len(ids))
 }
 
 func (t *tokenizer) identify(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
@@ -92,7 +102,8 @@ func (t *tokenizer) identify(dst []uint32, r *openai.Request) (ids []uint32, exa
 		if err != nil {
 			return dst, false
 		}
-		return t.model.AppendChat(dst, c)
+		ids, exact = t.model.AppendChat(dst, c)
+		return ids, exact && !t.model.AddsToChats()
 	default:
 		c := t.chats.Get().(*token.Chat)
 		defer t.chats.Put(c)

@@ -134,6 +134,13 @@ func (m *Model) setTemplate(s *source) {
 // uses what cannot be rendered here. It is nil if they are counted.
 func (m *Model) TemplateError() error { return m.broken }
 
+// Adds reports whether the backend puts tokens of its own around texts.
+func (m *Model) Adds() bool { return m.added > 0 }
+
+// AddsToChats reports whether some backends put tokens of their own around a rendered
+// conversation where others don't: vLLM does in Responses, not in chats.
+func (m *Model) AddsToChats() bool { return m.added > 0 && m.addedTo == 0 }
+
 // Count returns the tokens of plain text. Special tokens in it are text.
 func (m *Model) Count(text []byte) int { return m.tokens(text, false) }
 
