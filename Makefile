@@ -72,9 +72,10 @@ test-templates: setup $(TEMPLATES)/.installed ## hold the rendering of chat temp
 	go test -tags templates -count=1 -timeout 60m -v -run 'Templates|Committed|Agrees' ./extproc/internal/jinja $(ARGS)
 	go test -tags templates -count=1 -run TemplatesOfModels ./extproc/internal/token
 
-test-vllm: build setup ## run meshes of real vLLM on CPUs, and extproc in front of two: 6 GB to fetch, 9 GB of memory, 25 min
+test-vllm: build setup $(CLIENTS)/.installed ## run meshes of real vLLM on CPUs, extproc in front of two, and clients: 7 GB to fetch, 9 GB of memory, 35 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 	go test -tags vllm -count=1 -p 1 -timeout 60m -v -run TestVLLM ./e2e/kinds ./e2e/noxds
+	go test -tags vllm,clients -count=1 -timeout 30m -v -run TestVLLM ./e2e/clients
 
 kube-programs: | need-go ## build what clusters of the tests are made of into the user's cache, once: 10 min, 5 GB of memory
 	go run ./e2e/cluster/kube -build
@@ -105,6 +106,7 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet ./...
 	go vet -tags vllm ./e2e/...
 	go vet -tags clients ./e2e/clients
+	go vet -tags clients,vllm ./e2e/clients
 	go vet -tags soak ./e2e/soak
 	go vet -tags templates ./extproc/internal/jinja ./extproc/internal/token
 	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes

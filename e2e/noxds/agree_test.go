@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"millrace.dev/millrace/e2e/rig"
 )
@@ -131,10 +132,8 @@ func record(t *testing.T, port int) (all []sample) {
 }
 
 // testRecorded holds the file that unit tests compare extproc's tokens with to a real engine.
-func (p *pair) testRecorded(t *testing.T) { testRecorded(t, p.ports.engines[0]) }
-
-func testRecorded(t *testing.T, port int) {
-	got := record(t, port)
+func (p *pair) testRecorded(t *testing.T) {
+	got := record(t, p.ports.engines[0])
 	if *update {
 		var b bytes.Buffer
 		for _, s := range got {
@@ -157,4 +156,81 @@ func testRecorded(t *testing.T, port int) {
 			t.Errorf("%s: %d tokens %v, the file has %s, %d %v", s.Name, s.Count, s.Tokens, w.Name, w.Count, w.Tokens)
 		}
 	}
+}
+
+// writeTokenizer writes the engines' tokenizer for them and for extproc: that of the model,
+// but that it puts a token before texts, and with the template of the samples.
+func (p *pair) writeTokenizer(t *testing.T) {
+	t.Helper()
+	file := rig.Decode[map[string]json.RawMessage](t, []byte(rig.Read(t, rig.MustCached(t, "vllm/model/tokenizer.json"))))
+	file["post_processor"] = json.RawMessage(`{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<|im_start|>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],` +
+		`"pair":[{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":1}}],"special_tokens":{"<|im_start|>":{"id":"<|im_start|>","ids":[1],"tokens":["<|im_start|>"]}}}`)
+	text, err := marshal(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.write(t, "tokenizer.json", string(text))
+	p.write(t, "tokenizer_config.json", rig.Read(t, rig.MustCached(t, "vllm/model/tokenizer_config.json")))
+	p.write(t, "chat_template.jinja", rig.Read(t, vllmData("served.jinja")))
+}
+
+// why is what extproc says of a request in x-millrace-decision.
+type why struct {
+	Prompt     int    `json:"prompt_tokens"`
+	Exact      bool   `json:"exact"`
+	Doubt      string `json:"doubt"`
+	Candidates []struct {
+		Address string `json:"address"`
+		Cached  int    `json:"expected_cached_tokens"`
+	} `json:"candidates"`
+}
+
+// shortest is how many tokens a prompt must have for a block of it to be cached and used.
+const shortest = 33
+
+// blockLimit is how long extproc may take to apply an engine's events on a busy machine.
+const blockLimit = 30 * time.Second
+
+// testPrompts sends the recorded prompts through Envoy. What extproc calls exact is what the
+// engine's usage says; asked again, what it predicts to be cached is what is.
+func (p *pair) testPrompts(t *testing.T) {
+	counted, cached, estimates := 0, 0, map[string]int{}
+	for _, s := range recorded(t) {
+		if s.Template != "" {
+			continue // it is not the server's
+		}
+		a, w := p.explained(t, &s)
+		if w.Exact && w.Prompt != a.count {
+			t.Errorf("%s: extproc counts %d tokens, the engine %d", s.Name, w.Prompt, a.count)
+			continue
+		}
+		if !w.Exact {
+			estimates[w.Doubt]++
+			continue
+		}
+		counted++
+		if a.count < shortest || len(s.Tokens) > 1 || bytes.Contains(s.Body, []byte(`"cache_salt"`)) {
+			continue // blocks with a salt are not looked up
+		}
+		rig.Wait(t, blockLimit, s.Name+": its blocks are known", func() error {
+			a, w := p.explained(t, &s)
+			if len(w.Candidates) == 0 || w.Candidates[0].Cached != a.cached || a.cached == 0 {
+				return fmt.Errorf("of %d tokens the engine had %d cached, predicted %+v", a.count, a.cached, w.Candidates)
+			}
+			return nil
+		})
+		cached++
+	}
+	t.Logf("figure: %d prompts counted as by the engine, of %d the cached tokens, too; estimates by reason %v", counted, cached, estimates)
+}
+
+// explained sends a sample through Envoy.
+func (p *pair) explained(t *testing.T, s *sample) (answered, why) {
+	t.Helper()
+	p.asked++
+	a := s.request(t, p.ports.gateway, "x-millrace-debug", "1")
+	if a.status != http.StatusOK {
+		t.Fatalf("%s: %d %.300s", s.Name, a.status, a.text)
+	}
+	return a, rig.Decode[why](t, []byte(a.header.Get("x-millrace-decision")))
 }

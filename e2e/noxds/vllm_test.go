@@ -41,6 +41,7 @@ func newPair(t *testing.T) *pair {
 	p := &pair{fleet: &fleet{t: t, dir: t.TempDir(), engines: make([]*rig.Process, 2)}, events: free[6:]}
 	p.ports.engines = [3]int{free[0], free[1]}
 	p.ports.gateway, p.ports.admin, p.ports.extproc, p.ports.metric = free[2], free[3], free[4], free[5]
+	p.writeTokenizer(t)
 	p.write(t, "fleet.yaml", p.file(t, 0, 1))
 	p.startExtproc()
 	for i := range p.engines {
@@ -66,9 +67,9 @@ func (p *pair) file(t *testing.T, engines ...int) string {
 	}
 	b.WriteString("models:\n")
 	for _, name := range append([]string{"smollm2"}, adapters...) {
-		fmt.Fprintf(&b, "  - {name: %s, tokenizer: %q}\n", name, rig.MustCached(t, "vllm/model/tokenizer.json"))
+		fmt.Fprintf(&b, "  - {name: %s, tokenizer: %q}\n", name, filepath.Join(p.dir, "tokenizer.json"))
 	}
-	return b.String() + "policy: {flow: {gatewayTimeout: 60s}}\n"
+	return b.String() + "policy: {explain: true, flow: {gatewayTimeout: 60s}}\n"
 }
 
 // startVLLM starts an engine.
@@ -76,7 +77,8 @@ func (p *pair) startVLLM(t *testing.T, i int) {
 	t.Helper()
 	model := rig.MustCached(t, "vllm/model")
 	args := []string{
-		"serve", model, "--host", "127.0.0.1", "--port", strconv.Itoa(p.ports.engines[i]), "--served-model-name", "smollm2",
+		"serve", model, "--tokenizer", p.dir, "--chat-template", filepath.Join(p.dir, "chat_template.jinja"), "--trust-request-chat-template",
+		"--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--host", "127.0.0.1", "--port", strconv.Itoa(p.ports.engines[i]), "--served-model-name", "smollm2",
 		"--dtype", "float32", "--enforce-eager", "--block-size", "32", "--num-gpu-blocks-override", strconv.Itoa(kvBlocks),
 		"--max-model-len", "4096", "--enable-prompt-tokens-details",
 		"--kv-events-config", fmt.Sprintf(`{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://%s"}`, rig.Address(p.events[i])),
@@ -238,55 +240,14 @@ func long(about string, times int) string {
 // TestVLLM runs the parts in order on one pair of real engines.
 func TestVLLM(t *testing.T) {
 	p := newPair(t)
-	t.Run("token counts agree", p.testCounts)
+	t.Run("prompts are what the unit tests take them for", p.testRecorded)
+	t.Run("counts and blocks of prompts agree", p.testPrompts)
 	t.Run("turns go to where their blocks are", p.testTurns)
 	t.Run("what came past extproc counts, too", p.testPast)
 	t.Run("a reset cache is followed", p.testReset)
 	t.Run("eviction is followed", p.testEviction)
 	t.Run("adapters have blocks of their own", p.testAdapters)
 	t.Run("a restarted engine's cache is forgotten at once", p.testRestart)
-}
-
-// testCounts sends prompts of all shapes, which the unit tests know, too.
-func (p *pair) testCounts(t *testing.T) {
-	b, err := os.ReadFile(filepath.Join(rig.Root(), "extproc", "internal", "token", "testdata", "ids.jsonl"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want []int
-	for line := range bytes.Lines(b) {
-		var s struct {
-			Body   map[string]any `json:"body"`
-			Tokens []int          `json:"tokens"`
-		}
-		if err := json.Unmarshal(line, &s); err != nil {
-			t.Fatal(err)
-		}
-		if len(s.Tokens) == 0 || len(want) == 120 || bytes.Contains(line, []byte("developer")) {
-			continue // of empty prompts there is no answer
-		}
-		path := "/v1/completions"
-		if s.Body["messages"] != nil {
-			path = "/v1/chat/completions"
-		}
-		s.Body["model"] = "smollm2"
-		tokens, err := post(p.ports.engines[0], "/tokenize", s.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Body["max_tokens"] = 1
-		u := p.through(t, path, s.Body)
-		if u.prompt != len(s.Tokens) || tokens.prompt != len(s.Tokens) {
-			t.Errorf("%s: usage says %d tokens, /tokenize %d, want %d", line, u.prompt, tokens.prompt, len(s.Tokens))
-		}
-		want = append(want, u.prompt)
-	}
-	for i, d := range p.last(t, len(want)) {
-		if d.prompt != want[i] {
-			t.Errorf("prompt %d: extproc counts %d tokens, the engine %d", i, d.prompt, want[i])
-		}
-	}
-	t.Logf("figure: %d prompts, all counted as by the engine", len(want))
 }
 
 func (p *pair) testTurns(t *testing.T) {
