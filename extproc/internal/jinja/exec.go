@@ -454,6 +454,9 @@ func (x *itemExpr) eval(e *exec, s *scope) any {
 
 func (x *sliceExpr) eval(e *exec, s *scope) any {
 	object := x.object.eval(e, s)
+	if x.constant && !sliceable(object) {
+		throw(ErrUnsupported, "a slice of a constant that has none") // Jinja makes it undefined where it is all that a {{ }} has, else an error
+	}
 	var bounds [3]any
 	for i, b := range []expr{x.start, x.stop, x.step} {
 		if b != nil {

@@ -312,6 +312,7 @@ func (p *parser) subscript(e expr) expr {
 	if len(keys) == 1 {
 		if s, ok := keys[0].(*sliceExpr); ok {
 			s.object = e
+			s.constant = constant(s)
 			return s
 		}
 		return &itemExpr{object: e, key: keys[0]}

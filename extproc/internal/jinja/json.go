@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -149,4 +151,13 @@ func (w *jsonWriter) indentation(v any) {
 	default:
 		throw(errType, "tojson with an indent of type %s", typeName(v))
 	}
+}
+
+// Items returns what is in a list that NewList or FromJSON made; of other values nothing.
+func Items(v any) iter.Seq[any] {
+	l, ok := v.(*list)
+	if !ok {
+		return func(func(any) bool) {}
+	}
+	return slices.Values(l.items)
 }

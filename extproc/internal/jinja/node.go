@@ -75,7 +75,10 @@ type (
 		name   string
 	}
 	itemExpr  struct{ object, key expr }
-	sliceExpr struct{ object, start, stop, step expr }
+	sliceExpr struct {
+		object, start, stop, step expr
+		constant                  bool // whether no variable is in it
+	}
 	arguments struct {
 		values      []expr
 		names       []string

@@ -163,6 +163,15 @@ func byteAt(s string, i int) int {
 	return at
 }
 
+// sliceable reports whether a value has slices.
+func sliceable(v any) bool {
+	switch v.(type) {
+	case string, markup, *list, *tuple, *span, *undefined:
+		return true
+	}
+	return false
+}
+
 // slice is Python's v[start:stop:step].
 func (e *exec) slice(v any, bounds [3]any) any {
 	if _, ok := v.(markup); ok {

@@ -38,6 +38,9 @@ type fields struct {
 	Effort   string          `json:"reasoning_effort"`
 	Format   json.RawMessage `json:"response_format"`
 	Schema   json.RawMessage `json:"json_schema"`
+	// Documents are for the template, Template is one of the request's own.
+	Documents json.RawMessage `json:"documents"`
+	Template  json.RawMessage `json:"chat_template"`
 }
 
 // mostKwargs bounds a template's own fields, in bytes: decoded they take thirty times as
@@ -61,6 +64,7 @@ type plan struct {
 	extra    *jinja.Dict
 	doubt    Doubt
 	slow     bool // whether the form won't do
+	goesOn   bool // whether the last of messages is continued, as transformers does it
 	cut      bool // whether words of it are estimated
 }
 
@@ -124,6 +128,12 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 	if p.cut {
 		p.doubts(ByWords)
 	}
+	if m.template.harmony {
+		p.doubts(ByHarmony)
+	}
+	if !m.template.llama && m.template.vllm && m.template.lists == absent {
+		p.doubts(ByEngine) // versions differ in whether they give this template texts or lists
+	}
 	f, err := m.fields(c.Raw)
 	if err != nil {
 		return p, err
@@ -134,6 +144,12 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 	}
 	if m.template.own && (f.Format != nil || f.Schema != nil) {
 		p.doubts(ByFields) // some templates' handlers give the model the schema
+	}
+	if given(f.Template) {
+		p.doubts(ByFields) // refused, followed or passed over, as the engine was started
+	}
+	if err := m.planDocuments(&p, &f); err != nil {
+		return p, err
 	}
 	if err := m.planExtra(&p, &f); err != nil {
 		return p, err
@@ -155,6 +171,44 @@ func (m *Model) fields(raw []byte) (fields, error) {
 	return f, err
 }
 
+// given is whether a field has a value.
+func given(raw json.RawMessage) bool {
+	raw = bytes.TrimSpace(raw)
+	return len(raw) > 0 && string(raw) != "null"
+}
+
+// planDocuments gives the template the request's documents.
+func (m *Model) planDocuments(p *plan, f *fields) error {
+	if !given(f.Documents) || !m.template.mentions("documents") {
+		return nil
+	}
+	if m.template.llama || !m.template.vllm {
+		p.doubts(ByFields)
+		return nil
+	}
+	var texts []map[string]string
+	if json.Unmarshal(f.Documents, &texts) != nil {
+		return errRefused
+	}
+	if len(f.Documents) > mostKwargs {
+		return errHeavy
+	}
+	documents, err := jinja.FromJSON(f.Documents)
+	if err == nil {
+		p.set("documents", documents)
+	}
+	return err
+}
+
+// set gives the template a variable.
+func (p *plan) set(name string, v any) {
+	if p.extra == nil {
+		p.extra = jinja.NewDict(2)
+	}
+	p.extra.Set(name, v)
+	p.slow = true
+}
+
 // planExtra finds the variables that the request itself gives the template.
 func (m *Model) planExtra(p *plan, f *fields) error {
 	if len(f.Kwargs) == 0 && f.Effort == "" {
@@ -164,31 +218,55 @@ func (m *Model) planExtra(p *plan, f *fields) error {
 	if len(f.Kwargs) > mostKwargs {
 		return errHeavy
 	}
-	if raw := bytes.TrimSpace(f.Kwargs); len(raw) > 0 && string(raw) != "null" {
-		given, err := jinja.FromJSON(raw)
+	if given(f.Kwargs) {
+		values, err := jinja.FromJSON(bytes.TrimSpace(f.Kwargs))
 		if err != nil {
 			return err
 		}
 		var ok bool
-		if all, ok = given.(*jinja.Dict); !ok {
+		if all, ok = values.(*jinja.Dict); !ok {
 			return errRefused
 		}
 	}
-	if f.Effort == "none" {
-		all.Set("enable_thinking", false)
-	} else if f.Effort != "" {
-		all.Set("reasoning_effort", f.Effort)
-	}
-	extra := jinja.NewDict(all.Len())
+	m.template.effort(p, all, f.Effort)
 	for name, v := range all.All() {
-		if m.template.mentions(name) {
-			extra.Set(name, v)
+		switch {
+		case !m.template.mentions(name):
+		case reserved[name] && !m.template.llama:
+			p.doubts(ByFields)
+		case m.template.vllm && m.template.args != nil && (v == nil || v == any("auto")):
+			// such a value counts as none where the engine has defaults: vllm/renderers/params.py
+		default:
+			p.set(name, v)
 		}
 	}
-	if extra.Len() > 0 {
-		p.extra, p.slow = extra, true
-	}
 	return nil
+}
+
+// reserved are variables that engines give templates themselves: what becomes of a request's
+// own is for each to decide.
+var reserved = map[string]bool{
+	"messages": true, "tools": true, "documents": true, "add_generation_prompt": true, "continue_final_message": true,
+	"chat_template": true, "tokenize": true, "bos_token": true, "eos_token": true,
+}
+
+// effort adds what an engine makes of a request's reasoning_effort to its template's variables.
+func (t *template) effort(p *plan, all *jinja.Dict, effort string) {
+	switch _, thinking := all.Get("enable_thinking"); {
+	case effort == "":
+	case t.llama && effort == "none":
+		all.Set("enable_thinking", false)
+	case t.llama:
+		all.Set("reasoning_effort", effort)
+	case t.vllm && t.habits.effort != absent:
+		all.Set("reasoning_effort", effort)
+		if t.habits.effort == yes && !thinking {
+			all.Set("enable_thinking", effort != "none")
+		}
+	case t.mentions("reasoning_effort") || t.mentions("thinking"):
+		all.Set("reasoning_effort", effort)
+		p.doubts(ByEngine)
+	}
 }
 
 // planEnd decides whether the last message is continued.
@@ -196,15 +274,11 @@ func (m *Model) planEnd(p *plan, f *fields) error {
 	last := len(p.messages) - 1
 	wanted := string(bytes.TrimSpace(f.Continue))
 	explicit := wanted != "" && wanted != "null" && wanted != "false"
-	if !m.template.llama {
-		if explicit {
-			p.slow = true
-			p.doubts(ByFields)
-		}
-		return nil
-	}
 	if last < 0 {
 		return nil
+	}
+	if !m.template.llama {
+		return m.template.planLast(p, explicit)
 	}
 	if !explicit && p.messages[last].Role != "assistant" {
 		return nil
@@ -213,6 +287,47 @@ func (m *Model) planEnd(p *plan, f *fields) error {
 		return errRefused
 	}
 	return m.planOpen(p, wanted)
+}
+
+// planLast decides what becomes of a last message of the assistant's where transformers
+// renders: explicit is whether the request wants it continued.
+func (t *template) planLast(p *plan, explicit bool) error {
+	last := &p.messages[len(p.messages)-1]
+	switch {
+	case explicit && !t.vllm:
+		p.slow = true
+		p.doubts(ByFields)
+	case explicit && p.end != shut:
+		return errRefused
+	case explicit:
+		p.slow, p.goesOn = true, true
+	case p.end == shut && t.known && !t.vllm:
+		p.doubts(ByFields) // SGLang has begun to follow add_generation_prompt at some time
+	case last.Role != "assistant" || t.habits.last == lastStays:
+	case t.habits.last == lastAsked:
+		return p.ask(last)
+	default:
+		p.doubts(ByEngine)
+	}
+	return nil
+}
+
+// ask makes the last message the user's, as SGLang does if its content is a text.
+func (p *plan) ask(last *Message) error {
+	text := last.Content
+	if text == nil {
+		b, err := last.body()
+		if err != nil {
+			return err
+		}
+		if parts, list, err := b.parts(); list || err != nil {
+			return err
+		} else if len(parts) > 0 {
+			text = []byte(parts[0].Text)
+		}
+	}
+	p.messages = append(append([]Message{}, p.messages[:len(p.messages)-1]...), Message{Role: "user", Content: append([]byte{}, text...)})
+	return nil
 }
 
 // planOpen splits off the message that is continued. Its text is put after the
@@ -236,7 +351,7 @@ func (m *Model) planOpen(p *plan, wanted string) error {
 		p.last = nil
 		p.doubts(ByFields)
 	}
-	bare := b.Reasoning == "" && b.Name == "" && b.ToolCallID == ""
+	bare := (b.Reasoning == nil || *b.Reasoning == "") && b.Name == "" && b.ToolCallID == ""
 	if len(p.last) == 0 && !(list && len(parts) > 0) && bare {
 		p.end = shut
 	}

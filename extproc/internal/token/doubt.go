@@ -21,6 +21,11 @@ const (
 	ByTools Doubt = "tools"
 	// ByFields is fields of the request that backends follow in ways of their own.
 	ByFields Doubt = "fields"
+	// ByEngine is what kinds of engines, or their versions, render each in a way of their own:
+	// which one it will be is not known.
+	ByEngine Doubt = "engine"
+	// ByHarmony is a conversation for gpt-oss, which vLLM renders without the template.
+	ByHarmony Doubt = "harmony"
 	// ByMedia is content that is not text.
 	ByMedia Doubt = "media"
 	// ByWords is words so long that their tokens are not merged to the end.

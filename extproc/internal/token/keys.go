@@ -5,7 +5,7 @@ import "bytes"
 // rare are the keys of a request body that change its prompt.
 var rare = map[string]bool{
 	"add_generation_prompt": true, "continue_final_message": true, "chat_template_kwargs": true,
-	"reasoning_effort": true, "response_format": true, "json_schema": true,
+	"reasoning_effort": true, "response_format": true, "json_schema": true, "documents": true, "chat_template": true,
 }
 
 // longestRare is the longest of them if each letter is an escape, in bytes.

@@ -15,7 +15,8 @@ import (
 type body struct {
 	Content    json.RawMessage `json:"content"`
 	ToolCalls  []toolCall      `json:"tool_calls"`
-	Reasoning  string          `json:"reasoning_content"`
+	Reasoning  *string         `json:"reasoning_content"`
+	Thoughts   *string         `json:"reasoning"` // the same, as newer clients write it
 	Name       string          `json:"name"`
 	ToolCallID string          `json:"tool_call_id"`
 }
@@ -90,9 +91,33 @@ func join(parts []contentPart, separator string) string {
 	return out.String()
 }
 
+// asLists is whether contents of a role are given to the template as lists, whatever they
+// are in the request.
+func (t *template) asLists(role string) bool {
+	switch {
+	case t.llama || !t.known:
+		return t.onlyTyped
+	case t.vllm:
+		return t.lists == yes && !(role == "tool" && t.habits.results == resultsJoined)
+	}
+	return false
+}
+
+// flat is the text that the engine makes of a list of texts.
+func (t *template) flat(parts []contentPart) string {
+	if t.llama || t.habits.join != " " {
+		return join(t.kept(parts), "\n")
+	}
+	texts := make([]string, len(parts))
+	for i, p := range parts {
+		texts[i] = p.Text
+	}
+	return strings.Join(texts, " ")
+}
+
 // message is how a plain message is given to the template.
 func (t *template) message(role, content string) *jinja.Dict {
-	if t.onlyTyped {
+	if t.asLists(role) {
 		return object("role", role, "content", typed([]contentPart{{Type: "text", Text: content}}))
 	}
 	return object("role", role, "content", content)
@@ -128,21 +153,124 @@ func (t *template) full(role string, msg *Message) (*jinja.Dict, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := t.message(role, join(t.kept(parts), "\n"))
-	if list && (t.typed || t.onlyTyped) {
-		m.Set("content", typed(parts))
-	}
-	for _, field := range [...]struct{ key, value string }{
-		{"reasoning_content", b.Reasoning}, {"name", b.Name}, {"tool_call_id", b.ToolCallID},
-	} {
-		if field.value != "" {
-			m.Set(field.key, field.value)
+	m := t.message(role, t.flat(parts))
+	switch {
+	case t.llama || !t.known:
+		if list && (t.typed || t.onlyTyped) {
+			m.Set("content", typed(parts))
 		}
+	case t.asLists(role), list && t.lists == yes && !(role == "tool" && t.habits.results == resultsJoined):
+		m.Set("content", typed(parts)) // of no content the empty list
 	}
-	if len(b.ToolCalls) > 0 {
+	t.setThoughts(m, role, b)
+	if b.Name != "" && (role != "user" || t.habits.join != " ") {
+		m.Set("name", b.Name)
+	}
+	if b.ToolCallID != "" && (role == "tool" || !t.vllm) {
+		m.Set("tool_call_id", b.ToolCallID)
+	}
+	if len(b.ToolCalls) > 0 && (role == "assistant" || !t.vllm) {
 		m.Set("tool_calls", t.calls(b.ToolCalls))
 	}
 	return m, nil
+}
+
+// setThoughts gives a message's reasoning to the template as the engine does.
+func (t *template) setThoughts(m *jinja.Dict, role string, b *body) {
+	set := func(text *string, names ...string) {
+		for _, name := range names {
+			if text != nil {
+				m.Set(name, *text)
+			}
+		}
+	}
+	switch t.habits.thoughts {
+	case thoughtsUnclear:
+		if b.Reasoning != nil && *b.Reasoning != "" || !t.llama {
+			set(b.Reasoning, "reasoning_content")
+		}
+		return
+	case thoughtsOld:
+		if role != "user" {
+			set(b.Reasoning, "reasoning_content")
+		}
+		return
+	}
+	if role != "assistant" {
+		return
+	}
+	switch t.habits.thoughts {
+	case thoughtsNew:
+		set(b.Thoughts, "reasoning", "reasoning_content")
+	case thoughtsEither:
+		if b.Thoughts == nil || *b.Thoughts == "" {
+			b.Thoughts = b.Reasoning
+		}
+		set(b.Thoughts, "reasoning", "reasoning_content")
+	case thoughtsRenamed:
+		if b.Thoughts == nil {
+			b.Thoughts = b.Reasoning
+		}
+		set(b.Thoughts, "reasoning", "reasoning_content")
+	}
+}
+
+// differs is why engines may prepare a message otherwise than the one that is not known.
+func (t *template) differs(role string, b *body) Doubt {
+	parts, list, _ := b.parts()
+	reasons := b.Reasoning != nil && *b.Reasoning != "" || b.Thoughts != nil && *b.Thoughts != ""
+	switch {
+	case t.llama:
+	case reasons && t.habits.thoughts == thoughtsUnclear && t.mentions("reasoning"):
+		return ByEngine
+	case list && len(parts) > 1 && !t.known, list && t.known && t.lists == absent:
+		return ByEngine
+	case list && role == "tool" && t.lists == yes && t.habits.results == resultsUnclear:
+		return ByEngine
+	case role == "developer" && t.habits.developer == absent:
+		return ByEngine
+	}
+	return Certain
+}
+
+// asSystem is what vLLM makes of a conversation with developer's messages for a template
+// that knows no such role: they become system's, and all of these one, in front.
+func asSystem(messages []*jinja.Dict) []*jinja.Dict {
+	var rest []*jinja.Dict
+	var texts []string
+	moves := false
+	for i, m := range messages {
+		role, _ := m.Get("role")
+		if role != any("developer") && role != any("system") {
+			rest = append(rest, m)
+			continue
+		}
+		m.Set("role", "system")
+		moves = moves || i > 0
+		if text := textOf(contentOf(m)); text != "" {
+			texts = append(texts, text)
+		}
+	}
+	if !moves {
+		return messages
+	}
+	return append([]*jinja.Dict{object("role", "system", "content", strings.Join(texts, "\n\n"))}, rest...)
+}
+
+// textOf is the text of a content that is one, or a list of parts.
+func textOf(content any) string {
+	if text, ok := content.(string); ok {
+		return text
+	}
+	var texts []string
+	for part := range jinja.Items(content) {
+		if d, ok := part.(*jinja.Dict); ok {
+			if text, ok := d.Get("text"); ok {
+				texts = append(texts, text.(string))
+			}
+		}
+	}
+	return strings.Join(texts, "\n")
 }
 
 func (t *template) calls(calls []toolCall) any {
@@ -231,14 +359,18 @@ func (t *template) learn() {
 	asText, asList := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
 	t.onlyTyped = !strings.Contains(asText, mark) && strings.Contains(asList, mark)
 	t.typed = strings.Contains(asText, mark) && asText == asList
+	t.lists = absent
+	if !t.llama && t.habits.loops != nil {
+		t.lists = t.habits.loops(t.jinja, t.source)
+	}
 	out, err := t.render(&input{messages: []*jinja.Dict{t.message("system", mark), t.message("user", "x")}})
 	t.noSystem = err != nil || !strings.Contains(out, mark)
 	t.objectArguments = t.takesObjects()
 	t.usesTools = t.mentions("tools")
 	t.own = t.llama && t.handledApart()
-	t.extras = slices.DeleteFunc([]string{"tool_calls", "reasoning_content", "name", "tool_call_id"}, func(key string) bool {
-		if key == "reasoning_content" && t.own {
-			return false
+	t.extras = slices.DeleteFunc([]string{"tool_calls", "reasoning", "name", "tool_call_id"}, func(key string) bool {
+		if key == "reasoning" {
+			return !t.own && !t.mentions(key)
 		}
 		return !t.mentions("."+key) && !t.mentions("'"+key+"'") && !t.mentions(`"`+key+`"`)
 	})

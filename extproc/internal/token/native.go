@@ -245,10 +245,23 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 		return r, nil, false
 	}
 	parts, list, err := b.parts()
-	if err != nil || list && f.template.typed && len(parts) != 1 {
+	if err != nil || list && !f.template.native(parts) || !list && parts == nil && f.template.asLists(msg.Role) {
 		return r, nil, false
 	}
-	return r, []byte(join(f.template.kept(parts), "\n")), true
+	return r, []byte(f.template.flat(parts)), true
+}
+
+// native reports whether a list of texts is for the template what a text is.
+func (t *template) native(parts []contentPart) bool {
+	switch {
+	case t.llama:
+		return !t.typed || len(parts) == 1
+	case !t.known:
+		return len(parts) == 1
+	case t.lists != no:
+		return t.vllm && len(parts) == 1
+	}
+	return true
 }
 
 // follows says whether the form is known to hold for a role at this place;

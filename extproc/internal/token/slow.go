@@ -3,6 +3,7 @@ package token
 import (
 	"errors"
 	"slices"
+	"strings"
 
 	"millrace.dev/millrace/extproc/internal/jinja"
 )
@@ -21,6 +22,9 @@ func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
 		if in.tools, err = toolList(c.Tools); err != nil {
 			return nil, err
 		}
+	}
+	if p.goesOn {
+		return m.continued(in)
 	}
 	out, err := m.template.render(in)
 	if err == nil && p.end == open {
@@ -53,6 +57,7 @@ func heavy(c *Chat, p *plan) bool {
 func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 	t := m.template
 	var out []*jinja.Dict
+	developer := false
 	for i := range p.messages {
 		msg, err := t.full(t.role(p.messages[i].Role), &p.messages[i])
 		if err != nil {
@@ -61,10 +66,16 @@ func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 		if d := t.uncertain(msg); d != Certain {
 			p.doubts(d)
 		}
-		if !t.llama && p.messages[i].Role == "developer" {
-			p.doubts(ByFields) // some backends make a system message of it, and put it first
+		if d, err := t.doubtful(&p.messages[i]); err != nil {
+			return nil, err
+		} else if d != Certain {
+			p.doubts(d)
 		}
+		developer = developer || p.messages[i].Role == "developer"
 		out = append(out, msg)
+	}
+	if developer && t.habits.developer == yes && !t.mentions(`"developer"`) && !t.mentions("'developer'") {
+		out = asSystem(out)
 	}
 	if t.llama && t.noSystem {
 		out = mergeSystem(out)
@@ -83,6 +94,63 @@ func (t *template) uncertain(msg *jinja.Dict) Doubt {
 		return ByFields
 	}
 	return Certain
+}
+
+// doubtful is why engines may prepare a message otherwise than we do.
+func (t *template) doubtful(msg *Message) (Doubt, error) {
+	if t.llama {
+		return Certain, nil
+	}
+	b, err := msg.body()
+	if err != nil {
+		return Certain, err
+	}
+	return t.differs(msg.Role, b), nil
+}
+
+// goOnTag is put behind the message that is continued, and cut off with all that follows it.
+const goOnTag = "CONTINUE_FINAL_MESSAGE_TAG "
+
+// continued renders a conversation whose last message is continued, as transformers'
+// continue_final_message has it (transformers/utils/chat_template_utils.py).
+func (m *Model) continued(in *input) ([]byte, error) {
+	last := in.messages[len(in.messages)-1]
+	final, ok := contentOf(last).(string)
+	if ok {
+		last.Set("content", final+goOnTag)
+	} else if final, ok = lastText(contentOf(last)); !ok {
+		return nil, errRefused
+	}
+	out, err := m.template.render(in)
+	if err != nil {
+		return nil, err
+	}
+	at := strings.LastIndex(out, strings.TrimSpace(goOnTag))
+	if at < 0 || !strings.Contains(out, strings.TrimFunc(final, jinja.IsSpace)) || !m.template.mentions("content") {
+		return nil, errRefused
+	}
+	if !strings.HasPrefix(out[at:], goOnTag) {
+		return []byte(strings.TrimRightFunc(out[:at], jinja.IsSpace)), nil
+	}
+	return []byte(out[:at]), nil
+}
+
+// lastText tags the last text of a list of parts and returns what it was.
+func lastText(content any) (text string, ok bool) {
+	var last *jinja.Dict
+	for part := range jinja.Items(content) {
+		if d, is := part.(*jinja.Dict); is {
+			last = d
+		}
+	}
+	if last == nil {
+		return "", false
+	}
+	v, _ := last.Get("text")
+	if text, ok = v.(string); ok {
+		last.Set("text", text+goOnTag)
+	}
+	return text, ok
 }
 
 // role maps a role as llama.cpp does for all templates but gpt-oss'.

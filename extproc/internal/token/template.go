@@ -31,12 +31,18 @@ type template struct {
 	// addBOS and addEOS say whether the backend adds the tokens to each prompt.
 	addBOS, addEOS bool
 
+	// The engine, if it is known; llama.cpp has no habits here.
+	habits
+	args    *jinja.Dict // what its template gets by default; nil: nothing
+	harmony bool        // whether it may not use the template at all
+
 	// Found by learn.
 	typed           bool     // whether contents may be lists as well as strings
 	onlyTyped       bool     // whether contents must be lists
 	noSystem        bool     // whether system messages are ignored or refused
 	objectArguments bool     // whether calls' arguments may be objects
 	usesTools       bool     // whether tools are used
+	lists           option   // whether the engine gives contents as lists (transformers' variables only)
 	own             bool     // whether the backend has code of its own for it: only plain texts are certain then
 	extras          []string // keys of messages besides role and content that are
 }
@@ -71,24 +77,32 @@ func (t *template) render(in *input) (string, error) {
 		messages[i] = m
 	}
 	vars.Set("messages", jinja.NewList(messages...))
-	vars.Set("bos_token", t.bos)
-	vars.Set("eos_token", t.eos)
+	if t.bos != "" || t.llama {
+		vars.Set("bos_token", t.bos)
+	}
+	if t.eos != "" || t.llama {
+		vars.Set("eos_token", t.eos)
+	}
 	now := time.Now()
 	if t.llama {
 		vars.Set("enable_thinking", true)
 		vars.Set("datetime", now.Format("Jan 02 2006"))
 		vars.Set("date_string", now.Format("02 Jan 2006"))
 	} else {
-		vars.Set("add_generation_prompt", false)
+		vars.Set("tools", nil)
+		vars.Set("documents", nil)
 	}
 	if in.tools != nil {
 		vars.Set("tools", in.tools)
 	}
+	if t.args != nil {
+		vars.Update(t.args)
+	}
 	if in.extra != nil {
 		vars.Update(in.extra)
 	}
-	if in.generate {
-		vars.Set("add_generation_prompt", true)
+	if in.generate || !t.llama {
+		vars.Set("add_generation_prompt", in.generate)
 	}
 	out, err := t.jinja.Render(vars, jinja.Options{Now: now, ASCII: t.llama})
 	return string(out), err
