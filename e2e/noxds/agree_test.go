@@ -85,7 +85,7 @@ func (s *sample) request(t *testing.T, port int, header ...string) answered {
 	u := c.Usage
 	got.count, got.cached = u.Prompt+u.Input, u.Details.Cached+u.Inputs.Cached+u.Read
 	if s.Path == "/v1/messages" {
-		got.count += u.Read + u.Written // Anthropic's usage tells them apart
+		got.count += u.Read + u.Written // Anthropic's usage counts them apart
 	}
 	if c.Tokens != nil {
 		got.tokens = [][]uint32{c.Tokens}

@@ -72,7 +72,7 @@ var makers = []struct {
 	{"truncated chats", rigChat, (*generator).truncatedChat},
 	{"special tokens", rigChat, (*generator).specialChat},
 	{"salts and adapters", rigChat, (*generator).apart},
-	{"templates", rigChat, (*generator).plain},
+	{"templates", rigChat, (*generator).anyTemplate},
 	{"completions", "/v1/completions", (*generator).completion},
 	{"lists", "/v1/completions", (*generator).lists},
 	{"truncated completions", "/v1/completions", (*generator).truncated},
@@ -338,8 +338,8 @@ func (g *generator) apart() object {
 	return o
 }
 
-// plain are conversations that any template takes.
-func (g *generator) plain() object {
+// anyTemplate makes conversations that any template takes.
+func (g *generator) anyTemplate() object {
 	all := []any{say("user", g.text(1))}
 	for range g.IntN(3) {
 		all = append(all, say("assistant", g.text(1)), say("user", g.text(1)))

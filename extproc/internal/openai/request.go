@@ -33,6 +33,8 @@ type Request struct {
 	// tokens (truncate_prompt_tokens); 0: to what the engine has room for.
 	Truncates bool
 	Most      int
+	// Sided is whether it says from which side (truncation_side).
+	Sided bool
 	// Previous is the id of the response that this request continues; nil: none.
 	Previous []byte
 	// User is the client's name for who asks: user, or Anthropic's metadata.user_id;
@@ -274,6 +276,8 @@ func (r *Request) length(s *scanner, name []byte) bool {
 		return ok
 	case "ignore_eos":
 		r.IgnoreEOS = s.peek() == 't'
+	case "truncation_side":
+		r.Sided = s.peek() != 'n'
 	case "truncation":
 		r.Truncates = r.Truncates || bytes.HasPrefix(s.b[s.i:], []byte(`"auto"`))
 	case "cache_salt":

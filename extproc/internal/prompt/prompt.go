@@ -23,10 +23,18 @@ type tokenizer struct {
 }
 
 // Load reads a model's tokenizer from a file or folder.
-func Load(path string) (pick.Counter, error) {
+func Load(path string) (pick.Counter, error) { return LoadFor(path, token.Engine{}) }
+
+// LoadFor is Load for a known engine.
+func LoadFor(path string, e token.Engine) (pick.Counter, error) {
 	m, err := token.Load(path)
 	if err != nil {
 		return nil, err
+	}
+	if e != (token.Engine{}) {
+		if m, err = m.For(e); err != nil {
+			return nil, err
+		}
 	}
 	return &tokenizer{model: m, chats: sync.Pool{New: func() any { return new(token.Chat) }}}, nil
 }
@@ -42,13 +50,6 @@ func (t *tokenizer) Count(r *openai.Request) (n int, doubt string) {
 		doubt = string(token.ByFields)
 	}
 	return n, doubt
-}
-
-// changed reports whether fields of a request change its prompt of n tokens in a way that
-// engines have each their own of. Some follow them, the others don't know them.
-func (t *tokenizer) changed(r *openai.Request, n int) bool {
-	cut := r.Truncates && r.Most < n && (r.Most > 0 || !r.API.Row().Items)
-	return r.Uncounted || cut || r.Special && t.model.Adds()
 }
 
 func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
@@ -70,6 +71,7 @@ func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 		}
 	default:
 		n, doubt = t.chat(r)
+		n = t.around(r, n, false)
 	}
 	for i := range r.Media {
 		n += t.media(&r.Media[i])
@@ -84,7 +86,10 @@ func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 // there are media, or several prompts.
 func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
 	ids, exact = t.identify(dst, r)
-	return ids, exact && !t.changed(r, len(ids))
+	if exact {
+		ids, exact = t.putAround(ids, len(dst), r)
+	}
+	return ids, exact && !t.changed(r, len(ids)-len(dst))
 }
 
 func (t *tokenizer) identify(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
@@ -213,9 +218,10 @@ func (t *tokenizer) prompts(r *openai.Request) (n int, doubt string) {
 		doubt = "texts"
 	}
 	for _, p := range r.Prompts {
-		n += p.IDs
-		if p.Text != nil {
-			n += t.model.CountPrompt(p.Text)
+		if p.Text == nil {
+			n += t.around(r, p.IDs, false)
+		} else {
+			n += t.around(r, t.model.CountPrompt(p.Text), true)
 			if doubt == pick.Certain && t.model.Cuts(p.Text) {
 				doubt = string(token.ByWords)
 			}

@@ -140,7 +140,9 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 	}
 	if len(c.Tools) > 0 && m.template.usesTools {
 		p.slow = true
-		p.doubts(ByTools)
+		if m.template.habits.tools != yes || bytes.Contains(c.Raw, []byte(`"tool_choice"`)) && bytes.Contains(c.Raw, []byte(`"none"`)) {
+			p.doubts(ByTools) // a server may be set to give no tools to requests that want none called
+		}
 	}
 	if m.template.own && (f.Format != nil || f.Schema != nil) {
 		p.doubts(ByFields) // some templates' handlers give the model the schema

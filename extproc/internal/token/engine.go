@@ -44,6 +44,8 @@ type habits struct {
 	effort option
 	// developer is whether developer's messages become system's where the template has none.
 	developer option
+	// tools is whether tools, and calls of them, are known to be given as vLLM does.
+	tools option
 	// loops decides by the template's loops whether contents are lists; nil: not known.
 	loops func(*jinja.Template, string) option
 }
@@ -124,6 +126,7 @@ func (h *habits) ofVLLM(v version) {
 		h.effort = answerOf(v.in(0, 22, 0, 33, 0))
 	}
 	h.developer = answerOf(v.in(0, 23, 0, 33, 0))
+	h.tools = answerOf(v.in(0, 32, 0, 33, 0)) // as a real one does
 }
 
 // loops is whether vLLM gives a template contents as lists, by the loops that it has.

@@ -295,6 +295,14 @@ func (t *template) arguments(raw json.RawMessage) any {
 	if json.Unmarshal(raw, &text) != nil {
 		text = string(raw)
 	}
+	if t.habits.tools == yes { // what is no object becomes an empty one
+		if v, err := jinja.FromJSON([]byte(text)); err == nil {
+			if _, ok := v.(*jinja.Dict); ok {
+				return v
+			}
+		}
+		return jinja.NewDict(0)
+	}
 	if t.objectArguments {
 		if v, err := jinja.FromJSON([]byte(text)); err == nil {
 			return v
@@ -347,6 +355,47 @@ func toolList(raw []byte) (any, error) {
 		))
 	}
 	return jinja.NewList(out...), nil
+}
+
+// toolsOfVLLM is how vLLM gives a request's tools to the template: the fields that it knows,
+// in its order, null where there are none but for the last two.
+func toolsOfVLLM(raw []byte) (any, error) {
+	var tools []struct {
+		Function map[string]json.RawMessage `json:"function"`
+		Defer    json.RawMessage            `json:"defer_loading"`
+	}
+	if err := json.Unmarshal(raw, &tools); err != nil {
+		return nil, err
+	}
+	out := make([]any, len(tools))
+	for i, t := range tools {
+		f := jinja.NewDict(4)
+		for _, name := range [...]string{"name", "description", "parameters", "strict", "defer_loading"} {
+			v, err := valueOf(t.Function[name])
+			if err != nil {
+				return nil, err
+			}
+			if v != nil || name != "strict" && name != "defer_loading" {
+				f.Set(name, v)
+			}
+		}
+		out[i] = object("type", "function", "function", f)
+		if given(t.Defer) {
+			return nil, errRefused // it goes to two places
+		}
+	}
+	if len(out) == 0 {
+		return nil, errRefused
+	}
+	return jinja.NewList(out...), nil
+}
+
+// valueOf decodes a field; nil: there is none.
+func valueOf(raw json.RawMessage) (any, error) {
+	if !given(raw) {
+		return nil, nil
+	}
+	return jinja.FromJSON(raw)
 }
 
 // learn finds out by rendering what kind of messages the template takes.

@@ -19,7 +19,11 @@ func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
 		return nil, err
 	}
 	if len(c.Tools) > 0 && m.template.usesTools {
-		if in.tools, err = toolList(c.Tools); err != nil {
+		list := toolList
+		if m.template.habits.tools == yes {
+			list = toolsOfVLLM
+		}
+		if in.tools, err = list(c.Tools); err != nil {
 			return nil, err
 		}
 	}
@@ -85,7 +89,7 @@ func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 
 // uncertain is why a message may be rendered differently here.
 func (t *template) uncertain(msg *jinja.Dict) Doubt {
-	if _, calls := msg.Get("tool_calls"); calls && slices.Contains(t.extras, "tool_calls") {
+	if _, calls := msg.Get("tool_calls"); calls && t.habits.tools != yes && slices.Contains(t.extras, "tool_calls") {
 		return ByTools
 	}
 	_, isText := contentOf(msg).(string)

@@ -134,12 +134,19 @@ func (m *Model) setTemplate(s *source) {
 // uses what cannot be rendered here. It is nil if they are counted.
 func (m *Model) TemplateError() error { return m.broken }
 
-// Adds reports whether the backend puts tokens of its own around texts.
-func (m *Model) Adds() bool { return m.added > 0 }
-
 // AddsToChats reports whether some backends put tokens of their own around a rendered
 // conversation where others don't: vLLM does in Responses, not in chats.
 func (m *Model) AddsToChats() bool { return m.added > 0 && m.addedTo == 0 }
+
+// FollowsAround reports whether the engine is one that does with add_special_tokens and
+// truncate_prompt_tokens what vLLM does.
+func (m *Model) FollowsAround() bool {
+	return m.template != nil && !m.template.llama && m.template.vllm
+}
+
+// Around returns the tokens that the backend puts before and after a text. They must not be
+// changed.
+func (m *Model) Around() (before, after []uint32) { return m.bos, m.eos }
 
 // Count returns the tokens of plain text. Special tokens in it are text.
 func (m *Model) Count(text []byte) int { return m.tokens(text, false) }
