@@ -17,8 +17,9 @@ type Engine struct {
 	Kind string
 	// Version is what it calls its version; empty: not known.
 	Version string
-	// Args is the JSON of the arguments that it gives its template by default; empty: none.
-	Args string
+	// Args are the JSON of the arguments that it gives its template by default: the second
+	// ones win; empty: none.
+	Args [2]string
 }
 
 // habits is how engines of a kind and version prepare conversations. The zero value is of
@@ -204,12 +205,19 @@ func (m *Model) For(e Engine) (*Model, error) {
 	}
 	t := *m.template
 	t.habits = habitsOf(e)
-	if e.Args != "" {
-		args, err := jinja.FromJSON([]byte(e.Args))
-		var ok bool
-		if t.args, ok = args.(*jinja.Dict); err != nil || !ok {
-			return nil, fmt.Errorf("template arguments: must be a JSON object")
+	for _, text := range e.Args {
+		if text == "" {
+			continue
 		}
+		given, err := jinja.FromJSON([]byte(text))
+		args, ok := given.(*jinja.Dict)
+		if err != nil || !ok {
+			return nil, fmt.Errorf("template arguments %.80q: must be a JSON object", text)
+		}
+		if t.args == nil {
+			t.args = jinja.NewDict(args.Len())
+		}
+		t.args.Update(args)
 	}
 	t.harmony = !t.llama && t.mentions("<|channel|>") && t.mentions("<|start|>") && e.Kind != "sglang"
 	t.learn()
