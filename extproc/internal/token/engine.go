@@ -45,6 +45,8 @@ type habits struct {
 	effort option
 	// developer is whether developer's messages become system's where the template has none.
 	developer option
+	// tools is whether developer's messages have tools, none if the request says none.
+	tools option
 	// loops decides by the template's loops whether contents are lists; nil: not known.
 	loops func(*jinja.Template, string) option
 }
@@ -124,6 +126,7 @@ func (h *habits) ofVLLM(v version) {
 	if v.in(0, 16, 0, 33, 0) {
 		h.effort = answerOf(v.in(0, 22, 0, 33, 0))
 	}
+	h.tools = answerOf(v.in(0, 13, 0, 33, 0))
 	h.developer = answerOf(v.in(0, 23, 0, 33, 0))
 }
 
@@ -213,6 +216,9 @@ func (m *Model) For(e Engine) (*Model, error) {
 		args, ok := given.(*jinja.Dict)
 		if err != nil || !ok {
 			return nil, fmt.Errorf("template arguments %.80q: must be a JSON object", text)
+		}
+		if args.Len() == 0 {
+			continue // none are not the same as some: vLLM keeps a request's nulls then
 		}
 		if t.args == nil {
 			t.args = jinja.NewDict(args.Len())

@@ -95,7 +95,7 @@ func TestConversationsAreRenderedAsByVLLM(t *testing.T) {
 	}
 }
 
-const thinking = `{% for m in messages %}<|im_start|>{{ m.role }}
+const thinkingOf = `{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}`
@@ -107,7 +107,7 @@ func TestReasoningByVersion(t *testing.T) {
 		return []byte(`{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a",` + fields + `},{"role":"user","content":"b"}]}`)
 	}
 	without := func(e Engine) int {
-		n, _ := hfWith(t, thinking, e).CountChat(chatOf(t, []byte(`{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"role":"user","content":"b"}]}`)))
+		n, _ := hfWith(t, thinkingOf, e).CountChat(chatOf(t, []byte(`{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"},{"role":"user","content":"b"}]}`)))
 		return n
 	}
 	tests := []struct {
@@ -138,7 +138,7 @@ func TestReasoningByVersion(t *testing.T) {
 		bare := without(e)
 		for field, shown := range map[string]bool{"reasoning": tt.reasoning, "reasoning_content": tt.old} {
 			c := chatOf(t, body(`"`+field+`":"`+why+`"`))
-			n, exact := hfWith(t, thinking, e).CountChat(c)
+			n, exact := hfWith(t, thinkingOf, e).CountChat(c)
 			if exact != tt.sure || !exact && c.Doubt != ByEngine {
 				t.Errorf("%v with %s: exact %v, doubt %q", e, field, exact, c.Doubt)
 			}
@@ -154,7 +154,7 @@ func TestReasoningByVersion(t *testing.T) {
 func TestTemplateArguments(t *testing.T) {
 	count := func(args [2]string, kwargs string) int {
 		t.Helper()
-		m := hfWith(t, thinking, Engine{Kind: "vllm", Version: "0.32.0", Args: args})
+		m := hfWith(t, thinkingOf, Engine{Kind: "vllm", Version: "0.32.0", Args: args})
 		n, exact := m.CountChat(chatOf(t, []byte(`{"messages":[{"role":"user","content":"q"}]`+kwargs+`}`)))
 		if !exact {
 			t.Errorf("%v %s is not exact", args, kwargs)
@@ -198,10 +198,10 @@ func TestLastMessageByEngine(t *testing.T) {
 		{"vllm", "", true, false}, {"vllm", "0.12.0", true, false}, {"sglang", "0.5.4", true, false},
 		{"sglang", "0.5.7", false, false}, {"sglang", "0.5.8", true, true}, {"sglang", "0.5.23", true, true}, {"openai", "", false, false},
 	} {
-		m := hfWith(t, thinking, Engine{Kind: tt.kind, Version: tt.version})
+		m := hfWith(t, thinkingOf, Engine{Kind: tt.kind, Version: tt.version})
 		n, exact := m.CountChat(chatOf(t, body))
 		other, _ := m.CountChat(chatOf(t, asked))
-		stays := hfWith(t, thinking, Engine{Kind: "vllm"})
+		stays := hfWith(t, thinkingOf, Engine{Kind: "vllm"})
 		same, _ := stays.CountChat(chatOf(t, body))
 		want := same
 		if tt.asks {

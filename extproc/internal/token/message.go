@@ -19,6 +19,7 @@ type body struct {
 	Thoughts   *string         `json:"reasoning"` // the same, as newer clients write it
 	Name       string          `json:"name"`
 	ToolCallID string          `json:"tool_call_id"`
+	Tools      json.RawMessage `json:"tools"` // of a developer's message
 }
 
 type toolCall struct {
@@ -65,6 +66,12 @@ func (b *body) parts() (parts []contentPart, list bool, err error) {
 		}
 	}
 	return parts, true, nil
+}
+
+// itemised is whether parts have the types of Responses' items, which vLLM refuses in chat
+// completions.
+func (b *body) itemised() bool {
+	return bytes.Contains(b.Content, []byte(`"input_text"`)) || bytes.Contains(b.Content, []byte(`"output_text"`))
 }
 
 // empty is whether a message has neither content nor calls, which llama.cpp refuses.
@@ -229,6 +236,10 @@ func (t *template) differs(role string, b *body) Doubt {
 		return ByEngine
 	case role == "developer" && t.habits.developer == absent:
 		return ByEngine
+	case role == "developer" && len(b.Tools) > 0:
+		return ByTools
+	case list && t.vllm && b.itemised():
+		return ByRefusal
 	}
 	return Certain
 }

@@ -71,11 +71,15 @@ func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 		} else if d != Certain {
 			p.doubts(d)
 		}
-		developer = developer || p.messages[i].Role == "developer"
+		if p.messages[i].Role == "developer" {
+			developer = true
+		}
 		out = append(out, msg)
 	}
 	if developer && t.habits.developer == yes && !t.mentions(`"developer"`) && !t.mentions("'developer'") {
 		out = asSystem(out)
+	} else if developer && t.habits.tools == yes {
+		giveTools(out)
 	}
 	if t.llama && t.noSystem {
 		out = mergeSystem(out)
@@ -94,6 +98,15 @@ func (t *template) uncertain(msg *jinja.Dict) Doubt {
 		return ByFields
 	}
 	return Certain
+}
+
+// giveTools gives developer's messages the tools that they don't have.
+func giveTools(messages []*jinja.Dict) {
+	for _, m := range messages {
+		if role, _ := m.Get("role"); role == any("developer") {
+			m.Set("tools", nil)
+		}
+	}
 }
 
 // doubtful is why engines may prepare a message otherwise than we do.

@@ -1,7 +1,7 @@
 """Prints what vLLM renders of conversations: lines of JSON with t (template), a (its default
 arguments), b (the request's body) and o (the prompt; null: it refuses).
 
-Run it with the Python of `make test-vllm`: vllm.py < engine.in.jsonl > engine.jsonl.
+Run it with the Python of `make test-vllm`: engine.py FOLDER < engine.in.jsonl > engine.jsonl.
 """
 
 import json
