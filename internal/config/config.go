@@ -91,6 +91,12 @@ type ModelSpec struct {
 	// the tokenizer.json in it; tokens are estimated where there is neither.
 	// +kubebuilder:validation:MaxLength=4096
 	Tokenizer string `json:"tokenizer,omitempty"`
+	// TemplateArgs is the JSON of the arguments that its engines give the chat template by
+	// default, such as '{"enable_thinking": false}': what spec.backend.args has for vLLM's
+	// --default-chat-template-kwargs is to be here, too. An endpoint's own win, and a request's
+	// chat_template_kwargs over both. Default: none.
+	// +millrace:form:name=templateArgs,optional=true
+	TemplateArgs string `json:"templateArgs,omitempty"`
 	// Default is whether requests that name no model go to this one. Without
 	// any, the first model of the file is.
 	Default bool `json:"default,omitempty"`

@@ -105,6 +105,13 @@ type Endpoint struct {
 	// learned when some wait.
 	// +millrace:between:least="0",most="65536"
 	Slots int `json:"slots,omitempty"`
+	// TemplateArgs is the JSON of the arguments that its engine gives the chat template by
+	// default, such as '{"enable_thinking": false}': vLLM's --default-chat-template-kwargs,
+	// llama-server's --chat-template-kwargs. Those of a model hold for all its endpoints; of
+	// both with the same name this one holds. A request's own chat_template_kwargs win. Without
+	// it exact counts of tokens would be wrong. Default: none.
+	// +millrace:form:name=templateArgs,optional=true
+	TemplateArgs string `json:"templateArgs,omitempty"`
 	// KVEvents is where a "vllm" endpoint publishes what its KV cache holds. Default:
 	// nowhere; what is cached is guessed from what was sent.
 	KVEvents KVEvents `json:"kvEvents,omitzero"`
@@ -116,7 +123,7 @@ const MaxEndpoints = 16384
 // Equal reports whether both say the same.
 func (e Endpoint) Equal(o Endpoint) bool {
 	return e.Address == o.Address && slices.Equal(e.Models, o.Models) && e.Type == o.Type && e.Metrics == o.Metrics &&
-		e.Node == o.Node && e.Zone == o.Zone && e.Slots == o.Slots && e.KVEvents == o.KVEvents && e.SameAccess(o)
+		e.Node == o.Node && e.Zone == o.Zone && e.Slots == o.Slots && e.TemplateArgs == o.TemplateArgs && e.KVEvents == o.KVEvents && e.SameAccess(o)
 }
 
 // SameAccess reports whether both are reached in the same way.
@@ -175,6 +182,7 @@ func (e Endpoint) validateRest(at string, r *rules) {
 		}
 	}
 	r.between(at+".slots", e.Slots, 0, 65536)
+	r.templateArgs(at+".templateArgs", e.TemplateArgs)
 	e.KVEvents.validate(at+".kvEvents", e.Type, r)
 }
 

@@ -38,6 +38,10 @@ type FleetModel struct {
 	// Tokenizer is the path of a GGUF or tokenizer.json file; a relative one starts
 	// at the folder of the file that names it. Empty: tokens are estimated.
 	Tokenizer string `json:"tokenizer,omitempty"`
+	// TemplateArgs is the JSON of the arguments that its engines give the chat template by
+	// default, such as '{"enable_thinking": false}'. See Endpoint.TemplateArgs, which holds for
+	// one endpoint. Default: none.
+	TemplateArgs string `json:"templateArgs,omitempty"`
 	// ContextTokens is the context of one sequence in its engines, 128 to 16777216 tokens:
 	// longer prompts are refused. 0: what the engines say themselves, if all of them do.
 	ContextTokens int `json:"contextTokens,omitempty"`
@@ -184,6 +188,7 @@ func validateModels(models []FleetModel, served map[string]bool, r *rules) {
 		if n := m.ContextTokens; n != 0 && (n < 128 || n > 1<<24) {
 			r.broken(at+".contextTokens", "%d; must be 128 to %d, or left out", n, 1<<24)
 		}
+		r.templateArgs(at+".templateArgs", m.TemplateArgs)
 		if m.Default && byDefault >= 0 {
 			r.broken(at+".default", "true; is already so for models[%d]", byDefault)
 		} else if m.Default {
@@ -237,6 +242,16 @@ func (f Fleet) DefaultModel() string {
 		return ""
 	}
 	return f.Endpoints[0].Models[0]
+}
+
+// TemplateArgs returns the JSON of a model's default arguments of its template; empty: none.
+func (f Fleet) TemplateArgs(model string) string {
+	for _, m := range f.Models {
+		if m.Name == model {
+			return m.TemplateArgs
+		}
+	}
+	return ""
 }
 
 // Tokenizer returns the path of a model's tokenizer; empty: it has none.

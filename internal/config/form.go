@@ -50,6 +50,11 @@ const (
 	zoneNameWords   = `1 to 63 letters, digits, ".", "_", "/" or "-"`
 	zoneNameMax     = 63
 
+	// Objects of JSON: that it is one is checked, too.
+	templateArgsPattern = `^\{(.|\n)*\}$`
+	templateArgsWords   = `a JSON object such as {"enable_thinking": false}`
+	templateArgsMax     = 4096
+
 	metricsURLPattern = `^https?://([A-Za-z0-9._~%!$&'()*+,;=:-]+@)?([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?([?][!-~]*)?$`
 	metricsURLWords   = "a URL such as http://10.0.0.3:8000/metrics"
 	metricsURLMax     = 512
@@ -64,15 +69,16 @@ const (
 )
 
 var (
-	modelName  = form{regexp.MustCompile(modelNamePattern), modelNameWords, modelNameMax}
-	nodeName   = form{regexp.MustCompile(nodeNamePattern), nodeNameWords, nodeNameMax}
-	headerName = form{regexp.MustCompile(headerNamePattern), headerNameWords, headerNameMax}
-	cookieName = form{regexp.MustCompile(cookieNamePattern), cookieNameWords, cookieNameMax}
-	servedName = form{regexp.MustCompile(servedNamePattern), servedNameWords, servedNameMax}
-	zoneName   = form{regexp.MustCompile(zoneNamePattern), zoneNameWords, zoneNameMax}
-	metricsURL = form{regexp.MustCompile(metricsURLPattern), metricsURLWords, metricsURLMax}
-	serverName = form{regexp.MustCompile(serverNamePattern), serverNameWords, serverNameMax}
-	envName    = form{regexp.MustCompile(envNamePattern), envNameWords, envNameMax}
+	modelName    = form{regexp.MustCompile(modelNamePattern), modelNameWords, modelNameMax}
+	nodeName     = form{regexp.MustCompile(nodeNamePattern), nodeNameWords, nodeNameMax}
+	headerName   = form{regexp.MustCompile(headerNamePattern), headerNameWords, headerNameMax}
+	cookieName   = form{regexp.MustCompile(cookieNamePattern), cookieNameWords, cookieNameMax}
+	servedName   = form{regexp.MustCompile(servedNamePattern), servedNameWords, servedNameMax}
+	templateArgs = form{regexp.MustCompile(templateArgsPattern), templateArgsWords, templateArgsMax}
+	zoneName     = form{regexp.MustCompile(zoneNamePattern), zoneNameWords, zoneNameMax}
+	metricsURL   = form{regexp.MustCompile(metricsURLPattern), metricsURLWords, metricsURLMax}
+	serverName   = form{regexp.MustCompile(serverNamePattern), serverNameWords, serverNameMax}
+	envName      = form{regexp.MustCompile(envNamePattern), envNameWords, envNameMax}
 )
 
 // Bounds of what has no other. An API server asks for one of every text and list.

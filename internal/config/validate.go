@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -79,6 +80,21 @@ func (r *rules) short(path, value string, most int) {
 	}
 }
 
+// templateArgs checks the JSON of arguments for a chat template.
+func (r *rules) templateArgs(path, value string) {
+	if value == "" {
+		return
+	}
+	had := len(*r)
+	if r.matches(path, value, templateArgs); len(*r) > had {
+		return
+	}
+	var args map[string]any
+	if err := json.Unmarshal([]byte(value), &args); err != nil {
+		r.broken(path, "%.80q; must be %s: %v", value, templateArgsWords, err)
+	}
+}
+
 func text(v encoding.TextMarshaler) string {
 	b, _ := v.MarshalText() // never fails
 	return string(b)
@@ -92,6 +108,7 @@ func (m Model) validate() []Fault {
 	m.validateBackend(&r)
 	r.short("spec.weights", s.Weights, maxPath)
 	r.short("spec.tokenizer", s.Tokenizer, maxPath)
+	r.templateArgs("spec.templateArgs", s.TemplateArgs)
 	r.between("spec.replicas", s.Replicas, 0, 1024)
 	r.lasts("spec.keepAlive", s.KeepAlive, 0, 720*time.Hour)
 	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {

@@ -47,7 +47,8 @@ func State(e inventory.Entry, o *probe.Observation) *fleetpb.EndpointState {
 	m := &fleetpb.EndpointState{
 		Address: e.Address, Node: e.Node, Zone: e.Zone, Model: e.Models[0], Replica: e.Address, Source: e.Source,
 		State: fleetpb.EndpointState_READY, Weight: 1, Health: 1,
-		Load: &enginepb.Load{Slots: uint32(e.Slots)},
+		Load:   &enginepb.Load{Slots: uint32(e.Slots)},
+		Engine: e.Type, TemplateArgs: e.TemplateArgs,
 	}
 	if len(e.Models) > 1 {
 		m.Models = e.Models
@@ -66,7 +67,7 @@ func State(e inventory.Entry, o *probe.Observation) *fleetpb.EndpointState {
 		text := o.Err.Error()
 		m.Reason = text[:min(len(text), maxReason)]
 	}
-	m.ContextTokens = uint32(o.Context)
+	m.ContextTokens, m.EngineVersion = uint32(o.Context), o.Version
 	m.Load.Slots, m.Load.KvTotalTokens = uint32(o.Slots), uint64(o.KVTokens)
 	if s := o.Sample; s != nil {
 		m.Load.Running, m.Load.Waiting = count(s.Running), count(s.Waiting)

@@ -106,6 +106,14 @@ func Rewrites(all []config.Rewrite) (out []*fleetpb.Rewrite) {
 	return out
 }
 
+// kindOf is the type of engine that replicas of our own run; empty: another server's.
+func kindOf(backend string) string {
+	if backend == config.OpenAI {
+		return ""
+	}
+	return backend
+}
+
 // Model returns a model as extproc knows it.
 func Model(name string, m config.ModelSpec, isDefault bool) *fleetpb.ModelState {
 	return &fleetpb.ModelState{
@@ -113,5 +121,7 @@ func Model(name string, m config.ModelSpec, isDefault bool) *fleetpb.ModelState 
 		Tokenizer:     m.TokenizerFile(),
 		ContextTokens: uint32(m.Backend.ContextTokens),
 		Default:       isDefault,
+		TemplateArgs:  m.TemplateArgs,
+		Engine:        kindOf(m.Backend.Kind),
 	}
 }

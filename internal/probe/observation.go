@@ -49,6 +49,8 @@ type Observation struct {
 	KVTokens float64
 	// Context is how long one sequence may be, in tokens, as it says itself; 0: it doesn't.
 	Context int
+	// Version is what its engine calls its version; empty: it doesn't say.
+	Version string
 	// Slots is how many requests it works on at a time; 0: not known.
 	Slots int
 	// Speed is the endpoint's own, Usual that of all engines of its model together.

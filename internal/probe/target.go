@@ -32,6 +32,7 @@ type target struct {
 	health *http.Request
 	list   *http.Request  // of its models
 	about  *http.Request  // says how long its context is; nil: nothing does
+	build  *http.Request  // says which version its engine is; nil: nothing does
 	near   bool           // whether the page comes from the endpoint itself
 	door   *reach.Door    // nil: nothing is special about it
 	client *scrape.Client // of its own, for its TLS; nil: it has none
@@ -58,6 +59,7 @@ type target struct {
 	kvTokens float64
 	untrue   float64   // size of the cache that was disproved; 0: none was
 	context  int       // in tokens; 0: not known
+	version  string    // empty: not known
 	again    time.Time // when it is asked for its context
 	speed    speeds
 	seen     bool // whether it was probed since it is a target
@@ -78,6 +80,11 @@ func newTarget(spec Endpoint, log *slog.Logger) (*target, error) {
 	}
 	if page := contextPage(&spec.Endpoint); page != "" {
 		if t.about, err = scrape.NewRequest(page); err != nil {
+			return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
+		}
+	}
+	if page := versionPage(&spec.Endpoint); page != "" {
+		if t.build, err = scrape.NewRequest(page); err != nil {
 			return nil, fmt.Errorf("endpoint %s: %w", spec.Address, err)
 		}
 	}
@@ -105,7 +112,7 @@ func (t *target) inherit(old *target) {
 	t.scraped, t.metrics, t.later, t.speed, t.seen = old.scraped, old.metrics, old.later, old.speed, old.seen
 	t.kvTokens, t.untrue, t.healthy = old.kvTokens, old.untrue, old.healthy
 	if slices.Equal(t.spec.Models, old.spec.Models) {
-		t.context, t.again = old.context, old.again
+		t.context, t.version, t.again = old.context, old.version, old.again
 	}
 	t.due.Store(old.due.Load())
 	if t.slots == 0 {
@@ -125,6 +132,7 @@ type finding struct {
 	listed        bool // whether models were asked for
 	context       int  // in tokens; 0: it does not say
 	answered      bool // whether it was asked for its context
+	version       string
 }
 
 // How often an endpoint that is Ready is asked for its models: seldom, and sooner where
@@ -199,6 +207,12 @@ func (t *target) askContext(ctx context.Context, get getter, f *finding, buf []b
 	case !lost(err):
 		f.answered = true // it says no
 	}
+	if t.build == nil || !f.answered {
+		return page
+	}
+	if page, err = t.get(ctx, get, t.build, page); err == nil {
+		f.version = versionIn(page)
+	}
 	return page
 }
 
@@ -250,7 +264,7 @@ func (t *target) take(f *finding, now time.Time, working bool, n int) (done *scr
 	t.vital.probed(f.health)
 	t.seen = true
 	if f.answered {
-		t.context, t.again = f.context, now.Add(jitter(contextAgain))
+		t.context, t.version, t.again = f.context, f.version, now.Add(jitter(contextAgain))
 	}
 	moves := t.vital.state != was
 	if f.judged {

@@ -1319,6 +1319,13 @@ type EndpointState struct {
 	Adapters *EndpointState_Adapters `protobuf:"bytes,23,opt,name=adapters,proto3" json:"adapters,omitempty"`
 	// Where extproc finds the key that requests must have there; unset: they need none.
 	Key *EndpointState_Key `protobuf:"bytes,24,opt,name=key,proto3" json:"key,omitempty"`
+	// Type of its engine, as the configuration names it; empty: not known.
+	Engine string `protobuf:"bytes,26,opt,name=engine,proto3" json:"engine,omitempty"`
+	// What its engine calls its version; empty: not known.
+	EngineVersion string `protobuf:"bytes,27,opt,name=engine_version,json=engineVersion,proto3" json:"engine_version,omitempty"`
+	// JSON of the arguments that its engine gives the chat template by default, beside those
+	// of the model, which it may replace; empty: none.
+	TemplateArgs string `protobuf:"bytes,28,opt,name=template_args,json=templateArgs,proto3" json:"template_args,omitempty"`
 	// Context of one sequence, in tokens, as its engine says; 0: it does not. What the model
 	// says counts for more.
 	ContextTokens uint32 `protobuf:"varint,61,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
@@ -1489,6 +1496,27 @@ func (x *EndpointState) GetKey() *EndpointState_Key {
 	return nil
 }
 
+func (x *EndpointState) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
+}
+
+func (x *EndpointState) GetEngineVersion() string {
+	if x != nil {
+		return x.EngineVersion
+	}
+	return ""
+}
+
+func (x *EndpointState) GetTemplateArgs() string {
+	if x != nil {
+		return x.TemplateArgs
+	}
+	return ""
+}
+
 func (x *EndpointState) GetContextTokens() uint32 {
 	if x != nil {
 		return x.ContextTokens
@@ -1505,7 +1533,11 @@ type ModelState struct {
 	Tokenizer     string `protobuf:"bytes,2,opt,name=tokenizer,proto3" json:"tokenizer,omitempty"`
 	ContextTokens uint32 `protobuf:"varint,3,opt,name=context_tokens,json=contextTokens,proto3" json:"context_tokens,omitempty"`
 	// Whether requests that name no known model go to this one when extproc is away.
-	Default       bool `protobuf:"varint,4,opt,name=default,proto3" json:"default,omitempty"`
+	Default bool `protobuf:"varint,4,opt,name=default,proto3" json:"default,omitempty"`
+	// JSON of the arguments that its engines give the chat template by default; empty: none.
+	TemplateArgs string `protobuf:"bytes,5,opt,name=template_args,json=templateArgs,proto3" json:"template_args,omitempty"`
+	// What its replicas of our own run: "llamacpp" or "vllm"; empty: not known.
+	Engine        string `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1566,6 +1598,20 @@ func (x *ModelState) GetDefault() bool {
 		return x.Default
 	}
 	return false
+}
+
+func (x *ModelState) GetTemplateArgs() string {
+	if x != nil {
+		return x.TemplateArgs
+	}
+	return ""
+}
+
+func (x *ModelState) GetEngine() string {
+	if x != nil {
+		return x.Engine
+	}
+	return ""
 }
 
 // PolicyState is the xDS resource with the rules for requests: type
@@ -2500,7 +2546,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xe7\f\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xe8\r\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -2524,7 +2570,10 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06models\x18\x15 \x03(\tB\x11\xfaB\x0e\x92\x01\v\x10\x80\b\"\x06r\x04\x10\x01\x18`R\x06models\x12?\n" +
 	"\x04work\x18\x16 \x01(\v2+.millrace.fleet.v1alpha1.EndpointState.WorkR\x04work\x12K\n" +
 	"\badapters\x18\x17 \x01(\v2/.millrace.fleet.v1alpha1.EndpointState.AdaptersR\badapters\x12<\n" +
-	"\x03key\x18\x18 \x01(\v2*.millrace.fleet.v1alpha1.EndpointState.KeyR\x03key\x121\n" +
+	"\x03key\x18\x18 \x01(\v2*.millrace.fleet.v1alpha1.EndpointState.KeyR\x03key\x12\x1f\n" +
+	"\x06engine\x18\x1a \x01(\tB\a\xfaB\x04r\x02\x18?R\x06engine\x12/\n" +
+	"\x0eengine_version\x18\x1b \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\rengineVersion\x12-\n" +
+	"\rtemplate_args\x18\x1c \x01(\tB\b\xfaB\x05r\x03\x18\x80@R\ftemplateArgs\x121\n" +
 	"\x0econtext_tokens\x18= \x01(\rB\n" +
 	"\xfaB\a*\x05\x18\x80\x80\x80\bR\rcontextTokens\x1aa\n" +
 	"\x03Key\x12\x1c\n" +
@@ -2548,13 +2597,15 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05READY\x10\x01\x12\v\n" +
 	"\aSUSPECT\x10\x02\x12\r\n" +
-	"\tNOT_READY\x10\x03\"\x94\x01\n" +
+	"\tNOT_READY\x10\x03\"\xe4\x01\n" +
 	"\n" +
 	"ModelState\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
 	"\ttokenizer\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\ttokenizer\x12%\n" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
-	"\adefault\x18\x04 \x01(\bR\adefault\"\xe3\x06\n" +
+	"\adefault\x18\x04 \x01(\bR\adefault\x12-\n" +
+	"\rtemplate_args\x18\x05 \x01(\tB\b\xfaB\x05r\x03\x18\x80@R\ftemplateArgs\x12\x1f\n" +
+	"\x06engine\x18\x06 \x01(\tB\a\xfaB\x04r\x02\x18?R\x06engine\"\xe3\x06\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +

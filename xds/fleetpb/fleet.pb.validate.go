@@ -2519,6 +2519,39 @@ func (m *EndpointState) validate(all bool) error {
 		}
 	}
 
+	if utf8.RuneCountInString(m.GetEngine()) > 63 {
+		err := EndpointStateValidationError{
+			field:  "Engine",
+			reason: "value length must be at most 63 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetEngineVersion()) > 128 {
+		err := EndpointStateValidationError{
+			field:  "EngineVersion",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetTemplateArgs()) > 8192 {
+		err := EndpointStateValidationError{
+			field:  "TemplateArgs",
+			reason: "value length must be at most 8192 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
 	if m.GetContextTokens() > 16777216 {
 		err := EndpointStateValidationError{
 			field:  "ContextTokens",
@@ -2659,6 +2692,28 @@ func (m *ModelState) validate(all bool) error {
 	// no validation rules for ContextTokens
 
 	// no validation rules for Default
+
+	if utf8.RuneCountInString(m.GetTemplateArgs()) > 8192 {
+		err := ModelStateValidationError{
+			field:  "TemplateArgs",
+			reason: "value length must be at most 8192 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetEngine()) > 63 {
+		err := ModelStateValidationError{
+			field:  "Engine",
+			reason: "value length must be at most 63 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
 
 	if len(errors) > 0 {
 		return ModelStateMultiError(errors)

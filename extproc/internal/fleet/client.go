@@ -202,7 +202,8 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 		c.metrics.count(t)
 		c.metrics.cached.Set(float64(c.state.cachedTokens()))
 	}
-	if r.GetTypeUrl() == wire.ModelType {
+	if c.state.tailors || r.GetTypeUrl() == wire.ModelType {
+		c.state.tailors = false
 		c.loader.want(c.state.tokenizers())
 	}
 	return ack

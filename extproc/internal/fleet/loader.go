@@ -59,10 +59,7 @@ func (l *loader) want(w map[string][]*pick.Learned) {
 	maps.DeleteFunc(l.failed, func(path string, _ error) bool { return w[path] == nil })
 	maps.DeleteFunc(l.doubts, func(path string, _ error) bool { return w[path] == nil })
 	l.mu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default: // the loader has yet to look
-	}
+	l.again()
 }
 
 // run reads what is wanted until ctx ends.
@@ -98,10 +95,26 @@ func (l *loader) pass(ctx context.Context, have map[string]pick.Counter) (failed
 		}
 		failed = failed || have[path] == nil
 		for _, m := range wanted[path] {
-			m.SetCounter(have[path])
+			m.SetCounter(tailored(have[path], m.Engines()))
 		}
 	}
 	return failed
+}
+
+// tailored is a tokenizer for the engines that use it.
+func tailored(c pick.Counter, engines []pick.Engine) pick.Counter {
+	if t, ok := c.(pick.Tailor); ok && len(engines) > 0 {
+		return t.For(engines)
+	}
+	return c
+}
+
+// again has tokenizers set anew: their engines are others.
+func (l *loader) again() {
+	select {
+	case l.wake <- struct{}{}:
+	default: // the loader has yet to look
+	}
 }
 
 // longestRead is how long a tokenizer may take to be read: some are large, and their

@@ -113,6 +113,10 @@ func (l *Local) publishLocked() {
 	l.dirty = false
 	l.table = l.state.table()
 	l.options.Picker.Publish(l.table)
+	if l.state.tailors {
+		l.state.tailors = false
+		l.loader.again()
+	}
 	if l.options.Hosts != nil {
 		l.options.Hosts(hosts(l.locals))
 	}
@@ -205,7 +209,7 @@ func (l *Local) takeLocked(f config.Fleet) {
 	names := f.ModelNames()
 	maps.DeleteFunc(l.state.models, func(name string, _ *model) bool { return !slices.Contains(names, name) })
 	for _, name := range names {
-		l.state.setModel(&fleetpb.ModelState{Name: name, Tokenizer: f.Tokenizer(name), ContextTokens: uint32(f.ContextTokens(name)), Default: name == f.DefaultModel()})
+		l.state.setModel(&fleetpb.ModelState{Name: name, Tokenizer: f.Tokenizer(name), TemplateArgs: f.TemplateArgs(name), ContextTokens: uint32(f.ContextTokens(name)), Default: name == f.DefaultModel()})
 	}
 	l.loader.want(l.state.tokenizers())
 	l.dirty = true // the policy and models may be others

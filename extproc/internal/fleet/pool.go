@@ -163,9 +163,9 @@ func class(priority int) string {
 
 // settings are what the file of pools says.
 type settings struct {
-	tokenizers map[string]string // paths by model
-	usual      string            // path for models that it does not name; empty: none
-	keys       [][]byte          // of cookies, the present one first
+	models map[string]*fleetpb.ModelState // what it says of models, by name
+	usual  *fleetpb.ModelState            // the same for models that it does not name; nil: nothing
+	keys   [][]byte                       // of cookies, the present one first
 }
 
 // load reads the file, if there is one.
@@ -193,12 +193,12 @@ func (p *Pools) load() error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := settings{keys: policy.Rotate(p.settings.keys, key), tokenizers: map[string]string{}}
+	s := settings{keys: policy.Rotate(p.settings.keys, key), models: map[string]*fleetpb.ModelState{}}
 	for i := range f.Models {
-		path := f.Models[i].Spec.TokenizerFile()
-		s.tokenizers[f.Models[i].Metadata.Name] = path
+		m := &fleetpb.ModelState{Tokenizer: f.Models[i].Spec.TokenizerFile(), TemplateArgs: f.Models[i].Spec.TemplateArgs}
+		s.models[f.Models[i].Metadata.Name] = m
 		if f.Models[i].Spec.Default {
-			s.usual = path
+			s.usual = m
 		}
 	}
 	p.settings = s
@@ -240,14 +240,15 @@ func (p *Pools) tokenizersLocked() map[string][]*pick.Learned {
 	want := map[string][]*pick.Learned{}
 	for _, own := range p.pools {
 		for name, m := range own.models {
-			path, named := p.settings.tokenizers[name]
-			if !named {
-				path = p.settings.usual
+			said := p.settings.models[name]
+			if said == nil {
+				said = p.settings.usual
 			}
+			path := said.GetTokenizer()
 			if m.resource.GetTokenizer() != path {
-				m.resource = &fleetpb.ModelState{Name: name, Tokenizer: path}
 				m.learned.SetCounter(nil)
 			}
+			m.resource = &fleetpb.ModelState{Name: name, Tokenizer: path, TemplateArgs: said.GetTemplateArgs()}
 			if path != "" {
 				want[path] = append(want[path], m.learned)
 			}

@@ -274,6 +274,11 @@ func (p *Pools) publishLocked() {
 	}
 	for _, own := range p.pools {
 		own.table = own.tabulate(views, p)
+		for m := range own.table.All() {
+			if setEngines(m, own.models[m.Name].resource) {
+				p.loader.again()
+			}
+		}
 		own.picker.Publish(own.table)
 	}
 }

@@ -60,6 +60,7 @@ type state struct {
 	// answered is which types xds has answered at least once.
 	answered map[string]bool
 	reports  reports             // of engines, about their caches
+	tailors  bool                // whether a model's engines have changed: its tokenizer is to be set anew
 	stale    bool                // whether table has changed by reports about caches
 	done     []work              // that was reported since Client has last passed it on
 	accounts []*enginepb.Account // that were reported and Client has not given to anybody yet
@@ -397,6 +398,7 @@ func (s *state) table() *pick.Table {
 	for _, m := range t.Models {
 		m.Key = common(m.Endpoints)
 		learnContext(m)
+		s.tailors = setEngines(m, s.models[m.Name].resource) || s.tailors
 	}
 	return t
 }
@@ -464,8 +466,9 @@ func (e *endpoint) show() *pick.Endpoint {
 		KV:      e.kv,
 		Blocks:  e.blocks,
 		Base:    e.base, Adapters: e.adapters,
-		Key:  e.key,
-		Live: e.live,
+		Key:    e.key,
+		Engine: pick.Engine{Kind: m.GetEngine(), Version: m.GetEngineVersion(), Args: [2]string{"", m.GetTemplateArgs()}},
+		Live:   e.live,
 	}
 }
 

@@ -31,9 +31,6 @@ var apart = map[string]bool{
 	"documents": true, "reasoning_effort": true, "add_special_tokens": true, "truncate_prompt_tokens": true, "mm_processor_kwargs": true, "media_io_kwargs": true,
 }
 
-// uncounted are those of them that nobody here makes tokens of.
-var uncounted = map[string]bool{"chat_template": true, "documents": true}
-
 // around takes in what is put around a prompt, and how much of it is left.
 func (r *Request) around(name, value []byte) {
 	switch string(name) {
@@ -69,7 +66,6 @@ func (r *Request) separate(s *scanner, name []byte) bool {
 	if !ok || s.b[start] == 'n' {
 		return ok
 	}
-	r.Uncounted = r.Uncounted || uncounted[string(name)]
 	r.around(name, s.b[start:s.i])
 	c := canon{r: r}
 	at := len(r.unescaped)

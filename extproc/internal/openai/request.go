@@ -57,9 +57,6 @@ type Request struct {
 	// Apart is of what separates prompts that are alike else, such as a salt, an adapter or
 	// arguments of the template; 0: there is nothing.
 	Apart uint64
-	// Uncounted is whether a field changes the prompt in a way that engines have each their
-	// own of: what is counted without it is an estimate.
-	Uncounted bool
 	// Special is whether the client wants no tokens put around its prompt where they usually
 	// are, or some around a conversation (add_special_tokens).
 	Special bool

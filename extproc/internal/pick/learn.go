@@ -2,6 +2,7 @@ package pick
 
 import (
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -317,6 +318,7 @@ func (r *Rates) prefillStep(ratio, weight float64) {
 // is atomic.
 type Learned struct {
 	counter atomic.Pointer[Counter]
+	engines atomic.Pointer[[]Engine] // nil: not known
 	output  average
 	shapes  shapes
 	ratios  ratios
@@ -364,6 +366,21 @@ func (l *Learned) SetCounter(c Counter) {
 		return
 	}
 	l.counter.Store(&c)
+}
+
+// SetEngines says which engines serve the model. It returns whether they are others than
+// before: then the tokenizer is to be set anew.
+func (l *Learned) SetEngines(engines []Engine) bool {
+	old := l.engines.Swap(&engines)
+	return old == nil && len(engines) > 0 || old != nil && !slices.Equal(*old, engines)
+}
+
+// Engines returns which engines serve the model, as far as that is known.
+func (l *Learned) Engines() []Engine {
+	if e := l.engines.Load(); e != nil {
+		return *e
+	}
+	return nil
 }
 
 // Counter returns the tokenizer, or nil until it is loaded.

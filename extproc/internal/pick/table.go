@@ -65,6 +65,8 @@ type Endpoint struct {
 	// are loaded there, if the others are such; nil: there are no others.
 	Base     string
 	Adapters *Adapters
+	// Engine is what renders its conversations; of our own replicas the model says it.
+	Engine Engine
 	// Key is what requests must have there; nil: nothing.
 	Key *reach.Key
 	*Live
@@ -98,10 +100,28 @@ var Doubts = []string{
 	"refused",   // the template or the engine refuses the conversation
 	"tools",     // tools and calls of them, whose fields engines rewrite
 	"fields",    // fields that engines follow in ways of their own
+	"engine",    // what engines render each in its own way: which one, or its version, is not known, or they differ
+	"harmony",   // conversations with gpt-oss, which vLLM renders without its template
 	"media",     // content that is not text
 	"words",     // words too long to be merged to the end
 	"texts",     // texts that the engine puts together by rules of its own
 	"previous",  // a response that the request continues
+}
+
+// Engine is who renders a model's conversations, each kind and version in its own way.
+type Engine struct {
+	// Kind is the engine's type as configuration names it, Version what it calls its own;
+	// empty: not known.
+	Kind, Version string
+	// Args are the JSON of the arguments that it gives its template by default: those of the
+	// model, and those of the endpoint, which win.
+	Args [2]string
+}
+
+// Tailor is a Counter that counts in another way for other engines.
+type Tailor interface {
+	// For returns the Counter for engines any of which may serve a request.
+	For(engines []Engine) Counter
 }
 
 // Identifier is a Counter that also says which tokens a prompt has.

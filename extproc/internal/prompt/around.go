@@ -14,10 +14,10 @@ func (t *tokenizer) changed(r *openai.Request, n int) bool {
 	if items || !t.model.FollowsAround() {
 		before, after := t.model.Around()
 		cut := r.Truncates && r.Most < n && (r.Most > 0 || !items)
-		return r.Uncounted || cut || r.Special && len(before)+len(after) > 0
+		return cut || r.Special && len(before)+len(after) > 0
 	}
 	// How much room the engine has is not known here; vLLM joins results of tools in a way of its own.
-	return r.Uncounted || r.Truncates && r.Most == 0 || r.API.Row().Dialect == apis.Anthropic && slices.ContainsFunc(r.Messages, blocks)
+	return r.Truncates && r.Most == 0 || r.API.Row().Dialect == apis.Anthropic && slices.ContainsFunc(r.Messages, blocks)
 }
 
 func blocks(m openai.Message) bool { return m.Blocks }

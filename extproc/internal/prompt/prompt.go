@@ -7,6 +7,8 @@ package prompt
 
 import (
 	"bytes"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -19,25 +21,59 @@ import (
 // tokenizer counts the tokens of requests with a model's own tokenizer.
 type tokenizer struct {
 	model *token.Model
-	chats sync.Pool // of *token.Chat
+	chats *sync.Pool // of *token.Chat
+	// others are the same model as other engines render it that may serve the request:
+	// what they don't agree on is an estimate.
+	others []*token.Model
+	fault  error  // why an engine's settings can't be followed; nil: they can
+	made   *sorts // nil in those that For returns
+}
+
+// sorts are a model's tokenizers by the engines that they are for.
+type sorts struct {
+	mu  sync.Mutex
+	all map[pick.Engine]*token.Model
 }
 
 // Load reads a model's tokenizer from a file or folder.
-func Load(path string) (pick.Counter, error) { return LoadFor(path, token.Engine{}) }
-
-// LoadFor is Load for a known engine.
-func LoadFor(path string, e token.Engine) (pick.Counter, error) {
+func Load(path string) (pick.Counter, error) {
 	m, err := token.Load(path)
 	if err != nil {
 		return nil, err
 	}
-	if e != (token.Engine{}) {
-		if m, err = m.For(e); err != nil {
-			return nil, err
+	return &tokenizer{model: m, chats: &sync.Pool{New: func() any { return new(token.Chat) }}, made: &sorts{all: map[pick.Engine]*token.Model{}}}, nil
+}
+
+// For returns the tokenizer for engines. It may take long: the fleet calls it, off the path
+// of requests.
+func (t *tokenizer) For(engines []pick.Engine) pick.Counter {
+	t.made.mu.Lock()
+	defer t.made.mu.Unlock()
+	of := &tokenizer{model: t.model, chats: t.chats}
+	maps.DeleteFunc(t.made.all, func(e pick.Engine, _ *token.Model) bool {
+		return len(t.made.all) > mostSorts && !slices.Contains(engines, e)
+	})
+	for i, e := range engines {
+		m := t.made.all[e]
+		if m == nil {
+			var err error
+			if m, err = t.model.For(token.Engine(e)); err != nil {
+				of.fault = err
+				m = t.model
+			}
+			t.made.all[e] = m
+		}
+		if i == 0 {
+			of.model = m
+		} else {
+			of.others = append(of.others, m)
 		}
 	}
-	return &tokenizer{model: m, chats: sync.Pool{New: func() any { return new(token.Chat) }}}, nil
+	return of
 }
+
+// mostSorts bounds how many are kept that no engine asks for now.
+const mostSorts = 32
 
 // Doubts returns why all conversations of the model are estimated, if they are.
 func (t *tokenizer) Doubts() error { return t.model.TemplateError() }
@@ -46,10 +82,25 @@ func (t *tokenizer) Doubts() error { return t.model.TemplateError() }
 // Media are estimated.
 func (t *tokenizer) Count(r *openai.Request) (n int, doubt string) {
 	n, doubt = t.count(r)
-	if doubt == pick.Certain && t.changed(r, n) {
+	switch {
+	case doubt != pick.Certain:
+	case t.changed(r, n):
 		doubt = string(token.ByFields)
+	case t.fault != nil || !t.agreed(r, n):
+		doubt = string(token.ByEngine)
 	}
 	return n, doubt
+}
+
+// agreed is whether all engines that may serve a request count the same.
+func (t *tokenizer) agreed(r *openai.Request, n int) bool {
+	for _, m := range t.others {
+		one := tokenizer{model: m, chats: t.chats}
+		if other, doubt := one.count(r); other != n || doubt != pick.Certain || one.changed(r, n) {
+			return false
+		}
+	}
+	return true
 }
 
 func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
@@ -85,14 +136,29 @@ func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 // IDs appends the tokens of a request's prompt, none if they are not known: where
 // there are media, or several prompts.
 func (t *tokenizer) IDs(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
+	start := len(dst)
 	ids, exact = t.identify(dst, r)
-	if exact {
-		ids, exact = t.putAround(ids, len(dst), r)
+	if t.fault != nil || t.changed(r, len(ids)-start) {
+		return ids, false
 	}
-	return ids, exact && !t.changed(r, len(ids)-len(dst))
+	for _, m := range t.others {
+		one := tokenizer{model: m, chats: t.chats}
+		other, sure := one.identify(nil, r)
+		exact = exact && sure && slices.Equal(other, ids[start:])
+	}
+	return ids, exact
 }
 
 func (t *tokenizer) identify(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
+	ids, exact = t.tokens(dst, r)
+	if exact {
+		ids, exact = t.putAround(ids, len(dst), r)
+	}
+	return ids, exact
+}
+
+// tokens is identify without what the request itself has put around its prompt, or cut of it.
+func (t *tokenizer) tokens(dst []uint32, r *openai.Request) (ids []uint32, exact bool) {
 	switch {
 	case r.API.Row().Counted != apis.Conversation:
 		if len(r.Prompts) == 1 && r.Prompts[0].List != nil {

@@ -112,7 +112,7 @@ func TestContinuedResponseIsEstimated(t *testing.T) {
 
 // TestDoubtsHaveTheirCounters has each reason of the tokenizer among those that are counted.
 func TestDoubtsHaveTheirCounters(t *testing.T) {
-	for _, d := range []token.Doubt{token.ByTemplate, token.ByRefusal, token.ByTools, token.ByFields, token.ByMedia, token.ByWords} {
+	for _, d := range []token.Doubt{token.ByTemplate, token.ByRefusal, token.ByTools, token.ByFields, token.ByEngine, token.ByHarmony, token.ByMedia, token.ByWords} {
 		if !slices.Contains(pick.Doubts, string(d)) {
 			t.Errorf("%q is not counted", d)
 		}
@@ -155,8 +155,8 @@ func TestFieldsThatNobodyCountsHere(t *testing.T) {
 	}
 	for field, want := range map[string]bool{
 		`"add_special_tokens":false`: true, `"truncate_prompt_tokens":0`: false, `"truncate_prompt_tokens":-1`: false, `"truncate_prompt_tokens":null`: true,
-		`"truncate_prompt_tokens":64`: true, `"truncate_prompt_tokens":"64"`: false, `"documents":[{}]`: false,
-		`"chat_template":"x"`: false, `"temperature":1`: true, `"cache_salt":"s"`: true,
+		`"truncate_prompt_tokens":64`: true, `"truncate_prompt_tokens":"64"`: false, `"documents":[{}]`: true, // no template of it has them
+		`"temperature":1`: true, `"cache_salt":"s"`: true,
 	} {
 		for api, body := range map[apis.API]string{apis.Chat: `"messages":[{"role":"user","content":"hi"}]`, apis.Completions: `"prompt":"hi"`} {
 			var r openai.Request

@@ -140,7 +140,7 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 	}
 	if len(c.Tools) > 0 && m.template.usesTools {
 		p.slow = true
-		if m.template.habits.tools != yes || bytes.Contains(c.Raw, []byte(`"tool_choice"`)) && bytes.Contains(c.Raw, []byte(`"none"`)) {
+		if m.template.habits.form != yes || bytes.Contains(c.Raw, []byte(`"tool_choice"`)) && bytes.Contains(c.Raw, []byte(`"none"`)) {
 			p.doubts(ByTools) // a server may be set to give no tools to requests that want none called
 		}
 	}

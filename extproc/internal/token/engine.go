@@ -17,8 +17,9 @@ type Engine struct {
 	Kind string
 	// Version is what it calls its version; empty: not known.
 	Version string
-	// Args is the JSON of the arguments that it gives its template by default; empty: none.
-	Args string
+	// Args are the JSON of the arguments that it gives its template by default: the second
+	// ones win; empty: none.
+	Args [2]string
 }
 
 // habits is how engines of a kind and version prepare conversations. The zero value is of
@@ -44,8 +45,10 @@ type habits struct {
 	effort option
 	// developer is whether developer's messages become system's where the template has none.
 	developer option
-	// tools is whether tools, and calls of them, are known to be given as vLLM does.
+	// tools is whether developer's messages have tools, none if the request says none.
 	tools option
+	// form is whether tools, and calls of them, are known to be given as vLLM does.
+	form option
 	// loops decides by the template's loops whether contents are lists; nil: not known.
 	loops func(*jinja.Template, string) option
 }
@@ -125,8 +128,9 @@ func (h *habits) ofVLLM(v version) {
 	if v.in(0, 16, 0, 33, 0) {
 		h.effort = answerOf(v.in(0, 22, 0, 33, 0))
 	}
+	h.tools = answerOf(v.in(0, 13, 0, 33, 0))
 	h.developer = answerOf(v.in(0, 23, 0, 33, 0))
-	h.tools = answerOf(v.in(0, 32, 0, 33, 0)) // as a real one does
+	h.form = answerOf(v.in(0, 32, 0, 33, 0)) // as a real one does
 }
 
 // loops is whether vLLM gives a template contents as lists, by the loops that it has.
@@ -207,12 +211,22 @@ func (m *Model) For(e Engine) (*Model, error) {
 	}
 	t := *m.template
 	t.habits = habitsOf(e)
-	if e.Args != "" {
-		args, err := jinja.FromJSON([]byte(e.Args))
-		var ok bool
-		if t.args, ok = args.(*jinja.Dict); err != nil || !ok {
-			return nil, fmt.Errorf("template arguments: must be a JSON object")
+	for _, text := range e.Args {
+		if text == "" {
+			continue
 		}
+		given, err := jinja.FromJSON([]byte(text))
+		args, ok := given.(*jinja.Dict)
+		if err != nil || !ok {
+			return nil, fmt.Errorf("template arguments %.80q: must be a JSON object", text)
+		}
+		if args.Len() == 0 {
+			continue // none are not the same as some: vLLM keeps a request's nulls then
+		}
+		if t.args == nil {
+			t.args = jinja.NewDict(args.Len())
+		}
+		t.args.Update(args)
 	}
 	t.harmony = !t.llama && t.mentions("<|channel|>") && t.mentions("<|start|>") && e.Kind != "sglang"
 	t.learn()

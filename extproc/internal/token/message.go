@@ -19,6 +19,7 @@ type body struct {
 	Thoughts   *string         `json:"reasoning"` // the same, as newer clients write it
 	Name       string          `json:"name"`
 	ToolCallID string          `json:"tool_call_id"`
+	Tools      json.RawMessage `json:"tools"` // of a developer's message
 }
 
 type toolCall struct {
@@ -65,6 +66,12 @@ func (b *body) parts() (parts []contentPart, list bool, err error) {
 		}
 	}
 	return parts, true, nil
+}
+
+// itemised is whether parts have the types of Responses' items, which vLLM refuses in chat
+// completions.
+func (b *body) itemised() bool {
+	return bytes.Contains(b.Content, []byte(`"input_text"`)) || bytes.Contains(b.Content, []byte(`"output_text"`))
 }
 
 // empty is whether a message has neither content nor calls, which llama.cpp refuses.
@@ -229,6 +236,10 @@ func (t *template) differs(role string, b *body) Doubt {
 		return ByEngine
 	case role == "developer" && t.habits.developer == absent:
 		return ByEngine
+	case role == "developer" && len(b.Tools) > 0:
+		return ByTools
+	case list && t.vllm && b.itemised():
+		return ByRefusal
 	}
 	return Certain
 }
@@ -276,6 +287,11 @@ func textOf(content any) string {
 func (t *template) calls(calls []toolCall) any {
 	var out []any
 	for _, c := range calls {
+		if t.habits.form == yes {
+			f := object("arguments", t.arguments(c.Function.Arguments), "name", c.Function.Name)
+			out = append(out, object("id", c.ID, "function", f, "type", "function"))
+			continue
+		}
 		call := object(
 			"type", "function",
 			"function", object("name", c.Function.Name, "arguments", t.arguments(c.Function.Arguments)),
@@ -288,6 +304,24 @@ func (t *template) calls(calls []toolCall) any {
 	return jinja.NewList(out...)
 }
 
+// ordinary is whether calls have all fields that vLLM knows and no others, which it would
+// keep, and arguments that are texts.
+func ordinary(raw []byte) bool {
+	var m struct {
+		Calls []map[string]json.RawMessage `json:"tool_calls"`
+	}
+	if json.Unmarshal(raw, &m) != nil {
+		return false
+	}
+	for _, c := range m.Calls {
+		var f map[string]*string // all are texts
+		if len(c) != 3 || c["id"] == nil || c["type"] == nil || json.Unmarshal(c["function"], &f) != nil || len(f) != 2 || f["name"] == nil || f["arguments"] == nil {
+			return false
+		}
+	}
+	return true
+}
+
 // arguments of a call come as JSON in a string. Templates that can handle an
 // object get one.
 func (t *template) arguments(raw json.RawMessage) any {
@@ -295,7 +329,7 @@ func (t *template) arguments(raw json.RawMessage) any {
 	if json.Unmarshal(raw, &text) != nil {
 		text = string(raw)
 	}
-	if t.habits.tools == yes { // what is no object becomes an empty one
+	if t.habits.form == yes { // what is no object becomes an empty one
 		if v, err := jinja.FromJSON([]byte(text)); err == nil {
 			if _, ok := v.(*jinja.Dict); ok {
 				return v

@@ -245,7 +245,7 @@ func (f *compiled) fit(msg *Message) (role, []byte, bool) {
 		return r, nil, false
 	}
 	parts, list, err := b.parts()
-	if err != nil || list && !f.template.native(parts) || !list && parts == nil && f.template.asLists(msg.Role) {
+	if err != nil || list && (!f.template.native(parts) || f.template.vllm && b.itemised()) || !list && parts == nil && f.template.asLists(msg.Role) {
 		return r, nil, false
 	}
 	return r, []byte(f.template.flat(parts)), true

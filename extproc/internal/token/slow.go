@@ -20,7 +20,7 @@ func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
 	}
 	if len(c.Tools) > 0 && m.template.usesTools {
 		list := toolList
-		if m.template.habits.tools == yes {
+		if m.template.habits.form == yes {
 			list = toolsOfVLLM
 		}
 		if in.tools, err = list(c.Tools); err != nil {
@@ -70,16 +70,23 @@ func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 		if d := t.uncertain(msg); d != Certain {
 			p.doubts(d)
 		}
+		if _, calls := msg.Get("tool_calls"); calls && t.habits.form == yes && len(p.messages[i].Raw) > 0 && !ordinary(p.messages[i].Raw) {
+			p.doubts(ByTools)
+		}
 		if d, err := t.doubtful(&p.messages[i]); err != nil {
 			return nil, err
 		} else if d != Certain {
 			p.doubts(d)
 		}
-		developer = developer || p.messages[i].Role == "developer"
+		if p.messages[i].Role == "developer" {
+			developer = true
+		}
 		out = append(out, msg)
 	}
 	if developer && t.habits.developer == yes && !t.mentions(`"developer"`) && !t.mentions("'developer'") {
 		out = asSystem(out)
+	} else if developer && t.habits.tools == yes {
+		giveTools(out)
 	}
 	if t.llama && t.noSystem {
 		out = mergeSystem(out)
@@ -89,7 +96,7 @@ func (m *Model) slowMessages(p *plan) ([]*jinja.Dict, error) {
 
 // uncertain is why a message may be rendered differently here.
 func (t *template) uncertain(msg *jinja.Dict) Doubt {
-	if _, calls := msg.Get("tool_calls"); calls && t.habits.tools != yes && slices.Contains(t.extras, "tool_calls") {
+	if _, calls := msg.Get("tool_calls"); calls && t.habits.form != yes && slices.Contains(t.extras, "tool_calls") {
 		return ByTools
 	}
 	_, isText := contentOf(msg).(string)
@@ -98,6 +105,15 @@ func (t *template) uncertain(msg *jinja.Dict) Doubt {
 		return ByFields
 	}
 	return Certain
+}
+
+// giveTools gives developer's messages the tools that they don't have.
+func giveTools(messages []*jinja.Dict) {
+	for _, m := range messages {
+		if role, _ := m.Get("role"); role == any("developer") {
+			m.Set("tools", nil)
+		}
+	}
 }
 
 // doubtful is why engines may prepare a message otherwise than we do.

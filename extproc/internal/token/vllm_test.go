@@ -39,9 +39,11 @@ func counters(t *testing.T, names ...string) map[string]pick.Counter {
 		if err := os.WriteFile(filepath.Join(folder, "chat_template.jinja"), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if all[name], err = prompt.LoadFor(path, token.Engine{Kind: "vllm", Version: "0.32.0"}); err != nil {
+		c, err := prompt.Load(path)
+		if err != nil {
 			t.Fatal(err)
 		}
+		all[name] = c.(pick.Tailor).For([]pick.Engine{{Kind: "vllm", Version: "0.32.0"}})
 	}
 	all[""] = all["served"]
 	return all
