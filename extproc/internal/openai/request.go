@@ -33,8 +33,9 @@ type Request struct {
 	// tokens (truncate_prompt_tokens); 0: to what the engine has room for.
 	Truncates bool
 	Most      int
-	// Sided is whether it says from which side (truncation_side).
-	Sided bool
+	// Side is the first letter of the side from which it says that (truncation_side): 'l' or
+	// 'r'; 0: it does not.
+	Side byte
 	// Previous is the id of the response that this request continues; nil: none.
 	Previous []byte
 	// User is the client's name for who asks: user, or Anthropic's metadata.user_id;
@@ -274,7 +275,9 @@ func (r *Request) length(s *scanner, name []byte) bool {
 	case "ignore_eos":
 		r.IgnoreEOS = s.peek() == 't'
 	case "truncation_side":
-		r.Sided = s.peek() != 'n'
+		if s.peek() == '"' && s.i+1 < len(s.b) {
+			r.Side = s.b[s.i+1]
+		}
 	case "truncation":
 		r.Truncates = r.Truncates || bytes.HasPrefix(s.b[s.i:], []byte(`"auto"`))
 	case "cache_salt":

@@ -62,7 +62,14 @@ func (t *tokenizer) putAround(ids []uint32, start int, r *openai.Request) ([]uin
 		before, after = nil, nil // of a list of tokens
 	}
 	if room := r.Most - len(before) - len(after); r.Most > 0 && len(body) > room {
-		if r.Sided || room < 0 {
+		switch {
+		case r.Side != 0 && t.model.FollowsSides(): // then those that are put around are cut, too
+			all := slices.Concat(before, body, after)
+			if r.Side == 'l' {
+				return append(ids[:start], all[len(all)-r.Most:]...), true
+			}
+			return append(ids[:start], all[:r.Most]...), true
+		case r.Side != 0, room < 0:
 			return ids[:start], false
 		}
 		body = body[len(body)-room:]

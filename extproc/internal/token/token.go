@@ -144,6 +144,9 @@ func (m *Model) FollowsAround() bool {
 	return m.template != nil && !m.template.llama && m.template.vllm
 }
 
+// FollowsSides reports whether it is one that does the same with truncation_side.
+func (m *Model) FollowsSides() bool { return m.FollowsAround() && m.template.habits.form == yes }
+
 // Around returns the tokens that the backend puts before and after a text. They must not be
 // changed.
 func (m *Model) Around() (before, after []uint32) { return m.bos, m.eos }
