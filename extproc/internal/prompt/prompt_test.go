@@ -153,8 +153,8 @@ func TestFieldsThatNobodyCountsHere(t *testing.T) {
 		t.Fatal(err)
 	}
 	for field, want := range map[string]bool{
-		`"add_special_tokens":false`: false, `"truncate_prompt_tokens":2`: false, `"truncate_prompt_tokens":null`: true, `"documents":[{}]`: false,
-		`"chat_template":"x"`: false, `"temperature":1`: true, `"cache_salt":"s"`: true,
+		`"add_special_tokens":false`: false, `"truncate_prompt_tokens":2`: false, `"truncate_prompt_tokens":null`: true, `"documents":[{}]`: true, // no template of it has them
+		`"temperature":1`: true, `"cache_salt":"s"`: true,
 	} {
 		for api, body := range map[apis.API]string{apis.Chat: `"messages":[{"role":"user","content":"hi"}]`, apis.Completions: `"prompt":"hi"`} {
 			var r openai.Request
