@@ -30,7 +30,7 @@ var apart = map[string]bool{
 	"documents": true, "reasoning_effort": true, "add_special_tokens": true, "truncate_prompt_tokens": true, "mm_processor_kwargs": true, "media_io_kwargs": true,
 }
 
-// uncounted are those of them that package token does not look at.
+// uncounted are those of them that package token does not read.
 var uncounted = map[string]bool{"add_special_tokens": true, "truncate_prompt_tokens": true}
 
 // Bounds of what is written in this form.
