@@ -52,7 +52,7 @@ const (
 
 	// Objects of JSON: that it is one is checked, too.
 	templateArgsPattern = `^\{(.|\n)*\}$`
-	templateArgsWords   = `a JSON object such as {"enable_thinking": false}`
+	templateArgsWords   = "a JSON object, as vLLM's --default-chat-template-kwargs takes it"
 	templateArgsMax     = 4096
 
 	metricsURLPattern = `^https?://([A-Za-z0-9._~%!$&'()*+,;=:-]+@)?([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?([?][!-~]*)?$`
