@@ -50,7 +50,7 @@ const (
 	zoneNameWords   = `1 to 63 letters, digits, ".", "_", "/" or "-"`
 	zoneNameMax     = 63
 
-	// Objects of JSON: that it is one is checked, too.
+	// Objects of JSON. That it is one -check and xds find, an API server cannot.
 	templateArgsPattern = `^\{(.|\n)*\}$`
 	templateArgsWords   = "a JSON object, as vLLM's --default-chat-template-kwargs takes it"
 	templateArgsMax     = 4096
