@@ -81,7 +81,7 @@ func TestEndpointsAlone(t *testing.T) {
 // TestEndpointEqual finds a difference in every field.
 func TestEndpointEqual(t *testing.T) {
 	full := Endpoint{
-		Address: "a", Models: []string{"m"}, Type: "t", Metrics: "u", Node: "n", Zone: "z", Slots: 1, KVEvents: KVEvents{Topic: "k"},
+		Address: "a", Models: []string{"m"}, Type: "t", Metrics: "u", Node: "n", Zone: "z", Slots: 1, KVEvents: KVEvents{Topic: "k"}, TemplateArgs: "{}",
 		Health: "h", TLS: EngineTLS{CA: "c"}, APIKey: APIKey{Env: "E"}, Headers: []EngineHeader{{Name: "n"}},
 	}
 	same := full

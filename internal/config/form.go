@@ -50,9 +50,9 @@ const (
 	zoneNameWords   = `1 to 63 letters, digits, ".", "_", "/" or "-"`
 	zoneNameMax     = 63
 
-	// Objects of JSON: that it is one is checked, too.
+	// Objects of JSON. That it is one -check and xds find, an API server cannot.
 	templateArgsPattern = `^\{(.|\n)*\}$`
-	templateArgsWords   = `a JSON object such as {"enable_thinking": false}`
+	templateArgsWords   = "a JSON object, as vLLM's --default-chat-template-kwargs takes it"
 	templateArgsMax     = 4096
 
 	metricsURLPattern = `^https?://([A-Za-z0-9._~%!$&'()*+,;=:-]+@)?([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?([?][!-~]*)?$`

@@ -18,7 +18,7 @@ import (
 )
 
 func TestState(t *testing.T) {
-	one := config.Endpoint{Address: "10.0.0.1:1", Models: []string{"m"}, Type: "vllm", Node: "n", Zone: "z"}
+	one := config.Endpoint{Address: "10.0.0.1:1", Models: []string{"m"}, Type: "vllm", Node: "n", Zone: "z", TemplateArgs: `{"a":1}`}
 	several := one
 	several.Models = []string{"m", "lora"}
 	keyed := one
@@ -50,6 +50,10 @@ func TestState(t *testing.T) {
 					Requests: 7, PromptTokens: 70, CachedTokens: 30, OutputTokens: 9, PrefillSeconds: 2, DecodeSeconds: 3, Queued: true,
 				}
 			},
+		},
+		{
+			name: "its engine's version", o: &probe.Observation{Version: "0.32.0"},
+			want: func(m *fleetpb.EndpointState) { m.EngineVersion = "0.32.0" },
 		},
 		{
 			name: "adapters of which nothing was shown", entry: inventory.Entry{Endpoint: several}, o: &probe.Observation{},
@@ -84,7 +88,7 @@ func TestState(t *testing.T) {
 			tt.entry.Source = "Endpoints/pool"
 			want := &fleetpb.EndpointState{
 				Address: "10.0.0.1:1", Node: "n", Zone: "z", Model: "m", Replica: "10.0.0.1:1", State: fleetpb.EndpointState_READY,
-				Weight: 1, Health: 1, Load: &enginepb.Load{}, Source: "Endpoints/pool",
+				Weight: 1, Health: 1, Load: &enginepb.Load{}, Source: "Endpoints/pool", Engine: "vllm", TemplateArgs: `{"a":1}`,
 			}
 			tt.want(want)
 			got := State(tt.entry, tt.o)

@@ -91,3 +91,45 @@ func TestContextIsLearned(t *testing.T) {
 		})
 	})
 }
+
+// TestVersionIsLearned from the engine, and again from the one that takes its place.
+func TestVersionIsLearned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const build = "http://" + a + "/version"
+		start(t, Options{}, two(), func(_ *Prober, w *world) {
+			w.set(func() {
+				w.pages["http://"+a+"/v1/models"] = `{"data":[]}`
+				w.pages[build] = `{"version":"0.32.0+cpu"}`
+				w.pages[pageA] += fmt.Sprintf(startedAt, 1000.0)
+			})
+			time.Sleep(time.Second)
+			if got := w.at(a).Version; got != "0.32.0+cpu" {
+				t.Errorf("version %q", got)
+			}
+			if got := w.at(b).Version; got != "" {
+				t.Errorf("version %q of one that does not say", got)
+			}
+			w.set(func() {
+				w.pages[build] = `{"version":"0.33.0"}`
+				w.pages[pageA] = fmt.Sprintf(vllmPage+startedAt, 0, 0, 0, 0, 0.0, 0.0, 2000.0)
+			})
+			time.Sleep(20 * time.Second)
+			if got := w.at(a).Version; got != "0.33.0" {
+				t.Errorf("version %q behind a restart", got)
+			}
+		})
+	})
+}
+
+func FuzzVersionIn(f *testing.F) {
+	f.Add([]byte(`{"version":"0.32.0+cpu"}`))
+	f.Add([]byte(`{"version":"a\nb"}`))
+	f.Fuzz(func(t *testing.T, page []byte) {
+		v := versionIn(page)
+		for _, c := range v {
+			if c < '!' || c > '~' || len(v) > mostVersion {
+				t.Fatalf("version %q", v)
+			}
+		}
+	})
+}

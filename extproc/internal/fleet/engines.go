@@ -36,5 +36,5 @@ func setEngines(m *pick.Model, of *fleetpb.ModelState) bool {
 	return m.SetEngines(all)
 }
 
-// mostEngines bounds how many different engines of a model are told apart.
+// mostEngines bounds how many different engines of a model are distinguished.
 const mostEngines = 16

@@ -240,15 +240,15 @@ func (p *Pools) tokenizersLocked() map[string][]*pick.Learned {
 	want := map[string][]*pick.Learned{}
 	for _, own := range p.pools {
 		for name, m := range own.models {
-			said := p.settings.models[name]
-			if said == nil {
-				said = p.settings.usual
+			stated := p.settings.models[name]
+			if stated == nil {
+				stated = p.settings.usual
 			}
-			path := said.GetTokenizer()
+			path := stated.GetTokenizer()
 			if m.resource.GetTokenizer() != path {
 				m.learned.SetCounter(nil)
 			}
-			m.resource = &fleetpb.ModelState{Name: name, Tokenizer: path, TemplateArgs: said.GetTemplateArgs()}
+			m.resource = &fleetpb.ModelState{Name: name, Tokenizer: path, TemplateArgs: stated.GetTemplateArgs()}
 			if path != "" {
 				want[path] = append(want[path], m.learned)
 			}

@@ -1,21 +1,21 @@
 package jinja
 
-// Engines look at a template's tree to know whether contents are to be given to it as
+// Engines examine a template's tree to know whether contents are to be given to it as
 // lists of parts or as texts. What follows answers their questions.
 
 // Loops is where a template has loops over the contents of messages.
 type Loops struct {
-	// Plain is over the content of what a loop over messages, or a part of them, runs over.
-	Plain bool
-	// Named is Plain, or a loop over a variable named content.
+	// Direct is over the content of what a loop over messages, or a part of them, runs over.
+	Direct bool
+	// Named is Direct, or a loop over a variable named content.
 	Named bool
-	// Passed is Plain, or a loop over a variable named content outside of macros, or in one
+	// Passed is Direct, or a loop over a variable named content outside of macros, or in one
 	// over a parameter that is given a message's content.
 	Passed bool
 }
 
 // Loops returns where the template loops over contents. The rules are those of vLLM's
-// _iter_nodes_assign_content_item: of versions 0.10 to 0.19 (Plain), 0.23 to 0.29 (Named),
+// _iter_nodes_assign_content_item: of versions 0.10 to 0.19 (Direct), 0.23 to 0.29 (Named),
 // 0.30 to 0.32 (Passed). What they stumble over, such as a namespace's attribute that is
 // given messages, they take for a template of texts.
 func (t *Template) Loops() Loops {
@@ -32,15 +32,15 @@ func (t *Template) Loops() Loops {
 			if !simple {
 				return Loops{}
 			}
-			l.Plain = true
+			l.Direct = true
 		case named && !simple:
-			return Loops{Plain: l.Plain}
+			return Loops{Direct: l.Direct}
 		case named:
 			l.Named = true
 		}
 	}
-	l.Passed = l.Plain || c.passed()
-	l.Named = l.Named || l.Plain
+	l.Passed = l.Direct || c.passed()
+	l.Named = l.Named || l.Direct
 	return l
 }
 

@@ -172,3 +172,36 @@ func TestFieldsThatNobodyCountsHere(t *testing.T) {
 		}
 	}
 }
+
+// TestEnginesThatDiffer has a count be exact where all engines that may serve a request
+// count the same.
+func TestEnginesThatDiffer(t *testing.T) {
+	base, err := Load(smolPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		engines []pick.Engine
+		doubt   string
+	}{
+		{[]pick.Engine{{Kind: "llamacpp"}}, pick.Certain},
+		{[]pick.Engine{{Kind: "llamacpp"}, {Kind: "llamacpp", Version: "b2"}}, pick.Certain},
+		{[]pick.Engine{{Args: [2]string{`{"bos_token":"!!"}`}}, {Args: [2]string{`{"bos_token":"!!"}`, `{"bos_token":"?"}`}}}, pick.Certain}, // which the template does not use
+		{[]pick.Engine{{}, {Args: [2]string{"", `{"messages":[]}`}}}, string(token.ByEngine)},
+		{[]pick.Engine{{Args: [2]string{`[]`}}}, string(token.ByEngine)},
+	} {
+		c := base.(pick.Tailor).For(tt.engines)
+		var r openai.Request
+		if err := r.Parse(apis.Chat, []byte(`{"messages":[{"role":"user","content":"Hello there"}]}`)); err != nil {
+			t.Fatal(err)
+		}
+		n, doubt := c.Count(&r)
+		ids, exact := c.(pick.Identifier).IDs(nil, &r)
+		if doubt != tt.doubt || exact != (doubt == pick.Certain) {
+			t.Errorf("%v: %d tokens, doubt %q, ids certain %v; want %q", tt.engines, n, doubt, exact, tt.doubt)
+		}
+		if exact && len(ids) != n {
+			t.Errorf("%v: %d tokens, %d ids", tt.engines, n, len(ids))
+		}
+	}
+}

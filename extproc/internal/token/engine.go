@@ -137,10 +137,10 @@ func (h *habits) ofVLLM(v version) {
 func (v version) loops(t *jinja.Template, _ string) option {
 	l := t.Loops()
 	switch {
-	case l.Plain == l.Named && l.Plain == l.Passed:
-		return answerOf(l.Plain)
+	case l.Direct == l.Named && l.Direct == l.Passed:
+		return answerOf(l.Direct)
 	case v.in(0, 10, 0, 20, 0):
-		return answerOf(l.Plain)
+		return answerOf(l.Direct)
 	case v.in(0, 23, 0, 30, 0):
 		return answerOf(l.Named)
 	case v.in(0, 30, 0, 33, 0):

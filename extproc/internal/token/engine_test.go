@@ -215,14 +215,14 @@ func TestLastMessageByEngine(t *testing.T) {
 
 // TestListsByEngine has texts of a list joined as each engine does it.
 func TestListsByEngine(t *testing.T) {
-	const plain = `{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}`
+	const bare = `{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}`
 	body := []byte(`{"messages":[{"role":"user","content":[{"type":"text","text":"one"},{"type":"text","text":"two"}]}]}`)
 	for _, tt := range []struct {
 		kind, version, want string
 	}{
 		{"vllm", "", "one\ntwo"}, {"vllm", "0.32.0", "one\ntwo"}, {"sglang", "0.5.10", "one two"}, {"sglang", "", ""}, {"openai", "", ""},
 	} {
-		m := hfWith(t, plain, Engine{Kind: tt.kind, Version: tt.version})
+		m := hfWith(t, bare, Engine{Kind: tt.kind, Version: tt.version})
 		n, exact := m.CountChat(chatOf(t, body))
 		if want := m.tokens([]byte("user:"+tt.want+";"), true); exact != (tt.want != "") || exact && n != want {
 			t.Errorf("%s %s: %d tokens, exact %v; want %d", tt.kind, tt.version, n, exact, want)

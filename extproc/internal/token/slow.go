@@ -3,7 +3,6 @@ package token
 import (
 	"errors"
 	"slices"
-	"strings"
 
 	"millrace.dev/millrace/extproc/internal/jinja"
 )
@@ -27,7 +26,7 @@ func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
 			return nil, err
 		}
 	}
-	if p.goesOn {
+	if p.continues {
 		return m.continued(in)
 	}
 	out, err := m.template.render(in)
@@ -105,72 +104,6 @@ func (t *template) uncertain(msg *jinja.Dict) Doubt {
 		return ByFields
 	}
 	return Certain
-}
-
-// giveTools gives developer's messages the tools that they don't have.
-func giveTools(messages []*jinja.Dict) {
-	for _, m := range messages {
-		if role, _ := m.Get("role"); role == any("developer") {
-			m.Set("tools", nil)
-		}
-	}
-}
-
-// doubtful is why engines may prepare a message otherwise than we do.
-func (t *template) doubtful(msg *Message) (Doubt, error) {
-	if t.llama {
-		return Certain, nil
-	}
-	b, err := msg.body()
-	if err != nil {
-		return Certain, err
-	}
-	return t.differs(msg.Role, b), nil
-}
-
-// goOnTag is put behind the message that is continued, and cut off with all that follows it.
-const goOnTag = "CONTINUE_FINAL_MESSAGE_TAG "
-
-// continued renders a conversation whose last message is continued, as transformers'
-// continue_final_message has it (transformers/utils/chat_template_utils.py).
-func (m *Model) continued(in *input) ([]byte, error) {
-	last := in.messages[len(in.messages)-1]
-	final, ok := contentOf(last).(string)
-	if ok {
-		last.Set("content", final+goOnTag)
-	} else if final, ok = lastText(contentOf(last)); !ok {
-		return nil, errRefused
-	}
-	out, err := m.template.render(in)
-	if err != nil {
-		return nil, err
-	}
-	at := strings.LastIndex(out, strings.TrimSpace(goOnTag))
-	if at < 0 || !strings.Contains(out, strings.TrimFunc(final, jinja.IsSpace)) || !m.template.mentions("content") {
-		return nil, errRefused
-	}
-	if !strings.HasPrefix(out[at:], goOnTag) {
-		return []byte(strings.TrimRightFunc(out[:at], jinja.IsSpace)), nil
-	}
-	return []byte(out[:at]), nil
-}
-
-// lastText tags the last text of a list of parts and returns what it was.
-func lastText(content any) (text string, ok bool) {
-	var last *jinja.Dict
-	for part := range jinja.Items(content) {
-		if d, is := part.(*jinja.Dict); is {
-			last = d
-		}
-	}
-	if last == nil {
-		return "", false
-	}
-	v, _ := last.Get("text")
-	if text, ok = v.(string); ok {
-		last.Set("text", text+goOnTag)
-	}
-	return text, ok
 }
 
 // role maps a role as llama.cpp does for all templates but gpt-oss'.

@@ -56,7 +56,7 @@ def environment():
 ENV = environment()
 
 
-class Slow(Exception):
+class Slow(BaseException):  # Jinja makes syntax errors of some Exceptions
     pass
 
 

@@ -1,0 +1,62 @@
+package fleet
+
+import (
+	"testing"
+
+	"millrace.dev/millrace/extproc/internal/openai"
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// tailoring is a counter that keeps which engines it is for.
+type tailoring struct{ engines []pick.Engine }
+
+func (tailoring) Count(*openai.Request) (int, string)    { return 1, pick.Certain }
+func (tailoring) For(engines []pick.Engine) pick.Counter { return tailoring{engines} }
+
+// TestEnginesOfAModel has a model's tokenizer be one for its engines, and other prefixes for
+// other arguments of its template.
+func TestEnginesOfAModel(t *testing.T) {
+	endpoint := func(e pick.Engine) *pick.Endpoint { return &pick.Endpoint{Address: "10.0.0.1:1", Engine: e} }
+	model := func(endpoints ...*pick.Endpoint) *pick.Model {
+		return &pick.Model{Name: "m", Seed: 7, Endpoints: endpoints, Learned: new(pick.Learned)}
+	}
+	none := &fleetpb.ModelState{Name: "m"}
+	m := model(endpoint(pick.Engine{Kind: "vllm", Version: "0.32.0"}), endpoint(pick.Engine{Kind: "vllm", Version: "0.32.0"}))
+	if !setEngines(m, none) || setEngines(m, none) {
+		t.Error("the same engines are news twice, or never")
+	}
+	if c := tailored(tailoring{}, m.Engines()).(tailoring); len(c.engines) != 1 || c.engines[0].Kind != "vllm" {
+		t.Errorf("the tokenizer is for %v", c.engines)
+	}
+	if m.Seed != 7 {
+		t.Error("a version alone makes other prefixes")
+	}
+	m.Endpoints = append(m.Endpoints, endpoint(pick.Engine{Kind: "sglang"}))
+	if !setEngines(m, none) || len(m.Engines()) != 2 {
+		t.Errorf("engines %v", m.Engines())
+	}
+
+	seeds := map[any]string{}
+	for name, m := range map[string]*pick.Model{
+		"none": model(endpoint(pick.Engine{})), "the endpoint's": model(endpoint(pick.Engine{Args: [2]string{"", `{"a":1}`}})),
+		"others": model(endpoint(pick.Engine{Args: [2]string{"", `{"a":2}`}})),
+	} {
+		setEngines(m, none)
+		if other, ok := seeds[m.Seed]; ok {
+			t.Errorf("%s and %s have the same prefixes", name, other)
+		}
+		seeds[m.Seed] = name
+	}
+	of := model(endpoint(pick.Engine{}))
+	setEngines(of, &fleetpb.ModelState{Name: "m", TemplateArgs: `{"a":1}`})
+	if seeds[of.Seed] != "the endpoint's" {
+		t.Error("the same arguments of the model and of its one endpoint make different prefixes")
+	}
+
+	ours := model(&pick.Endpoint{Address: "10.0.0.1:1", Replica: "m-0"})
+	setEngines(ours, &fleetpb.ModelState{Name: "m", Engine: "vllm"})
+	if e := ours.Engines(); len(e) != 1 || e[0].Kind != "vllm" {
+		t.Errorf("our own replica's engine: %v", e)
+	}
+}
