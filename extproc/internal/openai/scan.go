@@ -50,7 +50,7 @@ func (s *scanner) string() (text, bool) {
 	}
 	s.i++
 	start, escaped := s.i, false
-	if n := bytes.IndexByte(s.b[start:], '"'); n >= 0 && plain(s.b[start:start+n]) {
+	if n := bytes.IndexByte(s.b[start:], '"'); n >= 0 && allOrdinary(s.b[start:start+n]) {
 		s.i = start + n + 1
 		return text{s.b[start : start+n], false}, true
 	}
@@ -108,9 +108,9 @@ const (
 	highs = 0x8080808080808080
 )
 
-// plain reports whether all bytes of b, which holds no quote, are ordinary in a string. It is
+// allOrdinary reports whether all bytes of b, which holds no quote, are ordinary in a string. It is
 // faster than ordinary, which finds the first that is not.
-func plain(b []byte) bool {
+func allOrdinary(b []byte) bool {
 	if bytes.IndexByte(b, '\\') >= 0 {
 		return false
 	}

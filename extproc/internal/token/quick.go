@@ -52,7 +52,7 @@ func lettersOf(w uint64) uint64 {
 
 // seams knows between which characters no merge rule reaches: a word may be merged in parts
 // that such a place separates. Texts of other scripts than Latin have long words, and
-// vocabularies few rules for them. It looks at two bytes on each side of a place, of which
+// vocabularies few rules for them. It compares two bytes on each side of a place, of which
 // the first behind it begins a character beyond ASCII. A place is no seam if what a rule
 // makes may lie across it: it is found by what it has of these four bytes, which is less
 // near its ends.
