@@ -31,25 +31,39 @@ type Watch struct {
 type part struct {
 	name  string
 	check func() error
-	asked time.Time // since when it has not answered; zero: it has
-	err   error     // what it last said
+	every time.Duration // at least between two questions
+	last  time.Time     // when it was last asked
+	asked time.Time     // since when it has not answered; zero: it has
+	err   error         // what it last said
 }
+
+// How often parts are asked: those whose answer costs next to nothing, and others.
+const (
+	often  = time.Second
+	seldom = StuckAfter / 2
+)
 
 // NewWatch returns a Watch of nothing yet, which logs what is stuck.
 func NewWatch(log *slog.Logger) *Watch { return &Watch{log: log} }
 
 // Add has a part watched: check takes the locks, or asks the loops, that the program can't work
 // without. It is asked once a second; the error says that it has stopped.
-func (w *Watch) Add(name string, check func() error) {
+func (w *Watch) Add(name string, check func() error) { w.add(name, check, often) }
+
+// AddSeldom is Add for a check whose work grows with what the program has to do with, such as
+// all metrics of a thousand endpoints: it is asked every ten seconds.
+func (w *Watch) AddSeldom(name string, check func() error) { w.add(name, check, seldom) }
+
+func (w *Watch) add(name string, check func() error, every time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.parts = append(w.parts, &part{name: name, check: check})
+	w.parts = append(w.parts, &part{name: name, check: check, every: every})
 }
 
 // Run watches until ctx ends, and says to systemd that all is well as long as it is, where
 // systemd asks for that.
 func (w *Watch) Run(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(often)
 	defer tick.Stop()
 	last, was := time.Now(), ""
 	for {
@@ -74,7 +88,7 @@ func (w *Watch) Run(ctx context.Context) error {
 	}
 }
 
-// ask asks each part that has answered; late is whether we ourselves were stopped meanwhile: the
+// ask asks each part that has answered and whose turn it is; late is whether we ourselves were stopped meanwhile: the
 // silence of parts says nothing then.
 func (w *Watch) ask(now time.Time, late bool) {
 	w.mu.Lock()
@@ -86,7 +100,10 @@ func (w *Watch) ask(now time.Time, late bool) {
 			}
 			continue
 		}
-		p.asked = now
+		if now.Sub(p.last) < p.every-often/2 { // ticks are not exact
+			continue
+		}
+		p.last, p.asked = now, now
 		go func() { // owned by what it waits for: it ends as soon as that answers
 			err := p.check()
 			w.mu.Lock()

@@ -99,3 +99,27 @@ func TestStuckProgramsDoNotNotifySystemd(t *testing.T) {
 		<-done
 	}
 }
+
+// TestWhatCostsMuchIsAskedSeldom holds that a watch costs a program of many metrics little.
+func TestWhatCostsMuchIsAskedSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWatch(slog.New(slog.DiscardHandler))
+		var cheap, dear atomic.Int32
+		w.Add("cheap", func() error { cheap.Add(1); return nil })
+		w.AddSeldom("dear", func() error { dear.Add(1); return nil })
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- w.Run(ctx) }()
+		time.Sleep(time.Minute + time.Second/2)
+		if n := cheap.Load(); n != 61 {
+			t.Errorf("what costs little was asked %d times in a minute, want 61", n)
+		}
+		if n := dear.Load(); n != 7 {
+			t.Errorf("what costs much was asked %d times in a minute, want 7", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -106,7 +106,7 @@ func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) erro
 		return slices.Concat(conditions(), e.Identity.Conditions(), e.Memory.Conditions())
 	}
 	e.Watch.Add("conditions", func() error { all(); return nil })
-	e.Watch.Add("metrics", func() error { _, _ = e.Metrics.Gather(); return nil }) // what is wrong with one shows on the page
+	e.Watch.AddSeldom("metrics", func() error { _, _ = e.Metrics.Gather(); return nil }) // what is wrong with one shows on the page
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.Watch.Run(ctx) })
 	if e.probes != nil {

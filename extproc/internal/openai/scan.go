@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
 )
@@ -49,6 +50,10 @@ func (s *scanner) string() (text, bool) {
 	}
 	s.i++
 	start, escaped := s.i, false
+	if n := bytes.IndexByte(s.b[start:], '"'); n >= 0 && allOrdinary(s.b[start:start+n]) {
+		s.i = start + n + 1
+		return text{s.b[start : start+n], false}, true
+	}
 	for {
 		s.i += ordinary(s.b[s.i:])
 		switch s.peek() {
@@ -102,6 +107,21 @@ const (
 	ones  = 0x0101010101010101
 	highs = 0x8080808080808080
 )
+
+// allOrdinary reports whether all bytes of b, which holds no quote, are ordinary in a string. It is
+// faster than ordinary, which finds the first that is not.
+func allOrdinary(b []byte) bool {
+	if bytes.IndexByte(b, '\\') >= 0 {
+		return false
+	}
+	low := uint64(0) // see odd
+	for ; len(b) >= 32; b = b[32:] {
+		w, x := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+		y, z := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+		low |= (w-ones*0x20)&^w | (x-ones*0x20)&^x | (y-ones*0x20)&^y | (z-ones*0x20)&^z
+	}
+	return low&highs == 0 && ordinary(b) == len(b)
+}
 
 // ordinary returns how many leading bytes of b are ordinary in a string: neither
 // quote, backslash nor control. Sixteen at a time, then eight.

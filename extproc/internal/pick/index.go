@@ -101,7 +101,7 @@ func (x *index) refresh(es []*Endpoint, usual usual, now int64) {
 	last := x.swept.Load()
 	if age := now - last; (age > int64(sweep) || age < 0) && x.swept.CompareAndSwap(last, now) {
 		for i, e := range es {
-			x.cells[i].set(e, x.model, usual, now)
+			x.cells[i].set(e, x.model, &usual, now)
 		}
 		return
 	}
@@ -112,30 +112,21 @@ func (x *index) refresh(es []*Endpoint, usual usual, now int64) {
 		// What changes from here on sets its bit again.
 		for word := x.stale[w].Swap(0); word != 0; word &= word - 1 {
 			i := 64*w + bits.TrailingZeros64(word)
-			x.cells[i].set(es[i], x.model, usual, now)
+			x.cells[i].set(es[i], x.model, &usual, now)
 		}
 	}
 }
 
-// manyTokens is the length of the requests by which an endpoint's cost per token is
-// found: large ones, so that little is lost to rounding.
-const manyTokens = 1 << 12
-
 // set works out what an endpoint costs for a model.
-func (c *cell) set(e *Endpoint, m *Model, usual usual, now int64) {
+func (c *cell) set(e *Endpoint, m *Model, usual *usual, now int64) {
 	if e.tier(now) != tierReady {
 		c.wait.Store(math.Float32bits(float32(math.Inf(1))))
 		return
 	}
-	cost := func(prompt, output int) float64 {
-		priced := e.price(&Query{Model: m, Prompt: prompt, Output: output}, usual, now)
-		return priced.Cost()
-	}
-	wait := cost(0, 0)
-	prompt := float32((cost(manyTokens, 0) - wait) / manyTokens)
-	output := float32((cost(0, manyTokens) - wait) / manyTokens)
+	t := e.tariff(m, usual, now)
+	prompt, output := float32(t.prompt*(1+t.fill+t.delay)), float32(t.output+t.prompt*t.fill)
 	c.tokens.Store(uint64(math.Float32bits(prompt))<<32 | uint64(math.Float32bits(output)))
-	c.wait.Store(math.Float32bits(float32(wait)))
+	c.wait.Store(math.Float32bits(float32(t.wait + t.load)))
 }
 
 // rank is an endpoint's number and about what it costs.

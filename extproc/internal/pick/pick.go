@@ -303,12 +303,22 @@ func (c *Choice) order(first Candidate, n, most int) {
 }
 
 func (c *Choice) listed(e *Endpoint) bool {
-	return slices.ContainsFunc(c.List, func(l Candidate) bool { return l.Endpoint == e })
+	for i := range c.List {
+		if c.List[i].Endpoint == e {
+			return true
+		}
+	}
+	return false
 }
 
 // near reports whether e is near a listed endpoint.
 func (c *Choice) near(e *Endpoint, near func(a, b *Endpoint) bool) bool {
-	return slices.ContainsFunc(c.List, func(l Candidate) bool { return near(l.Endpoint, e) })
+	for i := range c.List {
+		if near(c.List[i].Endpoint, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // sameNode reports whether a node holds parts of both.
@@ -342,25 +352,47 @@ const crowded = 0.5
 
 // price predicts the request at the endpoint.
 func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
-	c := Candidate{Endpoint: e, Output: q.Output}
-	w, pace := e.load(now, &usual), e.pace(now, &usual)
-	c.cached(q, pace.hit)
-	slots := e.slots(&w)
-	prompts, waiting := e.prefilling(now), max(0, w.requests-slots+1)
-	c.Wait = wait(&w, &pace, slots, prompts, waiting)
-	c.Load = e.wake() + e.loadTime(q.Model, &w, &pace)
-	c.Company = min(w.requests+1, slots)
-	c.Prefill = float64(q.Prompt-c.Cached) * pace.prefill
-	c.Decode = float64(q.Output) * pace.decode * (1 + pace.crowd*(c.Company-1))
-	if full := fullness(max(w.kv, e.KV.Used())); full > 0 {
-		c.Fill = (c.Prefill + float64(q.Output)*pace.prefill) * full * e.regret(&usual, now)
-	}
-	// About as many come while it waits as are before it.
-	c.Delay = c.Prefill * (workTwice + holdWaiting*(waiting+prompts/(1+w.prompt*pace.prefill)) + holdRunning*(c.Company-1))
+	t := e.tariff(q.Model, &usual, now)
+	c := Candidate{Endpoint: e, Output: q.Output, Company: t.company}
+	c.Wait, c.Load = t.wait, t.load
+	c.cached(q, t.hit)
+	c.Prefill = float64(q.Prompt-c.Cached) * t.prompt
+	c.Decode = float64(q.Output) * t.output
+	c.Fill = (c.Prefill + float64(q.Output)*t.prompt) * t.fill
+	c.Delay = c.Prefill * t.delay
 	if q.Found != nil && c.Cached < q.Found.Shared {
-		c.Shared = float64(q.Found.Shared-c.Cached) * pace.prefill * (1 - 1/q.Found.By)
+		c.Shared = float64(q.Found.Shared-c.Cached) * t.prompt * (1 - 1/q.Found.By)
 	}
 	return c
+}
+
+// tariff is what an endpoint takes for any request now, in milliseconds: Terms come of it.
+type tariff struct {
+	wait, load float64
+	// prompt is for each prompt token that is not cached, output for each of the answer.
+	prompt, output float64
+	// fill and delay are for each millisecond of the prompt; fill is also for each that
+	// output would take as a prompt.
+	fill, delay float64
+	// company is how many requests are worked on at a time, with one more.
+	company float64
+	hit     float64 // see pace
+}
+
+func (e *Endpoint) tariff(m *Model, usual *usual, now int64) tariff {
+	w, pace := e.load(now, usual), e.pace(now, usual)
+	slots := e.slots(&w)
+	prompts, waiting := e.prefilling(now), max(0, w.requests-slots+1)
+	t := tariff{prompt: pace.prefill, hit: pace.hit, company: min(w.requests+1, slots)}
+	t.wait = wait(&w, &pace, slots, prompts, waiting)
+	t.load = e.wake() + e.loadTime(m, &w, &pace)
+	t.output = pace.decode * (1 + pace.crowd*(t.company-1))
+	if full := fullness(max(w.kv, e.KV.Used())); full > 0 {
+		t.fill = full * e.regret(usual, now)
+	}
+	// About as many come while it waits as are before it.
+	t.delay = workTwice + holdWaiting*(waiting+prompts/(1+w.prompt*pace.prefill)) + holdRunning*(t.company-1)
+	return t
 }
 
 // slots is how many requests the endpoint works on at a time.

@@ -15,14 +15,28 @@ type bpe struct {
 	real    int      // symbols from here on are no tokens
 	numbers []uint32 // by symbol below real: the token's id; nil = the symbol
 	words   *names   // words that are never cut; nil = all are
+	seams   seams
+	single  [256]uint8 // by byte: the tokens of a word of it alone
+	cased   bool       // whether the splitter cuts before capitals
 	cache   *cache
 }
 
 // count returns the tokens of valid UTF-8 without special tokens.
 func (m *bpe) count(text []byte) (n int) {
 	for len(text) > 0 {
+		if len(text) >= quickLen {
+			if k, end := quickWord(text, m.cased); end > 0 {
+				n += m.cached(text, end, k)
+				text = text[end:]
+				continue
+			}
+		}
 		end := m.split.next(text)
-		n += m.word(text, end)
+		if end == 1 {
+			n += int(m.single[text[0]])
+		} else {
+			n += m.word(text, end)
+		}
 		text = text[end:]
 	}
 	return n
@@ -34,7 +48,11 @@ func (m *bpe) word(text []byte, n int) int {
 	if n > maxCached {
 		return m.merge(text[:n])
 	}
-	k := keyOf(text, n)
+	return m.cached(text, n, keyOf(text, n))
+}
+
+// cached is word for a short one with that key.
+func (m *bpe) cached(text []byte, n int, k key) int {
 	if c := m.cache.get(k); c > 0 {
 		return c
 	}
@@ -54,16 +72,33 @@ type part struct {
 // which beats a heap for such words.
 const shortWord = 24
 
-// merge returns the tokens of one word.
-func (m *bpe) merge(word []byte) int {
+// merge returns the tokens of one word, which is merged part by part where it has seams.
+func (m *bpe) merge(word []byte) (n int) {
 	if m.words != nil && m.words.find(word) >= 0 {
 		return 1
 	}
-	if len(word) <= shortWord {
-		return m.mergeShort(word)
-	}
 	if len(word) > longWord {
 		return m.sampled(word)
+	}
+	end := m.seams.next(word)
+	if end == len(word) {
+		return m.mergeWhole(word)
+	}
+	for ; len(word) > 0; end = m.seams.next(word) {
+		if end <= maxCached && m.words == nil {
+			n += m.word(word, end)
+		} else {
+			n += m.mergeWhole(word[:end]) // it is no word: that it may be one that is never cut means nothing
+		}
+		word = word[end:]
+	}
+	return n
+}
+
+// mergeWhole merges a word that has no seams.
+func (m *bpe) mergeWhole(word []byte) int {
+	if len(word) <= shortWord {
+		return m.mergeShort(word)
 	}
 	return m.mergeLong(word)
 }

@@ -161,7 +161,22 @@ func newBPE(v *vocabulary, split splitter) (*bpe, error) {
 	}
 	m.weigh(v.tokens, real)
 	m.first = m.firstRanks()
+	m.findSeams()
+	for b := range m.single {
+		m.single[b] = uint8(m.merge([]byte{byte(b)}))
+	}
+	_, m.cased = split.(o200k)
 	return m, nil
+}
+
+// findSeams takes in what the merge rules make.
+func (m *bpe) findSeams() {
+	var buf []byte
+	for _, made := range m.results {
+		raw, _ := decode(buf[:0], m.tokens.name(int(made)))
+		m.seams.add(raw)
+		buf = raw
+	}
 }
 
 // firstRanks are the ranks of pairs of bytes, which all merging begins with.
