@@ -73,7 +73,7 @@ func guestUntrusted(d *desired.State) []*rulesv3.HeaderMutation {
 
 // GuestHost returns what is added to a virtual host that has our routes.
 func GuestHost() *routev3.VirtualHost {
-	return &routev3.VirtualHost{IncludeRequestAttemptCount: true, IncludeAttemptCountInResponse: true}
+	return &routev3.VirtualHost{IncludeRequestAttemptCount: true, IncludeAttemptCountInResponse: true, IncludeIsTimeoutRetryHeader: true}
 }
 
 // GuestRoute returns what is added to a route to engines: it switches the filters on.
