@@ -4,7 +4,6 @@ import (
 	"slices"
 	"time"
 
-
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"

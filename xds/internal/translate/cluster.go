@@ -91,12 +91,18 @@ func engines(name string) *clusterv3.Cluster {
 	// better than a sure 503. Not so for extproc: requests do well without it, and
 	// would wait for one that hangs.
 	c.CommonLbConfig.HealthyPanicThreshold = &typev3.Percent{Value: 1}
-	// What is stuck in an engine that hangs becomes a retry elsewhere: its
-	// connection is closed when nobody there answers a ping. (Closing connections
-	// on a failed health check does that for TCP alone.) A ping must survive a busy
-	// machine, because the connection's streams die with it.
-	c.TypedExtensionProtocolOptions = http2(0.5, 2, halts()...)
+	c.TypedExtensionProtocolOptions = engineHTTP2(halts()...)
 	return c
+}
+
+// engineHTTP2 is how engines of ours are spoken to.
+//
+// What is stuck in an engine that hangs becomes a retry elsewhere: its connection is closed
+// when nobody there answers a ping. (Closing connections on a failed health check does that
+// for TCP alone.) A ping must survive a busy machine, because the connection's streams die
+// with it.
+func engineHTTP2(filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
+	return http2(0.5, 2, filters...)
 }
 
 // picked returns the policy by which hosts are chosen: the ones that extproc names, in
@@ -254,10 +260,6 @@ var hurtScript string
 // second one that it hurts: a third engine would be lost to the same request. What was sent
 // and received until then tells how the tries before have ended.
 func halts() []*hcmv3.HttpFilter {
-	return append(guestHalts(), filter("envoy.filters.http.upstream_codec", &codecv3.UpstreamCodec{}))
-}
-
-func guestHalts() []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
 		filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{Mutations: &mutationv3.Mutations{
 			RequestMutations: []*rulesv3.HeaderMutation{{Action: &rulesv3.HeaderMutation_Append{
@@ -265,6 +267,7 @@ func guestHalts() []*hcmv3.HttpFilter {
 			}}},
 		}}),
 		filter("envoy.filters.http.lua", &luav3.Lua{DefaultSourceCode: text(hurtScript)}),
+		filter("envoy.filters.http.upstream_codec", &codecv3.UpstreamCodec{}),
 	}
 }
 
