@@ -132,17 +132,17 @@ func TestTriesEndWhereFiltersAreKnown(t *testing.T) {
 		if err := protojson.Unmarshal(b, &e); err != nil {
 			t.Fatal(err)
 		}
-		plain := map[string]bool{}
+		all := map[string]bool{}
 		for _, p := range e.GetConfigPatches() {
 			host, text := p.GetMatch().GetCluster().GetService(), fmt.Sprint(p.GetPatch().GetValue())
 			switch version := p.GetMatch().GetProxy().GetProxyVersion(); {
 			case p.GetApplyTo() != networking.EnvoyFilter_CLUSTER:
 			case version == "":
-				plain[host] = true
+				all[host] = true
 				if strings.Contains(text, "envoy.filters.http.lua") {
 					t.Errorf("%s: %s has filters for any Envoy", o.Key(), host)
 				}
-			case !plain[host] || !strings.Contains(text, "envoy.filters.http.lua"):
+			case !all[host] || !strings.Contains(text, "envoy.filters.http.lua"):
 				t.Errorf("%s: %s has for %s %s; it must come after what all get, and have the filters", o.Key(), host, version, text)
 			default:
 				halting[host] = true

@@ -257,8 +257,8 @@ const haltHeader = "x-envoy-ratelimited"
 var hurtScript string
 
 // halts returns the filters of a try at an engine that end a request's tries after the
-// second one that it hurts: a third engine would be lost to the same request. What was sent
-// and received until then tells how the tries before have ended.
+// second one that it hurts: a third engine would be lost to the same request. By what was
+// sent and received until then they know how the tries before have ended.
 func halts() []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
 		filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{Mutations: &mutationv3.Mutations{
