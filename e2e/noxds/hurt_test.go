@@ -104,3 +104,77 @@ func TestRequestsThatHurt(t *testing.T) {
 		t.Errorf("%v requests are blamed, %v; want 20", n, err)
 	}
 }
+
+// mortal are stand-in engines that die of some bodies: they close their address, and cut all
+// of their connections, as the end of a process does.
+type mortal struct {
+	died atomic.Int32
+}
+
+// serve starts an engine at an address.
+func (p *mortal) serve(t *testing.T, address string) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := new(http.Server)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		switch {
+		case err != nil:
+			return
+		case bytes.Contains(b, []byte("POISON")):
+			p.died.Add(1)
+			_ = s.Close()
+		default:
+			_, _ = io.WriteString(w, `{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":1}}`)
+		}
+	})
+	s.Handler = mux
+	go s.Serve(l)
+	t.Cleanup(func() { _ = s.Close() })
+}
+
+// TestABodyThatKills sends, to five engines, a body that each of them dies of: two do, and
+// what others ask is answered by the rest.
+func TestABodyThatKills(t *testing.T) {
+	p := new(mortal)
+	more := rig.MustPorts(t, 2)
+	f := newFleetOf(t, func(f *fleet, i int) {
+		f.more = len(more)
+		p.serve(f.t, rig.Address(f.ports.engines[i]))
+		if i == 0 {
+			for _, port := range more {
+				p.serve(f.t, rig.Address(port))
+			}
+		}
+	}, func(file string) string {
+		for _, port := range more {
+			file = strings.Replace(file, "endpoints:\n", fmt.Sprintf("endpoints:\n  - {address: %q, models: [smollm2], type: openai}\n", rig.Address(port)), 1)
+		}
+		return strings.ReplaceAll(file, "type: llamacpp", "type: openai")
+	})
+	ask := func(text string) rig.Answer {
+		a, err := rig.Send(t.Context(), f.url(rig.ChatPath), strings.NewReader(`{"model":"smollm2","messages":[{"role":"user","content":"`+text+`"}]}`), "content-type", "application/json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	for i := range 3 { // clients ask again
+		if a := ask("POISON"); a.Status != http.StatusBadGateway || !strings.Contains(string(a.Body), "engines_lost") || a.Header.Get("x-should-retry") != "false" {
+			t.Errorf("time %d: %d %v %s", i+1, a.Status, a.Header, a.Body)
+		}
+		if n := p.died.Load(); n != 2 {
+			t.Errorf("after time %d %d engines have died, want 2", i+1, n)
+		}
+	}
+	// Two connections may be refused until a good one is found: that hurts nobody.
+	for i := range 20 {
+		if a := ask(fmt.Sprint("bread ", i)); a.Status != http.StatusOK {
+			t.Errorf("another request: %d %s", a.Status, a.Body)
+		}
+	}
+}

@@ -27,6 +27,7 @@ type fleet struct {
 	engines []*rig.Process
 	extproc *rig.Process
 	envoy   *rig.Process
+	more    int // engines beyond those of fleet.yaml
 }
 
 // ports are those that standalone.yaml names, by what stands there.
@@ -58,7 +59,7 @@ func newFleetOf(t *testing.T, startEngine func(f *fleet, i int), edit func(file 
 	for i := range f.engines {
 		f.await(t, "an engine serves", func() error { return rig.Healthy(rig.Address(f.ports.engines[i])) })
 	}
-	f.await(t, "Envoy has all", func() error { return f.hosts(3) })
+	f.await(t, "Envoy has all", func() error { return f.hosts(len(f.engines) + f.more) })
 	f.await(t, "extproc has no condition", f.ready)
 	return f
 }

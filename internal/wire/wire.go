@@ -79,6 +79,9 @@ const (
 	// budget of tokens, in hexadecimal: an engine names the request by it in
 	// its account.
 	RequestHeader = "x-millrace-request"
+	// TriesHeader is what of the request's headers and its answers' was sent and received in
+	// the tries before, in bytes, between the filters of a try; no engine sees it.
+	TriesHeader = "x-millrace-tries"
 	// RetriesHeader is how often Envoy may try again.
 	RetriesHeader = "x-envoy-max-retries"
 	// PerTryHeader is after how many milliseconds without an answer Envoy is to try again,
@@ -96,6 +99,9 @@ const (
 	ReplicaHeader = "x-millrace-replica"
 	// LostHeader is "1" where a backend was lost while it worked on the request.
 	LostHeader = "x-millrace-lost"
+	// UnansweredHeader is where a request is not tried at a third engine, because it has hurt
+	// two, how many of them had it and ended without an answer.
+	UnansweredHeader = "x-millrace-unanswered"
 	// UsageHeader is what the request cost, also a trailer: the Usage… keys below as
 	// "key=number,key=number".
 	UsageHeader = "x-millrace-usage"

@@ -3,6 +3,7 @@ package openai
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"millrace.dev/millrace/internal/apis"
 )
@@ -201,4 +202,17 @@ func clip(s string, n int) string {
 		return s
 	}
 	return s[:n] + "…"
+}
+
+// Hurts is the answer to a request that two engines had when they ended, for so long.
+func Hurts(model string, wait time.Duration) *Error {
+	return &Error{
+		Status: 502,
+		Message: fmt.Sprintf("model %q: two engines ended over this very request: it is sent to no other for %v; change it, or wait",
+			clip(model, 96), wait.Round(time.Second)),
+		Type:       "server_error",
+		Code:       "engines_lost",
+		RetryAfter: int(wait/time.Second) + 1,
+		Headers:    []Header{{Name: "x-should-retry", Value: "false"}},
+	}
 }

@@ -18,6 +18,10 @@ type Answer struct {
 	// Answered is the "ip:port" of who gave the answer, which is another one than Served
 	// where several were asked at a time; empty: not said.
 	Answered string
+	// Halted is whether the request was not tried at a further endpoint because it has hurt
+	// two, and Unanswered how many of these had it and ended without an answer.
+	Halted     bool
+	Unanswered int
 }
 
 // notImplemented is the status of an operation that an engine does not have.
@@ -34,7 +38,11 @@ func (p *Picker) Judge(m *Model, list []Candidate, a Answer, h Hedge, sent, now 
 	if a.Status == notImplemented {
 		return m.Endpoint(a.Served), false // what it can't do is no fault of it, nor of those tried before
 	}
-	failed, answered := verdict(len(list), indexOf(list, a.Served), a.Attempts, a.Status)
+	at := indexOf(list, a.Served)
+	if a.Halted && at >= a.Attempts {
+		at = servedUnknown // the next one was chosen, and not asked
+	}
+	failed, answered := verdict(len(list), at, a.Attempts, a.Status)
 	if i := indexOf(list, a.Answered); h.After > 0 && i >= 0 && a.Status < 500 {
 		failed, answered = i, i // those behind it have not failed: they were not waited for
 		needed := 0.0
@@ -45,10 +53,11 @@ func (p *Picker) Judge(m *Model, list []Candidate, a Answer, h Hedge, sent, now 
 	}
 	// What fails on every host accuses the request as much as the hosts.
 	grow := a.Status < 500 || failed < 2
-	blamed = a.Status == internalError && failed > 0
+	alike := a.Status == internalError || a.Halted
+	blamed = alike && failed > 0
 	for i := range list[:failed] {
 		list[i].served.failures.Add(1)
-		if a.Status == internalError && !list[i].ill(a.Key, now) {
+		if alike && !list[i].ill(a.Key, now) {
 			continue
 		}
 		blamed = false

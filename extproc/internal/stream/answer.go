@@ -145,13 +145,16 @@ func (x *Exchange) judge(head *AnswerHead, now time.Time) {
 	head.Key = x.key()
 	served, blamed := x.core.picker.Judge(x.understood.model, x.choice.List, head.Answer, x.decision.Hedge, x.sent, now)
 	x.answer.served = served
-	if head.Status >= 500 && head.Attempts > 1 {
-		x.core.hurts.add(head.Key, now)
-	} else if served != nil {
-		x.core.hurts.forget(head.Key)
+	switch {
+	case blamed:
+		x.core.hurts.add(head.Key, head.Unanswered >= deadly, now)
+	case served != nil:
+		x.core.hurts.answer(head.Key)
+	case head.Status >= 500:
+		x.core.hurts.again(head.Key, now)
 	}
 	if blamed && x.core.log != nil {
-		x.core.log.Warn("a request is answered with 500 by each engine that it was sent to: no engine is blamed for it",
+		x.core.log.Warn("a request can't be answered by any engine that it was sent to: no engine is blamed for it", "unanswered", head.Unanswered,
 			"model", x.understood.model.Name, "operation", x.api.String(), "priority", x.understood.priority, "prompt_tokens", x.counted.prompt,
 			"attempts", max(1, head.Attempts), "endpoint", x.choice.List[0].Address, "session", x.located.session)
 	}

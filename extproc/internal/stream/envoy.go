@@ -357,6 +357,9 @@ func (in *inbound) answerHeader(key, value []byte) {
 		a.Status, _ = strconv.Atoi(string(value))
 	case wire.AttemptsHeader:
 		a.Attempts, _ = strconv.Atoi(string(value))
+	case wire.UnansweredHeader:
+		n, err := strconv.ParseUint(string(value), 10, 8)
+		a.Halted, a.Unanswered = err == nil, int(n)
 	case wire.LoadHeader:
 		a.Load = string(value)
 	case wire.UsageHeader:

@@ -4,8 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
-
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -50,7 +48,7 @@ type Exchange struct {
 	reservation pick.Reservation
 	size        int64 // room for the body, in bytes
 
-	content uint64 // the hash of a body that has no prefixes; 0: it has
+	content uint64 // the gist of a body that has no prefixes; 0: it has
 	wait    wait   // of a suspended exchange
 	arrived time.Time
 	passed  int64 // bytes of the body that came after the decision
@@ -325,7 +323,7 @@ func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []
 	x.laps.begin(x.core.metrics, &x.turn)
 	in := input{table: x.table, head: &x.head, api: x.api, body: body, whole: whole, now: now}
 	if x.api.Row().Routed == apis.ByLoad {
-		x.content = xxhash.Sum64(body)
+		x.content = gist(body)
 	}
 	u, err := understand(&in, &x.request, &x.bodies)
 	if u.unseen {
@@ -380,8 +378,12 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	x.located = l
 	x.laps.end(lapLocate)
 	most := mostCandidates(in.table.Policy, u.priority)
-	if x.core.hurts.has(x.key(), in.now) {
-		most = 1 // it has failed on several already
+	once, wait := x.core.hurts.has(x.key(), in.now)
+	if wait > 0 {
+		return x.fail(openai.Hurts(u.model.Name, wait), out)
+	}
+	if once {
+		most = 1 // it has failed on two already
 	}
 	q, err := choose(x.core.picker, in, u, n, most, &x.found, &x.choice)
 	if err != nil {

@@ -26,7 +26,7 @@ type metrics struct {
 }
 
 // statuses of the answers that we give in an engine's stead.
-var statuses = []int{400, 404, 413, 415, 429, 431, 503}
+var statuses = []int{400, 404, 413, 415, 429, 431, 502, 503}
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	errors := prometheus.NewCounterVec(prometheus.CounterOpts{

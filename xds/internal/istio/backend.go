@@ -21,8 +21,19 @@ import (
 const unlimited = 1 << 20
 
 // backends adds the hosts of the models and of the extprocs.
+//
+// Engines that serve TLS are left out: which authority signed their certificates, and under
+// which names, is said for each, and Istio has one such setting for all that serve a model.
 func (b *builder) backends() {
 	exportTo := b.visible(b.istio)
+	for _, o := range b.d.Endpoints {
+		for _, e := range o.Spec.Endpoints {
+			if e.TLS.On() {
+				b.problem(Unsupported, "send its requests through the mesh's own gateway, or let it serve plain text behind a sidecar",
+					"endpoint %s serves TLS, as settings of its own say; Istio's Envoys send it nothing", e.Address)
+			}
+		}
+	}
 	for _, m := range b.d.Models {
 		name := b.Name + "-" + slug(m.Name)
 		b.add(ServiceEntry, b.Namespace, name, m.Name, b.modelHost(m.Name, exportTo))
@@ -187,6 +198,9 @@ func Entries(s Site, d *desired.State, snap *fleet.Snapshot) []Entry {
 			continue // a second claim to an address, which the fleet has refused
 		}
 		owner[e.Address] = true
+		if e.Foreign != nil && e.Foreign.TLS.On() {
+			continue // nobody there takes the plain text that Istio's Envoys would send
+		}
 		if e.Membership == fleet.Healthy && known[e.Model] {
 			all = append(all, Entry{
 				Name:  s.Name + "-" + slug(e.Model) + "-" + digest(e.Address),

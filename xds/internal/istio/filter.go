@@ -31,6 +31,11 @@ const (
 	sidecarCheck = 2
 )
 
+// haltingProxies are Istio's Envoys, by their versions, that have the filters of
+// translate.GuestHalts among those of a try: 1.31 is the first that it was tried with. One
+// that lacks a filter would refuse the whole cluster.
+const haltingProxies = `^(1\.(3[1-9]|[4-9][0-9])|[2-9])\.`
+
 // filter adds an EnvoyFilter. The filters are there for all, and on for our routes alone.
 func (b *builder) filter(f filter) {
 	var all []*networking.EnvoyFilter_EnvoyConfigObjectPatch
@@ -56,6 +61,9 @@ func (b *builder) filter(f filter) {
 	}
 	for _, m := range b.d.Models {
 		patch(networking.EnvoyFilter_CLUSTER, networking.EnvoyFilter_Patch_MERGE, onCluster(b.Host(m.Name)), translate.GuestEngines(b.d, m.Name))
+		halting := onCluster(b.Host(m.Name))
+		halting.Proxy = &networking.EnvoyFilter_ProxyMatch{ProxyVersion: haltingProxies}
+		patch(networking.EnvoyFilter_CLUSTER, networking.EnvoyFilter_Patch_MERGE, halting, translate.GuestHalts(b.d, m.Name))
 	}
 	if b.picker() != "" {
 		interval := gatewayCheck

@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"regexp"
@@ -10,9 +11,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+	networking "istio.io/api/networking/v1alpha3"
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/inventory"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/internal/fleet"
 	"millrace.dev/millrace/xds/internal/weight"
 )
@@ -107,6 +112,67 @@ func TestExtprocIsAskedByItsHost(t *testing.T) {
 	text := fmt.Sprint(objects[i].Spec)
 	if want := "authority:" + site.pickerHost(); strings.Count(text, want) != 2 {
 		t.Errorf("%s must be in the filter and in the health check: %s", want, text)
+	}
+}
+
+// TestTriesEndWhereFiltersAreKnown has the filters that end the tries of what hurts be in all
+// clusters of Envoys that have them, in a form that replaces what other Envoys get.
+func TestTriesEndWhereFiltersAreKnown(t *testing.T) {
+	objects, _ := Static(site, state(t, `{sidecars: {enabled: true}}`))
+	halting := map[string]bool{} // clusters
+	for _, o := range objects {
+		if o.Kind != EnvoyFilter {
+			continue
+		}
+		b, err := json.Marshal(o.Spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var e networking.EnvoyFilter
+		if err := protojson.Unmarshal(b, &e); err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]bool{}
+		for _, p := range e.GetConfigPatches() {
+			host, text := p.GetMatch().GetCluster().GetService(), fmt.Sprint(p.GetPatch().GetValue())
+			switch version := p.GetMatch().GetProxy().GetProxyVersion(); {
+			case p.GetApplyTo() != networking.EnvoyFilter_CLUSTER:
+			case version == "":
+				all[host] = true
+				if strings.Contains(text, "envoy.filters.http.lua") {
+					t.Errorf("%s: %s has filters for any Envoy", o.Key(), host)
+				}
+			case !all[host] || !strings.Contains(text, "envoy.filters.http.lua"):
+				t.Errorf("%s: %s has for %s %s; it must come after what all get, and have the filters", o.Key(), host, version, text)
+			default:
+				halting[host] = true
+				for v, want := range map[string]bool{"1.31.0": true, "1.30.2": false, "1.9.9": false, "1.40.1-x": true, "2.0.0": true, "11.31.0": false} {
+					if got := regexp.MustCompile(version).MatchString(v); got != want {
+						t.Errorf("%s: %s: %v, want %v", version, v, got, want)
+					}
+				}
+			}
+		}
+	}
+	if len(halting) != 2 {
+		t.Errorf("clusters of %v; want both models", halting)
+	}
+}
+
+// TestEnginesThatServeTLS are not sent plain text, and a condition says so.
+func TestEnginesThatServeTLS(t *testing.T) {
+	d := state(t, `{sidecars: {enabled: true}}`)
+	d.Endpoints[0].Spec.Endpoints[0].TLS = config.EngineTLS{SkipVerify: true}
+	_, problems := Static(site, d)
+	if i := slices.IndexFunc(problems, func(p obs.Condition) bool { return strings.Contains(p.Text, "10.0.0.9:8000") }); i < 0 || problems[i].Code != Unsupported || problems[i].Next == "" {
+		t.Errorf("conditions %+v; want one of 10.0.0.9:8000 with a way out", problems)
+	}
+	snap := &fleet.Snapshot{Endpoints: []fleet.Endpoint{{
+		Address: "10.0.0.9:8000", Model: "a", Membership: fleet.Healthy,
+		Foreign: &fleet.Foreign{Entry: inventory.Entry{Endpoint: d.Endpoints[0].Spec.Endpoints[0]}},
+	}}}
+	if all := Entries(site, d, snap); len(all) != 0 {
+		t.Errorf("entries %+v, want none", all)
 	}
 }
 

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	_ "embed"
 	"fmt"
 	"net"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	codecv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	overridev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
@@ -89,12 +91,18 @@ func engines(name string) *clusterv3.Cluster {
 	// better than a sure 503. Not so for extproc: requests do well without it, and
 	// would wait for one that hangs.
 	c.CommonLbConfig.HealthyPanicThreshold = &typev3.Percent{Value: 1}
-	// What is stuck in an engine that hangs becomes a retry elsewhere: its
-	// connection is closed when nobody there answers a ping. (Closing connections
-	// on a failed health check does that for TCP alone.) A ping must survive a busy
-	// machine, because the connection's streams die with it.
-	c.TypedExtensionProtocolOptions = http2(0.5, 2, halts()...)
+	c.TypedExtensionProtocolOptions = engineHTTP2(halts()...)
 	return c
+}
+
+// engineHTTP2 is how engines of ours are spoken to.
+//
+// What is stuck in an engine that hangs becomes a retry elsewhere: its connection is closed
+// when nobody there answers a ping. (Closing connections on a failed health check does that
+// for TCP alone.) A ping must survive a busy machine, because the connection's streams die
+// with it.
+func engineHTTP2(filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
+	return http2(0.5, 2, filters...)
 }
 
 // picked returns the policy by which hosts are chosen: the ones that extproc names, in
@@ -243,19 +251,22 @@ func http2(interval, timeout float64, filters ...*hcmv3.HttpFilter) map[string]*
 // haltHeader is what a router takes for "not to be tried again" in an answer.
 const haltHeader = "x-envoy-ratelimited"
 
-// halts returns the filters of a try at an engine that end a request's tries where the
-// second engine can't answer either: it fails at it (500), or loses its backend over it. A
-// third one would be lost to the same request.
+// hurtScript ends the tries of a request that has hurt two engines.
+//
+//go:embed hurt.lua
+var hurtScript string
+
+// halts returns the filters of a try at an engine that end a request's tries after the
+// second one that it hurts: a third engine would be lost to the same request. By what was
+// sent and received until then they know how the tries before have ended.
 func halts() []*hcmv3.HttpFilter {
-	const alike = "%CEL(request.headers['x-envoy-attempt-count'] != '1' && " +
-		"(response.headers[':status'] == '500' || '" + wire.LostHeader + "' in response.headers) ? 'true' : '')%"
 	return []*hcmv3.HttpFilter{
 		filter("envoy.filters.http.header_mutation", &mutationv3.HeaderMutation{Mutations: &mutationv3.Mutations{
-			ResponseMutations: []*rulesv3.HeaderMutation{{Action: &rulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-				Header:       &corev3.HeaderValue{Key: haltHeader, Value: alike},
-				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-			}}}},
+			RequestMutations: []*rulesv3.HeaderMutation{{Action: &rulesv3.HeaderMutation_Append{
+				Append: set(wire.TriesHeader, "%UPSTREAM_HEADER_BYTES_SENT% %UPSTREAM_HEADER_BYTES_RECEIVED%"),
+			}}},
 		}}),
+		filter("envoy.filters.http.lua", &luav3.Lua{DefaultSourceCode: text(hurtScript)}),
 		filter("envoy.filters.http.upstream_codec", &codecv3.UpstreamCodec{}),
 	}
 }

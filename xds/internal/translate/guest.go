@@ -38,7 +38,7 @@ func GuestFilters(d *desired.State, extproc, host string, refuse bool) []*hcmv3.
 	}
 	all := []*hcmv3.HttpFilter{filter(guestHeaders, &mutationv3.HeaderMutation{Mutations: &mutationv3.Mutations{
 		RequestMutations:          guestUntrusted(d),
-		ResponseMutations:         []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
+		ResponseMutations:         []*rulesv3.HeaderMutation{remove(wire.LoadHeader), remove(haltHeader)},
 		ResponseTrailersMutations: []*rulesv3.HeaderMutation{remove(wire.LoadHeader)},
 	}})}
 	if extproc != "" {
@@ -73,7 +73,7 @@ func guestUntrusted(d *desired.State) []*rulesv3.HeaderMutation {
 
 // GuestHost returns what is added to a virtual host that has our routes.
 func GuestHost() *routev3.VirtualHost {
-	return &routev3.VirtualHost{IncludeRequestAttemptCount: true, IncludeAttemptCountInResponse: true}
+	return &routev3.VirtualHost{IncludeRequestAttemptCount: true, IncludeAttemptCountInResponse: true, IncludeIsTimeoutRetryHeader: true}
 }
 
 // GuestRoute returns what is added to a route to engines: it switches the filters on.
@@ -100,13 +100,22 @@ func GuestEngines(d *desired.State, model string) *clusterv3.Cluster {
 	c := &clusterv3.Cluster{
 		LoadBalancingPolicy:           picked(),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(upstreamBuffer),
-		TypedExtensionProtocolOptions: http2(0.5, 2),
+		TypedExtensionProtocolOptions: engineHTTP2(),
 		IgnoreHealthOnHostRemoval:     true,
 	}
 	if ServedByOthers(d, model) {
 		c.TypedExtensionProtocolOptions = http1()
 	}
 	return c
+}
+
+// GuestHalts returns what is added to a model's cluster of an Envoy that is known to have
+// these filters: by them a request that hurts two engines is not given to a third one.
+func GuestHalts(d *desired.State, model string) *clusterv3.Cluster {
+	if ServedByOthers(d, model) {
+		return &clusterv3.Cluster{TypedExtensionProtocolOptions: http1(halts()...)}
+	}
+	return &clusterv3.Cluster{TypedExtensionProtocolOptions: engineHTTP2(halts()...)}
 }
 
 // GuestPickers returns what is added to the cluster of the extprocs, which are asked each

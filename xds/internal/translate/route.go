@@ -31,6 +31,7 @@ func routes(d *desired.State) *routev3.RouteConfiguration {
 		RetryPolicy:                   retries(spec.Retries),
 		IncludeRequestAttemptCount:    true,
 		IncludeAttemptCountInResponse: true,
+		IncludeIsTimeoutRetryHeader:   true,
 		RequestBodyBufferLimit:        wrapperspb.UInt64(uint64(spec.Limits.MaxBodyBytes)),
 		TypedPerFilterConfig:          browsers(spec.CORS),
 	}
