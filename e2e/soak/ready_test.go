@@ -116,8 +116,13 @@ func (r *readiness) round(ctx context.Context, engines map[string]string) {
 	r.ended = now
 }
 
+// noticed is how long an engine may take to notice that its backend has gone: those whose
+// answers are cut by that know it before.
+const noticed = time.Second
+
 // gap reports whether a replica was not ready at some moment of a time.
 func (r *readiness) gap(replica string, from, to time.Time) bool {
+	to = to.Add(noticed)
 	return slices.ContainsFunc(r.gaps[replica], func(g gap) bool {
 		return !g.from.After(to) && (g.to.IsZero() || !g.to.Before(from))
 	})
