@@ -16,9 +16,7 @@ import (
 // of TestWorkEndsWithItsClient would be worked on for much longer.
 const stopsWithin = 10 * time.Second
 
-// TestWorkEndsWithItsClient leaves each kind of request that generates while backends work on it.
-// Embeddings are not among them: llama-server finds out that a client has left only when it has
-// waited a second for a result, so that it computes all texts of a request of many.
+// TestWorkEndsWithItsClient leaves each kind of request while backends work on it.
 func TestWorkEndsWithItsClient(t *testing.T) {
 	m := shared(t)
 	r := m.Replicas(t)
@@ -38,6 +36,7 @@ func TestWorkEndsWithItsClient(t *testing.T) {
 		long     = `,"max_tokens":3000,"ignore_eos":true`
 		messages = `"messages":[{"role":"user","content":"Count to a hundred."}]`
 	)
+	text := `"` + strings.Repeat("All work and no play makes Jack a dull boy. ", 10) + `"`
 	tests := []struct{ name, path, fields string }{
 		{"chat", rig.ChatPath, messages + long},
 		{"chat, streamed", rig.ChatPath, messages + long + `,"stream":true`},
@@ -48,6 +47,7 @@ func TestWorkEndsWithItsClient(t *testing.T) {
 		{"responses, streamed", "/v1/responses", `"input":"Count to a hundred.","max_output_tokens":3000,"ignore_eos":true,"stream":true`},
 		{"messages", "/v1/messages", messages + long},
 		{"messages, streamed", "/v1/messages", messages + long + `,"stream":true`},
+		{"embeddings of many texts", rig.EmbeddingPath, `"input":[` + text + strings.Repeat(","+text, 400) + `]`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

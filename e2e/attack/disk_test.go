@@ -10,15 +10,16 @@ import (
 	"testing"
 
 	"millrace.dev/millrace/e2e/rig"
+	"millrace.dev/millrace/internal/proc"
 )
 
 // diskSize is what a mesh of one node needs for its state and its first logs, and little more.
 const diskSize = "size=4m"
 
-// TestFullDisk fills the file system of a mesh's folder, and has a process of it start anew: the
-// mesh serves, and `status` says that what it shows is not known to be true. Where nothing may be mounted,
-// a folder that can't be written to stands for it. A backend that is killed then does not start again
-// before there is room for its log.
+// TestFullDisk fills the file system of a mesh's folder, and has processes of it start anew: the
+// mesh serves, and `status` says that what it shows is not known to be true. So does a backend that is
+// killed then: it starts again without room for its log. Where nothing may be mounted, a folder that
+// can't be written to stands for it.
 func TestFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	full, free := func() error { return os.Chmod(dir, 0o500) }, func() error { return os.Chmod(dir, 0o700) }
@@ -41,7 +42,7 @@ func TestFullDisk(t *testing.T) {
 	if err := m.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	before := m.Process(t, "extproc")
+	before, backend := m.Process(t, "extproc"), m.Process(t, "backend@node-a")
 	if err := full(); err != nil {
 		t.Fatal(err)
 	}
@@ -60,13 +61,22 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	rig.Wait(t, rig.BackLimit, "status says that it is out of date", stale(true))
-	rig.Wait(t, rig.BackLimit, "the mesh serves", func() error {
+	serves := func() error {
 		a, err := rig.Post(t.Context(), m.URL(t, rig.ChatPath), rig.Ask(1, "Hi"))
 		if err == nil && a.Status != 200 {
 			err = fmt.Errorf("status %d: %.200s", a.Status, a.Body)
 		}
 		return err
+	}
+	rig.Wait(t, rig.BackLimit, "the mesh serves", serves)
+	rig.Kill(t, backend.PID)
+	rig.Wait(t, rig.BackLimit, "the backend is gone", func() error {
+		if proc.Alive(backend.PID) {
+			return errors.New("it is alive")
+		}
+		return nil
 	})
+	rig.Wait(t, rig.BackLimit, "the mesh serves after its backend was killed", serves)
 	if err := free(); err != nil {
 		t.Fatal(err)
 	}

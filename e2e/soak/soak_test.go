@@ -17,7 +17,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -51,31 +50,28 @@ type figures struct {
 }
 
 // TestSoak has clients ask, break off, and fill what can be filled, while a part is killed or
-// stopped every nine seconds.
+// stopped every nine seconds, whatever state the others are in: at times no replica is ready.
+// It says for how long, and holds the mesh to what a replica could serve that was ready all
+// the while that a client waited.
 func TestSoak(t *testing.T) {
 	m := rig.OwnMesh(t)
 	before := measure(t, m)
-	var done, failed, refused, aborted atomic.Int64
+	ready := watch(t, m)
 	ctx, stop := context.WithTimeout(t.Context(), *lasts)
 	defer stop()
+	var asked tally
 	var all sync.WaitGroup
 	for c := range clients {
 		all.Go(func() {
 			r := rand.New(rand.NewPCG(1, uint64(c)))
 			for n := 0; ctx.Err() == nil; n++ {
-				switch err := refusal(ask(m, t, r, c, n)); {
-				case errors.Is(err, errAborted):
-					aborted.Add(1)
-				case errors.Is(err, errRefused):
-					refused.Add(1)
+				begin := time.Now()
+				err := ask(m, t, r, c, n)
+				if asked.take(err, begin) {
 					select { // as clients do that respect Retry-After
 					case <-ctx.Done():
 					case <-time.After(again):
 					}
-				case err != nil:
-					failed.Add(1)
-				default:
-					done.Add(1)
 				}
 			}
 		})
@@ -83,22 +79,87 @@ func TestSoak(t *testing.T) {
 	faults := hurt(ctx, t, m)
 	all.Wait()
 	m.AwaitWhole(t)
+	ready.stop()
 	var after map[string]figures
 	_ = rig.Poll(rest, func() error { // whatever is left is shown, and judged, by the table
 		after = measure(t, m)
 		return more(before, after)
 	})
-	t.Logf("%s: %d requests answered, %d broken off, %d refused, %d failed, %d faults", *lasts, done.Load(), aborted.Load(), refused.Load(), failed.Load(), faults)
+	failed, lost := asked.judge(ready)
+	t.Logf("%s: %d requests answered, %d broken off, %d refused, %d not answered within %v, %d lost while no replica was ready throughout, %d failed; %d faults",
+		*lasts, asked.done, asked.aborted, asked.refused, asked.late, patience, len(lost), len(failed), faults)
+	ready.log(t)
 	table(t, m, before, after)
 	if err := more(before, after); err != nil {
 		t.Error(err)
 	}
-	if done.Load() == 0 {
+	for _, f := range failed {
+		t.Errorf("failed although a replica was ready: %s to %s: %v", f.begin.UTC().Format(clock), f.end.UTC().Format(clock), f.err)
+	}
+	for _, f := range lost {
+		t.Logf("lost: %s to %s: %v", f.begin.UTC().Format(clock), f.end.UTC().Format(clock), f.err)
+	}
+	if asked.done == 0 {
 		t.Error("no request was answered")
 	}
 	if _, _, err := rig.Complete(t.Context(), m.URL(t, rig.ChatPath), rig.Ask(4, "hello")); err != nil {
 		t.Errorf("the mesh at rest: %v", err)
 	}
+}
+
+// clock is how a moment is shown, as the programs' logs have it.
+const clock = "15:04:05.000"
+
+// tally is how the requests of all clients went.
+type tally struct {
+	// mu guards the fields below.
+	mu                           sync.Mutex
+	done, aborted, refused, late int
+	broken                       []failure // what may have failed
+}
+
+// failure is a request that got no answer, or only the beginning of one.
+type failure struct {
+	begin, end time.Time
+	err        error
+}
+
+// take counts a request that has ended, and reports whether its client should wait.
+func (a *tally) take(err error, begin time.Time) (wait bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case err == nil:
+		a.done++
+	case errors.Is(err, errAborted):
+		a.aborted++
+	case errors.Is(err, errTooLong):
+		a.refused++
+	case errors.Is(err, context.DeadlineExceeded):
+		a.late++
+	case strings.Contains(err.Error(), "status 429"):
+		a.refused++
+		return true
+	default:
+		a.broken = append(a.broken, failure{begin, time.Now(), err})
+		return true
+	}
+	return false
+}
+
+// judge tells requests that failed from those that no replica could have served. An answer
+// that has begun is its replica's alone, and is lost with it.
+func (a *tally) judge(r *readiness) (failed, lost []failure) {
+	for _, f := range a.broken {
+		var cut *cutError
+		switch {
+		case errors.As(f.err, &cut) && r.gap(cut.replica, f.begin, f.end), r.none(f.begin, f.end):
+			lost = append(lost, f)
+		default:
+			failed = append(failed, f)
+		}
+	}
+	return failed, lost
 }
 
 // table shows what each process takes, and checks it.
@@ -183,13 +244,29 @@ func hurt(ctx context.Context, t *testing.T, m *rig.Mesh) (n int) {
 
 var (
 	errAborted = errors.New("broken off")
-	errRefused = errors.New("refused") // as a busy or hurt mesh does: 429, 503
+	errTooLong = errors.New("too long for the context") // as it is meant to be
+)
+
+// cutError is an answer that has begun and does not end.
+type cutError struct {
+	replica string
+	err     error
+}
+
+func (e *cutError) Error() string { return "cut by " + e.replica + ": " + e.err.Error() }
+func (e *cutError) Unwrap() error { return e.err }
+
+// patience is how long a client waits for an answer; again how long one waits that was
+// refused.
+const (
+	patience = time.Minute
+	again    = time.Second
 )
 
 // ask sends a client's n-th request: new conversations and old ones, of all lengths, streamed
 // and not, from many tenants and sessions, some broken off, some that are refused.
 func ask(m *rig.Mesh, t *testing.T, r *rand.Rand, client, n int) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 	defer cancel()
 	url := m.URL(t, rig.ChatPath)
 	text := fmt.Sprintf("client %d, story %d. %s", client, n/2, strings.Repeat(fmt.Sprintf("Part %d goes on. ", n/2), 1+r.IntN(120)))
@@ -200,54 +277,38 @@ func ask(m *rig.Mesh, t *testing.T, r *rand.Rand, client, n int) error {
 		q.Messages[0].Content = strings.Repeat(text, 1+2_000_000/len(text))
 		_, a, err := rig.Complete(ctx, url, q, headers...)
 		if a.Status == http.StatusBadRequest {
-			return errRefused
+			return errTooLong
 		}
-		return outcome(a, err)
+		return err
 	case 1, 2: // broken off
 		q.Stream, q.MaxTokens = true, 64
-		_, err := rig.Stream(ctx, url, q, func(string) error {
+		return stream(ctx, url, q, func(string) error {
 			if r.IntN(3) == 0 {
 				return errAborted
 			}
 			return nil
 		}, headers...)
-		return err
 	case 3: // broken off before it begins
 		soon, give := context.WithTimeout(ctx, time.Duration(r.IntN(300))*time.Millisecond)
 		defer give()
-		if _, _, err := rig.Complete(soon, url, q, headers...); soon.Err() != nil {
+		_, _, err := rig.Complete(soon, url, q, headers...)
+		if soon.Err() != nil {
 			return errAborted
-		} else if err != nil {
-			return err
-		}
-		return nil
-	case 4, 5:
-		q.Stream = true
-		s, err := rig.Stream(ctx, url, q, nil, headers...)
-		if err == nil && !s.Done {
-			err = errors.New("a stream without its end")
 		}
 		return err
+	case 4, 5:
+		q.Stream = true
+		return stream(ctx, url, q, nil, headers...)
 	}
-	_, a, err := rig.Complete(ctx, url, q, headers...)
-	return outcome(a, err)
-}
-
-// again is how long a client waits that was refused.
-const again = time.Second
-
-// refusal makes a refusal of an error that says the status of one.
-func refusal(err error) error {
-	if err != nil && (strings.Contains(err.Error(), "status 429") || strings.Contains(err.Error(), "status 503")) {
-		return errRefused
-	}
+	_, _, err := rig.Complete(ctx, url, q, headers...)
 	return err
 }
 
-// outcome makes a refusal of an answer that is one.
-func outcome(a rig.Answer, err error) error {
-	if a.Status == http.StatusTooManyRequests || a.Status == http.StatusServiceUnavailable {
-		return errRefused
+// stream reads a streamed answer to its end.
+func stream(ctx context.Context, url string, q rig.Chat, chunk func(string) error, headers ...string) error {
+	s, err := rig.Stream(ctx, url, q, chunk, headers...)
+	if err != nil && s.Chunks > 0 && !errors.Is(err, errAborted) {
+		return &cutError{s.Header.Get("x-millrace-replica"), err}
 	}
 	return err
 }

@@ -170,13 +170,15 @@ func (k *keeper) once(ctx context.Context) error {
 }
 
 func (k *keeper) spawn() (*proc.Process, error) {
+	cmd := exec.Command(k.spec.Path, k.spec.Args...)
+	cmd.Env = append(os.Environ(), k.spec.Env...)
 	log, err := regular.Append(k.spec.Log, 0, 0o644)
-	if err != nil {
-		return nil, err
+	if err != nil { // it matters more that the program runs
+		k.show.progress("%s runs without a log: %v", k.spec.Name, err)
+		return proc.Start(cmd)
 	}
 	defer log.Close() // the child has its own
-	cmd := exec.Command(k.spec.Path, k.spec.Args...)
-	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), k.spec.Env...)
+	cmd.Stdout, cmd.Stderr = log, log
 	return proc.Start(cmd)
 }
 

@@ -169,6 +169,26 @@ func TestADeadProcessIsRestartedAndCounted(t *testing.T) {
 	}
 }
 
+func TestALogThatCannotBeOpenedStopsNothing(t *testing.T) {
+	r := run(t, server("xds"))
+	r.up("xds")
+	old := r.row("xds").PID
+	log := filepath.Join(r.dir, "xds.log")
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(log, 0o755); err != nil { // nobody can write to it, whoever runs the test
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "xds is back without a log", func() bool { pid := r.row("xds").PID; return pid != 0 && pid != old })
+	if text := r.out.String(); !strings.Contains(text, "xds runs without a log: ") {
+		t.Errorf("told %q, want that there is no log, and why", text)
+	}
+}
+
 func TestNothingIsLeftAfterTheStop(t *testing.T) {
 	r := run(t, server("xds"), server("extproc"), server("envoy"))
 	r.up("xds", "extproc", "envoy")

@@ -187,28 +187,14 @@ func (c *call) ended(ctx context.Context, err error) *apiError {
 func (c *call) forward(ctx context.Context, lost func() bool) *apiError {
 	ctx, span := c.cfg.Tracer.Start(ctx, "backend", trace.WithSpanKind(trace.SpanKindClient))
 	defer span.End()
-	url := c.backend.URL(c.serving.Assignment) + cmp.Or(c.way.Path, c.op.Path)
-	if c.op.passes {
-		url = c.backend.URL(c.serving.Assignment) + c.r.URL.RequestURI()
+	if c.way.Parts != nil {
+		return c.parts(ctx, span)
 	}
-	req, err := http.NewRequestWithContext(ctx, c.r.Method, url, bytes.NewReader(c.way.Body))
-	if err != nil {
-		return backendLost(err.Error())
-	}
-	req.Header["Content-Type"] = []string{c.contentType()}
-	// Not sent; it lets the transport try again on a new connection where the
-	// backend closed an idle one at that moment.
-	req.Header["Idempotency-Key"] = []string{}
-	req.Close = c.way.Close
-	obs.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	c.sent = time.Now()
-	resp, err := c.cfg.Transport.RoundTrip(req)
-	if err != nil {
-		span.SetStatus(codes.Error, err.Error())
-		return c.ended(ctx, err)
+	resp, failed := c.send(ctx, span, c.way.Body)
+	if failed != nil {
+		return failed
 	}
 	defer resp.Body.Close()
-	c.begun = time.Now()
 	switch events := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream"); {
 	case resp.StatusCode != http.StatusOK:
 		return c.refused(ctx, resp)
@@ -218,6 +204,73 @@ func (c *call) forward(ctx context.Context, lost func() bool) *apiError {
 		return c.stream(ctx, resp.Body, lost)
 	}
 	return c.unary(ctx, resp)
+}
+
+// parts has the backend answer one part after the other, none behind one that it refuses, and
+// none once the client has left.
+func (c *call) parts(ctx context.Context, span trace.Span) *apiError {
+	var kind string
+	var answers [][]byte
+	for body := range c.way.Parts {
+		resp, failed := c.send(ctx, span, body)
+		if failed != nil {
+			return failed
+		}
+		answer, failed := c.part(ctx, resp)
+		if failed != nil {
+			return failed
+		}
+		kind, answers = resp.Header.Get("Content-Type"), append(answers, answer)
+		c.cfg.Meter.Serve(time.Now())
+	}
+	whole, err := c.way.Join(answers)
+	if err != nil {
+		return backendLost(err.Error())
+	}
+	return c.reply(kind, whole)
+}
+
+// part reads the answer of one part.
+func (c *call) part(ctx context.Context, resp *http.Response) ([]byte, *apiError) {
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, c.refused(ctx, resp)
+	}
+	body, err := readAll(resp.Body, resp.ContentLength)
+	if err != nil {
+		return nil, c.ended(ctx, err)
+	}
+	return body, nil
+}
+
+// send sends a body to the backend and returns what it answers, once that has begun.
+func (c *call) send(ctx context.Context, span trace.Span, body []byte) (*http.Response, *apiError) {
+	url := c.backend.URL(c.serving.Assignment) + cmp.Or(c.way.Path, c.op.Path)
+	if c.op.passes {
+		url = c.backend.URL(c.serving.Assignment) + c.r.URL.RequestURI()
+	}
+	req, err := http.NewRequestWithContext(ctx, c.r.Method, url, bytes.NewReader(body))
+	if err != nil {
+		return nil, backendLost(err.Error())
+	}
+	req.Header["Content-Type"] = []string{c.contentType()}
+	// Not sent; it lets the transport try again on a new connection where the
+	// backend closed an idle one at that moment.
+	req.Header["Idempotency-Key"] = []string{}
+	req.Close = c.way.Close
+	obs.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
+	if c.sent.IsZero() {
+		c.sent = time.Now()
+	}
+	resp, err := c.cfg.Transport.RoundTrip(req)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+		return nil, c.ended(ctx, err)
+	}
+	if c.begun.IsZero() {
+		c.begun = time.Now()
+	}
+	return resp, nil
 }
 
 // contentType is the type of the body that the backend gets: a form has its boundary

@@ -2,9 +2,11 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -56,4 +58,77 @@ func TestUnaryFromAStreamWhoseClientLeaves(t *testing.T) {
 		t.Errorf("status %d", resp.StatusCode)
 	}
 	<-left // the backend has noticed
+}
+
+// embedder answers a request for embeddings of texts as llama.cpp does, each with its length.
+func embedder(t *testing.T, asked func(texts []string) bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var q struct{ Input []string }
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
+			t.Error(err)
+		}
+		if !asked(q.Input) {
+			http.Error(w, `{"error":{"code":400,"message":"input is too large","type":"invalid_request_error"}}`, http.StatusBadRequest)
+			return
+		}
+		var data []any
+		for i, text := range q.Input {
+			data = append(data, map[string]any{"object": "embedding", "index": i, "embedding": []int{len(text)}})
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{"object": "list", "model": "smollm2", "data": data, "usage": map[string]int{"prompt_tokens": 2 * len(data), "total_tokens": 2 * len(data)}})
+	}
+}
+
+const texts = `{"model":"smollm2","input":["a","bb","ccc"]}`
+
+// TestManyTextsAreOneAnswer of the parts in which they went to the backend.
+func TestManyTextsAreOneAnswer(t *testing.T) {
+	g := newRig(t, embedder(t, func([]string) bool { return true }))
+	resp, body := g.post(t, "/v1/embeddings", texts)
+	want := `{"data":[{"embedding":[1],"index":0,"object":"embedding"},{"embedding":[2],"index":1,"object":"embedding"},{"embedding":[3],"index":2,"object":"embedding"}],` +
+		`"model":"smollm2","object":"list","usage":{"prompt_tokens":6,"total_tokens":6}}`
+	if resp.StatusCode != http.StatusOK || body != want {
+		t.Errorf("status %d: %s\nwant %s", resp.StatusCode, body, want)
+	}
+	if usage := resp.Header.Get(headerUsage); !strings.Contains(usage, "prompt=6") {
+		t.Errorf("usage %q, want that of all parts", usage)
+	}
+}
+
+// TestRefusedPartEndsTheRequest with the backend's own refusal.
+func TestRefusedPartEndsTheRequest(t *testing.T) {
+	var asked atomic.Int64
+	g := newRig(t, embedder(t, func(texts []string) bool { asked.Add(1); return texts[0] != "bb" }))
+	resp, body := g.post(t, "/v1/embeddings", texts)
+	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, "input is too large") || asked.Load() != 2 {
+		t.Errorf("status %d after %d parts: %s", resp.StatusCode, asked.Load(), body)
+	}
+}
+
+// TestTextsOfWhoHasLeftAreNotSent to a backend that computes all that it has begun.
+func TestTextsOfWhoHasLeftAreNotSent(t *testing.T) {
+	first, goOn := make(chan struct{}), make(chan struct{})
+	var asked atomic.Int64
+	g := newRig(t, embedder(t, func([]string) bool {
+		if asked.Add(1) == 1 {
+			close(first)
+		}
+		<-goOn
+		return true
+	}))
+	ctx, leave := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = http.DefaultClient.Do(g.request(ctx, "/v1/embeddings", texts))
+	}()
+	<-first
+	leave()
+	<-done
+	until(t, func() bool { return g.gate.Load().Running == 0 })
+	close(goOn) // the backend finishes what it has begun
+	if n := asked.Load(); n != 1 {
+		t.Errorf("%d parts were sent, want 1", n)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os/exec"
 	"slices"
 
@@ -181,6 +182,11 @@ type Way struct {
 	Path string
 	// Body is what is sent.
 	Body []byte
+	// Parts are sent instead of Body, one after the other, and Join makes one answer of
+	// theirs, which are whole: so that a backend that finishes what it has begun stops soon
+	// after the client has left. nil: there is Body alone.
+	Parts iter.Seq[[]byte]
+	Join  func(answers [][]byte) ([]byte, error)
 	// Choices is how many there are of one prompt; 0: one.
 	Choices int
 	// Other is whether the prompt is another than the client's, so that nobody else

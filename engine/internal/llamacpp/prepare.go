@@ -43,7 +43,7 @@ var unknown = map[apis.API]map[string]string{
 
 // Prepare puts right what the server has otherwise than the API, and asks for a stream
 // where a unary answer could not be cancelled.
-func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
+func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 	if fault := known(r); fault != nil {
 		return backend.Way{Refused: fault}
 	}
@@ -55,6 +55,8 @@ func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
 		w = k.response(r)
 	case apis.Messages, apis.CountTokens:
 		w = k.messages(r)
+	case apis.Embeddings:
+		w = embed(a, r)
 	default:
 		w = unary(r)
 	}

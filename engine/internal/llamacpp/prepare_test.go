@@ -2,9 +2,11 @@ package llamacpp
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
+	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/apis"
 )
@@ -239,5 +241,42 @@ func FuzzCalled(f *testing.F) {
 		_ = l.Pass(answer)
 		_ = l.Pass([]byte("\ndata: [DONE]\n\n"))
 		_, _, _ = l.Unary(answer)
+	})
+}
+
+// TestManyTextsAreSentInGroups of as many as the server works on at once.
+func TestManyTextsAreSentInGroups(t *testing.T) {
+	a := &enginepb.Assignment{Backend: &enginepb.Backend{Slots: 2}}
+	for input, want := range map[string][]string{
+		`"a"`:                   nil,
+		`["a","b"]`:             nil,
+		`[1,2,3]`:               nil,
+		`[]`:                    nil,
+		`7`:                     nil,
+		`["a","b","c"]`:         {`{"input":["a","b"],"model":"m"}`, `{"input":["c"],"model":"m"}`},
+		`[[1],[2,3],[4],[5,6]]`: {`{"input":[[1],[2,3]],"model":"m"}`, `{"input":[[4],[5,6]],"model":"m"}`},
+	} {
+		w := (&Kind{}).Prepare(a, request(t, apis.Embeddings, `{"model":"m","input":`+input+`}`))
+		var got []string
+		if w.Parts != nil {
+			for p := range w.Parts {
+				got = append(got, string(p))
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: sent %q, want %q", input, got, want)
+		}
+	}
+}
+
+func FuzzJoinEmbeddings(f *testing.F) {
+	f.Add(`{"data":[{"index":0,"embedding":[1]}],"usage":{"prompt_tokens":1}}`, `{"data":[{"index":0,"embedding":"AAA="}],"usage":{"prompt_tokens":2}}`)
+	f.Add(`null`, `{"data":[null]}`)
+	f.Add(`{"data":{}}`, ``)
+	f.Fuzz(func(t *testing.T, a, b string) {
+		whole, err := joinEmbeddings([][]byte{[]byte(a), []byte(b)})
+		if err == nil && !json.Valid(whole) {
+			t.Errorf("%q", whole)
+		}
 	})
 }

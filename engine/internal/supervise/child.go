@@ -1,11 +1,9 @@
 package supervise
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +13,6 @@ import (
 
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/internal/proc"
-	"millrace.dev/millrace/internal/regular"
 )
 
 // beatLate is the silence of a process that has beaten before, and uses no CPU,
@@ -28,7 +25,7 @@ type child struct {
 	run    uint64
 	spec   backend.Process
 	proc   *proc.Process // nil: it could not be started, or it runs elsewhere
-	log    string        // its log file
+	output *output       // nil: it has none here
 	exit   string        // how it ended, once somebody asked
 	remote bool          // whether it runs elsewhere
 	// done is closed when it has ended; nil: it never began. lose closes that of a
@@ -51,10 +48,13 @@ type child struct {
 	counted time.Time //
 }
 
-// spawn starts a process with its output appended to the log file and a pipe for its
-// beats as file descriptor 3.
+// outputFor is how long what has been written is still read after the process has ended.
+const outputFor = 2 * time.Second
+
+// spawn starts a process with its output appended to the log file, as far as that can be
+// written, and a pipe for its beats as file descriptor 3.
 func spawn(run uint64, p backend.Process, logPath string, now time.Time) (*child, *os.File) {
-	c := &child{run: run, spec: p, log: logPath, active: now, checked: now}
+	c := &child{run: run, spec: p, output: &output{path: logPath}, active: now, checked: now}
 	beats, err := c.start(p.Cmd, logPath)
 	if err != nil {
 		c.exit = "does not start: " + err.Error()
@@ -63,17 +63,13 @@ func spawn(run uint64, p backend.Process, logPath string, now time.Time) (*child
 }
 
 func (c *child) start(cmd *exec.Cmd, logPath string) (*os.File, error) {
-	log, err := regular.Append(logPath, 0, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer w.Close()
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{w}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = c.output, c.output, []*os.File{w}
+	cmd.WaitDelay = outputFor
 	if c.spec.Group {
 		if err := c.clear(cmd, logPath); err != nil {
 			_ = r.Close()
@@ -253,12 +249,12 @@ func (c *child) part(now time.Time) Part {
 // ended says how the process ended, and what it wrote last unless it was killed.
 func (c *child) ended() string {
 	if c.exit == "" {
-		c.exit = ending(c.proc.Err(), c.log)
+		c.exit = ending(c.proc.Err(), c.output)
 	}
 	return c.exit
 }
 
-func ending(err error, log string) string {
+func ending(err error, out *output) string {
 	text := "ended by itself"
 	if err != nil {
 		text = "died: " + err.Error()
@@ -272,26 +268,8 @@ func ending(err error, log string) string {
 			}
 		}
 	}
-	if line := lastLine(log); line != "" {
+	if line := out.last(); line != "" {
 		return fmt.Sprintf("%s: %q", text, line)
 	}
 	return text
-}
-
-// lastLine returns the last line of a file that says something, cut to a size
-// fit for a status.
-func lastLine(path string) string {
-	const most = 200
-	f, err := regular.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	b := make([]byte, 4<<10)
-	if end, err := f.Seek(0, io.SeekEnd); err == nil {
-		n, _ := f.ReadAt(b, max(0, end-int64(len(b))))
-		b = bytes.TrimSpace(b[:n])
-	}
-	line := b[bytes.LastIndexByte(b, '\n')+1:]
-	return string(line[:min(len(line), most)])
 }

@@ -351,6 +351,9 @@ func (s *Supervisor) follow(ctx context.Context, r backend.Role, c *child) {
 		defer cancel()
 		select {
 		case <-c.done:
+			if c.output != nil {
+				c.output.Close()
+			}
 			s.Wake()
 		case <-ctx.Done():
 		}

@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -258,6 +259,57 @@ func TestBackendThatCannotStartIsNamed(t *testing.T) {
 	await(t, s, enginepb.State_READY, "")
 }
 
+// TestLogThatCannotBeWrittenStopsNothing has a backend killed whose log is on a disk that takes
+// no more: a process that would end over a line it can't write is started all the same, and
+// why another one ended is known.
+func TestLogThatCannotBeWrittenStopsNothing(t *testing.T) {
+	logs := filepath.Join(t.TempDir(), "logs") // there is no such folder, so that nobody can write
+	s := startFake(t, fake{}, logs, func() int { return 0 })
+	assign(t, s, assignment(1, 0, 1))
+	first := await(t, s, enginepb.State_READY, "")
+	if err := syscall.Kill(first.Processes[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(t, s, enginepb.State_BROKEN, "backend died: killed")
+	await(t, s, enginepb.State_READY, "")
+}
+
+func TestWhyABackendEndedIsKnownWithoutALog(t *testing.T) {
+	s := startFake(t, fake{}, filepath.Join(t.TempDir(), "logs"), func() int { return 0 })
+	taken, err := net.Listen("tcp", s.cfg.Launcher.(fake).backend)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	assign(t, s, assignment(1, 0, 1))
+	await(t, s, enginepb.State_BROKEN, "backend died: exit status 1: \"listen tcp")
+}
+
+// TestOutputIsNeverRefused has a log written to that can't be opened, until it can.
+func TestOutputIsNeverRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "logs", "log")
+	o := &output{path: path}
+	defer o.Close()
+	write := func(text string) {
+		t.Helper()
+		if n, err := o.Write([]byte(text)); n != len(text) || err != nil {
+			t.Errorf("%d of %d bytes, %v", n, len(text), err)
+		}
+	}
+	write(strings.Repeat("x", 3*maxTail) + "\n")
+	write("the reason\n")
+	if got := o.last(); got != "the reason" || len(o.tail) > maxTail {
+		t.Errorf("last line %q, %d bytes kept", got, len(o.tail))
+	}
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write("there is room\n")
+	if b, err := os.ReadFile(path); string(b) != "there is room\n" {
+		t.Errorf("log %q, %v", b, err)
+	}
+}
+
 // fakePeer is the other engine of a replica.
 type fakePeer struct {
 	enginepb.UnimplementedEngineServer
@@ -362,6 +414,15 @@ func TestTrimFileKeepsTheNewerHalf(t *testing.T) {
 	old, err := os.ReadFile(path + ".old")
 	if now, _ := os.ReadFile(path); err != nil || string(old) != "bcdef" || len(now) != 0 {
 		t.Errorf("old %q, now %q, %v", old, now, err)
+	}
+	if err := errors.Join(os.WriteFile(path, []byte("0123456789abcdef"), 0o644), os.Remove(path+".old"), os.Mkdir(path+".old", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if err := trimFile(path, 10); err == nil {
+		t.Error("a copy that can't be made is not reported")
+	}
+	if now, _ := os.ReadFile(path); len(now) != 0 {
+		t.Errorf("without a copy %d bytes are kept", len(now))
 	}
 }
 

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"errors"
 	"io"
 	"os"
 	"time"
@@ -30,7 +31,8 @@ func (s *Supervisor) trim(now time.Time) {
 }
 
 // trimFile copies the last part of a file that has grown beyond limit to
-// path.old and empties it. Its writers append, so they continue at the beginning.
+// path.old and empties it. Its writers append, so they continue at the beginning. Where the
+// disk has no room for the copy, the bound matters more.
 func trimFile(path string, limit int64) error {
 	info, err := os.Stat(path)
 	if os.IsNotExist(err) || err == nil && info.Size() <= limit {
@@ -39,6 +41,15 @@ func trimFile(path string, limit int64) error {
 	if err != nil {
 		return err
 	}
+	kept := keepLast(path, info.Size(), limit/2)
+	if kept != nil {
+		_ = os.Remove(path + ".old")
+	}
+	return errors.Join(kept, os.Truncate(path, 0))
+}
+
+// keepLast copies the last bytes of a file of a size to path.old.
+func keepLast(path string, size, bytes int64) error {
 	src, err := regular.Open(path)
 	if err != nil {
 		return err
@@ -48,12 +59,6 @@ func trimFile(path string, limit int64) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(dst, io.NewSectionReader(src, info.Size()-limit/2, limit/2))
-	if err2 := dst.Close(); err == nil {
-		err = err2
-	}
-	if err != nil {
-		return err
-	}
-	return os.Truncate(path, 0)
+	_, err = io.Copy(dst, io.NewSectionReader(src, size-bytes, bytes))
+	return errors.Join(err, dst.Close())
 }

@@ -109,6 +109,9 @@ func (l *Live) wake() float64 {
 	return r.Wake
 }
 
+// Asleep reports whether the model is not loaded there, until somebody asks for it.
+func (l *Live) Asleep() bool { return l.wake() > 0 }
+
 // load is what the endpoint has to do now, by the better of both reports and by
 // our own requests that began and ended since. What no report has is as usual.
 func (l *Live) load(now int64, usual *usual) work {

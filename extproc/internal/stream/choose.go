@@ -34,6 +34,18 @@ func mostCandidates(p *pick.Policy, priority string) int {
 	}
 }
 
+// retries is how often a request that may be tried so many times is tried again. Where the
+// model is loaded nowhere, each endpoint is asked once: with nobody left to ask, Envoy would
+// answer in words of its own, and why the model can't be loaded is in the last endpoint's.
+func retries(most int, list []pick.Candidate) int {
+	for i := range list {
+		if !list[i].Asleep() {
+			return most - 1
+		}
+	}
+	return min(most, len(list)) - 1
+}
+
 // pin puts whoever has the response that the request continues first in the list:
 // others may not know it.
 func pin(list []pick.Candidate, before prefix.Match) {

@@ -392,7 +392,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	d := &x.decision
 	*d = Decision{
 		Model: u.model.Name, Asked: u.asked, Probe: in.head.Probe, Session: l.session, Priority: u.priority, API: in.api,
-		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: q.Most - 1, Choice: &x.choice,
+		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: retries(q.Most, x.choice.List), Choice: &x.choice,
 		Key: u.model.Key,
 	}
 	x.core.metrics.counted(n)

@@ -271,6 +271,25 @@ func TestPriorities(t *testing.T) {
 	}
 }
 
+// TestWhatIsLoadedNowhereIsTriedOnceEach has the last engine's own words reach the client.
+func TestWhatIsLoadedNowhereIsTriedOnceEach(t *testing.T) {
+	f := newFleet(2)
+	retries := func() int { return run(f.core.Begin(), post(), bodyOf(hello))[1].Decision.Retries }
+	list := run(f.core.Begin(), post(), bodyOf(hello))[1].Decision.Choice.List
+	a, b := list[0].Endpoint, list[1].Endpoint
+	for _, tt := range []struct {
+		name string
+		a, b float64
+		want int
+	}{{"both loaded", 0, 0, 3}, {"one loaded", 2000, 0, 3}, {"none loaded", 2000, 1000, 1}} {
+		a.ReportFromFleet(pick.Report{Wake: tt.a}, epoch)
+		b.ReportFromFleet(pick.Report{Wake: tt.b}, epoch)
+		if got := retries(); got != tt.want {
+			t.Errorf("%s: %d retries, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
 func TestSomebodyElseIsAskedTooAfterAWhile(t *testing.T) {
 	f := newFleet(2)
 	hedge := func(body string) time.Duration {
