@@ -17,14 +17,14 @@ const (
 	// limit is a tenant's budget, in tokens of a minute, and longest what one answer may have more
 	// than its request has said: the slack.
 	limit, longest = 300, 400
-	// leaves is how many bytes of an answer a client that dodges waits for.
-	leaves = 1500
+	// closeAfter is how many bytes of an answer a client that dodges waits for.
+	closeAfter = 1500
 )
 
-// TestBudgetsBeforePlainEngines closes answers before they say what they have cost, in front of
+// TestBudgetsBeforeLlamaServers closes answers before they say what they have cost, in front of
 // llama.cpp's own servers. What these have generated, by their own count, is within the
 // budget and one answer. Who lets answers come to their end pays for exactly what they had.
-func TestBudgetsBeforePlainEngines(t *testing.T) {
+func TestBudgetsBeforeLlamaServers(t *testing.T) {
 	f := newFleetOf(t, (*fleet).startEngine, func(file string) string {
 		file = strings.Replace(file, "flow: {gatewayTimeout: 60s}", fmt.Sprintf("flow: {gatewayTimeout: 60s, tenants: {tokensPerMinute: %d}}", limit), 1)
 		return file + fmt.Sprintf("\nmodels:\n  - {name: %s, tokenizer: %q, contextTokens: 4096, default: true}\n", rig.Model, rig.MustCached(t, rig.Weights))
@@ -127,6 +127,6 @@ func (f *fleet) leave(ctx context.Context, t *testing.T, path, fields, key strin
 		return 0
 	}
 	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, leaves) // it may end before, or be cut
+	_, _ = io.CopyN(io.Discard, resp.Body, closeAfter) // it may end before, or be cut
 	return resp.StatusCode
 }
