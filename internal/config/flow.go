@@ -97,6 +97,12 @@ type Tenants struct {
 	// +kubebuilder:default=0
 	// +millrace:between:least="0",most="1000000000"
 	TokensPerMinute int `json:"tokensPerMinute"`
+	// AssumedMaxTokens is how many tokens an answer is charged in advance whose request names
+	// no limit (max_tokens and the like), 0 to 1000000000; what was not generated comes back
+	// when that is known. 0: as many as answers have on average. Default 1024.
+	// +kubebuilder:default=1024
+	// +millrace:between:least="0",most="1000000000"
+	AssumedMaxTokens int `json:"assumedMaxTokens"`
 	// Max is how many tenants' use is remembered, 1 to 10000000. Default 10000.
 	// +kubebuilder:default=10000
 	// +millrace:between:least="1",most="10000000"
@@ -109,7 +115,7 @@ func newFlow() Flow {
 		Queue: 256, Allowance: 1, Reserve: 0.1, DegradeAt: 0.5,
 		MaxWait:        MaxWait{Duration{50 * time.Second}, Duration{20 * time.Second}, Duration{5 * time.Second}},
 		GatewayTimeout: Duration{time.Minute},
-		Tenants:        Tenants{Max: 10_000},
+		Tenants:        Tenants{Max: 10_000, AssumedMaxTokens: 1024},
 	}
 }
 
@@ -132,6 +138,7 @@ func (f Flow) validate(path string, r *rules) {
 	}
 	r.between(path+".tenants.requestsPerMinute", f.Tenants.RequestsPerMinute, 0, 1e9)
 	r.between(path+".tenants.tokensPerMinute", f.Tenants.TokensPerMinute, 0, 1e9)
+	r.between(path+".tenants.assumedMaxTokens", f.Tenants.AssumedMaxTokens, 0, 1e9)
 	r.between(path+".tenants.max", f.Tenants.Max, 1, 10_000_000)
 	seen := make(map[string]bool, len(f.Degrade))
 	r.between(path+".degrade", len(f.Degrade), 0, maxRewrites)

@@ -77,6 +77,9 @@ func State(e inventory.Entry, o *probe.Observation) *fleetpb.EndpointState {
 			PrefillSeconds: s.PrefillSeconds, DecodeSeconds: s.DecodeSeconds, Queued: s.Queued,
 		}
 	}
+	if c := Count(e, o); c.How != scrape.Uncounted {
+		m.Work.GeneratedTokens, m.Work.Counting, m.Work.Prefilled = c.Tokens, fleetpb.EndpointState_Work_Counting(c.How), c.Prefilled
+	}
 	if a := o.Adapters; a != nil && m.Adapters != nil {
 		m.Adapters = &fleetpb.EndpointState_Adapters{Known: true, Most: uint32(a.Most), Running: a.Running, Waiting: a.Waiting}
 	}
@@ -105,6 +108,20 @@ func within(speed float64) float64 {
 		return 0
 	}
 	return trust.Clamp(speed, 1e-3, 1e9)
+}
+
+// Count returns how many tokens an endpoint has generated, as its metrics said.
+func Count(e inventory.Entry, o *probe.Observation) scrape.Count {
+	if o.Sample == nil {
+		return scrape.Count{}
+	}
+	return scrape.Named(e.Type).Count(o.Sample)
+}
+
+// Counted returns what Count said of an endpoint.
+func Counted(m *fleetpb.EndpointState) scrape.Count {
+	w := m.GetWork()
+	return scrape.Count{How: scrape.Counting(w.GetCounting()), Tokens: w.GetGeneratedTokens(), Prefilled: w.GetPrefilled()}
 }
 
 func count(n float64) uint32 { return uint32(min(n, math.MaxUint32)) }

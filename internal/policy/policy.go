@@ -86,6 +86,7 @@ func Flow(f config.Flow, extprocs int) *fleetpb.Flow {
 		TenantHeader:      f.Tenants.Header,
 		RequestsPerMinute: part(f.Tenants.RequestsPerMinute),
 		TokensPerMinute:   part(f.Tenants.TokensPerMinute),
+		AssumedMaxTokens:  uint64(f.Tenants.AssumedMaxTokens),
 		Tenants:           uint32(f.Tenants.Max),
 	}
 	for _, d := range f.Degrade {

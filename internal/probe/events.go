@@ -92,7 +92,7 @@ func (p *Prober) changed(address string, e *events, c kvevents.Change, now time.
 		}
 		t.restarted(now)
 	}
-	p.publishLocked(t, nil, 0, false)
+	p.publishLocked(t, nil, 0, time.Time{})
 }
 
 // publishCachesLocked publishes the logs that have changed.
@@ -104,7 +104,7 @@ func (p *Prober) publishCachesLocked() {
 		}
 		if c := t.events.log.Cache(); c != t.events.cache {
 			t.events.cache = c
-			p.publishLocked(t, nil, 0, false)
+			p.publishLocked(t, nil, 0, time.Time{})
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package probe
 
 import (
+	"time"
+
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/scrape"
@@ -40,6 +42,8 @@ type Observation struct {
 	// don't come now. Fresh is whether they said so just now.
 	Sample *scrape.Sample
 	Fresh  bool
+	// Asked is when they were asked for, if they are Fresh.
+	Asked time.Time
 	// Done is what its engine has done since the sample before; nil: nothing, or it is not
 	// known. Company is how many requests ran at a time meanwhile.
 	Done    *scrape.Since

@@ -252,7 +252,11 @@ func (p *Prober) probe(ctx context.Context, t *target, buf []byte) []byte {
 	if done != nil {
 		p.learnLocked(t, done, company)
 	}
-	p.publishLocked(t, done, company, f.sample != nil)
+	asked := began
+	if f.sample == nil {
+		asked = time.Time{}
+	}
+	p.publishLocked(t, done, company, asked)
 	p.noteLocked(t, was, fault)
 	if t.untrue != untrue {
 		p.log.Warn("cache size not believed, it was seen to hold more", "endpoint", t.spec.Address, "tokens", t.untrue)
@@ -291,16 +295,17 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 	}
 	for _, other := range p.targets {
 		if other != t && other.seen && other.spec.Models[0] == model {
-			p.publishLocked(other, nil, 0, false)
+			p.publishLocked(other, nil, 0, time.Time{})
 		}
 	}
 }
 
-// publishLocked publishes how an endpoint is.
-func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, fresh bool) {
+// publishLocked publishes how an endpoint is. asked is when its metrics were asked for, that
+// have just come; zero: none have.
+func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, asked time.Time) {
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
-		Sample: t.figures(), Fresh: fresh, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context, Version: t.version,
+		Sample: t.figures(), Fresh: !asked.IsZero(), Asked: asked, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context, Version: t.version,
 		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {

@@ -43,6 +43,9 @@ type Sample struct {
 	Prompt, Cached float64
 	// Output tokens.
 	Output float64
+	// Generated tokens are the same as they are made, also of answers that are cut: see
+	// Type.Count.
+	Generated float64
 	// PrefillSeconds and DecodeSeconds are what these took, added up over requests.
 	PrefillSeconds, DecodeSeconds float64
 }
@@ -65,6 +68,7 @@ const (
 	KVBlocks
 	BlockTokens
 	Started
+	Generated
 	fields = iota
 )
 
@@ -253,6 +257,8 @@ func (s *Sample) at(f Field) *float64 {
 		return &s.KVBlocks
 	case BlockTokens:
 		return &s.BlockTokens
+	case Generated:
+		return &s.Generated
 	default:
 		return &s.Started
 	}

@@ -35,11 +35,11 @@ func TestScan(t *testing.T) {
 		want Sample
 	}{
 		{"vllm.txt", "vllm", Sample{
-			Has: all | Started, Started: 1.79548e9, Running: 7, Waiting: 2, KV: 0.4375, KVTokens: 16 * 27654,
+			Has: all | Started | Generated, Generated: 98765, Started: 1.79548e9, Running: 7, Waiting: 2, KV: 0.4375, KVTokens: 16 * 27654,
 			Requests: 812, Prompt: 823000, Cached: 401234, Output: 98000, PrefillSeconds: 84.5, DecodeSeconds: 1960.5,
 		}},
 		{"vllm-0.32.txt", "vllm", Sample{
-			Has: all | Started, Started: 1.79569342251e9, KVTokens: 32 * 256,
+			Has: all | Started | Generated, Generated: 64, Started: 1.79569342251e9, KVTokens: 32 * 256,
 			Requests: 8, Prompt: 1592, Cached: 384, Output: 64, PrefillSeconds: 0.2635859350011742, DecodeSeconds: 0.5712539520009159,
 		}},
 		{"sglang.txt", "sglang", Sample{
@@ -121,6 +121,32 @@ func TestSince(t *testing.T) {
 	}
 	if _, restarted := (&Sample{Has: Running}).Since(&old); !restarted {
 		t.Error("counters are gone, and it is not a restart")
+	}
+}
+
+// TestCount says when each type of engine counts the tokens that it makes.
+func TestCount(t *testing.T) {
+	tests := []struct {
+		name, typ, page string
+		want            Count
+	}{
+		{"vLLM", "vllm", string(page(t, "vllm-0.32.txt")), Count{AsMade, 64, false}},
+		{"vLLM without the counter", "vllm", string(page(t, "vllm-0.9.txt")), Count{IfWhole, 80, false}},
+		{"SGLang", "sglang", `sglang:realtime_tokens_total{mode="decode",tp_rank="0"} 40` + "\n" + `sglang:realtime_tokens_total{mode="prefill_compute",tp_rank="0"} 900` + "\nsglang:generation_tokens_total 8\n", Count{AsMade, 40, true}},
+		{"SGLang, older", "sglang", string(page(t, "sglang.txt")), Count{AsMade, 100000, true}},
+		{"llama-server", "llamacpp", string(page(t, "llamacpp.txt")), Count{AtEnd, 56, false}},
+		{"TensorRT-LLM", "tensorrtllm", string(page(t, "tensorrtllm.txt")), Count{IfWhole, 3600, false}},
+		{"Triton does not", "triton", string(page(t, "triton.txt")), Count{}},
+		{"no page of its", "vllm", "x 1\n", Count{}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			typ := Named(tt.typ)
+			s := typ.Scan([]byte(tt.page))
+			if got := typ.Count(&s); got != tt.want {
+				t.Errorf("Count() = %+v, want %+v", got, tt.want)
+			}
+		})
 	}
 }
 

@@ -24,6 +24,10 @@ type Type struct {
 	// series that are read. Of several of a field the first that is there counts: they are
 	// names of different releases.
 	series []series
+	// counts is how the tokens of Output are counted; those of Generated are, as they are
+	// made. prefilled is whether the first token of each answer is left out.
+	counts    Counting
+	prefilled bool
 	// fresh is whether Prompt leaves out what is cached.
 	fresh bool
 	// queued is whether PrefillSeconds has the wait in it.
@@ -36,6 +40,40 @@ type Type struct {
 	// the same, and it counts once. Ranks that differ by others have requests and caches of
 	// their own, which are added up.
 	replicas []string
+}
+
+// Counting is when an engine counts the tokens that it generates.
+type Counting uint8
+
+const (
+	// Uncounted tokens are not counted.
+	Uncounted Counting = iota
+	// AsMade ones are counted as they are generated.
+	AsMade
+	// AtEnd ones are counted at the end of an answer, whether it is whole or was cut.
+	AtEnd
+	// IfWhole ones are counted at the end of an answer that is whole; if it is cut, never.
+	IfWhole
+)
+
+// Count is how many tokens an engine has generated since its start.
+type Count struct {
+	How    Counting
+	Tokens float64
+	// Prefilled is whether the first token of each answer is left out.
+	Prefilled bool
+}
+
+// Count returns what a sample of the type's says of generated tokens. t may be nil.
+func (t *Type) Count(s *Sample) Count {
+	switch {
+	case t == nil:
+	case s.Has&Generated != 0:
+		return Count{AsMade, s.Generated, t.prefilled}
+	case s.Has&Output != 0 && t.counts != Uncounted:
+		return Count{t.counts, s.Output, t.prefilled}
+	}
+	return Count{}
 }
 
 // series is a name without the type's prefix, and what it means.
@@ -62,7 +100,7 @@ var deployments = []string{"", "ray_"}
 var known = []*Type{
 	// vLLM, from 0.6 to 0.32. What finished requests took and had lies in histograms, whose
 	// sums are written together. NVIDIA's NIM shows its series without a prefix.
-	{name: "vllm", base: "vllm", bare: true, events: true, adapters: "lora_requests_info", series: []series{
+	{name: "vllm", base: "vllm", bare: true, counts: IfWhole, events: true, adapters: "lora_requests_info", series: []series{
 		{name: "num_requests_running", field: Running},
 		{name: "num_requests_waiting", field: Waiting},
 		{name: "kv_cache_usage_perc", field: KV},
@@ -75,12 +113,13 @@ var known = []*Type{
 		{name: "prefix_cache_hits_total", field: Cached},
 		{name: "gpu_prefix_cache_hits_total", field: Cached}, // before 0.10
 		{name: "request_generation_tokens_sum", field: Output},
+		{name: "generation_tokens_total", field: Generated},
 		{name: "request_prefill_time_seconds_sum", field: PrefillSeconds},
 		{name: "request_decode_time_seconds_sum", field: DecodeSeconds},
 	}},
 	// SGLang, run with --enable-metrics. It says when the first token came, wait included,
 	// and what passes between tokens.
-	{name: "sglang", base: "sglang", queued: true, replicas: []string{"tp_rank", "pp_rank", "moe_ep_rank"}, series: []series{
+	{name: "sglang", base: "sglang", queued: true, counts: AsMade, prefilled: true, replicas: []string{"tp_rank", "pp_rank", "moe_ep_rank"}, series: []series{
 		{name: "num_running_reqs", field: Running},
 		{name: "num_queue_reqs", field: Waiting},
 		{name: "token_usage", field: KV},
@@ -89,14 +128,16 @@ var known = []*Type{
 		{name: "num_requests_total", field: Requests},
 		{name: "prompt_tokens_total", field: Prompt},
 		{name: "cached_tokens_total", field: Cached},
+		{name: "realtime_tokens_total", field: Generated, label: "mode", is: "decode"},
 		{name: "inter_token_latency_seconds_count", field: Output},
 		{name: "generation_tokens_total", field: Output},
 		{name: "time_to_first_token_seconds_sum", field: PrefillSeconds},
 		{name: "inter_token_latency_seconds_sum", field: DecodeSeconds},
 	}},
 	// llama.cpp's server, run with --metrics. It counts no requests, and newer ones don't
-	// say how full the cache is.
-	{name: "llamacpp", base: "llamacpp", fresh: true, series: []series{
+	// say how full the cache is. Its numbers have six digits: from a million on tokens come
+	// in steps.
+	{name: "llamacpp", base: "llamacpp", counts: AtEnd, fresh: true, series: []series{
 		{name: "requests_processing", field: Running},
 		{name: "requests_deferred", field: Waiting},
 		{name: "kv_cache_usage_ratio", field: KV}, // before b5800
@@ -108,7 +149,7 @@ var known = []*Type{
 	}},
 	// trtllm-serve of TensorRT-LLM 1.2 and later, run with return_perf_metrics and
 	// enable_iter_perf_stats.
-	{name: "tensorrtllm", path: "/prometheus/metrics", base: "trtllm", series: []series{
+	{name: "tensorrtllm", path: "/prometheus/metrics", base: "trtllm", counts: IfWhole, series: []series{
 		{name: "num_requests_running", field: Running},
 		{name: "num_requests_waiting", field: Waiting},
 		{name: "kv_cache_utilization", field: KV},
@@ -131,7 +172,7 @@ var known = []*Type{
 		{name: "kv_cache_block_metrics", field: BlockTokens, label: "kv_cache_block_type", is: "tokens_per"},
 	}},
 	// Text Generation Inference. What a batch took is not split by requests.
-	{name: "tgi", base: "tgi", series: []series{
+	{name: "tgi", base: "tgi", counts: IfWhole, series: []series{
 		{name: "batch_current_size", field: Running},
 		{name: "queue_size", field: Waiting},
 		{name: "request_input_length_count", field: Requests},
@@ -140,7 +181,7 @@ var known = []*Type{
 	}},
 	// LMDeploy, run with --enable-metrics. Its generation_tokens_total counts twice in some
 	// releases.
-	{name: "lmdeploy", base: "lmdeploy", series: []series{
+	{name: "lmdeploy", base: "lmdeploy", counts: IfWhole, series: []series{
 		{name: "num_requests_running", field: Running},
 		{name: "num_requests_waiting", field: Waiting},
 		{name: "gpu_cache_usage_perc", field: KV},

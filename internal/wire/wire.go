@@ -146,6 +146,9 @@ const (
 	// SubsetNamespace and SubsetKey name the endpoints that a gateway allows.
 	SubsetNamespace = "envoy.lb.subset_hint"
 	SubsetKey       = "x-gateway-destination-endpoint-subset"
+	// TokenUsageNamespace is that of typed metadata in which Envoy's AI protocol manager says
+	// what an answer has needed.
+	TokenUsageNamespace = "envoy.ai.token_usage"
 	// UpstreamAttribute is the attribute of an answer, "ip:port" of who gave it.
 	UpstreamAttribute = "upstream.address"
 	// FactsNamespace holds the Fact… keys for the access log.
@@ -171,6 +174,11 @@ const (
 	FactCachedExpected = "expected_cached_tokens"
 	FactOutputTokens   = "output_tokens"
 	FactOutputExpected = "expected_output_tokens"
+	// FactCharged is by what the tenant's budget of tokens is charged, as far as it was known
+	// when the request was sent or the engine said it, and FactReserved how many tokens it was charged
+	// in advance.
+	FactCharged  = "charged_by"
+	FactReserved = "reserved_tokens"
 	// FactFirstToken is the time from a request's arrival to the first token of its
 	// answer, in milliseconds: of streams of our engines.
 	FactFirstToken = "ttft_ms"
@@ -182,7 +190,7 @@ const (
 func Facts() []string {
 	return []string{
 		FactModel, FactAsked, FactSession, FactPriority, FactDecision, FactPromptTokens, FactPromptExpected,
-		FactCachedTokens, FactCachedExpected, FactOutputTokens, FactOutputExpected, FactFirstToken,
+		FactCachedTokens, FactCachedExpected, FactOutputTokens, FactOutputExpected, FactFirstToken, FactCharged, FactReserved,
 	}
 }
 

@@ -142,6 +142,58 @@ func (EndpointState_State) EnumDescriptor() ([]byte, []int) {
 	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
 }
 
+type EndpointState_Work_Counting int32
+
+const (
+	EndpointState_Work_UNCOUNTED EndpointState_Work_Counting = 0
+	EndpointState_Work_AS_MADE   EndpointState_Work_Counting = 1
+	EndpointState_Work_AT_END    EndpointState_Work_Counting = 2
+	EndpointState_Work_IF_WHOLE  EndpointState_Work_Counting = 3
+)
+
+// Enum value maps for EndpointState_Work_Counting.
+var (
+	EndpointState_Work_Counting_name = map[int32]string{
+		0: "UNCOUNTED",
+		1: "AS_MADE",
+		2: "AT_END",
+		3: "IF_WHOLE",
+	}
+	EndpointState_Work_Counting_value = map[string]int32{
+		"UNCOUNTED": 0,
+		"AS_MADE":   1,
+		"AT_END":    2,
+		"IF_WHOLE":  3,
+	}
+)
+
+func (x EndpointState_Work_Counting) Enum() *EndpointState_Work_Counting {
+	p := new(EndpointState_Work_Counting)
+	*p = x
+	return p
+}
+
+func (x EndpointState_Work_Counting) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EndpointState_Work_Counting) Descriptor() protoreflect.EnumDescriptor {
+	return file_xds_fleetpb_fleet_proto_enumTypes[2].Descriptor()
+}
+
+func (EndpointState_Work_Counting) Type() protoreflect.EnumType {
+	return &file_xds_fleetpb_fleet_proto_enumTypes[2]
+}
+
+func (x EndpointState_Work_Counting) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EndpointState_Work_Counting.Descriptor instead.
+func (EndpointState_Work_Counting) EnumDescriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 1, 0}
+}
+
 // NodeReport is one heartbeat, sent every 500 ms and at once when the engine's
 // state changes.
 type NodeReport struct {
@@ -1875,9 +1927,12 @@ type Flow struct {
 	RequestsPerMinute uint64 `protobuf:"varint,11,opt,name=requests_per_minute,json=requestsPerMinute,proto3" json:"requests_per_minute,omitempty"`
 	TokensPerMinute   uint64 `protobuf:"varint,12,opt,name=tokens_per_minute,json=tokensPerMinute,proto3" json:"tokens_per_minute,omitempty"`
 	// Tenants whose use is remembered.
-	Tenants       uint32 `protobuf:"varint,13,opt,name=tenants,proto3" json:"tenants,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Tenants uint32 `protobuf:"varint,13,opt,name=tenants,proto3" json:"tenants,omitempty"`
+	// Tokens that an answer is charged in advance whose request names no limit; 0: as many as
+	// answers have on average.
+	AssumedMaxTokens uint64 `protobuf:"varint,14,opt,name=assumed_max_tokens,json=assumedMaxTokens,proto3" json:"assumed_max_tokens,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Flow) Reset() {
@@ -1997,6 +2052,13 @@ func (x *Flow) GetTokensPerMinute() uint64 {
 func (x *Flow) GetTenants() uint32 {
 	if x != nil {
 		return x.Tenants
+	}
+	return 0
+}
+
+func (x *Flow) GetAssumedMaxTokens() uint64 {
+	if x != nil {
+		return x.AssumedMaxTokens
 	}
 	return 0
 }
@@ -2161,7 +2223,12 @@ type EndpointState_Work struct {
 	PrefillSeconds float64 `protobuf:"fixed64,5,opt,name=prefill_seconds,json=prefillSeconds,proto3" json:"prefill_seconds,omitempty"`
 	DecodeSeconds  float64 `protobuf:"fixed64,6,opt,name=decode_seconds,json=decodeSeconds,proto3" json:"decode_seconds,omitempty"`
 	// Whether the wait in the queue is part of prefill_seconds.
-	Queued        bool `protobuf:"varint,7,opt,name=queued,proto3" json:"queued,omitempty"`
+	Queued bool `protobuf:"varint,7,opt,name=queued,proto3" json:"queued,omitempty"`
+	// Tokens that were generated, for budgets, and when the engine counts them.
+	GeneratedTokens float64                     `protobuf:"fixed64,8,opt,name=generated_tokens,json=generatedTokens,proto3" json:"generated_tokens,omitempty"`
+	Counting        EndpointState_Work_Counting `protobuf:"varint,9,opt,name=counting,proto3,enum=millrace.fleet.v1alpha1.EndpointState_Work_Counting" json:"counting,omitempty"`
+	// Whether the first token of each answer is not in generated_tokens.
+	Prefilled     bool `protobuf:"varint,10,opt,name=prefilled,proto3" json:"prefilled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2241,6 +2308,27 @@ func (x *EndpointState_Work) GetDecodeSeconds() float64 {
 func (x *EndpointState_Work) GetQueued() bool {
 	if x != nil {
 		return x.Queued
+	}
+	return false
+}
+
+func (x *EndpointState_Work) GetGeneratedTokens() float64 {
+	if x != nil {
+		return x.GeneratedTokens
+	}
+	return 0
+}
+
+func (x *EndpointState_Work) GetCounting() EndpointState_Work_Counting {
+	if x != nil {
+		return x.Counting
+	}
+	return EndpointState_Work_UNCOUNTED
+}
+
+func (x *EndpointState_Work) GetPrefilled() bool {
+	if x != nil {
+		return x.Prefilled
 	}
 	return false
 }
@@ -2546,7 +2634,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xe8\r\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xe8\x0f\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -2579,7 +2667,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x03Key\x12\x1c\n" +
 	"\x04file\x18\x01 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\x04file\x12\x1a\n" +
 	"\x03env\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x03env\x12 \n" +
-	"\x06header\x18\x03 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06header\x1a\x8f\x03\n" +
+	"\x06header\x18\x03 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06header\x1a\x8f\x05\n" +
 	"\x04Work\x123\n" +
 	"\brequests\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\brequests\x12<\n" +
 	"\rprompt_tokens\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\fpromptTokens\x12<\n" +
@@ -2587,7 +2675,17 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\routput_tokens\x18\x04 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\foutputTokens\x12@\n" +
 	"\x0fprefill_seconds\x18\x05 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\x0eprefillSeconds\x12>\n" +
 	"\x0edecode_seconds\x18\x06 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\rdecodeSeconds\x12\x16\n" +
-	"\x06queued\x18\a \x01(\bR\x06queued\x1a~\n" +
+	"\x06queued\x18\a \x01(\bR\x06queued\x12B\n" +
+	"\x10generated_tokens\x18\b \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\x0fgeneratedTokens\x12Z\n" +
+	"\bcounting\x18\t \x01(\x0e24.millrace.fleet.v1alpha1.EndpointState.Work.CountingB\b\xfaB\x05\x82\x01\x02\x10\x01R\bcounting\x12\x1c\n" +
+	"\tprefilled\x18\n" +
+	" \x01(\bR\tprefilled\"@\n" +
+	"\bCounting\x12\r\n" +
+	"\tUNCOUNTED\x10\x00\x12\v\n" +
+	"\aAS_MADE\x10\x01\x12\n" +
+	"\n" +
+	"\x06AT_END\x10\x02\x12\f\n" +
+	"\bIF_WHOLE\x10\x03\x1a~\n" +
 	"\bAdapters\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\x12\x12\n" +
 	"\x04most\x18\x02 \x01(\rR\x04most\x12#\n" +
@@ -2636,7 +2734,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\xfaB\a\x92\x01\x04\b\x01\x10\x10R\x02to\x1aN\n" +
 	"\x06Target\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12#\n" +
-	"\x06weight\x18\x02 \x01(\rB\v\xfaB\b*\x06\x18\xc0\x84=(\x01R\x06weight\"\xef\x06\n" +
+	"\x06weight\x18\x02 \x01(\rB\v\xfaB\b*\x06\x18\xc0\x84=(\x01R\x06weight\"\xaa\a\n" +
 	"\x04Flow\x12\x1f\n" +
 	"\x05queue\x18\x01 \x01(\rB\t\xfaB\x06*\x04\x18\x80\x80\x04R\x05queue\x12&\n" +
 	"\tallowance\x18\x02 \x01(\rB\b\xfaB\x05*\x03\x18\x80\bR\tallowance\x121\n" +
@@ -2657,7 +2755,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x13requests_per_minute\x18\v \x01(\x04B\v\xfaB\b2\x06\x18\x80\x94\xeb\xdc\x03R\x11requestsPerMinute\x127\n" +
 	"\x11tokens_per_minute\x18\f \x01(\x04B\v\xfaB\b2\x06\x18\x80\x94\xeb\xdc\x03R\x0ftokensPerMinute\x12$\n" +
 	"\atenants\x18\r \x01(\rB\n" +
-	"\xfaB\a*\x05\x18\x80\xad\xe2\x04R\atenants\x1aE\n" +
+	"\xfaB\a*\x05\x18\x80\xad\xe2\x04R\atenants\x129\n" +
+	"\x12assumed_max_tokens\x18\x0e \x01(\x04B\v\xfaB\b2\x06\x18\x80\x94\xeb\xdc\x03R\x10assumedMaxTokens\x1aE\n" +
 	"\aDegrade\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12\x19\n" +
 	"\x02to\x18\x02 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x02to\"\xde\x01\n" +
@@ -2685,94 +2784,96 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 	return file_xds_fleetpb_fleet_proto_rawDescData
 }
 
-var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
-	(Telemetry_Source)(0),          // 0: millrace.fleet.v1alpha1.Telemetry.Source
-	(EndpointState_State)(0),       // 1: millrace.fleet.v1alpha1.EndpointState.State
-	(*NodeReport)(nil),             // 2: millrace.fleet.v1alpha1.NodeReport
-	(*Refusal)(nil),                // 3: millrace.fleet.v1alpha1.Refusal
-	(*Telemetry)(nil),              // 4: millrace.fleet.v1alpha1.Telemetry
-	(*Gpu)(nil),                    // 5: millrace.fleet.v1alpha1.Gpu
-	(*Directive)(nil),              // 6: millrace.fleet.v1alpha1.Directive
-	(*WatchRequest)(nil),           // 7: millrace.fleet.v1alpha1.WatchRequest
-	(*FleetView)(nil),              // 8: millrace.fleet.v1alpha1.FleetView
-	(*EndpointView)(nil),           // 9: millrace.fleet.v1alpha1.EndpointView
-	(*ObjectView)(nil),             // 10: millrace.fleet.v1alpha1.ObjectView
-	(*ObjectCondition)(nil),        // 11: millrace.fleet.v1alpha1.ObjectCondition
-	(*Condition)(nil),              // 12: millrace.fleet.v1alpha1.Condition
-	(*NodeView)(nil),               // 13: millrace.fleet.v1alpha1.NodeView
-	(*EndpointState)(nil),          // 14: millrace.fleet.v1alpha1.EndpointState
-	(*ModelState)(nil),             // 15: millrace.fleet.v1alpha1.ModelState
-	(*PolicyState)(nil),            // 16: millrace.fleet.v1alpha1.PolicyState
-	(*Rewrite)(nil),                // 17: millrace.fleet.v1alpha1.Rewrite
-	(*Flow)(nil),                   // 18: millrace.fleet.v1alpha1.Flow
-	(*CacheState)(nil),             // 19: millrace.fleet.v1alpha1.CacheState
-	(*EndpointState_Key)(nil),      // 20: millrace.fleet.v1alpha1.EndpointState.Key
-	(*EndpointState_Work)(nil),     // 21: millrace.fleet.v1alpha1.EndpointState.Work
-	(*EndpointState_Adapters)(nil), // 22: millrace.fleet.v1alpha1.EndpointState.Adapters
-	(*Rewrite_Target)(nil),         // 23: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),           // 24: millrace.fleet.v1alpha1.Flow.Degrade
-	(*timestamppb.Timestamp)(nil),  // 25: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 26: google.protobuf.Duration
-	(*enginepb.Status)(nil),        // 27: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),    // 28: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),          // 29: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),         // 30: millrace.engine.v1alpha1.Speed
-	(*enginepb.Account)(nil),       // 31: millrace.engine.v1alpha1.Account
-	(*enginepb.CacheSegment)(nil),  // 32: millrace.engine.v1alpha1.CacheSegment
+	(Telemetry_Source)(0),            // 0: millrace.fleet.v1alpha1.Telemetry.Source
+	(EndpointState_State)(0),         // 1: millrace.fleet.v1alpha1.EndpointState.State
+	(EndpointState_Work_Counting)(0), // 2: millrace.fleet.v1alpha1.EndpointState.Work.Counting
+	(*NodeReport)(nil),               // 3: millrace.fleet.v1alpha1.NodeReport
+	(*Refusal)(nil),                  // 4: millrace.fleet.v1alpha1.Refusal
+	(*Telemetry)(nil),                // 5: millrace.fleet.v1alpha1.Telemetry
+	(*Gpu)(nil),                      // 6: millrace.fleet.v1alpha1.Gpu
+	(*Directive)(nil),                // 7: millrace.fleet.v1alpha1.Directive
+	(*WatchRequest)(nil),             // 8: millrace.fleet.v1alpha1.WatchRequest
+	(*FleetView)(nil),                // 9: millrace.fleet.v1alpha1.FleetView
+	(*EndpointView)(nil),             // 10: millrace.fleet.v1alpha1.EndpointView
+	(*ObjectView)(nil),               // 11: millrace.fleet.v1alpha1.ObjectView
+	(*ObjectCondition)(nil),          // 12: millrace.fleet.v1alpha1.ObjectCondition
+	(*Condition)(nil),                // 13: millrace.fleet.v1alpha1.Condition
+	(*NodeView)(nil),                 // 14: millrace.fleet.v1alpha1.NodeView
+	(*EndpointState)(nil),            // 15: millrace.fleet.v1alpha1.EndpointState
+	(*ModelState)(nil),               // 16: millrace.fleet.v1alpha1.ModelState
+	(*PolicyState)(nil),              // 17: millrace.fleet.v1alpha1.PolicyState
+	(*Rewrite)(nil),                  // 18: millrace.fleet.v1alpha1.Rewrite
+	(*Flow)(nil),                     // 19: millrace.fleet.v1alpha1.Flow
+	(*CacheState)(nil),               // 20: millrace.fleet.v1alpha1.CacheState
+	(*EndpointState_Key)(nil),        // 21: millrace.fleet.v1alpha1.EndpointState.Key
+	(*EndpointState_Work)(nil),       // 22: millrace.fleet.v1alpha1.EndpointState.Work
+	(*EndpointState_Adapters)(nil),   // 23: millrace.fleet.v1alpha1.EndpointState.Adapters
+	(*Rewrite_Target)(nil),           // 24: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),             // 25: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil),    // 26: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 27: google.protobuf.Duration
+	(*enginepb.Status)(nil),          // 28: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),      // 29: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),            // 30: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),           // 31: millrace.engine.v1alpha1.Speed
+	(*enginepb.Account)(nil),         // 32: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),    // 33: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	25, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	26, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
-	4,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	27, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
-	3,  // 4: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
+	26, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	27, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	5,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
+	28, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	4,  // 4: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
 	0,  // 5: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
-	5,  // 6: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	28, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	25, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
-	13, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
-	12, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
-	10, // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
-	9,  // 12: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
+	6,  // 6: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
+	29, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	26, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	14, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
+	13, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
+	11, // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
+	10, // 12: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
 	1,  // 13: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	25, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
-	29, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
-	30, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
-	11, // 17: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
-	25, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	26, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
+	30, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
+	31, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
+	12, // 17: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
+	26, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
 	1,  // 19: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	25, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	25, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
-	2,  // 22: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
+	26, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	26, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	3,  // 22: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
 	1,  // 23: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	29, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	30, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	31, // 26: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
-	21, // 27: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	22, // 28: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	20, // 29: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
-	26, // 30: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	18, // 31: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	17, // 32: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	26, // 33: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	23, // 34: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	26, // 35: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	26, // 36: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	26, // 37: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	26, // 38: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	24, // 39: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	32, // 40: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 41: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	7,  // 42: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	6,  // 43: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	8,  // 44: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	43, // [43:45] is the sub-list for method output_type
-	41, // [41:43] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	30, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	31, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	32, // 26: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	22, // 27: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	23, // 28: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	21, // 29: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
+	27, // 30: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	19, // 31: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	18, // 32: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	27, // 33: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	24, // 34: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	27, // 35: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	27, // 36: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	27, // 37: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	27, // 38: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	25, // 39: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	33, // 40: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 41: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
+	3,  // 42: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	8,  // 43: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	7,  // 44: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	9,  // 45: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	44, // [44:46] is the sub-list for method output_type
+	42, // [42:44] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -2785,7 +2886,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,

@@ -3575,6 +3575,17 @@ func (m *Flow) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	if m.GetAssumedMaxTokens() > 1000000000 {
+		err := FlowValidationError{
+			field:  "AssumedMaxTokens",
+			reason: "value must be less than or equal to 1000000000",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
 	if len(errors) > 0 {
 		return FlowMultiError(errors)
 	}
@@ -4041,6 +4052,30 @@ func (m *EndpointState_Work) validate(all bool) error {
 	}
 
 	// no validation rules for Queued
+
+	if val := m.GetGeneratedTokens(); val < 0 || val > 1e+15 {
+		err := EndpointState_WorkValidationError{
+			field:  "GeneratedTokens",
+			reason: "value must be inside range [0, 1e+15]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if _, ok := EndpointState_Work_Counting_name[int32(m.GetCounting())]; !ok {
+		err := EndpointState_WorkValidationError{
+			field:  "Counting",
+			reason: "value must be one of the defined enum values",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Prefilled
 
 	if len(errors) > 0 {
 		return EndpointState_WorkMultiError(errors)

@@ -18,8 +18,9 @@ func flowRules(rules *fleetpb.Flow) *flow.Policy {
 	p := &flow.Policy{
 		Queue: int(rules.GetQueue()), Allowance: int(rules.GetAllowance()), Reserve: rules.GetReserve(),
 		DegradeAt: rules.GetDegradeAt(), TenantHeader: rules.GetTenantHeader(),
-		Budget:  flow.Budget{Requests: int64(rules.GetRequestsPerMinute()), Tokens: int64(rules.GetTokensPerMinute())},
-		Tenants: int(cmp.Or(rules.GetTenants(), policy.Defaults().GetFlow().GetTenants())),
+		Budget:     flow.Budget{Requests: int64(rules.GetRequestsPerMinute()), Tokens: int64(rules.GetTokensPerMinute())},
+		AssumedMax: int(rules.GetAssumedMaxTokens()),
+		Tenants:    int(cmp.Or(rules.GetTenants(), policy.Defaults().GetFlow().GetTenants())),
 	}
 	p.MaxWait[flow.Critical] = rules.GetMaxWaitCritical().AsDuration()
 	p.MaxWait[flow.Standard] = rules.GetMaxWaitStandard().AsDuration()

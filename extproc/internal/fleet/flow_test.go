@@ -31,7 +31,7 @@ policy:
 	want := &flow.Policy{
 		Queue: 7, Allowance: 1, Reserve: float64(float32(0.1)), Gateway: 9 * time.Second, GatewayTimeout: 10 * time.Second, DegradeAt: 0.5,
 		MaxWait: [3]time.Duration{3 * time.Second, 20 * time.Second, 5 * time.Second},
-		Degrade: map[string]string{"m": "small"}, TenantHeader: "x-tenant", Budget: flow.Budget{Requests: 9, Tokens: 90}, Tenants: 5,
+		Degrade: map[string]string{"m": "small"}, TenantHeader: "x-tenant", AssumedMax: 1024, Budget: flow.Budget{Requests: 9, Tokens: 90}, Tenants: 5,
 	}
 	if diff := cmp.Diff(want, s.policy.Flow); diff != "" {
 		t.Errorf("flow (-want +got):\n%s", diff)

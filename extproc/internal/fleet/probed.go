@@ -115,7 +115,7 @@ func (p *probed) working(address string) bool {
 		return false
 	}
 	n, _ := e.live.InFlight()
-	return n > 0
+	return n > 0 || e.live.Metering()
 }
 
 // observed takes in what was observed of an endpoint.
@@ -139,6 +139,9 @@ func (p *probed) observed(o *probe.Observation) {
 		e.live.ReportFromFleet(pick.Report{
 			Requests: int64(o.Sample.Running + o.Sample.Waiting), Waiting: int64(o.Sample.Waiting), KV: o.Sample.KV,
 		}, now)
+		e.live.Page(&pick.Page{
+			Asked: o.Asked, Count: endpoints.Count(l.entry, o), Answers: o.Sample.Requests, Requests: o.Sample.Running + o.Sample.Waiting,
+		})
 		if a := o.Adapters; a != nil && e.adapters != nil {
 			e.adapters.Report(a.Most, a.Running, a.Waiting)
 		}

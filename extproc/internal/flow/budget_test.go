@@ -43,7 +43,7 @@ func TestBudgetsAgainstTheirTwin(t *testing.T) {
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		each := Budget{Requests: 20, Tokens: 3000}
-		b, l, now := newBudgets(10), &ledger{each, map[uint64][2]float64{}, epoch}, epoch
+		b, l, now := newBudgets(10, ignore), &ledger{each, map[uint64][2]float64{}, epoch}, epoch
 		for range 500 {
 			now = now.Add(time.Duration(r.IntN(2000)) * time.Millisecond)
 			l.pass(now)
@@ -58,7 +58,7 @@ func TestBudgetsAgainstTheirTwin(t *testing.T) {
 			more := r.IntN(200) - 100
 			b.Correct(each, tenant, more, now)
 			left := l.tenants[tenant]
-			l.tenants[tenant] = [2]float64{left[0], max(-3000, min(3000, left[1]-float64(more)))}
+			l.tenants[tenant] = [2]float64{left[0], min(3000, left[1]-float64(more))}
 		}
 	}
 	if refused < 200 {
@@ -68,7 +68,7 @@ func TestBudgetsAgainstTheirTwin(t *testing.T) {
 
 func TestBudgetSaysWhenToComeBack(t *testing.T) {
 	each := Budget{Requests: 2, Tokens: 600}
-	b := newBudgets(10)
+	b := newBudgets(10, ignore)
 	b.Spend(each, 1, 600, epoch)
 	got := b.Spend(each, 1, 60, epoch)
 	want := Left{Requests: 1, RequestsReset: 30 * time.Second, TokensReset: time.Minute, Over: OverTokens, Retry: 6 * time.Second}
@@ -88,7 +88,7 @@ func TestBudgetSaysWhenToComeBack(t *testing.T) {
 
 func TestBudgetsForgetWhoIsAwayForLongest(t *testing.T) {
 	each := Budget{Requests: 1}
-	b := newBudgets(2)
+	b := newBudgets(2, ignore)
 	for tenant := range uint64(1000) {
 		b.Spend(each, tenant, 1, epoch)
 		b.Spend(each, 1, 1, epoch)
@@ -102,55 +102,117 @@ func TestBudgetsForgetWhoIsAwayForLongest(t *testing.T) {
 	b.Correct(each, 12345, 1, epoch) // nobody: does nothing
 }
 
-// TestDebts corrects what was charged by estimate, once, while it is remembered.
+// ignore takes no notice of what was charged.
+func ignore(Source, int) {}
+
+// TestDebts settles what was charged in advance, once, while it is remembered.
 func TestDebts(t *testing.T) {
 	each := Budget{Tokens: 1000}
-	d := Debt{Budget: each, Tenant: 7, Prompt: 10, Charged: 400}
 	tests := []struct {
 		name string
+		by   Source
 		then func(b *Budgets)
 		left int64
+		want Source // that it is charged by; 0: it is not settled
 	}{
-		{"nobody reports", func(*Budgets) {}, 600},
-		{"fewer were generated", func(b *Budgets) { b.Report(1, 90, epoch) }, 900},
-		{"more were", func(b *Budgets) { b.Report(1, 890, epoch) }, 100},
-		{"it is reported again", func(b *Budgets) { b.Report(1, 90, epoch); b.Report(1, 90, epoch) }, 900},
-		{"of another request", func(b *Budgets) { b.Report(2, 90, epoch) }, 600},
-		{"behind as many as are kept", func(b *Budgets) {
+		{"nobody reports", Counters, func(*Budgets) {}, 600, 0},
+		{"nobody reports, and soon never will", Counters, func(b *Budgets) { b.End(2, epoch.Add(owedFor+1)) }, 850, Reserved},
+		{"nobody can", Reserved, func(*Budgets) {}, 600, Reserved},
+		{"fewer were generated", Counters, func(b *Budgets) { b.Report(1, 90, true, epoch) }, 900, Counters},
+		{"more were", Engine, func(b *Budgets) { b.Report(1, 890, true, epoch) }, 100, Engine},
+		{"it is reported again", Counters, func(b *Budgets) { b.Report(1, 90, true, epoch); b.Report(1, 90, true, epoch) }, 900, Counters},
+		{"of another request", Counters, func(b *Budgets) { b.Report(2, 90, true, epoch) }, 600, 0},
+		{"so far fewer", Counters, func(b *Budgets) { b.Report(1, 90, false, epoch) }, 600, 0},
+		{"so far more", Counters, func(b *Budgets) { b.Report(1, 490, false, epoch) }, 500, 0},
+		{"so far more, and in the end still more", Counters, func(b *Budgets) { b.Report(1, 490, false, epoch); b.Report(1, 590, true, epoch) }, 400, Counters},
+		{"it is settled", Counters, func(b *Budgets) { b.Settle(1, 50, Usage, epoch); b.Report(1, 90, true, epoch) }, 950, Usage},
+		{"behind as many as are kept", Counters, func(b *Budgets) {
 			for i := range uint64(mostOwed) {
-				b.Owe(10+i, d, epoch)
+				b.End(10+i, epoch)
 			}
-			b.Report(1, 90, epoch)
-		}, 600},
-		{"the last of as many as are kept", func(b *Budgets) {
-			for i := range uint64(mostOwed) {
-				b.Owe(10+i, d, epoch)
-			}
-			b.Report(10, 90, epoch)
-		}, 900},
+			b.Report(1, 90, true, epoch)
+		}, 600, Reserved},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			b := newBudgets(10)
+			var by Source
+			b := newBudgets(10, func(s Source, _ int) { by = s })
 			b.Spend(each, 7, 400, epoch)
-			b.Owe(1, d, epoch)
+			b.Owe(1, Debt{Budget: each, Tenant: 7, Prompt: 10, Charged: 400, By: tt.by}, epoch)
+			b.End(1, epoch)
 			tt.then(b)
 			if left := b.Spend(each, 7, 0, epoch); left.Tokens != tt.left {
 				t.Errorf("%d tokens are left, want %d", left.Tokens, tt.left)
 			}
+			if by != tt.want {
+				t.Errorf("charged by %v, want %v", by, tt.want)
+			}
+			if settled := tt.want != 0; settled != (b.Reserved() == 0) {
+				t.Errorf("%d tokens are reserved", b.Reserved())
+			}
 		})
 	}
-	b := newBudgets(10)
-	for range 3 {
-		for i := range uint64(2 * mostOwed) {
-			b.Owe(1+i, d, epoch)
+}
+
+// TestDebtsAreBounded begins and ends many requests of which nobody reports.
+func TestDebtsAreBounded(t *testing.T) {
+	b := newBudgets(10, ignore)
+	for i := range uint64(5 * mostOwed) {
+		b.Owe(1+i, Debt{Budget: Budget{Tokens: 9}, Tenant: 7, Charged: 1, By: Counters}, epoch)
+		b.End(1+i, epoch)
+	}
+	if len(b.debts) > mostOwed || len(b.ended) > mostOwed || b.Reserved() > mostOwed {
+		t.Errorf("%d debts, %d of them ended, at most %d are kept", len(b.debts), len(b.ended), mostOwed)
+	}
+}
+
+// TestNobodyUsesMoreThanItsBudget has tenants that ask for as much as they can, for an hour, whatever
+// they say of it before: what was generated for them is never more than their budget, what they had at the
+// start, and one request's excess over what it said.
+func TestNobodyUsesMoreThanItsBudget(t *testing.T) {
+	each := Budget{Tokens: 300}
+	const assumed, context = 100, 5000
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 11))
+		b, now, number, used := newBudgets(10, ignore), epoch, uint64(0), 0
+		for now.Sub(epoch) < time.Hour {
+			now = now.Add(time.Duration(1+r.IntN(3000)) * time.Millisecond)
+			limit := []int{1, 30, 400, context, 0}[r.IntN(5)] // 0: none is said
+			made := 1 + r.IntN(max(1, limit))
+			if limit == 0 {
+				limit, made = assumed, r.IntN(context)
+			}
+			if b.Spend(each, 7, 10+limit, now).Over != OverNothing {
+				continue
+			}
+			number++
+			b.Owe(number, Debt{Budget: each, Tenant: 7, Prompt: 10, Charged: 10 + limit, By: Counters}, now)
+			used += 10 + made
+			b.End(number, now)
+			b.Report(number, made, true, now)
+			// Each beyond its turn is paid for before the next.
+			if most := float64(each.Tokens)*(1+now.Sub(epoch).Minutes()) + context; float64(used) > most {
+				t.Fatalf("seed %d: %d tokens used in %v, at most %.0f may be", seed, used, now.Sub(epoch), most)
+			}
+		}
+		if float64(used) < 0.5*300*60 {
+			t.Errorf("seed %d: only %d tokens were used in an hour", seed, used)
 		}
 	}
-	if len(b.owed) > mostOwed || len(b.numbers) > mostOwed {
-		t.Errorf("%d debts and %d numbers, at most %d are kept", len(b.owed), len(b.numbers), mostOwed)
+}
+
+// TestReservedTokensComeBackSoon has a client come again soon where those that run may
+// give back enough.
+func TestReservedTokensComeBackSoon(t *testing.T) {
+	each := Budget{Tokens: 600}
+	b := newBudgets(10, ignore)
+	b.Spend(each, 7, 600, epoch)
+	b.Owe(1, Debt{Budget: each, Tenant: 7, Charged: 600, By: Counters}, epoch)
+	if got := b.Spend(each, 7, 300, epoch); got.Over != OverTokens || got.Retry != time.Second {
+		t.Errorf("Spend() = %+v, want to come again in a second", got)
 	}
-	b.Owe(1, d, epoch.Add(owedFor+time.Second))
-	if len(b.owed) != 1 {
-		t.Errorf("%d debts, want the only one that is not old", len(b.owed))
+	b.Settle(1, 600, Usage, epoch)
+	if got := b.Spend(each, 7, 300, epoch); got.Retry != 30*time.Second {
+		t.Errorf("Spend() = %+v, want 30s: nothing came back", got)
 	}
 }

@@ -11,6 +11,23 @@
 // tokens, so that one who sends much delays itself; who must be turned away is the
 // newest of the least; every ticket is settled once, or given up.
 //
+// Budgets are charged by what was generated. Before a request is sent it is charged the most
+// that it can cost: its prompt, and what it says that it wants at most, or the policy's
+// AssumedMax. That comes back when it is known what it was, by the first of:
+//
+//   - Usage: a header or trailer of the answer that says it (x-millrace-usage, and the names of others)
+//   - Gateway: metadata of a gateway that has read the answer (envoy.ai.token_usage)
+//   - Body: the answer's own usage, where the gateway sends bodies of answers to extproc
+//   - Engine: the account of an engine of ours, of an answer that was cut
+//   - Counters: what the engine's counters show, shared out (package meter)
+//   - Reserved: else what was charged stays
+//
+// So no tenant has more generated at a time than it can pay for, but for answers without a
+// limit of their own, whose further tokens are charged while counters show them; what it
+// has had it owes (up to longestDebt), and nothing more is admitted before that is paid.
+// No stream that is closed, no field that is left out and no large limit makes tokens free;
+// and who lets answers come to their end pays for exactly what they had, except for Reserved.
+//
 // Its one rule: it does no I/O and reads no clock, and a request that finds a pass
 // takes no lock and allocates nothing.
 package flow
@@ -80,6 +97,9 @@ type Policy struct {
 	TenantHeader string
 	// Budget is what each tenant may use.
 	Budget Budget
+	// AssumedMax is how many tokens an answer is taken to have at most, in advance, whose
+	// request names no limit.
+	AssumedMax int
 	// Tenants is the most tenants whose use is remembered.
 	Tenants int
 }
@@ -164,7 +184,8 @@ const mostQueues = 4096
 
 // New returns a Controller without any queue, which counts into reg.
 func New(reg prometheus.Registerer) *Controller {
-	c := &Controller{metrics: newMetrics(reg)}
+	c := new(Controller)
+	c.metrics = newMetrics(reg, c.reserved)
 	c.queues.Store(&map[string]*Queue{})
 	return c
 }
@@ -207,22 +228,28 @@ func (c *Controller) Budgets(p *Policy) *Budgets {
 	if b := c.budgets.Load(); b != nil && b.most == p.Tenants {
 		return b
 	}
-	b := newBudgets(p.Tenants)
+	b := newBudgets(p.Tenants, c.metrics.charged)
 	c.budgets.Store(b)
 	return b
 }
 
-// Owe notes a debt in budgets until Report says what the request has needed.
-func (c *Controller) Owe(b *Budgets, request uint64, d Debt, now time.Time) {
-	c.metrics.cut[0].Inc()
-	b.Owe(request, d, now)
+// Report says how many tokens were generated for a request with a number; so far, if it is
+// not final. What nobody owes changes nothing.
+func (c *Controller) Report(request uint64, generated int, final bool, now time.Time) {
+	if b := c.budgets.Load(); b != nil {
+		b.Report(request, generated, final, now)
+	}
 }
 
-// Report says how many tokens were generated of a request with a number. What nobody owes changes nothing.
-func (c *Controller) Report(request uint64, generated int, now time.Time) {
-	if b := c.budgets.Load(); b != nil && b.Report(request, generated, now) {
-		c.metrics.cut[1].Inc()
+// Charged is how many requests were charged by a source.
+func (c *Controller) Charged(by Source) uint64 { return c.metrics.by[by].n.Load() }
+
+// reserved is how many tokens are charged in advance now.
+func (c *Controller) reserved() float64 {
+	if b := c.budgets.Load(); b != nil {
+		return float64(b.Reserved())
 	}
+	return 0
 }
 
 // Alive takes all locks once.

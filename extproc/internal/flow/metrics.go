@@ -1,6 +1,10 @@
 package flow
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // metrics of the queues and budgets: tenants are never a label.
 type metrics struct {
@@ -10,7 +14,11 @@ type metrics struct {
 	degraded, overdue prometheus.Counter
 	probes            prometheus.Counter
 	budget            [overs]prometheus.Counter
-	cut               [2]prometheus.Counter // estimated, then reported
+	// by is by source: answers, and their tokens.
+	by [sources]struct {
+		answers, tokens prometheus.Counter
+		n               atomic.Uint64 // answers
+	}
 }
 
 // queueMetrics are those of a model's queue.
@@ -41,7 +49,7 @@ func (m *metrics) of(model string, n int) *queueMetrics {
 	return q
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, reserved func() float64) *metrics {
 	waiting := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "millrace_extproc_queue_requests",
 		Help: "Requests that now wait because all endpoints are busy, by model and priority.",
@@ -59,12 +67,19 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Name: "millrace_extproc_over_budget_total",
 		Help: "Requests that were refused because their tenant's budget is used up, by budget: requests or tokens.",
 	}, []string{"what"})
-	cut := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "millrace_extproc_cut_answers_total",
-		Help: "Answers that came to no end, of tenants with a budget of tokens: all are charged by an estimate at first, then those by what was generated whose engine has reported it.",
-	}, []string{"charge"})
+	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_charged_answers_total",
+		Help: "Requests that tenants' budgets of tokens were charged for, by how it was known what they needed.",
+	}, []string{"source"})
+	tokens := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_extproc_charged_tokens_total",
+		Help: "Tokens that tenants' budgets were charged for, of prompts and answers, by how it was known how many they were.",
+	}, []string{"source"})
+	reserve := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "millrace_extproc_reserved_tokens",
+		Help: "Tokens that tenants' budgets are charged in advance, for requests of which it is not known yet what they needed.",
+	}, reserved)
 	m := &metrics{
-		cut:     [2]prometheus.Counter{cut.WithLabelValues("estimated"), cut.WithLabelValues("reported")},
 		waiting: waiting, wait: wait, sheds: sheds,
 		probes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_extproc_own_probes_total",
@@ -82,7 +97,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for o := OverNothing + 1; o < overs; o++ {
 		m.budget[o] = budget.WithLabelValues(o.String())
 	}
+	for by := range sources {
+		m.by[by].answers, m.by[by].tokens = answers.WithLabelValues(by.String()), tokens.WithLabelValues(by.String())
+	}
 	m.of("", mostModels) // so that each metric exists from the start
-	reg.MustRegister(waiting, wait, sheds, budget, cut, m.degraded, m.overdue, m.probes)
+	reg.MustRegister(waiting, wait, sheds, budget, answers, tokens, reserve, m.degraded, m.overdue, m.probes)
 	return m
+}
+
+// charged counts a request whose charge is settled.
+func (m *metrics) charged(by Source, tokens int) {
+	m.by[by].answers.Inc()
+	m.by[by].n.Add(1)
+	m.by[by].tokens.Add(float64(max(0, tokens)))
 }

@@ -3,13 +3,15 @@ package pick
 import (
 	"sync/atomic"
 	"time"
+
+	"millrace.dev/millrace/extproc/internal/meter"
 )
 
 // trustFor is how long a load report that came with an answer outweighs
 // the fleet's reports, which are up to a second late.
 const trustFor = time.Second
 
-// Live is what changes about an endpoint between two tables. All of it is
+// Live is what changes about an endpoint between two tables. All of it but the meter is
 // atomic.
 type Live struct {
 	// Own requests in flight, and the tokens that they were expected to need: of
@@ -33,6 +35,8 @@ type Live struct {
 	chosen, picks atomic.Uint64
 	// What it has done, for metrics.
 	served served
+	// What single requests have had of it.
+	meter meter.Meter[Metered]
 	// The index's bit for this endpoint, set when a field above changes, but chosen and
 	// picks; nil: no index has this endpoint.
 	mark atomic.Pointer[mark]

@@ -105,6 +105,13 @@ func (l *Learned) learnOutput(s *Shape, completion int) {
 	}
 }
 
+// LearnLength takes in how long an answer and its prompt were.
+func (l *Learned) LearnLength(u Usage) {
+	u = u.believed(0)
+	l.learnOutput(&u.Shape, u.Completion)
+	l.learnRatio(&u.Shape, u.Prompt)
+}
+
 // ratios is by what the true length of prompts differs from guesses: by API and
 // size, those of bodies that were not read apart, and for all.
 type ratios struct {

@@ -14,7 +14,7 @@ import (
 // wait, sends it to a smaller model, or refuses it.
 
 // admission is what a request has of flow control. All of it must be given back, see
-// settle; the zero admission has nothing.
+// release, and what it has spent settled; the zero admission has nothing.
 type admission struct {
 	pass   flow.Pass
 	ticket *flow.Ticket // nil: the request does not wait
@@ -27,16 +27,47 @@ type spending struct {
 	budget  flow.Budget
 	tenant  uint64
 	tokens  int
-	// request is the number by which the engine reports what was generated; 0: it needn't.
+	// request is the number by which it is reported what was generated, by whoever by is; 0: it
+	// needn't be.
 	request uint64
+	by      flow.Source
 }
 
-// number gives the request a number where its tokens are to be paid for; 0: they are not.
-func (s *spending) number() uint64 {
+// number gives the request a number where its tokens are to be paid for.
+func (s *spending) number() {
 	if s.budgets != nil && s.budget.Tokens > 0 {
 		s.request = rand.Uint64() | 1
 	}
-	return s.request
+}
+
+// owe notes that a request with a number is charged in advance until it is settled. by is
+// who will say what was generated.
+func (s *spending) owe(prompt int, by flow.Source, now time.Time) {
+	if s.by = by; s.request == 0 {
+		return
+	}
+	s.budgets.Owe(s.request, flow.Debt{Budget: s.budget, Tenant: s.tenant, Prompt: prompt, Charged: s.tokens, By: by}, now)
+}
+
+// settle says what the request has needed in all, and who says so. Doing it again does nothing.
+func (s *spending) settle(tokens int, by flow.Source, now time.Time) {
+	switch {
+	case s.budgets == nil:
+	case s.request != 0:
+		s.budgets.Settle(s.request, tokens, by, now)
+	case tokens != s.tokens:
+		s.budgets.Correct(s.budget, s.tenant, tokens-s.tokens, now)
+	}
+	*s = spending{}
+}
+
+// leave says that the request has ended, and is settled by who reports what it has needed. Doing it again does
+// nothing.
+func (s *spending) leave(now time.Time) {
+	if s.request != 0 {
+		s.budgets.End(s.request, now)
+	}
+	*s = spending{}
 }
 
 // admit asks flow control for a pass. A request that is admitted neither with a ticket
@@ -123,7 +154,7 @@ func spend(c *flow.Controller, p *flow.Policy, in *input, n *counted) (spending,
 	if b == nil || in.head.Probe {
 		return spending{}, nil
 	}
-	s := spending{budgets: b, budget: p.Budget, tenant: in.head.Tenant, tokens: n.prompt + n.output}
+	s := spending{budgets: b, budget: p.Budget, tenant: in.head.Tenant, tokens: n.prompt + n.reserved}
 	left := b.Spend(s.budget, s.tenant, s.tokens, in.now)
 	if left.Over == flow.OverNothing {
 		return s, nil
@@ -134,16 +165,13 @@ func spend(c *flow.Controller, p *flow.Policy, in *input, n *counted) (spending,
 		openai.Limit{Of: "tokens", Most: p.Budget.Tokens, Remaining: left.Tokens, Reset: left.TokensReset})
 }
 
-// settle gives back what the request has of flow control, now that it has needed so
-// many tokens. It comes before the request leaves its endpoint's load: see flow.Pass.
+// release gives back what the request has of flow control; what it has spent is settled
+// elsewhere. It comes before the request leaves its endpoint's load: see flow.Pass.
 // Doing it again does nothing.
-func (a *admission) settle(used int, now time.Time) {
+func (a *admission) release(now time.Time) {
 	if a.ticket != nil {
 		a.ticket.Drop(now)
 	}
 	a.pass.Release(now)
-	if s := &a.spent; s.budgets != nil && used != s.tokens {
-		s.budgets.Correct(s.budget, s.tenant, used-s.tokens, now)
-	}
-	*a = admission{}
+	*a = admission{spent: a.spent}
 }

@@ -81,15 +81,20 @@ func TestAdmit(t *testing.T) {
 			if renamed := tt.model != "m"; renamed && (u.asked != "m" || u.forward.body == nil || n.shape.API != apis.Chat) {
 				t.Errorf("degraded to %+v, %+v", u, n)
 			}
-			a.settle(0, epoch)
+			giveBack(&a)
 			for i := range before {
-				before[i].settle(0, epoch)
+				giveBack(&before[i])
 			}
 			if a, _, _, err := ask(wire.Critical, false, func(*RequestHead) {}); tt.edit == nil && (err != nil || a.ticket != nil) {
 				t.Errorf("all was given back, and there is no room: %v", err)
 			}
 		})
 	}
+}
+
+func giveBack(a *admission) {
+	a.release(epoch)
+	a.spent.settle(0, flow.Unanswered, epoch)
 }
 
 func TestSettleCorrectsTheBudget(t *testing.T) {
@@ -109,12 +114,13 @@ func TestSettleCorrectsTheBudget(t *testing.T) {
 			p := f.table.Policy.Flow
 			p.Budget = flow.Budget{Tokens: 1000}
 			in := f.inputOf(hello, func(h *RequestHead) { h.Tenant = 7 })
-			a, err := admit(f.core.flow, in, &understood{model: f.model}, &counted{prompt: 590, output: 10}, new(openai.Request), new(bodies))
+			a, err := admit(f.core.flow, in, &understood{model: f.model}, &counted{prompt: 590, output: 10, reserved: 10}, new(openai.Request), new(bodies))
 			if err != nil {
 				t.Fatal(err)
 			}
-			a.settle(tt.used, epoch)
-			a.settle(tt.used, epoch) // does nothing
+			a.release(epoch)
+			a.spent.settle(tt.used, flow.Usage, epoch)
+			a.spent.settle(tt.used, flow.Usage, epoch) // does nothing
 			if left := f.core.flow.Budgets(p).Spend(p.Budget, 7, 0, epoch); left.Tokens != tt.left {
 				t.Errorf("%d tokens are left, want %d", left.Tokens, tt.left)
 			}

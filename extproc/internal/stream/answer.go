@@ -20,83 +20,13 @@ type answer struct {
 	good        bool           // whether the status is 2xx
 	served      *pick.Endpoint // who answered; nil: not known
 	usage       pick.Usage     // what the engine says that it needed
-	learned     bool           // whether usage is there, and was learned from
+	by          flow.Source    // who has said usage; Unanswered: nobody yet
+	learned     bool           // whether usage was learned from
+	tail        tail           // of a body that is shown
 	identified  bool           // whether the id of the response was looked for
 	status      int            // that the client got; 0: none yet
 	observed    Observed       // what the access log gets
 	first       time.Duration  // until the first token; 0: not known
-}
-
-// used is how many tokens the request has needed until now: as the engine says; where it
-// does not, because the client has left or because it never does, as many as it has had
-// time for by what was predicted of it.
-func (x *Exchange) used(now time.Time) int {
-	a := &x.answer
-	switch n := a.usage.Prompt + a.usage.Completion; {
-	case x.decision.Choice == nil, a.begun && !a.good:
-		return 0 // it was not sent, or is not answered
-	case n > 0:
-		return n
-	}
-	c := &x.choice.List[0]
-	if a.served != nil {
-		c = predicted(x.choice.List, a.served)
-	}
-	return worked(&x.counted, c, a.begun, x.begins(c), x.ends(now))
-}
-
-// owe notes that the request is charged by the time that it had, until its engine reports
-// what was generated: the answer was cut.
-func (x *Exchange) owe(now time.Time) {
-	a, s := &x.answer, &x.admission.spent
-	if s.request == 0 || a.learned || a.begun && !a.good {
-		return
-	}
-	x.core.flow.Owe(s.budgets, s.request, flow.Debt{Budget: s.budget, Tenant: s.tenant, Prompt: x.counted.prompt, Charged: x.used(now)}, now)
-}
-
-// begins is when the endpoint was to begin with the request, or has begun to answer it
-// with a stream. ends is when it was done, or is.
-func (x *Exchange) begins(c *pick.Candidate) time.Time {
-	if x.answer.begun && x.counted.stream {
-		return x.answer.at
-	}
-	return x.sent.Add(milliseconds(c.Wait + c.Load))
-}
-
-func (x *Exchange) ends(now time.Time) time.Time {
-	if x.answer.begun && !x.counted.stream && !x.understood.blind {
-		return x.answer.at // all of it came at once
-	}
-	return now
-}
-
-func milliseconds(ms float64) time.Duration {
-	return time.Duration(min(max(0, ms), 1e12) * float64(time.Millisecond))
-}
-
-// worked is how many tokens of a request an endpoint had time for, of which it was
-// predicted how long it takes. Of one whose answer has begun the prompt is done, and
-// a token is there.
-func worked(n *counted, c *pick.Candidate, begun bool, from, to time.Time) int {
-	ms := max(0, float64(to.Sub(from))/float64(time.Millisecond))
-	prompt := float64(n.prompt)
-	if !begun || !n.stream {
-		if !begun && c.Prefill > 0 {
-			prompt *= min(1, ms/c.Prefill)
-		}
-		ms = max(0, ms-c.Prefill)
-	}
-	if c.Output <= 0 || n.output <= 0 {
-		return int(prompt)
-	}
-	// Its answers are made at the same time.
-	made := ms * float64(n.shape.Choices) * float64(c.Output) / max(c.Decode, 1e-3)
-	most := float64(n.most) * float64(n.shape.Choices)
-	if begun {
-		made = max(1, made)
-	}
-	return int(prompt + min(made, most))
 }
 
 func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
@@ -123,6 +53,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	x.reservation.Begun()
 	if a.served != nil {
 		x.reservation.Move(a.served.Live)
+		x.metering.Move(a.served.Live, now)
 	}
 	if first := x.choice.List[0].Endpoint; a.good && a.served != nil && a.served.KV != first.KV {
 		record(x.table.Policy, &x.located, x.counted.prompt, a.served, now)
@@ -171,12 +102,16 @@ func (x *Exchange) key() uint64 {
 // observed returns what of head is new for the access log.
 func (x *Exchange) observed(head *AnswerHead) *Observed {
 	a := &x.answer
-	if head.Usage == "" && (a.first == 0 || head.Status == 0) {
+	_, by, known := head.usage()
+	if !known && (a.first == 0 || head.Status == 0) {
 		return nil
 	}
 	a.observed = Observed{Prompt: -1, Cached: -1, Output: -1, First: -1}
-	if head.Usage != "" {
+	if known {
 		a.observed.Prompt, a.observed.Cached, a.observed.Output = a.usage.Prompt, a.usage.Cached, a.usage.Completion
+		if x.admission.spent.request != 0 {
+			a.observed.Charged = by
+		}
 	}
 	if head.Status != 0 && a.first > 0 {
 		a.observed.First = a.first
@@ -205,8 +140,12 @@ func (x *Exchange) ended(now time.Time) {
 	x.core.picker.End(&r)
 }
 
-// responseBody looks for the response's id at the beginning of an answer's body.
+// responseBody looks for the response's id at the beginning of an answer's body, and for what
+// it says that it needed.
 func (x *Exchange) responseBody(body []byte, now time.Time) {
+	if x.admission.spent.request != 0 {
+		x.answer.tail.read(body)
+	}
 	if x.answer.identified || x.api != apis.Responses || len(body) == 0 {
 		return
 	}
@@ -228,9 +167,10 @@ func (x *Exchange) identify(id string, now time.Time) {
 // in headers or trailers.
 func (x *Exchange) learn(head *AnswerHead, now time.Time) {
 	a := &x.answer
-	usage, ok := parseUsage(head.Usage)
+	usage, by, ok := head.usage()
+	first := a.by == flow.Unanswered
 	if ok {
-		a.usage = usage
+		a.usage, a.by = usage, by
 	}
 	if a.served == nil {
 		return
@@ -239,13 +179,29 @@ func (x *Exchange) learn(head *AnswerHead, now time.Time) {
 		a.served.ReportFromAnswer(load, now)
 	}
 	x.identify(head.Response, now)
-	if !ok || !a.good || a.learned {
+	switch {
+	case !ok || !a.good || a.learned:
+		return
+	case head.Usage == "":
+		if first {
+			x.learnLength(usage, now)
+		}
 		return
 	}
 	a.learned = true
 	usage.Shape = x.counted.shape
 	x.core.picker.Learn(x.understood.model, a.served, predicted(x.choice.List, a.served), usage, x.sent, now)
 	recordAnswer(x.table.Policy, &x.located, &usage, a.served, now)
+}
+
+// learnLength learns how long an answer was, whose engine says of its work what its metrics show.
+func (x *Exchange) learnLength(usage pick.Usage, now time.Time) {
+	if x.answer.served == nil || !x.answer.good {
+		return
+	}
+	usage.Shape = x.counted.shape
+	x.understood.model.LearnLength(usage)
+	recordAnswer(x.table.Policy, &x.located, &usage, x.answer.served, now)
 }
 
 // predicted is what was predicted of who answered.
@@ -256,26 +212,6 @@ func predicted(list []pick.Candidate, served *pick.Endpoint) *pick.Candidate {
 		}
 	}
 	return &list[0]
-}
-
-// parseUsage reads "prompt=12,cached=0,completion=5,prefill_ms=3.2,decode_ms=40.1".
-func parseUsage(s string) (u pick.Usage, ok bool) {
-	pairs(s, func(name string, v float64) {
-		switch name {
-		case wire.UsagePrompt:
-			u.Prompt, ok = tokens(v), true
-		case wire.UsageCached:
-			u.Cached = tokens(v)
-		case wire.UsageCompletion:
-			u.Completion = tokens(v)
-		case wire.UsagePrefill:
-			u.PrefillMs = v
-		case wire.UsageDecode:
-			u.DecodeMs = v
-		}
-	})
-	u.Cached = min(u.Cached, u.Prompt)
-	return u, ok
 }
 
 // parseLoad reads an ORCA load report in its text form. JSON and binary ones

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
 	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/google/go-cmp/cmp"
@@ -17,7 +18,9 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -55,7 +58,7 @@ func checkRead(t *testing.T, f *fleet, b []byte) {
 	if string(in.Body) == string(want.Body) {
 		want.Body = in.Body // nil or empty
 	}
-	if diff := cmp.Diff(want, in.Event); diff != "" {
+	if diff := cmp.Diff(want, in.Event, cmp.AllowUnexported(AnswerHead{}, usageOf{})); diff != "" {
 		t.Fatalf("%.200x: %s", b, diff)
 	}
 }
@@ -121,6 +124,15 @@ func requests() []*extproc.ProcessingRequest {
 		"authorization", "Bearer k 1", "x-request-timeout-ms", "900", "x-envoy-expected-rq-timeout-ms", "800", "x-api-key", "", "x-tenant", "t u",
 		wire.RetriesHeader, "3", "content-encoding", "identity", "content-length", "12", "", "")
 	answer := hs(":status", "200", wire.AttemptsHeader, "2", wire.LoadHeader, "TEXT a=1", wire.UsageHeader, "prompt=1", "x", "y")
+	used, err := anypb.New(&aiv3.TokenUsage{
+		Model: "m", InputTokens: wrapperspb.UInt64(12), OutputTokens: wrapperspb.UInt64(34), TotalTokens: wrapperspb.UInt64(46),
+		InputTokenDetails: &aiv3.InputTokenDetails{CachedTokens: wrapperspb.UInt64(5)}, ExtractionStatus: aiv3.TokenUsage_COMPLETE,
+	})
+	if err != nil {
+		panic(err)
+	}
+	usage := &core.Metadata{TypedFilterMetadata: map[string]*anypb.Any{"other": {}, wire.TokenUsageNamespace: used}}
+	foreignUsage := hs("x-prompt-tokens", "9", "x-generated-tokens", "8")
 	duplex := &extproc.ProtocolConfiguration{RequestBodyMode: filter.ProcessingMode_FULL_DUPLEX_STREAMED, ResponseBodyMode: filter.ProcessingMode_STREAMED}
 	return []*extproc.ProcessingRequest{
 		{},
@@ -145,6 +157,8 @@ func requests() []*extproc.ProcessingRequest {
 		{Request: &extproc.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extproc.HttpTrailers{Trailers: answer}}},
 		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(wire.DebugHeader, "1")}}},
 		{Request: &extproc.ProcessingRequest_RequestHeaders{RequestHeaders: &extproc.HttpHeaders{Headers: hs(wire.DebugHeader, "2")}}},
+		{Request: &extproc.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extproc.HttpTrailers{Trailers: answer}}, MetadataContext: usage},
+		{Request: &extproc.ProcessingRequest_ResponseTrailers{ResponseTrailers: &extproc.HttpTrailers{Trailers: foreignUsage}}},
 	}
 }
 

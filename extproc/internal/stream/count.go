@@ -22,6 +22,9 @@ type counted struct {
 	output int
 	// most is how many tokens each answer can have at most.
 	most int
+	// reserved is how many tokens all answers together are taken to have at most, in
+	// advance, where tenants pay for tokens.
+	reserved int
 	// before is the match of the response that the request continues, whose tokens are
 	// a part of the prompt; the zero Match: it continues none that is known.
 	before prefix.Match
@@ -57,6 +60,7 @@ func count(in *input, u *understood, r *openai.Request) counted {
 	s.Prompt = n.prompt
 	n.most = mostOf(u, s, n.exact)
 	n.output = outputOf(in, u, r, s, n.most)
+	n.reserved = reservedOf(in, s, n.output, n.most)
 	return n
 }
 
@@ -105,4 +109,17 @@ func outputOf(in *input, u *understood, r *openai.Request, s *pick.Shape, most i
 		n = most // nothing else ends it
 	}
 	return min(max(n, r.MinTokens), most) * s.Choices
+}
+
+// reservedOf returns how many tokens all answers to a request of a shape are taken to have at
+// most, in advance: what it says, or the policy where it says nothing.
+func reservedOf(in *input, s *pick.Shape, output, most int) int {
+	p := in.table.Policy.Flow
+	if output == 0 && most > 0 || p == nil {
+		return output // nothing is generated
+	}
+	if s.Limit < 0 {
+		most = min(most, max(p.AssumedMax, output/s.Choices))
+	}
+	return most * s.Choices
 }

@@ -48,6 +48,7 @@ type inbound struct {
 	hasModes bool    // whether Envoy said modes; one too old to say is taken to buffer
 	served   string
 	answered string
+	gateway  usageOf
 	subset   subset
 	selected subset     // by the conformance suite
 	fair     bool       // whether Tenant is by a header of the picker protocol
@@ -62,6 +63,7 @@ func (in *inbound) reset() {
 	}
 	in.Event = Event{}
 	in.known, in.observed, in.served, in.answered = false, false, "", ""
+	in.gateway = usageOf{}
 	in.subset, in.selected, in.fair = subset{}, subset{}, false
 	in.modes, in.hasModes = [2]Mode{}, false
 }
@@ -117,6 +119,9 @@ func (in *inbound) read(b []byte) error {
 		}
 	case ResponseHeaders:
 		in.Answer.Served, in.Answer.Answered = in.served, in.answered
+		in.Answer.gateway = in.gateway
+	case ResponseTrailers:
+		in.Answer.gateway = in.gateway
 	}
 	return r.err
 }
@@ -366,6 +371,8 @@ func (in *inbound) answerHeader(key, value []byte) {
 		a.Usage = string(value)
 	case wire.ResponseIDHeader:
 		a.Response = string(value)
+	default:
+		a.foreign.header(key, value)
 	}
 }
 
@@ -419,10 +426,26 @@ func (in *inbound) attributes(entry []byte) error {
 	})
 }
 
-// metadata decodes Envoy's dynamic metadata: the endpoints that may be named,
-// and for the host that override_host says it chose.
+// Fields of Metadata.
+const (
+	structs = 1
+	typed   = 2
+)
+
+// metadata decodes Envoy's dynamic metadata: the endpoints that may be named, the host that
+// override_host says it chose, and what an answer has needed.
 func (in *inbound) metadata(b []byte) error {
-	err := eachEntry(b, wire.SubsetNamespace, func(first bool, hint []byte) error {
+	err := eachEntryOf(typed, b, wire.TokenUsageNamespace, func(first bool, usage []byte) error {
+		if first {
+			in.gateway = usageOf{}
+		}
+		in.gateway.tokenUsage(usage)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = eachEntry(b, wire.SubsetNamespace, func(first bool, hint []byte) error {
 		if first {
 			in.subset = subset{}
 		}
@@ -480,9 +503,14 @@ func textValue(text string, b []byte) (string, error) {
 // a message's field 1. Later entries replace earlier ones: first is true for
 // the first value of an entry.
 func eachEntry(b []byte, key string, f func(first bool, value []byte) error) error {
+	return eachEntryOf(structs, b, key, f)
+}
+
+// eachEntryOf is the same of the map that is another field.
+func eachEntryOf(field protowire.Number, b []byte, key string, f func(first bool, value []byte) error) error {
 	r := reader{b: b}
 	for num, typ, ok := r.next(); ok; num, typ, ok = r.next() {
-		if num != 1 || typ != protowire.BytesType {
+		if num != field || typ != protowire.BytesType {
 			r.skip(num, typ)
 			continue
 		}

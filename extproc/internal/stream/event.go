@@ -20,6 +20,7 @@ import (
 	"math"
 	"time"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
@@ -119,6 +120,8 @@ type AnswerHead struct {
 	// Load is endpoint-load-metrics, Usage is x-millrace-usage, Response is
 	// x-millrace-response-id.
 	Load, Usage, Response string
+	// foreign is what headers of others say of usage, gateway what metadata says.
+	foreign, gateway usageOf
 	// Headers is how many there are, HeaderBytes how many bytes names and values have.
 	Headers, HeaderBytes int
 }
@@ -162,6 +165,8 @@ type Observed struct {
 	Prompt, Cached, Output int
 	// First is the time from the request's arrival to the first token.
 	First time.Duration
+	// Charged is who has said it, where the tenant pays for tokens; Unanswered: it doesn't.
+	Charged flow.Source
 }
 
 // Decision is where a request goes, and why.
@@ -188,6 +193,10 @@ type Decision struct {
 	Chain []prefix.Link
 	// Request is the number that the engine names the request by; 0: it needs none.
 	Request uint64
+	// Charged is who will say what the tenant is charged for, and Reserved how many tokens it
+	// is charged in advance; 0: it does not pay for tokens.
+	Charged  flow.Source
+	Reserved int
 	// Retries is how often Envoy may try again.
 	Retries int
 	// Hedge is after how long without an answer the next host is to be asked, too.

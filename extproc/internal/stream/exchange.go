@@ -46,6 +46,7 @@ type Exchange struct {
 	// What must be given back.
 	admission   admission
 	reservation pick.Reservation
+	metering    pick.Metering
 	size        int64 // room for the body, in bytes
 
 	content uint64 // the gist of a body that has no prefixes; 0: it has
@@ -164,8 +165,8 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 // reason that the stream ended for.
 func (x *Exchange) End(now time.Time) {
 	x.ended(now)
-	x.owe(now)
-	x.admission.settle(x.used(now), now)
+	x.charge(now)
+	x.admission.release(now)
 	x.reservation.Release()
 	x.phase = over
 	x.freeRoom()
@@ -396,18 +397,22 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 		Key: u.model.Key,
 	}
 	x.core.metrics.counted(n)
+	first := &x.choice.List[0]
+	x.owe(first, in.now)
+	if s := &x.admission.spent; s.request != 0 {
+		d.Reserved, d.Charged = s.tokens, s.by
+	}
 	if x.head.Debug && policy.Explain {
 		x.answer.explanation = d.explain(&q)
 	}
 	d.Hedge = u.model.Hedge(policy, x.choice.List, u.blind || !n.stream, n.most)
-	first := &x.choice.List[0]
 	x.reservation = first.Reserve(&q)
 	x.admission.pass.Reserved()
 	x.sent = in.now
 	x.laps.end(lapChoose)
 	if policy.Ours {
 		d.Chain = l.chain
-		d.Request = x.admission.spent.number()
+		d.Request = x.admission.spent.request
 	}
 	record(policy, &l, n.prompt, first.Endpoint, in.now)
 	x.laps.end(lapRecord)

@@ -444,10 +444,10 @@ func TestAccessLogGetsWhatWasObserved(t *testing.T) {
 		want           []*Observed
 		first, outcome string
 	}{
-		{"whole", true, hello, []Event{headers(usage)}, []*Observed{{15, 8, 3, -1}}, "0", "ok"},
+		{"whole", true, hello, []Event{headers(usage)}, []*Observed{{Prompt: 15, Cached: 8, Output: 3, First: -1}}, "0", "ok"},
 		{
 			"streamed", true, streamed, []Event{headers(""), {Kind: ResponseTrailers, At: later, Answer: AnswerHead{Usage: usage}}},
-			[]*Observed{{-1, -1, -1, 200 * time.Millisecond}, {15, 8, 3, -1}}, "1", "ok",
+			[]*Observed{{Prompt: -1, Cached: -1, Output: -1, First: 200 * time.Millisecond}, {Prompt: 15, Cached: 8, Output: 3, First: -1}}, "1", "ok",
 		},
 		{"streamed by others", false, streamed, []Event{headers(""), {Kind: ResponseTrailers, At: later}}, []*Observed{nil, nil}, "0", "ok"},
 		{"no answer", true, hello, nil, nil, "0", "gone"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
 )
 
@@ -24,6 +25,10 @@ type explanation struct {
 	// Doubt is why the prompt's tokens are an estimate: one of pick.Doubts.
 	Doubt          string `json:"doubt,omitempty"`
 	ExpectedTokens int    `json:"expected_output_tokens"`
+	// ChargedBy is by what the tenant's budget of tokens will be charged, one of flow's sources, if the engine's
+	// answer does not say it; Reserved is what it is charged until then.
+	ChargedBy string `json:"charged_by,omitempty"`
+	Reserved  int    `json:"reserved_tokens,omitempty"`
 	// Shared is how many tokens of the prompt several conversations begin with.
 	Shared int `json:"shared_tokens,omitempty"`
 	// Named is the endpoints that Envoy got, in its order.
@@ -72,6 +77,9 @@ func (d *Decision) explain(q *pick.Query) []byte {
 	e := explanation{
 		Reason: d.Choice.Reason.String(), Session: d.Session, Model: d.Model, Priority: d.Priority,
 		PromptTokens: d.PromptTokens, Exact: d.Exact, Doubt: d.Doubt, ExpectedTokens: d.OutputTokens, Shared: q.Found.Shared,
+	}
+	if d.Charged != flow.Unanswered {
+		e.ChargedBy, e.Reserved = d.Charged.String(), d.Reserved
 	}
 	for i := range d.Choice.List {
 		e.Named = append(e.Named, d.Choice.List[i].Address)

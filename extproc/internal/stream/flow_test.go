@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"strings"
@@ -11,7 +12,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -20,6 +21,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/session"
+	"millrace.dev/millrace/internal/scrape"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -240,7 +242,7 @@ func TestBudget(t *testing.T) {
 	}
 	want := []string{"x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
 		"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"}
-	if diff := cmp.Diff(want, hosts(e.Headers)); diff != "" {
+	if diff := gocmp.Diff(want, hosts(e.Headers)); diff != "" {
 		t.Errorf("headers (-want +got):\n%s", diff)
 	}
 	f.core.Finish(x)
@@ -248,7 +250,8 @@ func TestBudget(t *testing.T) {
 	if out[len(out)-1].Decision == nil {
 		t.Errorf("another tenant got %+v", out)
 	}
-	x.End(epoch) // without an answer: all is given back
+	run(x, answerOf(503, "")) // not answered: all is given back
+	x.End(epoch)
 	f.core.Finish(x)
 	left := f.core.flow.Budgets(f.table.Policy.Flow).Spend(f.table.Policy.Flow.Budget, 8, 0, epoch)
 	if left.Tokens != 1000 {
@@ -463,105 +466,131 @@ func TestServerTurnsAwayInTime(t *testing.T) {
 	})
 }
 
-// TestWithoutUsage closes requests before the engine can say what they cost. Times are
-// those that were predicted: of the prompt, and of so many tokens behind it.
-func TestWithoutUsage(t *testing.T) {
+// TestChargedInAdvance charges the most that a request can cost, before it is known what it was.
+func TestChargedInAdvance(t *testing.T) {
 	const (
+		most = 1 << 20
 		chat = `{"model":"m","messages":[{"role":"user","content":"abc"}]`
-		gone = 0 // the answer has no status: it has not begun
 	)
 	tests := []struct {
 		name   string
-		body   string
-		status int     // of the answer
-		begun  float64 // behind so many tokens it begins: 0 is when the prompt is done
-		end    float64 // behind so many the client has left; below 0: so much of the prompt is not done
-		prompt float64 // share that is charged
-		output int     // tokens that are charged
+		path   string
+		fields string
+		output int // tokens
 	}{
-		{"nothing was done", chat + `}`, gone, 0, -1, 0, 0},
-		{"half of the prompt was", chat + `}`, gone, 0, -0.5, 0.5, 0},
-		{"a unary request is left in its midst", chat + `}`, gone, 0, 200, 1, 200},
-		{"a unary answer says nothing", chat + `}`, 200, 200, 900, 1, 200},
-		{"a stream is closed after a while", chat + `,"stream":true}`, 200, 0, 200, 1, 200},
-		{"a stream is closed at once", chat + `,"stream":true}`, 200, 0, 0, 1, 1},
-		{"it is no more than its limit", chat + `,"stream":true,"max_tokens":7}`, 200, 0, 900, 1, 7},
-		{"not the limit that another engine has", chat + `,"stream":true,"max_tokens":1,"n_predict":400}`, 200, 0, 900, 1, 400},
-		{"several answers are made at a time", chat + `,"stream":true,"n":2}`, 200, 0, 200, 1, 400},
-		{"the engine refuses it", chat + `}`, 503, 0, 0, 0, 0},
+		{name: "no limit: the policy's", output: 1024},
+		{name: "its limit", fields: `,"max_tokens":7`, output: 7},
+		{name: "not the limit that another engine has", fields: `,"max_tokens":1,"n_predict":400`, output: 400},
+		{name: "a huge limit", fields: `,"max_tokens":500000`, output: 4096},
+		{name: "several answers", fields: `,"max_tokens":7,"n":3`, output: 21},
+		{name: "more than the policy's at least", fields: `,"min_tokens":2000`, output: 2000},
+		{name: "without an end", fields: `,"ignore_eos":true`, output: 4096},
+		{name: "nothing is generated", path: "/v1/embeddings", fields: `,"input":"abc"`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newFleet(1)
+			f := newFleet(1, oneSlot)
+			f.model.Context = 4096
+			p := f.table.Policy.Flow
+			p.Budget, p.AssumedMax = flow.Budget{Tokens: most}, 1024
 			x := f.core.Begin()
-			run(x, post(), bodyOf(tt.body))
-			c := x.choice.List[0]
-			at := func(tokens float64) time.Time {
-				if tokens < 0 {
-					return epoch.Add(milliseconds(c.Wait + c.Prefill*(1+tokens)))
-				}
-				return epoch.Add(milliseconds(c.Wait + c.Prefill + tokens*c.Decode/float64(c.Output)))
+			out := run(x, post(func(h *RequestHead) {
+				h.Tenant = 7
+				h.Path = cmp.Or(tt.path, h.Path)
+			}), bodyOf(chat+tt.fields+`}`))
+			if d := out[len(out)-1].Decision; d == nil || d.Charged == flow.Unanswered {
+				t.Fatalf("got %+v", out[len(out)-1])
 			}
-			if tt.status != gone {
-				run(x, Event{Kind: ResponseHeaders, At: at(tt.begun), Answer: AnswerHead{Answer: pick.Answer{Status: tt.status}}})
+			output := min(tt.output, 4096-x.counted.prompt)
+			if got := f.charged(most) - x.counted.prompt; got != output {
+				t.Errorf("%d tokens are charged for the answer, want %d", got, output)
 			}
-			prompt := float64(x.counted.prompt)
-			used, want := x.used(at(tt.end)), int(prompt*tt.prompt)+tt.output
-			f.core.Finish(x)
-			if used < want-1 || used > want+1 {
-				t.Errorf("%d tokens were charged, want %d", used, want)
+			f.core.Finish(x) // before any answer: it stays, as nobody knows
+			if got := f.charged(most) - x.counted.prompt; got > 0 != (tt.output > 0) && tt.path != "" {
+				t.Errorf("%d tokens are charged in the end", got)
 			}
 		})
 	}
 }
 
-// TestCutAnswersAreChargedByWhatWasGenerated, as soon as the engine has reported it: until
-// then by the time that they had.
-func TestCutAnswersAreChargedByWhatWasGenerated(t *testing.T) {
-	const most = 1 << 20
+// charged is what tenant 7 is charged of a budget of most tokens.
+func (f *fleet) charged(most int) int {
+	p := f.table.Policy.Flow
+	return most - int(f.core.flow.Budgets(p).Spend(p.Budget, 7, 0, epoch).Tokens)
+}
+
+// TestChargedByTheFirstWhoKnows charges answers by each source, and by the first of several.
+func TestChargedByTheFirstWhoKnows(t *testing.T) {
+	const (
+		most     = 300
+		reserved = 100 // max_tokens
+	)
+	headers := func(a AnswerHead) Event {
+		a.Status = 200
+		return Event{Kind: ResponseHeaders, At: epoch, Answer: a}
+	}
+	body := func(s string, end bool) Event { return Event{Kind: ResponseBody, At: epoch, Body: []byte(s), End: end} }
+	trailers := func(a AnswerHead) Event { return Event{Kind: ResponseTrailers, At: epoch, Answer: a} }
+	const lag = 200 * time.Millisecond
+	// The engine had made 1000 tokens before, and 64 for the request.
+	page := func(after time.Duration, tokens float64) pick.Page {
+		return pick.Page{Count: scrape.Count{How: scrape.AsMade, Tokens: 1000 + tokens}, Asked: epoch.Add(after)}
+	}
 	tests := []struct {
-		name string
-		ours bool
-		end  []Event // of the answer, before it is cut
-		cut  uint64
-		want func(prompt int) int // tokens that are charged; below 0: by estimate
+		name  string
+		ours  bool
+		end   []Event // of the answer, before it is cut
+		pages []pick.Page
+		cut   int // what our engine accounts for; 0: nothing
+		by    flow.Source
+		want  func(prompt int) int // tokens that are charged
 	}{
-		{"a stream of our engine", true, []Event{answerOf(200, "")}, 333, func(prompt int) int { return prompt + 333 }},
-		{"nothing was generated", true, []Event{answerOf(200, "")}, 0, func(prompt int) int { return prompt }},
-		{"an answer as a whole that never came", true, nil, 20, func(prompt int) int { return prompt + 20 }},
-		{"it came to its end", true, []Event{answerOf(200, "prompt=5,completion=7")}, 333, func(int) int { return 12 }},
-		{"the engine refused it", true, []Event{answerOf(503, "")}, 333, func(int) int { return 0 }},
-		{"somebody else's engine", false, []Event{answerOf(200, "")}, 333, func(int) int { return -1 }},
+		{name: "a cut stream of our engine", ours: true, end: []Event{answerOf(200, "")}, cut: 33, by: flow.Engine, want: func(p int) int { return p + 33 }},
+		{name: "an answer of ours that never came", ours: true, cut: 20, by: flow.Engine, want: func(p int) int { return p + 20 }},
+		{name: "usage of ours", ours: true, end: []Event{answerOf(200, "prompt=5,completion=7")}, cut: 33, by: flow.Usage, want: func(int) int { return 12 }},
+		{name: "refused", end: []Event{answerOf(503, "")}, by: flow.Unanswered, want: func(int) int { return 0 }},
+		{name: "nobody knows", end: []Event{answerOf(200, "")}, by: flow.Reserved, want: func(p int) int { return p + reserved }},
+		{name: "nobody knows, and nothing came", by: flow.Reserved, want: func(p int) int { return p + reserved }},
+		{name: "headers of others", end: []Event{headers(AnswerHead{foreign: usageOf{prompt: 9, completion: 8, ok: true}})}, by: flow.Usage, want: func(int) int { return 17 }},
+		{name: "more than it can be", end: []Event{headers(AnswerHead{foreign: usageOf{prompt: 9, completion: 8000, ok: true}})}, by: flow.Usage, want: func(int) int { return 9 + reserved }},
+		{name: "the gateway", end: []Event{answerOf(200, ""), trailers(AnswerHead{gateway: usageOf{prompt: 9, completion: 8, ok: true}})}, by: flow.Gateway, want: func(int) int { return 17 }},
+		{name: "the body", end: []Event{answerOf(200, ""), body(`{"choices":[],"usage":{"prompt_tokens":9,"compl`, false), body(`etion_tokens":8}}`, true)}, by: flow.Body, want: func(int) int { return 17 }},
+		{name: "a body that was cut says nothing", end: []Event{answerOf(200, ""), body(`{"type":"message_start","message":{"usage":{"input_tokens":9,"output_tokens":1}}}`, false)}, by: flow.Reserved, want: func(p int) int { return p + reserved }},
+		{name: "counters", end: []Event{answerOf(200, "")}, pages: []pick.Page{page(lag, 64)}, by: flow.Counters, want: func(p int) int { return p + 64 }},
+		{name: "counters, though nothing came", pages: []pick.Page{page(lag, 64)}, by: flow.Counters, want: func(p int) int { return p + 64 }},
+		{name: "counters that show more than it can be", end: []Event{answerOf(200, "")}, pages: []pick.Page{page(lag, 1e6)}, by: flow.Counters, want: func(p int) int { return p + reserved }},
+		{name: "a header before counters", end: []Event{headers(AnswerHead{foreign: usageOf{prompt: 9, completion: 8, ok: true}})}, pages: []pick.Page{page(lag, 64)}, by: flow.Usage, want: func(int) int { return 17 }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFleet(1, oneSlot)
-			f.table.Policy.Ours = tt.ours
-			p := f.table.Policy.Flow
-			p.Budget = flow.Budget{Tokens: most}
-			x := f.core.Begin()
-			out := run(x, post(func(h *RequestHead) { h.Tenant = 7 }), bodyOf(hello))
-			number, prompt := out[len(out)-1].Decision.Request, x.counted.prompt
-			if (number != 0) != tt.ours {
-				t.Fatalf("the number of the request is %d", number)
+			e := f.model.Endpoints[0]
+			if tt.ours {
+				e.Replica = "r"
 			}
+			f.table.Policy.Flow.Budget = flow.Budget{Tokens: most}
+			if tt.pages != nil {
+				before := page(-time.Second, 0)
+				e.Page(&before)
+			}
+			x := f.core.Begin()
+			run(x, post(func(h *RequestHead) { h.Tenant = 7 }), bodyOf(strings.TrimSuffix(hello, "}")+`,"max_tokens":100}`))
+			number, prompt := x.admission.spent.request, x.counted.prompt
 			run(x, tt.end...)
 			x.End(epoch)
-			charged := func() int {
-				return most - int(f.core.flow.Budgets(p).Spend(p.Budget, 7, 0, epoch).Tokens)
+			for i := range tt.pages {
+				e.Page(&tt.pages[i])
 			}
-			estimate := charged()
-			f.core.Account(number+2, 1000, epoch) // another extproc's
-			if number != 0 {
-				f.core.Account(number, tt.cut, epoch)
-				f.core.Account(number, tt.cut, epoch)
+			if tt.cut > 0 {
+				f.core.Account(number+2, 1000, epoch) // another extproc's
+				f.core.Account(number, uint64(tt.cut), epoch)
+				f.core.Account(number, uint64(tt.cut), epoch)
 			}
-			want := tt.want(prompt)
-			if want < 0 {
-				want = estimate
+			if got, want := f.charged(most), tt.want(prompt); got < want-1 || got > want { // some time has gone by
+				t.Errorf("%d tokens are charged, want %d", got, want)
 			}
-			if got := charged(); got != want {
-				t.Errorf("%d tokens are charged after %d by estimate, want %d", got, estimate, want)
+			if got := f.core.flow.Charged(tt.by); got != 1 {
+				t.Errorf("%v requests are charged by %v, want this one", got, tt.by)
 			}
 		})
 	}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -231,6 +232,10 @@ func (o *outbound) metadata(d *Decision) {
 	mark := w.mark()
 
 	own := entry(w)
+	if d.Charged != flow.Unanswered {
+		fact(w, wire.FactCharged, d.Charged.String())
+		number(w, wire.FactReserved, d.Reserved)
+	}
 	fact(w, wire.FactPriority, d.Priority)
 	number(w, wire.FactOutputExpected, d.OutputTokens)
 	number(w, wire.FactCachedExpected, d.Choice.List[0].Cached)
@@ -264,6 +269,9 @@ func (o *outbound) observed(n *Observed) {
 	w := &o.w
 	mark := w.mark()
 	own := entry(w)
+	if n.Charged != flow.Unanswered {
+		fact(w, wire.FactCharged, n.Charged.String())
+	}
 	if n.First >= 0 {
 		number(w, wire.FactFirstToken, int(n.First.Milliseconds()))
 	}

@@ -84,7 +84,7 @@ func (c *Core) Probes(key string) *Core {
 
 // Account takes in how many tokens were generated of a request that has ended, by its number.
 func (c *Core) Account(request, generated uint64, now time.Time) {
-	c.flow.Report(request, int(min(generated, math.MaxInt32)), now)
+	c.flow.Report(request, int(min(generated, math.MaxInt32)), true, now)
 }
 
 // Alive takes the locks that a decision may take. It returns as soon as it has had them.

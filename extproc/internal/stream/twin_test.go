@@ -7,10 +7,13 @@ import (
 	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/wire"
 )
@@ -33,6 +36,7 @@ func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) boo
 	case *extproc.ProcessingRequest_ResponseHeaders:
 		ev.Kind, ev.End = ResponseHeaders, r.ResponseHeaders.GetEndOfStream()
 		readAnswer(r.ResponseHeaders.GetHeaders(), &ev.Answer)
+		ev.Answer.gateway = readGateway(m.GetMetadataContext())
 		ev.Answer.Served = served(m.GetMetadataContext())
 		ev.Answer.Answered = m.GetAttributes()["envoy.filters.http.ext_proc"].GetFields()["upstream.address"].GetStringValue()
 	case *extproc.ProcessingRequest_ResponseBody:
@@ -40,6 +44,7 @@ func readEvent(m *extproc.ProcessingRequest, policy *pick.Policy, ev *Event) boo
 	case *extproc.ProcessingRequest_ResponseTrailers:
 		ev.Kind, ev.End = ResponseTrailers, true
 		readAnswer(r.ResponseTrailers.GetTrailers(), &ev.Answer)
+		ev.Answer.gateway = readGateway(m.GetMetadataContext())
 	default:
 		return false
 	}
@@ -123,8 +128,20 @@ func readAnswer(hs *core.HeaderMap, a *AnswerHead) {
 			a.Usage = value(h)
 		case wire.ResponseIDHeader:
 			a.Response = value(h)
+		default:
+			a.foreign.header([]byte(h.GetKey()), []byte(value(h)))
 		}
 	}
+}
+
+// readGateway reads what a gateway says that an answer has needed.
+func readGateway(m *core.Metadata) (s usageOf) {
+	var u aiv3.TokenUsage
+	if proto.Unmarshal(m.GetTypedFilterMetadata()[wire.TokenUsageNamespace].GetValue(), &u) == nil && u.GetExtractionStatus() == aiv3.TokenUsage_COMPLETE {
+		s.prompt, s.cached = tokens(float64(u.GetInputTokens().GetValue())), tokens(float64(u.GetInputTokenDetails().GetCachedTokens().GetValue()))
+		s.completion, s.ok = tokens(float64(u.GetOutputTokens().GetValue())), u.GetOutputTokens() != nil
+	}
+	return s
 }
 
 // served returns the host that override_host says it chose.
@@ -269,6 +286,9 @@ func observedMetadata(n *Observed) *structpb.Struct {
 			own[key] = structpb.NewNumberValue(float64(v))
 		}
 	}
+	if n.Charged != flow.Unanswered {
+		own["charged_by"] = structpb.NewStringValue(n.Charged.String())
+	}
 	if n.First >= 0 {
 		own["ttft_ms"] = structpb.NewNumberValue(float64(n.First.Milliseconds()))
 	}
@@ -289,6 +309,9 @@ func decisionMetadata(d *Decision, hosts string) *structpb.Struct {
 		own["prompt_tokens"] = prompt
 	} else {
 		own["expected_prompt_tokens"] = prompt
+	}
+	if d.Charged != flow.Unanswered {
+		own["charged_by"], own["reserved_tokens"] = structpb.NewStringValue(d.Charged.String()), structpb.NewNumberValue(float64(d.Reserved))
 	}
 	if d.Asked != "" {
 		own["asked"] = structpb.NewStringValue(d.Asked)
