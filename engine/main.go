@@ -245,7 +245,10 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 			m.Forget()
 		}
 		measured = snap.Assignment
-		gate.Resize(int(b.GetSlots()), int(b.GetQueue()))
+		gate.Set(admit.Limits{
+			Slots: int(b.GetSlots()), Queue: int(b.GetQueue()),
+			Goal: admit.Goal{First: b.GetGoal().GetFirstToken().AsDuration(), Token: b.GetGoal().GetToken().AsDuration()},
+		})
 		if snap.Epoch != epoch {
 			epoch = snap.Epoch
 			m.empty(snap)

@@ -435,7 +435,10 @@ type Backend struct {
 	// How long the backend is kept without requests. Then it is ended, and started again when
 	// the next request comes, which waits in the queue; the engine stays READY meanwhile.
 	// Unset: for ever.
-	KeepAlive     *durationpb.Duration `protobuf:"bytes,41,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	KeepAlive *durationpb.Duration `protobuf:"bytes,41,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	// What answers are to keep: the engine lets in as many requests at a time as can, at most
+	// `slots`. Unset: `slots`, always.
+	Goal          *Goal `protobuf:"bytes,60,opt,name=goal,proto3" json:"goal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -575,6 +578,68 @@ func (x *Backend) GetKeepAlive() *durationpb.Duration {
 	return nil
 }
 
+func (x *Backend) GetGoal() *Goal {
+	if x != nil {
+		return x.Goal
+	}
+	return nil
+}
+
+// Goal is how long answers may take. Each is unset or more than nothing.
+type Goal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// To the first token, the wait in the engine's queue included.
+	FirstToken *durationpb.Duration `protobuf:"bytes,1,opt,name=first_token,json=firstToken,proto3" json:"first_token,omitempty"`
+	// For each token after it.
+	Token         *durationpb.Duration `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Goal) Reset() {
+	*x = Goal{}
+	mi := &file_engine_enginepb_engine_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Goal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Goal) ProtoMessage() {}
+
+func (x *Goal) ProtoReflect() protoreflect.Message {
+	mi := &file_engine_enginepb_engine_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Goal.ProtoReflect.Descriptor instead.
+func (*Goal) Descriptor() ([]byte, []int) {
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Goal) GetFirstToken() *durationpb.Duration {
+	if x != nil {
+		return x.FirstToken
+	}
+	return nil
+}
+
+func (x *Goal) GetToken() *durationpb.Duration {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
 type AssignReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Version now in force, or about to be when running requests are done.
@@ -586,7 +651,7 @@ type AssignReply struct {
 
 func (x *AssignReply) Reset() {
 	*x = AssignReply{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[4]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +663,7 @@ func (x *AssignReply) String() string {
 func (*AssignReply) ProtoMessage() {}
 
 func (x *AssignReply) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[4]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +676,7 @@ func (x *AssignReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignReply.ProtoReflect.Descriptor instead.
 func (*AssignReply) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{4}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AssignReply) GetGeneration() uint64 {
@@ -675,7 +740,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[5]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +752,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[5]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +765,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{5}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Status) GetNode() string {
@@ -850,7 +915,7 @@ type Account struct {
 
 func (x *Account) Reset() {
 	*x = Account{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +927,7 @@ func (x *Account) String() string {
 func (*Account) ProtoMessage() {}
 
 func (x *Account) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[6]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +940,7 @@ func (x *Account) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Account.ProtoReflect.Descriptor instead.
 func (*Account) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{6}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Account) GetRequest() uint64 {
@@ -917,7 +982,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +994,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[7]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1007,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{7}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Capabilities) GetContextTokens() uint32 {
@@ -1037,7 +1102,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1114,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[8]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1127,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{8}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Process) GetRole() string {
@@ -1121,7 +1186,10 @@ type Load struct {
 	Running uint32 `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
 	// Requests waiting for a slot.
 	Waiting uint32 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
-	Slots   uint32 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
+	// How many may be in the backend at a time, and where that follows the model's goal, why it
+	// is not more or less.
+	Slots uint32 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
+	Limit string `protobuf:"bytes,60,opt,name=limit,proto3" json:"limit,omitempty"`
 	// Tokens that the requests in the backend and in the queue may still need:
 	// prompt tokens not yet processed plus tokens not yet generated, estimated
 	// from sizes and limits.
@@ -1144,7 +1212,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1224,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[9]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1237,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{9}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Load) GetRunning() uint32 {
@@ -1191,6 +1259,13 @@ func (x *Load) GetSlots() uint32 {
 		return x.Slots
 	}
 	return 0
+}
+
+func (x *Load) GetLimit() string {
+	if x != nil {
+		return x.Limit
+	}
+	return ""
 }
 
 func (x *Load) GetTokensInFlight() uint64 {
@@ -1254,7 +1329,7 @@ type Speed struct {
 
 func (x *Speed) Reset() {
 	*x = Speed{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1341,7 @@ func (x *Speed) String() string {
 func (*Speed) ProtoMessage() {}
 
 func (x *Speed) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[10]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1354,7 @@ func (x *Speed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Speed.ProtoReflect.Descriptor instead.
 func (*Speed) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{10}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Speed) GetPrefill() float64 {
@@ -1310,7 +1385,7 @@ type Totals struct {
 
 func (x *Totals) Reset() {
 	*x = Totals{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1397,7 @@ func (x *Totals) String() string {
 func (*Totals) ProtoMessage() {}
 
 func (x *Totals) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[11]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1410,7 @@ func (x *Totals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Totals.ProtoReflect.Descriptor instead.
 func (*Totals) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{11}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Totals) GetRequests() uint64 {
@@ -1396,7 +1471,7 @@ type CacheReport struct {
 
 func (x *CacheReport) Reset() {
 	*x = CacheReport{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1483,7 @@ func (x *CacheReport) String() string {
 func (*CacheReport) ProtoMessage() {}
 
 func (x *CacheReport) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[12]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1496,7 @@ func (x *CacheReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheReport.ProtoReflect.Descriptor instead.
 func (*CacheReport) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{12}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CacheReport) GetEpoch() uint64 {
@@ -1478,7 +1553,7 @@ type CacheSegment struct {
 
 func (x *CacheSegment) Reset() {
 	*x = CacheSegment{}
-	mi := &file_engine_enginepb_engine_proto_msgTypes[13]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1565,7 @@ func (x *CacheSegment) String() string {
 func (*CacheSegment) ProtoMessage() {}
 
 func (x *CacheSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_engine_enginepb_engine_proto_msgTypes[13]
+	mi := &file_engine_enginepb_engine_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1578,7 @@ func (x *CacheSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheSegment.ProtoReflect.Descriptor instead.
 func (*CacheSegment) Descriptor() ([]byte, []int) {
-	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{13}
+	return file_engine_enginepb_engine_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CacheSegment) GetId() uint64 {
@@ -1560,7 +1635,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\rengineAddress\x12%\n" +
 	"\x05share\x18\x04 \x01(\x02B\x0f\xfaB\f\n" +
 	"\n" +
-	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xa4\x06\n" +
+	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xd8\x06\n" +
 	"\aBackend\x12F\n" +
 	"\x04kind\x18\x01 \x01(\x0e2&.millrace.engine.v1alpha1.Backend.KindB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n" +
@@ -1582,13 +1657,20 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\fserved_model\x18# \x01(\tB\b\xfaB\x05r\x03\x18\x80\x04R\vservedModel\x12?\n" +
 	"\x05drain\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05drain\x12K\n" +
 	"\n" +
-	"keep_alive\x18) \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\tkeepAlive\"@\n" +
+	"keep_alive\x18) \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\tkeepAlive\x122\n" +
+	"\x04goal\x18< \x01(\v2\x1e.millrace.engine.v1alpha1.GoalR\x04goal\"@\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bLLAMACPP\x10\x01\x12\b\n" +
 	"\x04VLLM\x10\x02\x12\n" +
 	"\n" +
-	"\x06OPENAI\x10\x03\"R\n" +
+	"\x06OPENAI\x10\x03\"\x91\x01\n" +
+	"\x04Goal\x12I\n" +
+	"\vfirst_token\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\n" +
+	"firstToken\x12>\n" +
+	"\x05token\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x05token\"R\n" +
 	"\vAssignReply\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -1644,11 +1726,12 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\brestarts\x18\x04 \x01(\rR\brestarts\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1b\n" +
 	"\trss_bytes\x18\x06 \x01(\x04R\brssBytes\x12+\n" +
-	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\xfe\x02\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\"\x9e\x03\n" +
 	"\x04Load\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\rR\arunning\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\rR\awaiting\x12\x14\n" +
-	"\x05slots\x18\x03 \x01(\rR\x05slots\x12(\n" +
+	"\x05slots\x18\x03 \x01(\rR\x05slots\x12\x1e\n" +
+	"\x05limit\x18< \x01(\tB\b\xfaB\x05r\x03\x18\x80\x02R\x05limit\x12(\n" +
 	"\x10tokens_in_flight\x18\x04 \x01(\x04R\x0etokensInFlight\x12$\n" +
 	"\x0ekv_used_tokens\x18\x05 \x01(\x04R\fkvUsedTokens\x12&\n" +
 	"\x0fkv_total_tokens\x18\x06 \x01(\x04R\rkvTotalTokens\x12#\n" +
@@ -1701,7 +1784,7 @@ func file_engine_enginepb_engine_proto_rawDescGZIP() []byte {
 }
 
 var file_engine_enginepb_engine_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_engine_enginepb_engine_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_engine_enginepb_engine_proto_goTypes = []any{
 	(State)(0),                    // 0: millrace.engine.v1alpha1.State
 	(Backend_Kind)(0),             // 1: millrace.engine.v1alpha1.Backend.Kind
@@ -1709,49 +1792,53 @@ var file_engine_enginepb_engine_proto_goTypes = []any{
 	(*Assignment)(nil),            // 3: millrace.engine.v1alpha1.Assignment
 	(*Stage)(nil),                 // 4: millrace.engine.v1alpha1.Stage
 	(*Backend)(nil),               // 5: millrace.engine.v1alpha1.Backend
-	(*AssignReply)(nil),           // 6: millrace.engine.v1alpha1.AssignReply
-	(*Status)(nil),                // 7: millrace.engine.v1alpha1.Status
-	(*Account)(nil),               // 8: millrace.engine.v1alpha1.Account
-	(*Capabilities)(nil),          // 9: millrace.engine.v1alpha1.Capabilities
-	(*Process)(nil),               // 10: millrace.engine.v1alpha1.Process
-	(*Load)(nil),                  // 11: millrace.engine.v1alpha1.Load
-	(*Speed)(nil),                 // 12: millrace.engine.v1alpha1.Speed
-	(*Totals)(nil),                // 13: millrace.engine.v1alpha1.Totals
-	(*CacheReport)(nil),           // 14: millrace.engine.v1alpha1.CacheReport
-	(*CacheSegment)(nil),          // 15: millrace.engine.v1alpha1.CacheSegment
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*Goal)(nil),                  // 6: millrace.engine.v1alpha1.Goal
+	(*AssignReply)(nil),           // 7: millrace.engine.v1alpha1.AssignReply
+	(*Status)(nil),                // 8: millrace.engine.v1alpha1.Status
+	(*Account)(nil),               // 9: millrace.engine.v1alpha1.Account
+	(*Capabilities)(nil),          // 10: millrace.engine.v1alpha1.Capabilities
+	(*Process)(nil),               // 11: millrace.engine.v1alpha1.Process
+	(*Load)(nil),                  // 12: millrace.engine.v1alpha1.Load
+	(*Speed)(nil),                 // 13: millrace.engine.v1alpha1.Speed
+	(*Totals)(nil),                // 14: millrace.engine.v1alpha1.Totals
+	(*CacheReport)(nil),           // 15: millrace.engine.v1alpha1.CacheReport
+	(*CacheSegment)(nil),          // 16: millrace.engine.v1alpha1.CacheSegment
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_engine_enginepb_engine_proto_depIdxs = []int32{
-	16, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
+	17, // 0: millrace.engine.v1alpha1.WatchRequest.interval:type_name -> google.protobuf.Duration
 	4,  // 1: millrace.engine.v1alpha1.Assignment.stages:type_name -> millrace.engine.v1alpha1.Stage
 	5,  // 2: millrace.engine.v1alpha1.Assignment.backend:type_name -> millrace.engine.v1alpha1.Backend
 	1,  // 3: millrace.engine.v1alpha1.Backend.kind:type_name -> millrace.engine.v1alpha1.Backend.Kind
-	16, // 4: millrace.engine.v1alpha1.Backend.drain:type_name -> google.protobuf.Duration
-	16, // 5: millrace.engine.v1alpha1.Backend.keep_alive:type_name -> google.protobuf.Duration
-	0,  // 6: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
-	17, // 7: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
-	3,  // 8: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	10, // 9: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
-	11, // 10: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
-	12, // 11: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
-	13, // 12: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
-	14, // 13: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
-	9,  // 14: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
-	8,  // 15: millrace.engine.v1alpha1.Status.accounts:type_name -> millrace.engine.v1alpha1.Account
-	17, // 16: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
-	16, // 17: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
-	16, // 18: millrace.engine.v1alpha1.Load.wake:type_name -> google.protobuf.Duration
-	15, // 19: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 20: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
-	3,  // 21: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
-	7,  // 22: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
-	6,  // 23: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
-	22, // [22:24] is the sub-list for method output_type
-	20, // [20:22] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	17, // 4: millrace.engine.v1alpha1.Backend.drain:type_name -> google.protobuf.Duration
+	17, // 5: millrace.engine.v1alpha1.Backend.keep_alive:type_name -> google.protobuf.Duration
+	6,  // 6: millrace.engine.v1alpha1.Backend.goal:type_name -> millrace.engine.v1alpha1.Goal
+	17, // 7: millrace.engine.v1alpha1.Goal.first_token:type_name -> google.protobuf.Duration
+	17, // 8: millrace.engine.v1alpha1.Goal.token:type_name -> google.protobuf.Duration
+	0,  // 9: millrace.engine.v1alpha1.Status.state:type_name -> millrace.engine.v1alpha1.State
+	18, // 10: millrace.engine.v1alpha1.Status.since:type_name -> google.protobuf.Timestamp
+	3,  // 11: millrace.engine.v1alpha1.Status.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	11, // 12: millrace.engine.v1alpha1.Status.processes:type_name -> millrace.engine.v1alpha1.Process
+	12, // 13: millrace.engine.v1alpha1.Status.load:type_name -> millrace.engine.v1alpha1.Load
+	13, // 14: millrace.engine.v1alpha1.Status.speed:type_name -> millrace.engine.v1alpha1.Speed
+	14, // 15: millrace.engine.v1alpha1.Status.totals:type_name -> millrace.engine.v1alpha1.Totals
+	15, // 16: millrace.engine.v1alpha1.Status.cache:type_name -> millrace.engine.v1alpha1.CacheReport
+	10, // 17: millrace.engine.v1alpha1.Status.capabilities:type_name -> millrace.engine.v1alpha1.Capabilities
+	9,  // 18: millrace.engine.v1alpha1.Status.accounts:type_name -> millrace.engine.v1alpha1.Account
+	18, // 19: millrace.engine.v1alpha1.Process.since:type_name -> google.protobuf.Timestamp
+	17, // 20: millrace.engine.v1alpha1.Process.cpu:type_name -> google.protobuf.Duration
+	17, // 21: millrace.engine.v1alpha1.Load.wake:type_name -> google.protobuf.Duration
+	16, // 22: millrace.engine.v1alpha1.CacheReport.segments:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 23: millrace.engine.v1alpha1.Engine.Watch:input_type -> millrace.engine.v1alpha1.WatchRequest
+	3,  // 24: millrace.engine.v1alpha1.Engine.Assign:input_type -> millrace.engine.v1alpha1.Assignment
+	8,  // 25: millrace.engine.v1alpha1.Engine.Watch:output_type -> millrace.engine.v1alpha1.Status
+	7,  // 26: millrace.engine.v1alpha1.Engine.Assign:output_type -> millrace.engine.v1alpha1.AssignReply
+	25, // [25:27] is the sub-list for method output_type
+	23, // [23:25] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_engine_enginepb_engine_proto_init() }
@@ -1765,7 +1852,7 @@ func file_engine_enginepb_engine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_engine_enginepb_engine_proto_rawDesc), len(file_engine_enginepb_engine_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -799,6 +799,35 @@ func (m *Backend) validate(all bool) error {
 		}
 	}
 
+	if all {
+		switch v := interface{}(m.GetGoal()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, BackendValidationError{
+					field:  "Goal",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, BackendValidationError{
+					field:  "Goal",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetGoal()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return BackendValidationError{
+				field:  "Goal",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(errors) > 0 {
 		return BackendMultiError(errors)
 	}
@@ -879,6 +908,166 @@ var _ interface {
 var _Backend_Kind_NotInLookup = map[Backend_Kind]struct{}{
 	0: {},
 }
+
+// Validate checks the field values on Goal with the rules defined in the proto
+// definition for this message. If any rules are violated, the first error
+// encountered is returned, or nil if there are no violations.
+func (m *Goal) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Goal with the rules defined in the
+// proto definition for this message. If any rules are violated, the result is
+// a list of violation errors wrapped in GoalMultiError, or nil if none found.
+func (m *Goal) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Goal) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if d := m.GetFirstToken(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = GoalValidationError{
+				field:  "FirstToken",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := GoalValidationError{
+					field:  "FirstToken",
+					reason: "value must be inside range [0s, 10m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if d := m.GetToken(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = GoalValidationError{
+				field:  "Token",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := GoalValidationError{
+					field:  "Token",
+					reason: "value must be inside range [0s, 10m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if len(errors) > 0 {
+		return GoalMultiError(errors)
+	}
+
+	return nil
+}
+
+// GoalMultiError is an error wrapping multiple validation errors returned by
+// Goal.ValidateAll() if the designated constraints aren't met.
+type GoalMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m GoalMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m GoalMultiError) AllErrors() []error { return m }
+
+// GoalValidationError is the validation error returned by Goal.Validate if the
+// designated constraints aren't met.
+type GoalValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e GoalValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e GoalValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e GoalValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e GoalValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e GoalValidationError) ErrorName() string { return "GoalValidationError" }
+
+// Error satisfies the builtin error interface
+func (e GoalValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sGoal.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = GoalValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = GoalValidationError{}
 
 // Validate checks the field values on AssignReply with the rules defined in
 // the proto definition for this message. If any rules are violated, the first
@@ -1919,6 +2108,17 @@ func (m *Load) validate(all bool) error {
 	// no validation rules for Waiting
 
 	// no validation rules for Slots
+
+	if utf8.RuneCountInString(m.GetLimit()) > 256 {
+		err := LoadValidationError{
+			field:  "Limit",
+			reason: "value length must be at most 256 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
 
 	// no validation rules for TokensInFlight
 

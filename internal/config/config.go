@@ -120,8 +120,29 @@ type ModelSpec struct {
 	// +kubebuilder:default="0s"
 	// +millrace:lasts:least="0s",most="720h"
 	KeepAlive Duration `json:"keepAlive"`
+	// Goal is how long answers may take: each replica works on as many requests at a time as
+	// can keep it, at most backend.slots, and lets the others wait, the more urgent first.
+	// Of kind "openai" it counts what went through the engine. Default: none; then it works on
+	// backend.slots.
+	// +kubebuilder:default={}
+	Goal Goal `json:"goal"`
 	// Implied is whether there is no object of it: Endpoints serve it.
 	Implied bool `json:"-"`
+}
+
+// Goal is how long answers may take.
+//
+// +kubebuilder:object:generate=true
+type Goal struct {
+	// FirstToken is how long the first token may take, the wait in the engine's queue included,
+	// 0s to 600s. Default 0s: as long as it will.
+	// +kubebuilder:default="0s"
+	// +millrace:lasts:least="0s",most="600s"
+	FirstToken Duration `json:"firstToken"`
+	// Token is how long each token after it may take, 0s to 600s. Default 0s: as long as it will.
+	// +kubebuilder:default="0s"
+	// +millrace:lasts:least="0s",most="600s"
+	Token Duration `json:"token"`
 }
 
 // Backend is how the inference engine of a model is run, on every node alike.

@@ -111,6 +111,8 @@ func (m Model) validate() []Fault {
 	r.templateArgs("spec.templateArgs", s.TemplateArgs)
 	r.between("spec.replicas", s.Replicas, 0, 1024)
 	r.lasts("spec.keepAlive", s.KeepAlive, 0, 720*time.Hour)
+	r.lasts("spec.goal.firstToken", s.Goal.FirstToken, 0, 10*time.Minute)
+	r.lasts("spec.goal.token", s.Goal.Token, 0, 10*time.Minute)
 	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
 		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
 	}

@@ -187,6 +187,9 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 	if wake := e.GetLoad().GetWake(); n.Reason == "" && n.State == ready && wake != nil {
 		n.Reason = fmt.Sprintf("not loaded: nobody has asked for it lately; the next request waits about %s", max(time.Second, wake.AsDuration().Round(time.Second)))
 	}
+	if l := e.GetLoad(); n.Reason == "" && n.State == ready && l.GetLimit() != "" && l.GetWaiting() > 0 {
+		n.Reason = fmt.Sprintf("works on %d at a time, to keep its goal: %s", l.GetSlots(), l.GetLimit())
+	}
 	if n.Reason == "" && n.State != ready {
 		n.Reason = cmp.Or(v.GetReport().GetEngineError(), e.GetReason())
 	}

@@ -12,13 +12,13 @@ import (
 
 func gate(slots, queue int) *Gate {
 	g := &Gate{}
-	g.Resize(slots, queue)
+	g.Set(Limits{Slots: slots, Queue: queue})
 	return g
 }
 
 func take(t *testing.T, g *Gate) *Ticket {
 	t.Helper()
-	ticket, err := g.Acquire(t.Context(), 10)
+	ticket, err := g.Acquire(t.Context(), Standard, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestFirstComeFirstServed(t *testing.T) {
 		if l := g.Load(); l != (Load{Running: 1, Waiting: 3, Slots: 1, Tokens: 40}) {
 			t.Errorf("load %+v", l)
 		}
-		if _, err := g.Acquire(t.Context(), 1); !errors.Is(err, ErrFull) {
+		if _, err := g.Acquire(t.Context(), Standard, 1); !errors.Is(err, ErrFull) {
 			t.Errorf("a fourth one: %v, want ErrFull", err)
 		}
 		taken.Release()
@@ -67,7 +67,7 @@ func TestCancelGivesUpThePlace(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		got := make(chan error)
 		go func() {
-			_, err := g.Acquire(ctx, 5)
+			_, err := g.Acquire(ctx, Standard, 5)
 			got <- err
 		}()
 		synctest.Wait()
@@ -89,7 +89,7 @@ func TestResizeLetsTheQueueIn(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { take(t, g).Release() })
 		synctest.Wait()
-		g.Resize(1, 5)
+		g.Set(Limits{Slots: 1, Queue: 5})
 		wg.Wait()
 	})
 }
@@ -122,7 +122,7 @@ func TestManyAtOnce(t *testing.T) {
 				time.Sleep(time.Duration(r.IntN(500)) * time.Millisecond)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(r.IntN(200))*time.Millisecond)
 				defer cancel()
-				ticket, err := g.Acquire(ctx, int64(r.IntN(100)))
+				ticket, err := g.Acquire(ctx, Priority(r.IntN(int(priorities))), int64(r.IntN(100)))
 				if err != nil {
 					return
 				}
@@ -167,10 +167,10 @@ func TestShutGateLetsNobodyIn(t *testing.T) {
 		if waiting, taken, shut := g.Demand(); waiting != 3 || taken != 1 || !shut {
 			t.Errorf("%d wait, %d were let in, shut %v; want 3, 1, true", waiting, taken, shut)
 		}
-		if _, err := g.Acquire(t.Context(), 1); !errors.Is(err, ErrFull) {
+		if _, err := g.Acquire(t.Context(), Standard, 1); !errors.Is(err, ErrFull) {
 			t.Errorf("a fourth one: %v, want ErrFull", err)
 		}
-		g.Resize(2, 1) // opens nothing
+		g.Set(Limits{Slots: 2, Queue: 1}) // opens nothing
 		synctest.Wait()
 		if waiting, _, _ := g.Demand(); waiting != 3 {
 			t.Errorf("%d wait, want 3", waiting)

@@ -133,10 +133,10 @@ func (c *call) serve(ctx context.Context) *apiError {
 // enter waits for a slot as long as the replica takes requests.
 func (c *call) enter(ctx context.Context, cancel context.CancelCauseFunc) *apiError {
 	closed := context.AfterFunc(c.serving.Open, func() { cancel(supervise.ErrEnds) })
-	t, err := c.cfg.Gate.Acquire(ctx, c.tokens())
+	t, err := c.cfg.Gate.Acquire(ctx, priorityOf(c.r), c.tokens())
 	stopped := closed()
 	switch {
-	case errors.Is(err, admit.ErrFull):
+	case errors.Is(err, admit.ErrFull), errors.Is(err, admit.ErrLate):
 		return full(err)
 	case err != nil:
 		return c.ended(ctx, err)
@@ -306,6 +306,7 @@ func (c *call) unary(ctx context.Context, resp *http.Response) *apiError {
 // reply sends a whole answer: its usage goes into a header.
 func (c *call) reply(kind string, body []byte) *apiError {
 	c.usage, _ = c.backend.Usage(body)
+	c.ticket.Measured(c.usage.Prefill, int64(c.usage.Decoded), c.usage.Decode)
 	if c.way.Reform != nil {
 		var err error
 		if kind, body, err = c.way.Reform.Unary(body); err != nil {
@@ -336,7 +337,9 @@ func (c *call) account(now time.Time) {
 // generate counts events of a stream: nearly every one is a token.
 func (c *call) generate(events int) {
 	c.events += uint64(events)
-	c.ticket.Progress(int64(events))
+	if events > 0 {
+		c.ticket.Generated(int64(events))
+	}
 }
 
 // cut counts a request that has come to no end: by what was generated of it.

@@ -110,6 +110,7 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descRunning  = describe("vllm:num_requests_running", "Requests in the backend.", "model_name")
 	descWaiting  = describe("vllm:num_requests_waiting", "Requests waiting for a slot.", "model_name")
+	descLimit    = describe("millrace_engine_concurrency_limit", "Requests that may be in the backend at a time: what its goal allows, at most its slots.", "model_name")
 	descKV       = describe("vllm:kv_cache_usage_perc", "Used part of the KV cache, 1 is all.", "model_name")
 	descQueries  = describe("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the KV cache.", "model_name")
 	descTokens   = describe("millrace_engine_inflight_tokens", "Tokens that running and waiting requests may still need.")
@@ -133,7 +134,7 @@ func (s Sources) cached(a *enginepb.Assignment) uint64 {
 
 // Describe sends what Collect may send.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descKV, descQueries, descTokens, descSpeed, descState, descCached, descMissed, descBad, descRestarts} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descLimit, descKV, descQueries, descTokens, descSpeed, descState, descCached, descMissed, descBad, descRestarts} {
 		ch <- d
 	}
 }
@@ -174,6 +175,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descRunning, float64(load.Running), model)
 	gauge(descWaiting, float64(load.Waiting), model)
+	gauge(descLimit, float64(load.Slots), model)
 	gauge(descKV, g.Meter.KVUse(), model)
 	count(descQueries, float64(g.Meter.Totals().Prompt), model)
 }

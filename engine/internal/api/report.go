@@ -33,6 +33,17 @@ func requestNumber(r *http.Request) uint64 {
 	return n
 }
 
+// priorityOf is the priority of a request, as extproc says it; standard where it does not.
+func priorityOf(r *http.Request) admit.Priority {
+	switch r.Header.Get(wire.PriorityHeader) {
+	case wire.Critical:
+		return admit.Critical
+	case wire.Sheddable:
+		return admit.Sheddable
+	}
+	return admit.Standard
+}
+
 // formatUsage writes what a request cost, in the form of the header.
 func formatUsage(u backend.Usage) string {
 	b := make([]byte, 0, 96)

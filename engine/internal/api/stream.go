@@ -132,6 +132,7 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 	var deadline time.Time
 	filter := c.filter()
 	c.ticket.Progress(c.prompt)
+	c.ticket.Begun()
 	for now := c.begun; ; now = time.Now() {
 		if n > 0 {
 			at = now

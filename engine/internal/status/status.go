@@ -183,7 +183,7 @@ func (s *Server) status(snap *supervise.Snapshot) *enginepb.Status {
 		State: snap.State, Reason: short(snap.Reason), Since: timestamppb.New(snap.Since),
 		HttpAddress: s.cfg.HTTP, HttpPlainText: s.cfg.PlainText, GrpcAddress: s.cfg.GRPC, ShardAddress: s.cfg.Shard,
 		Load: &enginepb.Load{
-			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots),
+			Running: uint32(load.Running), Waiting: uint32(load.Waiting), Slots: uint32(load.Slots), Limit: short(load.Limit),
 			TokensInFlight: uint64(load.Tokens), CachedTokens: s.cacheLog(snap.Assignment).Tokens(),
 		},
 		Speed: &enginepb.Speed{Prefill: within(speed.Prefill), Decode: within(speed.Decode)},

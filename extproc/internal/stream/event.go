@@ -180,6 +180,9 @@ type Decision struct {
 	Session string
 	// Priority is "critical", "standard" or "sheddable".
 	Priority string
+	// Ranked is whether the engine must be sent the priority: it is not the usual one, or the
+	// client has sent another.
+	Ranked bool
 	// API is the operation.
 	API apis.API
 	// PromptTokens is the length of the prompt; Exact is whether it was counted

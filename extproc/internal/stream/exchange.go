@@ -10,6 +10,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/extproc/internal/unpack"
 	"millrace.dev/millrace/internal/apis"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // chunk is the most bytes of a Duplex reply: Envoy takes up to 64 KiB a message.
@@ -394,7 +395,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	*d = Decision{
 		Model: u.model.Name, Asked: u.asked, Probe: in.head.Probe, Session: l.session, Priority: u.priority, API: in.api,
 		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: retries(q.Most, x.choice.List), Choice: &x.choice,
-		Key: u.model.Key,
+		Key: u.model.Key, Ranked: policy.Ours && (u.priority != wire.Standard || in.head.Priority != ""),
 	}
 	x.core.metrics.counted(n)
 	first := &x.choice.List[0]

@@ -196,6 +196,9 @@ func (o *outbound) decision(d *Decision) {
 		header(w, wire.HedgeHeader, "true", set)
 		header(w, wire.PerTryHeader, o.integer(int(d.Hedge.After.Milliseconds())), set)
 	}
+	if d.Ranked {
+		header(w, wire.PriorityHeader, d.Priority, set)
+	}
 	if d.Request != 0 {
 		o.scratch = strconv.AppendUint(o.scratch[:0], d.Request, 16)
 		header(w, wire.RequestHeader, o.scratch, set)

@@ -33,6 +33,21 @@ var kinds = map[string]enginepb.Backend_Kind{
 	config.OpenAI:   enginepb.Backend_OPENAI,
 }
 
+// goal is how long answers may take; nil: as long as they will.
+func goal(g config.Goal) *enginepb.Goal {
+	var v enginepb.Goal
+	if d := g.FirstToken.Duration; d > 0 {
+		v.FirstToken = durationpb.New(d)
+	}
+	if d := g.Token.Duration; d > 0 {
+		v.Token = durationpb.New(d)
+	}
+	if v.FirstToken == nil && v.Token == nil {
+		return nil
+	}
+	return &v
+}
+
 // backend returns what the configuration says of a model's backends as the engines
 // read it.
 func backend(s config.ModelSpec, limits config.Limits) *enginepb.Backend {
@@ -51,6 +66,7 @@ func backend(s config.ModelSpec, limits config.Limits) *enginepb.Backend {
 		// A change waits for running requests as long as these may run.
 		Drain:     durationpb.New(limits.RequestTimeout.Duration),
 		KeepAlive: keep,
+		Goal:      goal(s.Goal),
 
 		TensorParallel:   uint32(s.Backend.TensorParallel),
 		PipelineParallel: uint32(s.Backend.PipelineParallel),
