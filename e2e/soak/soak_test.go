@@ -147,7 +147,7 @@ func (a *tally) take(err error, begin time.Time) (wait bool) {
 	return false
 }
 
-// judge tells requests that failed from those that no replica could have served. An answer
+// judge parts requests that failed from those that no replica could have served. An answer
 // that has begun is its replica's alone, and is lost with it.
 func (a *tally) judge(r *readiness) (failed, lost []failure) {
 	for _, f := range a.broken {

@@ -108,13 +108,13 @@ func TestRefusedPartEndsTheRequest(t *testing.T) {
 
 // TestTextsOfWhoHasLeftAreNotSent to a backend that computes all that it has begun.
 func TestTextsOfWhoHasLeftAreNotSent(t *testing.T) {
-	first, goOn := make(chan struct{}), make(chan struct{})
+	first, proceed := make(chan struct{}), make(chan struct{})
 	var asked atomic.Int64
 	g := newRig(t, embedder(t, func([]string) bool {
 		if asked.Add(1) == 1 {
 			close(first)
 		}
-		<-goOn
+		<-proceed
 		return true
 	}))
 	ctx, leave := context.WithCancel(t.Context())
@@ -127,7 +127,7 @@ func TestTextsOfWhoHasLeftAreNotSent(t *testing.T) {
 	leave()
 	<-done
 	until(t, func() bool { return g.gate.Load().Running == 0 })
-	close(goOn) // the backend finishes what it has begun
+	close(proceed) // the backend finishes what it has begun
 	if n := asked.Load(); n != 1 {
 		t.Errorf("%d parts were sent, want 1", n)
 	}
