@@ -76,7 +76,7 @@ func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc)
 	b := httptest.NewServer(server)
 	t.Cleanup(b.Close)
 	g := &rig{gate: &admit.Gate{}, meter: &meter.Meter{}, cache: &cachelog.Log{}, spans: tracetest.NewSpanRecorder(), metrics: prometheus.NewRegistry()}
-	g.gate.Resize(1, 1)
+	g.gate.Set(admit.Limits{Slots: 1, Queue: 1})
 	v := &supervise.Serving{Assignment: &enginepb.Assignment{
 		Model: "smollm2", Replica: "smollm2-0", Backend: &enginepb.Backend{Kind: kind, MaxBodyBytes: maxBody, Slots: 1, ContextTokens: 1000, Url: b.URL},
 	}}

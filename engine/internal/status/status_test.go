@@ -56,7 +56,7 @@ func startWith(t *testing.T, cache *cachelog.Log) enginepb.EngineClient {
 	t.Helper()
 	gate, m := &admit.Gate{}, &meter.Meter{}
 	cache.Finish(cache.Begin([]cachelog.Link{{Key: 7, Tokens: 40}}), 40, 0, 2)
-	gate.Resize(4, 4)
+	gate.Set(admit.Limits{Slots: 4, Queue: 4})
 	m.SetKV(7, 256)
 	m.Add(backend.Usage{Prompt: 20, Cached: 5, Completion: 10}, time.Now())
 	m.Calibrate(backend.Speed{Decode: 10})

@@ -269,6 +269,9 @@ func decisionHeaders(d *Decision, hosts string) []*core.HeaderValueOption {
 		}
 		hs = append(hs, option(wire.PrefixHeader, strings.Join(all, ","), set))
 	}
+	if d.Ranked {
+		hs = append(hs, option(wire.PriorityHeader, d.Priority, set))
+	}
 	if d.Hedge.After > 0 {
 		hs = append(hs, option(wire.PerTryHeader, strconv.FormatInt(d.Hedge.After.Milliseconds(), 10), set), option(wire.HedgeHeader, "true", set))
 	}
