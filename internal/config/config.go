@@ -135,13 +135,13 @@ type ModelSpec struct {
 // +kubebuilder:object:generate=true
 type Goal struct {
 	// FirstToken is how long the first token may take, the wait in the engine's queue included,
-	// 0s to 600s. Default 0s: as long as it will.
+	// 0s to 10m. Default 0s: as long as it will.
 	// +kubebuilder:default="0s"
-	// +millrace:lasts:least="0s",most="600s"
+	// +millrace:lasts:least="0s",most="10m"
 	FirstToken Duration `json:"firstToken"`
-	// Token is how long each token after it may take, 0s to 600s. Default 0s: as long as it will.
+	// Token is how long each token after it may take, 0s to 10m. Default 0s: as long as it will.
 	// +kubebuilder:default="0s"
-	// +millrace:lasts:least="0s",most="600s"
+	// +millrace:lasts:least="0s",most="10m"
 	Token Duration `json:"token"`
 }
 
