@@ -13,7 +13,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"millrace.dev/millrace/internal/secret"
 )
 
 // Kinds of backends.
@@ -132,7 +131,7 @@ func (f *faults) llamacpp(s Settings) {
 	if len(s.Args) > 0 {
 		f.add(Args, "%d arguments; must be left out: llamacpp's binding has no command line", len(s.Args))
 	}
-	f.unset(URL, secret.URL(s.URL).String(), "llamacpp is started by engine; choose kind openai for a server that runs already")
+	f.unset(URL, s.URL, "llamacpp is started by engine; choose kind openai for a server that runs already")
 	f.unset(ServedModel, s.ServedModel, "llamacpp serves the model by its own name")
 }
 
@@ -145,7 +144,7 @@ func (f *faults) vllm(s Settings) {
 	f.degree(PipelineParallel, s.PipelineParallel)
 	f.degree(DataParallel, s.DataParallel)
 	f.vllmArgs(s.Args)
-	f.unset(URL, secret.URL(s.URL).String(), "vllm is started by engine; choose kind openai for a server that runs already")
+	f.unset(URL, s.URL, "vllm is started by engine; choose kind openai for a server that runs already")
 	f.unset(ServedModel, s.ServedModel, "vllm serves the model by its own name")
 	if s.Stages > 1 {
 		f.add(Stages, "%d; must be 1: a vllm replica is on one node; split it there by backend.tensorParallel or backend.pipelineParallel", s.Stages)
@@ -204,7 +203,11 @@ func (f *faults) one(field Field, n int, instead string) {
 
 // unset refuses a setting that the kind lacks.
 func (f *faults) unset(field Field, value, instead string) {
-	if value != "" {
+	switch {
+	case value == "":
+	case field == URL: // it may have a secret within
+		f.add(field, "must be left out: %s", instead)
+	default:
 		f.add(field, "%.80q; must be left out: %s", value, instead)
 	}
 }
@@ -216,7 +219,7 @@ func ParseURL(text string) (*url.URL, error) {
 	}
 	u, err := url.ParseRequestURI(text)
 	if err != nil || utf8.RuneCountInString(text) > URLMax || !urlForm.MatchString(text) {
-		return nil, fmt.Errorf("%.80q; must be %s", secret.URL(text), URLWords)
+		return nil, fmt.Errorf("must be %s", URLWords) // it may have a secret within
 	}
 	u.Path = strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/v1")
 	u.RawPath = ""

@@ -154,7 +154,7 @@ type Goal struct {
 // +millrace:rule:at="pipelineParallel",when="self.kind == 'llamacpp'",holds="self.pipelineParallel in [0, 1]",shows="{string(self.pipelineParallel)}",words="must be 1: llamacpp splits layers over nodes: layout.stages"
 // +millrace:rule:at="dataParallel",when="self.kind == 'llamacpp'",holds="self.dataParallel in [0, 1]",shows="{string(self.dataParallel)}",words="must be 1: ask for more replicas"
 // +millrace:rule:at="args",when="self.kind == 'llamacpp'",holds="self.args.size() == 0",shows="{string(self.args.size())} arguments",words="must be left out: llamacpp's binding has no command line"
-// +millrace:rule:at="url",when="self.kind == 'llamacpp'",holds="self.url.size() == 0",shows="quoted",words="must be left out: llamacpp is started by engine; choose kind openai for a server that runs already"
+// +millrace:rule:at="url",when="self.kind == 'llamacpp'",holds="self.url.size() == 0",words="must be left out: llamacpp is started by engine; choose kind openai for a server that runs already"
 // +millrace:rule:at="model",when="self.kind == 'llamacpp'",holds="self.model.size() == 0",shows="quoted",words="must be left out: llamacpp serves the model by its own name"
 // +millrace:rule:at="tensorParallel",when="self.kind == 'vllm'",holds="self.tensorParallel >= 0",shows="{string(self.tensorParallel)}",words="must be ≥ 1"
 // +millrace:rule:at="tensorParallel",when="self.kind == 'vllm'",holds="self.tensorParallel <= 1024",shows="{string(self.tensorParallel)}",words="must be ≤ 1024"
@@ -163,7 +163,7 @@ type Goal struct {
 // +millrace:rule:at="dataParallel",when="self.kind == 'vllm'",holds="self.dataParallel >= 0",shows="{string(self.dataParallel)}",words="must be ≥ 1"
 // +millrace:rule:at="dataParallel",when="self.kind == 'vllm'",holds="self.dataParallel <= 1024",shows="{string(self.dataParallel)}",words="must be ≤ 1024"
 // +millrace:rule:at="args",when="self.kind == 'vllm'",holds="self.args.size() == 0 || self.args[0].startsWith('-')",shows="[0]: {strings.quote(self.args[0].size() > 80 ? self.args[0].substring(0, 80) : self.args[0])}",words="must begin with an argument's name, such as --dtype"
-// +millrace:rule:at="url",when="self.kind == 'vllm'",holds="self.url.size() == 0",shows="quoted",words="must be left out: vllm is started by engine; choose kind openai for a server that runs already"
+// +millrace:rule:at="url",when="self.kind == 'vllm'",holds="self.url.size() == 0",words="must be left out: vllm is started by engine; choose kind openai for a server that runs already"
 // +millrace:rule:at="model",when="self.kind == 'vllm'",holds="self.model.size() == 0",shows="quoted",words="must be left out: vllm serves the model by its own name"
 // +millrace:rule:at="tensorParallel",when="self.kind == 'openai'",holds="self.tensorParallel in [0, 1]",shows="{string(self.tensorParallel)}",words="must be 1: the server is external"
 // +millrace:rule:at="pipelineParallel",when="self.kind == 'openai'",holds="self.pipelineParallel in [0, 1]",shows="{string(self.pipelineParallel)}",words="must be 1: the server is external"
@@ -211,7 +211,7 @@ type Backend struct {
 	// +millrace:each:vllmArgument:of="millrace.dev/millrace/internal/backends"
 	Args []string `json:"args,omitempty"`
 	// URL is where the server of kind "openai" is, such as http://10.0.0.7:8000.
-	// +millrace:form:name=URL,of="millrace.dev/millrace/internal/backends",optional=true,also="isURL(self)"
+	// +millrace:form:name=URL,of="millrace.dev/millrace/internal/backends",optional=true,hidden=true,also="isURL(self)"
 	URL string `json:"url,omitempty"`
 	// Model is the model's id at that server. Default: the model's name.
 	// +millrace:form:name=Model,of="millrace.dev/millrace/internal/backends"
