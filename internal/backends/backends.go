@@ -12,7 +12,6 @@ import (
 	"regexp"
 	"strings"
 	"unicode/utf8"
-
 )
 
 // Kinds of backends.
