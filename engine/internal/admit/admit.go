@@ -64,11 +64,12 @@ type Load struct {
 type Gate struct {
 	// Atomic.
 	tokens atomic.Int64
+	paced  atomic.Bool // whether there is a goal: else nothing need be measured
 
 	// mu guards the fields below.
 	mu      sync.Mutex
 	limiter limiter
-	limits  Limits
+	room    int // requests that may wait; one more is refused
 	running int
 	waiting [priorities]list.List // of *Ticket, oldest first
 	late    [priorities]list.List // those of them that have waited too long, oldest first
@@ -99,8 +100,9 @@ type Ticket struct {
 func (g *Gate) Set(l Limits) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.limits = l
+	g.room = l.Queue
 	g.limiter.set(l.Slots, l.Goal)
+	g.paced.Store(l.Goal != Goal{})
 	g.admitLocked()
 }
 
@@ -143,10 +145,10 @@ func (g *Gate) Acquire(ctx context.Context, p Priority, tokens int64) (*Ticket, 
 func (g *Gate) enter(t *Ticket, tokens int64) (patience time.Duration, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	free := g.running < g.mayRunLocked() && g.queued == 0 && !g.shut
-	room := g.limits.Queue
+	free := g.running < g.limiter.now() && g.queued == 0 && !g.shut
+	room := g.room
 	if g.shut {
-		room += g.limits.Slots // those who will be let in as soon as it is opened
+		room += g.limiter.most // those who will be let in as soon as it is opened
 	}
 	if !free && g.queued >= room && !g.displaceLocked(t.priority) {
 		return 0, ErrFull
@@ -163,15 +165,9 @@ func (g *Gate) enter(t *Ticket, tokens int64) (patience time.Duration, err error
 	t.waitLocked(&g.waiting[t.priority])
 	g.admitLocked()
 	if t.priority == Sheddable {
-		patience = g.limits.Goal.First
+		patience = g.limiter.goal.First
 	}
 	return patience, nil
-}
-
-// mayRunLocked is how many may run at a time.
-func (g *Gate) mayRunLocked() int {
-	n, _ := g.limiter.now()
-	return n
 }
 
 // displaceLocked refuses the newest of the least urgent that waits, if it is less urgent
@@ -219,21 +215,19 @@ func (g *Gate) leave(t *Ticket) {
 
 // admitLocked gives free slots to those who wait.
 func (g *Gate) admitLocked() {
-	for g.running < g.mayRunLocked() && g.queued > 0 && !g.shut {
+	for g.running < g.limiter.now() && g.queued > 0 && !g.shut {
 		t := g.nextLocked(time.Now())
 		g.takeLocked(t)
 		g.running++
 		g.taken++
 		close(t.turn)
 	}
-	if g.queued > 0 {
-		g.limiter.press()
-	}
+	g.limiter.pressed = g.limiter.pressed || g.queued > 0
 }
 
 // nextLocked is who goes first, of one or more that wait.
 func (g *Gate) nextLocked(now time.Time) *Ticket {
-	if first := g.limits.Goal.First; first > 0 {
+	if first := g.limiter.goal.First; first > 0 {
 		for p := range priorities {
 			for e := g.waiting[p].Front(); e != nil && now.Sub(e.Value.(*Ticket).since) > first; e = g.waiting[p].Front() {
 				t := e.Value.(*Ticket)
@@ -269,40 +263,41 @@ func (g *Gate) oldestLocked() *Ticket {
 }
 
 // Begun says that the request's first token has come.
-func (t *Ticket) Begun() {
-	now := time.Now()
-	took := now.Sub(t.last)
-	t.last = now
-	t.gate.mu.Lock()
-	defer t.gate.mu.Unlock()
-	t.gate.limiter.first(took)
-}
+func (t *Ticket) Begun() { t.measured(t.lap(), 0, 0) }
 
 // Generated says that n more tokens have come.
 func (t *Ticket) Generated(n int64) {
 	t.Progress(n)
-	now := time.Now()
-	took := now.Sub(t.last)
-	t.last = now
-	t.gate.measured(n, took, now)
+	t.measured(0, n, t.lap())
 }
 
 // Measured takes what the backend has measured of an answer that came whole: the time to
 // its first token, and of the n after it together.
 func (t *Ticket) Measured(first time.Duration, n int64, took time.Duration) {
-	if n <= 0 || first <= 0 || took <= 0 {
-		return
+	if n > 0 && first > 0 && took > 0 {
+		t.measured(first, n, took)
 	}
-	t.gate.mu.Lock()
-	t.gate.limiter.first(first)
-	t.gate.mu.Unlock()
-	t.gate.measured(n, took, time.Now())
 }
 
-func (g *Gate) measured(n int64, took time.Duration, now time.Time) {
+// lap is the time since it was let in, or since the last lap.
+func (t *Ticket) lap() time.Duration {
+	last := t.last
+	t.last = time.Now()
+	return t.last.Sub(last)
+}
+
+// measured takes how long a first token took, if first is not 0, and n others together.
+func (t *Ticket) measured(first time.Duration, n int64, took time.Duration) {
+	g := t.gate
+	if !g.paced.Load() {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.limiter.token(n, took, g.running, now) {
+	if first > 0 {
+		g.limiter.first(first)
+	}
+	if n > 0 && g.limiter.token(n, took, g.running, time.Now()) {
 		g.admitLocked()
 	}
 }
@@ -353,6 +348,5 @@ func (g *Gate) Demand() (waiting int, taken uint64, shut bool) {
 func (g *Gate) Load() Load {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n, why := g.limiter.now()
-	return Load{Running: g.running, Waiting: g.queued, Slots: n, Limit: why, Tokens: g.tokens.Load()}
+	return Load{Running: g.running, Waiting: g.queued, Slots: g.limiter.now(), Limit: g.limiter.why, Tokens: g.tokens.Load()}
 }

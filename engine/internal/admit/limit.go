@@ -35,7 +35,7 @@ type limiter struct {
 	goal  Goal
 	most  int // the backend's slots
 	limit float64
-	why   string
+	why   string // it is not another; empty: there is no goal
 	// steep is whether the limit has never been too high.
 	steep bool
 
@@ -44,7 +44,7 @@ type limiter struct {
 	tokens        int64
 	spent         time.Duration // of all tokens together
 	firsts, lates int           // first tokens, and those of them that took longer than the goal
-	pressed       bool          // whether somebody waited while as many ran as may
+	pressed       bool          // whether somebody waited while as many ran as may; its gate sets it
 }
 
 // set takes the backend's slots and the goal, and begins anew where one of them is another.
@@ -53,20 +53,13 @@ func (l *limiter) set(most int, goal Goal) {
 		return
 	}
 	*l = limiter{most: most, goal: goal, limit: float64(most), steep: true}
-	if goal.Token > 0 || goal.First > 0 {
+	if goal != (Goal{}) {
 		l.limit, l.why = min(start, float64(most)), "nothing is measured yet"
 	}
 }
 
-// now is how many may run, and why not as many as there are slots.
-func (l *limiter) now() (int, string) {
-	return int(l.limit), l.why
-}
-
-// press says that somebody waits though fewer run than there are slots.
-func (l *limiter) press() {
-	l.pressed = true
-}
+// now is how many may run.
+func (l *limiter) now() int { return int(l.limit) }
 
 // first takes the time from a request's entrance into the backend to its first token.
 func (l *limiter) first(took time.Duration) {
@@ -79,9 +72,6 @@ func (l *limiter) first(took time.Duration) {
 // token takes n tokens of one answer that took so long, while so many requests ran, and
 // reports whether the limit is another now.
 func (l *limiter) token(n int64, took time.Duration, running int, now time.Time) bool {
-	if l.goal == (Goal{}) {
-		return false
-	}
 	if l.began.IsZero() {
 		l.began = now
 	}
@@ -90,10 +80,10 @@ func (l *limiter) token(n int64, took time.Duration, running int, now time.Time)
 	if l.tokens < windowTokens || now.Sub(l.began) < windowLasts {
 		return false
 	}
-	before := int(l.limit)
+	before := l.now()
 	l.decide(running)
 	l.began, l.tokens, l.spent, l.firsts, l.lates, l.pressed = now, 0, 0, 0, 0, false
-	return int(l.limit) != before
+	return l.now() != before
 }
 
 // decide ends a window.
@@ -110,7 +100,7 @@ func (l *limiter) decide(running int) {
 		why = fmt.Sprintf("%d of %d first tokens took the backend longer than their goal, %s", l.lates, l.firsts, l.goal.First)
 	}
 	switch {
-	case slow > 1 && running > int(l.limit):
+	case slow > 1 && running > l.now():
 		// Those who run too many have still to end: nothing is known of the limit yet.
 	case slow > 1:
 		l.limit = max(1, math.Floor(l.limit*max(sharpest, 1/slow)))
