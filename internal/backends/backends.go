@@ -130,7 +130,7 @@ func (f *faults) llamacpp(s Settings) {
 	if len(s.Args) > 0 {
 		f.add(Args, "%d arguments; must be left out: llamacpp's binding has no command line", len(s.Args))
 	}
-	f.unset(URL, s.URL, "llamacpp is started by engine; choose kind openai for a server that runs already")
+	f.noURL(s.URL, "llamacpp is started by engine; choose kind openai for a server that runs already")
 	f.unset(ServedModel, s.ServedModel, "llamacpp serves the model by its own name")
 }
 
@@ -143,7 +143,7 @@ func (f *faults) vllm(s Settings) {
 	f.degree(PipelineParallel, s.PipelineParallel)
 	f.degree(DataParallel, s.DataParallel)
 	f.vllmArgs(s.Args)
-	f.unset(URL, s.URL, "vllm is started by engine; choose kind openai for a server that runs already")
+	f.noURL(s.URL, "vllm is started by engine; choose kind openai for a server that runs already")
 	f.unset(ServedModel, s.ServedModel, "vllm serves the model by its own name")
 	if s.Stages > 1 {
 		f.add(Stages, "%d; must be 1: a vllm replica is on one node; split it there by backend.tensorParallel or backend.pipelineParallel", s.Stages)
@@ -202,12 +202,15 @@ func (f *faults) one(field Field, n int, instead string) {
 
 // unset refuses a setting that the kind lacks.
 func (f *faults) unset(field Field, value, instead string) {
-	switch {
-	case value == "":
-	case field == URL: // it may have a secret within
-		f.add(field, "must be left out: %s", instead)
-	default:
+	if value != "" {
 		f.add(field, "%.80q; must be left out: %s", value, instead)
+	}
+}
+
+// noURL refuses a URL, which is not shown: it may have a secret within.
+func (f *faults) noURL(value, instead string) {
+	if value != "" {
+		f.add(URL, "must be left out: %s", instead)
 	}
 }
 
