@@ -213,12 +213,7 @@ func (f *Fleet) complete(dir string) {
 
 // ContextTokens returns the context of a model's engines; 0: it is not known.
 func (f Fleet) ContextTokens(model string) int {
-	for _, m := range f.Models {
-		if m.Name == model {
-			return m.ContextTokens
-		}
-	}
-	return 0
+	return f.model(model).ContextTokens
 }
 
 // ModelNames returns the ids of all models that endpoints serve, sorted.
@@ -229,6 +224,16 @@ func (f Fleet) ModelNames() []string {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// model returns what is said of a model; the zero FleetModel: nothing is.
+func (f Fleet) model(name string) FleetModel {
+	for _, m := range f.Models {
+		if m.Name == name {
+			return m
+		}
+	}
+	return FleetModel{}
 }
 
 // DefaultModel returns the id of the model for requests whose model is not known.
@@ -246,20 +251,10 @@ func (f Fleet) DefaultModel() string {
 
 // TemplateArgs returns the JSON of a model's default arguments of its template; empty: none.
 func (f Fleet) TemplateArgs(model string) string {
-	for _, m := range f.Models {
-		if m.Name == model {
-			return m.TemplateArgs
-		}
-	}
-	return ""
+	return f.model(model).TemplateArgs
 }
 
 // Tokenizer returns the path of a model's tokenizer; empty: it has none.
 func (f Fleet) Tokenizer(model string) string {
-	for _, m := range f.Models {
-		if m.Name == model {
-			return m.Tokenizer
-		}
-	}
-	return ""
+	return f.model(model).Tokenizer
 }
