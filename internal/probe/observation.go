@@ -39,11 +39,9 @@ type Observation struct {
 	// say so, and the same for everybody who probes. 0: no start is known of.
 	Epoch uint64
 	// Sample is what its metrics said last; nil: nothing yet, or not since a restart, or they
-	// don't come now. Fresh is whether they said so just now.
+	// don't come now. Asked is when they were asked for, if they have come just now; else zero.
 	Sample *scrape.Sample
-	Fresh  bool
-	// Asked is when they were asked for, if they are Fresh.
-	Asked time.Time
+	Asked  time.Time
 	// Done is what its engine has done since the sample before; nil: nothing, or it is not
 	// known. Company is how many requests ran at a time meanwhile.
 	Done    *scrape.Since
@@ -76,3 +74,6 @@ type Observation struct {
 	// Blocks is the same as a Set, which continues to change; nil like Cache.
 	Blocks *blocks.Set
 }
+
+// Fresh reports whether its metrics have come just now.
+func (o *Observation) Fresh() bool { return !o.Asked.IsZero() }

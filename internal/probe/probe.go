@@ -305,7 +305,7 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, asked time.Time) {
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
-		Sample: t.figures(), Fresh: !asked.IsZero(), Asked: asked, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context, Version: t.version,
+		Sample: t.figures(), Asked: asked, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context, Version: t.version,
 		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models,
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {

@@ -327,6 +327,6 @@ func TestKeys(t *testing.T) {
 		until("its metrics", well)
 		put(t, file, []byte(next))
 		e.wants("authorization", "Bearer "+next)
-		until("its metrics by the next key", func(o *Observation) bool { return o.Fresh && well(o) })
+		until("its metrics by the next key", func(o *Observation) bool { return o.Fresh() && well(o) })
 	})
 }

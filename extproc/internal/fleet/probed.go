@@ -135,7 +135,7 @@ func (p *probed) observed(o *probe.Observation) {
 		p.setLocked(l, now)
 	}
 	e := p.state.endpoints[o.Address]
-	if o.Fresh {
+	if o.Fresh() {
 		e.live.ReportFromFleet(pick.Report{
 			Requests: int64(o.Sample.Running + o.Sample.Waiting), Waiting: int64(o.Sample.Waiting), KV: o.Sample.KV,
 		}, now)
@@ -146,7 +146,7 @@ func (p *probed) observed(o *probe.Observation) {
 			e.adapters.Report(a.Most, a.Running, a.Waiting)
 		}
 	}
-	if !o.Fresh && o.Epoch != last.Epoch || o.Done != nil && o.Usual != last.Usual {
+	if !o.Fresh() && o.Epoch != last.Epoch || o.Done != nil && o.Usual != last.Usual {
 		p.owner.publishLocked() // before anything else is sent there, or learned of it
 	}
 	if o.Done != nil {
