@@ -105,9 +105,14 @@ func (t *template) asLists(role string) bool {
 	case t.llama || !t.known:
 		return t.onlyTyped
 	case t.vllm:
-		return t.lists == yes && !(role == "tool" && t.habits.results == resultsJoined)
+		return t.keepsLists(role)
 	}
 	return false
+}
+
+// keepsLists is whether an engine that is known gives the template lists of a role as they are.
+func (t *template) keepsLists(role string) bool {
+	return t.lists == yes && !(role == "tool" && t.habits.results == resultsJoined)
 }
 
 // flat is the text that the engine makes of a list of texts.
@@ -166,7 +171,7 @@ func (t *template) full(role string, msg *Message) (*jinja.Dict, error) {
 		if list && (t.typed || t.onlyTyped) {
 			m.Set("content", typed(parts))
 		}
-	case t.asLists(role), list && t.lists == yes && !(role == "tool" && t.habits.results == resultsJoined):
+	case t.asLists(role), list && t.keepsLists(role):
 		m.Set("content", typed(parts)) // of no content the empty list
 	}
 	t.setThoughts(m, role, b)

@@ -6,41 +6,31 @@ import (
 
 // setThoughts gives a message's reasoning to the template as the engine does.
 func (t *template) setThoughts(m *jinja.Dict, role string, b *body) {
-	set := func(text *string, names ...string) {
-		for _, name := range names {
-			if text != nil {
-				m.Set(name, *text)
-			}
-		}
-	}
+	text, names := b.Thoughts, []string{"reasoning", "reasoning_content"}
+	gives := role == "assistant"
 	switch t.habits.thoughts {
 	case thoughtsUnclear:
-		if b.Reasoning != nil && *b.Reasoning != "" || !t.llama {
-			set(b.Reasoning, "reasoning_content")
-		}
-		return
+		text, names = b.Reasoning, names[1:]
+		gives = !t.llama || text != nil && *text != ""
 	case thoughtsOld:
-		if role != "user" {
-			set(b.Reasoning, "reasoning_content")
-		}
-		return
-	}
-	if role != "assistant" {
-		return
-	}
-	switch t.habits.thoughts {
-	case thoughtsNew:
-		set(b.Thoughts, "reasoning", "reasoning_content")
+		text, names = b.Reasoning, names[1:]
+		gives = role != "user"
+	case thoughtsDropped:
+		gives = false
 	case thoughtsEither:
-		if b.Thoughts == nil || *b.Thoughts == "" {
-			b.Thoughts = b.Reasoning
+		if text == nil || *text == "" {
+			text = b.Reasoning
 		}
-		set(b.Thoughts, "reasoning", "reasoning_content")
 	case thoughtsRenamed:
-		if b.Thoughts == nil {
-			b.Thoughts = b.Reasoning
+		if text == nil {
+			text = b.Reasoning
 		}
-		set(b.Thoughts, "reasoning", "reasoning_content")
+	}
+	if !gives || text == nil {
+		return
+	}
+	for _, name := range names {
+		m.Set(name, *text)
 	}
 }
 
