@@ -241,9 +241,6 @@ func (c *Controller) Report(request uint64, generated int, final bool, now time.
 	}
 }
 
-// Charged is how many requests were charged by a source.
-func (c *Controller) Charged(by Source) uint64 { return c.metrics.by[by].n.Load() }
-
 // reserved is how many tokens are charged in advance now.
 func (c *Controller) reserved() float64 {
 	if b := c.budgets.Load(); b != nil {

@@ -1,10 +1,6 @@
 package flow
 
-import (
-	"sync/atomic"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "github.com/prometheus/client_golang/prometheus"
 
 // metrics of the queues and budgets: tenants are never a label.
 type metrics struct {
@@ -17,7 +13,6 @@ type metrics struct {
 	// by is by source: answers, and their tokens.
 	by [sources]struct {
 		answers, tokens prometheus.Counter
-		n               atomic.Uint64 // answers
 	}
 }
 
@@ -108,6 +103,5 @@ func newMetrics(reg prometheus.Registerer, reserved func() float64) *metrics {
 // charged counts a request whose charge is settled.
 func (m *metrics) charged(by Source, tokens int) {
 	m.by[by].answers.Inc()
-	m.by[by].n.Add(1)
 	m.by[by].tokens.Add(float64(max(0, tokens)))
 }

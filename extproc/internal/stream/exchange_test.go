@@ -34,6 +34,7 @@ type fleet struct {
 	picker *pick.Picker
 	table  *pick.Table
 	model  *pick.Model
+	reg    *prometheus.Registry
 }
 
 func newFleet(n int, edit ...func(*pick.Table)) *fleet {
@@ -58,7 +59,7 @@ func newFleet(n int, edit ...func(*pick.Table)) *fleet {
 	reg := prometheus.NewRegistry()
 	p := pick.New(reg)
 	p.Publish(t)
-	return &fleet{NewCore(p, reg), p, t, m}
+	return &fleet{NewCore(p, reg), p, t, m, reg}
 }
 
 // leaks returns the places that are still taken.
