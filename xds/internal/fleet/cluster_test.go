@@ -67,6 +67,55 @@ func TestLeavingNodeGetsNoNewRequests(t *testing.T) {
 	w.wantCondition("Kubernetes does not reach node node-b: kubelet stopped posting")
 }
 
+func TestWhoLeavesServesOnWhereNobodyElseDoes(t *testing.T) {
+	ends := ClusterNode{Engine: true, Leaving: "its Pod ends"}
+	draining := func(w *world, names ...string) {
+		for _, name := range names {
+			w.nodes[name].status = clone(w.nodes[name].status, enginepb.State_DRAINING, "the engine ends")
+		}
+	}
+	tests := []struct {
+		name   string
+		happen func(w *world)
+		want   []string
+	}{
+		{"all Pods end", func(w *world) {
+			w.cluster(map[string]ClusterNode{"node-a": ends, "node-b": ends, "node-c": ends})
+		}, []string{"m-0 SUSPECT 1", "m-1 SUSPECT 1"}},
+		{"all engines drain", func(w *world) { draining(w, "node-a", "node-c") }, []string{"m-0 SUSPECT 1", "m-1 SUSPECT 1"}},
+		{"Pods end whose engines drain", func(w *world) {
+			draining(w, "node-a", "node-b", "node-c")
+			w.cluster(map[string]ClusterNode{"node-a": ends, "node-b": ends, "node-c": ends})
+		}, []string{"m-0 SUSPECT 1", "m-1 SUSPECT 1"}},
+		{"one replica stays", func(w *world) { draining(w, "node-a") }, []string{"m-0 NOT_READY 0", "m-1 READY 1000"}},
+		{"another is broken", func(w *world) {
+			draining(w, "node-a")
+			w.nodes["node-c"].status = clone(w.nodes["node-c"].status, enginepb.State_BROKEN, "backend died")
+		}, []string{"m-0 SUSPECT 1", "m-1 NOT_READY 0"}},
+		{"a broken one leaves", func(w *world) {
+			w.nodes["node-b"].status = clone(w.nodes["node-b"].status, enginepb.State_BROKEN, "shard died")
+			w.cluster(map[string]ClusterNode{"node-a": ends, "node-b": ends, "node-c": ends})
+		}, []string{"m-0 NOT_READY 0", "m-1 SUSPECT 1"}},
+		{"the last agent has ended", func(w *world) {
+			w.cluster(map[string]ClusterNode{"node-a": ends, "node-b": ends, "node-c": ends})
+			w.leave("node-c")
+		}, []string{"m-0 SUSPECT 1", "m-1 NOT_READY 0"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := clustered(t, two, "node-a", "node-b", "node-c")
+			tt.happen(w)
+			w.beat()
+			w.want(tt.want...)
+			for _, e := range w.snap.Endpoints {
+				if (e.State == suspect) != (e.Membership == Leaving) {
+					t.Errorf("%s: state %v, membership %v", e.Replica, e.State, e.Membership)
+				}
+			}
+		})
+	}
+}
+
 func TestDeletedNodeIsLostAtOnce(t *testing.T) {
 	w := clustered(t, one, "node-a", "node-b")
 	w.cluster(nil, "node-a")

@@ -109,6 +109,8 @@ type verdict struct {
 	// stuck is whether requests may hang in the engine, so that Envoy is to be
 	// asked to check.
 	stuck bool
+	// leaves is whether it is not ready only because it leaves, and still answers.
+	leaves bool
 }
 
 // judge concludes what is true of the node's part in a replica.
@@ -116,13 +118,15 @@ func (n *node) judge(now time.Time, r *layout.Replica, stage int, c ClusterNode)
 	if n == nil {
 		return verdict{state: notReady, reason: "has not reported yet"}
 	}
+	since, silent := n.silentSince(now)
+	v, ok := n.judgeEngine(now, r, stage)
+	v.leaves = v.leaves && !silent
 	if c.Leaving != "" {
-		return verdict{state: notReady, reason: "leaves: " + c.Leaving}
+		return verdict{state: notReady, reason: "leaves: " + c.Leaving, leaves: v.leaves || ok && !silent}
 	}
-	if v, ok := n.judgeEngine(now, r, stage); !ok {
+	if !ok {
 		return v
 	}
-	since, silent := n.silentSince(now)
 	if !silent {
 		return verdict{state: ready, freshness: 1}
 	}
@@ -153,7 +157,9 @@ func (n *node) judgeEngine(now time.Time, r *layout.Replica, stage int) (verdict
 	case !n.runs(r, stage):
 		return no("its engine serves an older assignment")
 	case e.GetState() != enginepb.State_READY:
-		return no(strings.TrimSuffix(strings.ToLower(e.GetState().String())+": "+e.GetReason(), ": "))
+		v, _ := no(strings.TrimSuffix(strings.ToLower(e.GetState().String())+": "+e.GetReason(), ": "))
+		v.leaves = e.GetState() == enginepb.State_DRAINING
+		return v, false
 	}
 	if h, reason := weight.Health(n.report.GetTelemetry()); h == 0 {
 		return no(reason)

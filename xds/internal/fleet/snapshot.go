@@ -23,6 +23,9 @@ const (
 	// Unhealthy in EDS: gets no new request from the fallback policy, and Envoy's
 	// health check continues.
 	Unhealthy
+	// Leaving is healthy in EDS: it ends, and still answers what comes. It is there only
+	// while nobody else serves its model.
+	Leaving
 	// Healthy in EDS.
 	Healthy
 )
@@ -106,6 +109,8 @@ type Endpoint struct {
 
 	// worth is what the weight is made of.
 	worth weight.Replica
+	// leaves is whether nothing is wrong with it but that some of its nodes leave.
+	leaves bool
 }
 
 // Node is one node as people see it.
@@ -168,7 +173,22 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		s.Endpoints = append(s.Endpoints, e)
 	}
 	f.judgeForeign(now, heads, s)
+	lastResorts(s.Endpoints)
 	f.remember(now, s.Endpoints, stages)
+}
+
+// lastResorts has replicas that leave serve on where nobody else serves their model: they answer
+// for a while yet, which is better than a sure refusal.
+func lastResorts(all []Endpoint) {
+	served := map[string]bool{}
+	for i := range all {
+		served[all[i].Model] = served[all[i].Model] || all[i].State != notReady
+	}
+	for i := range all {
+		if e := &all[i]; e.leaves && e.State == notReady && !served[e.Model] {
+			e.State, e.Membership = suspect, Leaving
+		}
+	}
 }
 
 // judgeRetiring notes what the nodes do that are to end something.
@@ -234,7 +254,7 @@ func since(now time.Time, same bool, before time.Time) time.Time {
 func (f *Fleet) endpoint(now time.Time, names []string, verdicts []verdict) Endpoint {
 	head := f.nodes[names[0]]
 	e := Endpoint{
-		State: ready, Nodes: names, Health: 1,
+		State: ready, Nodes: names, Health: 1, leaves: true,
 		Membership: Healthy, worth: weight.Replica{Health: 1, Freshness: 1},
 	}
 	if head != nil {
@@ -250,6 +270,7 @@ func (f *Fleet) endpoint(now time.Time, names []string, verdicts []verdict) Endp
 		if v.state > e.State {
 			e.State, e.Reason = v.state, names[i]+": "+v.reason
 		}
+		e.leaves = e.leaves && (v.leaves || v.state != notReady)
 		e.worth.Freshness = min(e.worth.Freshness, v.freshness)
 		if n := f.nodes[names[i]]; n != nil {
 			h, _ := weight.Health(n.report.GetTelemetry())

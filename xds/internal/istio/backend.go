@@ -201,7 +201,7 @@ func Entries(s Site, d *desired.State, snap *fleet.Snapshot) []Entry {
 		if e.Foreign != nil && e.Foreign.TLS.On() {
 			continue // nobody there takes the plain text that Istio's Envoys would send
 		}
-		if e.Membership == fleet.Healthy && known[e.Model] {
+		if e.Membership >= fleet.Leaving && known[e.Model] {
 			all = append(all, Entry{
 				Name:  s.Name + "-" + slug(e.Model) + "-" + digest(e.Address),
 				Model: e.Model, Address: e.Address, Foreign: e.Foreign != nil, Exact: max(1, e.Weight),
