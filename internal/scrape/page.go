@@ -282,7 +282,7 @@ func (r *scan) value(l *samples, n int, w *series) (v float64, g figure, ok bool
 		case r.typ.replicates(name):
 			g.replica = true
 		case len(r.typ.replicas) > 0:
-			g.group ^= xxhash.Sum64(name) * (xxhash.Sum64(labels.text) | 1)
+			g.group += xxhash.Sum64(name) * (xxhash.Sum64(labels.text) | 1)
 		}
 	}
 	switch {

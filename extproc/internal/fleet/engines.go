@@ -19,22 +19,32 @@ func setEngines(m *pick.Model, of *fleetpb.ModelState) bool {
 			one.Kind = of.GetEngine()
 		}
 		one.Args[0] = of.GetTemplateArgs()
-		if !slices.Contains(all, one) && len(all) < mostEngines {
+		if len(all) >= mostEngines {
+			one = pick.Engine{}
+		}
+		if !slices.Contains(all, one) {
 			all = append(all, one)
 		}
 	}
 	slices.SortFunc(all, func(a, b pick.Engine) int {
 		return slices.Compare([]string{a.Kind, a.Version, a.Args[0], a.Args[1]}, []string{b.Kind, b.Version, b.Args[0], b.Args[1]})
 	})
-	var args [2]string
-	for _, e := range all {
-		if e.Args != args {
-			args = e.Args
-			m.Seed ^= session.Seed("template arguments " + args[0] + args[1])
-		}
-	}
+	m.Seed = session.Together(m.Seed, arguments(all))
 	return m.SetEngines(all)
 }
 
-// mostEngines bounds how many different engines of a model are distinguished.
+// mostEngines bounds how many different engines of a model are distinguished. Those beyond it
+// are one more of which nothing is known.
 const mostEngines = 16
+
+// arguments are what engines give a model's template by default, each once; engines that
+// give none don't matter.
+func arguments(all []pick.Engine) []string {
+	var out []string
+	for _, e := range all {
+		if text := e.Args[0] + e.Args[1]; text != "" {
+			out = append(out, "template arguments "+text)
+		}
+	}
+	return out
+}

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 
 	"millrace.dev/millrace/extproc/internal/openai"
@@ -48,6 +50,24 @@ func TestEnginesOfAModel(t *testing.T) {
 		}
 		seeds[m.Seed] = name
 	}
+	with := func(kind, version, args string) *pick.Endpoint {
+		return endpoint(pick.Engine{Kind: kind, Version: version, Args: [2]string{"", args}})
+	}
+	for name, endpoints := range map[string][]*pick.Endpoint{
+		"the endpoint's":        {with("vllm", "1", `{"a":1}`), with("vllm", "2", `{"a":1}`), endpoint(pick.Engine{Kind: "tgi"})},
+		"a third's between two": {with("llamacpp", "", `{"a":1}`), with("sglang", "", `{"a":3}`), with("vllm", "", `{"a":1}`)},
+		"two of each":           {with("a", "", `{"a":2}`), with("b", "", `{"a":3}`), with("c", "", `{"a":2}`), with("d", "", `{"a":3}`)},
+	} {
+		m := model(endpoints...)
+		setEngines(m, none)
+		if other, ok := seeds[m.Seed]; ok && other != name {
+			t.Errorf("%s and %s have the same prefixes", name, other)
+		} else if !ok && name == "the endpoint's" {
+			t.Error("other versions with the same arguments make other prefixes")
+		}
+		seeds[m.Seed] = name
+	}
+
 	of := model(endpoint(pick.Engine{}))
 	setEngines(of, &fleetpb.ModelState{Name: "m", TemplateArgs: `{"a":1}`})
 	if seeds[of.Seed] != "the endpoint's" {
@@ -58,5 +78,17 @@ func TestEnginesOfAModel(t *testing.T) {
 	setEngines(ours, &fleetpb.ModelState{Name: "m", Engine: "vllm"})
 	if e := ours.Engines(); len(e) != 1 || e[0].Kind != "vllm" {
 		t.Errorf("our own replica's engine: %v", e)
+	}
+}
+
+// TestManyEnginesOfAModel has those beyond what is distinguished be one that nobody knows.
+func TestManyEnginesOfAModel(t *testing.T) {
+	m := &pick.Model{Name: "m", Learned: new(pick.Learned)}
+	for i := range 3 * mostEngines {
+		m.Endpoints = append(m.Endpoints, &pick.Endpoint{Engine: pick.Engine{Kind: "vllm", Version: fmt.Sprint("0.30.", i)}})
+	}
+	setEngines(m, &fleetpb.ModelState{Name: "m"})
+	if e := m.Engines(); len(e) != mostEngines+1 || !slices.Contains(e, pick.Engine{}) {
+		t.Errorf("%d engines: %v", len(e), e)
 	}
 }

@@ -29,10 +29,11 @@ type tokenizer struct {
 	made   *sorts // nil in those that For returns
 }
 
-// sorts are a model's tokenizers by the engines that they are for.
+// sorts are a model's tokenizers by the rules of the engines that they are for: engines with
+// the same rules share one, and a request is counted once for all of them.
 type sorts struct {
 	mu  sync.Mutex
-	all map[pick.Engine]*token.Model
+	all map[token.Rules]*token.Model
 }
 
 // Load reads a model's tokenizer from a file or folder.
@@ -41,7 +42,7 @@ func Load(path string) (pick.Counter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tokenizer{model: m, chats: &sync.Pool{New: func() any { return new(token.Chat) }}, made: &sorts{all: map[pick.Engine]*token.Model{}}}, nil
+	return &tokenizer{model: m, chats: &sync.Pool{New: func() any { return new(token.Chat) }}, made: &sorts{all: map[token.Rules]*token.Model{}}}, nil
 }
 
 // For returns the tokenizer for engines. It may take long: the fleet calls it, off the path
@@ -50,26 +51,40 @@ func (t *tokenizer) For(engines []pick.Engine) pick.Counter {
 	t.made.mu.Lock()
 	defer t.made.mu.Unlock()
 	of := &tokenizer{model: t.model, chats: t.chats}
-	maps.DeleteFunc(t.made.all, func(e pick.Engine, _ *token.Model) bool {
-		return len(t.made.all) > mostSorts && !slices.Contains(engines, e)
-	})
-	for i, e := range engines {
-		m := t.made.all[e]
-		if m == nil {
-			var err error
-			if m, err = t.model.For(token.Engine(e)); err != nil {
-				of.fault = err
-				m = t.model
-			}
-			t.made.all[e] = m
+	var rules []token.Rules
+	for _, e := range engines {
+		r := t.model.Rules(token.Engine(e))
+		if slices.Contains(rules, r) {
+			continue
 		}
-		if i == 0 {
+		rules = append(rules, r)
+		m, err := t.made.of(r, t.model, e)
+		if err != nil {
+			of.fault = err
+		}
+		if len(rules) == 1 {
 			of.model = m
-		} else {
+		} else if !slices.Contains(of.others, m) {
 			of.others = append(of.others, m)
 		}
 	}
+	maps.DeleteFunc(t.made.all, func(r token.Rules, _ *token.Model) bool {
+		return len(t.made.all) > mostSorts && !slices.Contains(rules, r)
+	})
 	return of
+}
+
+// of returns the tokenizer of an engine's rules; if they can't be followed, that of none.
+func (s *sorts) of(r token.Rules, base *token.Model, e pick.Engine) (*token.Model, error) {
+	if m := s.all[r]; m != nil {
+		return m, nil
+	}
+	m, err := base.For(token.Engine(e))
+	if err != nil {
+		return base, err
+	}
+	s.all[r] = m
+	return m, nil
 }
 
 // mostSorts bounds how many are kept that no engine asks for now.

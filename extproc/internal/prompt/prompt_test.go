@@ -205,3 +205,66 @@ func TestEnginesThatDiffer(t *testing.T) {
 		}
 	}
 }
+
+// TestEnginesWithTheSameRules has a request counted once for all engines that render it alike,
+// and settings that can't be followed be no less so the second time.
+func TestEnginesWithTheSameRules(t *testing.T) {
+	base, err := Load(letters(t, "{% for m in messages %}{{ m.content }}{% endfor %}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	vllm := func(version, args string) pick.Engine {
+		return pick.Engine{Kind: "vllm", Version: version, Args: [2]string{"", args}}
+	}
+	for name, tt := range map[string]struct {
+		engines []pick.Engine
+		counts  int // how often a request is counted
+	}{
+		"releases alike":     {[]pick.Engine{vllm("0.30.0", ""), vllm("0.31.0", ""), vllm("0.31.1", "")}, 1},
+		"one that differs":   {[]pick.Engine{vllm("0.30.0", ""), vllm("0.31.0", ""), vllm("0.32.0", "")}, 2},
+		"arguments":          {[]pick.Engine{vllm("0.30.0", ""), vllm("0.31.0", `{"a":1}`), vllm("0.30.0", `{"a":1}`)}, 2},
+		"where they stand":   {[]pick.Engine{vllm("0.30.0", `{"a":1}`), {Kind: "vllm", Version: "0.30.0", Args: [2]string{`{"a":1}`}}}, 1},
+		"none and no others": {[]pick.Engine{vllm("0.30.0", ""), vllm("0.30.0", "{}")}, 1},
+		"unknown ones":       {[]pick.Engine{{Kind: "tgi"}, {Kind: "lmdeploy", Version: "7"}, {}}, 1},
+	} {
+		c := base.(pick.Tailor).For(tt.engines).(*tokenizer)
+		if n := 1 + len(c.others); n != tt.counts {
+			t.Errorf("%s: counted %d times, want %d", name, n, tt.counts)
+		}
+		if again := base.(pick.Tailor).For(tt.engines).(*tokenizer); again.model != c.model {
+			t.Errorf("%s: made anew", name)
+		}
+	}
+	for range 2 {
+		if c := base.(pick.Tailor).For([]pick.Engine{vllm("0.30.0", "[]")}).(*tokenizer); c.fault == nil {
+			t.Error("settings that can't be followed are forgotten")
+		}
+	}
+}
+
+// letters writes a tokenizer of transformers whose tokens are letters, with a chat template,
+// and returns its path.
+func letters(t *testing.T, template string) string {
+	t.Helper()
+	vocabulary := map[string]int{}
+	for c := '!'; c <= '~'; c++ {
+		vocabulary[string(c)] = len(vocabulary)
+	}
+	folder := t.TempDir()
+	for name, v := range map[string]any{
+		"tokenizer.json": map[string]any{
+			"pre_tokenizer": map[string]any{"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+			"model":         map[string]any{"type": "BPE", "vocab": vocabulary, "merges": []string{}},
+		},
+		"tokenizer_config.json": map[string]any{"chat_template": template},
+	} {
+		text, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(folder, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(folder, "tokenizer.json")
+}

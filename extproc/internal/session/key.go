@@ -7,6 +7,7 @@ package session
 
 import (
 	"math/bits"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -36,6 +37,18 @@ func Next(k Key, piece []byte) Key {
 func Named(model Key, name string) Key {
 	return fold(uint64(model)^fold2, xxhash.Sum64String(name))
 }
+
+// Together returns the key of k with a set of words: their order means nothing, nor how
+// often each is in it. Without any it is k.
+func Together(k Key, words []string) Key {
+	for _, w := range slices.Compact(slices.Sorted(slices.Values(words))) {
+		k = Next(k, []byte(w))
+	}
+	return k
+}
+
+// Numbered returns the key of the session with a number, of one model.
+func Numbered(model Key, id uint64) Key { return fold(uint64(model), id) }
 
 // fold mixes two words; order matters, and 0 does not come out.
 func fold(a, b uint64) Key {

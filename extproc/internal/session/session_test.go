@@ -20,6 +20,30 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// TestKeysOfSets has a set's order and how often it has a word mean nothing, and no word take
+// another away.
+func TestKeysOfSets(t *testing.T) {
+	seen := map[Key]string{Seed("m"): ""}
+	for _, words := range []string{"a", "b", "c", "a b", "a c", "b c", "a b c"} {
+		k := Together(Seed("m"), strings.Fields(words))
+		if other, ok := seen[k]; ok {
+			t.Errorf("%q and %q have one key", words, other)
+		}
+		seen[k] = words
+	}
+	for _, same := range []string{"b a", "a b a", "a a b b", "a b b a"} {
+		if got := seen[Together(Seed("m"), strings.Fields(same))]; got != "a b" {
+			t.Errorf("%q is the set %q", same, got)
+		}
+	}
+	if Together(Seed("m"), nil) != Seed("m") {
+		t.Error("no words make another key")
+	}
+	if a, b := Seed("a"), Seed("b"); Numbered(a, 7) == Numbered(b, 7) || Numbered(a, uint64(a)) == Numbered(b, uint64(b)) {
+		t.Error("numbers of two models have one key")
+	}
+}
+
 func TestKeysDoNotCollide(t *testing.T) {
 	seen := map[Key]int{}
 	k := Seed("m")

@@ -70,7 +70,7 @@ func appendMessage(m *prefix.Maker, msg *openai.Message) {
 // the templates.
 func chainOf(seed session.Key, r *openai.Request, tokens int, memory []prefix.Link) (chain []prefix.Link, opening session.Key) {
 	if r.Apart != 0 {
-		seed ^= session.Key(r.Apart)
+		seed = session.Numbered(seed, r.Apart)
 	}
 	m := prefix.NewMaker(seed, memory)
 	if r.Tools != nil {
@@ -123,7 +123,7 @@ func (l *located) recall(in *input, m *pick.Model, tokens int, found *prefix.Fou
 		l.cookie = cookies.New()
 	}
 	if cookies != nil {
-		l.named = session.Key(max(id, l.cookie)) ^ m.Seed
+		l.named = session.Numbered(m.Seed, max(id, l.cookie))
 	}
 	if ok {
 		// A client library keeps one cookie for all its conversations: it counts only

@@ -1,7 +1,6 @@
 package token
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,9 +48,13 @@ type habits struct {
 	tools option
 	// form is whether tools, and calls of them, are known to be given as vLLM does.
 	form option
-	// loops decides by the template's loops whether contents are lists; nil: not known.
-	loops func(*jinja.Template, string) option
+	// lists is whether contents are given as lists (transformers' variables only).
+	lists option
 }
+
+// loops decides by a template's loops whether an engine gives it contents as lists; nil: not
+// known.
+type loops func(*jinja.Template, string) option
 
 func answerOf(b bool) option {
 	if b {
@@ -90,24 +93,24 @@ const (
 	lastAsked // it becomes the user's
 )
 
-// habitsOf returns what is known of an engine.
-func habitsOf(e Engine) habits {
+// habitsOf returns what is known of an engine, but for lists, which loops decides.
+func habitsOf(e Engine) (h habits, by loops) {
 	v, ok := versionOf(e.Version)
 	switch e.Kind {
 	case "vllm":
-		h := habits{known: true, vllm: true, join: "\n", last: lastStays, loops: v.loops}
+		h = habits{known: true, vllm: true, join: "\n", last: lastStays}
+		by = v.loops
 		if ok && v.in(0, 10, 0, 33, 0) {
 			h.ofVLLM(v)
 		}
-		return h
 	case "sglang":
-		h := habits{known: true, join: " "}
+		h = habits{known: true, join: " "}
 		if ok && v.in(0, 5, 2, 5, 24) {
 			h.ofSGLang(v)
+			by = v.media
 		}
-		return h
 	}
-	return habits{}
+	return h, by
 }
 
 func (h *habits) ofVLLM(v version) {
@@ -163,14 +166,16 @@ func (h *habits) ofSGLang(v version) {
 	case v.in(0, 5, 13, 5, 24):
 		h.results = resultsJoined
 	}
-	h.loops = func(t *jinja.Template, source string) option {
-		media := slices.ContainsFunc([]string{"image", "audio", "video", "vision"}, func(s string) bool { return strings.Contains(source, s) })
-		loops := t.LoopsOver("message", "msg", "m")
-		if media && !loops && v.in(0, 5, 2, 5, 4) {
-			return absent
-		}
-		return answerOf(media || loops)
+}
+
+// media is whether SGLang gives a template contents as lists, by its loops and words.
+func (v version) media(t *jinja.Template, source string) option {
+	media := slices.ContainsFunc([]string{"image", "audio", "video", "vision"}, func(s string) bool { return strings.Contains(source, s) })
+	loops := t.LoopsOver("message", "msg", "m")
+	if media && !loops && v.in(0, 5, 2, 5, 4) {
+		return absent
 	}
+	return answerOf(media || loops)
 }
 
 // version is a release: 0.32.0 of vLLM, 0.5.23 of SGLang.
@@ -198,39 +203,4 @@ func versionOf(text string) (v version, ok bool) {
 // in reports whether a version is at least first.minor.patch and below first.toMinor.toPatch.
 func (v version) in(first, minor, patch, toMinor, toPatch int) bool {
 	return v[0] == first && slices.Compare(v[1:], []int{minor, patch}) >= 0 && slices.Compare(v[1:], []int{toMinor, toPatch}) < 0
-}
-
-// For returns the model as an engine renders its conversations. It shares all else with m.
-func (m *Model) For(e Engine) (*Model, error) {
-	of := &Model{
-		bpe: m.bpe, specials: m.specials, memo: m.memo, ids: m.ids, added: m.added, addedTo: m.addedTo,
-		bos: m.bos, eos: m.eos, nfc: m.nfc, images: m.images, broken: m.broken,
-	}
-	if m.template == nil {
-		return of, nil
-	}
-	t := *m.template
-	t.habits = habitsOf(e)
-	for _, text := range e.Args {
-		if text == "" {
-			continue
-		}
-		given, err := jinja.FromJSON([]byte(text))
-		args, ok := given.(*jinja.Dict)
-		if err != nil || !ok {
-			return nil, fmt.Errorf("template arguments %.80q: must be a JSON object", text)
-		}
-		if args.Len() == 0 {
-			continue // none are not the same as some: vLLM keeps a request's nulls then
-		}
-		if t.args == nil {
-			t.args = jinja.NewDict(args.Len())
-		}
-		t.args.Update(args)
-	}
-	t.harmony = !t.llama && t.mentions("<|channel|>") && t.mentions("<|start|>") && e.Kind != "sglang"
-	t.learn()
-	of.template = &t
-	of.form.Store(compile(newForm(&t), of))
-	return of, nil
 }

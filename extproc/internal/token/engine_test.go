@@ -248,7 +248,7 @@ func FuzzVersions(f *testing.F) {
 	f.Add("")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, kind := range []string{"vllm", "sglang", "x"} {
-			if h := habitsOf(Engine{Kind: kind, Version: text}); h.known != (kind != "x") {
+			if h, _ := habitsOf(Engine{Kind: kind, Version: text}); h.known != (kind != "x") {
 				t.Errorf("%s %q: known %v", kind, text, h.known)
 			}
 		}

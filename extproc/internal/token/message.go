@@ -345,10 +345,6 @@ func (t *template) learn() {
 	asText, asList := one(mark), one(typed([]contentPart{{Type: "text", Text: mark}}))
 	t.onlyTyped = !strings.Contains(asText, mark) && strings.Contains(asList, mark)
 	t.typed = strings.Contains(asText, mark) && asText == asList
-	t.lists = absent
-	if !t.llama && t.habits.loops != nil {
-		t.lists = t.habits.loops(t.jinja, t.source)
-	}
 	out, err := t.render(&input{messages: []*jinja.Dict{t.message("system", mark), t.message("user", "x")}})
 	t.noSystem = err != nil || !strings.Contains(out, mark)
 	t.objectArguments = t.takesObjects()

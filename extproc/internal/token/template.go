@@ -42,7 +42,6 @@ type template struct {
 	noSystem        bool     // whether system messages are ignored or refused
 	objectArguments bool     // whether calls' arguments may be objects
 	usesTools       bool     // whether tools are used
-	lists           option   // whether the engine gives contents as lists (transformers' variables only)
 	own             bool     // whether the backend has code of its own for it: only plain texts are certain then
 	extras          []string // keys of messages besides role and content that are
 }
