@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/token"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/reach"
@@ -57,11 +58,29 @@ func CheckFile(path string, load func(path string) (pick.Counter, error), notes 
 		c, err := load(m.Tokenizer)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("models[%d].tokenizer: %w", i, err))
-		} else if doubts := doubtsOf(c); doubts != nil {
-			fmt.Fprintf(notes, "models[%d].tokenizer: %v; the tokens of conversations are estimated\n", i, doubts)
+			continue
+		}
+		for _, why := range caveatsOf(tailored(c, newestOf(f, m))) {
+			if why.Reason == byTemplate {
+				fmt.Fprintf(notes, "models[%d].tokenizer: %s; the tokens of conversations are estimated\n", i, why.Text)
+			} else {
+				fmt.Fprintf(notes, "models[%d]: %s: %s\n", i, why.Reason, why.Text)
+			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// newestOf are the engines that serve a model, by what the file says: engines say their
+// versions themselves, so that each is taken to be the newest that is known.
+func newestOf(f config.Fleet, m config.FleetModel) (all []pick.Engine) {
+	for _, e := range f.Endpoints {
+		if len(e.Models) > 0 && !slices.Contains(e.Models, m.Name) {
+			continue
+		}
+		all = append(all, pick.Engine{Kind: e.Type, Version: token.Newest(e.Type), Args: [2]string{m.TemplateArgs, e.TemplateArgs}})
+	}
+	return all
 }
 
 // fileRemedies are what to do about endpoints of a file.

@@ -366,7 +366,9 @@ func TestUnreadableTokenizer(t *testing.T) {
 // doubting is a counter whose model has a template that isn't rendered here.
 type doubting struct{ fixed }
 
-func (doubting) Doubts() error { return errors.New("chat template: tag include") }
+func (doubting) Caveats() []pick.Caveat {
+	return []pick.Caveat{{Reason: "template", Text: "chat template: tag include"}}
+}
 
 func TestTemplateThatIsNotRendered(t *testing.T) {
 	l := newLoader(func(string) (pick.Counter, error) { return doubting{7}, nil }, slog.New(slog.NewTextHandler(io.Discard, nil)))

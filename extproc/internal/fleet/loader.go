@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -17,12 +18,18 @@ import (
 // reload is how long an unreadable tokenizer waits for another try.
 const reload = 5 * time.Second
 
+// reader is a model that wants a tokenizer.
+type reader struct {
+	name string
+	*pick.Learned
+}
+
 // tokenizers returns which models want which tokenizer file.
-func (s *state) tokenizers() map[string][]*pick.Learned {
-	want := map[string][]*pick.Learned{}
-	for _, m := range s.models {
+func (s *state) tokenizers() map[string][]reader {
+	want := map[string][]reader{}
+	for name, m := range s.models {
 		if path := m.resource.GetTokenizer(); path != "" {
-			want[path] = append(want[path], m.learned)
+			want[path] = append(want[path], reader{name, m.learned})
 		}
 	}
 	return want
@@ -38,26 +45,28 @@ type loader struct {
 
 	// mu guards the fields below.
 	mu     sync.Mutex
-	wanted map[string][]*pick.Learned // by path
-	failed map[string]error           // by path
-	doubts map[string]error           // by path: why conversations are estimated
+	wanted map[string][]reader // by path
+	failed map[string]error    // by path
+	// caveats are why conversations are estimated: by path if it is the template that
+	// is to blame, else by model.
+	caveats map[caveatOf][]pick.Caveat
 }
 
-// doubter is a Counter that may have to estimate all conversations.
-type doubter interface {
-	Doubts() error
-}
+// caveatOf is what a caveat is of; model is empty if it is of all that have the tokenizer.
+type caveatOf struct{ path, model string }
 
 func newLoader(load func(string) (pick.Counter, error), log *slog.Logger) *loader {
-	return &loader{load: load, log: log, wake: make(chan struct{}, 1), failed: map[string]error{}, doubts: map[string]error{}}
+	return &loader{load: load, log: log, wake: make(chan struct{}, 1), failed: map[string]error{}, caveats: map[caveatOf][]pick.Caveat{}}
 }
 
 // want replaces what is wanted.
-func (l *loader) want(w map[string][]*pick.Learned) {
+func (l *loader) want(w map[string][]reader) {
 	l.mu.Lock()
 	l.wanted = w
 	maps.DeleteFunc(l.failed, func(path string, _ error) bool { return w[path] == nil })
-	maps.DeleteFunc(l.doubts, func(path string, _ error) bool { return w[path] == nil })
+	maps.DeleteFunc(l.caveats, func(of caveatOf, _ []pick.Caveat) bool {
+		return !slices.ContainsFunc(w[of.path], func(r reader) bool { return of.model == "" || r.name == of.model })
+	})
 	l.mu.Unlock()
 	l.again()
 }
@@ -95,7 +104,9 @@ func (l *loader) pass(ctx context.Context, have map[string]pick.Counter) (failed
 		}
 		failed = failed || have[path] == nil
 		for _, m := range wanted[path] {
-			m.SetCounter(tailored(have[path], m.Engines()))
+			c := tailored(have[path], m.Engines())
+			m.SetCounter(c)
+			l.note(caveatOf{path, m.name}, caveatsOf(c))
 		}
 	}
 	return failed
@@ -138,19 +149,37 @@ func (l *loader) read(ctx context.Context, path string) pick.Counter {
 		return nil
 	}
 	delete(l.failed, path)
-	delete(l.doubts, path)
-	if err := doubtsOf(c); err != nil {
-		l.log.Warn("chat template not rendered, conversations are estimated", "path", path, "error", err)
-		l.doubts[path] = err
-	}
 	l.log.Info("tokenizer read", "path", path, "took", time.Since(began).Round(time.Millisecond))
 	return c
 }
 
-// doubtsOf is why all conversations are estimated, if they are.
-func doubtsOf(c pick.Counter) error {
-	if d, ok := c.(doubter); ok {
-		return d.Doubts()
+// note keeps why conversations of a model are estimated.
+func (l *loader) note(of caveatOf, all []pick.Caveat) {
+	if len(all) > 0 && all[0].Reason == byTemplate {
+		of.model = ""
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.ContainsFunc(l.wanted[of.path], func(r reader) bool { return of.model == "" || r.name == of.model }) {
+		return // nobody wants it any more
+	}
+	if len(all) == 0 {
+		delete(l.caveats, of)
+		return
+	}
+	if of.model == "" && l.caveats[of] == nil {
+		l.log.Warn("chat template not rendered, conversations are estimated", "path", of.path, "error", all[0].Text)
+	}
+	l.caveats[of] = all
+}
+
+// byTemplate is the reason that is the tokenizer's own.
+const byTemplate = "template"
+
+// caveatsOf is why conversations are estimated.
+func caveatsOf(c pick.Counter) []pick.Caveat {
+	if d, ok := c.(pick.Doubter); ok {
+		return d.Caveats()
 	}
 	return nil
 }
@@ -167,12 +196,33 @@ func (l *loader) conditions() []obs.Condition {
 			Next: "set the model's tokenizer to a GGUF or tokenizer.json that extproc can read",
 		})
 	}
-	for _, path := range slices.Sorted(maps.Keys(l.doubts)) {
-		all = append(all, obs.Condition{
-			Code: "template",
-			Text: fmt.Sprintf("tokenizer %s: %v; the tokens of conversations are estimated", path, l.doubts[path]),
-			Next: "put a chat_template.jinja that Jinja2 accepts beside tokenizer.json, without tags such as include; millrace_extproc_estimated_prompts_total counts the requests",
-		})
+	for _, of := range slices.SortedFunc(maps.Keys(l.caveats), func(a, b caveatOf) int {
+		return cmp.Or(cmp.Compare(a.path, b.path), cmp.Compare(a.model, b.model))
+	}) {
+		for _, c := range l.caveats[of] {
+			all = append(all, conditionOf(of, c))
+		}
 	}
 	return all
+}
+
+// conditionOf is a caveat's.
+func conditionOf(of caveatOf, c pick.Caveat) obs.Condition {
+	counted := "; millrace_extproc_estimated_prompts_total counts the requests"
+	switch c.Reason {
+	case byTemplate:
+		return obs.Condition{
+			Code: c.Reason, Text: fmt.Sprintf("tokenizer %s: %s; the tokens of conversations are estimated", of.path, c.Text),
+			Next: "put a chat_template.jinja that Jinja2 accepts beside tokenizer.json, without tags such as include" + counted,
+		}
+	case "harmony":
+		return obs.Condition{
+			Code: c.Reason, Text: fmt.Sprintf("model %s: %s", of.model, c.Text),
+			Next: "run an engine and release whose way is known (envoy/README.md names them)" + counted,
+		}
+	}
+	return obs.Condition{
+		Code: c.Reason, Text: fmt.Sprintf("model %s: %s", of.model, c.Text),
+		Next: "run one release of vLLM or SGLang that is known (envoy/README.md names them) for the model, with its endpoints' type and templateArgs set right" + counted,
+	}
 }

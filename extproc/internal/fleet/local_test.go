@@ -335,7 +335,58 @@ func TestLocalNeedsAGoodFileAtFirst(t *testing.T) {
 	if err != nil || notes.String() != "models[0].tokenizer: chat template: tag include; the tokens of conversations are estimated\n" {
 		t.Errorf("check of a template that isn't rendered: %v, notes %q", err, notes.String())
 	}
+	notes.Reset()
+	err = CheckFile(path, func(string) (pick.Counter, error) { return wary{}, nil }, &notes)
+	if err != nil || notes.String() != "models[0]: engine: of no known version\nmodels[0]: harmony: rendered in an unknown way\n" {
+		t.Errorf("check of what engines render in their own ways: %v, notes %q", err, notes.String())
+	}
 }
+
+// wary is a counter with caveats of engines.
+type wary struct{ fixed }
+
+func (wary) Caveats() []pick.Caveat {
+	return []pick.Caveat{{Reason: "engine", Text: "of no known version"}, {Reason: "harmony", Text: "rendered in an unknown way"}}
+}
+
+// TestEnginesThatRenderInTheirOwnWays has conditions of a model that leave extproc ready, as
+// long as its engines are such.
+func TestEnginesThatRenderInTheirOwnWays(t *testing.T) {
+	var all []pick.Caveat
+	l := newLoader(func(string) (pick.Counter, error) { return caveats{all: &all}, nil }, slog.New(slog.DiscardHandler))
+	l.want(full(t).tokenizers())
+	have := map[string]pick.Counter{}
+	for _, want := range [][]string{{"engine", "harmony"}, {"engine"}, nil} {
+		all = nil
+		for _, code := range want {
+			all = append(all, pick.Caveat{Reason: code, Text: "why " + code})
+		}
+		l.pass(t.Context(), have)
+		got := l.conditions()
+		var codes []string
+		for _, c := range got {
+			codes = append(codes, c.Code)
+			if c.Severity != obs.Degraded || !strings.Contains(c.Text, "why "+c.Code) || !strings.Contains(c.Text, "model m") || c.Next == "" {
+				t.Errorf("condition %+v", c)
+			}
+		}
+		if !slices.Equal(codes, want) {
+			t.Errorf("conditions %v, want %v", codes, want)
+		}
+	}
+	l.want(nil)
+	if got := l.conditions(); len(got) != 0 {
+		t.Errorf("conditions() = %v after the model has gone", got)
+	}
+}
+
+// caveats is a counter that has others from time to time.
+type caveats struct {
+	fixed
+	all *[]pick.Caveat
+}
+
+func (c caveats) Caveats() []pick.Caveat { return *c.all }
 
 func TestUnknownEnginesAreTakenToBeAsFastAsTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -236,8 +236,8 @@ func poolsFile(path string) (config.File, error) {
 }
 
 // tokenizersLocked returns which models want which tokenizer file.
-func (p *Pools) tokenizersLocked() map[string][]*pick.Learned {
-	want := map[string][]*pick.Learned{}
+func (p *Pools) tokenizersLocked() map[string][]reader {
+	want := map[string][]reader{}
 	for _, own := range p.pools {
 		for name, m := range own.models {
 			stated := p.settings.models[name]
@@ -250,7 +250,7 @@ func (p *Pools) tokenizersLocked() map[string][]*pick.Learned {
 			}
 			m.resource = &fleetpb.ModelState{Name: name, Tokenizer: path, TemplateArgs: stated.GetTemplateArgs()}
 			if path != "" {
-				want[path] = append(want[path], m.learned)
+				want[path] = append(want[path], reader{name, m.learned})
 			}
 		}
 	}

@@ -124,6 +124,17 @@ type Tailor interface {
 	For(engines []Engine) Counter
 }
 
+// Caveat is why a Counter has all conversations of a model, or some, be estimates.
+type Caveat struct {
+	Reason string // one of Doubts
+	Text   string // for a person
+}
+
+// Doubter is a Counter that says why it will estimate.
+type Doubter interface {
+	Caveats() []Caveat
+}
+
 // Identifier is a Counter that also says which tokens a prompt has.
 type Identifier interface {
 	Counter

@@ -26,6 +26,7 @@ type tokenizer struct {
 	// what they don't agree on is an estimate.
 	others []*token.Model
 	fault  error  // why an engine's settings can't be followed; nil: they can
+	sorts  []sort // the engines that it is for, one of each rules
 	made   *sorts // nil in those that For returns
 }
 
@@ -62,6 +63,7 @@ func (t *tokenizer) For(engines []pick.Engine) pick.Counter {
 		if err != nil {
 			of.fault = err
 		}
+		of.sorts = append(of.sorts, sort{e, m})
 		if len(rules) == 1 {
 			of.model = m
 		} else if !slices.Contains(of.others, m) {
@@ -89,9 +91,6 @@ func (s *sorts) of(r token.Rules, base *token.Model, e pick.Engine) (*token.Mode
 
 // mostSorts bounds how many are kept that no engine asks for now.
 const mostSorts = 32
-
-// Doubts returns why all conversations of the model are estimated, if they are.
-func (t *tokenizer) Doubts() error { return t.model.TemplateError() }
 
 // Count returns the prompt tokens of a request as the engine will count them.
 // Media are estimated.

@@ -30,8 +30,9 @@ type Engine struct {
 // 0.5.4, 0.5.6, 0.5.8, 0.5.10, 0.5.13, 0.5.16, 0.5.20 and 0.5.23
 // (sglang/srt/entrypoints/openai/serving_chat.py).
 type habits struct {
-	// known is whether the kind is known, vllm whether it is vLLM, else it is SGLang.
-	known, vllm bool
+	// known is whether the kind is known, vllm whether it is vLLM, else it is SGLang; read is
+	// whether the version is, too.
+	known, vllm, read bool
 	// join is put between the texts of a list that are given as one.
 	join string
 	// thoughts is what becomes of an assistant's reasoning.
@@ -114,6 +115,7 @@ func habitsOf(e Engine) (h habits, by loops) {
 }
 
 func (h *habits) ofVLLM(v version) {
+	h.read = true
 	switch {
 	case v.in(0, 10, 0, 11, 1):
 		h.thoughts = thoughtsDropped
@@ -153,6 +155,7 @@ func (v version) loops(t *jinja.Template, _ string) option {
 }
 
 func (h *habits) ofSGLang(v version) {
+	h.read = true
 	h.thoughts = thoughtsOld
 	switch {
 	case v.in(0, 5, 2, 5, 7):

@@ -1,0 +1,53 @@
+package prompt
+
+import (
+	"fmt"
+	"strings"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/token"
+)
+
+// sort is an engine, and the model as it renders it.
+type sort struct {
+	engine pick.Engine
+	model  *token.Model
+}
+
+// Caveats returns why all conversations of the model are estimated, or some.
+func (t *tokenizer) Caveats() []pick.Caveat {
+	if err := t.model.TemplateError(); err != nil {
+		return []pick.Caveat{{Reason: string(token.ByTemplate), Text: err.Error()}}
+	}
+	var all []pick.Caveat
+	add := func(d token.Doubt, format string, args ...any) {
+		all = append(all, pick.Caveat{Reason: string(d), Text: fmt.Sprintf(format, args...)})
+	}
+	if t.fault != nil {
+		add(token.ByEngine, "%v; all conversations are estimated", t.fault)
+	}
+	names := make([]string, len(t.sorts))
+	for i, s := range t.sorts {
+		names[i] = nameOf(s.engine)
+		if s.model.Harmony() {
+			add(token.ByHarmony, "%s makes Harmony's form without the chat template, in a way that is not known; its conversations are estimated", names[i])
+		} else if unsure := s.model.Unsure(); len(unsure) > 0 {
+			add(token.ByEngine, "how %s prepares conversations is not known; %s are estimated", names[i], strings.Join(unsure, ", "))
+		}
+	}
+	if len(names) > 1 {
+		add(token.ByEngine, "%s prepare conversations by different rules; those that they count differently are estimated", strings.Join(names, " and "))
+	}
+	return all
+}
+
+// nameOf names an engine by its kind and version.
+func nameOf(e pick.Engine) string {
+	switch {
+	case e.Kind == "" && e.Version == "":
+		return "an engine of unknown type"
+	case e.Version == "":
+		return e.Kind + " of unknown version"
+	}
+	return strings.TrimSpace(e.Kind + " " + e.Version)
+}
