@@ -33,8 +33,8 @@ func CheckSafetensors(path string) error {
 	return err
 }
 
-// tensorsOf returns the names of a file's tensors.
-func tensorsOf(path string) (map[string]bool, error) {
+// tensorsOf returns a file's tensors by name.
+func tensorsOf(path string) (map[string]tensorEntry, error) {
 	f, err := regular.Open(path)
 	if err != nil {
 		return nil, err
@@ -54,9 +54,9 @@ func tensorsOf(path string) (map[string]bool, error) {
 	return names, nil
 }
 
-// safetensors reads the header of a file of so many bytes, and returns the names of its
-// tensors and how long the file must be.
-func safetensors(r io.Reader, size uint64) (names map[string]bool, need uint64, err error) {
+// safetensors reads the header of a file of so many bytes, and returns its tensors by name
+// and how long the file must be.
+func safetensors(r io.Reader, size uint64) (names map[string]tensorEntry, need uint64, err error) {
 	br := bufio.NewReaderSize(r, 1<<16)
 	var head [8]byte
 	if _, err := io.ReadFull(br, head[:]); err != nil {
@@ -86,15 +86,15 @@ var bitsOf = map[string]uint64{
 	"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4,
 }
 
-// tensors reads a header and returns the tensors' names, and where the last one ends.
-func tensors(dec *json.Decoder) (map[string]bool, uint64, error) {
-	broken := func(err error) (map[string]bool, uint64, error) {
+// tensors reads a header and returns the tensors by name, and where the last one ends.
+func tensors(dec *json.Decoder) (map[string]tensorEntry, uint64, error) {
+	broken := func(err error) (map[string]tensorEntry, uint64, error) {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			err = errEarly
 		}
 		return nil, 0, fmt.Errorf("%w: %w", errTensors, err)
 	}
-	names, end := map[string]bool{}, uint64(0)
+	names, end := map[string]tensorEntry{}, uint64(0)
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
 		return broken(errors.Join(err, errors.New("no object")))
 	}
@@ -118,10 +118,10 @@ func tensors(dec *json.Decoder) (map[string]bool, uint64, error) {
 		if err := e.check(); err != nil {
 			return broken(fmt.Errorf("tensor %.80q: %w", name, err))
 		}
-		if names[name] || len(names) == maxTensors {
+		if _, twice := names[name]; twice || len(names) == maxTensors {
 			return broken(fmt.Errorf("tensor %.80q: there twice, or one too many", name))
 		}
-		names[name], end = true, max(end, e.At[1])
+		names[name], end = e, max(end, e.At[1])
 	}
 	if _, err := dec.Token(); err != nil {
 		return broken(err)
@@ -159,7 +159,7 @@ func checkShards(folder string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	has := map[string]map[string]bool{} // tensors by file
+	has := map[string]map[string]tensorEntry{} // tensors by file
 	for _, path := range paths {
 		if has[filepath.Base(path)], err = tensorsOf(path); err != nil {
 			return 0, err
@@ -174,10 +174,11 @@ func checkShards(folder string) (int, error) {
 		return 0, err
 	}
 	for _, tensor := range slices.Sorted(maps.Keys(shards)) {
-		switch file := shards[tensor]; {
-		case has[file] == nil:
+		file := shards[tensor]
+		if has[file] == nil {
 			return 0, fmt.Errorf("%s: it names %s, which is not there", index, file)
-		case !has[file][tensor]:
+		}
+		if _, there := has[file][tensor]; !there {
 			return 0, fmt.Errorf("%s: %s has no tensor %.80q", index, file, tensor)
 		}
 	}

@@ -1,8 +1,8 @@
 // Package weights checks whether model files are complete: a GGUF file, or a folder in
-// Hugging Face's form.
+// Hugging Face's form; and says what a model of them is made of, for a layout.
 //
 // Called by setup, mesh and models, before a backend is started that would die of it
-// again and again. Its one rule: it reads the header and nothing else, however
+// again and again, and by millrace plan. Its one rule: it reads the header and nothing else, however
 // many gigabytes follow.
 package weights
 
@@ -94,7 +94,16 @@ func CheckRepository(path string) error {
 
 // size reads a header and returns how long the file must be at least.
 func size(r io.Reader) (uint64, error) {
-	h := &header{r: bufio.NewReaderSize(r, 1<<16), align: defaultAlign}
+	h := newHeader(r)
+	return h.all()
+}
+
+func newHeader(r io.Reader) *header {
+	return &header{r: bufio.NewReaderSize(r, 1<<16), align: defaultAlign}
+}
+
+// all reads the whole header.
+func (h *header) all() (uint64, error) {
 	if magic := h.bytes(4); h.err != nil || string(magic) != "GGUF" {
 		return 0, errors.New("not a GGUF file")
 	}
@@ -126,6 +135,8 @@ type header struct {
 	align uint64
 	err   error
 	buf   [maxName]byte
+	// found, if there is one, gets what a shape is made of.
+	found *found
 }
 
 func (h *header) fail(err error) {
@@ -196,6 +207,9 @@ var widths = map[uint32]uint64{0: 1, 1: 1, 2: 2, 3: 2, typeUint32: 4, 5: 4, 6: 4
 // entry reads one entry of the metadata.
 func (h *header) entry() {
 	name, kind := h.name(), h.uint32()
+	if h.found != nil && h.found.entry(h, name, kind) {
+		return
+	}
 	if name != alignKey || kind != typeUint32 {
 		h.value(kind, 0)
 		return
@@ -252,7 +266,7 @@ var blocks = map[uint32]block{
 // tensor reads the entry of one tensor and returns where it ends, counted from
 // the first one.
 func (h *header) tensor() uint64 {
-	h.name()
+	name := h.name()
 	dims := h.uint32()
 	if dims > maxDims {
 		h.fail(fmt.Errorf("%w: a tensor of %d dimensions", errBad, dims))
@@ -266,13 +280,21 @@ func (h *header) tensor() uint64 {
 		}
 		elements = n
 	}
-	b, known := blocks[h.uint32()]
+	kind := h.uint32()
+	b, known := blocks[kind]
 	at := h.uint64()
 	if at > 1<<60 {
 		h.fail(fmt.Errorf("%w: a tensor at %d", errBad, at))
 	}
-	if h.err != nil || !known {
+	bytes := uint64(0)
+	if known {
+		bytes = (elements + b.elements - 1) / b.elements * b.bytes
+	}
+	if h.err == nil && h.found != nil {
+		h.found.tensors = append(h.found.tensors, part{name: name, elements: elements, bytes: bytes, at: at, unknown: !known, kind: kind})
+	}
+	if h.err != nil {
 		return at
 	}
-	return at + (elements+b.elements-1)/b.elements*b.bytes
+	return at + bytes
 }
