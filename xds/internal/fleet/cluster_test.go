@@ -120,7 +120,7 @@ func TestDeletedNodeIsLostAtOnce(t *testing.T) {
 	w := clustered(t, one, "node-a", "node-b")
 	w.cluster(nil, "node-a")
 	w.beat()
-	w.want("m-0 NOT_READY 0")
+	w.want("m-0 NOT_READY 0", "m-0@node-a SUSPECT 1") // it still answers
 	w.leave("node-a")
 	w.run(2*time.Second, "node-a")
 	w.want("m-0 READY 1000")

@@ -87,6 +87,7 @@ func (n *node) asLayout(now time.Time, c ClusterNode) layout.Node {
 		Usable:     !silent && n.mute.IsZero() && n.engine.GetGrpcAddress() != "" && c.Leaving == "",
 		Cordoned:   c.Cordoned,
 		Ready:      n.mute.IsZero() && n.serves() && c.Leaving == "",
+		Answers:    n.mute.IsZero() && n.serves(),
 		Engine:     n.engine.GetGrpcAddress(),
 		Shard:      n.engine.GetShardAddress(),
 		Running:    n.engine.GetAssignment(),

@@ -42,8 +42,11 @@ type Node struct {
 	// Cordoned is why nothing new may be laid out there, and what is there is to move away
 	// where it can; empty: it is not.
 	Cordoned string
-	// Ready is whether the engine's last status was READY.
+	// Ready is whether the engine's last status was READY, and the node does not leave.
 	Ready bool
+	// Answers is whether the engine's last status was READY, though its node may leave: it
+	// is asked where nobody else can be.
+	Answers bool
 	// Engine is the "ip:port" of its engine's gRPC service, Shard where its
 	// shard listens, or would.
 	Engine, Shard string
@@ -174,7 +177,8 @@ type Input struct {
 //
 // Of a model, at most one replica that takes requests is taken down at a time by a
 // change, and not while that would leave the model without any, unless there is only
-// one. One that takes none may be changed at any time.
+// one. One that takes none may be changed at any time, but for one whose nodes leave and
+// which still answers: as it is it is the last resort of its model.
 func Make(in Input) Plan {
 	p := newPlanner(in)
 	p.adopt(true)

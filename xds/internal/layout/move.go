@@ -1,7 +1,6 @@
 package layout
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -9,7 +8,8 @@ import (
 )
 
 // A replica on a cordoned node moves first and leaves then: while it starts elsewhere
-// under a new version, what it leaves behind serves on.
+// under a new version, what it leaves behind serves on. Where the node leaves, too, that is
+// the last resort of its model: it gets requests while no other replica takes any.
 
 // findMoved finds what is left behind that no plan knows: an xds before this one has
 // moved it.
@@ -32,7 +32,7 @@ func (p *planner) findMoved() {
 func (p *planner) adoptMoved() {
 	for _, r := range p.moved {
 		i := slices.IndexFunc(p.in.Specs, func(s Spec) bool { return s.Replica == r.Spec.Replica })
-		if i < 0 || !p.up(r.Spec.Replica, r.Assignment(0)) {
+		if i < 0 || !p.answers(r.Spec.Replica, r.Assignment(0)) {
 			continue
 		}
 		if to := p.placed[i]; to != nil && p.up(to.Spec.Replica, to.Assignment(0)) || !p.take(r.Spec.Replica, r.Assignment(0)) {
@@ -43,23 +43,27 @@ func (p *planner) adoptMoved() {
 	}
 }
 
-// move places replicas anew that are on cordoned nodes and name no nodes.
+// move places replicas anew that are on cordoned nodes and name no nodes. Those that can't
+// move stay.
 func (p *planner) move() {
 	for i, spec := range p.in.Specs {
 		r := p.placed[i]
-		if r == nil || len(spec.Nodes) > 0 || p.changing(i) {
+		if r == nil || p.changing(i) {
 			continue
 		}
 		why := p.cordoned(r.Stages)
 		if why == "" {
 			continue
 		}
-		if free := len(p.free(spec)); free < len(spec.Shares) {
-			p.waits[spec.Replica] = cmp.Or(p.waits[spec.Replica],
-				fmt.Sprintf("must move from %s; it needs %d free %s, and there %s", why, len(spec.Shares), plural(len(spec.Shares)), list(p.free(spec))))
+		if len(spec.Nodes) > 0 {
+			p.park(spec, fmt.Sprintf("can't move from %s, which its spec.layout names: name another node there, or none", why))
 			continue
 		}
-		if p.up(spec.Replica, r.Assignment(0)) {
+		if free := len(p.free(spec)); free < len(spec.Shares) {
+			p.park(spec, fmt.Sprintf("must move from %s; it needs %d free %s, and there %s", why, len(spec.Shares), plural(len(spec.Shares)), list(p.free(spec))))
+			continue
+		}
+		if p.answers(spec.Replica, r.Assignment(0)) {
 			old := *r
 			old.Leaving, old.Moved = true, true
 			p.outgoing = append(p.outgoing, &old)
@@ -68,6 +72,13 @@ func (p *planner) move() {
 			p.drop(r)
 		}
 		p.placed[i], _ = p.place(spec)
+	}
+}
+
+// park notes that a replica stays where it is, and why.
+func (p *planner) park(spec Spec, why string) {
+	if p.waits[spec.Replica] == "" {
+		p.waits[spec.Replica], p.parked[spec.Replica] = why, true
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"millrace.dev/millrace/engine/enginepb"
 )
 
@@ -16,12 +18,13 @@ type moving struct {
 	order    []string
 	specs    []Spec
 	previous Plan
-	amnesia  bool // whether each plan is made by an xds that was just started
-	at       int  // seconds that have passed
+	leaves   map[string]string // why nodes leave, by name
+	amnesia  bool              // whether each plan is made by an xds that was just started
+	at       int               // seconds that have passed
 }
 
 func newMoving(t *testing.T, specs []Spec, names ...string) *moving {
-	m := &moving{t: t, nodes: map[string]*Node{}, order: names, specs: specs}
+	m := &moving{t: t, nodes: map[string]*Node{}, leaves: map[string]string{}, order: names, specs: specs}
 	for _, n := range names {
 		m.nodes[n] = &Node{Name: n, Usable: true, Engine: n + ":1", Shard: n + ":2"}
 	}
@@ -32,7 +35,12 @@ func (m *moving) input() Input {
 	m.at++
 	in := Input{Specs: m.specs, Previous: m.previous, Published: true, Now: day.Add(time.Duration(m.at) * time.Second)}
 	for _, n := range m.order {
-		in.Nodes = append(in.Nodes, *m.nodes[n])
+		node := *m.nodes[n]
+		node.Answers = node.Ready
+		if why := m.leaves[n]; why != "" {
+			node.Cordoned, node.Usable, node.Ready = why, false, false
+		}
+		in.Nodes = append(in.Nodes, node)
 	}
 	if m.amnesia {
 		in.Previous = Plan{}
@@ -128,9 +136,62 @@ func TestReplicaThatCannotMoveStays(t *testing.T) {
 	if got, want := m.previous.Waits["m-0"], "must move from a (cordoned); it needs 1 free node, and there is none"; got != want {
 		t.Errorf("m-0 waits: %q, want %q", got, want)
 	}
-	if got := m.previous.Waits["m-1"]; got != "" {
-		t.Errorf("m-1, which names its node, waits: %q", got)
+	if got, want := m.previous.Waits["m-1"], "can't move from b (drained), which its spec.layout names: name another node there, or none"; got != want {
+		t.Errorf("m-1 waits: %q, want %q", got, want)
 	}
+}
+
+// TestReplicaThatLeavesIsKept until it takes requests elsewhere, whatever is desired
+// meanwhile: it is the last resort of its model.
+func TestReplicaThatLeavesIsKept(t *testing.T) {
+	edited := func(s Spec) Spec {
+		s.Backend = proto.CloneOf(s.Backend)
+		s.Backend.Slots = 7
+		return s
+	}
+	m0, m1 := spec("m-0", 1), spec("m-1", 1)
+	tests := []struct {
+		name  string
+		specs []Spec
+		nodes []string
+		then  []Spec // desired once node a leaves
+		want  []string
+	}{
+		{"it moves", []Spec{m0}, []string{"a", "b"}, nil, []string{"m-0=b m-0@a=a", "m-0=b* -m-0=a", "m-0=b*"}},
+		{"it can't move", []Spec{m0, m1}, []string{"a", "b"}, nil, []string{"m-0=a m-1=b*"}},
+		{"it is edited, and can't move", []Spec{m0, m1}, []string{"a", "b"}, []Spec{edited(m0), m1}, []string{"m-0=a m-1=b*"}},
+		{"all are edited, and none can move", []Spec{m0, m1}, []string{"a", "b"}, []Spec{edited(m0), edited(m1)}, []string{"m-0=a m-1=b", "m-0=a m-1=b*"}},
+		{"another is not desired any more", []Spec{m0, m1}, []string{"a", "b"}, []Spec{m0}, []string{"m-0=a -m-1=b", "m-0=b m-0@a=a", "m-0=b* -m-0=a"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMoving(t, tt.specs, tt.nodes...)
+			m.plan()
+			m.obey(true)
+			if m.leaves["a"] = "drained"; tt.then != nil {
+				m.specs = tt.then
+			}
+			for i, want := range tt.want {
+				m.plan()
+				got := m.previous
+				if s := m.kept(got); s != want {
+					t.Errorf("plan %d: %q, want %q; waits %v", i, s, want, got.Waits)
+				}
+				m.obey(true)
+			}
+		})
+	}
+}
+
+// kept shows a plan in which nothing that leaves takes requests.
+func (m *moving) kept(p Plan) string {
+	all := strings.Fields(m.show(p))
+	for i, s := range all {
+		if strings.HasSuffix(s, "=a*") {
+			all[i] = strings.TrimSuffix(s, "*")
+		}
+	}
+	return strings.Join(all, " ")
 }
 
 // TestObserveShowsWhatRuns: a plan that is not followed yet changes nothing of it.

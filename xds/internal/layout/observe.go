@@ -31,14 +31,14 @@ func Observe(in Input) Plan {
 		}
 		plan.Replicas = append(plan.Replicas, of[0])
 		for _, r := range of[1:] {
-			if r.Leaving, r.Moved = true, true; p.up(spec.Replica, r.Assignment(0)) {
+			if r.Leaving, r.Moved = true, true; p.answers(spec.Replica, r.Assignment(0)) {
 				others = append(others, r)
 			}
 		}
 	}
 	for name, of := range groups {
 		for i, r := range of {
-			if r.Leaving, r.Moved = true, i > 0; p.up(name, r.Assignment(0)) {
+			if r.Leaving, r.Moved = true, i > 0; p.answers(name, r.Assignment(0)) {
 				others = append(others, r)
 			}
 		}
@@ -77,10 +77,13 @@ func (p *planner) groups() map[string][]Replica {
 	}
 	for name, of := range all {
 		up := func(r Replica) int {
-			if p.up(name, r.Assignment(0)) {
+			switch a := r.Assignment(0); {
+			case p.up(name, a):
 				return 0
+			case p.answers(name, a):
+				return 1
 			}
-			return 1
+			return 2
 		}
 		slices.SortFunc(of, func(a, b Replica) int {
 			return cmp.Or(cmp.Compare(up(a), up(b)), b.Version.Compare(a.Version), strings.Compare(a.Stages[0].GetNode(), b.Stages[0].GetNode()))

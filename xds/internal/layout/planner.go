@@ -59,6 +59,9 @@ type planner struct {
 	retiring   []Retiring
 	waits      map[string]string
 	conditions []obs.Condition
+	// parked has the replicas that wait for nothing but what a person does about a node
+	// that leaves: nobody waits for them.
+	parked map[string]bool
 }
 
 // edit is a replica in force that is not as desired.
@@ -89,6 +92,7 @@ func newPlanner(in Input) *planner {
 		placed:    make([]*Replica, len(in.Specs)),
 		faults:    make([]*obs.Condition, len(in.Specs)),
 		waits:     make(map[string]string),
+		parked:    make(map[string]bool),
 	}
 	for _, n := range in.Nodes {
 		p.names = append(p.names, n.Name)
@@ -240,7 +244,7 @@ func (p *planner) adoptLeaving() {
 	slices.Sort(names)
 	for _, name := range names {
 		had := p.had[name]
-		if !p.up(name, had) || !p.take(name, had) {
+		if !p.answers(name, had) || !p.take(name, had) {
 			continue
 		}
 		p.leaving = append(p.leaving, &Replica{Spec: specOf(had), Version: had.Version(), Stages: had.GetStages(), Leaving: true})
@@ -352,12 +356,19 @@ func (p *planner) stage(spec Spec, i int, had *enginepb.Stage) *enginepb.Stage {
 	return s
 }
 
-// up reports whether all nodes of a replica were READY with it when last seen.
+// up reports whether all nodes of a replica were READY with it when last seen, and none
+// of them leaves.
 func (p *planner) up(name string, a *enginepb.Assignment) bool {
+	return p.answers(name, a) && !slices.ContainsFunc(a.GetStages(), func(s *enginepb.Stage) bool { return !p.nodes[s.GetNode()].Ready })
+}
+
+// answers reports whether all nodes of a replica answer with it, though some may leave: it
+// is its model's last resort.
+func (p *planner) answers(name string, a *enginepb.Assignment) bool {
 	for _, s := range a.GetStages() {
 		n := p.nodes[s.GetNode()]
 		runs := n.Running.GetReplica() == name && (n.Running.Version() == a.Version() || enginepb.SameProcess(n.Running, a))
-		if n.Lost || !n.Ready || !runs {
+		if n.Lost || !n.Ready && !n.Answers || !runs {
 			return false
 		}
 	}
@@ -487,10 +498,10 @@ func (p *planner) named(spec Spec) (names []string, why string) {
 		switch n := p.nodes[name]; {
 		case p.taken[name] != "":
 			faults = append(faults, fmt.Sprintf("%s serves %s", name, p.taken[name]))
-		case !n.Usable:
-			faults = append(faults, name+" doesn't report")
 		case n.Cordoned != "":
 			faults = append(faults, name+" is not to be used: "+n.Cordoned)
+		case !n.Usable:
+			faults = append(faults, name+" doesn't report")
 		case n.Running != nil:
 			faults = append(faults, fmt.Sprintf("%s still runs %s", name, n.Running.GetReplica()))
 		}

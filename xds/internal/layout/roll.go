@@ -13,10 +13,13 @@ func (p *planner) change() {
 	// what the change before it has broken.
 	later := p.changes[:0:0]
 	for _, c := range p.changes {
-		if r := c.from; p.up(r.Spec.Replica, r.Assignment(0)) {
-			later = append(later, c)
-		} else {
+		switch r := c.from; {
+		case !p.answers(r.Spec.Replica, r.Assignment(0)):
 			p.apply(c)
+		case c.to != nil && !p.up(r.Spec.Replica, r.Assignment(0)):
+			p.park(p.in.Specs[c.spec], "changes when its nodes don't leave any more: as it is it is the last resort of "+r.Spec.Model)
+		default:
+			later = append(later, c)
 		}
 	}
 	// What takes requests is taken down one at a time, in order. A replica that has to
@@ -205,8 +208,8 @@ func (p *planner) letGo() {
 				continue
 			}
 			desired++
-			waits = waits || p.waits[spec.Replica] != ""
-			if now := p.placed[i]; now != nil && p.alive(now.Stages) && p.up(spec.Replica, now.Assignment(0)) {
+			waits = waits || p.waits[spec.Replica] != "" && !p.parked[spec.Replica]
+			if now := p.placed[i]; now != nil && p.answers(spec.Replica, now.Assignment(0)) && (p.alive(now.Stages) || !p.up(spec.Replica, now.Assignment(0))) {
 				up++
 			}
 		}
