@@ -27,7 +27,7 @@ func TestModelIsUnloadedAndLoadedOnDemand(t *testing.T) {
 	file := rig.Write(t, filepath.Join(dir, "mesh.yaml"), `apiVersion: millrace.dev/v1alpha1
 kind: Model
 metadata: {name: smollm2}
-spec: {weights: `+weights+`, keepAlive: 3s, replicas: 1}
+spec: {weights: `+weights+`, load: onDemand, keepAlive: 3s, replicas: 1}
 `)
 	m := own(t, "-nodes", "1", "-config", file)
 	m.Engines = 1
@@ -47,7 +47,7 @@ spec: {weights: `+weights+`, keepAlive: 3s, replicas: 1}
 	ask := func() (rig.Answer, error) {
 		return rig.Post(t.Context(), m.URL(t, "/v1/chat/completions"), rig.Ask(8, "Hello!"))
 	}
-	for range 2 {
+	for range 2 { // before anybody has asked, and afterwards
 		rig.Wait(t, rig.BackLimit, "the model is unloaded", asleep)
 		if got := rig.Millrace(t, "", "status", "-dir", m.Dir); !strings.Contains(got.Stdout, "not loaded") || strings.Contains(got.Stdout, "is down") {
 			t.Errorf("status of what is not loaded:\n%s", got.Stdout)
@@ -69,32 +69,28 @@ spec: {weights: `+weights+`, keepAlive: 3s, replicas: 1}
 			t.Errorf("the backend after the answers: %+v", p)
 		}
 	}
-	// The engine says why, and Envoy passes it on, as there is nobody else to try: as soon as
-	// extproc knows that the model is asleep, which nobody reports.
-	const tries = 5
-	for n := range tries {
-		rig.Wait(t, rig.BackLimit, "the model is unloaded", asleep)
-		if err := os.Rename(weights, weights+".away"); err != nil {
-			t.Fatal(err)
-		}
-		a, err := ask()
-		if err := os.Rename(weights+".away", weights); err != nil {
-			t.Fatal(err)
-		}
-		if err != nil || a.Status != http.StatusServiceUnavailable {
-			t.Fatalf("of what can't be loaded: status %d, %v: %.300s", a.Status, err, a.Body)
-		}
-		rig.Wait(t, rig.BackLimit, "it is loaded once it can be", func() error {
-			a, err := ask()
-			if err == nil && a.Status != http.StatusOK {
-				err = fmt.Errorf("status %d: %.300s", a.Status, a.Body)
-			}
-			return err
-		})
-		if strings.Contains(string(a.Body), "weights: open "+weights) {
-			return
-		}
-		t.Logf("try %d: %.300s", n+1, a.Body)
+	// The engine says why, and Envoy passes it on, as there is nobody else to try.
+	rig.Wait(t, rig.BackLimit, "the model is unloaded", asleep)
+	if err := os.Rename(weights, weights+".away"); err != nil {
+		t.Fatal(err)
 	}
-	t.Errorf("why it can't be loaded did not reach the client in %d tries", tries)
+	for n := range 3 { // asleep, then known to be broken
+		a, err := ask()
+		if err != nil || a.Status != http.StatusServiceUnavailable || !strings.Contains(string(a.Body), "weights: open "+weights) {
+			t.Errorf("try %d of what can't be loaded: status %d, %v: %.300s", n+1, a.Status, err, a.Body)
+		}
+	}
+	if got := rig.Millrace(t, "", "status", "-dir", m.Dir); !strings.Contains(got.Stdout, "weights: open") {
+		t.Errorf("status of what can't be loaded:\n%s", got.Stdout)
+	}
+	if err := os.Rename(weights+".away", weights); err != nil {
+		t.Fatal(err)
+	}
+	rig.Wait(t, rig.BackLimit, "it is loaded once it can be", func() error {
+		a, err := ask()
+		if err == nil && a.Status != http.StatusOK {
+			err = fmt.Errorf("status %d: %.300s", a.Status, a.Body)
+		}
+		return err
+	})
 }

@@ -102,7 +102,7 @@ func TestModelsByName(t *testing.T) {
 	if i < 0 || list[i].State != "fetched" || list[i].SHA256 == "" || len(list[i].Loaded) != 1 {
 		t.Errorf("models list: %s", got.Stdout)
 	}
-	if got := rig.Millrace(t, "", "models", "rm", "tiny", "-cache", cache, "-dir", m.Dir); got.Code != exitUsage || !strings.Contains(got.Stderr, "is loaded by node-") {
+	if got := rig.Millrace(t, "", "models", "rm", "tiny", "-cache", cache, "-dir", m.Dir); got.Code != exitUsage || !strings.Contains(got.Stderr, "is served by node-") {
 		t.Errorf("models rm of what is loaded: %+v", got)
 	}
 	if err := m.End(syscall.SIGTERM); err != nil {

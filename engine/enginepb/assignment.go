@@ -54,7 +54,7 @@ func (s *Stage) check() error {
 
 // ProcessKey names what the processes of a replica are started with, on all of its
 // nodes; empty: nothing is started. Assignments that differ only in what the key
-// leaves out (generation, name of the replica, whom to watch, admission, goal, drain, how long it is kept without requests) are
+// leaves out (generation, name of the replica, whom to watch, admission, goal, drain, when it is loaded, how long it is kept without requests) are
 // served by the same processes.
 func (a *Assignment) ProcessKey() string {
 	if a == nil || a.Releases() {
@@ -64,7 +64,7 @@ func (a *Assignment) ProcessKey() string {
 	if b == nil {
 		b = &Backend{}
 	}
-	b.Queue, b.MaxBodyBytes, b.Drain, b.KeepAlive, b.Goal = 0, 0, nil, nil, nil
+	b.Queue, b.MaxBodyBytes, b.Drain, b.KeepAlive, b.OnDemand, b.Goal = 0, 0, nil, nil, false, nil
 	key := &Assignment{Model: a.GetModel(), Backend: b}
 	for _, s := range a.GetStages() {
 		stage := &Stage{Node: s.GetNode()}

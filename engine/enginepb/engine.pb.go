@@ -436,6 +436,9 @@ type Backend struct {
 	// the next request comes, which waits in the queue; the engine stays READY meanwhile.
 	// Unset: for ever.
 	KeepAlive *durationpb.Duration `protobuf:"bytes,41,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
+	// Whether the backend is not started before the first request, which waits in the queue;
+	// the engine is READY from the start. What else is assigned meanwhile is not held up.
+	OnDemand bool `protobuf:"varint,42,opt,name=on_demand,json=onDemand,proto3" json:"on_demand,omitempty"`
 	// What answers are to keep: the engine lets in as many requests at a time as can, at most
 	// `slots`. Unset: `slots`, always.
 	Goal          *Goal `protobuf:"bytes,60,opt,name=goal,proto3" json:"goal,omitempty"`
@@ -576,6 +579,13 @@ func (x *Backend) GetKeepAlive() *durationpb.Duration {
 		return x.KeepAlive
 	}
 	return nil
+}
+
+func (x *Backend) GetOnDemand() bool {
+	if x != nil {
+		return x.OnDemand
+	}
+	return false
 }
 
 func (x *Backend) GetGoal() *Goal {
@@ -1635,7 +1645,7 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\rengineAddress\x12%\n" +
 	"\x05share\x18\x04 \x01(\x02B\x0f\xfaB\f\n" +
 	"\n" +
-	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xd8\x06\n" +
+	"\x1d\x00$tI%\x00\x00\x00\x00R\x05share\"\xf5\x06\n" +
 	"\aBackend\x12F\n" +
 	"\x04kind\x18\x01 \x01(\x0e2&.millrace.engine.v1alpha1.Backend.KindB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\"\n" +
@@ -1657,7 +1667,8 @@ const file_engine_enginepb_engine_proto_rawDesc = "" +
 	"\fserved_model\x18# \x01(\tB\b\xfaB\x05r\x03\x18\x80\x04R\vservedModel\x12?\n" +
 	"\x05drain\x18( \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x05drain\x12K\n" +
 	"\n" +
-	"keep_alive\x18) \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\tkeepAlive\x122\n" +
+	"keep_alive\x18) \x01(\v2\x19.google.protobuf.DurationB\x11\xfaB\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\tkeepAlive\x12\x1b\n" +
+	"\ton_demand\x18* \x01(\bR\bonDemand\x122\n" +
 	"\x04goal\x18< \x01(\v2\x1e.millrace.engine.v1alpha1.GoalR\x04goal\"@\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +

@@ -799,6 +799,8 @@ func (m *Backend) validate(all bool) error {
 		}
 	}
 
+	// no validation rules for OnDemand
+
 	if all {
 		switch v := interface{}(m.GetGoal()).(type) {
 		case interface{ ValidateAll() error }:

@@ -35,6 +35,12 @@ const (
 // may leave its weights unnamed.
 const DefaultModel = "smollm2"
 
+// When a model is loaded.
+const (
+	LoadAlways   = "always"
+	LoadOnDemand = "onDemand"
+)
+
 // Kinds of backends.
 const (
 	LlamaCpp = backends.LlamaCpp
@@ -77,6 +83,7 @@ type Model struct {
 //
 // +kubebuilder:object:generate=true
 // +millrace:rule:at="weights",when="self.backend.kind == 'openai' && !(has(self.replicas) && self.replicas == 0)",holds="self.weights.size() == 0",shows="quoted",words="must be left out: the server is external, and so are its weights"
+// +millrace:rule:at="load",when="self.backend.kind == 'openai'",holds="self.load != 'onDemand'",shows="quoted",words="must be always: nothing is loaded here, the server is external"
 // +millrace:rule:at="layout",when="has(self.replicas) && self.replicas >= 1",holds="self.layout.size() <= self.replicas",shows="{string(self.layout.size())} entries",words="must be ≤ {string(self.replicas)}, the number of replicas"
 // +millrace:rule:at="layout",when="self.backend.kind == 'vllm'",holds="self.layout.all(l, l.stages <= 1)",shows="[{string(self.layout.map(l, l.stages > 1).indexOf(true))}].stages: {string(self.layout.filter(l, l.stages > 1)[0].stages)}",words="must be 1: a vllm replica is on one node; split it there by backend.tensorParallel or backend.pipelineParallel"
 // +millrace:rule:at="layout",when="self.backend.kind == 'openai'",holds="self.layout.all(l, l.stages <= 1)",shows="[{string(self.layout.map(l, l.stages > 1).indexOf(true))}].stages: {string(self.layout.filter(l, l.stages > 1)[0].stages)}",words="must be 1: nodes can't share an external server"
@@ -113,10 +120,17 @@ type ModelSpec struct {
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
 	Layout []Layout `json:"layout"`
+	// Load is when the model is loaded: "always" at the start, which proves it and measures how
+	// long that takes, or "onDemand" by the first request, which waits. Models that are loaded
+	// on demand may be more than the nodes hold: then they take turns. Default "always"; of kind
+	// "openai" nothing is loaded here, and it is the only one.
+	// +kubebuilder:default=always
+	// +millrace:oneOf:values={always,onDemand}
+	Load string `json:"load"`
 	// KeepAlive is how long a replica keeps the model loaded without requests, 0s to 720h; less
 	// than a second counts as one. Then its memory is freed, and the next request waits until it
-	// is loaded again. It is loaded once at the start, which proves it and measures how long
-	// that takes. Of kind "openai" nothing is loaded here. Default 0s: for ever.
+	// is loaded again. Of kind "openai" nothing is loaded here. Default 0s: for ever, or until
+	// another model that is loaded on demand needs the room.
 	// +kubebuilder:default="0s"
 	// +millrace:lasts:least="0s",most="720h"
 	KeepAlive Duration `json:"keepAlive"`
@@ -128,6 +142,11 @@ type ModelSpec struct {
 	Goal Goal `json:"goal"`
 	// Implied is whether there is no object of it: Endpoints serve it.
 	Implied bool `json:"-"`
+}
+
+// Rests reports whether replicas may have the model unloaded while nobody asks for it.
+func (s ModelSpec) Rests() bool {
+	return s.Backend.Kind != OpenAI && (s.Load == LoadOnDemand || s.KeepAlive.Duration > 0)
 }
 
 // Goal is how long answers may take.
@@ -437,6 +456,7 @@ func newModel() Model {
 		APIVersion: APIVersion,
 		Kind:       KindModel,
 		Spec: ModelSpec{
+			Load:    LoadAlways,
 			Backend: Backend{Kind: LlamaCpp, ContextTokens: 4096, Slots: 4, Threads: 1, Queue: 64},
 		},
 	}

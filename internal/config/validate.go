@@ -110,6 +110,10 @@ func (m Model) validate() []Fault {
 	r.short("spec.tokenizer", s.Tokenizer, maxPath)
 	r.templateArgs("spec.templateArgs", s.TemplateArgs)
 	r.between("spec.replicas", s.Replicas, 0, 1024)
+	r.oneOf("spec.load", s.Load, LoadAlways, LoadOnDemand)
+	if s.Load == LoadOnDemand && s.Backend.Kind == OpenAI {
+		r.broken("spec.load", "%q; must be always: nothing is loaded here, the server is external", s.Load)
+	}
 	r.lasts("spec.keepAlive", s.KeepAlive, 0, 720*time.Hour)
 	r.lasts("spec.goal.firstToken", s.Goal.FirstToken, 0, 10*time.Minute)
 	r.lasts("spec.goal.token", s.Goal.Token, 0, 10*time.Minute)

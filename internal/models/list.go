@@ -24,6 +24,18 @@ const (
 	Fetched = "fetched" // it is there
 )
 
+// Place is a node of the mesh that serves a model.
+type Place struct {
+	Node string `json:"node"`
+	// State is "loaded", "asleep", "loading" or "failed"; empty: none of these. Why is for a
+	// person.
+	State string `json:"state,omitempty"`
+	Why   string `json:"why,omitempty"`
+}
+
+// placeLoaded is the State of one that has it.
+const placeLoaded = "loaded"
+
 // Entry is a model of a list.
 type Entry struct {
 	Model
@@ -33,15 +45,17 @@ type Entry struct {
 	Learnt string `json:"learnt,omitempty"`
 	// Used is when a mesh last began with it; zero: never, or it is not known.
 	Used time.Time `json:"used,omitzero"`
-	// Loaded are the nodes of the mesh that have it now.
+	// Loaded are the nodes of the mesh that have it now, Places those and others that would load
+	// it.
 	Loaded []string `json:"loaded,omitempty"`
+	Places []Place  `json:"places,omitempty"`
 
 	folder string // "": set-up's
 }
 
 // List returns the models that are there, and those that the catalogue has names for. nodes
-// are those that have weights loaded, by the path of these.
-func (s *Store) List(ctx context.Context, nodes map[string][]string) ([]Entry, error) {
+// are those that serve weights, by the path of these.
+func (s *Store) List(ctx context.Context, nodes map[string][]Place) ([]Entry, error) {
 	all := []Entry{s.builtin()}
 	folders, err := filepath.Glob(filepath.Join(s.folder, "*", recordFile))
 	if err != nil {
@@ -60,14 +74,24 @@ func (s *Store) List(ctx context.Context, nodes map[string][]string) ([]Entry, e
 		}
 	}
 	for i := range all {
-		for path, names := range nodes {
+		for path, places := range nodes {
 			if all[i].holds(path) {
-				all[i].Loaded = append(all[i].Loaded, names...)
+				all[i].serve(places)
 			}
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	return all, ctx.Err()
+}
+
+// serve notes which nodes serve the model.
+func (e *Entry) serve(places []Place) {
+	e.Places = append(e.Places, places...)
+	for _, p := range places {
+		if p.State == placeLoaded {
+			e.Loaded = append(e.Loaded, p.Node)
+		}
+	}
 }
 
 // builtin is the model that set-up fetches.
@@ -118,9 +142,9 @@ func (s *Store) Use(now time.Time, refs ...Ref) {
 }
 
 // Remove removes the files of a model that is kept, by its name or by what it was called.
-// Their hashes stay, unless they are to be forgotten. nodes are as in List: what one of them has
-// loaded stays. It returns how many bytes are free now.
-func (s *Store) Remove(ctx context.Context, name string, forget bool, nodes map[string][]string) (int64, error) {
+// Their hashes stay, unless they are to be forgotten. nodes are as in List: what one of them
+// serves stays. It returns how many bytes are free now.
+func (s *Store) Remove(ctx context.Context, name string, forget bool, nodes map[string][]Place) (int64, error) {
 	all, err := s.List(ctx, nodes)
 	if err != nil {
 		return 0, err
@@ -152,8 +176,8 @@ func (s *Store) Remove(ctx context.Context, name string, forget bool, nodes map[
 		return 0, &obs.Hint{Err: fmt.Errorf("no model %q is kept here", name), Next: next}
 	}
 	e := found[0]
-	if len(e.Loaded) > 0 {
-		return 0, &obs.Hint{Err: fmt.Errorf("%s is loaded by %s", e.Ref, strings.Join(e.Loaded, ", ")), Next: "end the mesh first, or take the model out of it"}
+	if len(e.Places) > 0 {
+		return 0, &obs.Hint{Err: fmt.Errorf("%s is served by %s", e.Ref, e.places()), Next: "end the mesh first, or take the model out of it"}
 	}
 	unlock, err := setup.Lock(ctx, lockOf(e.folder), "another that fetches "+e.Ref, s.show)
 	if err != nil {

@@ -445,8 +445,8 @@ func TestRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Use(time.Unix(1e9, 0), r)
-	loaded := map[string][]string{m.Weights: {"node-a"}}
-	for name, want := range map[string]string{"one": "is loaded by node-a", "onn": "did you mean", "smollm2": "belongs to set-up", "x": "models list"} {
+	loaded := map[string][]Place{m.Weights: {{Node: "node-a", State: "loaded"}, {Node: "node-b", State: "asleep"}, {Node: "node-c", State: "failed", Why: "no memory"}}}
+	for name, want := range map[string]string{"one": "is served by node-a, node-b asleep, node-c failed: no memory", "onn": "did you mean", "smollm2": "belongs to set-up", "x": "models list"} {
 		_, err := s.Remove(t.Context(), name, false, loaded)
 		var h *obs.Hint
 		text := ""

@@ -18,7 +18,7 @@ func Show(w io.Writer, all []Entry, now time.Time) error {
 		if called == e.Name {
 			called = ""
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Name, e.State, size(e.Size), dash(e.SHA256[:min(12, len(e.SHA256))]), dash(strings.Join(e.Loaded, ",")), e.used(now), dash(called))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Name, e.State, size(e.Size), dash(e.SHA256[:min(12, len(e.SHA256))]), dash(e.places()), e.used(now), dash(called))
 	}
 	return t.Flush()
 }
@@ -28,6 +28,22 @@ func JSON(w io.Writer, all []Entry) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(all)
+}
+
+// places says which nodes serve the model, and whether it is loaded there.
+func (e Entry) places() string {
+	var all []string
+	for _, p := range e.Places {
+		text := p.Node
+		switch {
+		case p.State == "failed" && p.Why != "":
+			text += " failed: " + p.Why
+		case p.State != placeLoaded && p.State != "":
+			text += " " + p.State
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, ", ")
 }
 
 func dash(text string) string {

@@ -124,5 +124,6 @@ func Model(name string, m config.ModelSpec, isDefault bool) *fleetpb.ModelState 
 		Default:       isDefault,
 		TemplateArgs:  m.TemplateArgs,
 		Engine:        kindOf(m.Backend.Kind),
+		Rests:         m.Rests(),
 	}
 }

@@ -5,13 +5,14 @@ import (
 	"errors"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/models"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/state"
 )
 
-// Loaded returns which nodes of the mesh in dir have which weights now, by their path. Where
-// no mesh runs nobody has any.
-func Loaded(ctx context.Context, dir string) (map[string][]string, error) {
+// Loaded returns which nodes of the mesh in dir have which weights now, or would load them, by
+// their path. Where no mesh runs nobody has any.
+func Loaded(ctx context.Context, dir string) (map[string][]models.Place, error) {
 	s, running, err := state.Read(dir)
 	if errors.Is(err, state.ErrNone) || err == nil && !running {
 		return nil, nil
@@ -31,11 +32,11 @@ func Loaded(ctx context.Context, dir string) (map[string][]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	nodes := map[string][]string{}
+	nodes := map[string][]models.Place{}
 	for _, m := range file.Models {
 		for _, n := range r.Nodes {
 			if n.Model == m.Metadata.Name && m.Spec.Weights != "" {
-				nodes[m.Spec.Weights] = append(nodes[m.Spec.Weights], n.Node)
+				nodes[m.Spec.Weights] = append(nodes[m.Spec.Weights], models.Place{Node: n.Node, State: n.Loading, Why: n.Reason})
 			}
 		}
 	}

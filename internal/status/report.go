@@ -57,6 +57,9 @@ type Node struct {
 	Engine string    `json:"engine"`
 	Reason string    `json:"reason"`
 	Since  time.Time `json:"since"`
+	// Loading is whether the model is "loaded" there, "asleep" until somebody asks, "loading",
+	// or "failed", which Reason explains; empty: none of these.
+	Loading string `json:"loading,omitempty"`
 	// Weight at Envoy; 0 is not in use, nil unknown.
 	Weight  *uint32 `json:"weight"`
 	Running uint32  `json:"running"`
@@ -172,6 +175,7 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 		Decode: e.GetSpeed().GetDecode(), Prefill: e.GetSpeed().GetPrefill(), InCache: e.GetLoad().GetCachedTokens(),
 		Generated: e.GetTotals().GetGeneratedTokens(), Cached: e.GetTotals().GetCachedTokens(),
 	}
+	n.Loading = loading(e)
 	n.Capabilities, n.Args = capabilities(e), a.GetBackend().GetArgs()
 	if n.Stages > 0 {
 		n.Stage = int(a.GetStage()) + 1
@@ -185,7 +189,7 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 	}
 	n.device(v.GetReport().GetTelemetry(), e.GetProcesses())
 	if wake := e.GetLoad().GetWake(); n.Reason == "" && n.State == ready && wake != nil {
-		n.Reason = fmt.Sprintf("not loaded: nobody has asked for it lately; the next request waits about %s", max(time.Second, wake.AsDuration().Round(time.Second)))
+		n.Reason = unloaded(n.Loading, wake.AsDuration())
 	}
 	if l := e.GetLoad(); n.Reason == "" && n.State == ready && l.GetLimit() != "" && l.GetWaiting() > 0 {
 		n.Reason = fmt.Sprintf("works on %d at a time, to keep its goal: %s", l.GetSlots(), l.GetLimit())

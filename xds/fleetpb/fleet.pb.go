@@ -1589,7 +1589,10 @@ type ModelState struct {
 	// JSON of the arguments that its engines give the chat template by default; empty: none.
 	TemplateArgs string `protobuf:"bytes,5,opt,name=template_args,json=templateArgs,proto3" json:"template_args,omitempty"`
 	// What its replicas of our own run: "llamacpp" or "vllm"; empty: not known.
-	Engine        string `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
+	Engine string `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
+	// Whether its replicas may have it unloaded while nobody asks: what is known of them may be
+	// too old to tell.
+	Rests         bool `protobuf:"varint,7,opt,name=rests,proto3" json:"rests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1664,6 +1667,13 @@ func (x *ModelState) GetEngine() string {
 		return x.Engine
 	}
 	return ""
+}
+
+func (x *ModelState) GetRests() bool {
+	if x != nil {
+		return x.Rests
+	}
+	return false
 }
 
 // PolicyState is the xDS resource with the rules for requests: type
@@ -2695,7 +2705,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05READY\x10\x01\x12\v\n" +
 	"\aSUSPECT\x10\x02\x12\r\n" +
-	"\tNOT_READY\x10\x03\"\xe4\x01\n" +
+	"\tNOT_READY\x10\x03\"\xfa\x01\n" +
 	"\n" +
 	"ModelState\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
@@ -2703,7 +2713,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\x12\x18\n" +
 	"\adefault\x18\x04 \x01(\bR\adefault\x12-\n" +
 	"\rtemplate_args\x18\x05 \x01(\tB\b\xfaB\x05r\x03\x18\x80@R\ftemplateArgs\x12\x1f\n" +
-	"\x06engine\x18\x06 \x01(\tB\a\xfaB\x04r\x02\x18?R\x06engine\"\xe3\x06\n" +
+	"\x06engine\x18\x06 \x01(\tB\a\xfaB\x04r\x02\x18?R\x06engine\x12\x14\n" +
+	"\x05rests\x18\a \x01(\bR\x05rests\"\xe3\x06\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +

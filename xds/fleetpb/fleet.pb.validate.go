@@ -2715,6 +2715,8 @@ func (m *ModelState) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	// no validation rules for Rests
+
 	if len(errors) > 0 {
 		return ModelStateMultiError(errors)
 	}

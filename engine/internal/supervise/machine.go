@@ -434,8 +434,11 @@ func (m *Machine) replica(w World) (enginepb.State, string) {
 	if !w.Parts[backend.Head].Up {
 		m.group, m.blame = group, ""
 	}
-	if m.asleep() {
+	switch unasked := m.unasked(w); {
+	case m.asleep():
 		return enginepb.State_READY, ""
+	case unasked:
+		return enginepb.State_STARTING, "waits until those have left who wait for what was before"
 	}
 	if state, reason := m.part(backend.Head, w); state != enginepb.State_READY {
 		m.doubted("", w)

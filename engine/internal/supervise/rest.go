@@ -45,6 +45,31 @@ func (m *Machine) Wake(now time.Time) time.Duration {
 	return max(m.rest.took-now.Sub(m.rest.waking), time.Millisecond)
 }
 
+// onDemand is whether the backend is not to be started before somebody asks for it.
+func (m *Machine) onDemand() bool { return m.have.GetBackend().GetOnDemand() }
+
+// unasked shuts the door of a backend that is loaded on demand, was never started and is about
+// to be. Once the door is shut it counts as one that was ended.
+func (m *Machine) unasked(w World) bool {
+	r, k := &m.rest, key(backend.Head, m.have)
+	p := &m.parts[backend.Head]
+	if !m.onDemand() || k == "" || k == r.key {
+		return false
+	}
+	if w.Parts[backend.Head].Up || p.asked {
+		if p.key == k {
+			r.key = k // it is loaded already
+		}
+		return false
+	}
+	if !w.Shut {
+		m.out = append(m.out, Command{Do: Shut})
+		return true
+	}
+	r.ended, r.key, r.took, r.last = true, k, 0, w.Parts[backend.Head].Run
+	return true
+}
+
 // epoch is the start of the backend whose run is given, as others know it: one that is ended
 // has nothing cached any more, and is known as the next one already.
 func (m *Machine) epoch(run uint64) uint64 {
@@ -57,13 +82,13 @@ func (m *Machine) epoch(run uint64) uint64 {
 // resting judges, and ends or starts a backend by who asks for it.
 func (m *Machine) resting(w World) (enginepb.State, string) {
 	r := &m.rest
-	if m.asleep() && (w.Waiting > 0 || m.keepAlive() == 0) {
+	if m.asleep() && (w.Waiting > 0 || m.keepAlive() == 0 && !m.onDemand()) {
 		r.waking, r.ended = w.Now, false
 		m.doubted("", w)
 	}
 	state, reason := m.judge(w)
 	if key(backend.Head, m.have) != r.key {
-		r.ended, r.waking = false, time.Time{} // it is to be something else
+		r.ended, r.waking, r.key = false, time.Time{}, "" // it is to be something else
 	}
 	if !r.waking.IsZero() {
 		state, reason = m.wake(state, reason)

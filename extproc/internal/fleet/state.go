@@ -379,6 +379,7 @@ func (s *state) table() *pick.Table {
 	for name, m := range s.models {
 		t.Models[name] = &pick.Model{
 			Name: name, Seed: session.Seed(name), Learned: m.learned, Context: int(min(m.resource.GetContextTokens(), math.MaxInt32)),
+			Rests: m.resource.GetRests(),
 		}
 		if m.resource.GetDefault() {
 			t.Default = t.Models[name]
@@ -458,6 +459,7 @@ func (e *endpoint) show() *pick.Endpoint {
 		Nodes:   nodes(m),
 		Zone:    m.GetZone(),
 		State:   states[m.GetState()],
+		Reason:  m.GetReason(),
 		Weight:  m.GetWeight(),
 		Slots:   int(m.GetLoad().GetSlots()),
 		Health:  min(1, max(leastHealth, m.GetHealth())),

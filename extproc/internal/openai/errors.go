@@ -185,11 +185,15 @@ func NoLength() *Error {
 	return invalid(400, "", "invalid_content_length", "content-length: must be a number of bytes, below 2^63")
 }
 
-// NotReady answers a request for a model none of whose replicas is ready.
-func NotReady(model string) *Error {
+// NotReady answers a request for a model none of whose replicas is ready, and says why; empty:
+// nobody knows.
+func NotReady(model, why string) *Error {
+	if why != "" {
+		why = " (" + clip(why, 512) + ")"
+	}
 	return &Error{
 		Status:     503,
-		Message:    fmt.Sprintf("no replica of the model %q is ready: try again shortly", clip(model, 96)),
+		Message:    fmt.Sprintf("no replica of the model %q is ready%s: try again shortly", clip(model, 96), why),
 		Type:       "server_error",
 		Code:       "no_replica_ready",
 		RetryAfter: 1,

@@ -329,7 +329,7 @@ func TestAnthropicErrorJSON(t *testing.T) {
 		want string
 	}{
 		{ModelNotFound("x"), "not_found_error"}, {NotJSON(0), "invalid_request_error"}, {TooLarge(1), "request_too_large"},
-		{NotReady("x"), "overloaded_error"}, {&Error{Status: 429}, "rate_limit_error"}, {&Error{Status: 500}, "api_error"},
+		{NotReady("x", ""), "overloaded_error"}, {&Error{Status: 429}, "rate_limit_error"}, {&Error{Status: 500}, "api_error"},
 	} {
 		tt.err.Dialect = apis.Anthropic
 		var got struct {

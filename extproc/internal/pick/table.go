@@ -46,6 +46,8 @@ type Endpoint struct {
 	// Zone is the failure domain; empty: the node is its own.
 	Zone  string
 	State State
+	// Reason is why it is not ready, for a person.
+	Reason string
 	// Weight is the host's weight in EDS.
 	Weight uint32
 	// Slots is how many requests are worked on at a time; 0: unknown.
@@ -160,11 +162,28 @@ type Model struct {
 	Least int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	Awaited bool
+	// Rests is whether its endpoints may have it unloaded while nobody asks for it, which
+	// may not be reported yet.
+	Rests bool
 	// Key is what requests get for all of Endpoints; nil: nothing.
 	Key *reach.Key
 	*Learned
 
 	dense atomic.Pointer[index] // nil: nobody asked yet, or there are few endpoints
+}
+
+// Why returns why none of the model's endpoints is ready, for a person; empty: one is, or
+// nobody has said.
+func (m *Model) Why() (why string) {
+	for _, e := range m.Endpoints {
+		switch {
+		case e.State == Ready:
+			return ""
+		case why == "":
+			why = e.Reason
+		}
+	}
+	return why
 }
 
 // Peers know then, too, what is cached where.

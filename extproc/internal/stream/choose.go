@@ -16,7 +16,7 @@ func choose(p *pick.Picker, in *input, u *understood, n *counted, most int, foun
 		Most: most, Now: in.now,
 	}
 	if err := p.Pick(&q, c); err != nil {
-		return q, nobody(u.model.Name, in.head.Only)
+		return q, nobody(u.model, in.head.Only)
 	}
 	pin(c.List, n.before)
 	return q, nil
@@ -35,15 +35,18 @@ func mostCandidates(p *pick.Policy, priority string) int {
 }
 
 // retries is how often a request that may be tried so many times is tried again. Where the
-// model is loaded nowhere, each endpoint is asked once: with nobody left to ask, Envoy would
+// model may be unloaded, each endpoint is asked once: with nobody left to ask, Envoy would
 // answer in words of its own, and why the model can't be loaded is in the last endpoint's.
-func retries(most int, list []pick.Candidate) int {
+// Whether it is unloaded right now may not be reported yet.
+func retries(most int, m *pick.Model, list []pick.Candidate) int {
+	loaded := false
 	for i := range list {
-		if !list[i].Asleep() {
-			return most - 1
-		}
+		loaded = loaded || !list[i].Asleep()
 	}
-	return min(most, len(list)) - 1
+	if m.Rests || !loaded {
+		return min(most, len(list)) - 1
+	}
+	return most - 1
 }
 
 // pin puts whoever has the response that the request continues first in the list:
@@ -62,9 +65,13 @@ func pin(list []pick.Candidate, before prefix.Match) {
 	}
 }
 
-// nobody answers a request for a model, none of whose endpoints may be named.
-func nobody(model string, only pick.Subset) *openai.Error {
-	err := openai.NotReady(model)
+// nobody answers a request for a model, none of whose endpoints may be named; nil: it is not
+// known which.
+func nobody(m *pick.Model, only pick.Subset) *openai.Error {
+	if m == nil {
+		m = &pick.Model{}
+	}
+	err := openai.NotReady(m.Name, m.Why())
 	if only != nil {
 		err.Code = "no_replica_in_subset"
 		err.Message = "none of the endpoints that the gateway allows for this request is ready (" + wire.SubsetNamespace + "): try again shortly"

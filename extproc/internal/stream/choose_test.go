@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"strings"
 	"testing"
 
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -17,6 +18,7 @@ func TestChoose(t *testing.T) {
 		before   int // the endpoint that made the response which is continued; below 0: none
 		want     []int
 		err      string
+		says     string
 	}{
 		{name: "the fastest first, as many as the policy says", before: -1, want: []int{0, 1, 2, 3}},
 		{name: "critical", priority: wire.Critical, before: -1, want: []int{0, 1, 2, 3, 4}},
@@ -26,9 +28,9 @@ func TestChoose(t *testing.T) {
 		{name: "it allows nobody that is there", only: pick.Subset{"127.0.0.1:1"}, before: -1, err: "no_replica_in_subset"},
 		{name: "nobody is ready", edit: func(f *fleet) {
 			for _, e := range f.model.Endpoints {
-				e.State = pick.NotReady
+				e.State, e.Reason = pick.NotReady, "node-a: broken: no such file"
 			}
-		}, before: -1, err: "no_replica_ready"},
+		}, before: -1, err: "no_replica_ready", says: "is ready (node-a: broken: no such file): try"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -47,7 +49,7 @@ func TestChoose(t *testing.T) {
 			)
 			q, err := choose(f.picker, in, &u, &n, mostCandidates(in.table.Policy, u.priority), &found, &c)
 			if err != nil || tt.err != "" {
-				if err == nil || err.Code != tt.err {
+				if err == nil || err.Code != tt.err || !strings.Contains(err.Message, tt.says) {
 					t.Fatalf("error = %v, want %q", err, tt.err)
 				}
 				return

@@ -365,7 +365,7 @@ func (x *Exchange) decide(k Kind, body []byte, whole bool, now time.Time, out []
 // unless a gateway allows only some endpoints.
 func (x *Exchange) open(k Kind, out []Reply) []Reply {
 	if x.head.Only != nil {
-		return x.fail(nobody("", x.head.Only), out)
+		return x.fail(nobody(nil, x.head.Only), out)
 	}
 	x.core.metrics.open.Inc()
 	return x.reply(k, nil, out)
@@ -394,7 +394,7 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	d := &x.decision
 	*d = Decision{
 		Model: u.model.Name, Asked: u.asked, Probe: in.head.Probe, Session: l.session, Priority: u.priority, API: in.api,
-		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: retries(q.Most, x.choice.List), Choice: &x.choice,
+		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: retries(q.Most, u.model, x.choice.List), Choice: &x.choice,
 		Key: u.model.Key, Ranked: policy.Ours && (u.priority != wire.Standard || in.head.Priority != ""),
 	}
 	x.core.metrics.counted(n)

@@ -279,10 +279,15 @@ func TestWhatIsLoadedNowhereIsTriedOnceEach(t *testing.T) {
 	list := run(f.core.Begin(), post(), bodyOf(hello))[1].Decision.Choice.List
 	a, b := list[0].Endpoint, list[1].Endpoint
 	for _, tt := range []struct {
-		name string
-		a, b float64
-		want int
-	}{{"both loaded", 0, 0, 3}, {"one loaded", 2000, 0, 3}, {"none loaded", 2000, 1000, 1}} {
+		name  string
+		a, b  float64
+		rests bool
+		want  int
+	}{
+		{"both loaded", 0, 0, false, 3}, {"one loaded", 2000, 0, false, 3}, {"none loaded", 2000, 1000, false, 1},
+		{"as far as is known", 0, 0, true, 1},
+	} {
+		f.model.Rests = tt.rests
 		a.ReportFromFleet(pick.Report{Wake: tt.a}, epoch)
 		b.ReportFromFleet(pick.Report{Wake: tt.b}, epoch)
 		if got := retries(); got != tt.want {

@@ -66,6 +66,7 @@ func backend(s config.ModelSpec, limits config.Limits) *enginepb.Backend {
 		// A change waits for running requests as long as these may run.
 		Drain:     durationpb.New(limits.RequestTimeout.Duration),
 		KeepAlive: keep,
+		OnDemand:  s.Load == config.LoadOnDemand,
 		Goal:      goal(s.Goal),
 
 		TensorParallel:   uint32(s.Backend.TensorParallel),
