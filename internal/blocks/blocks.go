@@ -50,14 +50,19 @@ func Root(adapter string) Key {
 	return Key(mix(0, xxhash.Sum64String(adapter)) | 1)
 }
 
+// Extra returns what a block depends on beside its tokens: one thing more, of which this is
+// the text or the encoding, and what there was before, 0 for nothing. Order matters.
+func Extra(before uint64, one []byte) uint64 { return before*31 + xxhash.Sum64(one) | 1 }
+
 // Append appends the keys of a prompt's blocks that an engine may find in its
-// cache. At least one token is always worked on: a last block that is not followed
-// by a token is no use.
-func Append(dst []Key, root Key, tokens []uint32, size int) []Key {
+// cache; extra is what the first of them depends on, as a salt of the request, of which the
+// others depend by that one. At least one token is always worked on: a last block that is
+// not followed by a token is no use.
+func Append(dst []Key, root Key, extra uint64, tokens []uint32, size int) []Key {
 	for size > 0 && len(tokens) > size {
-		root = next(root, tokens[:size], 0)
+		root = next(root, tokens[:size], extra)
 		dst = append(dst, root)
-		tokens = tokens[size:]
+		tokens, extra = tokens[size:], 0
 	}
 	return dst
 }

@@ -90,7 +90,7 @@ func TestBlocksAgreeWithTheirTwin(t *testing.T) {
 			}
 		}
 		adapter, tokens = prompt()
-		chain := Append(nil, Root(adapter), tokens, size)
+		chain := Append(nil, Root(adapter), 0, tokens, size)
 		if got, want := b.Count(chain), twin.count(adapter, tokens, size); got != want {
 			t.Fatalf("%d blocks of %v for %q, want %d", got, tokens, adapter, want)
 		}
@@ -130,7 +130,7 @@ func TestBlocksOfOtherContent(t *testing.T) {
 	s := stored(1, 1, 2)
 	s.Extra = []uint64{77}
 	names.Store(s)
-	prompt := Append(nil, Root(""), []uint32{1, 2, 3}, 2)
+	prompt := Append(nil, Root(""), 0, []uint32{1, 2, 3}, 2)
 	if b.Len() != 1 || b.Count(prompt) != 0 {
 		t.Errorf("%d blocks, %d of a prompt without the image", b.Len(), b.Count(prompt))
 	}
@@ -138,7 +138,7 @@ func TestBlocksOfOtherContent(t *testing.T) {
 	if b.Count(prompt) != 1 {
 		t.Error("the block without an image is not found")
 	}
-	if n := len(Append(nil, Root(""), []uint32{1, 2, 3, 4}, 2)); n != 1 {
+	if n := len(Append(nil, Root(""), 0, []uint32{1, 2, 3, 4}, 2)); n != 1 {
 		t.Errorf("%d blocks of two may be found: the last token is always worked on", n)
 	}
 	names.Store(stored(2, 5, 6)) // the name is given to something else
@@ -156,7 +156,7 @@ func TestBlocksWhileOthersRead(t *testing.T) {
 	var b Set
 	names := NewNames(&b)
 	names.Store(stored(1, 1, 2))
-	prompt := Append(nil, Root(""), []uint32{1, 2, 3}, 2)
+	prompt := Append(nil, Root(""), 0, []uint32{1, 2, 3}, 2)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 2 {
@@ -201,11 +201,11 @@ func BenchmarkBlocks(b *testing.B) {
 	}
 	NewNames(&full).Store(&s)
 	NewNames(&empty).Store(stored(1, make([]uint32, 16)...))
-	chain := Append(nil, Root(""), tokens, 16)
+	chain := Append(nil, Root(""), 0, tokens, 16)
 	b.Run("keys", func(b *testing.B) {
 		var memory []Key
 		for b.Loop() {
-			memory = Append(memory[:0], Root(""), tokens, 16)
+			memory = Append(memory[:0], Root(""), 0, tokens, 16)
 		}
 	})
 	for name, x := range map[string]*Set{"all": &full, "none": &empty} {

@@ -125,7 +125,7 @@ func TestLogAgreesWithItsTwin(t *testing.T) {
 		}
 		for h := range uint64(2000) {
 			for last := range uint32(2) {
-				key := Append(nil, Root(""), []uint32{uint32(h) + 1, last, 0}, 2)
+				key := Append(nil, Root(""), 0, []uint32{uint32(h) + 1, last, 0}, 2)
 				if f.set.Count(key) != near.Count(key) {
 					t.Fatalf("step %d: block %d is cached %d times, want %d", step, h, f.set.Count(key), near.Count(key))
 				}

@@ -371,7 +371,8 @@ func (b *Batch) extraList(rest []byte, e *Event) ([]uint64, error) {
 	return b.hashes[from:len(b.hashes):len(b.hashes)], nil
 }
 
-// extraOf is a hash of one block's extra keys; 0: there are none.
+// extraOf is a hash of one block's extra keys; 0: there are none. Of keys that are texts,
+// such as a request's salt, the text counts.
 func extraOf(rest []byte, adapter string) (h uint64, _ []byte, err error) {
 	if msgp.IsNil(rest) {
 		rest, err = msgp.ReadNilBytes(rest)
@@ -381,16 +382,20 @@ func extraOf(rest []byte, adapter string) (h uint64, _ []byte, err error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	named := adapter == ""
 	for range n {
 		from := rest
 		if rest, err = msgp.Skip(rest); err != nil {
 			return 0, nil, err
 		}
 		key := from[:len(from)-len(rest)]
-		if name, _, err := msgp.ReadStringZC(key); err == nil && adapter != "" && string(name) == adapter {
-			continue
+		if text, _, err := msgp.ReadStringZC(key); err == nil {
+			if key = text; !named && string(text) == adapter {
+				named = true // a salt may be the same text
+				continue
+			}
 		}
-		h = h*31 + xxhash.Sum64(key) | 1
+		h = blocks.Extra(h, key)
 	}
 	return h, rest, nil
 }

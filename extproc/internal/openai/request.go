@@ -53,8 +53,10 @@ type Request struct {
 	Tools, ToolsAlike []byte
 	// TemplateArgs is the JSON of chat_template_kwargs; nil: none.
 	TemplateArgs []byte
-	// Salted is whether the client keeps its prompts' caches to itself (cache_salt).
-	Salted bool
+	// Salt is what separates the prompt's cache from others' (cache_salt); empty: nothing.
+	Salt []byte
+	// Separated is whether something else does, which engines don't name in their reports.
+	Separated bool
 	// Apart is of what separates prompts that are alike else, such as a salt, an adapter or
 	// arguments of the template; 0: there is nothing.
 	Apart uint64
@@ -281,7 +283,9 @@ func (r *Request) length(s *scanner, name []byte) bool {
 	case "truncation":
 		r.Truncates = r.Truncates || bytes.HasPrefix(s.b[s.i:], []byte(`"auto"`))
 	case "cache_salt":
-		r.Salted = s.peek() == '"'
+		return r.salt(s)
+	case "extra_key", "lora_path", "lora":
+		r.Separated = r.Separated || s.peek() != 'n'
 	case "stop", "stop_sequences":
 		return r.stops(s)
 	default:
@@ -290,6 +294,15 @@ func (r *Request) length(s *scanner, name []byte) bool {
 		}
 	}
 	return s.skip(1)
+}
+
+// salt reads cache_salt. SGLang takes a list of them, too.
+func (r *Request) salt(s *scanner) bool {
+	if s.peek() != '"' {
+		r.Separated = r.Separated || s.peek() != 'n'
+		return s.skip(1)
+	}
+	return r.textField(s, &r.Salt)
 }
 
 // stops reads a text or a list of texts; any other value names none.

@@ -29,7 +29,8 @@ func (l *lookup) done() {
 
 // report adds to found what engines report of the prompt's blocks. Where an engine
 // reports all that it has cached, and it is certain what the prompt's blocks are, its
-// report counts in place of what was estimated of its cache; else beside it.
+// report counts in place of what was estimated of its cache; else beside it. Engines that
+// name no salts in their reports have no block of a prompt with one, as far as these say.
 func report(m *pick.Model, r *openai.Request, found *prefix.Found) {
 	l := lookups.Get().(*lookup)
 	defer l.done()
@@ -37,7 +38,10 @@ func report(m *pick.Model, r *openai.Request, found *prefix.Found) {
 	if len(l.tokens) == 0 {
 		return
 	}
-	adapter, size := "", 0
+	adapter, size, extra := "", 0, uint64(0)
+	if len(r.Salt) > 0 {
+		extra = blocks.Extra(0, r.Salt)
+	}
 	l.blocks = l.blocks[:0]
 	for _, e := range m.WithBlocks {
 		known, n := e.Blocks.Knowledge()
@@ -50,9 +54,10 @@ func report(m *pick.Model, r *openai.Request, found *prefix.Found) {
 		}
 		if n != size || a != adapter {
 			size, adapter = n, a
-			l.blocks = blocks.Append(l.blocks[:0], blocks.Root(adapter), l.tokens, size)
+			l.blocks = blocks.Append(l.blocks[:0], blocks.Root(adapter), extra, l.tokens, size)
 		}
-		found.Report(e.KV.Match(size*e.Blocks.Count(l.blocks)), exact && !unclear && known == blocks.Whole)
+		n = e.Blocks.Count(l.blocks)
+		found.Report(e.KV.Match(size*n), exact && !unclear && known == blocks.Whole && (extra == 0 || n > 0))
 	}
 }
 
@@ -60,7 +65,7 @@ func report(m *pick.Model, r *openai.Request, found *prefix.Found) {
 func (l *lookup) identify(m *pick.Model, r *openai.Request) (exact bool) {
 	l.tokens = l.tokens[:0]
 	c, ok := m.Counter().(pick.Identifier)
-	if !ok || len(r.Media) > 0 || len(r.Prompts) > 1 || r.Salted || !anyReports(m) {
+	if !ok || len(r.Media) > 0 || len(r.Prompts) > 1 || r.Separated || !anyReports(m) {
 		return false
 	}
 	l.tokens, exact = c.IDs(l.tokens, r)

@@ -35,7 +35,7 @@ func (l letters) IDs(dst []uint32, r *openai.Request) ([]uint32, bool) {
 const blockSize = 16
 
 // hold makes an engine say that it holds a text, made with an adapter.
-func hold(b *blocks.Set, known blocks.Knowledge, text, adapter string) {
+func hold(b *blocks.Set, known blocks.Knowledge, text, adapter, salt string) {
 	names := blocks.NewNames(b)
 	names.SetKnown(known)
 	s := blocks.Stored{Root: true, Size: blockSize, Adapter: adapter}
@@ -44,6 +44,9 @@ func hold(b *blocks.Set, known blocks.Knowledge, text, adapter string) {
 		for _, c := range []byte(text[i*blockSize : (i+1)*blockSize]) {
 			s.Tokens = append(s.Tokens, uint32(c))
 		}
+	}
+	if s.Extra = make([]uint64, len(s.Hashes)); salt != "" && len(s.Extra) > 0 {
+		s.Extra[0] = blocks.Extra(0, []byte(salt))
 	}
 	names.Store(&s)
 }
@@ -57,7 +60,7 @@ func TestTokensAreNotKeptWithTheStream(t *testing.T) {
 		table.Default.Endpoints[0].Blocks = new(blocks.Set)
 		table.Default.WithBlocks = table.Default.Endpoints
 	})
-	hold(f.model.Endpoints[0].Blocks, blocks.Whole, strings.Repeat("x", blockSize), "")
+	hold(f.model.Endpoints[0].Blocks, blocks.Whole, strings.Repeat("x", blockSize), "", "")
 	head, body := post(), bodyOf(`{"model":"m","messages":[{"role":"user","content":"`+strings.Repeat("y", size)+`"}]}`)
 	live := func() uint64 {
 		runtime.GC()
@@ -107,7 +110,8 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 		// adapter of what it holds.
 		shows  func(a *pick.Adapters)
 		of     string
-		want   int // the endpoint
+		salt   string // of what it holds
+		want   int    // the endpoint
 		cached int
 	}{
 		{name: "it holds the beginning, and nobody else does", known: blocks.Whole, holds: text[:1000], counter: letters{true}, sent: -1, want: 2, cached: 992},
@@ -125,6 +129,16 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 		{name: "it has not, and says that it is one", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, of: "m", want: 2, cached: 1024},
 		{name: "it has not, and holds what the base made of it", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, shows: silent, want: 0},
 		{name: "the client keeps its cache to itself", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"cache_salt":"s",`, want: 0},
+		{name: "it holds the client's own", known: blocks.Whole, holds: text[:1000], salt: "s", counter: letters{true}, sent: -1, extra: `"cache_salt":"s",`, want: 2, cached: 992},
+		{name: "it holds the client's own, whose salt is written otherwise", known: blocks.Whole, holds: text, salt: "é\"", counter: letters{true}, sent: -1, extra: `"cache_salt":"\u00e9\"",`, want: 2, cached: 1024},
+		{name: "it holds the client's own of an adapter with the salt's name", known: blocks.Whole, holds: text, salt: "m", counter: letters{true}, sent: -1, shows: takes(2), of: "m", extra: `"cache_salt":"m",`, want: 2, cached: 1024},
+		{name: "it holds another client's own", known: blocks.Whole, holds: text, salt: "t", counter: letters{true}, sent: -1, extra: `"cache_salt":"s",`, want: 0},
+		{name: "it holds another client's own, and this one shares", known: blocks.Whole, holds: text, salt: "t", counter: letters{true}, sent: -1, want: 0},
+		{name: "no salt", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"cache_salt":null,`, want: 2, cached: 1024},
+		{name: "it names no salts: what we sent counts", known: blocks.Whole, holds: text, counter: letters{true}, sent: 2, extra: `"cache_salt":"s",`, want: 2, cached: 1039},
+		{name: "what else separates caches", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"extra_key":"s",`, want: 0},
+		{name: "several salts", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"cache_salt":["s"],`, want: 0},
+		{name: "an adapter of the request's own", known: blocks.Whole, holds: text, counter: letters{true}, sent: -1, extra: `"lora_path":"a",`, want: 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -162,7 +176,7 @@ func TestWhatEnginesSayOfTheirBlocks(t *testing.T) {
 				}
 			}
 			if tt.known != blocks.Nothing {
-				hold(f.model.Endpoints[2].Blocks, tt.known, tt.holds, tt.of)
+				hold(f.model.Endpoints[2].Blocks, tt.known, tt.holds, tt.of, tt.salt)
 			}
 			first := decide().Choice.List[0]
 			if first.Address != f.model.Endpoints[tt.want].Address || first.Cached != tt.cached {
