@@ -30,6 +30,7 @@ import (
 	"millrace.dev/millrace/internal/models"
 	"millrace.dev/millrace/internal/nearest"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/plan"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
@@ -55,6 +56,7 @@ func commands() []command {
 		{"explain", "show why a request went where it went, and how it ended", explainRequest},
 		{"chat", "chat with a model of the mesh, in the terminal or from a script", talk},
 		{"gateway", "sidecar of an Envoy in a Pod: report its readiness, and drain it before it ends", gatewayOf},
+		{"plan", "show how models would lie on nodes, and why, and start nothing", planOf},
 		{"models", "list models by name, fetch them from mirrors (pull), remove them (rm)", modelsOf},
 		{"key", "make an API key for a tenant, and the line for the file of -api-keys", newKey},
 		{"check", "check whether this machine has what a mesh needs", check},
@@ -375,6 +377,20 @@ func fetch(ctx context.Context, args []string, std files) error {
 		fmt.Fprintf(std.out, "model    %s\n", path)
 	}
 	return nil
+}
+
+// planOf prints layouts.
+func planOf(_ context.Context, args []string, std files) error {
+	o := plan.Options{Out: std.out}
+	fs := newFlags("plan", std)
+	fs.StringVar(&o.Config, "config", "", "`file` with Model objects (default: the model that set-up fetches)")
+	fs.StringVar(&o.Nodes, "nodes", "", "`file` with nodes, their memory and what was measured (default: this machine alone)")
+	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetched (default $MILLRACE_CACHE, else .cache of the checkout)")
+	fs.BoolVar(&o.JSON, "json", false, "print JSON")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	return plan.Run(o)
 }
 
 // modelsOf obeys models list, pull and rm.

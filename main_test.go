@@ -130,7 +130,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "models", "check", "setup", "identity", "install-models", "completion"} {
+	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "plan", "models", "check", "setup", "identity", "install-models", "completion"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}
@@ -174,6 +174,20 @@ func TestUpCheckReadsWhatItNames(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) || program.ExitCode(err) != tt.code {
 			t.Errorf("%s: %q, %v (exit %d), want %q (exit %d)", tt.name, out, err, program.ExitCode(err), tt.want, tt.code)
 		}
+	}
+}
+
+// TestPlan: layouts are printed, and nothing starts.
+func TestPlan(t *testing.T) {
+	cache := t.TempDir()
+	if _, err := call(t, "plan", "-cache", cache); program.ExitCode(err) != program.ExitConfig || !strings.Contains(err.Error(), "plan: model smollm2: ") {
+		t.Errorf("plan without the model: %v (exit %d)", err, program.ExitCode(err))
+	}
+	if _, err := call(t, "plan", "-nodes", "/nope"); program.ExitCode(err) != program.ExitConfig {
+		t.Errorf("plan without the nodes: %v (exit %d)", err, program.ExitCode(err))
+	}
+	if left, err := os.ReadDir(cache); err != nil || len(left) > 0 {
+		t.Errorf("plan has written %v, %v", left, err)
 	}
 }
 

@@ -31,13 +31,18 @@ func cpu() finding {
 	return f
 }
 
-func memory() finding {
+// Memory is what this machine has for new programs, in bytes.
+func Memory() (int64, error) {
 	file, err := os.Open("/proc/meminfo")
 	if err != nil {
-		return broken(warn, "memory", err)
+		return 0, err
 	}
 	defer file.Close()
-	free, err := availableMemory(file)
+	return availableMemory(file)
+}
+
+func memory() finding {
+	free, err := Memory()
 	if err != nil {
 		return broken(warn, "memory", err)
 	}

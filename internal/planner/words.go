@@ -147,7 +147,7 @@ func (f *field) missing(r Request, free []int) string {
 	if !r.Model.Spans {
 		memory = f.largestNode(one)
 	}
-	need := r.need()
+	need := r.need() - float64(r.Model.Overhead) // as memory is without it
 	if t := r; t.Goal.Token > 0 || t.Goal.FirstToken > 0 {
 		t.Goal.Token, t.Goal.FirstToken, t.Goal.Replicas = 0, 0, 1
 		if p := f.place(t, 1, slices.Clone(free), least, nil); len(p) > 0 {
@@ -191,13 +191,13 @@ var variants = []struct {
 	bits float64
 }{{"q8", 8.5}, {"q6", 6.6}, {"q4", 4.8}, {"q3", 3.9}}
 
-// smaller names a variant of the model that has room; empty: there is none, or its
+// smaller names a variant of the model that has room beside the processes' overhead; empty: there is none, or its
 // parameters are not known.
 func (r Request) smaller(memory float64) string {
 	bytes := float64(r.Model.Bytes())
 	for _, v := range variants {
 		with := float64(r.Model.Parameters) * v.bits / 8
-		if with > 0 && with < 0.9*bytes && r.need()-bytes+with <= memory {
+		if with > 0 && with < 0.9*bytes && r.need()-float64(r.Model.Overhead)-bytes+with <= memory {
 			return ", or a " + v.name + " variant"
 		}
 	}
