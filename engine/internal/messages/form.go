@@ -3,7 +3,6 @@ package messages
 import (
 	"crypto/rand"
 	"encoding/json"
-	"fmt"
 	"strings"
 
 	"millrace.dev/millrace/engine/internal/backend"
@@ -72,48 +71,13 @@ func newForm(request fields) *Form {
 
 func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
 
-// chunk is an event of chat completions, or their unary answer.
-type chunk struct {
-	Choices []struct {
-		Delta   delta  `json:"delta"`
-		Message delta  `json:"message"`
-		Finish  string `json:"finish_reason"`
-	} `json:"choices"`
-	Usage *struct {
-		Prompt     uint64 `json:"prompt_tokens"`
-		Completion uint64 `json:"completion_tokens"`
-		Details    struct {
-			Cached uint64 `json:"cached_tokens"`
-		} `json:"prompt_tokens_details"`
-	} `json:"usage"`
-	Error json.RawMessage `json:"error"`
-}
-
-type delta struct {
-	Content   string `json:"content"`
-	Reasoning string `json:"reasoning_content"`
-	Calls     []struct {
-		Index    int `json:"index"`
-		Function struct {
-			Name      string `json:"name"`
-			Arguments string `json:"arguments"`
-		} `json:"function"`
-	} `json:"tool_calls"`
-}
-
 // Unary makes the whole answer: that of its events, which nobody sees.
 func (f *Form) Unary(answer []byte) (string, []byte, error) {
-	var c chunk
-	if err := json.Unmarshal(answer, &c); err != nil {
-		return "", nil, fmt.Errorf("an answer of chat completions: %w", err)
+	d, err := backend.ChatAnswer(answer)
+	if err != nil {
+		return "", nil, err
 	}
-	for i := range c.Choices {
-		c.Choices[i].Delta = c.Choices[i].Message
-		for j := range c.Choices[i].Delta.Calls {
-			c.Choices[i].Delta.Calls[j].Index = j
-		}
-	}
-	f.take(&c)
+	f.take(&d)
 	f.end()
 	return backend.JSON, Fill(backend.Encode(f.answer)), nil
 }
@@ -121,17 +85,15 @@ func (f *Form) Unary(answer []byte) (string, []byte, error) {
 // Pass makes events of events.
 func (f *Form) Pass(p []byte) []byte {
 	f.out = f.out[:0]
-	f.lines.Each(p, func(data string) {
-		var c chunk
-		if data == "[DONE]" || f.ended || json.Unmarshal([]byte(data), &c) != nil {
-			return
-		}
-		if c.Error != nil {
+	f.lines.EachDelta(p, func(d backend.Delta, data string) {
+		switch {
+		case f.ended:
+		case d.Failed:
 			f.ended = true
 			f.emit("error", map[string]any{"error": map[string]string{"type": "api_error", "message": backend.Message(500, []byte(data))}})
-			return
+		default:
+			f.take(&d)
 		}
-		f.take(&c)
 	})
 	return f.out
 }
@@ -147,26 +109,22 @@ func (f *Form) Rest() []byte {
 func (f *Form) Fail(backend.Error) []byte { return nil }
 
 // take takes an event of chat completions.
-func (f *Form) take(c *chunk) {
-	if u := c.Usage; u != nil {
-		cached := min(u.Details.Cached, u.Prompt)
-		f.answer.Usage = usage{Input: u.Prompt - cached, Cached: cached, Output: u.Completion}
+func (f *Form) take(d *backend.Delta) {
+	if u := d.Account; u != nil {
+		f.answer.Usage = usage{Input: u.Prompt - u.Cached, Cached: u.Cached, Output: u.Completion}
 	}
 	f.begin()
-	for i := range c.Choices[:min(1, len(c.Choices))] {
-		choice := &c.Choices[i]
-		if t := choice.Delta.Reasoning; t != "" {
-			f.grow(isReasoning, t)
-		}
-		if t := choice.Delta.Content; t != "" {
-			f.grow(isText, t)
-		}
-		for _, call := range choice.Delta.Calls {
-			f.use(call.Index, call.Function.Name, call.Function.Arguments)
-		}
-		if choice.Finish != "" {
-			f.stop = choice.Finish
-		}
+	if d.Reasoning != "" {
+		f.grow(isReasoning, d.Reasoning)
+	}
+	if d.Content != "" {
+		f.grow(isText, d.Content)
+	}
+	for _, call := range d.Calls {
+		f.use(call.Index, call.Name, call.Arguments)
+	}
+	if d.Finish != "" {
+		f.stop = d.Finish
 	}
 }
 
@@ -259,5 +217,5 @@ func (f *Form) end() {
 // emit writes an event.
 func (f *Form) emit(kind string, v map[string]any) {
 	v["type"] = kind
-	f.out = append(append(append(append(append(f.out, "event: "...), kind...), "\ndata: "...), Fill(backend.Encode(v))...), "\n\n"...)
+	f.out = backend.Event(f.out, kind, Fill(backend.Encode(v)))
 }

@@ -3,7 +3,6 @@ package responses
 import (
 	"crypto/rand"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
@@ -151,52 +150,13 @@ func described(request fields) json.RawMessage {
 
 func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
 
-// chunk is an event of chat completions, or their unary answer.
-type chunk struct {
-	Choices []struct {
-		Delta    delta  `json:"delta"`
-		Message  delta  `json:"message"`
-		Finish   string `json:"finish_reason"`
-		Logprobs struct {
-			Content []json.RawMessage `json:"content"`
-		} `json:"logprobs"`
-	} `json:"choices"`
-	Usage *struct {
-		Prompt     uint64 `json:"prompt_tokens"`
-		Completion uint64 `json:"completion_tokens"`
-		Details    struct {
-			Cached uint64 `json:"cached_tokens"`
-		} `json:"prompt_tokens_details"`
-	} `json:"usage"`
-	Error json.RawMessage `json:"error"`
-}
-
-type delta struct {
-	Content   string `json:"content"`
-	Reasoning string `json:"reasoning_content"`
-	Calls     []struct {
-		Index    int    `json:"index"`
-		ID       string `json:"id"`
-		Function struct {
-			Name      string `json:"name"`
-			Arguments string `json:"arguments"`
-		} `json:"function"`
-	} `json:"tool_calls"`
-}
-
 // Unary makes the whole answer: that of its events, which nobody sees.
 func (f *Form) Unary(answer []byte) (string, []byte, error) {
-	var c chunk
-	if err := json.Unmarshal(answer, &c); err != nil {
-		return "", nil, fmt.Errorf("an answer of chat completions: %w", err)
+	d, err := backend.ChatAnswer(answer)
+	if err != nil {
+		return "", nil, err
 	}
-	for i := range c.Choices {
-		c.Choices[i].Delta = c.Choices[i].Message
-		for j := range c.Choices[i].Delta.Calls {
-			c.Choices[i].Delta.Calls[j].Index = j
-		}
-	}
-	f.take(&c)
+	f.take(&d)
 	f.end()
 	return backend.JSON, backend.Encode(f.answer), nil
 }
@@ -204,16 +164,12 @@ func (f *Form) Unary(answer []byte) (string, []byte, error) {
 // Pass makes events of events.
 func (f *Form) Pass(p []byte) []byte {
 	f.out = f.out[:0]
-	f.lines.Each(p, func(data string) {
-		var c chunk
-		if data == "[DONE]" || json.Unmarshal([]byte(data), &c) != nil {
-			return
-		}
-		if c.Error != nil {
+	f.lines.EachDelta(p, func(d backend.Delta, data string) {
+		if d.Failed {
 			f.fail(backend.Message(500, []byte(data)))
 			return
 		}
-		f.take(&c)
+		f.take(&d)
 	})
 	return f.out
 }
@@ -272,26 +228,23 @@ func (f *Form) begin() {
 }
 
 // take takes an event of chat completions.
-func (f *Form) take(c *chunk) {
+func (f *Form) take(d *backend.Delta) {
 	f.begin()
-	if u := c.Usage; u != nil {
+	if u := d.Account; u != nil {
 		f.answer.Usage = &usage{Input: u.Prompt, Output: u.Completion, Total: u.Prompt + u.Completion}
-		f.answer.Usage.InDetails.Cached = u.Details.Cached
+		f.answer.Usage.InDetails.Cached = u.Cached
 	}
-	for i := range c.Choices[:min(1, len(c.Choices))] {
-		choice := &c.Choices[i]
-		if t := choice.Delta.Reasoning; t != "" {
-			f.grow(isReasoning, t, nil)
-		}
-		if t := choice.Delta.Content; t != "" {
-			f.grow(isMessage, t, choice.Logprobs.Content)
-		}
-		for _, call := range choice.Delta.Calls {
-			f.call(call.Index, call.ID, call.Function.Name, call.Function.Arguments)
-		}
-		if choice.Finish != "" {
-			f.finish = choice.Finish
-		}
+	if d.Reasoning != "" {
+		f.grow(isReasoning, d.Reasoning, nil)
+	}
+	if d.Content != "" {
+		f.grow(isMessage, d.Content, d.Logprobs)
+	}
+	for _, call := range d.Calls {
+		f.call(call.Index, call.ID, call.Name, call.Arguments)
+	}
+	if d.Finish != "" {
+		f.finish = d.Finish
 	}
 }
 
@@ -386,5 +339,5 @@ func (f *Form) close(status string) {
 func (f *Form) emit(kind string, v map[string]any) {
 	v["type"], v["sequence_number"] = kind, f.sequence
 	f.sequence++
-	f.out = append(append(append(append(append(f.out, "event: "...), kind...), "\ndata: "...), backend.Encode(v)...), "\n\n"...)
+	f.out = backend.Event(f.out, kind, backend.Encode(v))
 }
