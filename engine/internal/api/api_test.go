@@ -420,7 +420,7 @@ func TestBrokenStreamEndsWithAnError(t *testing.T) {
 		{"within an event", "/v1/chat/completions", chat, chatToken[:20], enginepb.Backend_LLAMACPP, nil},
 		{"messages", "/v1/messages", chat, "event: ping\ndata: {}\n\n", enginepb.Backend_LLAMACPP, []string{"event: error\n", `"type":"api_error"`, `"type":"error"}`}},
 		{"a response made of a chat", "/v1/responses", `{"model":"smollm2","input":"hi"}`, chatToken, enginepb.Backend_LLAMACPP, []string{"event: response.failed\n", `"status":"failed"`, `"type":"response.failed"`}},
-		{"a response of the backend's own", "/v1/responses", `{"model":"smollm2","input":"hi"}`, "data: {}\n\n", enginepb.Backend_VLLM, []string{"event: error\n", `"sequence_number":1`, `"type":"error"`}},
+		{"a response of the backend's own", "/v1/responses", `{"model":"smollm2","input":"hi"}`, "data: {}\n\n", enginepb.Backend_OPENAI, []string{"event: error\n", `"sequence_number":1`, `"type":"error"`}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

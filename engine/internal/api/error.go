@@ -93,10 +93,12 @@ func notFound(message, code string) *apiError {
 	return e
 }
 
+// modelParam is the field that is wrong where another model would do.
+var modelParam = "model"
+
 func unknownModel(id string) *apiError {
 	e := notFound(fmt.Sprintf("the model %.200q does not exist here", id), "model_not_found")
-	param := "model"
-	e.Param = &param
+	e.Param = &modelParam
 	return e
 }
 
@@ -119,9 +121,14 @@ func full(err error) *apiError {
 // fromBackend is the backend's own refusal.
 func (c *call) fromBackend(status int, body []byte) *apiError {
 	b := c.backend.Error(status, body)
-	if b.Status == http.StatusNotImplemented {
-		// Envoy would try it on all other replicas, which have the same model.
-		return coded(http.StatusBadRequest, invalidRequest, "unsupported_operation", b.Message)
+	if b.Lacks() && !c.op.passes {
+		// By its own status Envoy would try it on all other replicas, which have the same model.
+		if b.Status != http.StatusNotImplemented { // which says more
+			b.Message = fmt.Sprintf("the model %q can't be asked for %s", c.req.model, c.op.Path)
+		}
+		e := coded(http.StatusBadRequest, invalidRequest, "unsupported_operation", b.Message)
+		e.Param = &modelParam
+		return e
 	}
 	return fromError(b)
 }

@@ -121,3 +121,33 @@ func TestOnlyWhatTheKindHasPasses(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatAServerLacks is refused in the API's form, whatever it answers there.
+func TestWhatAServerLacks(t *testing.T) {
+	answers := map[string]struct {
+		status int
+		body   string
+	}{
+		"FastAPI's":              {404, `{"detail":"Not Found"}`},
+		"vLLM's":                 {404, `{"error":{"message":"Not Found","type":"NotFoundError","param":null,"code":404}}`},
+		"Go's":                   {404, "404 page not found\n"},
+		"OpenAI's":               {404, `{"error":{"message":"Invalid URL (POST /v1/embeddings)","type":"invalid_request_error","param":null,"code":null}}`},
+		"another method's":       {405, `{"detail":"Method Not Allowed"}`},
+		"one that says so":       {501, `{"error":{"code":501,"message":"start it with --embeddings","type":"not_supported_error"}}`},
+		"nothing":                {404, ""},
+		"an adapter that is not": {404, `{"error":{"message":"The model poet does not exist.","type":"NotFoundError","param":"model","code":404}}`},
+	}
+	for _, kind := range []enginepb.Backend_Kind{enginepb.Backend_VLLM, enginepb.Backend_OPENAI, enginepb.Backend_LLAMACPP} {
+		for name, answer := range answers {
+			g := newRigOf(t, kind, func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(answer.status)
+				_, _ = io.WriteString(w, answer.body)
+			})
+			resp, got := g.post(t, "/v1/embeddings", `{"model":"smollm2","input":"a"}`)
+			lacks := resp.StatusCode == http.StatusBadRequest && strings.Contains(got, `"param":"model","code":"unsupported_operation"`)
+			if lacks != (name != "an adapter that is not") {
+				t.Errorf("%v, %s: %d %s", kind, name, resp.StatusCode, got)
+			}
+		}
+	}
+}

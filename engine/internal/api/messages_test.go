@@ -59,7 +59,7 @@ func TestMessagesErrors(t *testing.T) {
 }
 
 func TestResponseIDs(t *testing.T) {
-	g := newRigOf(t, enginepb.Backend_VLLM, func(w http.ResponseWriter, r *http.Request) {
+	g := newRigOf(t, enginepb.Backend_OPENAI, func(w http.ResponseWriter, r *http.Request) {
 		if b, _ := io.ReadAll(r.Body); strings.Contains(string(b), "stream") {
 			w.Header().Set("Content-Type", "text/event-stream")
 			_, _ = io.WriteString(w, "event: response.created\ndata: {\"response\":{\"id\":\"resp_1\"}}\n\ndata: x\n\n")

@@ -3,6 +3,7 @@ package backend
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -35,4 +36,20 @@ func ParseError(status int, body []byte) Error {
 		e.Type = reply.Error.Type
 	}
 	return e
+}
+
+// bare are the messages with which servers answer for a path that they don't have, in lower
+// case. What was asked about and is not there is named.
+var bare = []string{"not found", "file not found", "the backend answered not found", "invalid url"}
+
+// Lacks reports whether the error says that the server has no such operation.
+func (e *Error) Lacks() bool {
+	switch e.Status {
+	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return true
+	case http.StatusNotFound:
+		message := strings.ToLower(e.Message)
+		return e.Param == "" && e.Code == "" && slices.ContainsFunc(bare, func(b string) bool { return strings.HasPrefix(message, b) })
+	}
+	return false
 }

@@ -10,140 +10,8 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/engine/internal/dialect"
 )
-
-// mode is whether a request has functions called.
-type mode string
-
-// Modes, as the API names them.
-const (
-	never    mode = "none"
-	perhaps  mode = "auto"
-	required mode = "required"
-)
-
-// function is one that may be called.
-type function struct {
-	Name        string          `json:"name"`
-	Description string          `json:"description,omitempty"`
-	Parameters  json.RawMessage `json:"parameters,omitempty"`
-}
-
-// calls are the functions of a request that may be called, and whether one must be.
-// The server knows no names in tool_choice, and passes tools over where the model's
-// template has none.
-type calls struct {
-	mode      mode
-	tools     []json.RawMessage // those that may be called
-	functions []function        // the same
-	all       int               // how many the request has
-	named     bool              // whether tool_choice is an object
-}
-
-// readCalls reads tools and tool_choice; nil: there are none.
-func readCalls(f fields) (*calls, *backend.Error) {
-	var tools []json.RawMessage
-	if backend.Given(f, "tools") && json.Unmarshal(f["tools"], &tools) != nil {
-		return nil, backend.Refuse("tools", "must be a list of objects")
-	}
-	c := &calls{mode: perhaps, tools: tools, all: len(tools)}
-	for i, raw := range tools {
-		var tool struct {
-			Type     string   `json:"type"`
-			Function function `json:"function"`
-		}
-		switch at := fmt.Sprintf("tools[%d]", i); {
-		case json.Unmarshal(raw, &tool) != nil:
-			return nil, backend.Refuse(at, "must be an object that describes a function")
-		case tool.Type != "function":
-			return nil, backend.Refuse(at+".type", "%.40q; only functions can be called here", tool.Type)
-		case tool.Function.Name == "":
-			return nil, backend.Refuse(at+".function.name", "is missing")
-		}
-		c.functions = append(c.functions, tool.Function)
-	}
-	if fault := c.choose(f); fault != nil {
-		return nil, fault
-	}
-	if len(tools) == 0 {
-		if c.mode == required || c.named {
-			return nil, backend.Refuse("tool_choice", "there are no tools")
-		}
-		return nil, nil
-	}
-	return c, nil
-}
-
-// choose reads tool_choice.
-func (c *calls) choose(f fields) *backend.Error {
-	raw := f["tool_choice"]
-	if !backend.Given(f, "tool_choice") {
-		return nil
-	}
-	type named struct {
-		Type     string `json:"type"`
-		Function struct {
-			Name string `json:"name"`
-		} `json:"function"`
-	}
-	var choice struct {
-		named
-		Allowed struct {
-			Mode  mode    `json:"mode"`
-			Tools []named `json:"tools"`
-		} `json:"allowed_tools"`
-	}
-	if json.Unmarshal(raw, &c.mode) == nil {
-		if c.mode != never && c.mode != perhaps && c.mode != required {
-			return backend.Refuse("tool_choice", "%.40q; must be none, auto, required or an object", c.mode)
-		}
-		return nil
-	}
-	if json.Unmarshal(raw, &choice) != nil {
-		return backend.Refuse("tool_choice", "must be a string or an object")
-	}
-	c.named = true
-	switch choice.Type {
-	case "function":
-		c.mode = required
-		return c.only("tool_choice.function.name", choice.Function.Name)
-	case "allowed_tools":
-		if c.mode = choice.Allowed.Mode; c.mode != perhaps && c.mode != required {
-			return backend.Refuse("tool_choice.allowed_tools.mode", "%.40q; must be auto or required", c.mode)
-		}
-		names := make([]string, len(choice.Allowed.Tools))
-		for i, t := range choice.Allowed.Tools {
-			names[i] = t.Function.Name
-		}
-		return c.only("tool_choice.allowed_tools.tools", names...)
-	}
-	return backend.Refuse("tool_choice.type", "%.40q; must be function or allowed_tools", choice.Type)
-}
-
-// only keeps the functions of these names.
-func (c *calls) only(at string, names ...string) *backend.Error {
-	var tools []json.RawMessage
-	var functions []function
-	for _, name := range names {
-		i := slices.IndexFunc(c.functions, func(f function) bool { return f.Name == name })
-		if i < 0 {
-			return backend.Refuse(at, "%.60q is none of the tools", name)
-		}
-		tools, functions = append(tools, c.tools[i]), append(functions, c.functions[i])
-	}
-	c.tools, c.functions = tools, functions
-	return nil
-}
-
-// apply says it to the server in its own words, and reports whether that differs.
-func (c *calls) apply(r *backend.Request) bool {
-	if !c.named {
-		return false
-	}
-	r.Fields = maps.Clone(r.Fields)
-	r.Fields["tools"], r.Fields["tool_choice"] = backend.Encode(c.tools), backend.Encode(c.mode)
-	return true
-}
 
 // ask describes them to a model whose template has no tools.
 const ask = "You can call functions. These are the functions, with the JSON Schema of their parameters:\n%s\n" +
@@ -155,9 +23,9 @@ const orAnswer = "\nTo answer without a call, write the JSON object {\"response\
 // byGrammar has the model call a function where its template has none: the functions
 // are described in a system message, and a schema lets the model write nothing but a
 // call or, where it need not call, an answer.
-func (c *calls) byGrammar(r *backend.Request) (*called, *backend.Error) {
+func byGrammar(c *dialect.Calls, r *backend.Request) (*called, *backend.Error) {
 	f := maps.Clone(r.Fields)
-	form := &called{stream: r.Stream, must: c.mode == required}
+	form := &called{stream: r.Stream, must: c.Mode == dialect.Required}
 	if form.stream {
 		var options struct {
 			Usage bool `json:"include_usage"`
@@ -183,7 +51,7 @@ func (c *calls) byGrammar(r *backend.Request) (*called, *backend.Error) {
 			answer = asked.Schema.Schema
 		}
 	}
-	text := fmt.Sprintf(ask, backend.Encode(c.functions))
+	text := fmt.Sprintf(ask, backend.Encode(c.Functions))
 	if !form.must {
 		text += orAnswer
 	}
@@ -192,7 +60,7 @@ func (c *calls) byGrammar(r *backend.Request) (*called, *backend.Error) {
 		return nil, fault
 	}
 	f["messages"] = messages
-	f["response_format"] = backend.Encode(map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "call", "schema": c.schema(form.must, answer)}})
+	f["response_format"] = backend.Encode(map[string]any{"type": "json_schema", "json_schema": map[string]any{"name": "call", "schema": schema(c, form.must, answer)}})
 	for _, name := range []string{"tools", "tool_choice", "parallel_tool_calls", "stream", "stream_options"} {
 		delete(f, name)
 	}
@@ -201,14 +69,14 @@ func (c *calls) byGrammar(r *backend.Request) (*called, *backend.Error) {
 }
 
 // schema is that of a call, or of an answer.
-func (c *calls) schema(must bool, answer json.RawMessage) any {
+func schema(c *dialect.Calls, must bool, answer json.RawMessage) any {
 	object := func(properties map[string]any) map[string]any {
 		return map[string]any{
 			"type": "object", "properties": properties, "required": slices.Sorted(maps.Keys(properties)), "additionalProperties": false,
 		}
 	}
 	within, choices := map[string]json.RawMessage{}, []any{}
-	for i, f := range c.functions {
+	for i, f := range c.Functions {
 		name := fmt.Sprintf("arguments%d", i)
 		within[name] = json.RawMessage(`{"type":"object"}`)
 		if len(f.Parameters) > 0 && string(f.Parameters) != "null" {

@@ -23,11 +23,11 @@ type lines struct {
 	accounts  []map[string]json.RawMessage
 }
 
-// anID begins an id as the server writes it; a quote within a text would be escaped.
-var anID = []byte(`"id":"chatcmpl-`)
-
-// ids are how ids begin by operation.
-var ids = map[apis.API][]byte{apis.Completions: []byte(`"id":"cmpl-`), apis.Messages: []byte(`"id":"msg_`)}
+// ids of completions begin as those of chats do; a quote within a text would be escaped.
+var (
+	chatID       = []byte(`"id":"chatcmpl-`)
+	completionID = []byte(`"id":"cmpl-`)
+)
 
 // A message that a sequence has stopped says so by its reason, too.
 var (
@@ -42,8 +42,8 @@ func (l *lines) Unary(answer []byte) (string, []byte, error) {
 
 // edit puts one object right.
 func (l *lines) edit(object []byte) []byte {
-	if id, ok := ids[l.api]; ok {
-		object = bytes.Replace(object, anID, id, 1)
+	if l.api == apis.Completions {
+		object = bytes.Replace(object, chatID, completionID, 1)
 	}
 	switch {
 	case l.api == apis.Chat:

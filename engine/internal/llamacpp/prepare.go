@@ -8,38 +8,13 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/engine/internal/dialect"
 	"millrace.dev/millrace/engine/internal/messages"
-	"millrace.dev/millrace/engine/internal/responses"
 	"millrace.dev/millrace/internal/apis"
 )
 
 // fields is a JSON object whose values were not decoded.
 type fields = map[string]json.RawMessage
-
-// unknown are the fields of the API, by operation, that the server would pass over
-// although they change the answer, and what to do without them.
-var unknown = map[apis.API]map[string]string{
-	apis.Chat: {
-		"functions":          "this model takes tools: describe the functions there",
-		"function_call":      "this model takes tool_choice: name the function there",
-		"audio":              "this model makes no sound",
-		"web_search_options": "this model can't search the web",
-		"moderation":         "nothing is moderated here",
-		"store":              "answers are not stored here: keep what comes back",
-	},
-	apis.Completions: {
-		"suffix": "this model continues a text, and fills no gap in it",
-		"echo":   "the prompt is not repeated: put it before the answer yourself",
-	},
-	apis.Embeddings: {
-		"dimensions": "the embeddings of this model have one size: leave it out",
-	},
-	apis.Messages: {
-		"container":     "nothing runs in a container here",
-		"inference_geo": "nobody knows here where that is",
-		"mcp_servers":   "no other server is asked from here",
-	},
-}
 
 // Prepare puts right what the server has otherwise than the API, and asks for a stream
 // where a unary answer could not be cancelled.
@@ -52,7 +27,7 @@ func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 	case apis.Chat:
 		w = k.chat(r)
 	case apis.Responses, apis.InputTokens:
-		w = k.response(r)
+		w = k.overChat(r)
 	case apis.Messages, apis.CountTokens:
 		w = k.messages(r)
 	case apis.Embeddings:
@@ -65,25 +40,26 @@ func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 	return w
 }
 
+// unknown are the fields that this server would pass over although they change the answer.
+var unknown = dialect.Fields{
+	apis.Completions: {
+		"suffix": "this model continues a text, and fills no gap in it",
+		"echo":   "the prompt is not repeated: put it before the answer yourself",
+	},
+	apis.Embeddings: {
+		"dimensions": "the embeddings of this model have one size: leave it out",
+	},
+}
+
 // known returns why the server can't do what a request asks for.
 func known(r backend.Request) *backend.Error {
-	for _, name := range slices.Sorted(maps.Keys(unknown[r.API])) {
-		if raw := string(r.Fields[name]); backend.Given(r.Fields, name) && raw != "false" && raw != `""` && raw != "{}" {
-			return backend.Refuse(name, "%s", unknown[r.API][name])
-		}
+	if fault := unknown.Refused(r); fault != nil {
+		return fault
 	}
-	switch r.API {
-	case apis.Chat:
-		if v := string(r.Fields["verbosity"]); backend.Given(r.Fields, "verbosity") && v != `"medium"` {
-			return backend.Refuse("verbosity", "%.40s; this model has none but \"medium\": ask for it in a message", v)
-		}
-		var modalities []string
-		if backend.Given(r.Fields, "modalities") && (json.Unmarshal(r.Fields["modalities"], &modalities) != nil || slices.ContainsFunc(modalities, func(m string) bool { return m != "text" })) {
-			return backend.Refuse("modalities", "%.60s; this model makes text alone: must be [\"text\"]", r.Fields["modalities"])
-		}
-	case apis.Completions:
-		return bestOf(r.Fields)
-	case apis.Messages, apis.CountTokens:
+	if fault := dialect.Unknown(r); fault != nil {
+		return fault
+	}
+	if r.API == apis.Messages || r.API == apis.CountTokens {
 		return knownBlocks(r.Fields)
 	}
 	return nil
@@ -118,18 +94,6 @@ func knownBlocks(f fields) *backend.Error {
 				return backend.Refuse(fmt.Sprintf("messages[%d].content[%d].type", i, j), "%.40q can't be read by this model", b.Type)
 			}
 		}
-	}
-	return nil
-}
-
-// bestOf lets as many completions be made as are returned.
-func bestOf(f fields) *backend.Error {
-	best, n := 1, 1
-	if backend.Given(f, "n") && json.Unmarshal(f["n"], &n) != nil {
-		return nil // the server refuses it
-	}
-	if backend.Given(f, "best_of") && (json.Unmarshal(f["best_of"], &best) != nil || best != 1 && best != n) {
-		return backend.Refuse("best_of", "%.40s; as many are made as are returned: must be n, which is %d", f["best_of"], n)
 	}
 	return nil
 }
@@ -192,19 +156,19 @@ func choices(r backend.Request) (n int, several bool) {
 
 // chat prepares a request for chat completions.
 func (k *Kind) chat(r backend.Request) backend.Way {
-	calls, fault := readCalls(r.Fields)
+	calls, fault := dialect.ReadCalls(r.Fields)
 	switch {
 	case fault != nil:
 		return backend.Way{Refused: fault}
-	case calls == nil || calls.mode == never:
+	case calls == nil || calls.Mode == dialect.Never:
 		return unary(r)
 	case !k.toolless.Load():
-		if calls.apply(&r) {
+		if calls.Apply(&r) {
 			r.Body = backend.Encode(r.Fields)
 		}
 		return unary(r)
 	}
-	form, fault := calls.byGrammar(&r)
+	form, fault := byGrammar(calls, &r)
 	if fault != nil {
 		return backend.Way{Refused: fault}
 	}
@@ -212,16 +176,6 @@ func (k *Kind) chat(r backend.Request) backend.Way {
 	w := unary(r)
 	w.Other, w.Reform = true, form // an account of several was summed
 	return w
-}
-
-// response prepares a request for a response, which is made one for chat completions:
-// the server's own streams lack numbers, and what it does not know it passes over.
-func (k *Kind) response(r backend.Request) backend.Way {
-	chat, form, fault := responses.Chat(r.Fields)
-	if fault != nil {
-		return backend.Way{Refused: fault}
-	}
-	return k.overChat(r, chat, form)
 }
 
 // messages prepares a request in Anthropic's form. The server makes it one for chat
@@ -233,11 +187,7 @@ func (k *Kind) messages(r backend.Request) backend.Way {
 		return backend.Way{Refused: fault}
 	}
 	if calls && k.toolless.Load() || messages.Bound(r.Fields) {
-		chat, form, fault := messages.Chat(r.Fields)
-		if fault != nil {
-			return backend.Way{Refused: fault}
-		}
-		return k.overChat(r, chat, form)
+		return k.overChat(r)
 	}
 	w := backend.Way{Body: r.Body}
 	if r.API == apis.Messages {
@@ -246,89 +196,52 @@ func (k *Kind) messages(r backend.Request) backend.Way {
 	return w
 }
 
-// overChat has chat completions answer a request that was made one for them, or count it.
-func (k *Kind) overChat(r backend.Request, chat fields, form backend.Reform) backend.Way {
-	counts := r.API.Row().OnlyCounts()
-	if r.Stream = r.Stream && !counts; r.Stream {
-		chat["stream_options"] = json.RawMessage(`{"include_usage":true}`)
+// overChat has chat completions answer a request of another API, or count it: the server's
+// own streams of responses lack numbers, and what it does not know it passes over.
+func (k *Kind) overChat(r backend.Request) backend.Way {
+	chat, form, fault := dialect.OverChat(r, "input_tokens")
+	if fault != nil {
+		return backend.Way{Refused: fault}
 	}
-	r.Fields, r.Body, r.Completion = chat, backend.Encode(chat), !counts
-	w := k.chat(r)
+	w := k.chat(chat)
 	switch w.Path = apis.Chat.Row().Path; {
 	case w.Refused != nil:
-	case counts:
-		w.Path, w.Reform = w.Path+"/input_tokens", count{r.API}
+	case r.API.Row().OnlyCounts():
+		w.Path, w.Reform = w.Path+"/input_tokens", form
 	default:
 		w.Reform = backend.Chain(w.Reform, form)
 	}
 	return w
 }
 
-// count is the answer of an operation that only counts.
-type count struct{ api apis.API }
-
-// Unary makes the client's answer of the server's, which is the same for all of them.
-func (c count) Unary(answer []byte) (string, []byte, error) {
-	var counted struct {
-		Tokens *int64 `json:"input_tokens"`
-	}
-	if err := json.Unmarshal(answer, &counted); err != nil || counted.Tokens == nil {
-		return "", nil, fmt.Errorf("a count of tokens: %.80q", answer)
-	}
-	out := map[string]any{"input_tokens": *counted.Tokens}
-	if c.api == apis.InputTokens {
-		out["object"] = "response.input_tokens"
-	}
-	return backend.JSON, backend.Encode(out), nil
-}
-
-// Pass, Rest and Fail are for streams, of which there is none.
-func (c count) Pass(p []byte) []byte      { return p }
-func (c count) Rest() []byte              { return nil }
-func (c count) Fail(backend.Error) []byte { return nil }
-
 // readUses reads tools and tool_choice of a message, and reports whether there are tools to
 // be called. The server knows no names of tools in tool_choice: the others are taken out,
 // and all of them where none is to be called.
 func readUses(r *backend.Request) (bool, *backend.Error) {
-	var tools []fields
-	if backend.Given(r.Fields, "tools") && json.Unmarshal(r.Fields["tools"], &tools) != nil {
-		return false, backend.Refuse("tools", "must be a list of objects")
+	if fault := messages.Chosen(r.Fields); fault != nil {
+		return false, fault
 	}
+	var tools []fields
 	var choice struct {
 		Type string `json:"type"`
 		Name string `json:"name"`
 	}
-	if !backend.Given(r.Fields, "tool_choice") {
-		return len(tools) > 0, nil
-	}
-	if json.Unmarshal(r.Fields["tool_choice"], &choice) != nil {
-		return false, backend.Refuse("tool_choice", "must be an object")
-	}
+	_ = json.Unmarshal(r.Fields["tools"], &tools) // absent: none
+	_ = json.Unmarshal(r.Fields["tool_choice"], &choice)
 	f := maps.Clone(r.Fields)
 	switch choice.Type {
-	case "auto":
-		return len(tools) > 0, nil
 	case "none":
 		tools = nil
 		delete(f, "tools")
 		delete(f, "tool_choice")
-	case "any":
-		if len(tools) == 0 {
-			return false, backend.Refuse("tool_choice", "there are no tools")
-		}
-		return true, nil
 	case "tool":
 		tools = slices.DeleteFunc(tools, func(t fields) bool {
 			var name string
 			return json.Unmarshal(t["name"], &name) != nil || name != choice.Name
 		})
-		if len(tools) == 0 {
-			return false, backend.Refuse("tool_choice.name", "there is no tool %.60q", choice.Name)
-		}
 		f["tools"] = backend.Encode(tools)
 	default:
-		return false, backend.Refuse("tool_choice.type", "%.40q; must be auto, any, tool or none", choice.Type)
+		return len(tools) > 0, nil
 	}
 	r.Fields, r.Body = f, backend.Encode(f)
 	return len(tools) > 0, nil

@@ -3,6 +3,7 @@ package messages
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 
 	"millrace.dev/millrace/engine/internal/backend"
 )
@@ -29,8 +30,8 @@ var (
 // growing marks the events that nearly all are, and that lack nothing.
 var growing = []byte(`"type":"content_block_delta"`)
 
-// Fill adds what the API promises to an answer, or to an event of a stream, that a backend
-// has made.
+// Fill puts right an answer, or an event of a stream, that a backend has made: it adds what the
+// API promises, and gives the message an id of its own.
 func Fill(object []byte) []byte {
 	var v fields
 	if bytes.Contains(object, growing) || json.Unmarshal(object, &v) != nil || v == nil {
@@ -57,8 +58,16 @@ func kindOf(v fields) (kind string) {
 	return kind
 }
 
+// idPrefix begins the ids of messages: servers that have messages over chat completions leave
+// these their own.
+const idPrefix = "msg_"
+
 func fillMessage(m fields) {
 	add(m, ofMessage)
+	var id string
+	if json.Unmarshal(m["id"], &id) == nil && !strings.HasPrefix(id, idPrefix) {
+		m["id"] = backend.Encode(idPrefix + strings.TrimPrefix(id, "chatcmpl-"))
+	}
 	within(m, "usage", func(u fields) { add(u, ofUsage) })
 	var blocks []fields
 	if json.Unmarshal(m["content"], &blocks) != nil {

@@ -64,7 +64,7 @@ const (
 )
 
 func newForm(request fields) *Form {
-	f := &Form{answer: answer{ID: newID("msg_"), Type: "message", Role: "assistant", Content: []*content{}}}
+	f := &Form{answer: answer{ID: newID(idPrefix), Type: "message", Role: "assistant", Content: []*content{}}}
 	_ = json.Unmarshal(request["model"], &f.answer.Model) // engine has decoded it
 	return f
 }

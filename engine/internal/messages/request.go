@@ -124,31 +124,66 @@ func tools(request, chat fields) *backend.Error {
 	return nil
 }
 
-// choose says which tools may be called, and whether one must be.
-func choose(request, chat fields) *backend.Error {
-	if !backend.Given(request, "tool_choice") {
+// choice is the value of tool_choice.
+type choice struct {
+	Type  string `json:"type"`
+	Name  string `json:"name"`
+	Alone bool   `json:"disable_parallel_tool_use"`
+}
+
+// Chosen returns what is wrong with a request's tool_choice: what must be called has to be
+// there.
+func Chosen(request fields) *backend.Error {
+	var c choice
+	var all []struct {
+		Name string `json:"name"`
+	}
+	switch {
+	case backend.Given(request, "tools") && json.Unmarshal(request["tools"], &all) != nil:
+		return backend.Refuse("tools", "must be a list of objects")
+	case !backend.Given(request, "tool_choice"):
 		return nil
-	}
-	var choice struct {
-		Type  string `json:"type"`
-		Name  string `json:"name"`
-		Alone bool   `json:"disable_parallel_tool_use"`
-	}
-	if json.Unmarshal(request["tool_choice"], &choice) != nil {
+	case json.Unmarshal(request["tool_choice"], &c) != nil:
 		return backend.Refuse("tool_choice", "must be an object")
 	}
-	if choice.Alone {
+	switch c.Type {
+	case "auto", "none":
+	case "any":
+		if len(all) == 0 {
+			return backend.Refuse("tool_choice", "there are no tools")
+		}
+	case "tool":
+		for _, t := range all {
+			if t.Name == c.Name {
+				return nil
+			}
+		}
+		return backend.Refuse("tool_choice.name", "there is no tool %.60q", c.Name)
+	default:
+		return backend.Refuse("tool_choice.type", "%.40q; must be auto, any, tool or none", c.Type)
+	}
+	return nil
+}
+
+// choose says which tools may be called, and whether one must be.
+func choose(request, chat fields) *backend.Error {
+	if fault := Chosen(request); fault != nil {
+		return fault
+	}
+	var c choice
+	if !backend.Given(request, "tool_choice") || json.Unmarshal(request["tool_choice"], &c) != nil {
+		return nil
+	}
+	if c.Alone {
 		chat["parallel_tool_calls"] = json.RawMessage("false")
 	}
-	switch choice.Type {
-	case "auto", "none":
-		chat["tool_choice"] = backend.Encode(choice.Type)
+	switch c.Type {
 	case "any":
 		chat["tool_choice"] = backend.Encode("required")
 	case "tool":
-		chat["tool_choice"] = backend.Encode(map[string]any{"type": "function", "function": map[string]string{"name": choice.Name}})
+		chat["tool_choice"] = backend.Encode(map[string]any{"type": "function", "function": map[string]string{"name": c.Name}})
 	default:
-		return backend.Refuse("tool_choice.type", "%.40q; must be auto, any, tool or none", choice.Type)
+		chat["tool_choice"] = backend.Encode(c.Type)
 	}
 	return nil
 }

@@ -12,15 +12,21 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/engine/internal/dialect"
+	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/backends"
 	"millrace.dev/millrace/internal/blocks"
 )
 
 // Kind is any server of the API.
-type Kind struct{ client *backend.Client }
+type Kind struct {
+	client *backend.Client
+	lacks  atomic.Pointer[map[apis.API]bool] // whether the server has not an operation; nil: not known
+}
 
 // New returns servers that are reached through t.
 func New(t http.RoundTripper) *Kind { return &Kind{client: backend.NewClient(t)} }
@@ -46,10 +52,29 @@ func (k *Kind) Process(r backend.Role, a *enginepb.Assignment) (backend.Process,
 func (k *Kind) healthy(ctx context.Context, url string) error {
 	_, err := k.client.Do(ctx, http.MethodGet, url+"/health", nil)
 	var status *backend.ErrStatus
-	if errors.As(err, &status) && status.Status < http.StatusInternalServerError {
-		return nil
+	if err != nil && (!errors.As(err, &status) || status.Status >= http.StatusInternalServerError) {
+		k.lacks.Store(nil)
+		return err
 	}
-	return err
+	if k.lacks.Load() == nil {
+		k.lacks.Store(k.lacking(ctx, url))
+	}
+	return nil
+}
+
+// lacking asks for the operations that chat completions can stand in for, with a body that
+// none takes.
+func (k *Kind) lacking(ctx context.Context, url string) *map[apis.API]bool {
+	lacks := map[apis.API]bool{}
+	for _, api := range []apis.API{apis.Responses, apis.Messages} {
+		_, err := k.client.Do(ctx, http.MethodPost, url+api.Row().Path, []byte("{}"))
+		var status *backend.ErrStatus
+		if errors.As(err, &status) {
+			e := k.Error(status.Status, status.Body)
+			lacks[api] = e.Lacks()
+		}
+	}
+	return &lacks
 }
 
 // served is the model's id at the server.
@@ -134,10 +159,19 @@ func (k *Kind) Passes(string) bool { return true }
 // Closed is nothing: what the server has beside the API is not known.
 func (k *Kind) Closed() backend.Closed { return nil }
 
-// Prepare gives the model the name that it has there, and asks streams for their
-// account.
+// Prepare gives the model the name that it has there, asks streams for their account, and has
+// put right what servers are known to have otherwise than the API. What the server lacks is
+// made a request for chat completions, if that can be.
 func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
-	w := backend.Way{Body: r.Body, Timed: r.Completion && r.Stream}
+	w := backend.Way{Reform: dialect.Right(r)}
+	if lacks := k.lacks.Load(); lacks != nil && (*lacks)[r.API] {
+		over, form, fault := dialect.OverChat(r, "")
+		if fault != nil {
+			return backend.Way{Refused: fault}
+		}
+		r, w.Path, w.Reform = over, apis.Chat.Row().Path, form
+	}
+	w.Body, w.Timed = r.Body, r.Completion && r.Stream
 	if w.Timed {
 		var added bool
 		if w.Body, added = backend.AskUsage(r); added {

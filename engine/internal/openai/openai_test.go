@@ -1,6 +1,7 @@
 package openai
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -9,6 +10,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
+	"millrace.dev/millrace/internal/apis"
 )
 
 func assignment(url string) *enginepb.Assignment {
@@ -87,5 +89,46 @@ func TestProbeAsksForWhatTheModelIsFor(t *testing.T) {
 				t.Errorf("%v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestWhatTheServerLacks is asked for as a chat; what it has, it answers itself.
+func TestWhatTheServerLacks(t *testing.T) {
+	has := text(400, `{"error":{"message":"model is missing"}}`)
+	for name, tt := range map[string]struct {
+		answers                     map[string]http.HandlerFunc
+		overResponses, overMessages bool
+	}{
+		"neither":  {map[string]http.HandlerFunc{}, true, true},
+		"both":     {map[string]http.HandlerFunc{"/v1/responses": has, "/v1/messages": has}, false, false},
+		"messages": {map[string]http.HandlerFunc{"/v1/responses": text(405, ""), "/v1/messages": text(422, `{"detail":[]}`)}, true, false},
+		"a key":    {map[string]http.HandlerFunc{"/v1/responses": text(401, ""), "/v1/messages": text(401, "")}, false, false},
+	} {
+		k, a := New(nil), assignment(server(t, tt.answers))
+		p, err := k.Process(backend.Head, a)
+		if err == nil {
+			err = p.Ready(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []struct {
+			api  apis.API
+			body string
+			over bool
+		}{
+			{apis.Responses, `{"model":"m","input":"hi","stream":true}`, tt.overResponses},
+			{apis.Messages, `{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":3}`, tt.overMessages},
+			{apis.Chat, `{"model":"m","messages":[{"role":"user","content":"hi"}]}`, false},
+		} {
+			req := backend.Request{API: r.api, Body: []byte(r.body), Stream: r.api == apis.Responses, Completion: r.api == apis.Chat}
+			if err := json.Unmarshal(req.Body, &req.Fields); err != nil {
+				t.Fatal(err)
+			}
+			w := k.Prepare(a, req)
+			if got := w.Path == "/v1/chat/completions"; got != r.over || w.Refused != nil || !strings.Contains(string(w.Body), `"model":"org/\"M\""`) || got && !strings.Contains(string(w.Body), `"messages":[`) {
+				t.Errorf("%s, %v: %q gets %s, %v", name, r.api, w.Path, w.Body, w.Refused)
+			}
+		}
 	}
 }

@@ -177,6 +177,12 @@ func tools(request, chat fields) *backend.Error {
 	}
 	switch choice.Type {
 	case "function":
+		if !slices.ContainsFunc(all, func(t fields) bool {
+			var name string
+			return json.Unmarshal(t["name"], &name) == nil && name == choice.Name
+		}) {
+			return backend.Refuse("tool_choice.name", "there is no tool %.60q", choice.Name)
+		}
 		chat["tool_choice"] = backend.Encode(named("function", choice.Name))
 	case "allowed_tools":
 		list := make([]map[string]any, len(choice.Tools))

@@ -2,7 +2,6 @@ package vllm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +16,6 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
-	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/backends"
 	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/kvevents"
@@ -179,51 +177,6 @@ var closed = backend.Closed{
 
 // Closed are the fields for vLLM's operator.
 func (k *Kind) Closed() backend.Closed { return closed }
-
-// refused returns why a request is not sent: for fields of the API that vLLM passes over
-// without a word.
-func refused(r backend.Request) *backend.Error {
-	f := r.Fields
-	switch r.API {
-	case apis.Chat:
-		for _, name := range []string{"functions", "function_call"} {
-			if backend.Given(f, name) {
-				return backend.Refuse(name, "this model takes tools: describe the functions there")
-			}
-		}
-	case apis.Completions:
-		n := string(f["n"])
-		if best := string(f["best_of"]); backend.Given(f, "best_of") && best != "1" && best != n {
-			return backend.Refuse("best_of", "%.40s; as many are made as are returned: must be n", best)
-		}
-	case apis.Responses:
-		var text struct {
-			Verbosity json.RawMessage `json:"verbosity"`
-		}
-		_ = json.Unmarshal(f["text"], &text) // the server refuses what is none
-		if v := string(text.Verbosity); v != "" && v != "null" && v != `"medium"` {
-			return backend.Refuse("text.verbosity", "%.40s; this model has none but \"medium\": ask for it in a message", v)
-		}
-	}
-	return nil
-}
-
-// Prepare asks streams for their account.
-func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
-	if fault := refused(r); fault != nil {
-		return backend.Way{Refused: fault}
-	}
-	w := backend.Way{Body: r.Body}
-	if !r.Completion || !r.Stream {
-		return w
-	}
-	w.Timed = true
-	var added bool
-	if w.Body, added = backend.AskUsage(r); added {
-		w.Answer = backend.DropUsage
-	}
-	return w
-}
 
 // Usage reads the account at the end of an answer.
 func (k *Kind) Usage(end []byte) (backend.Usage, bool) { return backend.ParseUsage(end) }

@@ -1,7 +1,6 @@
 package vllm
 
 import (
-	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
@@ -17,7 +16,6 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
-	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/scrape"
 )
 
@@ -156,36 +154,6 @@ func TestErrors(t *testing.T) {
 	for _, tt := range tests {
 		if diff := cmp.Diff(tt.want, k.Error(tt.status, []byte(tt.body))); diff != "" {
 			t.Error(diff)
-		}
-	}
-}
-
-// TestWhatVLLMPassesOver is refused by its name.
-func TestWhatVLLMPassesOver(t *testing.T) {
-	k := New(Program{}, nil, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-	for _, tt := range []struct {
-		api         apis.API
-		body, param string
-	}{
-		{apis.Chat, `{"functions":[{"name":"f"}]}`, "functions"},
-		{apis.Chat, `{"function_call":"auto"}`, "function_call"},
-		{apis.Chat, `{"functions":null}`, ""},
-		{apis.Completions, `{"best_of":3}`, "best_of"},
-		{apis.Completions, `{"best_of":3,"n":3}`, ""},
-		{apis.Completions, `{"best_of":1}`, ""},
-		{apis.Responses, `{"text":{"verbosity":"low"}}`, "text.verbosity"},
-		{apis.Responses, `{"text":{"verbosity":"medium"}}`, ""},
-	} {
-		r := backend.Request{API: tt.api, Body: []byte(tt.body)}
-		if err := json.Unmarshal(r.Body, &r.Fields); err != nil {
-			t.Fatal(err)
-		}
-		got := ""
-		if w := k.Prepare(assignment("/m"), r); w.Refused != nil {
-			got = w.Refused.Param
-		}
-		if got != tt.param {
-			t.Errorf("%s: refused for %q, want %q", tt.body, got, tt.param)
 		}
 	}
 }
