@@ -3,6 +3,8 @@ package dialect
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
+	"slices"
 
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/messages"
@@ -18,9 +20,47 @@ func Right(r backend.Request) backend.Reform {
 		return &righted{object: messages.Fill}
 	case apis.Responses:
 		return &righted{object: responses.NewFiller(r.Fields).Fill}
+	case apis.Chat, apis.Completions:
+		if !r.Stream { // whose events have no such fields
+			return &righted{object: withoutNulls}
+		}
 	}
 	return nil
 }
+
+// mayBeNull are the fields of a message that the API has be null; it leaves out the others.
+var mayBeNull = []string{"content", "refusal"}
+
+// withoutNulls leaves out of the answer of chat completions, or of completions, what a server
+// has null that the API leaves out: clients take it for a value of the field's type.
+func withoutNulls(object []byte) []byte {
+	var v map[string]json.RawMessage
+	var choices []map[string]json.RawMessage
+	if json.Unmarshal(object, &v) != nil || json.Unmarshal(v["choices"], &choices) != nil {
+		return object
+	}
+	for _, c := range choices {
+		dropNulls(c, "message", mayBeNull)
+	}
+	v["choices"] = backend.Encode(choices)
+	dropNulls(v, "usage", nil)
+	maps.DeleteFunc(v, isNull)
+	return backend.Encode(v)
+}
+
+// dropNulls leaves the fields out of an object that is the value of a field.
+func dropNulls(v map[string]json.RawMessage, name string, but []string) {
+	var inner map[string]json.RawMessage
+	if json.Unmarshal(v[name], &inner) != nil || inner == nil {
+		return
+	}
+	maps.DeleteFunc(inner, func(name string, value json.RawMessage) bool {
+		return isNull(name, value) && !slices.Contains(but, name)
+	})
+	v[name] = backend.Encode(inner)
+}
+
+func isNull(_ string, value json.RawMessage) bool { return string(value) == "null" }
 
 // righted is an answer whose objects are put right one by one.
 type righted struct {

@@ -70,13 +70,18 @@ func TestRightOfAWholeAnswer(t *testing.T) {
 		{apis.Messages, `{"id":"chatcmpl-1f","type":"message"}`, `"id":"msg_1f"`},
 		{apis.Responses, `{"id":"resp_1","object":"response","status":"incomplete"}`, `"store":false`},
 		{apis.Responses, `no JSON`, `no JSON`},
+		{apis.Chat, `{"id":"chatcmpl-1","choices":[{"index":0,"message":{"content":null,"refusal":null,"annotations":null,"audio":null,"role":"assistant"},"logprobs":null}],"usage":{"prompt_tokens":1,"prompt_tokens_details":null},"service_tier":null}`,
+			`{"choices":[{"index":0,"logprobs":null,"message":{"content":null,"refusal":null,"role":"assistant"}}],"id":"chatcmpl-1","usage":{"prompt_tokens":1}}`},
+		{apis.Completions, `{"choices":[{"text":"a","logprobs":null}],"usage":{"completion_tokens_details":null}}`, `{"choices":[{"logprobs":null,"text":"a"}],"usage":{}}`},
+		{apis.Chat, `{"choices":[null],"usage":null}`, `{"choices":[null]}`},
+		{apis.Chat, `{"error":"x"}`, `{"error":"x"}`},
 	} {
 		if _, got, err := Right(request(t, tt.api, `{}`)).Unary([]byte(tt.answer)); err != nil || !strings.Contains(string(got), tt.want) {
 			t.Errorf("%s %v, want %s in it", got, err, tt.want)
 		}
 	}
-	if form := Right(request(t, apis.Chat, `{}`)); form != nil {
-		t.Errorf("a chat is put right by %v", form)
+	if form := Right(request(t, apis.Embeddings, `{}`)); form != nil {
+		t.Errorf("embeddings are put right by %v", form)
 	}
 }
 

@@ -31,9 +31,9 @@ func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
 	return asked(r)
 }
 
-// asked asks streams for their account.
+// asked asks streams for their account, and has answers put right.
 func asked(r backend.Request) backend.Way {
-	w := backend.Way{Body: r.Body}
+	w := backend.Way{Body: r.Body, Reform: dialect.Right(r)}
 	if !r.Completion || !r.Stream {
 		return w
 	}
@@ -96,9 +96,5 @@ func message(r backend.Request) backend.Way {
 	if fault := messages.Chosen(r.Fields); fault != nil {
 		return backend.Way{Refused: fault}
 	}
-	w := asked(r)
-	if r.API == apis.Messages {
-		w.Reform = dialect.Right(r)
-	}
-	return w
+	return asked(r)
 }
