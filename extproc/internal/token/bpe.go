@@ -18,28 +18,39 @@ type bpe struct {
 	seams   seams
 	single  [256]uint8 // by byte: the tokens of a word of it alone
 	cased   bool       // whether the splitter cuts before capitals
+	lone    lone       // bytes that are words
 	cache   *cache
 }
 
 // count returns the tokens of valid UTF-8 without special tokens.
 func (m *bpe) count(text []byte) (n int) {
-	for len(text) > 0 {
-		if len(text) >= quickLen {
-			if k, end := quickWord(text, m.cased); end > 0 {
-				n += m.cached(text, end, k)
-				text = text[end:]
-				continue
-			}
-		}
-		end := m.split.next(text)
-		if end == 1 {
+	for len(text) >= quickLen {
+		if m.lone.is(text[0], text[1]) {
 			n += int(m.single[text[0]])
+			text = text[1:]
+		} else if k, end := quickWord(text, m.cased); end > 0 {
+			n += m.cached(text, end, k)
+			text = text[end:]
 		} else {
-			n += m.word(text, end)
+			k, end := m.next(text)
+			n += k
+			text = text[end:]
 		}
+	}
+	for len(text) > 0 {
+		k, end := m.next(text)
+		n += k
 		text = text[end:]
 	}
 	return n
+}
+
+// next returns the tokens of the first word of a text, and its length.
+func (m *bpe) next(text []byte) (n, end int) {
+	if end = m.split.next(text); end == 1 {
+		return int(m.single[text[0]]), 1
+	}
+	return m.word(text, end), end
 }
 
 // word returns the tokens of text[:n]. It gets the rest of the text too so that

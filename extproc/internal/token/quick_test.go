@@ -112,3 +112,34 @@ func TestCountIsTheSumOfItsWords(t *testing.T) {
 		}
 	}
 }
+
+// TestLoneBytesAreTheSplitters holds that what is taken for a word of one byte is one to the
+// splitters, whatever follows.
+func TestLoneBytesAreTheSplitters(t *testing.T) {
+	rng := rand.New(rand.NewPCG(23, 23))
+	all := append(splitterTwins[:len(splitterTwins):len(splitterTwins)], struct {
+		name  string
+		split splitter
+		twin  func(string) int
+	}{name: "smollm", split: gpt2{llamaClasses(), true}})
+	for _, s := range all {
+		l, found := loneOf(s.split), 0
+		for a := range 0x100 {
+			for b := range 0x80 {
+				for range 8 {
+					text := clean(append([]byte{byte(a), byte(b)}, randomText(rng, 6)...))
+					if len(text) < 2 || !l.is(text[0], text[1]) {
+						continue
+					}
+					found++
+					if n := s.split.next(text); n != 1 {
+						t.Fatalf("%s cuts %q off %q, of which the first byte was taken for a word", s.name, text[:n], text)
+					}
+				}
+			}
+		}
+		if found < 1000 {
+			t.Errorf("%s: only %d words of one byte", s.name, found)
+		}
+	}
+}

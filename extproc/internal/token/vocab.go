@@ -166,6 +166,7 @@ func newBPE(v *vocabulary, split splitter) (*bpe, error) {
 		m.single[b] = uint8(m.merge([]byte{byte(b)}))
 	}
 	_, m.cased = split.(o200k)
+	m.lone = loneOf(split)
 	return m, nil
 }
 
