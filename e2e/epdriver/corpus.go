@@ -89,3 +89,15 @@ func text(seed uint64, n int) string {
 	}
 	return b.String()[:n]
 }
+
+// Any returns a request of the session with that number, or one that nobody made before
+// where nothing is shared.
+func (c *Corpus) Any(session int, r *rand.Rand) []byte {
+	if c.cold {
+		return c.stranger(r)
+	}
+	return c.Request(session, r)
+}
+
+// Cold is whether no two requests share a text.
+func (c *Corpus) Cold() bool { return c.cold }

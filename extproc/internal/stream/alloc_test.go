@@ -25,8 +25,8 @@ func TestDecisionAllocatesLittle(t *testing.T) {
 		f.core.Finish(x)
 	})
 	// The session's name for people, and what the test's counter makes.
-	if n > 6 {
-		t.Errorf("a decision allocates %v times, want at most 6", n)
+	if n > 4 {
+		t.Errorf("a decision allocates %v times, want at most 4", n)
 	}
 }
 
@@ -52,7 +52,7 @@ func TestExchangeAllocatesLittle(t *testing.T) {
 			decisions += exchange(t, x, b)
 		}
 	})
-	if n > 30 || decisions == 0 {
-		t.Errorf("%v allocations in an exchange, %d decisions; want at most 30", n, decisions)
+	if n > 22 || decisions == 0 {
+		t.Errorf("%v allocations in an exchange, %d decisions; want at most 22", n, decisions)
 	}
 }

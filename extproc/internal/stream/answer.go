@@ -61,8 +61,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	if a.good && a.served != nil && a.served.Ours() && x.counted.stream && !x.understood.blind {
 		a.first = now.Sub(x.arrived) // our engines send headers with the first token
 	}
-	x.learn(head, now)
-	reply.Observed = x.observed(head)
+	reply.Observed = x.observed(head, x.learn(head, now))
 	if x.located.cookie != 0 && head.Status < 500 && room {
 		reply.Cookie = x.table.Policy.Cookies.SetCookie(x.located.cookie, now)
 		x.located.cookie = 0
@@ -99,10 +98,11 @@ func (x *Exchange) key() uint64 {
 	return x.content
 }
 
-// observed returns what of head is new for the access log.
-func (x *Exchange) observed(head *AnswerHead) *Observed {
+// observed returns what of head is new for the access log. by is who says in it what was
+// needed; Unanswered: nobody.
+func (x *Exchange) observed(head *AnswerHead, by flow.Source) *Observed {
 	a := &x.answer
-	_, by, known := head.usage()
+	known := by != flow.Unanswered
 	if !known && (a.first == 0 || head.Status == 0) {
 		return nil
 	}
@@ -164,8 +164,8 @@ func (x *Exchange) identify(id string, now time.Time) {
 }
 
 // learn takes in what the engine says of its load, of this request and of its response,
-// in headers or trailers.
-func (x *Exchange) learn(head *AnswerHead, now time.Time) {
+// in headers or trailers. It returns who says what this request needed; Unanswered: nobody.
+func (x *Exchange) learn(head *AnswerHead, now time.Time) flow.Source {
 	a := &x.answer
 	usage, by, ok := head.usage()
 	first := a.by == flow.Unanswered
@@ -173,7 +173,7 @@ func (x *Exchange) learn(head *AnswerHead, now time.Time) {
 		a.usage, a.by = usage, by
 	}
 	if a.served == nil {
-		return
+		return by
 	}
 	if load, ok := parseLoad(head.Load); ok {
 		a.served.ReportFromAnswer(load, now)
@@ -181,17 +181,18 @@ func (x *Exchange) learn(head *AnswerHead, now time.Time) {
 	x.identify(head.Response, now)
 	switch {
 	case !ok || !a.good || a.learned:
-		return
+		return by
 	case head.Usage == "":
 		if first {
 			x.learnLength(usage, now)
 		}
-		return
+		return by
 	}
 	a.learned = true
 	usage.Shape = x.counted.shape
 	x.core.picker.Learn(x.understood.model, a.served, predicted(x.choice.List, a.served), usage, x.sent, now)
 	recordAnswer(x.table.Policy, &x.located, &usage, a.served, now)
+	return by
 }
 
 // learnLength learns how long an answer was, whose engine says of its work what its metrics show.

@@ -106,8 +106,11 @@ type memory struct {
 	found  prefix.Found
 	in     inbound
 	out    outbound
-	turn   uint32 // decisions made with this memory
-	none   desk   // of an exchange that has given its own back
+	// receiver and replies are Process's own.
+	receiver receiver
+	replies  [4]Reply
+	turn     uint32 // decisions made with this memory
+	none     desk   // of an exchange that has given its own back
 }
 
 // desk is the memory of a body and of what is decoded of it. An exchange has one until
@@ -155,8 +158,8 @@ func (x *Exchange) Step(ev *Event, out []Reply) []Reply {
 		x.responseBody(ev.Body, ev.At)
 		return unchanged(ev, x.head.AnswerMode, out)
 	case ResponseTrailers:
-		x.learn(&ev.Answer, ev.At)
-		return append(out, Reply{Kind: ResponseTrailers, Observed: x.observed(&ev.Answer)})
+		by := x.learn(&ev.Answer, ev.At)
+		return append(out, Reply{Kind: ResponseTrailers, Observed: x.observed(&ev.Answer, by)})
 	default:
 		return out
 	}

@@ -68,10 +68,13 @@ func (r *receiver) wait(x *Exchange) (flow.Outcome, bool) {
 // readAhead begins to read the next message. It ends when there is one, or when the
 // stream ends, which it does at the latest when Process has returned.
 func (r *receiver) readAhead() {
-	spare, ahead := new(inbound), make(chan error, 1)
+	spare, ahead, st := new(inbound), make(chan error, 1), r.st
 	r.spare, r.ahead = spare, ahead
-	go func() { ahead <- r.st.RecvMsg(spare) }()
+	go func() { ahead <- st.RecvMsg(spare) }() // which may outlast r
 }
 
-// close lets go of the message in hand.
-func (r *receiver) close() { r.in.reset() }
+// close lets go of the message in hand, and of the stream.
+func (r *receiver) close() {
+	r.in.reset()
+	*r = receiver{}
+}

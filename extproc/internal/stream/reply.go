@@ -81,11 +81,32 @@ func (o *outbound) bytes() mem.BufferSlice {
 	if r.Observed != nil {
 		o.observed(r.Observed)
 	}
-	head := mem.SliceBuffer(append([]byte(nil), w.written()...))
 	if len(r.Chunk) == 0 {
-		return mem.BufferSlice{head}
+		return sealed(w.written(), nil)
 	}
-	return mem.BufferSlice{head, o.chunk(r.Chunk)}
+	return sealed(w.written(), o.chunk(r.Chunk))
+}
+
+// message is one message with all that gRPC wants of it, so that it is allocated at once:
+// gRPC may hold on to it for longer than the exchange lasts.
+type message struct {
+	parts [2]mem.Buffer
+	head  mem.SliceBuffer
+	few   [usual]byte // where head is if it fits
+}
+
+// usual is what most messages fit into, in bytes: with the rest a kibibyte.
+const usual = 968
+
+// sealed returns the message of a copy of head, and of a tail; nil: there is none.
+func sealed(head []byte, tail mem.Buffer) mem.BufferSlice {
+	m := new(message)
+	m.head = append(m.few[:0], head...)
+	m.parts = [2]mem.Buffer{&m.head, tail}
+	if tail == nil {
+		return m.parts[:1]
+	}
+	return m.parts[:]
 }
 
 // extend returns the message that asks Envoy to wait so long.
@@ -99,7 +120,7 @@ func (o *outbound) extend(wait time.Duration) mem.BufferSlice {
 		w.number(1, uint64(s))
 	}
 	w.message(fieldOverrideTimeout, 0)
-	return mem.BufferSlice{mem.SliceBuffer(append([]byte(nil), w.written()...))}
+	return sealed(w.written(), nil)
 }
 
 // body writes the body mutation, which ends with the chunk: the chunk itself is

@@ -124,6 +124,7 @@ func (c *Core) Finish(x *Exchange) {
 	m := x.memory
 	m.in.reset()
 	m.out.reply, m.out.hold = nil, nil
+	clear(m.replies[:])
 	m.none = desk{}
 	*x = Exchange{memory: m}
 	c.pool.Put(x)
@@ -190,12 +191,10 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 	x := core.Begin()
 	defer core.Finish(x)
 	x.in.names = core.names()
-	r := &receiver{st: st, in: &x.in}
+	r := &x.receiver
+	r.st, r.in = st, &x.in
 	defer r.close()
-	var (
-		buffer [4]Reply
-		began  time.Time
-	)
+	var began time.Time
 	for {
 		in, err := r.next()
 		if errors.Is(err, io.EOF) {
@@ -210,7 +209,7 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 		if began.IsZero() {
 			began = in.At
 		}
-		replies := x.step(in, buffer[:0])
+		replies := x.step(in, x.replies[:0])
 		if err := s.send(st, x, in, replies, began, in.At); err != nil {
 			return err
 		}
@@ -222,7 +221,7 @@ func (s *Server) Process(st grpc.BidiStreamingServer[extproc.ProcessingRequest, 
 			continue // next says why
 		}
 		now := time.Now()
-		if err := s.send(st, x, in, x.Resume(o, now, buffer[:0]), began, now); err != nil {
+		if err := s.send(st, x, in, x.Resume(o, now, x.replies[:0]), began, now); err != nil {
 			return err
 		}
 	}
