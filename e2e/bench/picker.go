@@ -232,10 +232,15 @@ func (b *bench) cost(ctx context.Context, p *program, d decision, corpus *epdriv
 		return c, err
 	}
 	const mallocs = "go_memstats_mallocs_total"
+	earlier, err := p.metric(mallocs)
+	if err != nil {
+		return c, err
+	}
 	objects, err := p.metric(mallocs)
 	if err != nil {
 		return c, err
 	}
+	reading := objects - earlier // to read the counter is to make all other series, too
 	before := p.cpu()
 	r, err := epdriver.Run(ctx, drive)
 	if err != nil {
@@ -247,7 +252,7 @@ func (b *bench) cost(ctx context.Context, p *program, d decision, corpus *epdriv
 		err = fmt.Errorf("%d decisions, %d errors: %v", n, len(r.Errors), r.Errors)
 	}
 	n := float64(r.Decisions + r.Nowhere)
-	return costs{cpu: float64(used.Microseconds()) / n, allocations: (after - objects) / n}, err
+	return costs{cpu: float64(used.Microseconds()) / n, allocations: (after - objects - reading) / n}, err
 }
 
 // ours starts extproc and waits until it names hosts.
