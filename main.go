@@ -380,17 +380,18 @@ func fetch(ctx context.Context, args []string, std files) error {
 }
 
 // planOf prints layouts.
-func planOf(_ context.Context, args []string, std files) error {
+func planOf(ctx context.Context, args []string, std files) error {
 	o := plan.Options{Out: std.out}
 	fs := newFlags("plan", std)
-	fs.StringVar(&o.Config, "config", "", "`file` with Model objects (default: the model that set-up fetches)")
-	fs.StringVar(&o.Nodes, "nodes", "", "`file` with nodes, their memory and what was measured (default: this machine alone)")
+	fs.StringVar(&o.Config, "config", "", "`file` with Model objects (default: that of the mesh in -dir, else the model that set-up fetches)")
+	fs.StringVar(&o.Nodes, "nodes", "", "`file` with nodes, their memory and what was measured (default: those of the mesh in -dir, else this machine alone)")
+	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of a mesh that may run")
 	fs.StringVar(&o.Cache, "cache", "", "`folder` with what set-up fetched (default $MILLRACE_CACHE, else .cache of the checkout)")
 	fs.BoolVar(&o.JSON, "json", false, "print JSON")
 	if err := fs.Read(args); err != nil {
 		return err
 	}
-	return plan.Run(o)
+	return plan.Run(ctx, o)
 }
 
 // modelsOf obeys models list, pull and rm.

@@ -180,7 +180,7 @@ func TestUpCheckReadsWhatItNames(t *testing.T) {
 // TestPlan: layouts are printed, and nothing starts.
 func TestPlan(t *testing.T) {
 	cache := t.TempDir()
-	if _, err := call(t, "plan", "-cache", cache); program.ExitCode(err) != program.ExitConfig || !strings.Contains(err.Error(), "plan: model smollm2: ") {
+	if _, err := call(t, "plan", "-cache", cache, "-dir", t.TempDir()); program.ExitCode(err) != program.ExitConfig || !strings.Contains(err.Error(), "plan: model smollm2: ") {
 		t.Errorf("plan without the model: %v (exit %d)", err, program.ExitCode(err))
 	}
 	if _, err := call(t, "plan", "-nodes", "/nope"); program.ExitCode(err) != program.ExitConfig {

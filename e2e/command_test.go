@@ -33,6 +33,18 @@ func TestStatusShowsTheFleet(t *testing.T) {
 	}
 }
 
+// TestPlanOfTheMesh reads the plan of what runs: all replicas have a place.
+func TestPlanOfTheMesh(t *testing.T) {
+	m := shared(t)
+	got := rig.Millrace(t, "", "plan", "-dir", m.Dir, "-cache", rig.Cache())
+	t.Logf("\n%s%s", got.Stdout, got.Stderr)
+	for _, want := range []string{"smollm2: 30 layers, 92 MiB of weights", "spec: {replicas: 2", "what runs"} {
+		if got.Code != 0 || !strings.Contains(got.Stdout, want) {
+			t.Errorf("exit code %d; the plan has no %q", got.Code, want)
+		}
+	}
+}
+
 // TestStatusWithoutAMesh says so, and how to start one.
 func TestStatusWithoutAMesh(t *testing.T) {
 	got := rig.Millrace(t, "", "status", "-dir", t.TempDir())

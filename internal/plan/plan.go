@@ -1,11 +1,12 @@
 // Package plan is `millrace plan`: it shows how models would lie on nodes, and why.
 //
 // Its one rule: it starts and fetches nothing. What it shows is what internal/planner
-// decides of the files that it is given.
+// decides of the files that it is given, or of a mesh that runs.
 package plan
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,14 +20,19 @@ import (
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
+	"millrace.dev/millrace/internal/status"
 	"millrace.dev/millrace/internal/weights"
+	"millrace.dev/millrace/xds/fleetpb"
 )
 
 // Options are those of the command.
 type Options struct {
-	// Config is a file with Model objects; empty: the default model. Nodes is one with nodes;
-	// empty: this machine.
+	// Config is a file with Model objects; empty: that of the mesh, or the default model. Nodes
+	// is one with nodes; empty: those of the mesh, or this machine.
 	Config, Nodes string
+	// Dir is the folder of a mesh: if one runs there, its nodes and configuration are taken where
+	// the other two are empty.
+	Dir string
 	// Cache is set-up's folder; empty: its default.
 	Cache string
 	// JSON is whether to print JSON.
@@ -43,7 +49,16 @@ type subject struct {
 }
 
 // Run prints the layouts of all models whose backends are started here.
-func Run(o Options) error {
+func Run(ctx context.Context, o Options) error {
+	var view *fleetpb.FleetView
+	if o.Nodes == "" && o.Dir != "" {
+		var config string
+		var err error
+		if view, config, err = status.View(ctx, o.Dir); err != nil {
+			return fmt.Errorf("plan: the mesh in %s: %w", o.Dir, err)
+		}
+		o.Config = cmp.Or(o.Config, config)
+	}
 	file, at, err := o.file()
 	if err != nil {
 		return program.Config(err)
@@ -62,20 +77,42 @@ func Run(o Options) error {
 	if len(all) == 0 {
 		return program.Config(errors.New("plan: no model of the file is started here: there is nothing to lay out"))
 	}
-	fleet, err := o.fleet(all)
-	if err != nil {
-		return err
-	}
 	requests := make([]planner.Request, len(all))
 	for i, s := range all {
 		requests[i] = s.Request
 	}
-	layouts := planner.Make(fleet, requests)
-	if err := show(o, all, layouts); err != nil {
+	p := planned{subjects: all}
+	if view != nil {
+		p.running = true
+		fleet, previous := observed(view, all)
+		p.layouts, p.steps = planner.Replan(previous, fleet, requests)
+	} else {
+		fleet, err := o.fleet(all)
+		if err != nil {
+			return err
+		}
+		p.layouts = planner.Make(fleet, requests)
+	}
+	if err := p.show(o); err != nil {
 		return err
 	}
+	return p.missing()
+}
+
+// planned is what is shown.
+type planned struct {
+	subjects []subject
+	layouts  []planner.Layout
+	// running is whether the nodes are those of a mesh, and steps what it takes from what
+	// runs there.
+	running bool
+	steps   []planner.Step
+}
+
+// missing is the error that some model does not reach its goal; nil: all do.
+func (p planned) missing() error {
 	var missing []string
-	for _, l := range layouts {
+	for _, l := range p.layouts {
 		if l.Missing != "" {
 			missing = append(missing, fmt.Sprintf("model %s %s", l.Model, l.Missing))
 		}

@@ -95,7 +95,7 @@ func TestRun(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			var out bytes.Buffer
-			err := Run(Options{Config: write(t, filepath.Join(dir, "c.yaml"), tt.config), Nodes: write(t, filepath.Join(dir, "n.yaml"), tt.nodes), Out: &out})
+			err := Run(t.Context(), Options{Config: write(t, filepath.Join(dir, "c.yaml"), tt.config), Nodes: write(t, filepath.Join(dir, "n.yaml"), tt.nodes), Out: &out})
 			if (err == nil) != (tt.err == "") || err != nil && (!strings.Contains(err.Error(), tt.err) || program.ExitCode(err) != tt.code) {
 				t.Errorf("Run() = %v (exit %d), want %q (exit %d)", err, program.ExitCode(err), tt.err, tt.code)
 			}
@@ -113,7 +113,7 @@ func TestJSON(t *testing.T) {
 	dir := t.TempDir()
 	config := write(t, filepath.Join(dir, "c.yaml"), "apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: m}\nspec: {weights: "+folder(t, 2)+"}\n")
 	var out bytes.Buffer
-	if err := Run(Options{Config: config, JSON: true, Out: &out}); err != nil {
+	if err := Run(t.Context(), Options{Config: config, JSON: true, Out: &out}); err != nil {
 		t.Fatal(err)
 	}
 	var got struct{ Models []layoutView }

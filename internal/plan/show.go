@@ -60,19 +60,48 @@ func kvBytes(s subject) uint64 {
 
 func rounded(v float64) float64 { return math.Round(v*100) / 100 }
 
-func show(o Options, all []subject, layouts []planner.Layout) error {
-	if o.JSON {
-		views := []layoutView{}
-		for i, l := range layouts {
-			views = append(views, viewOf(all[i], l))
+// planView is all that -json prints.
+type planView struct {
+	Models []layoutView `json:"models"`
+	// Steps lead from what runs to the layouts; missing where no mesh was asked.
+	Steps []stepView `json:"steps,omitempty"`
+}
+
+type stepView struct {
+	Model string `json:"model"`
+	// Do is "start" or "stop".
+	Do    string   `json:"do"`
+	Nodes []string `json:"nodes"`
+	Text  string   `json:"text"`
+}
+
+func (p planned) view() planView {
+	v := planView{Models: []layoutView{}}
+	for i, l := range p.layouts {
+		v.Models = append(v.Models, viewOf(p.subjects[i], l))
+	}
+	for _, s := range p.steps {
+		step := stepView{Model: s.Model, Do: "start", Text: s.Text}
+		if s.Stop {
+			step.Do = "stop"
 		}
+		for _, st := range s.Replica.Stages {
+			step.Nodes = append(step.Nodes, st.Node)
+		}
+		v.Steps = append(v.Steps, step)
+	}
+	return v
+}
+
+func (p planned) show(o Options) error {
+	if o.JSON {
 		enc := json.NewEncoder(o.Out)
 		enc.SetIndent("", "  ")
-		return enc.Encode(map[string][]layoutView{"models": views})
+		return enc.Encode(p.view())
 	}
 	var b strings.Builder
-	for i, l := range layouts {
-		s := all[i]
+	for i, l := range p.layouts {
+		s := p.subjects[i]
 		fmt.Fprintf(&b, "%s: %d layers, %d MiB of weights, %d MiB of KV cache for %d × %d tokens\n", l.Model, s.Model.Layers, s.Model.Bytes()>>20, kvBytes(s)>>20, max(1, s.Goal.Slots), s.Goal.Context)
 		fmt.Fprintf(&b, "  %s\n", l.Why)
 		if len(l.Replicas) > 0 {
@@ -84,6 +113,9 @@ func show(o Options, all []subject, layouts []planner.Layout) error {
 		if s.written {
 			b.WriteString("  the file has a spec.layout of its own, which wins\n")
 		}
+	}
+	if p.running {
+		b.WriteString(stepsOf(p.steps))
 	}
 	_, err := o.Out.Write([]byte(b.String()))
 	return err
