@@ -68,9 +68,9 @@ test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients t
 soak: build setup ## keep a mesh busy and hurt for 30 min, and compare what each process takes before and after; ARGS="-lasts 5m"
 	go test -tags soak -count=1 -timeout 90m -v ./e2e/soak $(ARGS)
 
-test-templates: setup $(TEMPLATES)/.installed ## hold the rendering of chat templates to Python's Jinja2: 1 MB to fetch, 5 min. ARGS="-count 100000 -seed 9", "-update"
+test-templates: setup $(TEMPLATES)/.installed ## hold the rendering of chat templates to Python's Jinja2, and of gpt-oss to Harmony's library: 7 MB to fetch, 7 min. ARGS="-count 100000 -seed 9", "-update"
 	go test -tags templates -count=1 -timeout 60m -v -run 'Templates|Committed|Agrees' ./extproc/internal/jinja $(ARGS)
-	go test -tags templates -count=1 -run TemplatesOfModels ./extproc/internal/token
+	go test -tags templates -count=1 -v -run 'TemplatesOfModels|HarmonyAgrees' ./extproc/internal/token
 
 test-vllm: build setup $(CLIENTS)/.installed ## run meshes of real vLLM on CPUs, extproc in front of two, and clients: 7 GB to fetch, 9 GB of memory, 35 min
 	@python3 e2e/noxds/testdata/vllm.py $(MILLRACE_CACHE)/vllm $(MILLRACE_CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -170,14 +170,15 @@ $(CLIENTS)/.installed: e2e/requirements.txt $(wildcard e2e/clients/*.txt e2e/cli
 
 # templates are Jinja2, and templates that models were published with, of a package that has them.
 JINJA := extproc/internal/jinja/testdata
+HARMONY := extproc/internal/harmony/testdata
 OLLAMA_UTILS := @huggingface/ollama-utils@0.0.18
 OLLAMA_UTILS_SUM := 5dd14f4906369c55f7210aef88bd80e11a92180b12e7ae79088d654264f64d5cf76165441571c527d2c4be62992a66f58a18e110d694cb6fd125ce1fa1a5a940
 
-$(TEMPLATES)/.installed: $(JINJA)/requirements.txt | need-go need-npm
-	@echo "set-up: Jinja2 for the tests (10 s)"; rm -rf $(TEMPLATES); mkdir -p $(TEMPLATES)
+$(TEMPLATES)/.installed: $(JINJA)/requirements.txt $(HARMONY)/requirements.txt | need-go need-npm
+	@echo "set-up: Jinja2 and Harmony for the tests (10 s)"; rm -rf $(TEMPLATES); mkdir -p $(TEMPLATES)
 	@python3 -m venv --without-pip $(TEMPLATES)/python
 	@PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 python3 -m pip install --quiet --no-cache-dir --disable-pip-version-check \
-		--no-deps --root-user-action=ignore --require-hashes --only-binary=:all: --requirement $< \
+		--no-deps --root-user-action=ignore --require-hashes --only-binary=:all: $(addprefix --requirement ,$^) \
 		--target "$$($(TEMPLATES)/python/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 	@cd $(TEMPLATES) && npm pack $(OLLAMA_UTILS) --silent >/dev/null && echo "$(OLLAMA_UTILS_SUM)  $$(ls *.tgz)" | sha512sum --check --quiet && tar xzf *.tgz
 	@touch $@

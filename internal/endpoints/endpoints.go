@@ -9,6 +9,8 @@ package endpoints
 import (
 	"math"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/probe"
@@ -79,6 +81,9 @@ func State(e inventory.Entry, o *probe.Observation) *fleetpb.EndpointState {
 	}
 	if c := Count(e, o); c.How != scrape.Uncounted {
 		m.Work.GeneratedTokens, m.Work.Counting, m.Work.Prefilled = c.Tokens, fleetpb.EndpointState_Work_Counting(c.How), c.Prefilled
+		if o.Fresh() {
+			m.Work.Asked = timestamppb.New(o.Asked)
+		}
 	}
 	if a := o.Adapters; a != nil && m.Adapters != nil {
 		m.Adapters = &fleetpb.EndpointState_Adapters{Known: true, Most: uint32(a.Most), Running: a.Running, Waiting: a.Waiting}

@@ -224,6 +224,7 @@ const (
 	EndpointsDown   = "endpoints-down"
 	NoMetrics       = "no-metrics"
 	NoKVEvents      = "no-kv-events"
+	NoUsage         = "no-usage"
 	OtherModels     = "other-models"
 	ConfigRefused   = "configuration-refused"
 )

@@ -2238,7 +2238,9 @@ type EndpointState_Work struct {
 	GeneratedTokens float64                     `protobuf:"fixed64,8,opt,name=generated_tokens,json=generatedTokens,proto3" json:"generated_tokens,omitempty"`
 	Counting        EndpointState_Work_Counting `protobuf:"varint,9,opt,name=counting,proto3,enum=millrace.fleet.v1alpha1.EndpointState_Work_Counting" json:"counting,omitempty"`
 	// Whether the first token of each answer is not in generated_tokens.
-	Prefilled     bool `protobuf:"varint,10,opt,name=prefilled,proto3" json:"prefilled,omitempty"`
+	Prefilled bool `protobuf:"varint,10,opt,name=prefilled,proto3" json:"prefilled,omitempty"`
+	// When its metrics were asked for, by the clock of who did; unset: not now.
+	Asked         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=asked,proto3" json:"asked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2341,6 +2343,13 @@ func (x *EndpointState_Work) GetPrefilled() bool {
 		return x.Prefilled
 	}
 	return false
+}
+
+func (x *EndpointState_Work) GetAsked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Asked
+	}
+	return nil
 }
 
 // Adapters is what an engine shows of LoRA adapters.
@@ -2644,7 +2653,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\xe8\x0f\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\x9a\x10\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -2677,7 +2686,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x03Key\x12\x1c\n" +
 	"\x04file\x18\x01 \x01(\tB\b\xfaB\x05r\x03\x18\x80 R\x04file\x12\x1a\n" +
 	"\x03env\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x03env\x12 \n" +
-	"\x06header\x18\x03 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06header\x1a\x8f\x05\n" +
+	"\x06header\x18\x03 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x06header\x1a\xc1\x05\n" +
 	"\x04Work\x123\n" +
 	"\brequests\x18\x01 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\brequests\x12<\n" +
 	"\rprompt_tokens\x18\x02 \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\fpromptTokens\x12<\n" +
@@ -2689,7 +2698,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x10generated_tokens\x18\b \x01(\x01B\x17\xfaB\x14\x12\x12\x19\x00\x004&\xf5k\fC)\x00\x00\x00\x00\x00\x00\x00\x00R\x0fgeneratedTokens\x12Z\n" +
 	"\bcounting\x18\t \x01(\x0e24.millrace.fleet.v1alpha1.EndpointState.Work.CountingB\b\xfaB\x05\x82\x01\x02\x10\x01R\bcounting\x12\x1c\n" +
 	"\tprefilled\x18\n" +
-	" \x01(\bR\tprefilled\"@\n" +
+	" \x01(\bR\tprefilled\x120\n" +
+	"\x05asked\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05asked\"@\n" +
 	"\bCounting\x12\r\n" +
 	"\tUNCOUNTED\x10\x00\x12\v\n" +
 	"\aAS_MADE\x10\x01\x12\n" +
@@ -2876,15 +2886,16 @@ var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	25, // 39: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
 	33, // 40: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
 	2,  // 41: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	3,  // 42: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	8,  // 43: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	7,  // 44: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	9,  // 45: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	44, // [44:46] is the sub-list for method output_type
-	42, // [42:44] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	26, // 42: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
+	3,  // 43: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	8,  // 44: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	7,  // 45: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	9,  // 46: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	45, // [45:47] is the sub-list for method output_type
+	43, // [43:45] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }

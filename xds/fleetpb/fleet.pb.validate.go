@@ -4079,6 +4079,35 @@ func (m *EndpointState_Work) validate(all bool) error {
 
 	// no validation rules for Prefilled
 
+	if all {
+		switch v := interface{}(m.GetAsked()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, EndpointState_WorkValidationError{
+					field:  "Asked",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, EndpointState_WorkValidationError{
+					field:  "Asked",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetAsked()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return EndpointState_WorkValidationError{
+				field:  "Asked",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(errors) > 0 {
 		return EndpointState_WorkMultiError(errors)
 	}

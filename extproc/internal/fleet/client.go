@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -60,6 +61,7 @@ type Client struct {
 	// Atomic.
 	connected atomic.Bool // whether xds has answered on the present stream
 	complete  atomic.Bool // whether a table has been published
+	table     atomic.Pointer[pick.Table]
 }
 
 // New returns a client of the xds at target ("ip:port"), to which it connects with
@@ -169,6 +171,7 @@ func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 		})
 	}
 	all[0].Node = &core.Node{Id: "extproc", Cluster: "extproc"}
+	c.state.clock = clock{} // it may be another xds
 	return all
 }
 
@@ -194,6 +197,7 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 	c.state.stale = false
 	if t := c.state.table(); t != nil {
 		c.picker.Publish(t)
+		c.table.Store(t)
 		for _, w := range c.state.done {
 			c.state.measured(c.picker, t, w, time.Now())
 		}
@@ -227,5 +231,22 @@ func (c *Client) Conditions() []obs.Condition {
 			Next: "start xds; extproc connects by itself",
 		})
 	}
-	return append(append(all, c.state.keys.Conditions()...), c.loader.conditions()...)
+	return slices.Concat(all, c.unpriced(), c.state.keys.Conditions(), c.loader.conditions())
+}
+
+// unpriced is the condition of endpoints that don't say what they have generated.
+func (c *Client) unpriced() []obs.Condition {
+	t := c.table.Load()
+	if t == nil || t.Policy.Flow == nil || t.Policy.Flow.Budget.Tokens == 0 {
+		return nil
+	}
+	at := map[string]bool{}
+	for _, m := range t.Models {
+		for _, e := range m.Endpoints {
+			if !e.Ours() && e.Live.Unpriced() {
+				at[e.Address] = true
+			}
+		}
+	}
+	return unpriced(slices.Collect(maps.Keys(at)))
 }

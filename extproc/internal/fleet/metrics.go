@@ -104,6 +104,8 @@ type count struct {
 	// down are those that are not ready, and why, mute what is wrong with the metrics of the
 	// others, wrong which models are not as the fleet has them, each in the order of addresses.
 	down, mute, wrong []string
+	// unpriced are those that did not say what their last answers had.
+	unpriced []string
 }
 
 // because is who, and why.
@@ -120,6 +122,9 @@ func (p *probed) count() count {
 	c := count{all: len(p.locals), states: map[pick.State]int{}}
 	for _, address := range slices.Sorted(maps.Keys(p.locals)) {
 		l := p.locals[address]
+		if e := p.state.endpoints[address]; e != nil && e.live.Unpriced() {
+			c.unpriced = append(c.unpriced, address)
+		}
 		if l.last == nil {
 			c.states[pick.Ready]++
 			continue

@@ -290,5 +290,5 @@ func (p *probed) conditions(r remedies) []obs.Condition {
 			Next: r.events,
 		})
 	}
-	return append(append(all, p.state.keys.Conditions()...), p.loader.conditions()...)
+	return slices.Concat(all, unpriced(now.unpriced), p.state.keys.Conditions(), p.loader.conditions())
 }

@@ -66,6 +66,7 @@ type state struct {
 	accounts []*enginepb.Account // that were reported and Client has not given to anybody yet
 	caches   uint32              // the last number given to an engine's cache
 	keys     *reach.Keys
+	clock    clock // of xds
 	prefixes struct {
 		most int
 		idle time.Duration
@@ -240,6 +241,7 @@ func (s *state) setEndpoint(m *fleetpb.EndpointState, now time.Time) {
 			Wake:     l.GetWake().AsDuration().Seconds() * 1000,
 		}, now)
 	}
+	s.setPage(e, now)
 }
 
 // restarted reports whether m says that the endpoint's engine has begun anew, or is

@@ -1,11 +1,15 @@
 package fleet
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/internal/endpoints"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/scrape"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Picker takes what is found out of the fleet.
@@ -35,6 +39,61 @@ func (s *state) setWork(e *endpoint) {
 		}
 	}
 	e.work = &now
+}
+
+// setPage has an endpoint's requests paid for by what the counters of its engine show, as xds
+// has read them.
+func (s *state) setPage(e *endpoint, now time.Time) {
+	w, l := e.resource.GetWork(), e.resource.GetLoad()
+	if w.GetAsked() == nil {
+		return // it counts nothing, or this is what it showed before
+	}
+	e.live.Page(&pick.Page{
+		Asked: s.clock.here(w.GetAsked().AsTime(), now), Count: endpoints.Counted(e.resource),
+		Answers: w.GetRequests(), Requests: float64(l.GetRunning()) + float64(l.GetWaiting()),
+	})
+}
+
+// unpriced is the condition of endpoints that don't say what they have generated, while
+// tenants have budgets of tokens; none: there are no such endpoints.
+func unpriced(endpoints []string) []obs.Condition {
+	if len(endpoints) == 0 {
+		return nil
+	}
+	slices.Sort(endpoints)
+	return []obs.Condition{{
+		Code: wire.NoUsage,
+		Text: fmt.Sprintf("%d endpoints did not say what their last answers had: %s; tenants are charged the most that these could have cost, max_tokens or flow.tenants.assumedMaxTokens", len(endpoints), list(endpoints)),
+		Next: "set type to that of the engine, whose metrics count tokens, or have the gateway show usage (extproc/README.md, What a budget of tokens is charged)",
+	}}
+}
+
+// clock is another machine's, by the times that it has sent: none of them can have come
+// sooner than it was, so that the least difference there was is that of the clocks and the
+// shortest way. The zero clock knows nothing of it.
+type clock struct {
+	// least is the least of this span of time and of the one before; since is when this
+	// one began, zero for none.
+	least, before time.Duration
+	since         time.Time
+}
+
+// span is after how long a difference is forgotten: clocks are set, and drift.
+const span = time.Minute
+
+// here is what a time of the other clock, that has come now, is by ours: never later than
+// now, and late by the shortest way.
+func (c *clock) here(sent, now time.Time) time.Time {
+	d := now.Sub(sent)
+	switch age := now.Sub(c.since); {
+	case c.since.IsZero() || age > 2*span:
+		*c = clock{d, d, now}
+	case age > span:
+		*c = clock{d, c.least, now}
+	default:
+		c.least = min(c.least, d)
+	}
+	return sent.Add(min(c.least, c.before))
 }
 
 // measured gives to p what an endpoint's engine has done. A table that has the endpoint

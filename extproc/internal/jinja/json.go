@@ -153,6 +153,12 @@ func (w *jsonWriter) indentation(v any) {
 	}
 }
 
+// IsList reports whether a value is a list that NewList or FromJSON made.
+func IsList(v any) bool {
+	_, ok := v.(*list)
+	return ok
+}
+
 // Items returns what is in a list that NewList or FromJSON made; of other values nothing.
 func Items(v any) iter.Seq[any] {
 	l, ok := v.(*list)

@@ -37,6 +37,9 @@ type Live struct {
 	served served
 	// What single requests have had of it.
 	meter meter.Meter[Metered]
+	// Whether the last answer that a tenant pays for was charged its maximum, as nothing said
+	// what was generated.
+	unpriced atomic.Bool
 	// The index's bit for this endpoint, set when a field above changes, but chosen and
 	// picks; nil: no index has this endpoint.
 	mark atomic.Pointer[mark]

@@ -71,6 +71,16 @@ func (m *Metering) Leave(now time.Time) {
 // out what they have had.
 func (l *Live) Metering() bool { return l.meter.Pending() > 0 }
 
+// Priced takes in whether it is known what was generated for an answer that a tenant pays for.
+func (l *Live) Priced(known bool) {
+	if l.unpriced.Load() == known {
+		l.unpriced.Store(!known)
+	}
+}
+
+// Unpriced reports whether the last such answer was charged the most that it could have cost.
+func (l *Live) Unpriced() bool { return l.unpriced.Load() }
+
 // Page is what a page of an engine says, that was asked for at a time.
 type Page struct {
 	Asked time.Time

@@ -29,7 +29,7 @@ func (t *tokenizer) Caveats() []pick.Caveat {
 	names := make([]string, len(t.sorts))
 	for i, s := range t.sorts {
 		names[i] = nameOf(s.engine)
-		if s.model.Harmony() {
+		if harmony, known := s.model.Harmony(); harmony && !known {
 			add(token.ByHarmony, "%s makes Harmony's form without the chat template, in a way that is not known; its conversations are estimated", names[i])
 		} else if unsure := s.model.Unsure(); len(unsure) > 0 {
 			add(token.ByEngine, "how %s prepares conversations is not known; %s are estimated", names[i], strings.Join(unsure, ", "))

@@ -128,6 +128,9 @@ func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 		}
 		n, _ = t.model.CountChat(c)
 		doubt = string(c.Doubt)
+		if harmony, _ := t.model.Harmony(); harmony && doubt == pick.Certain {
+			doubt = string(token.ByHarmony) // Responses' items are put into that form by rules of their own
+		}
 		if doubt == pick.Certain && t.model.AddsToChats() {
 			doubt = string(token.ByFields)
 		}
@@ -188,7 +191,8 @@ func (t *tokenizer) tokens(dst []uint32, r *openai.Request) (ids []uint32, exact
 			return dst, false
 		}
 		ids, exact = t.model.AppendChat(dst, c)
-		return ids, exact && !t.model.AddsToChats()
+		harmony, _ := t.model.Harmony()
+		return ids, exact && !harmony && !t.model.AddsToChats()
 	default:
 		c := t.chats.Get().(*token.Chat)
 		defer t.chats.Put(c)

@@ -68,12 +68,23 @@ func (x *Exchange) charge(now time.Time) {
 			made = min(made, n.most*n.shape.Choices)
 		}
 		x.metering.Known(made, now)
+		x.priced(true)
 		s.settle(a.usage.Prompt+made, a.by, now)
 	case s.by == flow.Prompt:
 		s.settle(n.prompt, flow.Prompt, now)
 	default:
+		if a.good {
+			x.priced(s.by != flow.Reserved)
+		}
 		x.metering.Leave(now)
 		s.leave(now)
+	}
+}
+
+// priced notes at the endpoint that answered whether it is known what it has generated.
+func (x *Exchange) priced(known bool) {
+	if x.answer.served != nil && x.admission.spent.request != 0 {
+		x.answer.served.Priced(known)
 	}
 }
 

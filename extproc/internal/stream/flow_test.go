@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -588,6 +589,9 @@ func TestChargedByTheFirstWhoKnows(t *testing.T) {
 			}
 			if got, want := f.charged(most), tt.want(prompt); got < want-1 || got > want { // some time has gone by
 				t.Errorf("%d tokens are charged, want %d", got, want)
+			}
+			if served := slices.ContainsFunc(tt.end, func(ev Event) bool { return ev.Kind == ResponseHeaders && ev.Answer.Status == 200 }); e.Unpriced() != (served && tt.by == flow.Reserved) {
+				t.Errorf("unpriced %v", e.Unpriced())
 			}
 			if got := f.chargedBy(t, tt.by); got != 1 {
 				t.Errorf("%v requests are charged by %v, want this one", got, tt.by)

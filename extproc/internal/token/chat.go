@@ -77,6 +77,9 @@ func (m *Model) CountChat(c *Chat) (n int, exact bool) {
 		c.Doubt = ByTemplate
 		return m.estimate(c), false
 	}
+	if m.template.channels {
+		return m.countHarmony(c)
+	}
 	p, err := m.plan(c)
 	if err != nil {
 		c.Doubt = doubtOf(err)
@@ -129,7 +132,7 @@ func (m *Model) plan(c *Chat) (p plan, err error) {
 		p.doubts(ByWords)
 	}
 	if m.template.harmony {
-		p.doubts(ByHarmony)
+		p.doubts(ByHarmony) // the tokenizer has no tokens for that form
 	}
 	if !m.template.llama && m.template.vllm && m.template.lists == absent {
 		p.doubts(ByEngine) // versions differ in whether they give this template texts or lists

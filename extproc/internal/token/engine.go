@@ -47,6 +47,8 @@ type habits struct {
 	developer option
 	// tools is whether developer's messages have tools, none if the request says none.
 	tools option
+	// harmony is whether Harmony's form is known to be made as here.
+	harmony option
 	// form is whether tools, and calls of them, are known to be given as vLLM does.
 	form option
 	// lists is whether contents are given as lists (transformers' variables only).
@@ -136,6 +138,7 @@ func (h *habits) ofVLLM(v version) {
 	h.tools = answerOf(v.in(0, 13, 0, 33, 0))
 	h.developer = answerOf(v.in(0, 23, 0, 33, 0))
 	h.form = answerOf(v.in(0, 32, 0, 33, 0)) // as a real one does
+	h.harmony = h.form
 }
 
 // loops is whether vLLM gives a template contents as lists, by the loops that it has.

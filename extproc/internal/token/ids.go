@@ -10,6 +10,9 @@ func (m *Model) AppendChat(dst []uint32, c *Chat) (ids []uint32, exact bool) {
 		c.Doubt = ByTemplate
 		return dst, false
 	}
+	if m.template.channels {
+		return m.appendHarmony(dst, c)
+	}
 	p, err := m.plan(c)
 	if err != nil {
 		c.Doubt = doubtOf(err)

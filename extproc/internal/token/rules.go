@@ -12,7 +12,7 @@ import (
 type Rules struct {
 	habits  habits
 	args    string // the JSON of the template's arguments by default, one object after the other
-	harmony bool   // whether it may not use the template at all
+	harmony bool   // whether it does without the template, by Harmony's form
 }
 
 // Rules returns the rules of an engine for the model.
@@ -45,7 +45,7 @@ func (m *Model) For(e Engine) (*Model, error) {
 		return of, nil
 	}
 	rules, t := m.Rules(e), *m.template
-	t.habits, t.harmony = rules.habits, rules.harmony
+	t.habits, t.harmony, t.channels = rules.habits, rules.harmony, rules.harmony && m.channels()
 	for _, text := range e.Args {
 		if err := t.give(text); err != nil {
 			return nil, err

@@ -33,8 +33,9 @@ type template struct {
 
 	// The engine, if it is known; llama.cpp has no habits here.
 	habits
-	args    *jinja.Dict // what its template gets by default; nil: nothing
-	harmony bool        // whether it may not use the template at all
+	args     *jinja.Dict // what its template gets by default; nil: nothing
+	harmony  bool        // whether it does without the template, by Harmony's form
+	channels bool        // whether the tokenizer has that form's tokens
 
 	// Found by learn.
 	typed           bool     // whether contents may be lists as well as strings

@@ -141,7 +141,7 @@ func (m *Model) AddsToChats() bool { return m.added > 0 && m.addedTo == 0 }
 // FollowsAround reports whether the engine is one that does with add_special_tokens and
 // truncate_prompt_tokens what vLLM does.
 func (m *Model) FollowsAround() bool {
-	return m.template != nil && !m.template.llama && m.template.vllm
+	return m.template != nil && !m.template.llama && m.template.vllm && !m.template.harmony // which is never cut
 }
 
 // FollowsSides reports whether it is one that does the same with truncation_side.

@@ -32,6 +32,12 @@ func (m *Model) Unsure() []string {
 	return all
 }
 
-// Harmony reports whether conversations are estimates as engines may render them without the
-// template.
-func (m *Model) Harmony() bool { return m.template != nil && m.template.harmony }
+// Harmony reports whether conversations are made in Harmony's form, without the template, and
+// whether it is known how.
+func (m *Model) Harmony() (is, known bool) {
+	t := m.template
+	if t == nil || !t.harmony {
+		return false, false
+	}
+	return true, t.channels && t.habits.harmony == yes
+}
