@@ -53,6 +53,8 @@ func commands() []command {
 		{"down", "end a mesh, and wait until all of its processes have ended", down},
 		{"logs", "show the log of one process of the mesh; without a name, list the logs", logs},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
+		{"drain", "empty a node: it ends what runs, and gets no new requests, until it is undrained", drain},
+		{"undrain", "take a drained node back", undrain},
 		{"explain", "show why a request went where it went, and how it ended", explainRequest},
 		{"chat", "chat with a model of the mesh, in the terminal or from a script", talk},
 		{"gateway", "sidecar of an Envoy in a Pod: report its readiness, and drain it before it ends", gatewayOf},
@@ -222,6 +224,39 @@ func showStatus(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	return status.Run(ctx, o)
+}
+
+func drain(ctx context.Context, args []string, std files) error {
+	var o mesh.NodeOptions
+	fs := newFlags("drain", std)
+	fs.BoolVar(&o.Force, "force", false, "drain it although no other node serves a model: requests of that still come there")
+	return ofNode(args, fs, &o, std, func() error { return mesh.DrainNode(ctx, o) })
+}
+
+func undrain(ctx context.Context, args []string, std files) error {
+	var o mesh.NodeOptions
+	return ofNode(args, newFlags("undrain", std), &o, std, func() error { return mesh.UndrainNode(ctx, o) })
+}
+
+// ofNode reads the command line of what is done to one node, and does it.
+func ofNode(args []string, fs *program.Flags, o *mesh.NodeOptions, std files, do func() error) (err error) {
+	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
+	fs.DurationVar(&o.Timeout, "timeout", 10*time.Minute, "how long to wait until it is done; it is done all the same. 0: don't wait")
+	if o.Node, err = fs.ReadArgument(args, "NODE"); err != nil {
+		return err
+	}
+	o.Out = std.out
+	command := strings.TrimPrefix(fs.Name(), "millrace ")
+	if o.Node == "" {
+		return program.Usage(&obs.Hint{Err: fmt.Errorf("%s: NODE is missing", command), Next: "millrace status lists the nodes"})
+	}
+	if o.Timeout < 0 {
+		return program.Usage(fmt.Errorf("%s: -timeout %s; must be ≥ 0", command, o.Timeout))
+	}
+	if err := do(); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	return nil
 }
 
 func explainRequest(ctx context.Context, args []string, std files) error {

@@ -48,6 +48,9 @@ func TestBadCommandLines(t *testing.T) {
 		{name: "an authority in plain text", args: []string{"identity", "-roles", "envoy", "-authority", "http://xds:7102"}, want: `-authority: "http://xds:7102"; must be https://`},
 		{name: "half an authority", args: []string{"identity", "-roles", "xds", "-ca-key", "k"}, want: "-ca-cert and -ca-key; must be given both"},
 		{name: "two authorities", args: []string{"identity", "-roles", "xds", "-ca-cert", "c", "-ca-key", "k", "-authority", "https://xds:7102"}, want: "give exactly one of them"},
+		{name: "no node to drain", args: []string{"drain"}, want: "drain: NODE is missing"},
+		{name: "two nodes to drain", args: []string{"drain", "node-a", "node-b"}, want: `unexpected argument "node-b"`},
+		{name: "a wait that is none", args: []string{"undrain", "node-a", "-timeout", "-1s"}, want: "-timeout -1s; must be ≥ 0"},
 		{name: "bad address", args: []string{"up", "-check", "-listen", "x"}, want: `-listen "x"`},
 	}
 	for _, tt := range tests {
@@ -130,7 +133,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "down", "logs", "status", "explain", "chat", "plan", "models", "check", "setup", "identity", "install-models", "completion"} {
+	for _, command := range []string{"up", "down", "logs", "status", "drain", "undrain", "explain", "chat", "plan", "models", "check", "setup", "identity", "install-models", "completion"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}

@@ -25,6 +25,7 @@ import (
 	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/drained"
 	"millrace.dev/millrace/internal/endpoints"
 	"millrace.dev/millrace/internal/inventory"
 	"millrace.dev/millrace/internal/mtls"
@@ -43,6 +44,7 @@ func main() { os.Exit(program.Main("xds", run)) }
 type options struct {
 	flags                           *program.Flags
 	listen, config, extproc, traces string
+	drained                         string
 	secrets, without                string
 	https                           translate.HTTPS
 	settle                          time.Duration
@@ -78,6 +80,7 @@ func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
 	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; if empty, the defaults")
+	f.StringVar(&o.drained, "drained", "", "`file` with the nodes that are drained, which millrace drain writes; if empty, none is")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
 	f.StringVar(&o.https.Gateway, "https", "", "`ip:port` of a second public listener of Envoy, with TLS; needs -https-cert and -https-key")
 	f.StringVar(&o.https.Cert, "https-cert", "", "`path` of its certificate and chain on Envoy's machine, in PEM; replaced by renaming")
@@ -189,7 +192,15 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 
 	g.Go(func() error { return env.Memory.Follow(ctx, memory) })
 	g.Go(func() error { return o.source.Run(ctx) })
-	g.Go(func() error { return nodes.Run(ctx, o.cluster.fleet(o.settle)) })
+	all := o.cluster.fleet(o.settle)
+	if o.drained != "" {
+		first := readDrained(o.drained, log)
+		all.Step(time.Now(), drains(first)) // before anything is laid out
+		g.Go(func() error {
+			return drained.Follow(ctx, o.drained, first, log, func(now []drained.Node) { nodes.Post(ctx, drains(now)) })
+		})
+	}
+	g.Go(func() error { return nodes.Run(ctx, all) })
 	o.cluster.serve(ctx, leading, g, nodes)
 	o.mesh.serve(ctx, g, nodes)
 	g.Go(func() error { return follow(ctx, o.source, nodes, prober) })
@@ -230,6 +241,24 @@ func follow(ctx context.Context, s source, nodes *fleet.Service, prober *probe.P
 		case <-next:
 		}
 	}
+}
+
+// readDrained returns the nodes that are drained at the start.
+func readDrained(path string, log *slog.Logger) []drained.Node {
+	all, err := drained.Read(path)
+	if err != nil {
+		log.Warn("drained nodes are not known, none is", "err", err)
+	}
+	return all
+}
+
+// drains are the nodes that a person has drained, as the fleet reads them.
+func drains(all []drained.Node) fleet.Drains {
+	d := fleet.Drains{Nodes: make(map[string]string, len(all))}
+	for _, n := range all {
+		d.Nodes[n.Name] = "by hand, since " + n.Since.Format(time.DateTime)
+	}
+	return d
 }
 
 // maxMessage bounds a message from a client, in bytes: an extproc that comes back

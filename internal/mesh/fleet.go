@@ -47,15 +47,45 @@ func (m *mesh) replicas(v *fleetpb.FleetView) []replica {
 }
 
 // head returns the node that answers for a replica, or nil while no node has
-// reported that it does.
-func head(v *fleetpb.FleetView, name string) *fleetpb.NodeView {
+// reported that it does. Of one that moves that is the one that takes requests.
+func head(v *fleetpb.FleetView, name string) (best *fleetpb.NodeView) {
 	for _, n := range v.GetNodes() {
 		a := n.GetReport().GetEngine().GetAssignment()
-		if a.GetReplica() == name && a.GetStage() == 0 {
-			return n
+		if a.GetReplica() == name && a.GetStage() == 0 && (best == nil || isReady(n)) {
+			best = n
 		}
 	}
-	return nil
+	return best
+}
+
+// undrained returns the replicas that are to be ready: those that drained nodes have, or keep
+// from having a place, are not, where their model has another.
+func undrained(v *fleetpb.FleetView, rs []replica) []replica {
+	drains, waits := false, map[string]bool{} // replicas
+	placed := map[string]bool{}
+	for _, n := range v.GetNodes() {
+		name := n.GetReport().GetEngine().GetAssignment().GetReplica()
+		placed[name] = true
+		if n.GetDrain() != nil {
+			drains, waits[name] = true, true
+		}
+	}
+	if !drains {
+		return rs
+	}
+	var left []replica
+	models := map[string]bool{}
+	for _, r := range rs {
+		if isReady(head(v, r.name)) || placed[r.name] && !waits[r.name] {
+			left, models[r.model] = append(left, r), true
+		}
+	}
+	for _, r := range rs {
+		if !models[r.model] {
+			left = append(left, r)
+		}
+	}
+	return left
 }
 
 func isReady(n *fleetpb.NodeView) bool { return n.GetState() == fleetpb.EndpointState_READY }

@@ -8,8 +8,8 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/envoy"
+	"millrace.dev/millrace/internal/drained"
 	"millrace.dev/millrace/internal/mtls"
-
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -196,7 +196,7 @@ func (b *planner) control() {
 		without = "refuse"
 	}
 	b.add(Spec{Role: "xds", Phase: phaseControl, Addrs: map[string]string{"grpc": b.plan.XDS, "metrics": metrics}},
-		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-gateway", b.in.Listen,
+		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-drained", drained.In(b.in.Dir), "-gateway", b.in.Listen,
 		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-envoy-tls", b.in.TLS, "-traces", b.in.Traces,
 		"-https", b.in.HTTPS.Listen, "-https-cert", b.in.HTTPS.Cert, "-https-key", b.in.HTTPS.Key,
 		"-without-extproc", without)

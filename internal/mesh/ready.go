@@ -37,7 +37,7 @@ func (m *mesh) awaitReady(ctx context.Context) error {
 	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), printed: map[string]time.Time{}}
 	for {
 		view := m.view.Load()
-		texts := missing(view, m.replicas(view))
+		texts := missing(view, undrained(view, m.replicas(view)))
 		if len(texts) == 0 {
 			err := m.probe(ctx, view)
 			if err == nil {
@@ -91,11 +91,12 @@ func (w *waiting) print(texts []string) {
 // probe gets one token from every replica: through Envoy where the picker's
 // choice falls on it, straight from its engine where not.
 func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
-	seen, err := m.throughEnvoy(ctx, m.replicas(view))
+	rs := undrained(view, m.replicas(view))
+	seen, err := m.throughEnvoy(ctx, rs)
 	if err != nil {
 		return fmt.Errorf("an answer through Envoy at %s: %w", m.plan.Listen, err)
 	}
-	for _, r := range m.replicas(view) {
+	for _, r := range rs {
 		if seen[r.name] {
 			continue
 		}

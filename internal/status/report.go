@@ -84,6 +84,42 @@ type Node struct {
 	MemoryTotal uint64 `json:"memory_total_bytes"`
 	// LastReport is when the node last reported to xds; zero if xds was not asked.
 	LastReport time.Time `json:"last_report"`
+	// Drain is how far the node is emptied; nil: it is in service, or xds was not asked.
+	Drain *Drain `json:"drain,omitempty"`
+	// Sole are models that only this node serves and that can't start elsewhere.
+	Sole []string `json:"sole,omitempty"`
+}
+
+// Drain is how far a node is emptied.
+type Drain struct {
+	// Why it is drained, and whether a person asked for it, by millrace drain.
+	Why    string `json:"why"`
+	ByHand bool   `json:"by_hand"`
+	// Done is whether nothing is left, and Since since when that is so, or not.
+	Done  bool      `json:"done"`
+	Since time.Time `json:"since"`
+	// Requests that run or wait in engines that need the node.
+	Requests int `json:"requests"`
+	// CachedTokens are those of conversations in its engine's cache: their next turns go to
+	// other replicas.
+	CachedTokens uint64 `json:"cached_tokens"`
+	// Waits is what has to happen first, Serves which models nobody else serves, Stays which
+	// replicas are loaded there still, and get no requests.
+	Waits  []string `json:"waits,omitempty"`
+	Serves []string `json:"serves,omitempty"`
+	Stays  []string `json:"stays,omitempty"`
+	// Text is all of it in one sentence.
+	Text string `json:"text"`
+}
+
+func drain(d *fleetpb.Drain) *Drain {
+	if d == nil {
+		return nil
+	}
+	return &Drain{
+		Why: d.GetWhy(), ByHand: d.GetByHand(), Done: d.GetDone(), Since: d.GetSince().AsTime(), Requests: int(d.GetRequests()),
+		CachedTokens: d.GetCachedTokens(), Waits: d.GetWaits(), Serves: d.GetServes(), Stays: d.GetStays(), Text: d.GetText(),
+	}
 }
 
 // Capabilities are what a backend can do as it is run.
@@ -177,6 +213,10 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 	}
 	n.Loading = loading(e)
 	n.Capabilities, n.Args = capabilities(e), a.GetBackend().GetArgs()
+	n.Drain, n.Sole = drain(v.GetDrain()), v.GetSole()
+	if d := n.Drain; d != nil {
+		n.Reason = map[bool]string{true: "drained: ", false: "draining: "}[d.Done] + d.Text
+	}
 	if n.Stages > 0 {
 		n.Stage = int(a.GetStage()) + 1
 	}

@@ -70,6 +70,12 @@ func once(ctx context.Context, o Options) error {
 	return nil
 }
 
+// Read returns what is known of the mesh in a folder now.
+func Read(ctx context.Context, dir string) (Report, error) { return gather(ctx, dir) }
+
+// FromXDS reports whether xds has answered: else nothing is known of drains.
+func (r Report) FromXDS() bool { return r.Source == fromXDS }
+
 func show(o Options, r Report) error {
 	switch {
 	case o.JSON && o.Watch:

@@ -298,3 +298,20 @@ func TestStateThatIsOutOfDateIsSaid(t *testing.T) {
 	}
 	t.Errorf("conditions %v, none of which says so", r.Conditions)
 }
+
+func TestDrainedNodeShowsWhatIsLeft(t *testing.T) {
+	v := &fleetpb.NodeView{Node: "node-a", State: fleetpb.EndpointState_NOT_READY, Reason: "leaves: by hand", Drain: &fleetpb.Drain{
+		Why: "by hand", ByHand: true, Requests: 2, Waits: []string{"m-0 starts on node-b first"}, Text: "2 requests run or wait",
+	}}
+	if n := row(v, true); n.Reason != "draining: 2 requests run or wait" || n.Drain.Requests != 2 || !n.Drain.ByHand || n.Drain.Waits[0] != v.Drain.Waits[0] {
+		t.Errorf("draining: %+v, %+v", n, n.Drain)
+	}
+	v.Drain = &fleetpb.Drain{Done: true, Text: "nothing runs there"}
+	if n := row(v, true); n.Reason != "drained: nothing runs there" || !n.Drain.Done {
+		t.Errorf("drained: %+v, %+v", n, n.Drain)
+	}
+	v.Drain = nil
+	if n := row(v, true); n.Drain != nil || n.Reason != v.Reason {
+		t.Errorf("in service: %+v, %+v", n, n.Drain)
+	}
+}

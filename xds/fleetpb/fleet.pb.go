@@ -139,7 +139,7 @@ func (x EndpointState_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_State.Descriptor instead.
 func (EndpointState_State) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 0}
 }
 
 type EndpointState_Work_Counting int32
@@ -191,7 +191,7 @@ func (x EndpointState_Work_Counting) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_Work_Counting.Descriptor instead.
 func (EndpointState_Work_Counting) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 1, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 1, 0}
 }
 
 // NodeReport is one heartbeat, sent every 500 ms and at once when the engine's
@@ -1251,9 +1251,14 @@ type NodeView struct {
 	Reason string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Since  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	// EDS weight pushed to Envoy; 0: not in EDS.
-	Weight        uint32                 `protobuf:"varint,5,opt,name=weight,proto3" json:"weight,omitempty"`
-	LastReport    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_report,json=lastReport,proto3" json:"last_report,omitempty"`
-	Report        *NodeReport            `protobuf:"bytes,7,opt,name=report,proto3" json:"report,omitempty"`
+	Weight     uint32                 `protobuf:"varint,5,opt,name=weight,proto3" json:"weight,omitempty"`
+	LastReport *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_report,json=lastReport,proto3" json:"last_report,omitempty"`
+	Report     *NodeReport            `protobuf:"bytes,7,opt,name=report,proto3" json:"report,omitempty"`
+	// How far it is emptied; unset: it is in service.
+	Drain *Drain `protobuf:"bytes,100,opt,name=drain,proto3" json:"drain,omitempty"`
+	// Models that only it serves and that can't start elsewhere: if it was drained, their
+	// requests would still come there.
+	Sole          []string `protobuf:"bytes,101,rep,name=sole,proto3" json:"sole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1337,6 +1342,145 @@ func (x *NodeView) GetReport() *NodeReport {
 	return nil
 }
 
+func (x *NodeView) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *NodeView) GetSole() []string {
+	if x != nil {
+		return x.Sole
+	}
+	return nil
+}
+
+// Drain is how far a node is emptied that is to be drained.
+type Drain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why, and whether a person wants it or Kubernetes.
+	Why    string `protobuf:"bytes,1,opt,name=why,proto3" json:"why,omitempty"`
+	ByHand bool   `protobuf:"varint,2,opt,name=by_hand,json=byHand,proto3" json:"by_hand,omitempty"`
+	// Whether nothing is left, and since when that is so, or not.
+	Done  bool                   `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// Requests that run or wait in engines that need the node.
+	Requests uint32 `protobuf:"varint,5,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Tokens of conversations in its engine's cache: their next turns go to other replicas.
+	CachedTokens uint64 `protobuf:"varint,6,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	// What has to happen first, beside the requests, for a person.
+	Waits []string `protobuf:"bytes,7,rep,name=waits,proto3" json:"waits,omitempty"`
+	// Models of which nobody else takes requests, so that they still come there.
+	Serves []string `protobuf:"bytes,8,rep,name=serves,proto3" json:"serves,omitempty"`
+	// Replicas that are loaded there still and get no requests, with the reason.
+	Stays []string `protobuf:"bytes,9,rep,name=stays,proto3" json:"stays,omitempty"`
+	// All of it in one sentence.
+	Text          string `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Drain) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Drain) GetByHand() bool {
+	if x != nil {
+		return x.ByHand
+	}
+	return false
+}
+
+func (x *Drain) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *Drain) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Drain) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Drain) GetCachedTokens() uint64 {
+	if x != nil {
+		return x.CachedTokens
+	}
+	return 0
+}
+
+func (x *Drain) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *Drain) GetServes() []string {
+	if x != nil {
+		return x.Serves
+	}
+	return nil
+}
+
+func (x *Drain) GetStays() []string {
+	if x != nil {
+		return x.Stays
+	}
+	return nil
+}
+
+func (x *Drain) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // EndpointState is the xDS resource by which extproc knows one replica: type
 // type.googleapis.com/millrace.fleet.v1alpha1.EndpointState, named by address.
 type EndpointState struct {
@@ -1387,7 +1531,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1543,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1556,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EndpointState) GetAddress() string {
@@ -1599,7 +1743,7 @@ type ModelState struct {
 
 func (x *ModelState) Reset() {
 	*x = ModelState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1755,7 @@ func (x *ModelState) String() string {
 func (*ModelState) ProtoMessage() {}
 
 func (x *ModelState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1768,7 @@ func (x *ModelState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelState.ProtoReflect.Descriptor instead.
 func (*ModelState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ModelState) GetName() string {
@@ -1718,7 +1862,7 @@ type PolicyState struct {
 
 func (x *PolicyState) Reset() {
 	*x = PolicyState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1874,7 @@ func (x *PolicyState) String() string {
 func (*PolicyState) ProtoMessage() {}
 
 func (x *PolicyState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1887,7 @@ func (x *PolicyState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyState.ProtoReflect.Descriptor instead.
 func (*PolicyState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PolicyState) GetSessionHeader() string {
@@ -1870,7 +2014,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2026,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2039,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Rewrite) GetModel() string {
@@ -1947,7 +2091,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2103,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2116,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Flow) GetQueue() uint32 {
@@ -2096,7 +2240,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2252,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2265,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CacheState) GetAddress() string {
@@ -2172,7 +2316,7 @@ type EndpointState_Key struct {
 
 func (x *EndpointState_Key) Reset() {
 	*x = EndpointState_Key{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2328,7 @@ func (x *EndpointState_Key) String() string {
 func (*EndpointState_Key) ProtoMessage() {}
 
 func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2341,7 @@ func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Key.ProtoReflect.Descriptor instead.
 func (*EndpointState_Key) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *EndpointState_Key) GetFile() string {
@@ -2247,7 +2391,7 @@ type EndpointState_Work struct {
 
 func (x *EndpointState_Work) Reset() {
 	*x = EndpointState_Work{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2403,7 @@ func (x *EndpointState_Work) String() string {
 func (*EndpointState_Work) ProtoMessage() {}
 
 func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2272,7 +2416,7 @@ func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Work.ProtoReflect.Descriptor instead.
 func (*EndpointState_Work) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 1}
 }
 
 func (x *EndpointState_Work) GetRequests() float64 {
@@ -2368,7 +2512,7 @@ type EndpointState_Adapters struct {
 
 func (x *EndpointState_Adapters) Reset() {
 	*x = EndpointState_Adapters{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2524,7 @@ func (x *EndpointState_Adapters) String() string {
 func (*EndpointState_Adapters) ProtoMessage() {}
 
 func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2537,7 @@ func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Adapters.ProtoReflect.Descriptor instead.
 func (*EndpointState_Adapters) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12, 2}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 2}
 }
 
 func (x *EndpointState_Adapters) GetKnown() bool {
@@ -2434,7 +2578,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +2590,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +2603,7 @@ func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite_Target.ProtoReflect.Descriptor instead.
 func (*Rewrite_Target) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16, 0}
 }
 
 func (x *Rewrite_Target) GetModel() string {
@@ -2487,7 +2631,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2643,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2656,7 @@ func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow_Degrade.ProtoReflect.Descriptor instead.
 func (*Flow_Degrade) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *Flow_Degrade) GetModel() string {
@@ -2644,7 +2788,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\tCondition\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x12\n" +
-	"\x04next\x18\x03 \x01(\tR\x04next\"\xbe\x02\n" +
+	"\x04next\x18\x03 \x01(\tR\x04next\"\x88\x03\n" +
 	"\bNodeView\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12B\n" +
 	"\x05state\x18\x02 \x01(\x0e2,.millrace.fleet.v1alpha1.EndpointState.StateR\x05state\x12\x16\n" +
@@ -2653,7 +2797,21 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x06weight\x18\x05 \x01(\rR\x06weight\x12;\n" +
 	"\vlast_report\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"lastReport\x12;\n" +
-	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\"\x9a\x10\n" +
+	"\x06report\x18\a \x01(\v2#.millrace.fleet.v1alpha1.NodeReportR\x06report\x124\n" +
+	"\x05drain\x18d \x01(\v2\x1e.millrace.fleet.v1alpha1.DrainR\x05drain\x12\x12\n" +
+	"\x04sole\x18e \x03(\tR\x04sole\"\x91\x02\n" +
+	"\x05Drain\x12\x10\n" +
+	"\x03why\x18\x01 \x01(\tR\x03why\x12\x17\n" +
+	"\aby_hand\x18\x02 \x01(\bR\x06byHand\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\bR\x04done\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\brequests\x18\x05 \x01(\rR\brequests\x12#\n" +
+	"\rcached_tokens\x18\x06 \x01(\x04R\fcachedTokens\x12\x14\n" +
+	"\x05waits\x18\a \x03(\tR\x05waits\x12\x16\n" +
+	"\x06serves\x18\b \x03(\tR\x06serves\x12\x14\n" +
+	"\x05stays\x18\t \x03(\tR\x05stays\x12\x12\n" +
+	"\x04text\x18\n" +
+	" \x01(\tR\x04text\"\x9a\x10\n" +
 	"\rEndpointState\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x84\x02R\aaddress\x12\x1d\n" +
@@ -2806,7 +2964,7 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),            // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),         // 1: millrace.fleet.v1alpha1.EndpointState.State
@@ -2823,79 +2981,82 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*ObjectCondition)(nil),          // 12: millrace.fleet.v1alpha1.ObjectCondition
 	(*Condition)(nil),                // 13: millrace.fleet.v1alpha1.Condition
 	(*NodeView)(nil),                 // 14: millrace.fleet.v1alpha1.NodeView
-	(*EndpointState)(nil),            // 15: millrace.fleet.v1alpha1.EndpointState
-	(*ModelState)(nil),               // 16: millrace.fleet.v1alpha1.ModelState
-	(*PolicyState)(nil),              // 17: millrace.fleet.v1alpha1.PolicyState
-	(*Rewrite)(nil),                  // 18: millrace.fleet.v1alpha1.Rewrite
-	(*Flow)(nil),                     // 19: millrace.fleet.v1alpha1.Flow
-	(*CacheState)(nil),               // 20: millrace.fleet.v1alpha1.CacheState
-	(*EndpointState_Key)(nil),        // 21: millrace.fleet.v1alpha1.EndpointState.Key
-	(*EndpointState_Work)(nil),       // 22: millrace.fleet.v1alpha1.EndpointState.Work
-	(*EndpointState_Adapters)(nil),   // 23: millrace.fleet.v1alpha1.EndpointState.Adapters
-	(*Rewrite_Target)(nil),           // 24: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),             // 25: millrace.fleet.v1alpha1.Flow.Degrade
-	(*timestamppb.Timestamp)(nil),    // 26: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 27: google.protobuf.Duration
-	(*enginepb.Status)(nil),          // 28: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),      // 29: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),            // 30: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),           // 31: millrace.engine.v1alpha1.Speed
-	(*enginepb.Account)(nil),         // 32: millrace.engine.v1alpha1.Account
-	(*enginepb.CacheSegment)(nil),    // 33: millrace.engine.v1alpha1.CacheSegment
+	(*Drain)(nil),                    // 15: millrace.fleet.v1alpha1.Drain
+	(*EndpointState)(nil),            // 16: millrace.fleet.v1alpha1.EndpointState
+	(*ModelState)(nil),               // 17: millrace.fleet.v1alpha1.ModelState
+	(*PolicyState)(nil),              // 18: millrace.fleet.v1alpha1.PolicyState
+	(*Rewrite)(nil),                  // 19: millrace.fleet.v1alpha1.Rewrite
+	(*Flow)(nil),                     // 20: millrace.fleet.v1alpha1.Flow
+	(*CacheState)(nil),               // 21: millrace.fleet.v1alpha1.CacheState
+	(*EndpointState_Key)(nil),        // 22: millrace.fleet.v1alpha1.EndpointState.Key
+	(*EndpointState_Work)(nil),       // 23: millrace.fleet.v1alpha1.EndpointState.Work
+	(*EndpointState_Adapters)(nil),   // 24: millrace.fleet.v1alpha1.EndpointState.Adapters
+	(*Rewrite_Target)(nil),           // 25: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),             // 26: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 28: google.protobuf.Duration
+	(*enginepb.Status)(nil),          // 29: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),      // 30: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),            // 31: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),           // 32: millrace.engine.v1alpha1.Speed
+	(*enginepb.Account)(nil),         // 33: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),    // 34: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	26, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	27, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	27, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	28, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
 	5,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	28, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	29, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
 	4,  // 4: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
 	0,  // 5: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
 	6,  // 6: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	29, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	26, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	30, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	27, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
 	14, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
 	13, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
 	11, // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
 	10, // 12: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
 	1,  // 13: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	26, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
-	30, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
-	31, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
+	27, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
+	31, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
+	32, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
 	12, // 17: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
-	26, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	27, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
 	1,  // 19: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	26, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	26, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	27, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	27, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
 	3,  // 22: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
-	1,  // 23: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	30, // 24: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	31, // 25: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	32, // 26: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
-	22, // 27: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	23, // 28: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	21, // 29: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
-	27, // 30: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	19, // 31: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	18, // 32: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	27, // 33: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	24, // 34: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	27, // 35: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	27, // 36: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	27, // 37: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	27, // 38: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	25, // 39: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	33, // 40: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 41: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	26, // 42: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
-	3,  // 43: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	8,  // 44: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	7,  // 45: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	9,  // 46: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	45, // [45:47] is the sub-list for method output_type
-	43, // [43:45] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	15, // 23: millrace.fleet.v1alpha1.NodeView.drain:type_name -> millrace.fleet.v1alpha1.Drain
+	27, // 24: millrace.fleet.v1alpha1.Drain.since:type_name -> google.protobuf.Timestamp
+	1,  // 25: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	31, // 26: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	32, // 27: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	33, // 28: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	23, // 29: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	24, // 30: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	22, // 31: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
+	28, // 32: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	20, // 33: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	19, // 34: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	28, // 35: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	25, // 36: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	28, // 37: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	28, // 38: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	28, // 39: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	28, // 40: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	26, // 41: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	34, // 42: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 43: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
+	27, // 44: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
+	3,  // 45: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	8,  // 46: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	7,  // 47: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	9,  // 48: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	47, // [47:49] is the sub-list for method output_type
+	45, // [45:47] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -2909,7 +3070,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2078,6 +2078,35 @@ func (m *NodeView) validate(all bool) error {
 		}
 	}
 
+	if all {
+		switch v := interface{}(m.GetDrain()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, NodeViewValidationError{
+					field:  "Drain",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, NodeViewValidationError{
+					field:  "Drain",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetDrain()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return NodeViewValidationError{
+				field:  "Drain",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(errors) > 0 {
 		return NodeViewMultiError(errors)
 	}
@@ -2154,6 +2183,145 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = NodeViewValidationError{}
+
+// Validate checks the field values on Drain with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Drain) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Drain with the rules defined in the
+// proto definition for this message. If any rules are violated, the result is
+// a list of violation errors wrapped in DrainMultiError, or nil if none found.
+func (m *Drain) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Drain) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Why
+
+	// no validation rules for ByHand
+
+	// no validation rules for Done
+
+	if all {
+		switch v := interface{}(m.GetSince()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, DrainValidationError{
+					field:  "Since",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, DrainValidationError{
+					field:  "Since",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetSince()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return DrainValidationError{
+				field:  "Since",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	// no validation rules for Requests
+
+	// no validation rules for CachedTokens
+
+	// no validation rules for Text
+
+	if len(errors) > 0 {
+		return DrainMultiError(errors)
+	}
+
+	return nil
+}
+
+// DrainMultiError is an error wrapping multiple validation errors returned by
+// Drain.ValidateAll() if the designated constraints aren't met.
+type DrainMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m DrainMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m DrainMultiError) AllErrors() []error { return m }
+
+// DrainValidationError is the validation error returned by Drain.Validate if
+// the designated constraints aren't met.
+type DrainValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e DrainValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e DrainValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e DrainValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e DrainValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e DrainValidationError) ErrorName() string { return "DrainValidationError" }
+
+// Error satisfies the builtin error interface
+func (e DrainValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDrain.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = DrainValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = DrainValidationError{}
 
 // Validate checks the field values on EndpointState with the rules defined in
 // the proto definition for this message. If any rules are violated, the first

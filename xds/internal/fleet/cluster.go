@@ -81,7 +81,7 @@ func (f *Fleet) clusterConditions() []obs.Condition {
 				Code: "node-not-ready", Text: fmt.Sprintf("Kubernetes does not reach node %s: %s", name, c.NotReady),
 				Next: "check its kubelet; the node serves as long as its nodeagent reports",
 			})
-		case c.Cordoned != "" || c.Leaving != "":
+		case f.nodes[name] == nil && (c.Cordoned != "" || c.Leaving != ""):
 			why := c.Leaving
 			if why == "" {
 				why = c.Cordoned

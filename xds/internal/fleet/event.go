@@ -68,6 +68,8 @@ func (f *Fleet) Step(now time.Time, ev Event) {
 		f.lead(now, ev.Term)
 	case ClusterObserved:
 		f.observedCluster(now, ev.Nodes)
+	case Drains:
+		f.drains = ev.Nodes
 	case Refused:
 		f.refusals = ev.Objects
 	case Closed:

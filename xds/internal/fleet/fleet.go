@@ -2,6 +2,23 @@
 // replicas exist, which take requests and with what weight. Called by main; its
 // snapshots are read by translate and by status.
 //
+// A node is emptied when Kubernetes cordons it or ends its engine, or when a person drains it;
+// the way is the same:
+//
+//	in service ─ drain ─► draining ─ nothing is left for a second ─► drained
+//	     ▲                 │  ▲                                          │
+//	     └──── undrain ────┘  └─ a replica there is its model's last ────┤
+//	     └──────────────────────── undrain ──────────────────────────────┘
+//
+// Draining: nothing new is laid out there, and replicas move where there is room, the new one
+// first. Where the node leaves (it is drained by a person, or its engine's time is set), its
+// replicas take no new requests as long as another endpoint of their model takes some; else
+// they serve on: the last resort. What runs ends by itself, and what has moved is released.
+// Drained: nothing runs there, and nobody sends anything. What could not move stays loaded,
+// so that a model whose other replicas die meanwhile has its last resort, and an undrain
+// takes effect at once. Drains are desired state: they come from outside, as Drains and
+// ClusterObserved, and all else here follows from what nodes report, over any restart.
+//
 // Its one rule: Fleet decides and does no I/O. Service, around it, owns the
 // streams and the clock, and runs it in one goroutine.
 package fleet
@@ -49,6 +66,10 @@ type Fleet struct {
 	last enginepb.Version
 	// cluster is what Kubernetes says of nodes, by name; nil: it isn't known.
 	cluster map[string]ClusterNode
+	// drains is why people want nodes to be drained, and draining how far the nodes are that
+	// are to be, by name.
+	drains   map[string]string
+	draining map[string]*Drain
 
 	nodes map[string]*node // by node name
 	// foreign are the endpoints that somebody else runs, and foreignAt where each is in it,
@@ -170,7 +191,7 @@ func (f *Fleet) replaceNode() bool {
 func (f *Fleet) plan(now time.Time) layout.Plan {
 	nodes := make([]layout.Node, 0, len(f.nodes))
 	for _, name := range slices.Sorted(maps.Keys(f.nodes)) {
-		nodes = append(nodes, f.nodes[name].asLayout(now, f.cluster[name]))
+		nodes = append(nodes, f.nodes[name].asLayout(now, f.orders(name)))
 	}
 	nodes = append(nodes, f.absent(now)...)
 	in := layout.Input{

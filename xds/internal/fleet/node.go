@@ -112,6 +112,8 @@ type verdict struct {
 	stuck bool
 	// leaves is whether it is not ready only because it leaves, and still answers.
 	leaves bool
+	// ordered is whether it is not ready by order, whoever vouches for its engine.
+	ordered bool
 }
 
 // judge concludes what is true of the node's part in a replica.
@@ -123,7 +125,7 @@ func (n *node) judge(now time.Time, r *layout.Replica, stage int, c ClusterNode)
 	v, ok := n.judgeEngine(now, r, stage)
 	v.leaves = v.leaves && !silent
 	if c.Leaving != "" {
-		return verdict{state: notReady, reason: "leaves: " + c.Leaving, leaves: v.leaves || ok && !silent}
+		return verdict{state: notReady, reason: "leaves: " + c.Leaving, ordered: true, leaves: v.leaves || ok && !silent}
 	}
 	if !ok {
 		return v

@@ -16,6 +16,7 @@ import (
 
 // show adds to the snapshot what people want to see.
 func (f *Fleet) show(now time.Time, s *Snapshot) {
+	f.drain(now, s)
 	weights := make(map[string]uint32, len(s.Endpoints)) // by replica
 	for _, e := range s.Endpoints {
 		weights[e.Replica] = e.Weight
@@ -24,8 +25,10 @@ func (f *Fleet) show(now time.Time, s *Snapshot) {
 		n := f.nodes[name]
 		v := Node{
 			Name: name, State: notReady, Reason: "has no part in any replica", Since: n.last,
-			Last: n.last, Report: n.report,
+			Last: n.last, Report: n.report, Drain: f.draining[name],
 		}
+		_, silent := n.silentSince(now)
+		v.Free = f.stages[name] == nil && !silent && n.mute.IsZero() && n.engine != nil && n.engine.GetAssignment() == nil && v.Drain == nil
 		if !f.planned {
 			v.Reason = "waits for the other nodes"
 		}
@@ -35,7 +38,7 @@ func (f *Fleet) show(now time.Time, s *Snapshot) {
 		s.Nodes = append(s.Nodes, v)
 		s.Conditions = append(s.Conditions, n.conditions(now)...)
 	}
-	s.Conditions = append(s.Conditions, f.clusterConditions()...)
+	s.Conditions = append(append(s.Conditions, f.clusterConditions()...), f.drainConditions()...)
 	s.Conditions = append(s.Conditions, f.conditions(s)...)
 }
 
@@ -124,8 +127,11 @@ func (s *Snapshot) View(clients int, more []obs.Condition) *fleetpb.FleetView {
 		v.Objects = append(v.Objects, o.view())
 	}
 	v.Endpoints = foreignViews(s.Endpoints)
+	sole := s.Sole()
 	for _, n := range s.Nodes {
 		v.Nodes = append(v.Nodes, &fleetpb.NodeView{
+			Drain:      n.Drain.view(),
+			Sole:       sole[n.Name],
 			Node:       n.Name,
 			State:      n.State,
 			Reason:     n.Reason,

@@ -127,6 +127,10 @@ type Node struct {
 	Last time.Time
 	// Report is the last one.
 	Report *fleetpb.NodeReport
+	// Drain is how far it is emptied; nil: it is in service. Not changed afterwards.
+	Drain *Drain
+	// Free is whether a replica could be laid out there now.
+	Free bool
 }
 
 // standing is what was concluded of a node's part in a replica.
@@ -150,7 +154,7 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		names := r.Nodes()
 		verdicts := make([]verdict, len(names))
 		for i, name := range names {
-			verdicts[i] = f.nodes[name].judge(now, r, i, f.cluster[name])
+			verdicts[i] = f.nodes[name].judge(now, r, i, f.orders(name))
 			stages[name] = &standing{verdict: verdicts[i]}
 		}
 		e := f.endpoint(now, names, verdicts)
@@ -294,7 +298,7 @@ func (f *Fleet) vouched(now time.Time, name string, v verdict) verdict {
 	if n := f.nodes[name]; n != nil {
 		since, silent = n.silentSince(now)
 	}
-	if !silent || v.state != notReady {
+	if !silent || v.state != notReady || v.ordered {
 		return v
 	}
 	freshness := max(vouchedFreshness, weight.Freshness(now.Sub(since)))

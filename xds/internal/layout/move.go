@@ -64,15 +64,33 @@ func (p *planner) move() {
 			continue
 		}
 		if p.answers(spec.Replica, r.Assignment(0)) {
-			old := *r
-			old.Leaving, old.Moved = true, true
-			p.outgoing = append(p.outgoing, &old)
+			p.leaveBehind(r)
 			p.waits[spec.Replica] = "moves away from " + why
 		} else {
 			p.drop(r)
 		}
 		p.placed[i], _ = p.place(spec)
 	}
+}
+
+// leaveBehind keeps what a replica has, until it takes requests where it goes.
+func (p *planner) leaveBehind(r *Replica) {
+	old := *r
+	old.Leaving, old.Moved = true, true
+	p.outgoing = append(p.outgoing, &old)
+}
+
+// outruns reports whether a replica on a cordoned node that has to leave its nodes can start
+// on others first.
+func (p *planner) outruns(c edit) bool {
+	spec := p.in.Specs[c.spec]
+	if p.cordoned(c.from.Stages) == "" || !p.answers(spec.Replica, c.from.Assignment(0)) {
+		return false
+	}
+	if len(spec.Nodes) == 0 {
+		return len(p.free(spec)) >= len(spec.Shares)
+	}
+	return !slices.ContainsFunc(c.from.Nodes(), func(n string) bool { return slices.Contains(spec.Nodes, n) })
 }
 
 // park notes that a replica stays where it is, and why.

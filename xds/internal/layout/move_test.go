@@ -161,6 +161,7 @@ func TestReplicaThatLeavesIsKept(t *testing.T) {
 		{"it can't move", []Spec{m0, m1}, []string{"a", "b"}, nil, []string{"m-0=a m-1=b*"}},
 		{"it is edited, and can't move", []Spec{m0, m1}, []string{"a", "b"}, []Spec{edited(m0), m1}, []string{"m-0=a m-1=b*"}},
 		{"all are edited, and none can move", []Spec{m0, m1}, []string{"a", "b"}, []Spec{edited(m0), edited(m1)}, []string{"m-0=a m-1=b", "m-0=a m-1=b*"}},
+		{"its layout names another node", []Spec{spec("m-0", 1, "a")}, []string{"a", "b"}, []Spec{spec("m-0", 1, "b")}, []string{"m-0=b m-0@a=a", "m-0=b* -m-0=a", "m-0=b*"}},
 		{"another is not desired any more", []Spec{m0, m1}, []string{"a", "b"}, []Spec{m0}, []string{"m-0=a -m-1=b", "m-0=b m-0@a=a", "m-0=b* -m-0=a"}},
 	}
 	for _, tt := range tests {

@@ -50,7 +50,12 @@ func (p *planner) apply(c edit) {
 	if p.alive(c.from.Stages) {
 		p.busy[p.in.Specs[c.spec].Model] = p.in.Specs[c.spec].Replica
 	}
-	if c.to == nil {
+	switch {
+	case c.to == nil && p.outruns(c):
+		p.leaveBehind(c.from)
+		p.placed[c.spec] = nil
+		return
+	case c.to == nil:
 		p.drop(c.from)
 		return
 	}
