@@ -218,8 +218,8 @@ func TestClients(t *testing.T) {
 }
 
 // runAll runs scripts through a recorder, and holds every answer and event that came against
-// the published description of its API. Of some kinds of answers none need come.
-func runAll(t *testing.T, r *recorder, runs []run, none ...string) {
+// the published description of its API. Some kinds of answers need not hold, or come.
+func runAll(t *testing.T, r *recorder, runs []run, but ...string) {
 	t.Run("rows", func(t *testing.T) {
 		for _, run := range runs {
 			t.Run(run.name, func(t *testing.T) {
@@ -232,7 +232,7 @@ func runAll(t *testing.T, r *recorder, runs []run, none ...string) {
 			})
 		}
 	})
-	t.Run("as described", func(t *testing.T) { r.described(t, none...) })
+	t.Run("as described", func(t *testing.T) { r.described(t, but...) })
 }
 
 // TestBrokenStream kills the backends under a stream: the client raises the API's error,

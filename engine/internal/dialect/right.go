@@ -40,24 +40,33 @@ func withoutNulls(object []byte) []byte {
 		return object
 	}
 	for _, c := range choices {
-		dropNulls(c, "message", mayBeNull)
+		within(c, "message", func(m map[string]json.RawMessage) {
+			maps.DeleteFunc(m, func(name string, value json.RawMessage) bool {
+				return isNull(name, value) && !slices.Contains(mayBeNull, name)
+			})
+			if len(m["tool_calls"]) > len("[]") && string(m["content"]) == `""` {
+				m["content"] = json.RawMessage("null")
+			}
+		})
+		within(c, "logprobs", func(l map[string]json.RawMessage) {
+			if _, ok := l["refusal"]; !ok && l["content"] != nil { // those of a chat
+				l["refusal"] = json.RawMessage("null")
+			}
+		})
 	}
 	v["choices"] = backend.Encode(choices)
-	dropNulls(v, "usage", nil)
+	within(v, "usage", func(u map[string]json.RawMessage) { maps.DeleteFunc(u, isNull) })
 	maps.DeleteFunc(v, isNull)
 	return backend.Encode(v)
 }
 
-// dropNulls leaves the fields out of an object that is the value of a field.
-func dropNulls(v map[string]json.RawMessage, name string, but []string) {
+// within changes an object that is the value of a field.
+func within(v map[string]json.RawMessage, name string, change func(map[string]json.RawMessage)) {
 	var inner map[string]json.RawMessage
-	if json.Unmarshal(v[name], &inner) != nil || inner == nil {
-		return
+	if json.Unmarshal(v[name], &inner) == nil && inner != nil {
+		change(inner)
+		v[name] = backend.Encode(inner)
 	}
-	maps.DeleteFunc(inner, func(name string, value json.RawMessage) bool {
-		return isNull(name, value) && !slices.Contains(but, name)
-	})
-	v[name] = backend.Encode(inner)
 }
 
 func isNull(_ string, value json.RawMessage) bool { return string(value) == "null" }

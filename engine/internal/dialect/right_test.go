@@ -74,6 +74,7 @@ func TestRightOfAWholeAnswer(t *testing.T) {
 			`{"choices":[{"index":0,"logprobs":null,"message":{"content":null,"refusal":null,"role":"assistant"}}],"id":"chatcmpl-1","usage":{"prompt_tokens":1}}`},
 		{apis.Completions, `{"choices":[{"text":"a","logprobs":null}],"usage":{"completion_tokens_details":null}}`, `{"choices":[{"logprobs":null,"text":"a"}],"usage":{}}`},
 		{apis.Chat, `{"choices":[null],"usage":null}`, `{"choices":[null]}`},
+		{apis.Chat, `{"choices":[{"message":{"content":"","tool_calls":[{}]},"logprobs":{"content":[]}}]}`, `{"choices":[{"logprobs":{"content":[],"refusal":null},"message":{"content":null,"tool_calls":[{}]}}]}`},
 		{apis.Chat, `{"error":"x"}`, `{"error":"x"}`},
 	} {
 		if _, got, err := Right(request(t, tt.api, `{}`)).Unary([]byte(tt.answer)); err != nil || !strings.Contains(string(got), tt.want) {
