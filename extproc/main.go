@@ -157,6 +157,9 @@ func (o *options) check(stderr io.Writer) error {
 			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
 		}
 	}
+	if _, err := o.secure.options(slog.New(slog.DiscardHandler)); err != nil {
+		errs = append(errs, err)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return program.Config(err)
 	}

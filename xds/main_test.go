@@ -44,6 +44,11 @@ func TestFaultsHaveAnExitCode(t *testing.T) {
 	}
 	defer busy.Close()
 	head := "apiVersion: millrace.dev/v1alpha1\nkind: Policy\nmetadata: {name: default}\nspec: {sessions: {cookie: {keyFile: "
+	model := "apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: %s}\nspec: {weights: %s, tokenizer: %q}\n"
+	nowhere := write(t, "c.yaml", fmt.Sprintf(model+"---\n"+model, "m", "/nowhere.gguf", "", "n", "/nowhere.gguf", "/nowhere.json"))
+	if err := run(t.Context(), []string{"-check", "-elsewhere", "-config", nowhere}, io.Discard); err != nil {
+		t.Errorf("what other machines have: %v", err)
+	}
 	tests := []struct {
 		name string
 		args []string
@@ -66,6 +71,11 @@ func TestFaultsHaveAnExitCode(t *testing.T) {
 			name: "short key", args: []string{"-check", "-config", write(t, "b.yaml", head+write(t, "key", "short")+"}}}")},
 			want: "a key of 5 bytes; must be 16 to 256", code: 3,
 		},
+		{name: "no weights", args: []string{"-check", "-config", nowhere}, want: "model m: weights: stat /nowhere.gguf", code: 3},
+		{name: "no tokenizer", args: []string{"-check", "-config", nowhere}, want: "model n: tokenizer: open /nowhere.json", code: 3},
+		{name: "no log", args: []string{"-check", "-access-log", "/nowhere/access.log"}, want: "-access-log: stat /nowhere", code: 3},
+		{name: "no certificate", args: []string{"-check", "-https", "127.0.0.1:1", "-https-cert", "/nowhere.pem", "-https-key", "/nowhere.pem"}, want: "-https-cert, -https-key: open /nowhere.pem", code: 3},
+		{name: "another machine's port", args: []string{"-check", "-insecure", "-listen", "203.0.113.1:1"}, want: "-listen: listen tcp 203.0.113.1:1", code: 3},
 		{name: "port in use", args: []string{"-listen", busy.Addr().String()}, want: "listen: ", code: 5},
 	}
 	for _, tt := range tests {

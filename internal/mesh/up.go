@@ -17,12 +17,12 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/look"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
-	"millrace.dev/millrace/internal/weights"
 )
 
 // Up runs a mesh until ctx ends. It returns nil when it stopped because of ctx.
@@ -177,6 +177,14 @@ func Check(o Options) error {
 	if err != nil {
 		return err
 	}
+	for _, at := range []struct{ flag, address string }{{"-listen", o.Listen}, {"-https", o.HTTPS.Listen}} {
+		if at.address == "" {
+			continue
+		}
+		if _, err := look.Address(at.address); err != nil {
+			return program.Usage(fmt.Errorf("%s: %w", at.flag, err))
+		}
+	}
 	if err := o.Setup(!needsModel(file)).Check(); err != nil {
 		return program.Setup(err)
 	}
@@ -255,25 +263,12 @@ func checkWeights(f config.File) error {
 	return nil
 }
 
+// checkModel looks at what a model names, but for weights that are yet to be fetched.
 func checkModel(m config.Model) error {
-	if path := m.Spec.Tokenizer; path != "" {
-		f, err := regular.Open(path)
-		if err != nil {
-			return &obs.Hint{Err: fmt.Errorf("model %s: tokenizer: %w", m.Metadata.Name, err), Next: "set spec.tokenizer to a GGUF or tokenizer.json, or leave it out"}
-		}
-		f.Close()
+	if m.Spec.Weights == unfetched {
+		m.Spec.Weights = ""
 	}
-	if m.Spec.Weights == "" || m.Spec.Weights == unfetched {
-		return nil
-	}
-	check, next := weights.Check, "set spec.weights to a whole GGUF file, or fetch that one again; only the model "+config.DefaultModel+" may leave it out"
-	if m.Spec.Backend.Kind == config.VLLM {
-		check, next = weights.CheckFolder, "set spec.weights to the folder of a model, with its config.json, weights and tokenizer"
-	}
-	if err := check(m.Spec.Weights); err != nil {
-		return &obs.Hint{Err: fmt.Errorf("model %s: weights: %w", m.Metadata.Name, err), Next: next}
-	}
-	return nil
+	return look.Model(m)
 }
 
 func firstState(o Options, f config.File) state.State {

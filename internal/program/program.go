@@ -46,6 +46,10 @@ type Program struct {
 	// Check is -check: it shows what there is to show, and returns what is wrong;
 	// nil: what Validate and Load find is all.
 	Check func(stderr io.Writer) error
+	// Look says what is wrong with what the flags and the configuration name, for -check, before
+	// Check; nil: they name nothing that Load has not read. The program's own addresses are
+	// looked at in any case.
+	Look func() error
 	// Shared is whether others that are no part of it run in its container, such as a
 	// backend: then the container's limit of memory is not its own.
 	Shared bool
@@ -118,14 +122,26 @@ func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error
 			return err
 		}
 	}
-	switch {
-	case f.check && p.Check != nil:
-		return p.Check(stderr)
-	case f.check:
-		fmt.Fprintf(stderr, "%s: flags and configuration are in order\n", p.Name)
-		return nil
+	if f.check {
+		return p.checked(f, stderr)
 	}
 	return p.serve(ctx, f, log, source)
+}
+
+// checked says whether all is in order that the flags name.
+func (p Program) checked(f *Flags, stderr io.Writer) error {
+	err := f.look(stderr)
+	if p.Look != nil {
+		err = errors.Join(err, p.Look())
+	}
+	switch {
+	case err != nil:
+		return Config(err)
+	case p.Check != nil:
+		return p.Check(stderr)
+	}
+	fmt.Fprintf(stderr, "%s: flags and configuration are in order\n", p.Name)
+	return nil
 }
 
 // identity reads the program's certificate; nil if it has none.

@@ -47,6 +47,29 @@ func try(load error) Program {
 	}
 }
 
+// TestCheckLooksAtAddresses shows one that is in use, and refuses one of another machine.
+func TestCheckLooksAtAddresses(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	var out bytes.Buffer
+	err = try(nil).Run(t.Context(), []string{"-check", "-listen", busy.Addr().String()}, &out)
+	if text := out.String(); err != nil || !strings.Contains(text, "is in use now") || !strings.Contains(text, "in order") {
+		t.Errorf("of a port in use: %v, %q", err, text)
+	}
+	err = try(nil).Run(t.Context(), []string{"-check", "-insecure", "-listen", "203.0.113.1:1"}, &out)
+	if err == nil || !strings.Contains(err.Error(), "-listen: ") || ExitCode(err) != ExitConfig {
+		t.Errorf("of another machine's address: %v, exit code %d", err, ExitCode(err))
+	}
+	looks := try(nil)
+	looks.Look = func() error { return errors.New("-word: names nothing") }
+	if err := looks.Run(t.Context(), []string{"-check"}, &out); err == nil || !strings.Contains(err.Error(), "names nothing") {
+		t.Errorf("of what is not there: %v", err)
+	}
+}
+
 func TestFaultsHaveTheirExitCode(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"millrace.dev/millrace/internal/look"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
+)
+
+// look says what is wrong with what others read by the names that they get from here: engines and
+// extprocs the files of models, Envoy its certificate and its log.
+func (o *options) look() error {
+	if o.elsewhere {
+		return nil
+	}
+	var errs []error
+	if p, _ := o.source.Latest(); o.cluster.Namespace == "" && p.State != nil {
+		errs = append(errs, look.Models(p.State.File().Models))
+	}
+	if h := o.site.HTTPS; h != nil {
+		if err := look.Certificate(h.Cert, h.Key, time.Now()); err != nil {
+			errs = append(errs, fmt.Errorf("-https-cert, -https-key: %w", err))
+		}
+	}
+	if o.secrets != "" {
+		for _, name := range []string{"certificate.json", "authorities.json"} {
+			if err := regular.Check(filepath.Join(o.secrets, name)); err != nil {
+				errs = append(errs, fmt.Errorf("-envoy-tls: %w", err))
+			}
+		}
+	}
+	if path := o.site.AccessLog; path != "" {
+		if err := look.Output(path); err != nil {
+			errs = append(errs, fmt.Errorf("-access-log: %w", err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &obs.Hint{Err: err, Next: "correct it; where Envoy or the nodes are other machines, add -elsewhere"}
+	}
+	return nil
+}
