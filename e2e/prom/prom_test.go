@@ -186,7 +186,8 @@ func (w *watched) well(t *testing.T) {
 	w.await(t, isWell, 3, between(0, 0))
 	w.await(t, whoHurt, 0, none)
 	w.await(t, whoHurt, 1, none)
-	w.await(t, whoHurt, 2, only("model", rig.Model, "priority", "standard"))
+	w.await(t, whoHurt, 2, none)
+	w.await(t, whoHurt, 3, only("model", rig.Model, "priority", "standard"))
 	w.await(t, slow, 1, none)
 	w.await(t, queues, 0, none)
 }
@@ -240,6 +241,13 @@ func (w *watched) hurt(t *testing.T) {
 	}
 	w.await(t, whoHurt, 0, only("model", rig.Model, "priority", "sheddable", "outcome", "shed"))
 	w.await(t, whoHurt, 1, only("what", "requests"))
+	w.await(t, whoHurt, 2, func(got []rig.Sample) error {
+		// Its series begin when it comes into use: what is counted before the first scrape is no rate.
+		if _, err := rig.Post(t.Context(), w.URL(t, rig.ChatPath), rig.Ask(1, "greedy"), "x-tenant", "greedy", "x-millrace-priority", "sheddable"); err != nil {
+			return err
+		}
+		return only("tenant", "greedy", "outcome", "shed")(got)
+	})
 	w.await(t, whoHurt, 0, none)
 }
 

@@ -168,6 +168,7 @@ type Refusal struct {
 type Controller struct {
 	// Constant after New.
 	metrics *metrics
+	tenants *tenants
 
 	// Atomic.
 	queues atomic.Pointer[map[string]*Queue] // by model
@@ -186,6 +187,7 @@ const mostQueues = 4096
 func New(reg prometheus.Registerer) *Controller {
 	c := new(Controller)
 	c.metrics = newMetrics(reg, c.reserved)
+	c.tenants = newTenants(reg)
 	c.queues.Store(&map[string]*Queue{})
 	return c
 }
@@ -252,6 +254,7 @@ func (c *Controller) reserved() float64 {
 // Alive takes all locks once.
 func (c *Controller) Alive(p *Policy) {
 	take(&c.mu)
+	take(&c.tenants.mu)
 	for _, q := range *c.queues.Load() {
 		take(&q.mu)
 	}

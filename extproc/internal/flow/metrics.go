@@ -2,7 +2,7 @@ package flow
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// metrics of the queues and budgets: tenants are never a label.
+// metrics of the queues and budgets. Those of tenants are bounded: see tenants.
 type metrics struct {
 	waiting           *prometheus.GaugeVec     // by model and priority
 	wait              *prometheus.HistogramVec // by model and priority

@@ -138,6 +138,12 @@ func (x *Exchange) ended(now time.Time) {
 		}
 	}
 	x.core.picker.End(&r)
+	if x.core.flow != nil && !x.head.Probe {
+		x.core.flow.Ended(&flow.Ended{
+			Tenant: x.head.Tenant, Name: x.head.TenantName, Outcome: r.Outcome.String(),
+			Tokens: a.usage.Prompt + a.usage.Completion, Took: r.Whole, Now: now,
+		})
+	}
 }
 
 // responseBody looks for the response's id at the beginning of an answer's body, and for what

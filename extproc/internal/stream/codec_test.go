@@ -1,12 +1,15 @@
 package stream
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"hash/maphash"
 	"math/rand/v2"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	aiv3 "github.com/envoyproxy/go-control-plane/envoy/data/ai/v3"
@@ -75,6 +78,11 @@ func readFlow(hs *core.HeaderMap, c *Core, p *flow.Policy, head *RequestHead) {
 		case p.TenantHeader == "" && (key == "authorization" || key == "x-api-key"), p.TenantHeader != "" && key == p.TenantHeader:
 			words := strings.Split(value(h), " ")
 			head.Tenant = maphash.String(c.seed, words[len(words)-1]) | 1
+			if head.TenantName = words[len(words)-1]; p.TenantHeader == "" {
+				head.TenantName = fmt.Sprintf("key %.4x", sha256.Sum256([]byte(head.TenantName)))
+			} else if len(head.TenantName) > 63 || !utf8.ValidString(head.TenantName) {
+				head.TenantName = fmt.Sprintf("value %.4x", sha256.Sum256([]byte(head.TenantName)))
+			}
 		}
 	}
 }

@@ -266,6 +266,7 @@ func (in *inbound) pickerHeader(key, value []byte) bool {
 			break
 		}
 		head.Tenant, in.fair = maphash.Bytes(in.names.seed, value)|1, true
+		head.TenantName = in.name(head.Tenant, value)
 	case wire.RenameHeader, wire.OldRenameHeader:
 		head.Rename = same(&in.recent.Rename, value)
 	case wire.SelectionHeader:
@@ -290,7 +291,7 @@ func (in *inbound) keyHeader(key, value []byte) bool {
 	if tenant, ok := in.names.keys.Tenant(value); ok {
 		head.Key = true
 		if in.names.tenant == "" && !in.fair {
-			head.Tenant = maphash.String(in.names.seed, tenant) | 1
+			head.Tenant, head.TenantName = maphash.String(in.names.seed, tenant)|1, tenant
 		}
 	}
 	return true
@@ -312,7 +313,13 @@ func (in *inbound) flowHeader(key, value []byte) bool {
 		if in.fair {
 			return true // who is to be treated fairly is said
 		}
-		head.Tenant = maphash.Bytes(in.names.seed, value[bytes.LastIndexByte(value, ' ')+1:]) | 1
+		value = value[bytes.LastIndexByte(value, ' ')+1:]
+		head.Tenant = maphash.Bytes(in.names.seed, value) | 1
+		if tenant == "" {
+			head.TenantName = in.nameKey(head.Tenant, value)
+		} else {
+			head.TenantName = in.name(head.Tenant, value)
+		}
 	default:
 		return false
 	}

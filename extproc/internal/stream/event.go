@@ -100,6 +100,8 @@ type RequestHead struct {
 	Debug bool
 	// Tenant is who asks, as a hash; 0: not said.
 	Tenant uint64
+	// TenantName is the same for people.
+	TenantName string
 	// Key is whether it has an API key that is known here.
 	Key bool
 	// Probe is whether it is a probe of the mesh's own, which is nobody's.
