@@ -121,16 +121,14 @@ type ModelSpec struct {
 	// +listType=atomic
 	Layout []Layout `json:"layout"`
 	// Load is when the model is loaded: "always" at the start, which proves it and measures how
-	// long that takes, or "onDemand" by the first request, which waits. Models that are loaded
-	// on demand may be more than the nodes hold: then they take turns. Default "always"; of kind
+	// long that takes, or "onDemand" by the first request, which waits. Default "always"; of kind
 	// "openai" nothing is loaded here, and it is the only one.
 	// +kubebuilder:default=always
 	// +millrace:oneOf:values={always,onDemand}
 	Load string `json:"load"`
 	// KeepAlive is how long a replica keeps the model loaded without requests, 0s to 720h; less
 	// than a second counts as one. Then its memory is freed, and the next request waits until it
-	// is loaded again. Of kind "openai" nothing is loaded here. Default 0s: for ever, or until
-	// another model that is loaded on demand needs the room.
+	// is loaded again. Of kind "openai" nothing is loaded here. Default 0s: for ever.
 	// +kubebuilder:default="0s"
 	// +millrace:lasts:least="0s",most="720h"
 	KeepAlive Duration `json:"keepAlive"`
