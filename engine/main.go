@@ -31,10 +31,10 @@ import (
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/status"
 	"millrace.dev/millrace/engine/internal/supervise"
-	"millrace.dev/millrace/internal/look"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/usable"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -54,7 +54,7 @@ type options struct {
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{}
 	return program.Program{
-		Name: "engine", Shared: true, Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Look: o.look, Serve: o.serve,
+		Name: "engine", Shared: true, Metrics: "127.0.0.1:0", Flags: o.flags, Validate: o.validate, Load: o.load, Usable: o.usable, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.Engine, Node: o.node} },
 		Grace:    func() time.Duration { return o.leave + o.grace },
 	}.Run(ctx, args, stderr)
@@ -82,9 +82,9 @@ func (o *options) load() error {
 	return nil
 }
 
-// look says what is wrong with the folder for logs.
-func (o *options) look() error {
-	if err := look.Folder(o.logs); err != nil {
+// usable says what is wrong with the folder for logs.
+func (o *options) usable() error {
+	if err := usable.Folder(o.logs); err != nil {
 		return fmt.Errorf("-logs: %w", err)
 	}
 	return nil

@@ -70,7 +70,7 @@ type source interface {
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	o := &options{log: obs.Logger(stderr, "xds")}
 	return program.Program{
-		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.add, Validate: o.validate, Load: o.load, Look: o.look, Serve: o.serve,
+		Name: "xds", Metrics: "127.0.0.1:7101", Flags: o.add, Validate: o.validate, Load: o.load, Usable: o.usable, Serve: o.serve,
 		Identity: func() mtls.ID { return mtls.ID{Role: mtls.XDS} },
 		Grace:    func() time.Duration { return o.cluster.leave },
 	}.Run(ctx, args, stderr)
@@ -94,7 +94,7 @@ func (o *options) add(f *program.Flags) {
 	o.authority.flags(f)
 	o.cluster.flags(f)
 	o.mesh.flags(f)
-	f.BoolVar(&o.elsewhere, "elsewhere", false, "with -check: Envoy and the nodes are other machines; do not look at the files that only they read")
+	f.BoolVar(&o.elsewhere, "elsewhere", false, "with -check: Envoy and the nodes are other machines; skip the files that only they read")
 	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "after a start, how long to wait for nodes at most before anything is pushed; with -kube the default is 10s")
 }
 

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
@@ -28,6 +29,8 @@ type mesh struct {
 	// first are the replicas of the configuration at the start: what is desired until
 	// xds reports what it has accepted.
 	first []replica
+	// example is a model that can be asked.
+	example string
 	// certs replaces the certificates, and operator is the one of `millrace up` itself;
 	// nil: cleartext.
 	certs    *certificates
@@ -122,8 +125,20 @@ func (m *mesh) announce(ctx context.Context) error {
 	if m.plan.HTTPS != "" {
 		m.show.progress("clients with TLS: https://%s", m.plan.HTTPS)
 	}
-	m.show.line(readyText(reachable(m.plan.Listen), m.first[0].model, obs.Quote(m.plan.Logs)))
+	m.show.line(readyText(reachable(m.plan.Listen), m.example, obs.Quote(m.plan.Logs)))
 	return nil
+}
+
+// example is the model of the first replica, and where there is none, as all engines are run
+// by somebody else, the first that these serve; empty: there is no model.
+func example(f config.File) string {
+	if r := replicas(f); len(r) > 0 {
+		return r[0].model
+	}
+	if len(f.Models) > 0 {
+		return f.Models[0].Metadata.Name
+	}
+	return ""
 }
 
 func readyText(addr, model, logs string) string {

@@ -17,12 +17,12 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
-	"millrace.dev/millrace/internal/look"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
+	"millrace.dev/millrace/internal/usable"
 )
 
 // Up runs a mesh until ctx ends. It returns nil when it stopped because of ctx.
@@ -152,7 +152,7 @@ func start(ctx context.Context, o Options, file config.File, all []named, paths 
 	if err := store.Update(func(s *state.State) { s.Processes = rows(plan.Specs) }); err != nil {
 		return err
 	}
-	m := &mesh{plan: plan, first: replicas(file), store: store, show: show, certs: certs, operator: me, key: own}
+	m := &mesh{plan: plan, first: replicas(file), example: example(file), store: store, show: show, certs: certs, operator: me, key: own}
 	if o.Config != "" {
 		d := deriver{nodes: o.Nodes, named: all, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
 		if m.config, err = desired.Open(o.Config, d.derive, nil, slog.New(slog.DiscardHandler)); err != nil {
@@ -181,7 +181,7 @@ func Check(o Options) error {
 		if at.address == "" {
 			continue
 		}
-		if _, err := look.Address(at.address); err != nil {
+		if _, err := usable.Address(at.address); err != nil {
 			return program.Usage(fmt.Errorf("%s: %w", at.flag, err))
 		}
 	}
@@ -263,12 +263,12 @@ func checkWeights(f config.File) error {
 	return nil
 }
 
-// checkModel looks at what a model names, but for weights that are yet to be fetched.
+// checkModel finds whether a model can be used as named, but for weights that are yet to be fetched.
 func checkModel(m config.Model) error {
 	if m.Spec.Weights == unfetched {
 		m.Spec.Weights = ""
 	}
-	return look.Model(m)
+	return usable.Model(m)
 }
 
 func firstState(o Options, f config.File) state.State {

@@ -46,10 +46,10 @@ type Program struct {
 	// Check is -check: it shows what there is to show, and returns what is wrong;
 	// nil: what Validate and Load find is all.
 	Check func(stderr io.Writer) error
-	// Look says what is wrong with what the flags and the configuration name, for -check, before
+	// Usable says what is wrong with what the flags and the configuration name, for -check, before
 	// Check; nil: they name nothing that Load has not read. The program's own addresses are
-	// looked at in any case.
-	Look func() error
+	// checked in any case.
+	Usable func() error
 	// Shared is whether others that are no part of it run in its container, such as a
 	// backend: then the container's limit of memory is not its own.
 	Shared bool
@@ -130,9 +130,9 @@ func (p Program) Run(ctx context.Context, args []string, stderr io.Writer) error
 
 // checked says whether all is in order that the flags name.
 func (p Program) checked(f *Flags, stderr io.Writer) error {
-	err := f.look(stderr)
-	if p.Look != nil {
-		err = errors.Join(err, p.Look())
+	err := f.usable(stderr)
+	if p.Usable != nil {
+		err = errors.Join(err, p.Usable())
 	}
 	switch {
 	case err != nil:

@@ -47,8 +47,8 @@ func try(load error) Program {
 	}
 }
 
-// TestCheckLooksAtAddresses shows one that is in use, and refuses one of another machine.
-func TestCheckLooksAtAddresses(t *testing.T) {
+// TestCheckFindsAddresses shows one that is in use, and refuses one of another machine.
+func TestCheckFindsAddresses(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -63,9 +63,9 @@ func TestCheckLooksAtAddresses(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "-listen: ") || ExitCode(err) != ExitConfig {
 		t.Errorf("of another machine's address: %v, exit code %d", err, ExitCode(err))
 	}
-	looks := try(nil)
-	looks.Look = func() error { return errors.New("-word: names nothing") }
-	if err := looks.Run(t.Context(), []string{"-check"}, &out); err == nil || !strings.Contains(err.Error(), "names nothing") {
+	wrong := try(nil)
+	wrong.Usable = func() error { return errors.New("-word: names nothing") }
+	if err := wrong.Run(t.Context(), []string{"-check"}, &out); err == nil || !strings.Contains(err.Error(), "names nothing") {
 		t.Errorf("of what is not there: %v", err)
 	}
 }

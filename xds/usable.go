@@ -6,23 +6,23 @@ import (
 	"path/filepath"
 	"time"
 
-	"millrace.dev/millrace/internal/look"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/regular"
+	"millrace.dev/millrace/internal/usable"
 )
 
-// look says what is wrong with what others read by the names that they get from here: engines and
+// usable says what is wrong with what others read by the names that they get from here: engines and
 // extprocs the files of models, Envoy its certificate and its log.
-func (o *options) look() error {
+func (o *options) usable() error {
 	if o.elsewhere {
 		return nil
 	}
 	var errs []error
 	if p, _ := o.source.Latest(); o.cluster.Namespace == "" && p.State != nil {
-		errs = append(errs, look.Models(p.State.File().Models))
+		errs = append(errs, usable.Models(p.State.File().Models))
 	}
 	if h := o.site.HTTPS; h != nil {
-		if err := look.Certificate(h.Cert, h.Key, time.Now()); err != nil {
+		if err := usable.Certificate(h.Cert, h.Key, time.Now()); err != nil {
 			errs = append(errs, fmt.Errorf("-https-cert, -https-key: %w", err))
 		}
 	}
@@ -34,7 +34,7 @@ func (o *options) look() error {
 		}
 	}
 	if path := o.site.AccessLog; path != "" {
-		if err := look.Output(path); err != nil {
+		if err := usable.Output(path); err != nil {
 			errs = append(errs, fmt.Errorf("-access-log: %w", err))
 		}
 	}

@@ -1,4 +1,4 @@
-package look
+package usable
 
 import (
 	"encoding/binary"
@@ -13,8 +13,8 @@ import (
 	"millrace.dev/millrace/internal/config"
 )
 
-// TestLook has what is named be there, be something else, be broken, or not be there.
-func TestLook(t *testing.T) {
+// TestUsable has what is named be there, be something else, be broken, or not be there.
+func TestUsable(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {
 		path := filepath.Join(dir, name)
@@ -69,7 +69,7 @@ func TestLook(t *testing.T) {
 	}
 }
 
-// TestAddress tells free ports, ports in use and those of other machines apart.
+// TestAddress has free ports, ports in use and those of other machines known apart.
 func TestAddress(t *testing.T) {
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

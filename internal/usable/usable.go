@@ -1,9 +1,9 @@
-// Package look looks at what flags and configuration name, without using it: files,
+// Package usable finds whether what flags and configuration name can be used, without using it: files,
 // folders, certificates, models, addresses. It is behind every -check.
 //
 // Its one rule: what it finds in order can be used now, by this user on this machine; it
 // changes nothing and asks no other machine.
-package look
+package usable
 
 import (
 	"errors"

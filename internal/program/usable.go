@@ -5,18 +5,18 @@ import (
 	"fmt"
 	"io"
 
-	"millrace.dev/millrace/internal/look"
+	"millrace.dev/millrace/internal/usable"
 )
 
-// look returns which of the program's own addresses it could not listen at. One that is in
+// usable returns which of the program's own addresses it could not listen at. One that is in
 // use is shown: it may be by the very program that this one replaces.
-func (f *Flags) look(stderr io.Writer) error {
+func (f *Flags) usable(stderr io.Writer) error {
 	var errs []error
 	for _, a := range f.addresses {
 		if a.use == dial || *a.value == "" {
 			continue
 		}
-		inUse, err := look.Address(*a.value)
+		inUse, err := usable.Address(*a.value)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("-%s: %w", a.name, err))
 		}
