@@ -47,6 +47,10 @@ spec: {weights: `+weights+`, load: onDemand, keepAlive: 3s, replicas: 1}
 	ask := func() (rig.Answer, error) {
 		return rig.Post(t.Context(), m.URL(t, "/v1/chat/completions"), rig.Ask(8, "Hello!"))
 	}
+	// The start proves the mesh without it: a backend that was started has a log.
+	if _, err := os.Stat(m.File("logs", "backend@node-a.log")); !os.IsNotExist(err) {
+		t.Errorf("a backend was started before anybody has asked: its log: %v", err)
+	}
 	for range 2 { // before anybody has asked, and afterwards
 		rig.Wait(t, rig.BackLimit, "the model is unloaded", asleep)
 		if got := rig.Millrace(t, "", "status", "-dir", m.Dir); !strings.Contains(got.Stdout, "not loaded") || strings.Contains(got.Stdout, "is down") {

@@ -190,14 +190,13 @@ func (o NodeOptions) back(r status.Report) (string, bool) {
 	if !r.FromXDS() {
 		return "xds does not answer", false
 	}
-	whole := !slices.ContainsFunc(r.Objects, func(m status.Object) bool { return m.ReadyReplicas < len(m.Replicas) })
 	for _, n := range r.Nodes {
 		switch {
 		case n.Node != o.Node:
 		case n.Drain != nil:
 			return "xds has not read it yet", false
 		case n.Replica == "":
-			return "in service: a replica that needs a node may come there", whole
+			return "in service: a replica that needs a node may come there", true
 		case n.State == "READY":
 			return "in service, with " + n.Replica, true
 		default:

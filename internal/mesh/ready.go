@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,15 +33,23 @@ const (
 )
 
 // awaitReady returns nil once every replica is ready at xds, has generated a
-// token, and Envoy has passed an answer on.
+// token, and Envoy has passed an answer on. Those that are loaded on demand are not
+// asked, and models without a place for drained nodes' sake are shown instead.
 func (m *mesh) awaitReady(ctx context.Context) error {
 	w := waiting{show: m.show, logs: m.plan.Logs, began: time.Now(), printed: map[string]time.Time{}}
 	for {
 		view := m.view.Load()
-		texts := missing(view, undrained(view, m.replicas(view)))
+		rs, out := m.due(view)
+		texts := missing(view, rs)
+		if len(rs) == 0 {
+			texts = append(texts, out...) // there is no model to serve
+		}
 		if len(texts) == 0 {
 			err := m.probe(ctx, view)
 			if err == nil {
+				for _, text := range out {
+					m.show.progress("%s", text)
+				}
 				return nil
 			}
 			texts = []string{err.Error()}
@@ -89,9 +98,17 @@ func (w *waiting) print(texts []string) {
 }
 
 // probe gets one token from every replica: through Envoy where the picker's
-// choice falls on it, straight from its engine where not.
+// choice falls on it, straight from its engine where not. One that is dormant is not
+// woken: with no other, Envoy proves itself by the list of models.
 func (m *mesh) probe(ctx context.Context, view *fleetpb.FleetView) error {
-	rs := undrained(view, m.replicas(view))
+	rs, _ := m.due(view)
+	rs = slices.DeleteFunc(slices.Clone(rs), func(r replica) bool { return dormant(head(view, r.name)) })
+	if len(rs) == 0 {
+		if err := m.listed(ctx); err != nil {
+			return fmt.Errorf("the list of models through Envoy at %s: %w", m.plan.Listen, err)
+		}
+		return nil
+	}
 	seen, err := m.throughEnvoy(ctx, rs)
 	if err != nil {
 		return fmt.Errorf("an answer through Envoy at %s: %w", m.plan.Listen, err)
@@ -129,6 +146,27 @@ func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool,
 		})
 	}
 	return seen, g.Wait()
+}
+
+// listed asks Envoy for the list of models, which wakes nobody.
+func (m *mesh) listed(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(m.plan.Listen)+"/v1/models", nil)
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	resp, err := (&http.Client{Transport: keys.Transport(m.key, new(http.Transport))}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		return fmt.Errorf("%s: %.200s", resp.Status, strings.TrimSpace(string(b)))
+	}
+	return nil
 }
 
 // engineToken asks an engine itself.

@@ -121,11 +121,15 @@ func (m *mesh) announce(ctx context.Context) error {
 	}
 	m.proven.Store(true)
 	_ = m.store.Update(func(s *state.State) { s.Ready = m.ready(s) })
-	m.show.progress("every replica has answered, %s after the start", short(time.Since(began)))
+	m.show.progress("every replica that is loaded has answered, %s after the start", short(time.Since(began)))
 	if m.plan.HTTPS != "" {
 		m.show.progress("clients with TLS: https://%s", m.plan.HTTPS)
 	}
-	m.show.line(readyText(reachable(m.plan.Listen), m.example, obs.Quote(m.plan.Logs)))
+	model := m.example
+	if rs, out := m.due(m.view.Load()); len(out) > 0 && len(rs) > 0 {
+		model = rs[0].model // one that is served
+	}
+	m.show.line(readyText(reachable(m.plan.Listen), model, obs.Quote(m.plan.Logs)))
 	return nil
 }
 

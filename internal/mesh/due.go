@@ -1,0 +1,82 @@
+package mesh
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// due returns the replicas that are to be ready, and why those of other models can't be.
+func (m *mesh) due(v *fleetpb.FleetView) (rs []replica, out []string) {
+	return shutOut(v, undrained(v, m.replicas(v)), len(m.plan.Engines))
+}
+
+// shutOut takes from the replicas those of models that have no place because of drained
+// nodes, as is known once all nodes of the mesh have reported, and returns a line for each such model.
+func shutOut(v *fleetpb.FleetView, rs []replica, nodes int) (left []replica, out []string) {
+	drains := drainedNodes(v)
+	if len(drains) == 0 || reported(v) < nodes {
+		return rs, nil
+	}
+	why := map[string][]string{} // by model
+	placed := map[string]bool{}  // models
+	for _, r := range rs {
+		if text := unplaced(v, r.name); text != "" && head(v, r.name) == nil {
+			why[r.model] = append(why[r.model], text)
+		} else {
+			placed[r.model] = true
+		}
+	}
+	for _, r := range rs {
+		switch {
+		case placed[r.model]:
+			left = append(left, r)
+		case why[r.model] != nil:
+			out = append(out, fmt.Sprintf("NOT SERVED: model %s: %s; drained: %s; millrace undrain %s takes it back",
+				r.model, strings.Join(why[r.model], "; "), strings.Join(drains, ", "), drains[0]))
+			why[r.model] = nil // one line for all its replicas
+		}
+	}
+	return left, out
+}
+
+// drainedNodes returns the names of the nodes that are drained.
+func drainedNodes(v *fleetpb.FleetView) []string {
+	var names []string
+	for _, n := range v.GetNodes() {
+		if n.GetDrain() != nil {
+			names = append(names, n.GetNode())
+		}
+	}
+	return names
+}
+
+// reported counts the nodes whose engine has reported to xds.
+func reported(v *fleetpb.FleetView) (n int) {
+	for _, node := range v.GetNodes() {
+		if node.GetReport().GetEngine().GetGrpcAddress() != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// unplaced returns what xds has against a place for a replica; empty: nothing.
+func unplaced(v *fleetpb.FleetView, replica string) string {
+	i := slices.IndexFunc(v.GetConditions(), func(c *fleetpb.Condition) bool {
+		return strings.HasPrefix(c.GetText(), "replica "+replica+" is not placed: ")
+	})
+	if i < 0 {
+		return ""
+	}
+	return v.GetConditions()[i].GetText()
+}
+
+// dormant reports whether a replica is not to be asked only to see that it answers: its model
+// is loaded when somebody asks for it.
+func dormant(n *fleetpb.NodeView) bool {
+	e := n.GetReport().GetEngine()
+	return e.GetAssignment().GetBackend().GetOnDemand() || e.GetLoad().GetWake().AsDuration() > 0
+}
