@@ -15,7 +15,9 @@ import (
 // room is the part of a node's memory that a model may take: the rest is the system's.
 const room = 0.9
 
-// observed returns the nodes of a mesh that report, and how its models lie on them now.
+// observed returns the nodes of a mesh that report, and how its models lie on them now. Nodes
+// that are drained are left out, as nothing may come there, and so are those that run what is
+// not planned here, or nobody knows what.
 //
 // Speeds are those that each replica has measured: its stages count as equally fast, as
 // nothing is known of each. Nodes of one machine share its memory.
@@ -49,6 +51,9 @@ func observed(view *fleetpb.FleetView, all []subject) (planner.Fleet, []planner.
 				seen[a.GetReplica()] = true
 				layouts[at].Replicas = append(layouts[at].Replicas, replicaOf(a, s.Model.Layers))
 			}
+		}
+		if v.GetDrain() != nil || v.GetReport().GetEngine() == nil || a != nil && at < 0 {
+			continue
 		}
 		if v.GetState() != fleetpb.EndpointState_NOT_READY || a == nil {
 			fleet.Nodes = append(fleet.Nodes, n)

@@ -68,6 +68,24 @@ func TestObserved(t *testing.T) {
 	}
 }
 
+// TestObservedLeavesOutWhatIsTaken: drained nodes, those of others' models, and those of which nothing is known.
+func TestObservedLeavesOutWhatIsTaken(t *testing.T) {
+	empty, busy := onNode("a", "10.0.0.1:1", "", 0), onNode("b", "10.0.0.2:1", "m-0", 10, &enginepb.Stage{Node: "b", Share: 1})
+	empty.Drain, busy.Drain = &fleetpb.Drain{}, &fleetpb.Drain{}
+	other := onNode("c", "10.0.0.3:1", "k-0", 10, &enginepb.Stage{Node: "c", Share: 1})
+	other.Report.Engine.Assignment.Model = "k"
+	unheard := onNode("d", "", "", 0)
+	unheard.Report.Engine = nil
+	view := &fleetpb.FleetView{Nodes: []*fleetpb.NodeView{empty, busy, other, unheard, onNode("e", "10.0.0.5:1", "", 0)}}
+	fleet, layouts := observed(view, []subject{small()})
+	if len(fleet.Nodes) != 1 || fleet.Nodes[0].Name != "e" {
+		t.Errorf("nodes %+v, want e alone", fleet.Nodes)
+	}
+	if len(layouts[0].Replicas) != 1 {
+		t.Errorf("replicas %+v, want the one that runs on b still", layouts[0].Replicas)
+	}
+}
+
 // TestRanksOfOneEngine holds that vLLM's ranks are stages on one node.
 func TestRanksOfOneEngine(t *testing.T) {
 	got := replicaOf(&enginepb.Assignment{Stages: []*enginepb.Stage{{Node: "a", Share: 1}}, Backend: &enginepb.Backend{PipelineParallel: 3, TensorParallel: 2}}, 32)
