@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
 )
@@ -53,7 +54,7 @@ func Read(path string) ([]Node, error) {
 	}
 	var c content
 	if err := json.Unmarshal(text, &c); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, &obs.Hint{Err: fmt.Errorf("%s: %w", path, err), Next: "correct the file, or remove it, then no node is drained: drain again with millrace drain"}
 	}
 	return c.Drained, nil
 }
@@ -96,10 +97,29 @@ func Set(path, node string, drain bool, now time.Time) (changed bool, err error)
 	if err != nil {
 		return false, err
 	}
-	if err := os.WriteFile(path+".tmp", append(text, '\n'), 0o644); err != nil {
+	if err := replace(path, append(text, '\n')); err != nil {
 		return false, err
 	}
-	return true, os.Rename(path+".tmp", path)
+	if err := unix.Fsync(fd); err != nil { // the new name lasts, too
+		return true, &fs.PathError{Op: "sync", Path: dir, Err: err}
+	}
+	return true, nil
+}
+
+// replace puts a text that is on the disk already in the file's place.
+func replace(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }
 
 // poll is how often the file is checked for changes.
@@ -107,29 +127,35 @@ const poll = 250 * time.Millisecond
 
 // Follow gives use the nodes that are drained each time that the file changes, until ctx ends.
 // before is what it held when it was read the first time. While it can't be read, what it
-// held is in force.
+// held is in force, and each look tries again: why it can't be read may lie elsewhere.
 func Follow(ctx context.Context, path string, before []Node, log *slog.Logger, use func([]Node)) error {
 	t := time.NewTicker(poll)
 	defer t.Stop()
 	stamps := stamp.Of() // of nothing: it is read once more, as it may have changed
+	failed := ""         // why the last look could not read it, shown once
 	for first := true; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
 		}
-		if !first && !stamps.Changed() {
+		if !first && failed == "" && !stamps.Changed() {
 			continue
 		}
 		first, stamps = false, stamp.Of(path)
 		all, err := Read(path)
 		switch {
 		case err != nil:
-			log.Warn("drained nodes are not known, what was in force stays", "err", err)
+			if failed != err.Error() {
+				log.Warn("drained nodes are not known, what was in force stays", "err", err)
+			}
+			failed = err.Error()
+			continue
 		case !slices.Equal(all, before):
 			log.Info("drained nodes changed", "nodes", Names(all), "were", Names(before))
 			before = all
 			use(all)
 		}
+		failed = ""
 	}
 }
