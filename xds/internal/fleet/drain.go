@@ -99,6 +99,9 @@ func (f *Fleet) left(now time.Time, s *Snapshot, all map[string]*Drain) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.nodes)) {
 		n := f.nodes[name]
+		if n.asLayout(now, f.orders(name)).Lost {
+			continue // what it had is laid out elsewhere: nothing is left there to wait for
+		}
 		a, load := n.engine.GetAssignment(), n.engine.GetLoad()
 		_, silent := n.silentSince(now)
 		if d := all[name]; d != nil {

@@ -115,6 +115,22 @@ func TestDrainOfASilentNodeIsNotDone(t *testing.T) {
 	w.wantDrain("node-a", false, "what runs on node-a is not known: its nodeagent is silent; "+stays)
 }
 
+// TestDrainOfALostNodeIsDone: its last report holds nobody up, once it is laid out elsewhere.
+func TestDrainOfALostNodeIsDone(t *testing.T) {
+	w := up(t)
+	w.join("node-d")
+	s := clone(w.nodes["node-c"].status, enginepb.State_READY, "")
+	s.Load = &enginepb.Load{Running: 2}
+	w.nodes["node-c"].status = s
+	w.beat()
+	w.drain("node-c")
+	w.run(50*time.Second, "node-c")
+	w.wantDrain("node-c", false, "2 requests run or wait; m-1 ends there; what runs on node-c is not known: its nodeagent is silent")
+	w.run(20*time.Second, "node-c")
+	w.want("m-0 READY 1000", "m-1 READY 1000")
+	w.wantDrain("node-c", true, "nothing runs there")
+}
+
 func TestSole(t *testing.T) {
 	const pinned = head + "kind: Model\nmetadata: {name: m}\nspec: {weights: /m.gguf, replicas: 1, layout: [{nodes: [node-b]}]}\n"
 	tests := []struct {
