@@ -6,7 +6,7 @@ import (
 	"millrace.dev/millrace/internal/config"
 )
 
-// TestExampleOfTheReadyMesh has a model to ask although every engine is somebody else's.
+// TestExampleOfTheReadyMesh has a model to ask although every engine is run by others.
 func TestExampleOfTheReadyMesh(t *testing.T) {
 	const own = "apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: smollm2}\n"
 	const others = "apiVersion: millrace.dev/v1alpha1\nkind: Endpoints\nmetadata: {name: pool}\nspec: {endpoints: [{address: \"10.0.0.2:8000\", models: [theirs]}]}\n"

@@ -133,8 +133,8 @@ func (m *mesh) announce(ctx context.Context) error {
 	return nil
 }
 
-// example is the model of the first replica, and where there is none, as all engines are run
-// by somebody else, the first that these serve; empty: there is no model.
+// example is the model of the first replica, and where there is none, as others run all
+// engines, the first that these serve; empty: there is no model.
 func example(f config.File) string {
 	if r := replicas(f); len(r) > 0 {
 		return r[0].model
