@@ -2,6 +2,7 @@ package weights
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -76,8 +77,19 @@ func safetensors(r io.Reader, size uint64) (names map[string]tensorEntry, need u
 // tensorEntry is one tensor of a header.
 type tensorEntry struct {
 	Dtype string    `json:"dtype"`
-	Shape []uint64  `json:"shape"`
+	Shape dims      `json:"shape"`
 	At    [2]uint64 `json:"data_offsets"`
+}
+
+// dims are the dimensions of a tensor.
+type dims []uint64
+
+// UnmarshalJSON refuses more than there can be before it makes room for them.
+func (d *dims) UnmarshalJSON(b []byte) error {
+	if n := bytes.Count(b, []byte(",")); n >= maxDims {
+		return fmt.Errorf("a shape of %d dimensions; must be at most %d", n+1, maxDims)
+	}
+	return json.Unmarshal(b, (*[]uint64)(d))
 }
 
 // bitsOf is the width of the types of tensors. One that isn't known passes.
@@ -113,7 +125,7 @@ func tensors(dec *json.Decoder) (map[string]tensorEntry, uint64, error) {
 		}
 		var e tensorEntry
 		if err := dec.Decode(&e); err != nil {
-			return broken(err)
+			return broken(fmt.Errorf("tensor %.80q: %w", name, err))
 		}
 		if err := e.check(); err != nil {
 			return broken(fmt.Errorf("tensor %.80q: %w", name, err))

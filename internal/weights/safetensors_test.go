@@ -36,6 +36,8 @@ func TestCheckSafetensors(t *testing.T) {
 		{"fewer bytes than its shape", tensorsFile(`{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}`, 4), "takes 8 bytes, and has 4"},
 		{"backwards", tensorsFile(`{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}`, 8), "bytes 8 to 0"},
 		{"a shape that overflows", tensorsFile(`{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}`, 0), "without bounds"},
+		{"eight dimensions", tensorsFile(`{"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1],"data_offsets":[0,1]}}`, 1), ""},
+		{"nine dimensions", tensorsFile(`{"a":{"dtype":"Q9","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}}`, 1), `tensor "a": a shape of 9 dimensions; must be at most 8`},
 		{"twice the same", tensorsFile(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1), "there twice"},
 		{"a negative offset", tensorsFile(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[-1,0]}}`, 1), "broken safetensors header"},
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -50,7 +51,11 @@ func shapeOfFolder(path string) (Shape, error) {
 		return Shape{}, errors.New("no weights in safetensors form: fetch them, or write spec.layout of the model")
 	}
 	// A folder may have the same weights twice, in one file and in several.
-	if shards, err := Shards(filepath.Join(path, IndexFile)); err == nil {
+	shards, err := Shards(filepath.Join(path, IndexFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return Shape{}, err
+	}
+	if err == nil {
 		files = files[:0]
 		for _, name := range shards {
 			files = append(files, filepath.Join(path, name))

@@ -21,9 +21,9 @@ func TestShapeOfFolder(t *testing.T) {
 	}
 	with := func(change func(*Shape)) Shape { s := whole; change(&s); return s }
 	tests := []struct {
-		name, config, tensors string
-		want                  Shape
-		err                   string
+		name, config, tensors, index string
+		want                         Shape
+		err                          string
 	}{
 		{name: "whole", config: llamaConfig, tensors: llamaTensors, want: whole},
 		{name: "below text_config, of float32", config: `{"text_config":` + strings.Replace(llamaConfig, "bfloat16", "float32", 1) + `}`, tensors: llamaTensors, want: with(func(s *Shape) { s.KVBytesPerToken *= 2 })},
@@ -31,6 +31,8 @@ func TestShapeOfFolder(t *testing.T) {
 		{name: "no layers", config: `{"hidden_size":64}`, tensors: llamaTensors, err: "num_hidden_layers: missing, or not above 0: convert the model anew"},
 		{name: "no config", config: `[]`, tensors: llamaTensors, err: "no model's config"},
 		{name: "no weights", config: llamaConfig, err: "no weights in safetensors form: fetch them"},
+		{name: "with its index", config: llamaConfig, tensors: llamaTensors, index: `{"weight_map":{"lm_head.weight":"model.safetensors"}}`, want: whole},
+		{name: "a broken index", config: llamaConfig, tensors: llamaTensors, index: `{`, err: IndexFile + ": no index with a weight_map"},
 		{name: "a layer too few", config: strings.Replace(llamaConfig, `layers":2`, `layers":3`, 1), tensors: llamaTensors, err: "tensors of 2 layers, and 3 must be there"},
 	}
 	for _, tt := range tests {
@@ -39,6 +41,9 @@ func TestShapeOfFolder(t *testing.T) {
 			write(t, filepath.Join(dir, "config.json"), []byte(tt.config))
 			if tt.tensors != "" {
 				write(t, filepath.Join(dir, "model.safetensors"), tensorsFile(tt.tensors, 100))
+			}
+			if tt.index != "" {
+				write(t, filepath.Join(dir, IndexFile), []byte(tt.index))
 			}
 			got, err := ShapeOf(dir)
 			if tt.err != "" {

@@ -18,6 +18,7 @@ type found struct {
 	// layers there can be.
 	numbers map[string][]uint64
 	arch    string
+	kept    uint64 // numbers in all
 	tensors []part
 }
 
@@ -28,17 +29,27 @@ var shapeKeys = []string{
 	".attention.key_length", ".attention.value_length", ".attention.kv_lora_rank", ".rope.dimension_count", "split.count",
 }
 
+// maxNumbers bounds what is kept of them: ten by layer, far above any file.
+const maxNumbers = 10 * maxLayers
+
 // notWhole are the fixed types of GGUF that are no whole numbers: floats and booleans.
 var notWhole = []uint32{6, 7, 12}
 
 // entry reads an entry's value if it is part of a shape.
 func (f *found) entry(h *header, name string, kind uint32) bool {
 	if name == "general.architecture" && kind == typeString {
+		if f.arch != "" {
+			h.fail(fmt.Errorf("%w: %s is there twice", errBad, name))
+		}
 		f.arch = h.name()
 		return true
 	}
 	if !slices.ContainsFunc(shapeKeys, func(end string) bool { return strings.HasSuffix(name, end) }) {
 		return false
+	}
+	if _, twice := f.numbers[name]; twice {
+		h.fail(fmt.Errorf("%w: %.80s is there twice", errBad, name))
+		return true
 	}
 	n := uint64(1)
 	if kind == typeArray {
@@ -49,6 +60,11 @@ func (f *found) entry(h *header, name string, kind uint32) bool {
 		h.fail(fmt.Errorf("%w: %.80s is of type %d; must be a number, or at most %d", errBad, name, kind, maxLayers))
 		return true
 	}
+	if f.kept += n; f.kept > maxNumbers {
+		h.fail(fmt.Errorf("%w: %.80s and those before it are more than %d numbers", errBad, name, maxNumbers))
+		return true
+	}
+	f.numbers[name] = nil
 	for ; n > 0 && h.err == nil; n-- {
 		var b [8]byte
 		copy(b[:], h.bytes(int(width)))

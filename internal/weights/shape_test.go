@@ -82,6 +82,14 @@ func tiny() *gguf {
 	return g.tensor("output_norm.weight", 0, 8, 32).tensor("output.weight", 1, 64, 128)
 }
 
+// lists adds a list as long as may be of each of many architectures.
+func lists(g *gguf) *gguf {
+	for i := range 11 {
+		g.set(fmt.Sprintf("a%d.block_count", i), make([]uint32, maxLayers))
+	}
+	return g
+}
+
 func TestShapeOfGGUF(t *testing.T) {
 	whole := Shape{
 		Architecture: "llama", Layers: 2, LayerBytes: 200, EmbeddingBytes: 256, HeadBytes: 160, Parameters: 64 + 640 + 8 + 64,
@@ -118,8 +126,12 @@ func TestShapeOfGGUF(t *testing.T) {
 		{name: "no architecture", data: (&gguf{}).tensor("blk.0.w", 0, 8, 32).bytes(), err: "general.architecture: missing: convert the model anew, or write spec.layout"},
 		{name: "no layers", data: (&gguf{}).set("general.architecture", "x").tensor("blk.0.w", 0, 8, 32).bytes(), err: "x.block_count: missing, or 0"},
 		{name: "too many layers", data: end((&gguf{}).set("general.architecture", "x").set("x.block_count", uint32(1<<20)).set("x.embedding_length", uint32(64)).set("x.attention.head_count", uint32(4))), err: "layers: 1048576; must be 1 to 16384"},
-		{name: "half the layers", data: base().set("x.block_count", uint32(2)).tensor("blk.0.w", 0, 8, 32).bytes(), err: "tensors of 1 layers, and 2 must be there"},
+		{name: "half the layers", data: (&gguf{}).set("general.architecture", "x").set("x.block_count", uint32(2)).set("x.embedding_length", uint32(64)).set("x.attention.head_count", uint32(4)).tensor("blk.0.w", 0, 8, 32).bytes(), err: "tensors of 1 layers, and 2 must be there"},
 		{name: "a number that is none", data: end(base().set("x.context_length", float32(1))), err: "x.context_length is of type 6"},
+		{name: "an architecture twice", data: end(base().set("general.architecture", "x")), err: "general.architecture is there twice"},
+		{name: "a number twice", data: end(base().set("x.block_count", uint32(1))), err: "x.block_count is there twice"},
+		{name: "an empty list twice", data: end(base().set("split.count", []uint32{}).set("split.count", []uint32{})), err: "split.count is there twice"},
+		{name: "lists without end", data: end(lists(base())), err: "those before it are more than 163840 numbers"},
 		{name: "cut off", data: tiny().bytes()[:600], err: "the file is cut off"},
 		{name: "of several files that are named otherwise", data: end(base().set("split.count", uint16(3))), err: "split.count: 3 files, and this one is not named …-00001-of-00003.gguf"},
 	}

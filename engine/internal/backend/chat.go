@@ -39,7 +39,7 @@ type choiceDelta struct {
 	// Thoughts is the newer name for it.
 	Thoughts string `json:"reasoning"`
 	Calls    []struct {
-		Index    int    `json:"index"`
+		Index    *int   `json:"index"`
 		ID       string `json:"id"`
 		Function struct {
 			Name      string `json:"name"`
@@ -58,11 +58,11 @@ type chunk struct {
 			Content []json.RawMessage `json:"content"`
 		} `json:"logprobs"`
 	} `json:"choices"`
-	Usage *usage          `json:"usage"`
-	Error json.RawMessage `json:"error"`
+	Usage *usage           `json:"usage"`
+	Error *json.RawMessage `json:"error"` // null is none
 }
 
-func (c *chunk) delta() Delta {
+func (c *chunk) delta(n *numbering) Delta {
 	d := Delta{Failed: c.Error != nil}
 	if u := c.Usage; u != nil {
 		d.Account = &Account{Prompt: u.Prompt, Cached: min(u.Details.Cached, u.Prompt), Completion: u.Completion}
@@ -78,9 +78,9 @@ func (c *chunk) delta() Delta {
 	d.Content, d.Reasoning = s.Content, cmp.Or(s.Reasoning, s.Thoughts)
 	d.Logprobs, d.Finish = choice.Logprobs.Content, choice.Finish
 	for i, call := range s.Calls {
-		at := call.Index
-		if choice.Message != nil { // which numbers no calls
-			at = i
+		at := i
+		if choice.Message == nil { // a whole one numbers no calls
+			at = n.of(call.Index, call.ID, call.Function.Name)
 		}
 		d.Calls = append(d.Calls, CallDelta{Index: at, ID: call.ID, Name: call.Function.Name, Arguments: call.Function.Arguments})
 	}
@@ -93,7 +93,7 @@ func ChatAnswer(answer []byte) (Delta, error) {
 	if err := json.Unmarshal(answer, &c); err != nil {
 		return Delta{}, fmt.Errorf("an answer of chat completions: %w", err)
 	}
-	return c.delta(), nil
+	return c.delta(&numbering{}), nil
 }
 
 // EachDelta calls do with each event of chat completions that has come whole, and its data.
@@ -101,7 +101,7 @@ func (l *Lines) EachDelta(p []byte, do func(d Delta, data string)) {
 	l.Each(p, func(data string) {
 		var c chunk
 		if data != "[DONE]" && json.Unmarshal([]byte(data), &c) == nil {
-			do(c.delta(), data)
+			do(c.delta(&l.calls), data)
 		}
 	})
 }

@@ -30,6 +30,17 @@ const (
 	Events = "text/event-stream"
 )
 
+// TypeOf returns the type that an object has by its own field; "": it has none.
+func TypeOf(object []byte) string {
+	var v struct {
+		Type string `json:"type"`
+	}
+	if json.Unmarshal(object, &v) != nil {
+		return ""
+	}
+	return v.Type
+}
+
 // Refuse is a request that a backend can't do as it is asked: the field is named.
 func Refuse(param, format string, args ...any) *Error {
 	return &Error{
@@ -56,7 +67,10 @@ func Encode(v any) []byte {
 }
 
 // Lines cuts a stream of events into their data.
-type Lines struct{ rest []byte }
+type Lines struct {
+	rest  []byte    // of a line that has not ended yet
+	calls numbering // of chat completions
+}
 
 // Each calls do with the data of each event that has come whole.
 func (l *Lines) Each(p []byte, do func(data string)) {

@@ -30,6 +30,7 @@ type choice struct {
 	message  map[string][]byte
 	text     []byte // of a completion that is no chat; nil: a chat
 	calls    []*toolCall
+	numbers  numbering // of calls
 	logprobs []json.RawMessage
 	probed   bool // whether there are logprobs, none included
 	finish   json.RawMessage
@@ -78,19 +79,19 @@ func (w *Whole) Write(p []byte) (int, error) {
 	}
 }
 
-// event is one event, as far as it matters to the answer.
+// event is one event, as far as it matters to the answer. What is null is not there.
 type event struct {
 	Choices []struct {
 		Index    int                        `json:"index"`
-		Finish   json.RawMessage            `json:"finish_reason"`
-		Text     json.RawMessage            `json:"text"`
+		Finish   *json.RawMessage           `json:"finish_reason"`
+		Text     *json.RawMessage           `json:"text"`
 		Delta    map[string]json.RawMessage `json:"delta"`
 		Logprobs *struct {
 			Content []json.RawMessage `json:"content"`
 		} `json:"logprobs"`
 	} `json:"choices"`
-	Usage json.RawMessage `json:"usage"`
-	Error json.RawMessage `json:"error"`
+	Usage *json.RawMessage `json:"usage"`
+	Error *json.RawMessage `json:"error"`
 }
 
 func (w *Whole) take(line []byte) {
@@ -110,7 +111,7 @@ func (w *Whole) take(line []byte) {
 	case e.Usage != nil:
 		w.account = bytes.Clone(data)
 		var u map[string]json.RawMessage
-		if json.Unmarshal(e.Usage, &u) == nil {
+		if json.Unmarshal(*e.Usage, &u) == nil {
 			w.accounts = append(w.accounts, u)
 		}
 	}
@@ -127,19 +128,22 @@ func (w *Whole) take(line []byte) {
 			to.grow(name, v)
 		}
 		if c.Text != nil {
-			to.text = appendString(to.text, c.Text)
+			to.text = appendString(to.text, *c.Text)
 		}
 		if c.Logprobs != nil {
 			to.logprobs, to.probed = append(to.logprobs, c.Logprobs.Content...), true
 		}
-		if string(c.Finish) != "null" {
-			to.finish = c.Finish
+		if c.Finish != nil {
+			to.finish = *c.Finish
 		}
 	}
 }
 
 // grow adds to a field of the message. Who speaks is said once or not at all.
 func (c *choice) grow(name string, v json.RawMessage) {
+	if string(v) == "null" {
+		return
+	}
 	switch name {
 	case "role":
 		return
@@ -156,20 +160,21 @@ func (c *choice) grow(name string, v json.RawMessage) {
 // call adds to the calls of functions.
 func (c *choice) call(v json.RawMessage) {
 	var parts []struct {
-		Index int `json:"index"`
+		Index *int `json:"index"`
 		toolCall
 	}
 	if json.Unmarshal(v, &parts) != nil {
 		return
 	}
 	for _, p := range parts {
-		if p.Index < 0 || p.Index >= mostChoices {
+		at := c.numbers.of(p.Index, p.ID, p.Function.Name)
+		if at < 0 || at >= mostChoices {
 			continue
 		}
-		for len(c.calls) <= p.Index {
+		for len(c.calls) <= at {
 			c.calls = append(c.calls, &toolCall{Type: "function"})
 		}
-		to := c.calls[p.Index]
+		to := c.calls[at]
 		to.ID += p.ID
 		to.Function.Name += p.Function.Name
 		to.Function.Arguments += p.Function.Arguments

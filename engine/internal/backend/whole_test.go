@@ -38,6 +38,17 @@ func TestWhole(t *testing.T) {
 			want:   `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"ok","reasoning_content":"hm","refusal":null,"role":"assistant"}}],` + rest,
 		},
 		{
+			name:   "what is null is not there",
+			stream: `data: {"choices":[{"index":0,"text":null,"delta":{"content":"a","refusal":null}}],"usage":null,"error":null}` + "\n\n" + streamStop + delta(`{}`) + `data: {"choices":[],"usage":null}` + "\n\n",
+			want:   `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"a","refusal":null,"role":"assistant"}}],` + rest,
+		},
+		{
+			name:   "calls without an index",
+			stream: delta(`{"tool_calls":[{"id":"c1","function":{"name":"f","arguments":"{"}}]}`) + delta(`{"tool_calls":[{"function":{"arguments":"}"}}]}`) + delta(`{"tool_calls":[{"id":"c2","function":{"name":"f","arguments":"{}"}}]}`) + streamStop,
+			want: `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"","refusal":null,"role":"assistant","tool_calls":[` +
+				`{"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}},{"id":"c2","type":"function","function":{"name":"f","arguments":"{}"}}]}}],` + rest,
+		},
+		{
 			name:   "nothing said",
 			stream: "data: null\n\n" + streamStop,
 			want:   `{"choices":[{"finish_reason":"stop","index":0,"logprobs":null,"message":{"content":"","refusal":null,"role":"assistant"}}],` + rest,

@@ -90,7 +90,7 @@ func (c *Calls) choose(f map[string]json.RawMessage) *backend.Error {
 	}
 	if json.Unmarshal(raw, &c.Mode) == nil {
 		if c.Mode != Never && c.Mode != Perhaps && c.Mode != Required {
-			return backend.Refuse("tool_choice", "%.40q; must be none, auto, Required or an object", c.Mode)
+			return backend.Refuse("tool_choice", "%.40q; must be none, auto, required or an object", c.Mode)
 		}
 		return nil
 	}

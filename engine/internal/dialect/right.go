@@ -124,13 +124,14 @@ func (r *righted) event(lines [][]byte, as []byte) {
 		named := n == 2 && bytes.HasPrefix(lines[0], asName)
 		if ok && (n == 1 || named) && len(object) > 0 && object[0] == '{' {
 			made := r.object(object)
-			var v struct {
-				Type string `json:"type"`
+			kind := ""
+			if named {
+				kind = backend.TypeOf(made)
 			}
 			switch {
 			case bytes.Equal(made, object):
-			case named && json.Unmarshal(made, &v) == nil && v.Type != "":
-				r.out = backend.Event(r.out, v.Type, made)
+			case kind != "":
+				r.out = backend.Event(r.out, kind, made)
 				return
 			default:
 				r.out = append(append(append(r.out, "data: "...), made...), "\n\n"...)

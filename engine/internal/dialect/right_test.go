@@ -69,6 +69,8 @@ func TestRightOfAWholeAnswer(t *testing.T) {
 	}{
 		{apis.Messages, `{"id":"chatcmpl-1f","type":"message"}`, `"id":"msg_1f"`},
 		{apis.Responses, `{"id":"resp_1","object":"response","status":"incomplete"}`, `"store":false`},
+		{apis.Responses, `{"object":"response","output":[{"content":[{"text":"response.output_text.delta"}]}]}`, `"store":false`},
+		{apis.Messages, `{"id":"chatcmpl-1f","type":"message","content":[{"type":"tool_use","input":{"type":"content_block_delta"}}]}`, `"id":"msg_1f"`},
 		{apis.Responses, `no JSON`, `no JSON`},
 		{apis.Chat, `{"id":"chatcmpl-1","choices":[{"index":0,"message":{"content":null,"refusal":null,"annotations":null,"audio":null,"role":"assistant"},"logprobs":null}],"usage":{"prompt_tokens":1,"prompt_tokens_details":null},"service_tier":null}`,
 			`{"choices":[{"index":0,"logprobs":null,"message":{"content":null,"refusal":null,"role":"assistant"}}],"id":"chatcmpl-1","usage":{"prompt_tokens":1}}`},

@@ -206,7 +206,7 @@ func (c *called) read(choice fields) {
 	case !whole: // cut by a limit
 		made.Name, made.Arguments = begun(text)
 	case made.Response != nil:
-		if json.Unmarshal(made.Response, &text) != nil {
+		if made.Response[0] != '"' || json.Unmarshal(made.Response, &text) != nil {
 			text = string(made.Response) // in the form that was asked for
 		}
 		message["content"] = backend.Encode(text)

@@ -105,6 +105,7 @@ func TestCallsByGrammar(t *testing.T) {
 			[]string{`"arguments":"{\"city\": \"Wi"`, `"finish_reason":"length"`}},
 		{"a call whose name was cut", `"required"`, `{"na`, "length", []string{`"content":""`, `"finish_reason":"length"`}},
 		{"an answer", `"auto"`, `{"response":"Hello \"you\""}`, "stop", []string{`"content":"Hello \"you\""`, `"finish_reason":"stop"`}},
+		{"an answer that is null", `"auto"`, `{"response": null}`, "stop", []string{`"content":"null"`}},
 		{"an answer that was cut", `"auto"`, `{"response": "Hel\u00`, "length", []string{`"content":"Hel"`}},
 	}
 	k := &Kind{}

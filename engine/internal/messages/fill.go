@@ -27,14 +27,20 @@ var (
 	}
 )
 
-// growing marks the events that nearly all are, and that lack nothing.
-var growing = []byte(`"type":"content_block_delta"`)
+// growing is the type of the events that nearly all are, and that lack nothing.
+const growing = "content_block_delta"
+
+// grows reports whether an object is such an event. What a tool is called with may look like
+// one.
+func grows(object []byte) bool {
+	return bytes.Contains(object, []byte(growing)) && backend.TypeOf(object) == growing
+}
 
 // Fill puts right an answer, or an event of a stream, that a backend has made: it adds what the
 // API promises, and gives the message an id of its own.
 func Fill(object []byte) []byte {
 	var v fields
-	if bytes.Contains(object, growing) || json.Unmarshal(object, &v) != nil || v == nil {
+	if grows(object) || json.Unmarshal(object, &v) != nil || v == nil {
 		return object
 	}
 	switch kindOf(v) {

@@ -35,6 +35,10 @@ func TestChat(t *testing.T) {
 			`{"messages":[],"parallel_tool_calls":false,"tool_choice":"required","tools":[{"function":{"description":"","name":"f","parameters":{}},"type":"function"}]}`,
 		},
 		{
+			"a tool of no schema", `{"messages":[],"tools":[{"name":"f","input_schema":null}]}`,
+			`{"messages":[],"tools":[{"function":{"description":"","name":"f","parameters":{}},"type":"function"}]}`,
+		},
+		{
 			"a tool by its name", `{"messages":[],"tools":[{"name":"f"}],"tool_choice":{"type":"tool","name":"f"}}`,
 			`{"messages":[],"tool_choice":{"function":{"name":"f"},"type":"function"},"tools":[{"function":{"description":"","name":"f","parameters":{}},"type":"function"}]}`,
 		},
@@ -71,21 +75,22 @@ func decoded(t *testing.T, s string) (v any) {
 func TestRefusals(t *testing.T) {
 	for body, param := range map[string]string{
 		`{"messages":1}`: "messages",
+		`{"messages":[{"role":"user","content":null}]}`:                                                      "messages[0].content",
 		`{"messages":[{"role":"user","content":1}]}`:                                                         "messages[0].content",
 		`{"messages":[{"role":"user","content":[{"type":"document"}]}]}`:                                     "messages[0].content[0].type",
 		`{"messages":[{"role":"user","content":[{"type":"image","source":{"type":"file","file_id":"f"}}]}]}`: "messages[0].content[0].source",
 		`{"messages":[{"role":"user","content":[{"type":"tool_result","content":[{"type":"image"}]}]}]}`:     "messages[0].content[0].content[0].type",
-		`{"messages":[],"system":1}`:                                        "system",
-		`{"messages":[],"stop_sequences":["a"]}`:                            "stop_sequences",
-		`{"messages":[],"tools":1}`:                                         "tools",
-		`{"messages":[],"tools":[{"type":"bash_20250124","name":"bash"}]}`:  "tools[0].type",
-		`{"messages":[],"tools":[{}]}`:                                      "tools[0].name",
-		`{"messages":[],"tool_choice":1}`:                                   "tool_choice",
-		`{"messages":[],"tool_choice":{"type":"all"}}`:                      "tool_choice.type",
-		`{"messages":[],"output_config":1}`:                                 "output_config",
-		`{"messages":[],"output_config":{"format":{"type":"xml"}}}`:         "output_config.format.type",
-		`{"messages":[],"output_config":{"format":{"type":"json_schema"}}}`: "output_config.format.schema",
-		`{"messages":[],"output_format":{"type":"json_schema"}}`:            "output_format.schema",
+		`{"messages":[],"system":1}`:                                                                         "system",
+		`{"messages":[],"stop_sequences":["a"]}`:                                                             "stop_sequences",
+		`{"messages":[],"tools":1}`:                                                                          "tools",
+		`{"messages":[],"tools":[{"type":"bash_20250124","name":"bash"}]}`:                                   "tools[0].type",
+		`{"messages":[],"tools":[{}]}`:                                                                       "tools[0].name",
+		`{"messages":[],"tool_choice":1}`:                                                                    "tool_choice",
+		`{"messages":[],"tool_choice":{"type":"all"}}`:                                                       "tool_choice.type",
+		`{"messages":[],"output_config":1}`:                                                                  "output_config",
+		`{"messages":[],"output_config":{"format":{"type":"xml"}}}`:                                          "output_config.format.type",
+		`{"messages":[],"output_config":{"format":{"type":"json_schema"}}}`:                                  "output_config.format.schema",
+		`{"messages":[],"output_format":{"type":"json_schema"}}`:                                             "output_format.schema",
 	} {
 		if _, _, fault := Chat(decode(t, body)); fault == nil || fault.Param != param || fault.Status != 400 {
 			t.Errorf("%s: %+v, want a refusal of %s", body, fault, param)

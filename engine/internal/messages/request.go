@@ -115,7 +115,7 @@ func tools(request, chat fields) *backend.Error {
 		case t.Name == "":
 			return backend.Refuse(at+".name", "is missing")
 		}
-		if len(t.Schema) == 0 {
+		if len(t.Schema) == 0 || isNull(t.Schema) {
 			t.Schema = json.RawMessage("{}")
 		}
 		made[i] = map[string]any{"type": "function", "function": map[string]any{"name": t.Name, "description": t.Description, "parameters": t.Schema}}
@@ -123,6 +123,8 @@ func tools(request, chat fields) *backend.Error {
 	chat["tools"] = backend.Encode(made)
 	return nil
 }
+
+func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
 
 // choice is the value of tool_choice.
 type choice struct {
@@ -236,6 +238,9 @@ func conversation(request fields) ([]*message, *backend.Error) {
 	for i, m := range list {
 		at := fmt.Sprintf("messages[%d].content", i)
 		var text string
+		if isNull(m.Content) {
+			return nil, backend.Refuse(at, "is missing")
+		}
 		if json.Unmarshal(m.Content, &text) == nil {
 			all = append(all, &message{Role: m.Role, Content: text})
 			continue

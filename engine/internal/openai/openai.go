@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -25,7 +26,7 @@ import (
 // Kind is any server of the API.
 type Kind struct {
 	client *backend.Client
-	lacks  atomic.Pointer[map[apis.API]bool] // whether the server has not an operation; nil: not known
+	lacks  atomic.Pointer[map[apis.API]bool] // whether the server has not an operation; absent: not known
 }
 
 // New returns servers that are reached through t.
@@ -56,25 +57,49 @@ func (k *Kind) healthy(ctx context.Context, url string) error {
 		k.lacks.Store(nil)
 		return err
 	}
-	if k.lacks.Load() == nil {
-		k.lacks.Store(k.lacking(ctx, url))
-	}
+	k.lacks.Store(k.lacking(ctx, url))
 	return nil
 }
 
-// lacking asks for the operations that chat completions can stand in for, with a body that
-// none takes.
+// standsIn are the operations that chat completions can stand in for.
+var standsIn = []apis.API{apis.Responses, apis.Messages}
+
+// lacking returns what is known of them, and asks for those of which nothing is, with a body
+// that none takes. What a server answers that is overloaded or broken is no knowledge: it is
+// asked again with its health.
 func (k *Kind) lacking(ctx context.Context, url string) *map[apis.API]bool {
+	known := k.lacks.Load()
+	if known != nil && len(*known) == len(standsIn) {
+		return known
+	}
 	lacks := map[apis.API]bool{}
-	for _, api := range []apis.API{apis.Responses, apis.Messages} {
+	if known != nil {
+		maps.Copy(lacks, *known)
+	}
+	for _, api := range standsIn {
+		if _, ok := lacks[api]; ok {
+			continue
+		}
 		_, err := k.client.Do(ctx, http.MethodPost, url+api.Row().Path, []byte("{}"))
 		var status *backend.ErrStatus
-		if errors.As(err, &status) {
+		switch {
+		case err == nil:
+			lacks[api] = false
+		case errors.As(err, &status) && !passing(status.Status):
 			e := k.Error(status.Status, status.Body)
 			lacks[api] = e.Lacks()
 		}
 	}
 	return &lacks
+}
+
+// passing reports whether a status is about the moment, and not about what was asked for.
+func passing(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
+		return true
+	}
+	return status >= http.StatusInternalServerError && status != http.StatusNotImplemented
 }
 
 // served is the model's id at the server.

@@ -132,3 +132,40 @@ func TestWhatTheServerLacks(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatIsNotKnownIsAskedAgain has a server that is overloaded when it is asked what it has.
+func TestWhatIsNotKnownIsAskedAgain(t *testing.T) {
+	for _, status := range []int{408, 425, 429, 500, 503, 504} {
+		var asked, messages int
+		k, a := New(nil), assignment(server(t, map[string]http.HandlerFunc{
+			"/v1/responses": func(w http.ResponseWriter, _ *http.Request) {
+				if asked++; asked == 1 {
+					w.WriteHeader(status)
+					return
+				}
+				w.WriteHeader(http.StatusNotFound)
+			},
+			"/v1/messages": func(w http.ResponseWriter, _ *http.Request) {
+				messages++
+				w.WriteHeader(http.StatusNotImplemented)
+			},
+		}))
+		p, err := k.Process(backend.Head, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, over := range []bool{false, true, true} {
+			if err := p.Ready(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for api, want := range map[apis.API]bool{apis.Responses: over, apis.Messages: true} {
+				if got := (*k.lacks.Load())[api]; got != want {
+					t.Errorf("%d, check %d: %v lacked: %v, want %v", status, i, api, got, want)
+				}
+			}
+		}
+		if asked != 2 || messages != 1 {
+			t.Errorf("%d: asked %d and %d times, want 2 and 1", status, asked, messages)
+		}
+	}
+}

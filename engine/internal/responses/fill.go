@@ -3,6 +3,7 @@ package responses
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 
 	"millrace.dev/millrace/engine/internal/backend"
 )
@@ -19,14 +20,19 @@ func NewFiller(request fields) *Filler {
 	return f
 }
 
-// growing marks the events that nearly all are, and that hold no response.
-var growing = []byte(`.delta"`)
+// growing ends the types of the events that nearly all are, and that hold no response.
+const growing = ".delta"
+
+// grows reports whether an object is such an event. A text may end like their types.
+func grows(object []byte) bool {
+	return bytes.Contains(object, []byte(growing+`"`)) && strings.HasSuffix(backend.TypeOf(object), growing)
+}
 
 // Fill adds what the API promises to a response, or to that of an event, and calls the last
 // event by what became of it: servers are known to call all of them completed.
 func (f *Filler) Fill(object []byte) []byte {
 	var v fields
-	if bytes.Contains(object, growing) || json.Unmarshal(object, &v) != nil || v == nil {
+	if grows(object) || json.Unmarshal(object, &v) != nil || v == nil {
 		return object
 	}
 	if string(v["object"]) == `"response"` {

@@ -20,11 +20,11 @@ type item struct {
 
 // part is one part of a content.
 type part struct {
-	Type     string          `json:"type"`
-	Text     *string         `json:"text"`
-	Refusal  *string         `json:"refusal"`
-	ImageURL *string         `json:"image_url"`
-	Detail   json.RawMessage `json:"detail"`
+	Type     string           `json:"type"`
+	Text     *string          `json:"text"`
+	Refusal  *string          `json:"refusal"`
+	ImageURL *string          `json:"image_url"`
+	Detail   *json.RawMessage `json:"detail"`
 }
 
 // message is one of chat completions.
@@ -168,8 +168,8 @@ func parts(at string, raw json.RawMessage) ([]any, *backend.Error) {
 			all = append(all, text(*p.Refusal))
 		case p.Type == "input_image" && p.ImageURL != nil:
 			url := map[string]any{"url": *p.ImageURL}
-			if len(p.Detail) > 0 {
-				url["detail"] = p.Detail
+			if p.Detail != nil {
+				url["detail"] = *p.Detail
 			}
 			all = append(all, map[string]any{"type": "image_url", "image_url": url})
 		case p.Type == "input_image":

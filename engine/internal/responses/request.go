@@ -106,7 +106,7 @@ func format(request, chat fields) *backend.Error {
 	case text.Format == nil || kind == "text":
 	case kind == "json_object":
 		chat["response_format"] = backend.Encode(map[string]string{"type": kind})
-	case kind == "json_schema" && len(text.Format["schema"]) > 0:
+	case kind == "json_schema" && backend.Given(text.Format, "schema"):
 		schema := maps.Clone(text.Format)
 		delete(schema, "type")
 		chat["response_format"] = backend.Encode(map[string]any{"type": kind, kind: schema})

@@ -36,6 +36,7 @@ func TestChat(t *testing.T) {
 		{"allowed tools", `{"input":"hi","tool_choice":{"type":"allowed_tools","mode":"auto","tools":[{"type":"function","name":"f"}]}}`, "tool_choice",
 			`{"allowed_tools":{"mode":"auto","tools":[{"function":{"name":"f"},"type":"function"}]},"type":"allowed_tools"}`},
 		{"a backend's own field", `{"input":"hi","top_k":7}`, "top_k", `7`},
+		{"an image of no detail", `{"input":[{"role":"user","content":[{"type":"input_image","image_url":"http://x","detail":null}]}]}`, "messages", `[{"role":"user","content":[{"image_url":{"url":"http://x"},"type":"image_url"}]}]`},
 		{"effort", `{"input":"hi","reasoning":{"effort":"low"}}`, "reasoning_effort", `"low"`},
 		{"logprobs", `{"input":"hi","include":["message.output_text.logprobs"],"top_logprobs":2}`, "logprobs", `true`},
 	}
@@ -62,6 +63,7 @@ func TestChatRefusesByName(t *testing.T) {
 		`{"input":"a","include":["file_search_call.results"]}`:                                                "include[0]",
 		`{"input":"a","tools":[{"type":"web_search"}]}`:                                                       "tools[0].type",
 		`{"input":"a","tool_choice":{"type":"file_search"}}`:                                                  "tool_choice.type",
+		`{"input":"a","text":{"format":{"type":"json_schema","schema":null}}}`:                                "text.format.schema",
 		`{"input":"a","text":{"format":{"type":"xml"}}}`:                                                      "text.format.type",
 		`{"input":[{"type":"item_reference","id":"x"}]}`:                                                      "input[0].type",
 		`{"input":[{"role":"tool","content":"a"}]}`:                                                           "input[0].role",

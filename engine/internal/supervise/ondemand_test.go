@@ -26,16 +26,22 @@ func TestOnDemandIsLoadedByTheFirstRequest(t *testing.T) {
 	if !s.m.Dormant() || !s.w.Shut || s.starts[backend.Head] != 0 {
 		t.Fatalf("unasked: dormant %v, shut %v, %d starts", s.m.Dormant(), s.w.Shut, s.starts[backend.Head])
 	}
+	if wake := s.m.Wake(s.w.Now); wake != unmeasured {
+		t.Errorf("never loaded: wake = %s, want %s", wake, unmeasured)
+	}
 	s.w.Waiting = 1
 	s.after(fastTick).want(enginepb.State_READY, "")
+	if wake := s.m.Wake(s.w.Now); wake < unmeasured/2 || wake > unmeasured {
+		t.Errorf("being loaded: wake = %s, want nearly %s", wake, unmeasured)
+	}
 	s.serve(backend.Head).after(time.Second).want(enginepb.State_READY, "")
 	if s.m.Dormant() || s.w.Shut || s.starts[backend.Head] != 1 {
 		t.Fatalf("asked: dormant %v, shut %v, %d starts", s.m.Dormant(), s.w.Shut, s.starts[backend.Head])
 	}
 	s.w.Waiting, s.w.Taken = 0, 1
 	s.idle(2*time.Minute).want(enginepb.State_READY, "")
-	if !s.m.Dormant() || s.kills[backend.Head] != 1 {
-		t.Fatal("kept for longer than its time")
+	if wake := s.m.Wake(s.w.Now); !s.m.Dormant() || s.kills[backend.Head] != 1 || wake >= unmeasured {
+		t.Fatalf("kept for longer than its time, or its loading was not measured: wake = %s", wake)
 	}
 }
 

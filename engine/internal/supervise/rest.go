@@ -20,7 +20,7 @@ type rest struct {
 	key    string        // what it was started with
 	last   uint64        // run that was ended last
 	waking time.Time     // since when it is started again; zero: it is not
-	took   time.Duration // how long a backend that was started took until its first token
+	took   time.Duration // how long a backend that was started took until its first token; 0: none was
 	proven uint64        // run that took is of
 }
 
@@ -40,9 +40,22 @@ func (m *Machine) Wake(now time.Time) time.Duration {
 	case !m.Dormant():
 		return 0
 	case m.rest.waking.IsZero():
-		return max(m.rest.took, time.Millisecond)
+		return m.rest.loads()
 	}
-	return max(m.rest.took-now.Sub(m.rest.waking), time.Millisecond)
+	return max(m.rest.loads()-now.Sub(m.rest.waking), time.Millisecond)
+}
+
+// unmeasured is how long a backend is thought to take that was never loaded: some gigabytes from
+// a disk of one a second. Too much only has others asked first; with nothing, requests would go
+// to it while a loaded one is free.
+const unmeasured = 10 * time.Second
+
+// loads is how long it takes to load the backend.
+func (r *rest) loads() time.Duration {
+	if r.took == 0 {
+		return unmeasured
+	}
+	return max(r.took, time.Millisecond)
 }
 
 // onDemand is whether the backend is not to be started before somebody asks for it.

@@ -65,7 +65,7 @@ func chat(r backend.Request) backend.Way {
 // at temperature 0, but not at its lowest one where one token alone can be sampled.
 func severalGreedy(r *backend.Request) bool {
 	var n, temperature float64
-	if json.Unmarshal(r.Fields["n"], &n) != nil || n < 2 || json.Unmarshal(r.Fields["temperature"], &temperature) != nil || temperature != 0 {
+	if !backend.Given(r.Fields, "temperature") || json.Unmarshal(r.Fields["n"], &n) != nil || n < 2 || json.Unmarshal(r.Fields["temperature"], &temperature) != nil || temperature != 0 {
 		return false
 	}
 	r.Fields = maps.Clone(r.Fields)

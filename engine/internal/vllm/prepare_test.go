@@ -84,6 +84,7 @@ func TestPrepare(t *testing.T) {
 		"functions that are allowed":   {apis.Chat, `{` + hi + `,"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}}],"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"required","tools":[{"type":"function","function":{"name":"g"}}]}}}`, "", `"tool_choice":"required","tools":[{"type":"function","function":{"name":"g"}}]`, true},
 		"several at temperature 0":     {apis.Chat, `{` + hi + `,"n":2,"temperature":0}`, "", `"temperature":0.01,"top_k":1`, false},
 		"one at temperature 0":         {apis.Chat, `{` + hi + `,"n":1,"temperature":0}`, "", `"temperature":0}`, false},
+		"several at the model's own":   {apis.Chat, `{` + hi + `,"n":2,"temperature":null}`, "", `"temperature":null}`, false},
 		"several at another":           {apis.Chat, `{` + hi + `,"n":2,"temperature":0.5}`, "", `"temperature":0.5}`, false},
 		"several completions at 0":     {apis.Completions, `{"prompt":"a","n":2,"temperature":0}`, "", `"temperature":0.01,"top_k":1`, false},
 		"a response":                   {apis.Responses, `{"input":"hi","max_output_tokens":3}`, "/v1/chat/completions", `"max_tokens":3`, false},
