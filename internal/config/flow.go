@@ -84,8 +84,9 @@ type Degrade struct {
 // Tenants is who is distinguished, and what each may use.
 type Tenants struct {
 	// Header names the tenant of a request; who may set it is who is trusted. Empty: the
-	// request's API key does (authorization or x-api-key). Only a hash of it is kept.
-	// Requests without any are one tenant.
+	// request's API key does (authorization or x-api-key). Use is kept by a hash
+	// of the value. Metrics show the value of those who use most, but of keys, and of headers
+	// such as authorization, only a hash. Requests without any are one tenant.
 	// +millrace:form:name=headerName,optional=true
 	Header string `json:"header,omitempty"`
 	// RequestsPerMinute is what one tenant may send, 0 to 1000000000; more is answered

@@ -171,7 +171,7 @@ func (c *Client) subscriptions() []*discovery.DeltaDiscoveryRequest {
 		})
 	}
 	all[0].Node = &core.Node{Id: "extproc", Cluster: "extproc"}
-	c.state.clock = clock{} // it may be another xds
+	c.state.clock, c.state.resumes = clock{}, true // it may be another xds
 	return all
 }
 

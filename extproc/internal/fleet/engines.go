@@ -19,7 +19,7 @@ func setEngines(m *pick.Model, of *fleetpb.ModelState) bool {
 			one.Kind = of.GetEngine()
 		}
 		one.Args[0] = of.GetTemplateArgs()
-		if len(all) >= mostEngines {
+		if len(all) >= mostEngines && !slices.Contains(all, one) {
 			one = pick.Engine{}
 		}
 		if !slices.Contains(all, one) {

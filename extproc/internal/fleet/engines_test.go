@@ -92,3 +92,15 @@ func TestManyEnginesOfAModel(t *testing.T) {
 		t.Errorf("%d engines: %v", len(e), e)
 	}
 }
+
+// TestAsManyEnginesAsAreKnown has a further endpoint of one of them be nothing new.
+func TestAsManyEnginesAsAreKnown(t *testing.T) {
+	m := &pick.Model{Name: "m", Learned: new(pick.Learned)}
+	for i := range mostEngines + 1 {
+		m.Endpoints = append(m.Endpoints, &pick.Endpoint{Engine: pick.Engine{Kind: "vllm", Version: fmt.Sprint("0.30.", i%mostEngines)}})
+	}
+	setEngines(m, &fleetpb.ModelState{Name: "m"})
+	if e := m.Engines(); len(e) != mostEngines || slices.Contains(e, pick.Engine{}) {
+		t.Errorf("%d engines: %v", len(e), e)
+	}
+}

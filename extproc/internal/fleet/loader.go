@@ -103,10 +103,20 @@ func (l *loader) pass(ctx context.Context, have map[string]pick.Counter) (failed
 			have[path] = l.read(ctx, path)
 		}
 		failed = failed || have[path] == nil
+		found := map[string][]pick.Caveat{} // by model: several pools may have one of a name
 		for _, m := range wanted[path] {
 			c := tailored(have[path], m.Engines())
 			m.SetCounter(c)
-			l.note(caveatOf{path, m.name}, caveatsOf(c))
+			all := found[m.name]
+			for _, one := range caveatsOf(c) {
+				if !slices.Contains(all, one) {
+					all = append(all, one)
+				}
+			}
+			found[m.name] = all
+		}
+		for _, name := range slices.Sorted(maps.Keys(found)) {
+			l.note(caveatOf{path, name}, found[name])
 		}
 	}
 	return failed

@@ -380,6 +380,48 @@ func TestEnginesThatRenderInTheirOwnWays(t *testing.T) {
 	}
 }
 
+// byEngine is a counter that has a caveat of each engine that is not vLLM.
+type byEngine struct {
+	fixed
+	of []pick.Engine
+}
+
+func (byEngine) For(engines []pick.Engine) pick.Counter { return byEngine{of: engines} }
+
+func (c byEngine) Caveats() (all []pick.Caveat) {
+	for _, e := range c.of {
+		if e.Kind != "vllm" {
+			all = append(all, pick.Caveat{Reason: "engine", Text: "unknown " + e.Kind})
+		}
+	}
+	return all
+}
+
+// TestEnginesOfPoolsWithTheSameModel has the conditions of all of them.
+func TestEnginesOfPoolsWithTheSameModel(t *testing.T) {
+	l := newLoader(func(string) (pick.Counter, error) { return byEngine{}, nil }, slog.New(slog.DiscardHandler))
+	learned := func(kind string) *pick.Learned {
+		m := &pick.Model{Name: "m", Learned: new(pick.Learned)}
+		m.SetEngines([]pick.Engine{{Kind: kind}})
+		return m.Learned
+	}
+	tgi, vllm, trt := reader{"m", learned("tgi")}, reader{"m", learned("vllm")}, reader{"m", learned("trt")}
+	for _, tt := range []struct {
+		all  []reader
+		want string
+	}{{[]reader{tgi, vllm}, "unknown tgi"}, {[]reader{tgi, trt, tgi, vllm}, "unknown tgi unknown trt"}, {[]reader{vllm, vllm}, ""}} {
+		l.want(map[string][]reader{"t.gguf": tt.all})
+		l.pass(t.Context(), map[string]pick.Counter{})
+		var got []string
+		for _, c := range l.conditions() {
+			got = append(got, strings.TrimPrefix(c.Text, "model m: "))
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("conditions %q, want %q", got, tt.want)
+		}
+	}
+}
+
 // caveats is a counter that has others from time to time.
 type caveats struct {
 	fixed

@@ -104,7 +104,8 @@ type count struct {
 	// down are those that are not ready, and why, mute what is wrong with the metrics of the
 	// others, wrong which models are not as the fleet has them, each in the order of addresses.
 	down, mute, wrong []string
-	// unpriced are those that did not say what their last answers had.
+	// unpriced are those that did not say what their last answers had; none while tenants have
+	// no budget of tokens.
 	unpriced []string
 }
 
@@ -122,7 +123,7 @@ func (p *probed) count() count {
 	c := count{all: len(p.locals), states: map[pick.State]int{}}
 	for _, address := range slices.Sorted(maps.Keys(p.locals)) {
 		l := p.locals[address]
-		if e := p.state.endpoints[address]; e != nil && e.live.Unpriced() {
+		if e := p.state.endpoints[address]; e != nil && e.live.Unpriced() && p.state.charges() {
 			c.unpriced = append(c.unpriced, address)
 		}
 		if l.last == nil {

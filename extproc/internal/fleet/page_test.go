@@ -68,6 +68,49 @@ func TestCountersReachThroughXDS(t *testing.T) {
 	}
 }
 
+// TestPagesOfBeforeAStream has what xds knew when its stream began be no page of now, from
+// the same xds and from another whose clock differs.
+func TestPagesOfBeforeAStream(t *testing.T) {
+	const address = "127.0.0.1:1"
+	for name, skew := range map[string]time.Duration{"the same": 0, "one that is late": -time.Hour, "one that is early": time.Hour} {
+		c := &Client{state: newState(true)}
+		s, now, version := c.state, time.Now(), 0
+		page := func(tokens float64, running uint32, came, asked time.Duration) {
+			t.Helper()
+			version++
+			m := endpointState(address, func(m *fleetpb.EndpointState) {
+				m.Replica, m.Load = address+" m", &enginepb.Load{Running: running}
+				m.Work = &fleetpb.EndpointState_Work{
+					Requests: float64(version), GeneratedTokens: tokens, Counting: fleetpb.EndpointState_Work_AS_MADE, Asked: timestamppb.New(now.Add(asked)),
+				}
+			})
+			if err := s.apply(say(wire.EndpointType, resource(address, string(rune('a'+version)), m)), now.Add(came)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.subscriptions()
+		page(1000, 0, 0, -time.Second) // better than none
+		b := new(bill)
+		m := &pick.Model{Name: "m", Learned: new(pick.Learned)}
+		metering := s.endpoints[address].live.Meter(meter.Run[pick.Metered]{Who: pick.Metered{Payer: b, Request: 1, Model: m}, From: now.Add(time.Second), Most: 500}, now.Add(time.Second))
+		if !metering.On() {
+			t.Fatalf("%s: not metered", name)
+		}
+		page(1010, 1, 2*time.Second, 2*time.Second)
+		metering.Leave(now.Add(8 * time.Second))
+		c.subscriptions()
+		page(1050, 0, 10*time.Second, 5*time.Second+skew) // asked for 5 s ago, while it ran
+		page(1050, 0, 11*time.Second, 5*time.Second+skew) // again, as something else has changed
+		if b.final || b.generated > 10 {
+			t.Errorf("%s: settled by a page of before its end: %+v", name, b)
+		}
+		page(1150, 0, 12*time.Second, 12*time.Second+skew)
+		if b.generated != 150 || !b.final {
+			t.Errorf("%s: %+v, want 150 in the end", name, b)
+		}
+	}
+}
+
 // TestClock has times of another machine be never later than they came, and right but for
 // the shortest way, also after its clock was set.
 func TestClock(t *testing.T) {
@@ -129,5 +172,22 @@ func TestAnswersWithoutUsage(t *testing.T) {
 	e.live.Priced(true)
 	if got := codes(100, others); got != nil {
 		t.Errorf("%v after an answer that said its usage", got)
+	}
+}
+
+// TestEndpointsThatAreProbedWithoutUsage are the same condition where extproc probes them itself.
+func TestEndpointsThatAreProbedWithoutUsage(t *testing.T) {
+	const address = "127.0.0.1:1"
+	s := full(t)
+	p := &probed{state: s, locals: map[string]*local{address: {}}}
+	s.endpoints[address].live.Priced(false)
+	for _, tt := range []struct {
+		flow *flow.Policy
+		want int
+	}{{&flow.Policy{Budget: flow.Budget{Tokens: 100}}, 1}, {&flow.Policy{Budget: flow.Budget{Requests: 100}}, 0}, {nil, 0}} {
+		s.policy.Flow = tt.flow
+		if got := p.count().unpriced; len(got) != tt.want {
+			t.Errorf("with %+v: %v", tt.flow, got)
+		}
 	}
 }

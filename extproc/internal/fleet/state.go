@@ -67,6 +67,7 @@ type state struct {
 	caches   uint32              // the last number given to an engine's cache
 	keys     *reach.Keys
 	clock    clock // of xds
+	resumes  bool  // whether a stream has begun, and xds has not yet answered for endpoints: pages are of before
 	prefixes struct {
 		most int
 		idle time.Duration
@@ -89,6 +90,10 @@ type endpoint struct {
 	// work is what its engine had done when it last reported; nil: it reports that with its
 	// answers, or has not yet.
 	work *scrape.Sample
+	// asked is when its last page was asked for, by the clock of xds; paged is whether there was one
+	// at all.
+	asked time.Time
+	paged bool
 	// key is what requests must have there; nil: nothing.
 	key *reach.Key
 	// shown is the endpoint as the last table has it, basis what that was made of.
@@ -160,6 +165,7 @@ func (s *state) apply(r *discovery.DeltaDiscoveryResponse, now time.Time) error 
 		delete(versions, name)
 	}
 	s.answered[r.GetTypeUrl()] = true
+	s.resumes = s.resumes && r.GetTypeUrl() != wire.EndpointType
 	return errors.Join(errs...)
 }
 
@@ -369,6 +375,9 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 	s.prefixes.most, s.prefixes.idle = most, idle
 	s.policy = p
 }
+
+// charges reports whether tenants have budgets of tokens.
+func (s *state) charges() bool { return s.policy.Flow != nil && s.policy.Flow.Budget.Tokens > 0 }
 
 // table returns the fleet as it is now, or nil before xds has said all once.
 func (s *state) table() *pick.Table {

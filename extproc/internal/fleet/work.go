@@ -45,11 +45,28 @@ func (s *state) setWork(e *endpoint) {
 // has read them.
 func (s *state) setPage(e *endpoint, now time.Time) {
 	w, l := e.resource.GetWork(), e.resource.GetLoad()
-	if w.GetAsked() == nil {
-		return // it counts nothing, or this is what it showed before
+	last, asked := e.asked, time.Time{}
+	if w.GetAsked() != nil {
+		asked = w.GetAsked().AsTime()
 	}
+	if s.resumes {
+		e.asked = asked
+	}
+	switch {
+	case asked.IsZero():
+		return // it counts nothing, or this is what it showed before
+	case s.resumes && e.paged:
+		return // how old it is is not known
+	case s.resumes:
+		asked = now // the first of all: better than none
+	case last.Sub(asked) >= 0 && last.Sub(asked) < span:
+		return // it came before; else the clock was set
+	default:
+		e.asked, asked = asked, s.clock.here(asked, now)
+	}
+	e.paged = true
 	e.live.Page(&pick.Page{
-		Asked: s.clock.here(w.GetAsked().AsTime(), now), Count: endpoints.Counted(e.resource),
+		Asked: asked, Count: endpoints.Counted(e.resource),
 		Answers: w.GetRequests(), Requests: float64(l.GetRunning()) + float64(l.GetWaiting()),
 	})
 }

@@ -26,13 +26,16 @@ const (
 	otherTenants, noTenant = "other", "none"
 )
 
+// Outcomes are the ways in which requests end, as in millrace_extproc_requests_total.
+var Outcomes = [...]string{"ok", "refused", "failed", "shed", "gone"}
+
 // Ended is a request of a tenant that has ended.
 type Ended struct {
 	// Tenant is who has sent it, as a hash, and Name the same for people; 0: nobody in
 	// particular.
 	Tenant uint64
 	Name   string
-	// Outcome is as in millrace_extproc_requests_total.
+	// Outcome is one of Outcomes.
 	Outcome string
 	// Tokens is what it needed, as far as that is known.
 	Tokens int
@@ -87,9 +90,16 @@ func newTenants(reg prometheus.Registerer) *tenants {
 	for _, label := range []string{otherTenants, noTenant} {
 		t.tokens.WithLabelValues(label)
 		t.seconds.WithLabelValues(label)
-		t.requests.WithLabelValues(label, "ok")
+		t.begin(label)
 	}
 	return t
+}
+
+// begin has a tenant's requests be 0 of each outcome, so that the first of one is an increase.
+func (t *tenants) begin(label string) {
+	for _, outcome := range Outcomes {
+		t.requests.WithLabelValues(label, outcome)
+	}
 }
 
 // Ended counts a request that has ended for its tenant.
@@ -126,6 +136,7 @@ func (t *tenants) labelLocked(e *Ended) string {
 	}
 	u.label = t.nameLocked(e.Name)
 	t.shown[e.Tenant] = u
+	t.begin(u.label)
 	return u.label
 }
 

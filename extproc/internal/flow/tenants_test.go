@@ -109,3 +109,14 @@ func TestTenantsUseFades(t *testing.T) {
 		t.Errorf("the one that comes is not shown; %d are", len(c.tenants.shown))
 	}
 }
+
+// TestTenantsBeginAtZero has a tenant that is shown have all outcomes: the first failure is an
+// increase then.
+func TestTenantsBeginAtZero(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	c := New(reg)
+	c.Ended(&Ended{Tenant: 1, Name: "a", Outcome: "ok", Now: time.Unix(1e9, 0)})
+	if n, err := testutil.GatherAndCount(reg, "millrace_extproc_tenant_requests_total"); err != nil || n != 3*len(Outcomes) {
+		t.Errorf("%d series, error %v; want each outcome of the tenant's, of others and of none", n, err)
+	}
+}

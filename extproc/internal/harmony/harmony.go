@@ -103,7 +103,11 @@ func (c *Conversation) messages() ([]message, error) {
 	}
 	out := []message{{author: "system", texts: []string{c.system()}}}
 	if joined := strings.Join(instructions, ""); joined != "" || len(c.Tools) > 0 {
-		out = append(out, developer(instructions, c.Tools))
+		first, err := developer(instructions, c.Tools)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, first)
 	}
 	names := map[string]string{}
 	for i := range turns {
@@ -120,7 +124,8 @@ func (c *Conversation) messages() ([]message, error) {
 			out = append(out, message{author: "functions." + names[t.CallID], channel: "commentary", tool: true, texts: []string{strings.Join(t.Texts, "")}})
 		case "system", "developer":
 			if t.Texts != nil {
-				out = append(out, developer(t.Texts, nil))
+				further, _ := developer(t.Texts, nil)
+				out = append(out, further)
 			}
 		case "user":
 			out = append(out, message{author: t.Role, texts: t.Texts})
@@ -146,15 +151,19 @@ func (c *Conversation) system() string {
 }
 
 // developer is a message with instructions, nil for none, and tools.
-func developer(instructions []string, tools []Tool) message {
+func developer(instructions []string, tools []Tool) (message, error) {
 	var sections []string
 	if instructions != nil {
 		sections = append(sections, "# Instructions", strings.Join(instructions, ""))
 	}
 	if len(tools) > 0 {
-		sections = append(sections, "# Tools", namespace(tools))
+		types, err := namespace(tools)
+		if err != nil {
+			return message{}, err
+		}
+		sections = append(sections, "# Tools", types)
 	}
-	return message{author: "developer", texts: []string{strings.Join(sections, "\n\n")}}
+	return message{author: "developer", texts: []string{strings.Join(sections, "\n\n")}}, nil
 }
 
 // assistant appends a turn of the assistant's: what it says before it calls tools comes

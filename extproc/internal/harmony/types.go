@@ -1,6 +1,7 @@
 package harmony
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
@@ -8,7 +9,8 @@ import (
 )
 
 // namespace declares functions as types of TypeScript, as openai/harmony does.
-func namespace(tools []Tool) string {
+func namespace(tools []Tool) (string, error) {
+	b := new(bound)
 	lines := []string{"## functions\n", "namespace functions {\n"}
 	for i := range tools {
 		t := &tools[i]
@@ -17,11 +19,39 @@ func namespace(tools []Tool) string {
 		}
 		parameters := "() => any;\n"
 		if t.Parameters != nil {
-			parameters = "(_: " + typeOf(t.Parameters, "") + ") => any;\n"
+			parameters = "(_: " + b.typeOf(t.Parameters, "") + ") => any;\n"
 		}
 		lines = append(lines, "type "+t.Name+" = "+parameters)
 	}
-	return strings.Join(append(lines, "} // namespace functions"), "\n")
+	if b.over() {
+		return "", ErrLarge
+	}
+	return strings.Join(append(lines, "} // namespace functions"), "\n"), nil
+}
+
+// mostWritten bounds the types of a request's tools, in bytes, as often as they are copied into
+// what holds them: indented, deep schemas are far larger than they come.
+const mostWritten = 8 << 20
+
+// ErrLarge is returned for a conversation with tools whose types are too large.
+var ErrLarge = errors.New("harmony: too large types of tools")
+
+// bound keeps how much of types has been written.
+type bound struct{ written int }
+
+func (b *bound) over() bool { return b.written > mostWritten }
+
+// writer writes a type as far as a bound allows.
+type writer struct {
+	strings.Builder
+	*bound
+}
+
+// WriteString adds s, unless the bound is reached.
+func (w *writer) WriteString(s string) {
+	if w.written += len(s); !w.over() {
+		w.Builder.WriteString(s)
+	}
 }
 
 // eachLine yields lines without their ends.
@@ -89,10 +119,19 @@ func (s schema) fallback(bare bool) (string, bool) {
 }
 
 // typeOf is the type of what a schema describes.
-func typeOf(v any, indent string) string {
+func (b *bound) typeOf(v any, indent string) string {
+	if b.over() {
+		return ""
+	}
+	out := b.declared(v, indent)
+	b.written += len(out)
+	return out
+}
+
+func (b *bound) declared(v any, indent string) string {
 	s := schemaOf(v)
 	if variants, ok := s.list("oneOf"); ok {
-		return union(variants, indent)
+		return b.union(variants, indent)
 	}
 	if kinds, ok := s.list("type"); ok {
 		if names := texts(kinds); len(names) > 0 {
@@ -107,7 +146,7 @@ func typeOf(v any, indent string) string {
 	kind, _ := s.text("type")
 	switch kind {
 	case "object":
-		return s.object(indent)
+		return b.object(s, indent)
 	case "string":
 		return s.enumeration()
 	case "number", "integer":
@@ -116,7 +155,7 @@ func typeOf(v any, indent string) string {
 		return kind
 	case "array":
 		if items, ok := s.Get("items"); ok {
-			return typeOf(items, indent) + "[]"
+			return b.typeOf(items, indent) + "[]"
 		}
 		return "Array<any>"
 	}
@@ -150,11 +189,14 @@ func (s schema) nullable(of string) string {
 }
 
 // union is the type of one of several that stands by itself.
-func union(variants []any, indent string) string {
-	var out strings.Builder
+func (b *bound) union(variants []any, indent string) string {
+	out := writer{bound: b}
 	for _, v := range variants {
+		if out.over() {
+			break
+		}
 		s := schemaOf(v)
-		out.WriteString("\n" + indent + " | " + s.nullable(typeOf(v, indent+"   ")))
+		out.WriteString("\n" + indent + " | " + s.nullable(out.typeOf(v, indent+"   ")))
 		var comments []string
 		if text, ok := s.text("description"); ok {
 			comments = append(comments, text)
@@ -175,17 +217,24 @@ func comment(texts []string) string {
 }
 
 // object is the type of an object, its properties in their order.
-func (s schema) object(indent string) string {
-	var out strings.Builder
+func (b *bound) object(s schema, indent string) string {
+	out := writer{bound: b}
 	if text, ok := s.text("description"); ok {
 		out.WriteString(indent + "// " + text + "\n")
 	}
 	out.WriteString("{\n")
 	properties, _ := s.Get("properties")
-	required, _ := s.list("required")
+	names, _ := s.list("required")
+	required := map[string]bool{}
+	for _, name := range texts(names) {
+		required[name] = true
+	}
 	for name, v := range schemaOf(properties).All() {
+		if out.over() {
+			break
+		}
 		optional := "?"
-		if slices.Contains(required, any(name)) {
+		if required[name] {
 			optional = ""
 		}
 		schemaOf(v).property(&out, name+optional, indent, v)
@@ -194,7 +243,7 @@ func (s schema) object(indent string) string {
 }
 
 // property is a field of an object, with what is said of it above.
-func (s schema) property(out *strings.Builder, name, indent string, v any) {
+func (s schema) property(out *writer, name, indent string, v any) {
 	if text, ok := s.text("title"); ok {
 		out.WriteString(indent + "// " + text + "\n" + indent + "//\n")
 	}
@@ -204,6 +253,9 @@ func (s schema) property(out *strings.Builder, name, indent string, v any) {
 	if examples, _ := s.list("examples"); len(examples) > 0 {
 		out.WriteString(indent + "// Examples:\n")
 		for _, text := range texts(examples) {
+			if out.over() {
+				break
+			}
 			out.WriteString(indent + "// - \"" + text + "\"\n")
 		}
 	}
@@ -211,7 +263,7 @@ func (s schema) property(out *strings.Builder, name, indent string, v any) {
 		s.choice(out, name, indent, variants)
 		return
 	}
-	out.WriteString(indent + name + ": " + s.nullable(typeOf(v, indent+"    ")) + ",")
+	out.WriteString(indent + name + ": " + s.nullable(out.typeOf(v, indent+"    ")) + ",")
 	if text, ok := s.fallback(true); ok && !s.has("oneOf") {
 		out.WriteString(" // " + text)
 	}
@@ -220,7 +272,7 @@ func (s schema) property(out *strings.Builder, name, indent string, v any) {
 
 // choice is a property that is one of several. What is said of it is not said again of the
 // first of them.
-func (s schema) choice(out *strings.Builder, name, indent string, variants []any) {
+func (s schema) choice(out *writer, name, indent string, variants []any) {
 	about, has := s.text("description")
 	above := has
 	if len(variants) > 0 && has {
@@ -235,8 +287,11 @@ func (s schema) choice(out *strings.Builder, name, indent string, variants []any
 	}
 	out.WriteString(indent + name + ":\n")
 	for i, v := range variants {
+		if out.over() {
+			break
+		}
 		one := schemaOf(v)
-		out.WriteString(indent + " | " + one.nullable(typeOf(v, indent+"   ")))
+		out.WriteString(indent + " | " + one.nullable(out.typeOf(v, indent+"   ")))
 		var comments []string
 		if text, ok := one.text("description"); ok && !(i == 0 && above) && !(has && text == about) {
 			comments = append(comments, text)

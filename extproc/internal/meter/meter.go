@@ -109,7 +109,7 @@ type Share[T any] struct {
 func (m *Meter[T]) Begin(r Run[T], now time.Time) Ticket {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.last.How == scrape.Uncounted || now.Sub(m.last.Asked) > fresh || len(m.runs) == mostRuns && len(m.free) == 0 {
+	if !m.shownLocked(now) || len(m.runs) == mostRuns && len(m.free) == 0 {
 		return 0
 	}
 	n := len(m.free)
@@ -123,6 +123,17 @@ func (m *Meter[T]) Begin(r Run[T], now time.Time) Ticket {
 	m.runs[i] = run[T]{Run: r, used: true}
 	m.open++
 	return Ticket(i + 1)
+}
+
+// Counts reports whether requests can be metered: a page has shown counters shortly.
+func (m *Meter[T]) Counts(now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.shownLocked(now)
+}
+
+func (m *Meter[T]) shownLocked(now time.Time) bool {
+	return m.last.How != scrape.Uncounted && now.Sub(m.last.Asked) <= fresh
 }
 
 // Leave says that a request has ended, which may still run in the engine.

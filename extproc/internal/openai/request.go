@@ -299,7 +299,7 @@ func (r *Request) length(s *scanner, name []byte) bool {
 // salt reads cache_salt. SGLang takes a list of them, too.
 func (r *Request) salt(s *scanner) bool {
 	if s.peek() != '"' {
-		r.Separated = r.Separated || s.peek() != 'n'
+		r.Salt, r.Separated = nil, r.Separated || s.peek() != 'n'
 		return s.skip(1)
 	}
 	return r.textField(s, &r.Salt)

@@ -38,6 +38,9 @@ func (l *Live) Meter(r meter.Run[Metered], now time.Time) Metering {
 	return Metering{l, t, r}
 }
 
+// Metered reports whether the engine's counters are known, so that requests there can be metered.
+func (l *Live) Metered(now time.Time) bool { return l.meter.Counts(now) }
+
 // On reports whether the request is metered.
 func (m *Metering) On() bool { return m.ticket != 0 }
 

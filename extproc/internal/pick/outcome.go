@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/extproc/internal/flow"
 )
 
 // Outcome is how a request for a model ended, as metrics have it.
@@ -27,7 +29,7 @@ const (
 
 // String returns the outcome as metrics have it.
 func (o Outcome) String() string {
-	return [outcomes]string{"ok", "refused", "failed", "shed", "gone"}[o]
+	return flow.Outcomes[o]
 }
 
 // OutcomeOf returns the outcome of an answer with an HTTP status; 0: there was none.

@@ -74,7 +74,7 @@ func (x *Exchange) charge(now time.Time) {
 		s.settle(n.prompt, flow.Prompt, now)
 	default:
 		if a.good {
-			x.priced(s.by != flow.Reserved)
+			x.unsaid(now)
 		}
 		x.metering.Leave(now)
 		s.leave(now)
@@ -85,6 +85,18 @@ func (x *Exchange) charge(now time.Time) {
 func (x *Exchange) priced(known bool) {
 	if x.answer.served != nil && x.admission.spent.request != 0 {
 		x.answer.served.Priced(known)
+	}
+}
+
+// unsaid is priced for an answer that did not say it: what the request is charged by is as the first
+// choice has it; of another one that answered, what that has counts.
+func (x *Exchange) unsaid(now time.Time) {
+	switch served := x.answer.served; {
+	case served == nil:
+	case served.Live == x.choice.List[0].Endpoint.Live:
+		x.priced(x.admission.spent.by != flow.Reserved)
+	default:
+		x.priced(served.Ours() || served.Live.Metered(now))
 	}
 }
 

@@ -21,6 +21,8 @@ type names struct {
 	// session, priority and tenant are names of headers, in lower case; empty: no header
 	// has it, but then the API key names the tenant.
 	session, priority, tenant string
+	// secret is whether that header of the tenant's holds what must not be shown.
+	secret bool
 	// keys are those that clients need; nil: none.
 	keys *keys.Files
 	// flow is whether there is flow control; seed is what tenants are hashed with.
@@ -44,6 +46,7 @@ type inbound struct {
 
 	names    names
 	recent   RequestHead
+	keyed    bool    // whether the tenant of recent has the name of a key
 	modes    [2]Mode // of the request's and the answer's body
 	hasModes bool    // whether Envoy said modes; one too old to say is taken to buffer
 	served   string
@@ -315,7 +318,7 @@ func (in *inbound) flowHeader(key, value []byte) bool {
 		}
 		value = value[bytes.LastIndexByte(value, ' ')+1:]
 		head.Tenant = maphash.Bytes(in.names.seed, value) | 1
-		if tenant == "" {
+		if tenant == "" || in.names.secret {
 			head.TenantName = in.nameKey(head.Tenant, value)
 		} else {
 			head.TenantName = in.name(head.Tenant, value)

@@ -113,7 +113,7 @@ func (c *Core) names() names {
 	}
 	n := names{probe: c.probe, session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, keys: c.keys, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
 	if p := t.Policy.Flow; p != nil {
-		n.flow, n.tenant = true, p.TenantHeader
+		n.flow, n.tenant, n.secret = true, p.TenantHeader, secret(p.TenantHeader)
 	}
 	return n
 }

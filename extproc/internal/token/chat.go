@@ -97,6 +97,9 @@ func (m *Model) CountChat(c *Chat) (n int, exact bool) {
 		c.Doubt = doubtOf(err)
 		return m.estimate(c), false
 	}
+	if m.bpe.cuts(prompt) {
+		slow.doubts(ByWords)
+	}
 	c.Doubt = slow.doubt
 	return m.tokens(prompt, true) + m.addedTo, slow.doubt == Certain
 }

@@ -3,6 +3,7 @@ package token
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
 	"time"
 
@@ -10,8 +11,9 @@ import (
 	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
-// inHarmony returns the prompt of a conversation in Harmony's form, and why it may be another.
-func (m *Model) inHarmony(c *Chat) (pieces []harmony.Piece, doubt Doubt, err error) {
+// inHarmony returns the prompt of a conversation in Harmony's form on a day, and why it may be
+// another.
+func (m *Model) inHarmony(c *Chat, day string) (pieces []harmony.Piece, doubt Doubt, err error) {
 	p := plan{messages: c.Messages}
 	if heavy(c, &p) {
 		return nil, Certain, errHeavy
@@ -27,7 +29,7 @@ func (m *Model) inHarmony(c *Chat) (pieces []harmony.Piece, doubt Doubt, err err
 	if wanted == "true" && (f.Generate == nil || *f.Generate) {
 		return nil, Certain, errRefused
 	}
-	of := harmony.Conversation{Effort: f.Effort, Day: today()}
+	of := harmony.Conversation{Effort: f.Effort, Day: day}
 	if of.Tools, err = m.tools(c, &p); err != nil {
 		return nil, Certain, err
 	}
@@ -38,13 +40,23 @@ func (m *Model) inHarmony(c *Chat) (pieces []harmony.Piece, doubt Doubt, err err
 		}
 		of.Turns = append(of.Turns, turn)
 	}
-	if pieces, err = of.Render(); err != nil {
+	switch pieces, err = of.Render(); {
+	case errors.Is(err, harmony.ErrLarge):
+		return nil, Certain, errHeavy
+	case err != nil:
 		return nil, Certain, errRefused
+	}
+	for i := range pieces {
+		if !pieces[i].Control && m.bpe.cuts([]byte(pieces[i].Text)) {
+			p.doubts(ByWords)
+			break
+		}
 	}
 	return pieces, p.doubt, nil
 }
 
-// today is the day as Harmony's form has it: of as many tokens whichever it is.
+// today is the day as Harmony's form has it: of as many tokens whichever it is. The engine's
+// may be another, by its time zone or VLLM_SYSTEM_START_DATE.
 func today() string { return time.Now().Format(time.DateOnly) }
 
 // tools are those of a request, and what is doubtful of them.
@@ -72,9 +84,6 @@ func (m *Model) tools(c *Chat, p *plan) (all []harmony.Tool, err error) {
 // turn is a message as Harmony's form has it.
 func (m *Model) turn(msg *Message, p *plan) (t harmony.Turn, err error) {
 	t.Role = msg.Role
-	if m.bpe.cuts(msg.Content) || m.bpe.cuts(msg.Raw) {
-		p.doubts(ByWords)
-	}
 	b, err := msg.body()
 	if err != nil {
 		return t, err
@@ -111,6 +120,9 @@ func (m *Model) turn(msg *Message, p *plan) (t harmony.Turn, err error) {
 		if json.Unmarshal(call.Function.Arguments, &arguments) != nil || strings.Contains(call.Function.Name, "<|") {
 			p.doubts(ByTools)
 		}
+		if call.Function.Name == "" {
+			p.doubts(ByTools) // it is no call in Harmony's form then
+		}
 		t.Calls = append(t.Calls, harmony.Call{ID: call.ID, Name: call.Function.Name, Arguments: arguments})
 	}
 	return t, nil
@@ -118,7 +130,7 @@ func (m *Model) turn(msg *Message, p *plan) (t harmony.Turn, err error) {
 
 // countHarmony counts a prompt in Harmony's form.
 func (m *Model) countHarmony(c *Chat) (n int, exact bool) {
-	pieces, doubt, err := m.inHarmony(c)
+	pieces, doubt, err := m.inHarmony(c, today())
 	if err != nil {
 		c.Doubt = doubtOf(err)
 		return m.estimate(c), false
@@ -134,9 +146,9 @@ func (m *Model) countHarmony(c *Chat) (n int, exact bool) {
 	return n, doubt == Certain
 }
 
-// appendHarmony is countHarmony for ids.
-func (m *Model) appendHarmony(dst []uint32, c *Chat) (ids []uint32, exact bool) {
-	pieces, doubt, err := m.inHarmony(c)
+// appendHarmony is countHarmony for ids. They are never exact: the engine's day is not known.
+func (m *Model) appendHarmony(dst []uint32, c *Chat, day string) (ids []uint32, exact bool) {
+	pieces, doubt, err := m.inHarmony(c, day)
 	if err != nil || doubt == ByWords {
 		if c.Doubt = doubt; err != nil {
 			c.Doubt = doubtOf(err)
@@ -147,7 +159,7 @@ func (m *Model) appendHarmony(dst []uint32, c *Chat) (ids []uint32, exact bool) 
 		dst = m.appendTokens(dst, []byte(pieces[i].Text), pieces[i].Control)
 	}
 	c.Doubt = doubt
-	return dst, doubt == Certain
+	return dst, false
 }
 
 // channels reports whether the tokenizer has the control tokens of Harmony's form.

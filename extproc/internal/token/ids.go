@@ -11,7 +11,7 @@ func (m *Model) AppendChat(dst []uint32, c *Chat) (ids []uint32, exact bool) {
 		return dst, false
 	}
 	if m.template.channels {
-		return m.appendHarmony(dst, c)
+		return m.appendHarmony(dst, c, today())
 	}
 	p, err := m.plan(c)
 	if err != nil {
@@ -31,6 +31,11 @@ func (m *Model) AppendChat(dst []uint32, c *Chat) (ids []uint32, exact bool) {
 	prompt, err := m.render(c, &slow)
 	if err != nil {
 		c.Doubt = doubtOf(err)
+		return dst, false
+	}
+	if m.bpe.cuts(prompt) {
+		slow.doubts(ByWords)
+		c.Doubt = slow.doubt
 		return dst, false
 	}
 	c.Doubt = slow.doubt
