@@ -38,8 +38,8 @@ func TestTokenize(t *testing.T) {
 	}
 }
 
-// TestOperationsThatTheBackendLacks come to it all the same, and what it says of them
-// comes back: it is a chat model.
+// TestOperationsThatTheBackendLacks come to it all the same, and are answered with an error
+// of the API that names the model, whatever the backend has for them: it is a chat model.
 func TestOperationsThatTheBackendLacks(t *testing.T) {
 	m := shared(t)
 	form := "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF\r\n" +
@@ -54,9 +54,9 @@ func TestOperationsThatTheBackendLacks(t *testing.T) {
 		{"/v1/rerank", "application/json", `{"model":"` + model + `","query":"a","documents":["b"]}`, true, 400, `"code":"unsupported_operation"`},
 		{"/rerank", "application/json", `{"model":"` + model + `","query":"a","documents":["b"]}`, true, 400, `"code":"unsupported_operation"`},
 		{"/v2/rerank", "application/json", `{"query":"a","documents":["b"]}`, false, 400, `"param":"model"`},
-		{"/v1/score", "application/json", `{"model":"` + model + `","text_1":"a","text_2":"b"}`, true, 404, ""},
+		{"/v1/score", "application/json", `{"model":"` + model + `","text_1":"a","text_2":"b"}`, true, 400, `"code":"unsupported_operation"`},
 		{"/v1/audio/transcriptions", "multipart/form-data; boundary=b", fmt.Sprintf(form, model), true, 400, `"code":"unsupported_operation"`},
-		{"/audio/translations", "multipart/form-data; boundary=b", fmt.Sprintf(form, model), true, 404, ""},
+		{"/audio/translations", "multipart/form-data; boundary=b", fmt.Sprintf(form, model), true, 400, `"code":"unsupported_operation"`},
 		{"/v1/audio/transcriptions", "multipart/form-data; boundary=b", fmt.Sprintf(form, "nobody"), false, 404, `"code":"model_not_found"`},
 		{"/v1/audio/transcriptions", "multipart/form-data; boundary=b", "x", false, 400, `"code":"invalid_form"`},
 	}
