@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -256,9 +257,17 @@ func (f *target) open(ctx context.Context, model, content, raw string) int {
 }
 
 // publish publishes blocks of the i-th engine, all different, until ctx ends or as many as
-// are followed have come.
+// are followed have come. As engines do, it tries again where nobody listens yet.
 func (f *target) publish(ctx context.Context, i int) {
-	conn := f.greet(ctx, f.events[i])
+	var conn net.Conn
+	if err := rig.Poll(patience, func() error {
+		if conn = f.greet(ctx, f.events[i]); conn == nil && ctx.Err() == nil {
+			return errors.New("nobody takes it")
+		}
+		return nil
+	}); err != nil {
+		f.t.Errorf("publisher %d: %v", i, err)
+	}
 	if conn == nil {
 		return
 	}
