@@ -758,6 +758,8 @@ func TestBodiesAreBounded(t *testing.T) {
 	ctx, giveUp := context.WithCancel(t.Context())
 	defer giveUp()
 	begun := make(chan struct{})
+	// A client that waits for 100 Continue sends when its body is read.
+	client := &http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}
 	var all sync.WaitGroup
 	var ends []*io.PipeWriter
 	const size = Bodies / 4
@@ -769,13 +771,14 @@ func TestBodiesAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.ContentLength = size
+		r.Header.Set("Expect", "100-continue")
 		all.Go(func() {
-			if resp, err := http.DefaultClient.Do(r); err == nil {
+			if resp, err := client.Do(r); err == nil {
 				resp.Body.Close()
 			}
 		})
 		go func() {
-			_, _ = end.Write(make([]byte, 256<<10)) // more than sockets hold: it is read
+			_, _ = end.Write([]byte(" "))
 			begun <- struct{}{}
 		}()
 	}
