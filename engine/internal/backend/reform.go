@@ -41,6 +41,24 @@ func TypeOf(object []byte) string {
 	return v.Type
 }
 
+// Within changes the object that is the value of a field, if it is one.
+func Within(v map[string]json.RawMessage, name string, change func(map[string]json.RawMessage)) {
+	var inner map[string]json.RawMessage
+	if json.Unmarshal(v[name], &inner) == nil && inner != nil {
+		change(inner)
+		v[name] = Encode(inner)
+	}
+}
+
+// AddMissing adds the fields of more that v has not.
+func AddMissing(v, more map[string]json.RawMessage) {
+	for name, value := range more {
+		if _, ok := v[name]; !ok {
+			v[name] = value
+		}
+	}
+}
+
 // Refuse is a request that a backend can't do as it is asked: the field is named.
 func Refuse(param, format string, args ...any) *Error {
 	return &Error{

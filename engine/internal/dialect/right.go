@@ -40,7 +40,7 @@ func withoutNulls(object []byte) []byte {
 		return object
 	}
 	for _, c := range choices {
-		within(c, "message", func(m map[string]json.RawMessage) {
+		backend.Within(c, "message", func(m map[string]json.RawMessage) {
 			maps.DeleteFunc(m, func(name string, value json.RawMessage) bool {
 				return isNull(name, value) && !slices.Contains(mayBeNull, name)
 			})
@@ -48,25 +48,16 @@ func withoutNulls(object []byte) []byte {
 				m["content"] = json.RawMessage("null")
 			}
 		})
-		within(c, "logprobs", func(l map[string]json.RawMessage) {
+		backend.Within(c, "logprobs", func(l map[string]json.RawMessage) {
 			if _, ok := l["refusal"]; !ok && l["content"] != nil { // those of a chat
 				l["refusal"] = json.RawMessage("null")
 			}
 		})
 	}
 	v["choices"] = backend.Encode(choices)
-	within(v, "usage", func(u map[string]json.RawMessage) { maps.DeleteFunc(u, isNull) })
+	backend.Within(v, "usage", func(u map[string]json.RawMessage) { maps.DeleteFunc(u, isNull) })
 	maps.DeleteFunc(v, isNull)
 	return backend.Encode(v)
-}
-
-// within changes an object that is the value of a field.
-func within(v map[string]json.RawMessage, name string, change func(map[string]json.RawMessage)) {
-	var inner map[string]json.RawMessage
-	if json.Unmarshal(v[name], &inner) == nil && inner != nil {
-		change(inner)
-		v[name] = backend.Encode(inner)
-	}
 }
 
 func isNull(_ string, value json.RawMessage) bool { return string(value) == "null" }

@@ -47,12 +47,12 @@ func Fill(object []byte) []byte {
 	case "message":
 		fillMessage(v)
 	case "message_start":
-		within(v, "message", fillMessage)
+		backend.Within(v, "message", fillMessage)
 	case "content_block_start":
-		within(v, "content_block", fillBlock)
+		backend.Within(v, "content_block", fillBlock)
 	case "message_delta":
-		within(v, "delta", func(d fields) { add(d, ofMessage) })
-		within(v, "usage", func(u fields) { add(u, ofLastUsage) })
+		backend.Within(v, "delta", func(d fields) { backend.AddMissing(d, ofMessage) })
+		backend.Within(v, "usage", func(u fields) { backend.AddMissing(u, ofLastUsage) })
 	default:
 		return object
 	}
@@ -69,12 +69,12 @@ func kindOf(v fields) (kind string) {
 const idPrefix = "msg_"
 
 func fillMessage(m fields) {
-	add(m, ofMessage)
+	backend.AddMissing(m, ofMessage)
 	var id string
 	if json.Unmarshal(m["id"], &id) == nil && !strings.HasPrefix(id, idPrefix) {
 		m["id"] = backend.Encode(idPrefix + strings.TrimPrefix(id, "chatcmpl-"))
 	}
-	within(m, "usage", func(u fields) { add(u, ofUsage) })
+	backend.Within(m, "usage", func(u fields) { backend.AddMissing(u, ofUsage) })
 	var blocks []fields
 	if json.Unmarshal(m["content"], &blocks) != nil {
 		return
@@ -87,22 +87,4 @@ func fillMessage(m fields) {
 	m["content"] = backend.Encode(blocks)
 }
 
-func fillBlock(b fields) { add(b, ofBlock[kindOf(b)]) }
-
-// within changes an object that is the value of a field.
-func within(v fields, name string, change func(fields)) {
-	var inner fields
-	if json.Unmarshal(v[name], &inner) == nil && inner != nil {
-		change(inner)
-		v[name] = backend.Encode(inner)
-	}
-}
-
-// add adds the fields that an object lacks.
-func add(v, more fields) {
-	for name, value := range more {
-		if _, ok := v[name]; !ok {
-			v[name] = value
-		}
-	}
-}
+func fillBlock(b fields) { backend.AddMissing(b, ofBlock[kindOf(b)]) }

@@ -36,14 +36,14 @@ func (f *Filler) Fill(object []byte) []byte {
 		return object
 	}
 	if string(v["object"]) == `"response"` {
-		f.add(v)
+		backend.AddMissing(v, f.promised)
 		return backend.Encode(v)
 	}
 	var r fields
 	if json.Unmarshal(v["response"], &r) != nil || r == nil {
 		return object
 	}
-	f.add(r)
+	backend.AddMissing(r, f.promised)
 	var kind, status string
 	_, _ = json.Unmarshal(v["type"], &kind), json.Unmarshal(r["status"], &status) // no texts: none of these
 	if kind == "response."+completed && (status == isIncomplete || status == failed) {
@@ -51,12 +51,4 @@ func (f *Filler) Fill(object []byte) []byte {
 	}
 	v["response"] = backend.Encode(r)
 	return backend.Encode(v)
-}
-
-func (f *Filler) add(r fields) {
-	for name, value := range f.promised {
-		if _, ok := r[name]; !ok {
-			r[name] = value
-		}
-	}
 }
