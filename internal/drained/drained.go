@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -97,29 +96,13 @@ func Set(path, node string, drain bool, now time.Time) (changed bool, err error)
 	if err != nil {
 		return false, err
 	}
-	if err := replace(path, append(text, '\n')); err != nil {
+	if err := regular.Replace(path, append(text, '\n')); err != nil {
 		return false, err
 	}
 	if err := unix.Fsync(fd); err != nil { // the new name lasts, too
 		return true, &fs.PathError{Op: "sync", Path: dir, Err: err}
 	}
 	return true, nil
-}
-
-// replace puts a text that is on the disk already in the file's place.
-func replace(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }
 
 // poll is how often the file is checked for changes.

@@ -102,16 +102,7 @@ func (r record) write(folder string) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(folder, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name()) // gone already if all went well
-	_, err = tmp.Write(append(b, '\n'))
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), filepath.Join(folder, recordFile))
+	return regular.Replace(filepath.Join(folder, recordFile), append(b, '\n'))
 }
 
 // pin returns what is known of a file, or nil.

@@ -1,7 +1,8 @@
 // Package regular reads files that somebody else names and may change while a program
 // runs: configuration, the fleet, keys, certificates.
 //
-// Called by whoever reads such a file, and by stamp. Its one rule: nobody waits for a file.
+// Called by whoever reads such a file, and by stamp; Replace is for files of ours that others
+// read meanwhile. Its one rule: nobody waits for a file.
 // Only regular files are read, since a pipe or a device may have no end, and what a file
 // system does not answer in time (a mount whose server has gone) is an error, and stays
 // one until it does.
