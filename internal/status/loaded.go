@@ -2,22 +2,17 @@ package status
 
 import (
 	"context"
-	"errors"
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/models"
 	"millrace.dev/millrace/internal/regular"
-	"millrace.dev/millrace/internal/state"
 )
 
 // Loaded returns which nodes of the mesh in dir have which weights now, or would load them, by
 // their path. Where no mesh runs nobody has any.
 func Loaded(ctx context.Context, dir string) (map[string][]models.Place, error) {
-	s, running, err := state.Read(dir)
-	if errors.Is(err, state.ErrNone) || err == nil && !running {
-		return nil, nil
-	}
-	if err != nil {
+	s, err := running(dir)
+	if s == nil || err != nil {
 		return nil, err
 	}
 	text, err := regular.Read(s.Config, config.MaxFile)

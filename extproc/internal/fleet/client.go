@@ -59,9 +59,8 @@ type Client struct {
 	noCaches bool
 
 	// Atomic.
-	connected atomic.Bool // whether xds has answered on the present stream
-	complete  atomic.Bool // whether a table has been published
-	table     atomic.Pointer[pick.Table]
+	connected atomic.Bool                // whether xds has answered on the present stream
+	table     atomic.Pointer[pick.Table] // the last one published; nil: none was
 }
 
 // New returns a client of the xds at target ("ip:port"), to which it connects with
@@ -202,7 +201,6 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 			c.state.measured(c.picker, t, w, time.Now())
 		}
 		c.state.done = nil
-		c.complete.Store(true)
 		c.metrics.count(t)
 		c.metrics.cached.Set(float64(c.state.cachedTokens()))
 	}
@@ -218,7 +216,7 @@ func (c *Client) take(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDisco
 func (c *Client) Conditions() []obs.Condition {
 	var all []obs.Condition
 	switch {
-	case !c.complete.Load():
+	case c.table.Load() == nil:
 		all = append(all, obs.Condition{
 			Code: "no-fleet",
 			Text: fmt.Sprintf("no fleet received from xds at %s yet: until then Envoy chooses hosts by their weights", c.target),

@@ -139,7 +139,6 @@ func TestClock(t *testing.T) {
 func TestAnswersWithoutUsage(t *testing.T) {
 	s := full(t)
 	c := &Client{state: s, loader: newLoader(nil, nil)}
-	c.complete.Store(true)
 	c.connected.Store(true)
 	e := s.endpoints["127.0.0.1:1"]
 	codes := func(budget int64, replica string) (codes []string) {
