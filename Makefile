@@ -87,6 +87,7 @@ test-kube: kube-programs build setup images ## run the tests on a real Kubernete
 	go test -tags kube -count=1 -p 1 -timeout 60m ./e2e/cluster ./e2e/control ./e2e/kubernetes
 
 test-conformance: kube-programs build setup images ## run the conformance suites of Gateway API and its inference extension; ARGS="-picker lwepp" for the latter's own picker
+	go run ./e2e/cluster/kube -build -suites
 	go test -tags kube,conformance -count=1 -timeout 60m -v -run Conformance ./e2e/kubernetes $(ARGS)
 
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows

@@ -31,12 +31,13 @@ import (
 type kit struct {
 	name   string
 	module string // folder in the repository
+	target string // of the Makefile, which builds it
 	make   func(ctx context.Context, b *bench) error
 }
 
 var (
-	programsKit = kit{"programs", "e2e/kube", makePrograms}
-	suitesKit   = kit{"suites", "e2e/kube/suites", makeSuites}
+	programsKit = kit{"programs", "e2e/kube", "kube-programs", makePrograms}
+	suitesKit   = kit{"suites", "e2e/kube/suites", "test-conformance", makeSuites}
 )
 
 // Programs returns the folder with the programs of a cluster, or an error when Build
@@ -108,7 +109,7 @@ func (k kit) find() (string, error) {
 		return "", err
 	}
 	if _, err := os.Stat(dir); err != nil {
-		return "", fmt.Errorf("%w; run `make kube-programs` first (10 min, once)", err)
+		return "", fmt.Errorf("%w; run `make %s` first, which builds it once", err, k.target)
 	}
 	return dir, nil
 }

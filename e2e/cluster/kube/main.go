@@ -31,8 +31,9 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags := flag.NewFlagSet("kube", flag.ContinueOnError)
-	build := flags.Bool("build", false, "build the programs of clusters and tests, if they are not there, and nothing else")
+	build := flags.Bool("build", false, "build the programs of clusters, if they are not there, and nothing else")
 	nodes := flags.Int("nodes", 1, "how many nodes")
+	suites := flags.Bool("suites", false, "with -build, the conformance suites, too")
 	istio := flags.Bool("istio", false, "with Istio's control plane, Gateway API and InferencePools")
 	bare := flags.Bool("bare", false, "without Millrace")
 	if err := flags.Parse(args); err != nil {
@@ -42,8 +43,13 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := cluster.Build(ctx, log); err != nil {
 		return err
 	}
+	if *suites {
+		if err := cluster.BuildSuites(ctx, log); err != nil {
+			return err
+		}
+	}
 	if *build {
-		return cluster.BuildSuites(ctx, log)
+		return nil
 	}
 	images, err := filepath.Glob(filepath.Join(rig.Root(), "bin", "images", "*.tar"))
 	if err != nil || len(images) == 0 && !*bare {
