@@ -27,12 +27,19 @@ TEMPLATES := $(MILLRACE_CACHE)/templates
 PROMETHEUS_VERSION := 2.42.0+ds-5+deb12u1
 PROMETHEUS_SHA256 := 81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55
 PROMETHEUS := $(MILLRACE_CACHE)/prometheus-2.42.0
+# Debian's Redis, which the tests run as a shared store of conversations, and the libraries that
+# it needs: package, version, the file's hash.
+REDIS_PACKAGES := \
+	redis-tools=5:7.0.15-1~deb12u10=f791cfcbf3054832bd6e786546acb0d4e046888f8e63bcf567c1c65fbfaf69e2 \
+	liblzf1=3.6-3=9854b0866201b63e04f1e446f45f01ef4a6f72c61f2250b75f944f6046cc7e8c \
+	libjemalloc2=5.3.0-1=a4117c23c5c8acf6c9678a6cb086f000b79476369da7efe8a78a70826956ad3d
+REDIS := $(MILLRACE_CACHE)/redis-7.0.15
 # Packages whose tests need nothing but Go; those below e2e run real processes.
 # Those that count allocations do so without the race detector.
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 
-.PHONY: help run setup client prometheus build test test-unit test-e2e test-short test-clients test-templates soak test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
+.PHONY: help run setup client prometheus redis build test test-unit test-e2e test-short test-clients test-templates soak test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,7 +63,8 @@ test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with th
 	go test -run Allocates $(ALLOCATING)
 
 # One package at a time: they measure time, and each wants the whole machine.
-test-e2e: build setup client prometheus ## run the tests on real processes; e2e/README.md says what each proves
+test-e2e: build setup client prometheus redis ## run the tests on real processes; e2e/README.md says what each proves
+	go test -tags redis -count=1 ./engine/internal/valkey
 	go test -count=1 -p 1 -timeout 25m ./e2e/...
 
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
@@ -150,6 +158,25 @@ $(PROMETHEUS)/.installed: | need-apt
 		{ echo "make: apt has no prometheus $(PROMETHEUS_VERSION): put a newer version and its hash into the Makefile" >&2; exit 4; }; \
 		echo "$(PROMETHEUS_SHA256)  $$(ls *.deb)" | sha256sum --check --quiet; \
 		dpkg-deb --extract *.deb unpacked; mv unpacked/usr/bin/* unpacked/usr/share/doc/prometheus/copyright .; rm -r unpacked apt *.deb
+	@touch $@
+
+# Redis is unpacked into the cache, too; its server is one program by several names.
+redis: $(REDIS)/.installed ## fetch the Redis of the end-to-end tests
+
+$(REDIS)/.installed: | need-apt
+	@echo "set-up: Redis for the tests (2 MB)"; rm -rf $(REDIS); mkdir -p $(REDIS)/apt/lists/partial $(REDIS)/apt/archives/partial $(REDIS)/lib
+	@cd $(REDIS); own="-o Dir::State::Lists=$(REDIS)/apt/lists -o Dir::Cache=$(REDIS)/apt -o APT::Sandbox::User="; \
+		for package in $(REDIS_PACKAGES); do \
+			at=$${package%=*}; \
+			apt-get -qq -o APT::Sandbox::User= download $$at 2>/dev/null || \
+			{ apt-get -qq $$own update && apt-get -qq $$own download $$at; } || \
+			{ echo "make: apt has no $$at: put a newer version and its hash into the Makefile" >&2; exit 4; }; \
+			echo "$${package##*=}  $$(ls *.deb)" | sha256sum --check --quiet; \
+			dpkg-deb --extract *.deb unpacked; rm *.deb; \
+		done; \
+		mv unpacked/usr/bin/redis-check-rdb redis; mv unpacked/usr/lib/*/*.so* lib/; mv unpacked/usr/share/doc/redis-tools/copyright .; \
+		printf '%s\n' '#!/bin/bash' 'here=$$(dirname "$$(readlink -f "$$0")")' 'export LD_LIBRARY_PATH=$$here/lib' 'exec -a redis-server "$$here/redis" "$$@"' > redis-server; \
+		chmod +x redis-server; rm -r unpacked apt
 	@touch $@
 
 # clients are those of the matrix, beside the one above: in python those that take the newest

@@ -16,6 +16,8 @@ require (
 	github.com/prometheus/procfs v0.23.0
 	github.com/spiffe/go-spiffe/v2 v2.9.0
 	github.com/tinylib/msgp v1.6.5
+	github.com/valkey-io/valkey-go v1.0.79
+	go.etcd.io/bbolt v1.5.0
 	go.opentelemetry.io/otel v1.47.0
 	go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc v1.47.0
 	go.opentelemetry.io/otel/sdk v1.47.0
