@@ -18,7 +18,8 @@ export CGO_CFLAGS ?= -Wno-deprecated-declarations
 COMMIT := $(shell git describe --always --abbrev=12 --exclude '*' --dirty 2>/dev/null)
 PROGRAMS := . ./extproc ./xds ./nodeagent ./engine
 PROTOS := $(wildcard */*pb/*.proto)
-GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* manifests/charts/millrace/crds/*
+DASHBOARDS := manifests/dashboards manifests/charts/millrace/files/dashboards
+GENERATED = $(PROTOS:%.proto=%*.go) internal/*/zz_generated.* manifests/crds/* manifests/charts/millrace/crds/* $(DASHBOARDS:%=%/*)
 TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 CLIENTS := $(MILLRACE_CACHE)/clients
@@ -56,8 +57,8 @@ build: | need-go need-g++ ## build the five programs into bin/
 
 test: test-unit test-e2e ## run every test, those on the real processes too
 
+# lint is what vets: beside it, as .ci/run has them, everything would be compiled twice.
 test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with the race detector
-	go vet ./...
 	go test -race $(UNIT)
 	cd e2e/tools && go test ./...
 	go test -run Allocates $(ALLOCATING)
@@ -126,9 +127,10 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 		if [ "$$was" != "$$(cat $(GENERATED) | sha256sum)" ]; then \
 		echo "generated code was not up to date with its .proto or Go types: commit what make generate has changed" >&2; exit 1; fi
 
-generate: $(TOOLS) ## make Go code of the .proto files, and CRDs of the Go types
+generate: $(TOOLS) ## make Go code of the .proto files, CRDs of the Go types, dashboards of their tables
 	bin/tools/protogen -validate $$(go list -m -f '{{.Dir}}' github.com/envoyproxy/protoc-gen-validate) -plugins bin/tools $(PROTOS)
 	bin/tools/crdgen -to manifests/crds,manifests/charts/millrace/crds ./internal/kubeapi ./internal/config
+	bin/tools/dashgen -rules manifests/dashboards/rules.yaml -to manifests/dashboards,manifests/charts/millrace/files/dashboards
 
 clean: ## remove bin/ and what meshes left behind; rm -r .cache removes what was fetched
 	@! bin/millrace status -dir .millrace >/dev/null 2>&1 || { echo "make: a mesh runs in .millrace: bin/millrace down ends it" >&2; exit 1; }
@@ -213,7 +215,7 @@ $(TEMPLATES)/.installed: $(JINJA)/requirements.txt $(HARMONY)/requirements.txt |
 
 $(TOOLS): e2e/tools/go.mod e2e/tools/go.sum $(wildcard e2e/tools/*/*.go) | need-go
 	@mkdir -p bin/tools
-	cd e2e/tools && go build -o ../../bin/tools/ ./protogen ./crdgen \
+	cd e2e/tools && go build -o ../../bin/tools/ ./protogen ./crdgen ./dashgen \
 		google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc \
 		github.com/envoyproxy/protoc-gen-validate honnef.co/go/tools/cmd/staticcheck
 	@touch $@

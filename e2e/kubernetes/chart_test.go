@@ -25,22 +25,23 @@ import (
 
 // definitions are modules with the definitions of what the chart can make for others, and
 // where they are in them.
-var definitions = map[string]string{
-	"github.com/cert-manager/cert-manager@v1.21.2":               "deploy/crds/cert-manager.io_*.yaml",
-	"github.com/prometheus-operator/prometheus-operator@v0.85.0": "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+var definitions = []struct{ module, pattern string }{
+	{"github.com/cert-manager/cert-manager@v1.21.2", "deploy/crds/cert-manager.io_*.yaml"},
+	{"github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml"},
+	{"github.com/prometheus-operator/prometheus-operator@v0.85.0", "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml"},
 }
 
 // applyDefinitions has the cluster know the kinds of definitions.
 func applyDefinitions(t *testing.T) {
 	t.Helper()
-	for module, pattern := range definitions {
-		out, err := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", module).Output()
+	for _, d := range definitions {
+		out, err := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", d.module).Output()
 		if err != nil {
-			t.Fatalf("go mod download %s: %v\n%s", module, err, out)
+			t.Fatalf("go mod download %s: %v\n%s", d.module, err, out)
 		}
-		files, err := filepath.Glob(filepath.Join(rig.Decode[struct{ Dir string }](t, out).Dir, pattern))
+		files, err := filepath.Glob(filepath.Join(rig.Decode[struct{ Dir string }](t, out).Dir, d.pattern))
 		if err != nil || len(files) == 0 {
-			t.Fatalf("%s has no %s: %v", module, pattern, err)
+			t.Fatalf("%s has no %s: %v", d.module, d.pattern, err)
 		}
 		for _, f := range files {
 			kubectl(t, "apply", "--server-side", "-f", f)
@@ -78,6 +79,10 @@ var matrix = []struct {
 	},
 	{name: "Istio", values: "{istio: {enabled: true, namespaces: [chart-other]}, engine: {plainText: true}}", want: []string{"Service/r-millrace-picker"}},
 	{name: "monitors", values: "{monitoring: {podMonitor: {enabled: true, labels: {release: prometheus}}}}", want: []string{"PodMonitor/r-millrace"}},
+	{
+		name: "rules and dashboards", values: "{monitoring: {rules: {enabled: true, labels: {release: prometheus}}, dashboards: {enabled: true}}}",
+		want: []string{"PrometheusRule/r-millrace", "ConfigMap/r-millrace-dashboard-overview", "ConfigMap/r-millrace-dashboard-capacity"},
+	},
 	{
 		name: "cert-manager", values: "{ca: {certManager: {enabled: true}}}",
 		want: []string{"Certificate/r-millrace-ca", "Issuer/r-millrace-ca"}, not: []string{"Secret/r-millrace-ca", "ConfigMap/r-millrace-ca"},

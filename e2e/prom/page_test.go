@@ -67,7 +67,7 @@ func (p *page) block(t *testing.T, section, language string, n int) string {
 // Prometheus scrapes every second here, so that a test need not wait for minutes: queries
 // span so much less, and are otherwise what the page has.
 const (
-	pageInterval, interval = "scrape_interval: 15s", "scrape_interval: 1s"
+	pageInterval, interval = "scrape_interval: 15s", "scrape_interval: 1s\n  evaluation_interval: 1s"
 	pageSpan, span         = "[5m]", "[10s]"
 )
 

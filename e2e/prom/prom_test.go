@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"millrace.dev/millrace/e2e/rig"
 )
@@ -31,12 +32,13 @@ apiVersion: millrace.dev/v1alpha1
 kind: Policy
 metadata: {name: default}
 spec:
-  flow: {tenants: {header: x-tenant, requestsPerMinute: 12}}
+  flow: {maxWait: {sheddable: 1s}, tenants: {header: x-tenant, requestsPerMinute: 12}}
 `
 
 // watched is a mesh and the Prometheus that scrapes it.
 type watched struct {
 	*rig.Mesh
+	dir      string // of Prometheus' configuration
 	page     *page
 	prom     *rig.Prometheus
 	replicas rig.Replicas
@@ -45,8 +47,10 @@ type watched struct {
 // TestFiveQuestions runs the parts in order on one mesh.
 func TestFiveQuestions(t *testing.T) {
 	w := watch(t)
+	began := time.Now()
 	l := w.load(t, 2, 8, "standard")
 	t.Run("all is well", w.well)
+	well := time.Now()
 	t.Run("how much is found in caches?", w.cached)
 	t.Run("which engine is slow?", w.slowEngine)
 	t.Run("who is hurt?", w.hurt)
@@ -54,6 +58,10 @@ func TestFiveQuestions(t *testing.T) {
 	l.MustAllSucceed(t)
 	t.Run("is it well?", w.unwell)
 	t.Run("which engine fails?", w.failing)
+	t.Run("control plane", w.withoutXDS)
+	w.gpuNode(t) // which runs until all has been asked
+	t.Run("dashboards", func(t *testing.T) { w.boards(t, began, well) })
+	t.Run("alerts", func(t *testing.T) { w.fired(t, began, well) })
 	if err := w.page.unasked(); err != nil {
 		t.Errorf("manifests/watch.md: no part of this test asks %v", err)
 	}
@@ -72,7 +80,13 @@ func (w *watched) load(t *testing.T, clients, tokens int, priority string) *rig.
 		for i := range n % turns {
 			text += fmt.Sprintf(" %d", i)
 		}
-		_, _, err := rig.Complete(ctx, url, rig.Ask(tokens, text), "x-tenant", tenant, "x-millrace-priority", priority)
+		header := []string{"x-tenant", tenant, "x-millrace-priority", priority}
+		ask := rig.Ask(tokens, text)
+		if ask.Stream = client%2 == 1; ask.Stream {
+			_, err := rig.Stream(ctx, url, ask, nil, header...)
+			return rig.Outcome{}, err
+		}
+		_, _, err := rig.Complete(ctx, url, ask, header...)
 		return rig.Outcome{}, err
 	})
 }
@@ -85,6 +99,9 @@ func watch(t *testing.T) *watched {
 	m := rig.OwnMesh(t, "-config", rig.Write(t, filepath.Join(dir, "policy.yaml"), policy))
 	m.AwaitWhole(t)
 	file := strings.Replace(p.block(t, "Scrape", "yaml", 0), pageInterval, interval, 1)
+	file = strings.Replace(file, "files: [targets.json]", "files: [targets.json, gpu.json]", 1) + "rule_files: [rules.yaml]\n"
+	rig.Write(t, filepath.Join(dir, "rules.yaml"), readAlerts(t).quick())
+	rig.Write(t, filepath.Join(dir, "gpu.json"), "[]")
 	rig.Write(t, filepath.Join(dir, "prometheus.yml"), file)
 	targets, _, ok := strings.Cut(p.block(t, "Scrape", "sh", 0), "prometheus --config.file")
 	if !ok {
@@ -98,7 +115,7 @@ func watch(t *testing.T) *watched {
 	if out, err := rig.Promtool(t, "", "check", "config", filepath.Join(dir, "prometheus.yml")); err != nil {
 		t.Errorf("promtool check config: %v: %s", err, out)
 	}
-	return &watched{m, p, rig.StartPrometheus(t, filepath.Join(dir, "prometheus.yml")), m.Replicas(t)}
+	return &watched{m, dir, p, rig.StartPrometheus(t, filepath.Join(dir, "prometheus.yml")), m.Replicas(t)}
 }
 
 // await waits until the n-th query of a section is answered as cond has it, and returns
@@ -264,6 +281,14 @@ func (w *watched) queue(t *testing.T) {
 	}
 	w.await(t, queues, 0, critical)
 	w.await(t, queues, 1, critical)
+	// What may wait for a second only is refused while critical requests wait.
+	rig.Wait(t, rig.BackLimit, "a sheddable request is refused", func() error {
+		a, err := rig.Post(t.Context(), w.URL(t, rig.ChatPath), rig.Ask(1, "hurry"), "x-millrace-priority", "sheddable")
+		if err == nil && a.Status != http.StatusTooManyRequests {
+			err = fmt.Errorf("status %d", a.Status)
+		}
+		return err
+	})
 	flood.MustAllSucceed(t)
 }
 
@@ -302,6 +327,15 @@ func (w *watched) failing(t *testing.T) {
 			return fmt.Errorf("want one of %v", engines)
 		}
 		return nil
+	})
+	w.AwaitWhole(t)
+	rig.Kill(t, w.Process(t, "backend@"+w.replicas.Whole).PID)
+	rig.Wait(t, rig.BackLimit, "a backend that was killed is counted", func() error {
+		got, err := w.prom.Query("sum_over_time((sum(increase(millrace_engine_restarts_total" + span + ")) > bool 0)" + "[5s:1s]) >= 3")
+		if err == nil && len(got) == 0 {
+			err = errors.New("no restart")
+		}
+		return err
 	})
 	w.AwaitWhole(t)
 }
@@ -374,4 +408,18 @@ func TestDocumentedMetricsExist(t *testing.T) {
 	if found < 40 {
 		t.Errorf("%d metrics found in the documents, want far more", found)
 	}
+}
+
+// withoutXDS suspends xds: extproc goes by its last state.
+func (w *watched) withoutXDS(t *testing.T) {
+	resume := rig.Suspend(t, w.Process(t, "xds").PID)
+	rig.Wait(t, rig.BackLimit, "extproc misses xds", func() error {
+		got, err := w.prom.Query("millrace_extproc_xds_connected == 0")
+		if err == nil && len(got) == 0 {
+			err = errors.New("it is connected")
+		}
+		return err
+	})
+	resume()
+	w.AwaitWhole(t)
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // prometheus is the folder of set-up's Prometheus in the cache.
@@ -78,4 +79,32 @@ func (p *Prometheus) Query(query string) ([]Sample, error) {
 		all = append(all, Sample{r.Metric, v})
 	}
 	return all, nil
+}
+
+// EverHadData returns whether a query had a value, other than NaN, at some second between
+// two times.
+func (p *Prometheus) EverHadData(query string, from, to time.Time) (bool, error) {
+	page, err := Get("http://" + p.Addr + "/api/v1/query_range?" + url.Values{
+		"query": {query}, "step": {"1"},
+		"start": {strconv.FormatInt(from.Unix(), 10)}, "end": {strconv.FormatInt(to.Unix(), 10)},
+	}.Encode())
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", query, err)
+	}
+	var answer struct {
+		Data struct {
+			Result []struct{ Values [][2]any }
+		}
+	}
+	if err := json.Unmarshal(page, &answer); err != nil {
+		return false, fmt.Errorf("%s: %w: %.300s", query, err, page)
+	}
+	for _, r := range answer.Data.Result {
+		for _, v := range r.Values {
+			if v[1] != "NaN" {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
