@@ -77,7 +77,11 @@ func readFlow(hs *core.HeaderMap, c *Core, p *flow.Policy, head *RequestHead) {
 			}
 		case p.TenantHeader == "" && (key == "authorization" || key == "x-api-key"), p.TenantHeader != "" && key == p.TenantHeader:
 			words := strings.Split(value(h), " ")
-			head.Tenant = maphash.String(c.seed, words[len(words)-1]) | 1
+			space := byHeader
+			if p.TenantHeader == "" {
+				space = byKey
+			}
+			head.Tenant = maphash.String(c.tenants.seeds[space], words[len(words)-1]) | 1
 			if head.TenantName = words[len(words)-1]; p.TenantHeader == "" {
 				head.TenantName = fmt.Sprintf("key %.4x", sha256.Sum256([]byte(head.TenantName)))
 			} else if len(head.TenantName) > 63 || !utf8.ValidString(head.TenantName) {

@@ -3,7 +3,6 @@ package stream
 import (
 	"bytes"
 	"crypto/subtle"
-	"hash/maphash"
 	"strconv"
 	"strings"
 	"time"
@@ -25,9 +24,9 @@ type names struct {
 	secret bool
 	// keys are those that clients need; nil: none.
 	keys *keys.Files
-	// flow is whether there is flow control; seed is what tenants are hashed with.
+	// flow is whether there is flow control; ids is what tenants are hashed with.
 	flow bool
-	seed maphash.Seed
+	ids  *tenantIDs
 	// picker is whether clients of the endpoint-picker protocol are understood, conformance
 	// whether its conformance suite is.
 	picker, conformance bool
@@ -46,7 +45,6 @@ type inbound struct {
 
 	names    names
 	recent   RequestHead
-	keyed    bool    // whether the tenant of recent has the name of a key
 	modes    [2]Mode // of the request's and the answer's body
 	hasModes bool    // whether Envoy said modes; one too old to say is taken to buffer
 	served   string
@@ -268,7 +266,7 @@ func (in *inbound) pickerHeader(key, value []byte) bool {
 		if !in.names.flow || len(value) == 0 {
 			break
 		}
-		head.Tenant, in.fair = maphash.Bytes(in.names.seed, value)|1, true
+		head.Tenant, in.fair = in.names.ids.of(byFairness, value), true
 		head.TenantName = in.name(head.Tenant, value)
 	case wire.RenameHeader, wire.OldRenameHeader:
 		head.Rename = same(&in.recent.Rename, value)
@@ -294,7 +292,7 @@ func (in *inbound) keyHeader(key, value []byte) bool {
 	if tenant, ok := in.names.keys.Tenant(value); ok {
 		head.Key = true
 		if in.names.tenant == "" && !in.fair {
-			head.Tenant, head.TenantName = maphash.String(in.names.seed, tenant)|1, tenant
+			head.Tenant, head.TenantName = in.names.ids.named(tenant), tenant
 		}
 	}
 	return true
@@ -317,10 +315,11 @@ func (in *inbound) flowHeader(key, value []byte) bool {
 			return true // who is to be treated fairly is said
 		}
 		value = value[bytes.LastIndexByte(value, ' ')+1:]
-		head.Tenant = maphash.Bytes(in.names.seed, value) | 1
 		if tenant == "" || in.names.secret {
+			head.Tenant = in.names.ids.of(byKey, value)
 			head.TenantName = in.nameKey(head.Tenant, value)
 		} else {
+			head.Tenant = in.names.ids.of(byHeader, value)
 			head.TenantName = in.name(head.Tenant, value)
 		}
 	default:

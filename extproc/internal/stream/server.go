@@ -3,7 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"io"
 	"log/slog"
 	"math"
@@ -33,9 +32,9 @@ const (
 type Core struct {
 	picker  *pick.Picker
 	flow    *flow.Controller
-	seed    maphash.Seed // of tenants' names
-	keys    *keys.Files  // that clients need; nil: none
-	probe   string       // the key of the mesh's own probes; empty: there is none
+	tenants *tenantIDs
+	keys    *keys.Files // that clients need; nil: none
+	probe   string      // the key of the mesh's own probes; empty: there is none
 	metrics *metrics
 	log     *slog.Logger // nil: nothing is logged
 	hurts   hurts
@@ -47,7 +46,7 @@ type Core struct {
 
 // NewCore returns the core of exchanges that ask picker, which counts into reg.
 func NewCore(picker *pick.Picker, reg prometheus.Registerer) *Core {
-	c := &Core{picker: picker, flow: flow.New(reg), seed: maphash.MakeSeed(), metrics: newMetrics(reg), room: new(room)}
+	c := &Core{picker: picker, flow: flow.New(reg), tenants: newTenantIDs(), metrics: newMetrics(reg), room: new(room)}
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_extproc_body_bytes_in_flight",
 		Help: "Bytes of request bodies that Envoy and extproc keep, or reserve room for, until the answers begin.",
@@ -109,9 +108,9 @@ func (c *Core) Begin() *Exchange {
 func (c *Core) names() names {
 	t := c.picker.Table()
 	if t == nil {
-		return names{keys: c.keys, seed: c.seed}
+		return names{keys: c.keys, ids: c.tenants}
 	}
-	n := names{probe: c.probe, session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, keys: c.keys, seed: c.seed, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
+	n := names{probe: c.probe, session: t.Policy.SessionHeader, priority: t.Policy.PriorityHeader, keys: c.keys, ids: c.tenants, picker: t.Policy.Picker, conformance: t.Policy.Conformance}
 	if p := t.Policy.Flow; p != nil {
 		n.flow, n.tenant, n.secret = true, p.TenantHeader, secret(p.TenantHeader)
 	}
