@@ -55,10 +55,24 @@ type Template struct {
 type Options struct {
 	// Now is the time of strftime_now, in the engine's zone.
 	Now time.Time
+	// Looked, if it is not nil, is set to how closely the template has looked at Now.
+	Looked *Look
 	// ASCII is whether only ASCII's white space is stripped from texts, as
 	// llama.cpp does.
 	ASCII bool
 }
+
+// Look is how closely a template has looked at the clock: which times make the same prompt.
+type Look uint8
+
+const (
+	// NoLook is not at all: any time does.
+	NoLook Look = iota
+	// AtDay is at the date: the same day does.
+	AtDay
+	// AtTime is at the time of the day, too.
+	AtTime
+)
 
 // failure is what a template went wrong with.
 type failure struct {

@@ -29,6 +29,27 @@ func strftime(now time.Time, format string) string {
 	return out.String()
 }
 
+// lookOf returns how closely a format looks at the clock.
+func lookOf(format string) (l Look) {
+	for i := 0; i+1 < len(format); i++ {
+		if format[i] != '%' {
+			continue
+		}
+		i++
+		if (format[i] == '-' || format[i] == '_') && i+1 < len(format) {
+			i++
+		}
+		switch {
+		case strings.IndexByte("%ntzZ", format[i]) >= 0:
+		case strings.IndexByte("dmYybhBAajFeDxuw", format[i]) >= 0:
+			l = max(l, AtDay)
+		default:
+			return AtTime
+		}
+	}
+	return l
+}
+
 // flagged applies glibc's flags to a number that has leading zeros.
 func flagged(s string, flag byte, format string) string {
 	if flag == 0 {

@@ -104,6 +104,7 @@ var Doubts = []string{
 	"fields",    // fields that engines follow in ways of their own
 	"engine",    // what engines render each in its own way: which one, or its version, is not known, or they differ
 	"harmony",   // conversations with gpt-oss, which vLLM renders without its template
+	"clock",     // the date or the time, which the template prints: the engine's may be another one
 	"media",     // content that is not text
 	"words",     // words too long to be merged to the end
 	"texts",     // texts that the engine puts together by rules of its own

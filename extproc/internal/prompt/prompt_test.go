@@ -112,7 +112,7 @@ func TestContinuedResponseIsEstimated(t *testing.T) {
 
 // TestDoubtsHaveTheirCounters has each reason of the tokenizer among those that are counted.
 func TestDoubtsHaveTheirCounters(t *testing.T) {
-	for _, d := range []token.Doubt{token.ByTemplate, token.ByRefusal, token.ByTools, token.ByFields, token.ByEngine, token.ByHarmony, token.ByMedia, token.ByWords} {
+	for _, d := range []token.Doubt{token.ByTemplate, token.ByRefusal, token.ByTools, token.ByFields, token.ByEngine, token.ByHarmony, token.ByClock, token.ByMedia, token.ByWords} {
 		if !slices.Contains(pick.Doubts, string(d)) {
 			t.Errorf("%q is not counted", d)
 		}

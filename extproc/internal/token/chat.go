@@ -3,6 +3,7 @@ package token
 import (
 	"bytes"
 	"encoding/json"
+	"time"
 
 	"millrace.dev/millrace/extproc/internal/jinja"
 )
@@ -63,9 +64,11 @@ type plan struct {
 	end       ending
 	extra     *jinja.Dict
 	doubt     Doubt
-	slow      bool // whether the form won't do
-	continues bool // whether the last of messages is continued, as transformers does it
-	cut       bool // whether words of it are estimated
+	slow      bool       // whether the form won't do
+	continues bool       // whether the last of messages is continued, as transformers does it
+	cut       bool       // whether words of it are estimated
+	at        time.Time  // by the engine's clock; zero: now
+	looked    jinja.Look // at the clock, found by rendering
 }
 
 // CountChat returns the prompt tokens of a chat completion as the backend's own
@@ -100,8 +103,12 @@ func (m *Model) CountChat(c *Chat) (n int, exact bool) {
 	if m.bpe.cuts(prompt) {
 		slow.doubts(ByWords)
 	}
+	n = m.tokens(prompt, true)
+	if m.clocked(c, p, &slow, func(other []byte) bool { return m.tokens(other, true) == n }) {
+		slow.doubts(ByClock)
+	}
 	c.Doubt = slow.doubt
-	return m.tokens(prompt, true) + m.addedTo, slow.doubt == Certain
+	return n + m.addedTo, slow.doubt == Certain
 }
 
 // perMessage is about how many tokens a template spends on a message.

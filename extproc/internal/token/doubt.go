@@ -28,6 +28,9 @@ const (
 	ByHarmony Doubt = "harmony"
 	// ByMedia is content that is not text.
 	ByMedia Doubt = "media"
+	// ByClock is a template that prints the date, or the time, of which the engine has one of its
+	// own: it may be another one, with another number of tokens.
+	ByClock Doubt = "clock"
 	// ByWords is words so long that their tokens are not merged to the end.
 	ByWords Doubt = "words"
 )

@@ -58,7 +58,7 @@ type form struct {
 	// noSystem, noEmpty and noEdges say that system messages, empty ones, and contents with
 	// white space around them don't fit.
 	noSystem, noEmpty, noEdges bool
-	day                        int // of the year, for templates that print the date; else 0
+	looked                     jinja.Look // at the clock: of AtDay it is the form of a day
 }
 
 // fragment is a fixed text of a form.
@@ -80,13 +80,13 @@ type turn struct {
 	content string
 }
 
-// newForm derives the form of a template, nil if it has none.
-func newForm(t *template) *form {
+// newForm derives the form of a template at a time of its engine's, nil if it has none.
+func newForm(t *template, at time.Time) *form {
 	f := &form{empty: map[string]fragment{}, noSystem: t.noSystem}
-	if t.dated() {
-		f.day = time.Now().YearDay()
+	if t.given() {
+		f.looked = jinja.AtDay
 	}
-	p := &prober{template: t, form: f}
+	p := &prober{template: t, form: f, at: at}
 	p.derive()
 	p.settleTrim()
 	if !p.settleScope() {
@@ -95,7 +95,7 @@ func newForm(t *template) *form {
 	f.strict = !p.holds(oddProbes)
 	f.tools = !f.strict && p.holds(toolProbes)
 	f.ends = p.holds(endProbes)
-	if !p.findTrips() {
+	if !p.findTrips() || f.looked == jinja.AtTime {
 		return nil
 	}
 	return f
@@ -121,14 +121,16 @@ func (p *prober) settleScope() bool {
 type prober struct {
 	*template
 	form *form
+	at   time.Time
 }
 
 func (p *prober) probe(turns []turn, generate bool) (string, error) {
-	in := &input{generate: generate}
+	in := &input{generate: generate, at: p.at}
 	for _, t := range turns {
 		in.messages = append(in.messages, p.message(roleNames[t.role], t.content))
 	}
 	out, err := p.render(in)
+	p.form.looked = max(p.form.looked, in.looked)
 	return p.stripBOS(out), err
 }
 

@@ -216,11 +216,11 @@ func texts(c *Chat) (out []string) {
 func TestADatedFormIsRenewed(t *testing.T) {
 	m := withTemplate(t, dated)
 	old := m.form.Load()
-	if old.day != time.Now().YearDay() {
-		t.Fatalf("form of day %d", old.day)
+	if old.days != daysOf(time.Now()) {
+		t.Fatalf("form of days %v", old.days)
 	}
-	old.day++ // as if it were of another day
-	if m.currentForm() == old || m.form.Load().day != time.Now().YearDay() {
+	old.days.here++ // as if it were of another day
+	if m.currentForm() == old || m.form.Load().days != daysOf(time.Now()) {
 		t.Error("the form of another day is still there")
 	}
 }

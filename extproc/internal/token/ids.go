@@ -1,6 +1,10 @@
 package token
 
-import "sync/atomic"
+import (
+	"bytes"
+	"slices"
+	"sync/atomic"
+)
 
 // AppendChat appends the ids of a chat completion's prompt to dst, as many as
 // CountChat counts. Nothing is appended if they are not known; exact is as in
@@ -24,6 +28,7 @@ func (m *Model) AppendChat(dst []uint32, c *Chat) (ids []uint32, exact bool) {
 	}
 	if !p.slow {
 		if ids, ok := m.appendNative(dst, &p); ok {
+			c.Doubt = p.doubt
 			return ids, p.doubt == Certain
 		}
 	}
@@ -37,6 +42,9 @@ func (m *Model) AppendChat(dst []uint32, c *Chat) (ids []uint32, exact bool) {
 		slow.doubts(ByWords)
 		c.Doubt = slow.doubt
 		return dst, false
+	}
+	if m.clocked(c, p, &slow, func(other []byte) bool { return bytes.Equal(other, prompt) }) {
+		slow.doubts(ByClock)
 	}
 	c.Doubt = slow.doubt
 	dst = m.appendTokens(m.begin(dst), prompt, true)
@@ -68,6 +76,23 @@ func (m *Model) end(dst []uint32) []uint32 {
 // appendNative is countNative for ids.
 func (m *Model) appendNative(dst []uint32, p *plan) ([]uint32, bool) {
 	f := m.currentForm()
+	if f == nil {
+		return dst, false
+	}
+	ids, ok := m.appendBy(f, dst, p)
+	for _, other := range f.others {
+		if !ok || p.doubt != Certain {
+			break
+		}
+		if of, fits := m.appendBy(other, nil, p); !fits || !slices.Equal(of, ids[len(dst):]) {
+			p.doubts(ByClock)
+		}
+	}
+	return ids, ok
+}
+
+// appendBy is countBy for ids.
+func (m *Model) appendBy(f *compiled, dst []uint32, p *plan) ([]uint32, bool) {
 	if f == nil {
 		return dst, false
 	}

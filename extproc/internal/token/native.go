@@ -2,6 +2,7 @@ package token
 
 import (
 	"bytes"
+	"reflect"
 	"sync"
 	"time"
 
@@ -14,6 +15,23 @@ func (m *Model) countNative(p *plan) (int, bool) {
 	if f == nil {
 		return 0, false
 	}
+	n, ok := m.countBy(f, p)
+	for _, other := range f.others {
+		if !ok || p.doubt != Certain {
+			break
+		}
+		if of, fits := m.countBy(other, p); !fits || of != n {
+			p.doubts(ByClock)
+		}
+	}
+	return n, ok
+}
+
+// countBy counts by a form; nil fits nothing.
+func (m *Model) countBy(f *compiled, p *plan) (int, bool) {
+	if f == nil {
+		return 0, false
+	}
 	k := counters.Get().(*counter)
 	defer counters.Put(k)
 	k.reset(m, f)
@@ -22,15 +40,37 @@ func (m *Model) countNative(p *plan) (int, bool) {
 	return k.n + m.addedTo, ok
 }
 
-// currentForm returns the form, newly made if it holds the date of another day.
+// currentForm returns the form, newly made if it is of other days.
 func (m *Model) currentForm() *compiled {
 	f := m.form.Load()
-	if f == nil || f.day == 0 || f.day == time.Now().YearDay() {
+	if f == nil || f.days == (days{}) {
 		return f
 	}
-	f = compile(newForm(m.template), m)
+	now := time.Now()
+	if f.days == daysOf(now) {
+		return f
+	}
+	f = formOf(m.template, m, now)
 	m.form.Store(f)
 	return f
+}
+
+// formOf returns a template's form of the day here, with those of the other days that an engine
+// may have; nil: it has none.
+func formOf(t *template, m *Model, now time.Time) *compiled {
+	f := newForm(t, now)
+	c := compile(f, m)
+	if c == nil || f.looked == jinja.NoLook {
+		return c
+	}
+	c.days = daysOf(now)
+	for _, at := range c.days.elsewhere() {
+		other := newForm(t, at)
+		if other == nil || !reflect.DeepEqual(f, other) {
+			c.others = append(c.others, compile(other, m))
+		}
+	}
+	return c
 }
 
 // counter adds up a prompt from texts. Text between two special tokens is
@@ -168,7 +208,8 @@ type compiled struct {
 	noSystem        bool
 	noEmpty         bool
 	noEdges         bool
-	day             int
+	days            days        // that it and others are of; zero: it does not depend on the day
+	others          []*compiled // of those days that make another form; nil: there is none then
 }
 
 // segment is a fixed text. Where it has special tokens, cuts is set: left is
@@ -184,7 +225,7 @@ func compile(f *form, m *Model) *compiled {
 	if f == nil {
 		return nil
 	}
-	c := &compiled{template: m.template, trim: f.trim, trips: f.trips, strict: f.strict, tools: f.tools, ends: f.ends, day: f.day,
+	c := &compiled{template: m.template, trim: f.trim, trips: f.trips, strict: f.strict, tools: f.tools, ends: f.ends,
 		noSystem: f.noSystem, noEmpty: f.noEmpty, noEdges: f.noEdges}
 	for r := range roles {
 		c.head[r] = m.segment(f.head[r])

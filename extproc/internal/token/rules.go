@@ -2,6 +2,7 @@ package token
 
 import (
 	"fmt"
+	"time"
 
 	"millrace.dev/millrace/extproc/internal/jinja"
 )
@@ -53,7 +54,7 @@ func (m *Model) For(e Engine) (*Model, error) {
 	}
 	t.learn()
 	of.template = &t
-	of.form.Store(compile(newForm(&t), of))
+	of.form.Store(formOf(&t, of, time.Now()))
 	return of, nil
 }
 

@@ -12,7 +12,11 @@ func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
 	if heavy(c, p) {
 		return nil, errHeavy
 	}
-	in := &input{extra: p.extra, generate: p.end == ask}
+	in := &input{extra: p.extra, generate: p.end == ask, at: p.at}
+	if m.template.given() {
+		in.looked = jinja.AtDay
+	}
+	defer func() { p.looked = in.looked }()
 	var err error
 	if in.messages, err = m.slowMessages(p); err != nil {
 		return nil, err

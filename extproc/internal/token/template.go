@@ -53,6 +53,8 @@ type input struct {
 	tools    any  // nil = none
 	generate bool // whether the assistant's turn is opened at the end
 	extra    *jinja.Dict
+	at       time.Time  // by the engine's clock; zero: now
+	looked   jinja.Look // at the clock, found by rendering
 }
 
 func newTemplate(source, bos, eos string, llama bool) (*template, error) {
@@ -83,7 +85,10 @@ func (t *template) render(in *input) (string, error) {
 	if t.eos != "" || t.llama {
 		vars.Set("eos_token", t.eos)
 	}
-	now := time.Now()
+	now := in.at
+	if now.IsZero() {
+		now = time.Now()
+	}
 	if t.llama {
 		vars.Set("enable_thinking", true)
 		vars.Set("datetime", now.Format("Jan 02 2006"))
@@ -104,16 +109,16 @@ func (t *template) render(in *input) (string, error) {
 	if in.generate || !t.llama {
 		vars.Set("add_generation_prompt", in.generate)
 	}
-	out, err := t.jinja.Render(vars, jinja.Options{Now: now, ASCII: t.llama})
+	out, err := t.jinja.Render(vars, jinja.Options{Now: now, ASCII: t.llama, Looked: &in.looked})
 	return string(out), err
 }
 
 // mentions says whether the template may use a name.
 func (t *template) mentions(name string) bool { return strings.Contains(t.source, name) }
 
-// dated says whether the prompt depends on the day.
-func (t *template) dated() bool {
-	return t.mentions("strftime_now") || t.llama && (t.mentions("date_string") || t.mentions("datetime"))
+// given says whether the engine gives the template the date, without being asked for it.
+func (t *template) given() bool {
+	return t.llama && (t.mentions("date_string") || t.mentions("datetime"))
 }
 
 var stringLiteral = regexp.MustCompile(`'((?:[^'\\\n]|\\.){2,64})'|"((?:[^"\\\n]|\\.){2,64})"`)

@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/text/unicode/norm"
 
@@ -127,7 +128,7 @@ func (m *Model) setTemplate(s *source) {
 	t.addBOS, t.addEOS = s.llama && len(s.begin) > 0, s.llama && len(s.end) > 0
 	t.learn()
 	m.template = t
-	m.form.Store(compile(newForm(t), m))
+	m.form.Store(formOf(t, m, time.Now()))
 }
 
 // TemplateError returns why conversations are only estimated: the chat template

@@ -1,0 +1,58 @@
+package token
+
+import (
+	"time"
+
+	"millrace.dev/millrace/extproc/internal/jinja"
+)
+
+// Templates that print the date do so by the clock of their engine, whose zone is not known here.
+// Their prompts are counted for each day that it may be: a count is exact if it is the same on all
+// of them, and ids are if the prompt is.
+
+// days are the dates that it may be where an engine is, and the one that it is here. They are
+// numbered from 1970-01-01 on, from 1.
+type days struct{ first, here, last int64 }
+
+func daysOf(now time.Time) days {
+	// The zones that there are, and how far clocks may be off, or a request may wait before it
+	// is rendered.
+	const west, east, slack = -12 * time.Hour, 14 * time.Hour, 10 * time.Minute
+	_, here := now.Zone()
+	return days{dayOf(now.Add(west - slack)), dayOf(now.Add(time.Duration(here) * time.Second)), dayOf(now.Add(east + slack))}
+}
+
+const day = 24 * time.Hour
+
+// dayOf is the date of a time in UTC.
+func dayOf(t time.Time) int64 { return t.Unix()/int64(day/time.Second) + 1 }
+
+// elsewhere returns a time of each of the dates but the one here.
+func (d days) elsewhere() (all []time.Time) {
+	for n := d.first; n <= d.last; n++ {
+		if n != d.here {
+			all = append(all, time.Unix((n-1)*int64(day/time.Second), 0).Add(day/2).UTC())
+		}
+	}
+	return all
+}
+
+// clocked reports whether the prompt of a conversation, which was rendered by the plan rendered,
+// a copy of p, may be another one by the engine's clock, other than same allows. Doubts that there are
+// already are enough.
+func (m *Model) clocked(c *Chat, p plan, rendered *plan, same func(prompt []byte) bool) bool {
+	switch {
+	case rendered.doubt != Certain || rendered.looked == jinja.NoLook:
+		return false
+	case rendered.looked == jinja.AtTime:
+		return true
+	}
+	for _, at := range daysOf(time.Now()).elsewhere() {
+		other := p
+		other.at = at
+		if prompt, err := m.render(c, &other); err != nil || !same(prompt) {
+			return true
+		}
+	}
+	return false
+}
