@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -20,7 +21,7 @@ const (
 apiVersion: millrace.dev/v1alpha1
 kind: Model
 metadata: {name: smollm2}
-spec: {replicas: 0}
+spec: {replicas: 0, tokenizer: "%s"}
 ---
 apiVersion: millrace.dev/v1alpha1
 kind: Endpoints
@@ -42,7 +43,7 @@ func TestEndpointsOfOthersAreChargedByTheirCounters(t *testing.T) {
 	rig.PauseShared(t)
 	server := rig.StartLlamaServer(t, rig.MustAddresses(t, 1)[0])
 	server.AwaitHealthy(t)
-	m := own(t, "-nodes", "1", "-config", rig.Write(t, filepath.Join(t.TempDir(), "mesh.yaml"), fmt.Sprintf(chargedConfig, server.Addr, perMinute)))
+	m := own(t, "-nodes", "1", "-config", rig.Write(t, filepath.Join(t.TempDir(), "mesh.yaml"), fmt.Sprintf(chargedConfig, rig.MustCached(t, rig.Weights), server.Addr, perMinute)))
 	extproc := m.Addr(t, "extproc", "metrics")
 	by := func(source string) float64 {
 		return rig.MustMetric(t, extproc, fmt.Sprintf("millrace_extproc_charged_tokens_total{source=%q}", source))
@@ -58,12 +59,20 @@ func TestEndpointsOfOthersAreChargedByTheirCounters(t *testing.T) {
 		return nil
 	}
 	const question = "Count to a thousand."
-	c, _, err := rig.Complete(t.Context(), m.URL(t, rig.ChatPath), rig.Ask(1, question), "authorization", "Bearer first")
-	if err != nil {
-		t.Fatal(err)
-	}
-	prompt := float64(c.Usage.Prompt)
-	rig.Wait(t, rig.BackLimit, "the first answer is charged", settled)
+	prompt := 0.0
+	rig.Wait(t, rig.BackLimit, "extproc has the tokenizer", func() error {
+		before := rig.MustMetric(t, extproc, `millrace_extproc_estimated_prompts_total{reason="tokenizer"}`)
+		c, _, err := rig.Complete(t.Context(), m.URL(t, rig.ChatPath), rig.Ask(1, question), "authorization", "Bearer first")
+		if err != nil {
+			return err
+		}
+		prompt = float64(c.Usage.Prompt)
+		if rig.MustMetric(t, extproc, `millrace_extproc_estimated_prompts_total{reason="tokenizer"}`) > before {
+			return errors.New("it is not read yet")
+		}
+		return nil
+	})
+	rig.Wait(t, rig.BackLimit, "they are charged", settled)
 
 	stream := `"messages":[{"role":"user","content":"` + question + `"}],"stream":true`
 	for i, d := range []struct {

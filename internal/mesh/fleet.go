@@ -90,11 +90,19 @@ func undrained(v *fleetpb.FleetView, rs []replica) []replica {
 
 func isReady(n *fleetpb.NodeView) bool { return n.GetState() == fleetpb.EndpointState_READY }
 
-// serves reports whether each model has a replica that takes requests.
+// serves reports whether each model of ours has a replica that takes requests, or an endpoint
+// that somebody else runs; where these run all, whether there is one.
 func serves(v *fleetpb.FleetView, rs []replica) bool {
 	ready := map[string]bool{} // by model
 	for _, r := range rs {
 		ready[r.model] = ready[r.model] || isReady(head(v, r.name))
+	}
+	for _, e := range v.GetEndpoints() {
+		for _, model := range e.GetModels() {
+			if e.GetState() == fleetpb.EndpointState_READY {
+				ready[model] = true
+			}
+		}
 	}
 	for _, ok := range ready {
 		if !ok {

@@ -64,6 +64,35 @@ func TestMissingSaysWhatIsWaitedFor(t *testing.T) {
 	}
 }
 
+// TestEndpointsOfOthersServe has models be served by engines that somebody else runs, beside
+// replicas and alone.
+func TestEndpointsOfOthersServe(t *testing.T) {
+	theirs := func(state fleetpb.EndpointState_State, models ...string) *fleetpb.FleetView {
+		return &fleetpb.FleetView{Endpoints: []*fleetpb.EndpointView{{Address: "10.0.0.2:8000", Models: models, State: state}}}
+	}
+	for _, tt := range []struct {
+		name  string
+		view  *fleetpb.FleetView
+		ours  []replica
+		serve bool
+	}{
+		{"alone", theirs(fleetpb.EndpointState_READY, "theirs"), nil, true},
+		{"alone, and down", theirs(fleetpb.EndpointState_NOT_READY, "theirs"), nil, false},
+		{"for a model of ours", theirs(fleetpb.EndpointState_READY, "k", "m"), wanted, true},
+		{"for another one", theirs(fleetpb.EndpointState_READY, "theirs"), wanted, false},
+		{"down, beside a replica", func() *fleetpb.FleetView {
+			v := theirs(fleetpb.EndpointState_NOT_READY, "theirs")
+			v.Nodes = []*fleetpb.NodeView{nodeView("c", "m-1", 0, true, "")}
+			return v
+		}(), wanted, true},
+		{"none", &fleetpb.FleetView{}, nil, false},
+	} {
+		if got := serves(tt.view, tt.ours); got != tt.serve {
+			t.Errorf("%s: serves() = %v, want %v", tt.name, got, tt.serve)
+		}
+	}
+}
+
 // TestChildrenAreCountedAcrossEngines uses this process's id: it is alive.
 func TestChildrenAreCountedAcrossEngines(t *testing.T) {
 	self := os.Getpid()

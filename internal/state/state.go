@@ -57,7 +57,7 @@ type State struct {
 	// Listen is "ip:port" of the OpenAI API.
 	Listen string `json:"listen"`
 	// Ready is whether every replica has answered once and the mesh answers now:
-	// Envoy runs and each model has a ready replica.
+	// Envoy runs and each model has a ready replica, or a ready endpoint of others.
 	Ready     bool      `json:"ready"`
 	Processes []Process `json:"processes"`
 	// PID is `millrace up` itself. When it is gone the file is what it was then,
