@@ -16,7 +16,7 @@ const (
 	// perMinute is a tenant's budget in tokens. What one request names as its limit is most of it, so
 	// that a second one of the minute has room only if it is charged for what it had.
 	perMinute, named = 1200, 1000
-	// chargedConfig is a model that somebody else's server alone serves.
+	// chargedConfig is a model that a server from outside alone serves.
 	chargedConfig = `
 apiVersion: millrace.dev/v1alpha1
 kind: Model

@@ -99,8 +99,8 @@ func strftimeNow(e *exec, a *args) any {
 	if !ok {
 		throw(errType, "strftime_now() of what is no text")
 	}
-	if looked := e.options.Looked; looked != nil {
-		*looked = max(*looked, lookOf(format))
+	if read := e.options.Read; read != nil {
+		*read = max(*read, readingOf(format))
 	}
 	return strftime(e.options.Now, format)
 }

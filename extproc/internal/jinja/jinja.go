@@ -55,23 +55,23 @@ type Template struct {
 type Options struct {
 	// Now is the time of strftime_now, in the engine's zone.
 	Now time.Time
-	// Looked, if it is not nil, is set to how closely the template has looked at Now.
-	Looked *Look
+	// Read, if it is not nil, is set to how much of Now the template has read.
+	Read *Reading
 	// ASCII is whether only ASCII's white space is stripped from texts, as
 	// llama.cpp does.
 	ASCII bool
 }
 
-// Look is how closely a template has looked at the clock: which times make the same prompt.
-type Look uint8
+// Reading is how much of the clock a template has read: which times make the same prompt.
+type Reading uint8
 
 const (
-	// NoLook is not at all: any time does.
-	NoLook Look = iota
-	// AtDay is at the date: the same day does.
-	AtDay
-	// AtTime is at the time of the day, too.
-	AtTime
+	// NotRead is none of it: any time does.
+	NotRead Reading = iota
+	// DateRead is the date: the same day does.
+	DateRead
+	// TimeRead is the time of the day, too.
+	TimeRead
 )
 
 // failure is what a template went wrong with.

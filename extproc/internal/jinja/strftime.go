@@ -29,8 +29,8 @@ func strftime(now time.Time, format string) string {
 	return out.String()
 }
 
-// lookOf returns how closely a format looks at the clock.
-func lookOf(format string) (l Look) {
+// readingOf returns how much of the clock a format reads.
+func readingOf(format string) (r Reading) {
 	for i := 0; i+1 < len(format); i++ {
 		if format[i] != '%' {
 			continue
@@ -42,12 +42,12 @@ func lookOf(format string) (l Look) {
 		switch {
 		case strings.IndexByte("%ntzZ", format[i]) >= 0:
 		case strings.IndexByte("dmYybhBAajFeDxuw", format[i]) >= 0:
-			l = max(l, AtDay)
+			r = max(r, DateRead)
 		default:
-			return AtTime
+			return TimeRead
 		}
 	}
-	return l
+	return r
 }
 
 // flagged applies glibc's flags to a number that has leading zeros.

@@ -64,11 +64,11 @@ type plan struct {
 	end       ending
 	extra     *jinja.Dict
 	doubt     Doubt
-	slow      bool       // whether the form won't do
-	continues bool       // whether the last of messages is continued, as transformers does it
-	cut       bool       // whether words of it are estimated
-	at        time.Time  // by the engine's clock; zero: now
-	looked    jinja.Look // at the clock, found by rendering
+	slow      bool          // whether the form won't do
+	continues bool          // whether the last of messages is continued, as transformers does it
+	cut       bool          // whether words of it are estimated
+	at        time.Time     // by the engine's clock; zero: now
+	reads     jinja.Reading // of the clock, found by rendering
 }
 
 // CountChat returns the prompt tokens of a chat completion as the backend's own

@@ -42,9 +42,9 @@ func (d days) elsewhere() (all []time.Time) {
 // already are enough.
 func (m *Model) clocked(c *Chat, p plan, rendered *plan, same func(prompt []byte) bool) bool {
 	switch {
-	case rendered.doubt != Certain || rendered.looked == jinja.NoLook:
+	case rendered.doubt != Certain || rendered.reads == jinja.NotRead:
 		return false
-	case rendered.looked == jinja.AtTime:
+	case rendered.reads == jinja.TimeRead:
 		return true
 	}
 	for _, at := range daysOf(time.Now()).elsewhere() {

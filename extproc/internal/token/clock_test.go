@@ -8,7 +8,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/jinja"
 )
 
-// Templates that look at the clock, in the ways that published ones do and in some others.
+// Templates that read the clock, in the ways that published ones do and in some others.
 const (
 	turns    = `{% for m in messages %}<|im_start|>{{ m.role + m.content }}<|im_end|>{% endfor %}`
 	short    = `<|im_start|>{{ strftime_now('%-d %B') }}<|im_end|>` + turns
@@ -41,7 +41,7 @@ func TestClocksOfEngines(t *testing.T) {
 		{"the time of the day", timed, false, alike, Chat{Messages: user}, ByClock, ByClock},
 		{"a date that the request does not give", asked, false, alike, Chat{Messages: user}, Certain, ByClock},
 		{"one that it gives", asked, false, moves, Chat{Messages: user, Raw: []byte(`{"chat_template_kwargs":{"date_string":"26 Jul 2024"}}`)}, Certain, Certain},
-		{"one that is looked at and not printed", parted, false, moves, Chat{Messages: user}, Certain, Certain},
+		{"one that is read and not printed", parted, false, moves, Chat{Messages: user}, Certain, Certain},
 		{"one for tools, without them", ofTools, false, moves, Chat{Messages: user}, Certain, Certain},
 		{"one for systems, without one", ofSystem, false, moves, Chat{Messages: user}, Certain, Certain},
 		{"one for systems", ofSystem, false, moves, Chat{Messages: withSystem}, ByClock, ByClock},
@@ -118,12 +118,12 @@ func TestDays(t *testing.T) {
 	}
 }
 
-// TestLooks has what formats show of the clock be what templates are said to have looked at.
-func TestLooks(t *testing.T) {
-	for format, want := range map[string]jinja.Look{
-		"": jinja.NoLook, "%%%n%z%Z": jinja.NoLook, "%": jinja.NoLook,
-		"%d %b %Y": jinja.AtDay, "%-d": jinja.AtDay, "%A %j": jinja.AtDay, "%F%D%x%u%w%y%h%e%_m": jinja.AtDay,
-		"%H": jinja.AtTime, "%d %p": jinja.AtTime, "%c": jinja.AtTime, "%f": jinja.AtTime, "%-I": jinja.AtTime, "%T": jinja.AtTime, "%X%R%r%M%S": jinja.AtTime,
+// TestReadings has what formats show of the clock be what templates are said to have read.
+func TestReadings(t *testing.T) {
+	for format, want := range map[string]jinja.Reading{
+		"": jinja.NotRead, "%%%n%z%Z": jinja.NotRead, "%": jinja.NotRead,
+		"%d %b %Y": jinja.DateRead, "%-d": jinja.DateRead, "%A %j": jinja.DateRead, "%F%D%x%u%w%y%h%e%_m": jinja.DateRead,
+		"%H": jinja.TimeRead, "%d %p": jinja.TimeRead, "%c": jinja.TimeRead, "%f": jinja.TimeRead, "%-I": jinja.TimeRead, "%T": jinja.TimeRead, "%X%R%r%M%S": jinja.TimeRead,
 	} {
 		parsed, err := jinja.Parse("{{ strftime_now(f) if f is defined }}")
 		if err != nil {
@@ -131,10 +131,10 @@ func TestLooks(t *testing.T) {
 		}
 		vars := jinja.NewDict(1)
 		vars.Set("f", format)
-		var looked jinja.Look
-		_, err = parsed.Render(vars, jinja.Options{Now: time.Unix(1, 0), Looked: &looked})
-		if (err != nil) != (format == "%") || looked != want {
-			t.Errorf("%q: looked %v, error %v; want %v", format, looked, err, want)
+		var read jinja.Reading
+		_, err = parsed.Render(vars, jinja.Options{Now: time.Unix(1, 0), Read: &read})
+		if (err != nil) != (format == "%") || read != want {
+			t.Errorf("%q: read %v, error %v; want %v", format, read, err, want)
 		}
 	}
 }

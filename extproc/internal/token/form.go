@@ -58,7 +58,7 @@ type form struct {
 	// noSystem, noEmpty and noEdges say that system messages, empty ones, and contents with
 	// white space around them don't fit.
 	noSystem, noEmpty, noEdges bool
-	looked                     jinja.Look // at the clock: of AtDay it is the form of a day
+	reads                      jinja.Reading // of the clock: of DateRead it is the form of a day
 }
 
 // fragment is a fixed text of a form.
@@ -84,7 +84,7 @@ type turn struct {
 func newForm(t *template, at time.Time) *form {
 	f := &form{empty: map[string]fragment{}, noSystem: t.noSystem}
 	if t.given() {
-		f.looked = jinja.AtDay
+		f.reads = jinja.DateRead
 	}
 	p := &prober{template: t, form: f, at: at}
 	p.derive()
@@ -95,7 +95,7 @@ func newForm(t *template, at time.Time) *form {
 	f.strict = !p.holds(oddProbes)
 	f.tools = !f.strict && p.holds(toolProbes)
 	f.ends = p.holds(endProbes)
-	if !p.findTrips() || f.looked == jinja.AtTime {
+	if !p.findTrips() || f.reads == jinja.TimeRead {
 		return nil
 	}
 	return f
@@ -130,7 +130,7 @@ func (p *prober) probe(turns []turn, generate bool) (string, error) {
 		in.messages = append(in.messages, p.message(roleNames[t.role], t.content))
 	}
 	out, err := p.render(in)
-	p.form.looked = max(p.form.looked, in.looked)
+	p.form.reads = max(p.form.reads, in.reads)
 	return p.stripBOS(out), err
 }
 

@@ -60,7 +60,7 @@ func (m *Model) currentForm() *compiled {
 func formOf(t *template, m *Model, now time.Time) *compiled {
 	f := newForm(t, now)
 	c := compile(f, m)
-	if c == nil || f.looked == jinja.NoLook {
+	if c == nil || f.reads == jinja.NotRead {
 		return c
 	}
 	c.days = daysOf(now)

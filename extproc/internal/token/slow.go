@@ -14,9 +14,9 @@ func (m *Model) render(c *Chat, p *plan) ([]byte, error) {
 	}
 	in := &input{extra: p.extra, generate: p.end == ask, at: p.at}
 	if m.template.given() {
-		in.looked = jinja.AtDay
+		in.reads = jinja.DateRead
 	}
-	defer func() { p.looked = in.looked }()
+	defer func() { p.reads = in.reads }()
 	var err error
 	if in.messages, err = m.slowMessages(p); err != nil {
 		return nil, err

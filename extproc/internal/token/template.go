@@ -53,8 +53,8 @@ type input struct {
 	tools    any  // nil = none
 	generate bool // whether the assistant's turn is opened at the end
 	extra    *jinja.Dict
-	at       time.Time  // by the engine's clock; zero: now
-	looked   jinja.Look // at the clock, found by rendering
+	at       time.Time     // by the engine's clock; zero: now
+	reads    jinja.Reading // of the clock, found by rendering
 }
 
 func newTemplate(source, bos, eos string, llama bool) (*template, error) {
@@ -109,7 +109,7 @@ func (t *template) render(in *input) (string, error) {
 	if in.generate || !t.llama {
 		vars.Set("add_generation_prompt", in.generate)
 	}
-	out, err := t.jinja.Render(vars, jinja.Options{Now: now, ASCII: t.llama, Looked: &in.looked})
+	out, err := t.jinja.Render(vars, jinja.Options{Now: now, ASCII: t.llama, Read: &in.reads})
 	return string(out), err
 }
 
