@@ -96,7 +96,7 @@ func (p *pair) startVLLM(t *testing.T, i int) {
 // awaitStart waits until an engine serves: minutes, where others want the CPU, too.
 func (p *pair) awaitStart(t *testing.T, i int) {
 	t.Helper()
-	took := rig.Wait(t, 10*time.Minute, fmt.Sprintf("engine %d serves", i), func() error {
+	took := rig.Wait(t, 25*time.Minute, fmt.Sprintf("engine %d serves", i), func() error {
 		select {
 		case <-p.engines[i].Done():
 			return rig.Final(fmt.Errorf("it ended: %v", p.engines[i].Err()))

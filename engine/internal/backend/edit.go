@@ -3,7 +3,6 @@ package backend
 import (
 	"bytes"
 	"encoding/json"
-	"strings"
 )
 
 // Append adds a field, written as `"name":value`, to the end of a JSON object with a
@@ -94,15 +93,20 @@ var eventEnd = []byte("\n\n")
 
 // onlyUsage reports whether an event holds an account and no choice.
 func onlyUsage(event []byte) bool {
-	if !bytes.Contains(event, usageKey) {
+	data, ok := bytes.CutPrefix(bytes.TrimSpace(event), []byte("data:"))
+	return ok && OnlyUsage(data)
+}
+
+// OnlyUsage is whether an event's object holds an account and no choice.
+func OnlyUsage(object []byte) bool {
+	if !bytes.Contains(object, usageKey) {
 		return false
 	}
-	data, ok := strings.CutPrefix(strings.TrimSpace(string(event)), "data:")
 	var v struct {
 		Choices []json.RawMessage `json:"choices"`
 		Usage   map[string]any    `json:"usage"`
 	}
-	return ok && json.Unmarshal([]byte(data), &v) == nil && v.Choices != nil && len(v.Choices) == 0 && v.Usage != nil
+	return json.Unmarshal(object, &v) == nil && v.Choices != nil && len(v.Choices) == 0 && v.Usage != nil
 }
 
 // Rename returns the JSON object with other names for some of its fields; those whose new

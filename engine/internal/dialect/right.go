@@ -1,7 +1,6 @@
 package dialect
 
 import (
-	"bytes"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -21,11 +20,23 @@ func Right(r backend.Request) backend.Reform {
 	case apis.Responses:
 		return &righted{object: responses.NewFiller(r.Fields).Fill}
 	case apis.Chat, apis.Completions:
-		if !r.Stream { // whose events have no such fields
+		if !r.Stream {
 			return &righted{object: withoutNulls}
+		}
+		if r.API == apis.Chat { // events of completions have no such fields
+			return &righted{object: chunk}
 		}
 	}
 	return nil
+}
+
+// Unasked has a stream that Right puts right lose the account at its end, which the client has not
+// asked for. Of others nothing changes.
+func Unasked(form backend.Reform) backend.Reform {
+	if r, ok := form.(*righted); ok {
+		r.unasked = true
+	}
+	return form
 }
 
 // mayBeNull are the fields of a message that the API has be null; it leaves out the others.
@@ -48,11 +59,7 @@ func withoutNulls(object []byte) []byte {
 				m["content"] = json.RawMessage("null")
 			}
 		})
-		backend.Within(c, "logprobs", func(l map[string]json.RawMessage) {
-			if _, ok := l["refusal"]; !ok && l["content"] != nil { // those of a chat
-				l["refusal"] = json.RawMessage("null")
-			}
-		})
+		backend.Within(c, "logprobs", withRefusal)
 	}
 	v["choices"] = backend.Encode(choices)
 	backend.Within(v, "usage", func(u map[string]json.RawMessage) { maps.DeleteFunc(u, isNull) })
@@ -60,81 +67,11 @@ func withoutNulls(object []byte) []byte {
 	return backend.Encode(v)
 }
 
+// withRefusal adds to the logprobs of a chat what they must have.
+func withRefusal(l map[string]json.RawMessage) {
+	if _, ok := l["refusal"]; !ok && l["content"] != nil {
+		l["refusal"] = json.RawMessage("null")
+	}
+}
+
 func isNull(_ string, value json.RawMessage) bool { return string(value) == "null" }
-
-// righted is an answer whose objects are put right one by one.
-type righted struct {
-	object func([]byte) []byte
-	rest   []byte // of an event that has not ended yet
-	out    []byte
-}
-
-// Unary puts a whole answer right.
-func (r *righted) Unary(answer []byte) (string, []byte, error) {
-	return backend.JSON, r.object(answer), nil
-}
-
-var (
-	asName = []byte("event:")
-	asData = []byte("data:")
-)
-
-// Pass puts the events of a stream right.
-func (r *righted) Pass(p []byte) []byte {
-	r.rest, r.out = append(r.rest, p...), r.out[:0]
-	for {
-		lines, n := r.next()
-		if n == 0 {
-			return r.out
-		}
-		r.event(lines, r.rest[:n])
-		r.rest = r.rest[n:]
-	}
-}
-
-// next returns the lines of the event that has come whole, and its size; 0: none has.
-func (r *righted) next() (lines [][]byte, size int) {
-	for at := 0; ; {
-		i := bytes.IndexByte(r.rest[at:], '\n')
-		if i < 0 {
-			return nil, 0
-		}
-		line := bytes.TrimRight(r.rest[at:at+i], "\r")
-		if at += i + 1; len(line) == 0 {
-			return lines, at
-		}
-		lines = append(lines, line)
-	}
-}
-
-// event adds an event, with the name that its object has then.
-func (r *righted) event(lines [][]byte, as []byte) {
-	if n := len(lines); n > 0 {
-		object, ok := bytes.CutPrefix(lines[n-1], asData)
-		object = bytes.TrimSpace(object)
-		named := n == 2 && bytes.HasPrefix(lines[0], asName)
-		if ok && (n == 1 || named) && len(object) > 0 && object[0] == '{' {
-			made := r.object(object)
-			kind := ""
-			if named {
-				kind = backend.TypeOf(made)
-			}
-			switch {
-			case bytes.Equal(made, object):
-			case kind != "":
-				r.out = backend.Event(r.out, kind, made)
-				return
-			default:
-				r.out = append(append(append(r.out, "data: "...), made...), "\n\n"...)
-				return
-			}
-		}
-	}
-	r.out = append(r.out, as...)
-}
-
-// Rest is what has come behind the last event.
-func (r *righted) Rest() []byte { return r.rest }
-
-// Fail leaves it to the operation.
-func (r *righted) Fail(backend.Error) []byte { return nil }

@@ -21,8 +21,9 @@ func request(t *testing.T, api apis.API, body string) backend.Request {
 // TestRight cuts streams at every place: what is put right is the same.
 func TestRight(t *testing.T) {
 	const (
-		grown = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"id\"}\n\n"
-		ping  = "event: ping\ndata: {\"type\": \"ping\"}\n\n"
+		grown       = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"id\"}\n\n"
+		chunkOfText = "data: " + `{"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":" a"},"logprobs":null,"finish_reason":null}]}` + "\n\n"
+		ping        = "event: ping\ndata: {\"type\": \"ping\"}\n\n"
 	)
 	tests := []struct {
 		name   string
@@ -40,11 +41,20 @@ func TestRight(t *testing.T) {
 		{"a response that is complete", apis.Responses, "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"status\":\"completed\"}}\n\n", []string{"event: response.completed\n"}, nil},
 		{"lines that end otherwise", apis.Responses, "event: response.completed\r\ndata: {\"type\":\"response.completed\",\"response\":{\"status\":\"incomplete\"}}\r\n\r\ndata: [DONE]\r\n\r\n",
 			[]string{"event: response.incomplete\n", "data: [DONE]\r\n\r\n"}, nil},
+		{"a call that grows", apis.Chat, "data: " + `{"id":"c","choices":[{"index":0,"delta":{"role":null,"content":null,"tool_calls":[{"index":0,"id":null,"type":null,"function":{"name":null,"arguments":"{\"a\":null"}}],"reasoning":null},"logprobs":null,"finish_reason":null}],"usage":null}` + "\n\ndata: [DONE]\n\n",
+			[]string{`"tool_calls":[{"function":{"arguments":"{\"a\":null"},"index":0}]`, `"finish_reason":null`, `"content":null`, "data: [DONE]\n\n"},
+			[]string{`"name"`, `"role"`, `"id":null`, `"type"`, `"reasoning"`, `"usage"`}},
+		{"a chunk of text", apis.Chat, chunkOfText, []string{chunkOfText}, nil},
+		{"one that says null", apis.Chat, "data: " + `{"choices":[{"index":0,"delta":{"content":"null"},"logprobs":null,"finish_reason":null}]}` + "\n\n", []string{`"content":"null"`, `"logprobs":null`}, nil},
+		{"logprobs of a chunk", apis.Chat, "data: " + `{"choices":[{"index":0,"delta":{"content":"a"},"logprobs":{"content":[]},"finish_reason":null}]}` + "\n\n", []string{`"logprobs":{"content":[],"refusal":null}`}, nil},
+		{"an account that was not asked for", apis.Chat, chunkOfText + "data: " + `{"choices":[],"usage":{"prompt_tokens":1,"prompt_tokens_details":null}}` + "\n\ndata: [DONE]\n\n", []string{chunkOfText + "data: [DONE]\n\n"}, []string{"prompt_tokens"}},
 		{"what is no event", apis.Messages, ": comment\n\nevent: a\nevent: b\ndata: {\"type\":\"message_start\"}\n\ndata: nonsense\n\n\n\nrest", []string{": comment\n\nevent: a\nevent: b\ndata: {\"type\":\"message_start\"}\n\ndata: nonsense\n\n\n\nrest"}, nil},
 	}
 	for _, tt := range tests {
 		for cut := range len(tt.stream) + 1 {
-			form := Right(request(t, tt.api, `{"model":"m"}`))
+			r := request(t, tt.api, `{"model":"m"}`)
+			r.Stream = true
+			form := Unasked(Right(r))
 			got := string(form.Pass([]byte(tt.stream[:cut])))
 			got += string(form.Pass([]byte(tt.stream[cut:])))
 			got += string(form.Rest())

@@ -200,7 +200,7 @@ func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 	if w.Timed {
 		var added bool
 		if w.Body, added = backend.AskUsage(r); added {
-			w.Answer = backend.DropUsage
+			w.Answer, w.Reform = backend.DropUsage, dialect.Unasked(w.Reform)
 		}
 	}
 	if id := a.GetBackend().GetServedModel(); id != "" && id != a.GetModel() {

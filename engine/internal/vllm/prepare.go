@@ -40,7 +40,7 @@ func asked(r backend.Request) backend.Way {
 	w.Timed = true
 	var added bool
 	if w.Body, added = backend.AskUsage(r); added {
-		w.Answer = backend.DropUsage
+		w.Answer, w.Reform = backend.DropUsage, dialect.Unasked(w.Reform)
 	}
 	return w
 }

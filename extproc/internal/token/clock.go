@@ -56,3 +56,8 @@ func (m *Model) clocked(c *Chat, p plan, rendered *plan, same func(prompt []byte
 	}
 	return false
 }
+
+// given says whether the engine gives the template the date, without being asked for it.
+func (t *template) given() bool {
+	return t.llama && (t.mentions("date_string") || t.mentions("datetime"))
+}

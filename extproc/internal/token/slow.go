@@ -118,25 +118,6 @@ func (t *template) role(name string) string {
 	return name
 }
 
-// mergeSystem puts a leading system message into the next one, for templates
-// that have no place for it.
-func mergeSystem(messages []*jinja.Dict) []*jinja.Dict {
-	if len(messages) == 0 {
-		return messages
-	}
-	if role, _ := messages[0].Get("role"); role != "system" {
-		return messages
-	}
-	if len(messages) > 1 {
-		a, ok := contentOf(messages[0]).(string)
-		b, ok2 := contentOf(messages[1]).(string)
-		if ok && ok2 {
-			messages[1].Set("content", a+"\n"+b)
-		}
-	}
-	return messages[1:]
-}
-
 func contentOf(message *jinja.Dict) any {
 	c, _ := message.Get("content")
 	return c

@@ -116,11 +116,6 @@ func (t *template) render(in *input) (string, error) {
 // mentions says whether the template may use a name.
 func (t *template) mentions(name string) bool { return strings.Contains(t.source, name) }
 
-// given says whether the engine gives the template the date, without being asked for it.
-func (t *template) given() bool {
-	return t.llama && (t.mentions("date_string") || t.mentions("datetime"))
-}
-
 var stringLiteral = regexp.MustCompile(`'((?:[^'\\\n]|\\.){2,64})'|"((?:[^"\\\n]|\\.){2,64})"`)
 
 // maxLiterals bounds the texts that a template is probed with.
