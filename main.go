@@ -154,6 +154,10 @@ func up(ctx context.Context, args []string, std files) error {
 		o.Capacity, err = mesh.ParseCapacity(text)
 		return err
 	})
+	fs.Func("memory", "`node-a=1Gi,node-c=8Gi`: what models may take on nodes, by which they are laid out; left out: nine tenths of the machine's, shared", func(text string) (err error) {
+		o.Memory, err = mesh.ParseMemory(text)
+		return err
+	})
 	fs.StringVar(&o.VLLM, "vllm", "", "`path` of a vLLM of your own, a command or a Python environment, for backends of kind vllm")
 	fs.StringVar(&o.APIKeys, "api-keys", "", "`file` with hashes of the API keys that clients need; millrace key makes them")
 	fs.StringVar(&o.HTTPS.Listen, "https", "", "`ip:port` where clients come by TLS, besides -listen; -https-cert and -https-key go with it")

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/trust"
@@ -32,6 +33,7 @@ func main() { os.Exit(program.Main("nodeagent", run)) }
 type options struct {
 	report   report.Config
 	capacity float64
+	memory   config.Bytes
 	nvml     string
 	leave    time.Duration
 	sensors  *report.Sensors
@@ -53,6 +55,9 @@ func (o *options) flags(f *program.Flags) {
 	f.Dial(&o.report.Engine, "engine", "", "`ip:port` of the engine's gRPC service")
 	f.Dial(&o.report.XDS, "xds", "", "`host:port` of xds; a name for every xds behind it")
 	f.Float64Var(&o.capacity, "capacity", 0, "speed of this node in tokens per second, by which requests are shared out; 0: as measured")
+	f.Func("memory", "what models may take of this node's memory, or its GPUs', such as `20Gi`; 0: nine tenths", func(text string) error {
+		return o.memory.UnmarshalText([]byte(text))
+	})
 	f.StringVar(&o.nvml, "nvml", "", "`path` of the NVML library; if empty, the system's, if there is one")
 	f.DurationVar(&o.report.Interval, "interval", 500*time.Millisecond, "time between heartbeats")
 	f.DurationVar(&o.report.Timeout, "timeout", 1500*time.Millisecond, "how long after its last heartbeat xds takes this node for hung")
@@ -65,7 +70,7 @@ func (o *options) load() error {
 	if err != nil {
 		return fmt.Errorf("host: %w", err)
 	}
-	o.sensors = &report.Sensors{GPU: gpu.New(o.nvml), Host: machine, Capacity: o.capacity}
+	o.sensors = &report.Sensors{GPU: gpu.New(o.nvml), Host: machine, Capacity: o.capacity, Memory: uint64(o.memory)}
 	return nil
 }
 
@@ -121,6 +126,9 @@ func (o *options) validate() error {
 	}
 	if o.capacity != 0 && !trust.Within(o.capacity, 1e-3, 1e9) {
 		fault("-capacity: %g; must be 0, or ≥ 0.001 and ≤ 1e9", o.capacity)
+	}
+	if o.memory < 0 || o.memory > 1<<50 {
+		fault("-memory: %d bytes; must be ≥ 0 and ≤ %d", o.memory, int64(1)<<50)
 	}
 	if o.report.Interval < 50*time.Millisecond || o.report.Interval > time.Minute {
 		fault("-interval: %s; must be ≥ 50ms and ≤ 1m", o.report.Interval)

@@ -116,10 +116,12 @@ type ModelSpec struct {
 	// +millrace:between:least="0",most="1024"
 	Replicas int `json:"replicas"`
 	// Layout is how each replica lies on the nodes: entry i is for replica i,
-	// the last one for all further replicas. At most 128 entries. Default: one stage.
+	// the last one for all further replicas. At most 128 entries. Default: xds plans where
+	// replicas of kind "llamacpp" lie that are always loaded, in how many stages, by the memory
+	// and speed of the nodes that there are; any other has one stage.
 	// +kubebuilder:validation:MaxItems=128
 	// +listType=atomic
-	Layout []Layout `json:"layout"`
+	Layout []Layout `json:"layout,omitempty"`
 	// Load is when the model is loaded: "always" at the start, which proves it and measures how
 	// long that takes, or "onDemand" by the first request, which waits. Default "always"; of kind
 	// "openai" nothing is loaded here, and it is the only one.
@@ -140,6 +142,12 @@ type ModelSpec struct {
 	Goal Goal `json:"goal"`
 	// Implied is whether there is no object of it: Endpoints serve it.
 	Implied bool `json:"-"`
+}
+
+// Planned reports whether xds plans how the replicas lie on nodes: nobody has written it, and
+// they are always loaded.
+func (s ModelSpec) Planned() bool {
+	return len(s.Layout) == 0 && s.Backend.Kind == LlamaCpp && s.Load != LoadOnDemand
 }
 
 // Rests reports whether replicas may have the model unloaded while nobody asks for it.
@@ -438,10 +446,10 @@ func Default() File {
 	return File{Models: []Model{m}, Policy: newPolicy()}
 }
 
-// NewModel returns a model with the defaults, on one node.
+// NewModel returns a model with the defaults.
 func NewModel(name string) Model {
 	m := newModel()
-	m.Metadata.Name, m.Spec.Replicas, m.Spec.Layout = name, 1, []Layout{{Stages: 1}}
+	m.Metadata.Name, m.Spec.Replicas = name, 1
 	return m
 }
 

@@ -65,7 +65,7 @@ func TestGoodFileOverDefaults(t *testing.T) {
 	smol.Metadata.Name = DefaultModel
 	smol.Spec.Default = true
 	smol.Spec.Backend = qwen.Spec.Backend
-	smol.Spec.Replicas, smol.Spec.Layout = 1, []Layout{{Stages: 1}}
+	smol.Spec.Replicas = 1
 	policy.Spec.Sessions.Cookie.KeyFile = filepath.Join(filepath.Dir(dir), "keys/cookie")
 	policy.Spec.Sessions.Idle = Duration{90 * time.Minute}
 	policy.Spec.Retries.Critical, policy.Spec.Retries.MaxPerTry = 6, Duration{90 * time.Second}

@@ -240,9 +240,6 @@ func (r *reader) model(d *decoder, n *yaml.Node) {
 	if _, set := d.lines["spec.backend.contextTokens"]; !set && m.Spec.Backend.Kind == OpenAI {
 		m.Spec.Backend.ContextTokens = 0
 	}
-	if len(m.Spec.Layout) == 0 {
-		m.Spec.Layout = []Layout{{Stages: 1}}
-	}
 	if d.check(m.validate()); r.out(d) {
 		return
 	}

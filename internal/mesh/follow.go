@@ -14,10 +14,11 @@ import (
 // changes.
 type deriver struct {
 	nodes     int
-	named     []named // models of -model
-	vllm      string  // path of the user's own; empty: there is none
-	weights   string  // path of those that set-up has fetched; empty: it has not
-	cookieKey string  // path
+	memory    map[string]config.Bytes // as in Options
+	named     []named                 // models of -model
+	vllm      string                  // path of the user's own; empty: there is none
+	weights   string                  // path of those that set-up has fetched; empty: it has not
+	cookieKey string                  // path
 	// laid has the layout that a model got when the user chose none, by the model's
 	// name: it stays, whatever other models come and go.
 	laid map[string]config.ModelSpec
@@ -46,7 +47,7 @@ func (d *deriver) derive(f config.File, at config.Source) (config.File, []config
 			given[m.Metadata.Name] = true
 		}
 	}
-	f = layOut(f, given, d.nodes)
+	f = layOut(f, given, d.nodes, func(m config.Model) int { return fits(m, d.nodes, d.memory) })
 	var faults []config.Fault
 	fault := func(name, path, format string, args ...any) {
 		faults = append(faults, config.Fault{Kind: config.KindModel, Name: name, Path: path, Text: fmt.Sprintf(format, args...)})

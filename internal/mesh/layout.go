@@ -5,7 +5,11 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/placing"
+	"millrace.dev/millrace/internal/weights"
+	"millrace.dev/millrace/xds/fleetpb"
 )
 
 // layoutGiven returns the models whose layout or number of replicas the user chose.
@@ -18,21 +22,48 @@ func layoutGiven(f config.File, at config.Source) map[string]bool {
 	return given
 }
 
-// layOut returns the file with a layout for the only model, if the user chose
-// none: every node works, and from three nodes on the first replica is sharded. What
+// layOut completes the only model, if the user chose no layout: every node works. The model
+// that set-up fetches is laid out here, and so is one of which nothing is known yet: from three
+// nodes on the first replica is sharded. Of any other, xds plans as many replicas as fit. What
 // llama.cpp does not serve is on one node: it may want a device of its own.
-func layOut(f config.File, given map[string]bool, nodes int) config.File {
+func layOut(f config.File, given map[string]bool, nodes int, fit func(config.Model) int) config.File {
 	f.Models = slices.Clone(f.Models)
 	if len(f.Models) != 1 || f.Models[0].Spec.Implied || f.Models[0].Spec.Backend.Kind != config.LlamaCpp || given[f.Models[0].Metadata.Name] {
 		return f
 	}
 	spec := &f.Models[0].Spec
+	if n := fit(f.Models[0]); n > 0 {
+		spec.Replicas, spec.Layout = n, nil
+		return f
+	}
 	if nodes < 3 {
 		spec.Replicas, spec.Layout = nodes, []config.Layout{{Stages: 1}}
 		return f
 	}
 	spec.Replicas, spec.Layout = nodes-1, []config.Layout{{Stages: 2, Shares: []float32{1, 1}}, {Stages: 1}}
 	return f
+}
+
+// fits returns how many replicas of a model have a place on the nodes of this machine, at
+// least 1; 0: its weights are not there yet, or can't be understood.
+func fits(m config.Model, nodes int, memory map[string]config.Bytes) int {
+	if m.Spec.Weights == "" || m.Spec.Weights == unfetched {
+		return 0
+	}
+	shape, err := weights.ShapeOf(m.Spec.Weights)
+	if err != nil {
+		return 0
+	}
+	total, err := doctor.Memory()
+	if err != nil {
+		return 0
+	}
+	var room []uint64
+	for _, name := range nodeNames(nodes) {
+		t := &fleetpb.Telemetry{MemoryTotalBytes: uint64(max(0, total)), ModelMemoryBytes: uint64(memory[name])}
+		room = append(room, placing.Memory(t, nodes))
+	}
+	return max(1, placing.Fit(placing.Request(m.Metadata.Name, m.Spec, shape), room))
 }
 
 // checkRoom refuses a file that needs more nodes than there are.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/models"
 	"millrace.dev/millrace/internal/mtls"
@@ -59,6 +60,9 @@ type Options struct {
 	VLLM string
 	// Capacity is the operator's figure for a node in tokens per second, by node.
 	Capacity map[string]float64
+	// Memory is what models may take on a node, in bytes, by node. A node that is not named
+	// has its part of nine tenths of the machine's.
+	Memory map[string]config.Bytes
 	// TLS is whether every link between the programs is mutual TLS, by certificates of
 	// the mesh's own that live as long as TLSLife and are replaced in time.
 	TLS     bool
@@ -125,7 +129,7 @@ func (o Options) complete() (Options, error) {
 		_, err := obs.ParseTarget(o.Traces)
 		errs = append(errs, err)
 	}
-	errs = append(errs, o.checkCapacity(), o.HTTPS.complete())
+	errs = append(errs, o.checkNodes("-capacity", slices.Collect(maps.Keys(o.Capacity))), o.checkNodes("-memory", slices.Collect(maps.Keys(o.Memory))), o.HTTPS.complete())
 	if err := checkVLLM(o.VLLM); err != nil {
 		errs = append(errs, fmt.Errorf("-vllm: %w", err))
 	}
@@ -167,12 +171,13 @@ func absolute(path *string) (err error) {
 	return err
 }
 
-func (o Options) checkCapacity() error {
+// checkNodes finds nodes that there are not among those that a flag names.
+func (o Options) checkNodes(flag string, names []string) error {
 	known := nodeNames(o.Nodes)
 	var errs []error
-	for _, node := range slices.Sorted(maps.Keys(o.Capacity)) {
+	for _, node := range slices.Sorted(slices.Values(names)) {
 		if !slices.Contains(known, node) {
-			errs = append(errs, fmt.Errorf("-capacity %s: no such node; there are %s", node, strings.Join(known, ", ")))
+			errs = append(errs, fmt.Errorf("%s %s: no such node; there are %s", flag, node, strings.Join(known, ", ")))
 		}
 	}
 	return errors.Join(errs...)
@@ -189,20 +194,36 @@ func (o Options) Setup(noModel bool) setup.Options {
 
 // ParseCapacity reads "node-a=100,node-c=50".
 func ParseCapacity(text string) (map[string]float64, error) {
-	capacity := map[string]float64{}
+	return byNode(text, "TOKENS_PER_SECOND, the figure 0 or from 0.001 to 1e9", func(figure string) (float64, bool) {
+		v, err := trust.Number(figure, 0, 1e9)
+		return v, err == nil && (v == 0 || v >= 1e-3)
+	})
+}
+
+// ParseMemory reads "node-a=1Gi,node-c=512Mi".
+func ParseMemory(text string) (map[string]config.Bytes, error) {
+	return byNode(text, "SIZE, such as node-a=2Gi, from 1 byte to 1048576Gi", func(figure string) (v config.Bytes, ok bool) {
+		err := v.UnmarshalText([]byte(figure))
+		return v, err == nil && v >= 1 && v <= 1<<50
+	})
+}
+
+// byNode reads "node=value,…". read says whether a value is one of what.
+func byNode[V any](text, what string, read func(string) (V, bool)) (map[string]V, error) {
+	all := map[string]V{}
 	for _, part := range strings.Split(text, ",") {
 		if part = strings.TrimSpace(part); part == "" {
 			continue
 		}
 		node, figure, _ := strings.Cut(part, "=")
-		v, err := trust.Number(figure, 0, 1e9)
-		if err != nil || v > 0 && v < 1e-3 {
-			return nil, fmt.Errorf("%q; must be NODE=TOKENS_PER_SECOND, the figure 0 or from 0.001 to 1e9", part)
+		v, ok := read(figure)
+		if !ok {
+			return nil, fmt.Errorf("%q; must be NODE=%s", part, what)
 		}
-		if _, twice := capacity[node]; twice {
+		if _, twice := all[node]; twice {
 			return nil, fmt.Errorf("%q; the node is named twice", part)
 		}
-		capacity[node] = v
+		all[node] = v
 	}
-	return capacity, nil
+	return all, nil
 }

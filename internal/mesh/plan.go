@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/envoy"
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/drained"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/wire"
@@ -88,6 +89,8 @@ type Input struct {
 	Traces string
 	// Capacity is by node, in tokens per second.
 	Capacity map[string]float64
+	// Memory is by node, in bytes.
+	Memory map[string]config.Bytes
 	// TLS is the folder of the mesh's certificates; empty: cleartext.
 	TLS string
 	// HTTPS is as in Options.
@@ -212,12 +215,15 @@ func (b *planner) node(node string) {
 		"-node", node, "-http", http, "-grpc", grpc, "-metrics", metrics, "-shard", shard, "-backend", backend,
 		"-logs", b.plan.Logs, "-runtime", b.in.Runtime, "-llama-server", b.in.LlamaServer, "-rpc-server", b.in.RPCServer, "-vllm", b.in.VLLM,
 		"-traces", b.in.Traces)
-	agent, capacity := b.addr(), ""
+	agent, capacity, memory := b.addr(), "", ""
 	if v := b.in.Capacity[node]; v > 0 {
 		capacity = strconv.FormatFloat(v, 'f', -1, 64)
 	}
+	if v := b.in.Memory[node]; v > 0 {
+		memory = strconv.FormatInt(int64(v), 10)
+	}
 	b.add(Spec{Role: "nodeagent", Node: node, Phase: phaseNodes, Addrs: map[string]string{"metrics": agent}},
-		"-node", node, "-engine", grpc, "-xds", b.plan.XDS, "-metrics", agent, "-capacity", capacity)
+		"-node", node, "-engine", grpc, "-xds", b.plan.XDS, "-metrics", agent, "-capacity", capacity, "-memory", memory)
 }
 
 func (b *planner) gateway() {

@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "rewrite the files in testdata")
 func input(nodes, extprocs int) Input {
 	in := Input{
 		Listen: "127.0.0.1:10000", Dir: "/m", Nodes: nodes, ExtProcs: extprocs, Programs: "/bin", Envoy: "/cache/envoy", Runtime: "/cache/llamacpp",
-		Traces: "otlp://127.0.0.1:4317", Capacity: map[string]float64{"node-a": 100.5},
+		Traces: "otlp://127.0.0.1:4317", Capacity: map[string]float64{"node-a": 100.5}, Memory: map[string]config.Bytes{"node-b": 1 << 30},
 	}
 	for i := range portsNeeded(nodes, extprocs) {
 		in.Ports = append(in.Ports, 20000+i)
@@ -106,17 +106,19 @@ func TestLayOut(t *testing.T) {
 		name  string
 		given bool
 		nodes int
+		fit   int
 		want  []int // stages of each replica
 	}{
 		{name: "one node holds the model whole", nodes: 1, want: []int{1}},
 		{name: "two nodes hold it whole each", nodes: 2, want: []int{1, 1}},
 		{name: "from three nodes on the first replica is sharded", nodes: 3, want: []int{2, 1}},
 		{name: "more nodes are more whole replicas", nodes: 5, want: []int{2, 1, 1, 1}},
+		{name: "as many as fit, where that is known", nodes: 3, fit: 3, want: []int{1, 1, 1}},
 		{name: "the user's layout stays", given: true, nodes: 5, want: []int{3}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			f := layOut(model(1, config.Layout{Stages: 3}), map[string]bool{"smollm2": tt.given}, tt.nodes)
+			f := layOut(model(1, config.Layout{Stages: 3}), map[string]bool{"smollm2": tt.given}, tt.nodes, func(config.Model) int { return tt.fit })
 			var got []int
 			for _, r := range replicas(f) {
 				got = append(got, r.stages)
@@ -209,11 +211,11 @@ func TestAVLLMMustBeGiven(t *testing.T) {
 }
 
 func TestBadFlagsAreListedAllAtOnce(t *testing.T) {
-	err := Check(Options{Listen: "here", Nodes: 0, Traces: "http://x", Capacity: map[string]float64{"node-q": 1}})
+	err := Check(Options{Listen: "here", Nodes: 0, Traces: "http://x", Capacity: map[string]float64{"node-q": 1}, Memory: map[string]config.Bytes{"node-r": 1}})
 	if program.ExitCode(err) != program.ExitUsage {
 		t.Fatalf("Check() = %v, want a usage error", err)
 	}
-	for _, want := range []string{`-listen "here"`, "-nodes 0", `traces: "http://x"`, "-capacity node-q"} {
+	for _, want := range []string{`-listen "here"`, "-nodes 0", `traces: "http://x"`, "-capacity node-q", "-memory node-r"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error\n%v\nwant %q in it", err, want)
 		}
@@ -230,6 +232,30 @@ func TestParseCapacity(t *testing.T) {
 			t.Errorf("ParseCapacity(%q) took a bad figure", bad)
 		}
 	}
+}
+
+func TestParseMemory(t *testing.T) {
+	got, err := ParseMemory("node-a=1Gi, node-c=1000")
+	if diff := cmp.Diff(map[string]config.Bytes{"node-a": 1 << 30, "node-c": 1000}, got); err != nil || diff != "" {
+		t.Errorf("ParseMemory() = %v, %v", got, err)
+	}
+	for _, bad := range []string{"node-a", "node-a=x", "node-a=-1", "node-a=0", "node-a=1Gi,node-a=2Gi", "node-a=9000000Gi"} {
+		if _, err := ParseMemory(bad); err == nil {
+			t.Errorf("ParseMemory(%q) took a bad figure", bad)
+		}
+	}
+}
+
+func FuzzParseMemory(f *testing.F) {
+	f.Add("node-a=1Gi,node-c=50")
+	f.Fuzz(func(t *testing.T, text string) {
+		got, err := ParseMemory(text)
+		for node, v := range got {
+			if err == nil && (v < 1 || v > 1<<50) {
+				t.Errorf("ParseMemory(%q): %s=%v", text, node, v)
+			}
+		}
+	})
 }
 
 func FuzzParseCapacity(f *testing.F) {

@@ -129,7 +129,7 @@ func start(ctx context.Context, o Options, file config.File, all []named, paths 
 	plan := NewPlan(Input{
 		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
-		Traces: spans.target, Capacity: o.Capacity, TLS: o.tlsDir(), HTTPS: o.HTTPS, APIKeys: o.keyFiles(), ProbeKey: rand.Text(),
+		Traces: spans.target, Capacity: o.Capacity, Memory: o.Memory, TLS: o.tlsDir(), HTTPS: o.HTTPS, APIKeys: o.keyFiles(), ProbeKey: rand.Text(),
 	})
 	own, err := o.ownKey()
 	if err != nil {
@@ -154,7 +154,7 @@ func start(ctx context.Context, o Options, file config.File, all []named, paths 
 	}
 	m := &mesh{plan: plan, first: replicas(file), example: example(file), store: store, show: show, certs: certs, operator: me, key: own}
 	if o.Config != "" {
-		d := deriver{nodes: o.Nodes, named: all, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
+		d := deriver{nodes: o.Nodes, memory: o.Memory, named: all, vllm: o.VLLM, weights: paths.Model, cookieKey: key, laid: laidOut(file)}
 		if m.config, err = desired.Open(o.Config, d.derive, nil, slog.New(slog.DiscardHandler)); err != nil {
 			return program.Config(err)
 		}
@@ -205,7 +205,7 @@ func takeDir(dir string) (*os.File, error) {
 
 // load reads the configuration and completes it for the nodes that there are.
 func load(o Options, all []named) (config.File, error) {
-	file, err := loadFor(o.Config, o.Nodes, all)
+	file, err := loadFor(o, all)
 	if err != nil {
 		return config.File{}, program.Config(err)
 	}
@@ -228,7 +228,8 @@ func checkProgram(m config.Model, vllm string) error {
 	}
 }
 
-func loadFor(path string, nodes int, all []named) (config.File, error) {
+func loadFor(o Options, all []named) (config.File, error) {
+	path, nodes := o.Config, o.Nodes
 	file, given := config.Default(), map[string]bool{}
 	var at config.Source
 	if path != "" {
@@ -248,7 +249,7 @@ func loadFor(path string, nodes int, all []named) (config.File, error) {
 	if path == "" && len(all) > 1 {
 		file = spread(file, nodes)
 	}
-	file = layOut(file, given, nodes)
+	file = layOut(file, given, nodes, func(m config.Model) int { return fits(m, nodes, o.Memory) })
 	return file, errors.Join(checkRoom(file, nodes), checkWeights(file))
 }
 

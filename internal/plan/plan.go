@@ -16,6 +16,7 @@ import (
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/doctor"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/placing"
 	"millrace.dev/millrace/internal/planner"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/regular"
@@ -137,10 +138,6 @@ func (o Options) file() (config.File, config.Source, error) {
 	return config.Read(o.Config, text)
 }
 
-// overhead is what a backend's process takes beside weights and KV cache, by its kind, in bytes:
-// compute buffers, and of vLLM what its framework needs.
-var overhead = map[string]uint64{config.LlamaCpp: 64 << 20, config.VLLM: 1 << 30}
-
 func (o Options) subject(m config.Model, at config.Source) (subject, error) {
 	name, path := m.Metadata.Name, m.Spec.Weights
 	next := "set spec.weights to a GGUF file, or a folder with config.json and weights in safetensors form"
@@ -152,28 +149,11 @@ func (o Options) subject(m config.Model, at config.Source) (subject, error) {
 		return subject{}, program.Config(&obs.Hint{Err: fmt.Errorf("plan: model %s: %w", name, err), Next: next})
 	}
 	s := subject{spec: m.Spec, written: at.Sets(config.KindModel, name, "spec.layout")}
-	s.Request = request(name, m.Spec, shape)
+	s.Request = placing.Request(name, m.Spec, shape)
 	if at.Sets(config.KindModel, name, "spec.replicas") {
 		s.Goal.Replicas = m.Spec.Replicas
 	}
 	return s, nil
-}
-
-// request is a model as the planner sees it. llama.cpp splits layers over nodes, one after
-// the other; vLLM is on one node, where its stages overlap and devices share layers.
-func request(name string, spec config.ModelSpec, s weights.Shape) planner.Request {
-	vllm := spec.Backend.Kind == config.VLLM
-	return planner.Request{
-		Model: planner.Model{
-			Name: name, Layers: s.Layers, LayerBytes: s.LayerBytes, EmbeddingBytes: s.EmbeddingBytes, HeadBytes: s.HeadBytes, Tied: s.Tied,
-			Parameters: s.Parameters, KVBytesPerToken: s.KVBytesPerToken, Hidden: s.Hidden, Heads: s.Heads, KVHeads: s.KVHeads,
-			Spans: !vllm, Tensor: vllm, Overlap: vllm, Overhead: overhead[spec.Backend.Kind],
-		},
-		Goal: planner.Goal{
-			Context: spec.Backend.ContextTokens, Slots: spec.Backend.Slots,
-			FirstToken: spec.Goal.FirstToken.Duration, Token: spec.Goal.Token.Duration,
-		},
-	}
 }
 
 // fleet returns the nodes of the file, their speeds as bytes of weights.

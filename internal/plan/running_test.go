@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/placing"
 	"millrace.dev/millrace/internal/planner"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -88,7 +89,7 @@ func TestObservedLeavesOutWhatIsTaken(t *testing.T) {
 
 // TestRanksOfOneEngine holds that vLLM's ranks are stages on one node.
 func TestRanksOfOneEngine(t *testing.T) {
-	got := replicaOf(&enginepb.Assignment{Stages: []*enginepb.Stage{{Node: "a", Share: 1}}, Backend: &enginepb.Backend{PipelineParallel: 3, TensorParallel: 2}}, 32)
+	got := placing.Replica(&enginepb.Assignment{Stages: []*enginepb.Stage{{Node: "a", Share: 1}}, Backend: &enginepb.Backend{PipelineParallel: 3, TensorParallel: 2}}, 32)
 	want := planner.Replica{TensorParallel: 2, Stages: []planner.Stage{{Node: "a", Layers: 10}, {Node: "a", Layers: 11}, {Node: "a", Layers: 11}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("replica (-want +got):\n%s", diff)

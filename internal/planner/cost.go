@@ -4,12 +4,8 @@ import (
 	"cmp"
 )
 
-// activation is the size of a number between two stages, in bytes, and prompt the default
-// of Goal.Prompt.
-const (
-	activation = 4
-	prompt     = 512
-)
+// activation is the size of a number between two stages, in bytes.
+const activation = 4
 
 // unit is what one stage can lie on: devices of a node, as one model sees them.
 type unit struct {
@@ -41,7 +37,7 @@ type task struct {
 func newTask(f *field, r Request, tensor int, free []int) *task {
 	m := r.Model
 	t := &task{Request: r, field: f, tensor: tensor}
-	t.Goal.Slots, t.Goal.Prompt = max(1, r.Goal.Slots), cmp.Or(r.Goal.Prompt, prompt)
+	t.Goal.Slots, t.Goal.Prompt = max(1, r.Goal.Slots), cmp.Or(r.Goal.Prompt, Prompt)
 	kv := float64(m.KVBytesPerToken) / float64(max(1, m.Layers)) * float64(t.Goal.Context) * float64(t.Goal.Slots)
 	t.perLayer = float64(m.LayerBytes) + kv
 	for i, n := range f.Nodes {

@@ -54,15 +54,21 @@ func (m Model) ends() uint64 {
 type Goal struct {
 	// Replicas is how many there are to be; 0: as many as fit.
 	Replicas int
+	// Stay is whether replicas that run, and can, stay where they are whatever is better: of
+	// Replan.
+	Stay bool
 	// Context is the tokens of a sequence, and Slots how many sequences have that many at a
 	// time; at least 1.
 	Context, Slots int
 	// FirstToken is how long a prompt of Prompt tokens may take, and Token each token of the
 	// answer, in an idle replica; 0: as long as it will.
 	FirstToken, Token time.Duration
-	// Prompt is the tokens of a prompt; 0: 512.
+	// Prompt is the tokens of a prompt; 0: the constant Prompt.
 	Prompt int
 }
+
+// Prompt is the default of Goal.Prompt, in tokens.
+const Prompt = 512
 
 // Request is a model with its goal.
 type Request struct {

@@ -115,6 +115,10 @@ func (m *mover) move(i int) {
 		had = m.runs[i]
 	}
 	best := slices.Concat(had, m.more(r, had, m.free, nil))
+	if r.Goal.Stay {
+		m.follow(i, best)
+		return
+	}
 	better := func(to []Replica) bool {
 		a, b := met(to), met(best)
 		return a > b && (r.Goal.Replicas > 0 || total(to) > total(best)) || a == b && total(to) > gain*total(best)
@@ -176,7 +180,7 @@ func (m *mover) way(i int, to []Replica) (steps []Step, free []int, ok bool) {
 			text, sign = "stop ", 1
 		}
 		m.take(free, r, sign)
-		steps = append(steps, Step{m.requests[i].Model.Name, r, stop, text + m.requests[i].Model.Name + " " + where(r)})
+		steps = append(steps, Step{m.requests[i].Model.Name, r, stop, text + m.requests[i].Model.Name + " " + r.String()})
 	}
 	starts, stops := without(to, running), without(running, to)
 	working := len(m.runs[i])
@@ -252,8 +256,8 @@ func (m *mover) makeRoom(i int) {
 	}
 }
 
-// where writes where a replica lies.
-func where(r Replica) string {
+// String says where a replica lies: "whole on b", or "on b and d: 31 + 17 layers".
+func (r Replica) String() string {
 	var names []string
 	for _, s := range r.Stages {
 		names = append(names, s.Node)

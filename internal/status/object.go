@@ -2,6 +2,7 @@ package status
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -18,6 +19,9 @@ type Object struct {
 	// Replicas of a model, and how many of them take requests.
 	Replicas      []string `json:"replicas,omitempty"`
 	ReadyReplicas int      `json:"ready_replicas"`
+	// Layout is how a model lies on the nodes, and why, or what is missing; empty: its layout
+	// is not planned.
+	Layout string `json:"layout,omitempty"`
 	// Conditions in the order Accepted, Ready, Progressing.
 	Conditions []ObjectCondition `json:"conditions"`
 }
@@ -44,7 +48,7 @@ func objects(s state.State, view *fleetpb.FleetView) []Object {
 	for _, o := range view.GetObjects() {
 		one := Object{
 			Kind: o.GetKind(), Name: o.GetName(), Generation: o.GetGeneration(),
-			Replicas: o.GetReplicas(), ReadyReplicas: int(o.GetReadyReplicas()),
+			Replicas: o.GetReplicas(), ReadyReplicas: int(o.GetReadyReplicas()), Layout: o.GetLayout(),
 		}
 		for _, c := range o.GetConditions() {
 			one.Conditions = append(one.Conditions, ObjectCondition{
@@ -106,6 +110,17 @@ func configuration(all []Object, now time.Time) table {
 			o.Kind + "/" + o.Name, cmp.Or(words[accepted], "-"), cmp.Or(words["Ready"], "-"), cmp.Or(words[progressing], "-"),
 			since(entered, now), why,
 		})
+	}
+	return t
+}
+
+// layouts shows the models whose layouts are planned, and why they are so.
+func layouts(all []Object) table {
+	t := table{{"MODEL", "READY", "LAYOUT"}}
+	for _, o := range all {
+		if o.Layout != "" {
+			t = append(t, []string{o.Name, fmt.Sprintf("%d of %d", o.ReadyReplicas, len(o.Replicas)), o.Layout})
+		}
 	}
 	return t
 }

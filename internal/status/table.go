@@ -28,6 +28,10 @@ func write(w io.Writer, r Report, now time.Time, width int) error {
 		fmt.Fprintln(&b)
 		endpoints(r.Endpoints, now).write(&b, width)
 	}
+	if planned := layouts(r.Objects); len(planned) > 1 {
+		fmt.Fprintln(&b)
+		planned.write(&b, width)
+	}
 	if ill := slices.DeleteFunc(slices.Clone(r.Objects), Object.well); len(ill) > 0 {
 		fmt.Fprintln(&b)
 		configuration(ill, now).write(&b, width)

@@ -428,9 +428,12 @@ type Telemetry struct {
 	MemoryTotalBytes uint64  `protobuf:"varint,6,opt,name=memory_total_bytes,json=memoryTotalBytes,proto3" json:"memory_total_bytes,omitempty"`
 	Gpus             []*Gpu  `protobuf:"bytes,7,rep,name=gpus,proto3" json:"gpus,omitempty"`
 	// What could not be read and why, for a person.
-	Error         string `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Error string `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
+	// What models may take on the node, of the memory of its GPUs or else its host, as the
+	// operator says, in bytes; 0: nine tenths of what there is.
+	ModelMemoryBytes uint64 `protobuf:"varint,9,opt,name=model_memory_bytes,json=modelMemoryBytes,proto3" json:"model_memory_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Telemetry) Reset() {
@@ -517,6 +520,13 @@ func (x *Telemetry) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *Telemetry) GetModelMemoryBytes() uint64 {
+	if x != nil {
+		return x.ModelMemoryBytes
+	}
+	return 0
 }
 
 // Gpu is one reading of one GPU through NVML. A figure that the driver does
@@ -1004,6 +1014,9 @@ type ObjectView struct {
 	// requests.
 	Replicas      []string `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	ReadyReplicas uint32   `protobuf:"varint,6,opt,name=ready_replicas,json=readyReplicas,proto3" json:"ready_replicas,omitempty"`
+	// Of a model whose layout xds plans: how it lies on the nodes, and why, or what is
+	// missing, for a person.
+	Layout        string `protobuf:"bytes,7,opt,name=layout,proto3" json:"layout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1078,6 +1091,13 @@ func (x *ObjectView) GetReadyReplicas() uint32 {
 		return x.ReadyReplicas
 	}
 	return 0
+}
+
+func (x *ObjectView) GetLayout() string {
+	if x != nil {
+		return x.Layout
+	}
+	return ""
 }
 
 // ObjectCondition is one statement about an object, in Kubernetes' sense.
@@ -2701,7 +2721,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"generation\x18\x01 \x01(\x04B\a\xfaB\x042\x02 \x00R\n" +
 	"generation\x12 \n" +
 	"\x06reason\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\x06reason\x12#\n" +
-	"\rcontrol_epoch\x182 \x01(\x04R\fcontrolEpoch\"\xe0\x03\n" +
+	"\rcontrol_epoch\x182 \x01(\x04R\fcontrolEpoch\"\x9e\x04\n" +
 	"\tTelemetry\x12M\n" +
 	"\x06source\x18\x01 \x01(\x0e2).millrace.fleet.v1alpha1.Telemetry.SourceB\n" +
 	"\xfaB\a\x82\x01\x04\x10\x01 \x00R\x06source\x125\n" +
@@ -2711,7 +2731,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x11memory_used_bytes\x18\x05 \x01(\x04R\x0fmemoryUsedBytes\x12,\n" +
 	"\x12memory_total_bytes\x18\x06 \x01(\x04R\x10memoryTotalBytes\x12:\n" +
 	"\x04gpus\x18\a \x03(\v2\x1c.millrace.fleet.v1alpha1.GpuB\b\xfaB\x05\x92\x01\x02\x10@R\x04gpus\x12\x1e\n" +
-	"\x05error\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\x05error\"4\n" +
+	"\x05error\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\x05error\x12<\n" +
+	"\x12model_memory_bytes\x18\t \x01(\x04B\x0e\xfaB\v2\t\x18\x80\x80\x80\x80\x80\x80\x80\x02R\x10modelMemoryBytes\"4\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04HOST\x10\x01\x12\b\n" +
@@ -2764,7 +2785,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04type\x18\n" +
 	" \x01(\tR\x04type\x12#\n" +
 	"\rmetrics_error\x18\v \x01(\tR\fmetricsError\x12!\n" +
-	"\fevents_error\x18\f \x01(\tR\veventsError\"\xe1\x01\n" +
+	"\fevents_error\x18\f \x01(\tR\veventsError\"\xf9\x01\n" +
 	"\n" +
 	"ObjectView\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
@@ -2776,7 +2797,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"conditions\x18\x04 \x03(\v2(.millrace.fleet.v1alpha1.ObjectConditionR\n" +
 	"conditions\x12\x1a\n" +
 	"\breplicas\x18\x05 \x03(\tR\breplicas\x12%\n" +
-	"\x0eready_replicas\x18\x06 \x01(\rR\rreadyReplicas\"\xe8\x01\n" +
+	"\x0eready_replicas\x18\x06 \x01(\rR\rreadyReplicas\x12\x16\n" +
+	"\x06layout\x18\a \x01(\tR\x06layout\"\xe8\x01\n" +
 	"\x0fObjectCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\bR\x06status\x12\x16\n" +

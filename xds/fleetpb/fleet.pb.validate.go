@@ -600,6 +600,17 @@ func (m *Telemetry) validate(all bool) error {
 		errors = append(errors, err)
 	}
 
+	if m.GetModelMemoryBytes() > 1125899906842624 {
+		err := TelemetryValidationError{
+			field:  "ModelMemoryBytes",
+			reason: "value must be less than or equal to 1125899906842624",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
 	if len(errors) > 0 {
 		return TelemetryMultiError(errors)
 	}
@@ -1637,6 +1648,8 @@ func (m *ObjectView) validate(all bool) error {
 	}
 
 	// no validation rules for ReadyReplicas
+
+	// no validation rules for Layout
 
 	if len(errors) > 0 {
 		return ObjectViewMultiError(errors)

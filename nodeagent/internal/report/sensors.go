@@ -19,6 +19,9 @@ type Sensors struct {
 	// Capacity is the operator's figure for the node, in tokens per second; 0:
 	// as measured by the engine.
 	Capacity float64
+	// Memory is what models may take here as the operator says, in bytes; 0: they may take
+	// nine tenths of what there is.
+	Memory uint64
 }
 
 // Telemetry returns what is known of the node now.
@@ -34,6 +37,7 @@ func (s *Sensors) Telemetry(now time.Time) *fleetpb.Telemetry {
 		MemoryTotalBytes: h.MemoryTotal,
 		Gpus:             g.GPUs,
 		Error:            clip(problems(g.Problem, err)),
+		ModelMemoryBytes: s.Memory,
 	}
 	if g.Present {
 		t.Source = fleetpb.Telemetry_NVML

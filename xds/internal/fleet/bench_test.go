@@ -36,6 +36,7 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	}
 	report()
+	answer(f, f.Decide(now), now)
 	for name, a := range f.Decide(now).Directives {
 		status[name].Assignment, status[name].Generation, status[name].State = a, a.GetGeneration(), enginepb.State_READY
 	}

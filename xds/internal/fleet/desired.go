@@ -19,7 +19,7 @@ func specs(s *desired.State) []layout.Spec {
 		for i := range m.Spec.Replicas {
 			l := m.Spec.LayoutOf(i)
 			all = append(all, layout.Spec{
-				Model: m.Name, Replica: desired.Replica(m.Name, i), Backend: b, Shares: l.Shares, Nodes: l.Nodes,
+				Model: m.Name, Replica: desired.Replica(m.Name, i), Backend: b, Shares: l.Shares, Nodes: l.Nodes, Planned: m.Spec.Planned(),
 			})
 		}
 	}

@@ -70,6 +70,8 @@ func (f *Fleet) Step(now time.Time, ev Event) {
 		f.observedCluster(now, ev.Nodes)
 	case Drains:
 		f.drains = ev.Nodes
+	case Planned:
+		f.tookPlan(now, ev)
 	case Refused:
 		f.refusals = ev.Objects
 	case Closed:
@@ -103,6 +105,9 @@ func (f *Fleet) reported(now time.Time, ev Reported) {
 	}
 	f.met(ev.Report.GetEngine().Version())
 	f.met(ev.Report.GetEngine().GetAssignment().Version())
+	if _, silent := n.silentSince(now); silent {
+		n.joined = now
+	}
 	n.newest, n.stream = ev.Stream, ev.Stream
 	n.report, n.last = ev.Report, now
 	if ev.Report.GetEngine() != nil {

@@ -80,6 +80,7 @@ type Fleet struct {
 	replicas []layout.Replica
 	retiring []layout.Retiring
 	planned  bool
+	auto     planning
 	settled  bool
 	// objects is what became of the objects of the desired state.
 	objects []Object
@@ -104,6 +105,7 @@ func New(settle time.Duration, now time.Time) *Fleet {
 		nodes:     make(map[string]*node),
 		endpoints: make(map[string]*Endpoint),
 		stages:    make(map[string]*standing),
+		auto:      newPlanning(),
 	}
 }
 
@@ -125,6 +127,7 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 		return s
 	}
 	plan := f.plan(now)
+	f.learn(now)
 	s.Conditions = slices.Clone(plan.Conditions)
 	s.Waits, s.Placed = plan.Waits, make(map[string][]string, len(f.replicas))
 	for _, r := range f.replicas {
@@ -136,7 +139,8 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 	f.direct(now, s)
 	s.Settled, s.Changes = f.settled, f.changes
 	f.objects = objects(f.desired, f.refusals, s.Endpoints, plan.Waits, f.objects, now)
-	s.Objects = f.objects
+	f.explainLayouts(f.objects)
+	s.Objects, s.Plan, s.Predicted = f.objects, f.ask(now), f.predictions()
 	for _, e := range s.Endpoints {
 		*f.endpoints[e.Replica] = e
 	}
@@ -195,7 +199,7 @@ func (f *Fleet) plan(now time.Time) layout.Plan {
 	}
 	nodes = append(nodes, f.absent(now)...)
 	in := layout.Input{
-		Specs: f.specs, Nodes: nodes, Last: f.last, Now: now, Published: f.pushed == f.desired.State.Version,
+		Specs: f.resolve(now), Nodes: nodes, Last: f.last, Now: now, Published: f.pushed == f.desired.State.Version,
 		Previous: layout.Plan{Replicas: f.replicas, Retiring: f.retiring},
 	}
 	if f.leading.follows {
@@ -364,7 +368,7 @@ func (f *Fleet) direct(now time.Time, s *Snapshot) {
 	}
 	for _, t := range f.retiring {
 		head := f.nodes[t.Had.GetStages()[0].GetNode()]
-		waits := head != nil && t.Runs(head.engine.GetAssignment()) && now.Sub(head.last) < lostAfter
+		waits := head != nil && t.Runs(head.engine.GetAssignment()) && now.Sub(head.last) < lostAfter && !f.gone(now, head.name, t.Had.GetModel())
 		for _, name := range t.Nodes {
 			n := f.nodes[name]
 			if n != nil && t.Runs(n.engine.GetAssignment()) && (n == head || !waits) {

@@ -34,6 +34,7 @@ type world struct {
 	state   *desired.State
 	nodes   map[string]*sim
 	snap    *Snapshot
+	plans   int // that were made
 }
 
 // sim is a node of a world.
@@ -44,6 +45,7 @@ type sim struct {
 	status   *enginepb.Status
 	mute     string
 	gpu      *fleetpb.Gpu
+	memory   uint64
 }
 
 func newWorld(t *testing.T) *world {
@@ -106,7 +108,7 @@ func (w *world) report(name string) {
 	n.seq++
 	r := &fleetpb.NodeReport{
 		Node: name, Seq: n.seq, Sent: timestamppb.New(w.now), EngineError: n.mute,
-		Telemetry: &fleetpb.Telemetry{Source: fleetpb.Telemetry_HOST, Cpus: 1, Capacity: n.capacity},
+		Telemetry: &fleetpb.Telemetry{Source: fleetpb.Telemetry_HOST, Cpus: 1, Capacity: n.capacity, ModelMemoryBytes: n.memory},
 	}
 	if n.mute == "" {
 		r.Engine = n.status
@@ -120,6 +122,10 @@ func (w *world) report(name string) {
 // decide takes a snapshot; engines follow its directives at once.
 func (w *world) decide() *Snapshot {
 	w.snap = w.fleet.Decide(w.now)
+	if w.snap.Plan != nil {
+		w.plans++
+	}
+	answer(w.fleet, w.snap, w.now)
 	for name, a := range w.snap.Directives {
 		if a.Releases() {
 			w.nodes[name].status = &enginepb.Status{

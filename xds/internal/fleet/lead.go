@@ -33,6 +33,7 @@ func (f *Fleet) lead(now time.Time, term uint64) {
 	case l.follows:
 		l.follows, l.term, l.since = false, max(term, min(f.obeyed()+1, mostTerm)), now
 		f.planned, f.replicas, f.retiring = false, nil, nil
+		f.auto = newPlanning()
 		f.begin(now)
 	default:
 		l.term = max(l.term, term)

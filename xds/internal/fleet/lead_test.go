@@ -177,6 +177,7 @@ func (c *council) beat() {
 			continue
 		}
 		x.snap = x.Decide(c.clock(i))
+		answer(x.Fleet, x.snap, c.clock(i))
 		if x.snap.Term == 0 && len(x.snap.Directives) > 0 {
 			c.t.Fatalf("xds %d directs %v and does not lead", i, x.snap.Directives)
 		}

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/xds/fleetpb"
@@ -14,6 +16,9 @@ type metrics struct {
 	nodes     *prometheus.GaugeVec // by state
 	endpoints *prometheus.GaugeVec // by state
 	settled   prometheus.Gauge
+	plans     prometheus.Histogram
+	predicted *prometheus.GaugeVec // by replica and phase
+	observed  *prometheus.GaugeVec // by replica and phase
 }
 
 // states are the label values of an endpoint's or node's state.
@@ -39,8 +44,18 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		settled: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_xds_settled", Help: "Whether the fleet is known after a start, so that it is pushed: 0 or 1.",
 		}),
+		plans: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_xds_layout_plan_seconds", Help: "Time that it took to plan the layouts of all models.",
+			Buckets: []float64{0.001, 0.01, 0.1, 1, 10},
+		}),
+		predicted: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "millrace_xds_layout_predicted_tokens_per_second", Help: "Speed of a replica for one request, decode or prefill, as it was predicted when its layout was planned.",
+		}, []string{"replica", "phase"}),
+		observed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "millrace_xds_layout_observed_tokens_per_second", Help: "Speed of a replica for one request, decode or prefill, as its engine has measured it, of replicas of which something was predicted.",
+		}, []string{"replica", "phase"}),
 	}
-	reg.MustRegister(m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.settled)
+	reg.MustRegister(m.plans, m.predicted, m.observed, m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.settled)
 	m.observe(&Snapshot{})
 	return m
 }
@@ -59,8 +74,30 @@ func (m *metrics) observe(s *Snapshot) {
 		m.nodes.WithLabelValues(label).Set(float64(nodes[label]))
 		m.endpoints.WithLabelValues(label).Set(float64(endpoints[label]))
 	}
+	m.layouts(s)
 	m.settled.Set(0)
 	if s.Settled {
 		m.settled.Set(1)
+	}
+}
+
+// planned notes how long a plan took.
+func (m *metrics) planned(d time.Duration) { m.plans.Observe(d.Seconds()) }
+
+// layouts shows what was predicted of replicas beside what they measure.
+func (m *metrics) layouts(s *Snapshot) {
+	m.predicted.Reset()
+	m.observed.Reset()
+	for _, e := range s.Endpoints {
+		p, ok := s.Predicted[e.Replica]
+		if !ok {
+			continue
+		}
+		for phase, v := range map[string][2]float64{"decode": {p.Decode, e.Speed.GetDecode()}, "prefill": {p.Prefill, e.Speed.GetPrefill()}} {
+			m.predicted.WithLabelValues(e.Replica, phase).Set(v[0])
+			if v[1] > 0 {
+				m.observed.WithLabelValues(e.Replica, phase).Set(v[1])
+			}
+		}
 	}
 }

@@ -63,6 +63,12 @@ type node struct {
 	// directed is the version last sent down, and when.
 	directed   enginepb.Version
 	directedAt time.Time
+	// joined is since when its agent reports, without a break.
+	joined time.Time
+	// pace is how fast it was measured to be, and off since when measurements of the replica
+	// of which it is the head differ from that; zero: they don't.
+	pace pace
+	off  time.Time
 }
 
 // silentSince returns since when the node's agent is silent, and whether it is.

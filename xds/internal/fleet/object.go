@@ -34,6 +34,8 @@ type Object struct {
 	// Replicas of a model by name, and how many of them take requests.
 	Replicas []string
 	Ready    int
+	// Layout is how a model is laid out, and why, where that is planned.
+	Layout string
 }
 
 // ObjectCondition is one statement about an object, in Kubernetes' sense.
@@ -228,7 +230,7 @@ func enter(all, before []Object, now time.Time) {
 // view returns an object for people.
 func (o Object) view() *fleetpb.ObjectView {
 	v := &fleetpb.ObjectView{
-		Kind: o.Kind, Name: o.Name, Generation: o.Generation, Replicas: o.Replicas, ReadyReplicas: uint32(o.Ready),
+		Kind: o.Kind, Name: o.Name, Generation: o.Generation, Replicas: o.Replicas, ReadyReplicas: uint32(o.Ready), Layout: o.Layout,
 	}
 	for _, c := range o.Conditions {
 		v.Conditions = append(v.Conditions, &fleetpb.ObjectCondition{

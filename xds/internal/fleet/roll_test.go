@@ -105,6 +105,7 @@ func (m *mesh) beats(n int) {
 			m.report(m.machines[name])
 		}
 		m.snap = m.fleet.Decide(m.now)
+		answer(m.fleet, m.snap, m.now)
 		m.holds()
 		for _, name := range slices.Sorted(maps.Keys(m.snap.Directives)) {
 			m.machines[name].assign(m, m.snap.Directives[name])

@@ -17,7 +17,9 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/blocks"
 	"millrace.dev/millrace/internal/obs"
+	headers "millrace.dev/millrace/internal/weights"
 	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/auto"
 )
 
 const (
@@ -52,6 +54,8 @@ type Service struct {
 	// plane returns the number of ADS clients and what is wrong with the control
 	// plane itself.
 	plane func() (clients int, conditions []obs.Condition)
+	// plans holds what a plan of layouts is to be made for, the newest.
+	plans chan *auto.Input
 
 	// Atomic.
 	latest atomic.Pointer[published]
@@ -86,6 +90,7 @@ func NewService(log *slog.Logger, reg prometheus.Registerer, plane func() (int, 
 		metrics: newMetrics(reg),
 		events:  make(chan Event),
 		ended:   make(chan struct{}),
+		plans:   make(chan *auto.Input, 1),
 		plane:   plane,
 		nodes:   make(map[string]*inbox),
 	}
@@ -111,7 +116,10 @@ func (s *Service) Alive() error {
 
 // Run drives the fleet until ctx ends. Called once.
 func (s *Service) Run(ctx context.Context, f *Fleet) error {
+	var planning sync.WaitGroup
+	defer planning.Wait()
 	defer close(s.ended)
+	planning.Go(func() { s.planAll(ctx) })
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	due := time.NewTimer(0)
@@ -143,6 +151,23 @@ func (s *Service) Run(ctx context.Context, f *Fleet) error {
 	}
 }
 
+// planAll makes the plans that snapshots ask for, one at a time, until ctx ends. They take as
+// long as they take, and weights may be on a disk that hangs: nothing waits for them.
+func (s *Service) planAll(ctx context.Context) {
+	var read headers.Shapes
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case in := <-s.plans:
+			began := time.Now()
+			out := auto.Make(*in, read.Of)
+			s.metrics.planned(time.Since(began))
+			s.Post(ctx, Planned{Input: in, Output: out})
+		}
+	}
+}
+
 // Post gives the fleet an event, and waits until it has taken it or ctx ends.
 func (s *Service) Post(ctx context.Context, ev Event) {
 	select {
@@ -158,6 +183,13 @@ func (s *Service) publish(snap *Snapshot) {
 	close(old.next)
 	s.metrics.observe(snap)
 	s.logChanges(old.Snapshot, snap)
+	if snap.Plan != nil {
+		select {
+		case <-s.plans: // nobody waits for it any more
+		default:
+		}
+		s.plans <- snap.Plan // has room: only Run puts
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, in := range s.nodes {

@@ -9,6 +9,7 @@ import (
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/auto"
 	"millrace.dev/millrace/xds/internal/layout"
 	"millrace.dev/millrace/xds/internal/weight"
 )
@@ -61,6 +62,10 @@ type Snapshot struct {
 	// each desired one waits for that is not as desired.
 	Placed map[string][]string
 	Waits  map[string]string
+	// Plan is what a plan of layouts is to be made for; nil: none is needed.
+	Plan *auto.Input
+	// Predicted has what was predicted of replicas whose layout is planned, by name.
+	Predicted map[string]auto.Place
 	// Conditions has what is wrong.
 	Conditions []obs.Condition
 }

@@ -27,6 +27,12 @@ type Spec struct {
 	Shares []float32
 	// Nodes names the node of each stage; empty: any nodes.
 	Nodes []string
+	// Planned is whether Shares and Nodes are planned, not written: where they change, the
+	// replica starts elsewhere first, if it can.
+	Planned bool
+	// Missing is why a planned replica has no place; empty: it has. Where it runs it stays as
+	// it is.
+	Missing string
 }
 
 // Node is a node as the planner sees it.

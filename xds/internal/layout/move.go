@@ -1,8 +1,10 @@
 package layout
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
 )
@@ -18,7 +20,7 @@ func (p *planner) findMoved() {
 		n := p.nodes[name]
 		a := n.Running
 		had := p.had[a.GetReplica()]
-		if a == nil || a.GetStage() != 0 || had == nil || had.Version().Compare(a.Version()) <= 0 || p.ends(a) || p.cordoned(a.GetStages()) == "" {
+		if a == nil || a.GetStage() != 0 || had == nil || had.Version().Compare(a.Version()) <= 0 || p.ends(a) || p.cordoned(a.GetStages()) == "" && !p.specs[a.GetReplica()].Planned {
 			continue
 		}
 		known := slices.ContainsFunc(p.moved, func(r Replica) bool { return r.Stages[0].GetNode() == name })
@@ -39,7 +41,7 @@ func (p *planner) adoptMoved() {
 			continue
 		}
 		p.outgoing = append(p.outgoing, &r)
-		p.waits[r.Spec.Replica] = fmt.Sprintf("moves away from %s", p.cordoned(r.Stages))
+		p.waits[r.Spec.Replica] = "moves away from " + cmp.Or(p.cordoned(r.Stages), strings.Join(r.Nodes(), ", "))
 	}
 }
 
@@ -53,6 +55,10 @@ func (p *planner) move() {
 		}
 		why := p.cordoned(r.Stages)
 		if why == "" {
+			continue
+		}
+		if spec.Missing != "" {
+			p.park(spec, fmt.Sprintf("must move from %s; %s", why, spec.Missing))
 			continue
 		}
 		if len(spec.Nodes) > 0 {
@@ -80,11 +86,11 @@ func (p *planner) leaveBehind(r *Replica) {
 	p.outgoing = append(p.outgoing, &old)
 }
 
-// outruns reports whether a replica on a cordoned node that has to leave its nodes can start
-// on others first.
+// outruns reports whether a replica that has to leave its nodes, because one is cordoned or
+// others are planned, can start on those first.
 func (p *planner) outruns(c edit) bool {
 	spec := p.in.Specs[c.spec]
-	if p.cordoned(c.from.Stages) == "" || !p.answers(spec.Replica, c.from.Assignment(0)) {
+	if p.cordoned(c.from.Stages) == "" && !spec.Planned || !p.answers(spec.Replica, c.from.Assignment(0)) {
 		return false
 	}
 	if len(spec.Nodes) == 0 {

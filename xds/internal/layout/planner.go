@@ -106,6 +106,7 @@ func newPlanner(in Input) *planner {
 		p.ending[t.Had.GetReplica()] = append(p.ending[t.Had.GetReplica()], t)
 	}
 	p.inForce()
+	p.keepMissing()
 	p.carry()
 	return p
 }
@@ -150,6 +151,18 @@ func (p *planner) inForce() {
 		}
 	}
 	p.findMoved()
+}
+
+// keepMissing has planned replicas without a place stay what they are where they run.
+func (p *planner) keepMissing() {
+	for i, spec := range p.in.Specs {
+		if had := p.had[spec.Replica]; spec.Missing != "" && had != nil {
+			p.in.Specs = slices.Clone(p.in.Specs)
+			kept := specOf(had)
+			kept.Planned, kept.Missing = true, spec.Missing
+			p.in.Specs[i], p.specs[spec.Replica] = kept, kept
+		}
+	}
 }
 
 // ends reports whether the assignment is to end by the plan in force.
@@ -197,6 +210,9 @@ func (p *planner) adopt(planned bool) {
 		if !planned && p.stale(had) || !p.take(spec.Replica, had) {
 			delete(p.had, spec.Replica)
 			continue
+		}
+		if spec.Missing != "" {
+			p.park(spec, spec.Missing)
 		}
 		var to *Replica
 		if p.stays(spec, had) {
@@ -456,6 +472,13 @@ func (p *planner) place(spec Spec) (*Replica, *obs.Condition) {
 			Code: "no-weights",
 			Text: fmt.Sprintf("replica %s is not placed: model %s has no weights", spec.Replica, spec.Model),
 			Next: "set spec.weights of the model to the path of its weights",
+		}
+	}
+	if spec.Missing != "" {
+		return nil, &obs.Condition{
+			Code: "not-placed",
+			Text: fmt.Sprintf("replica %s is not placed: %s", spec.Replica, spec.Missing),
+			Next: "add nodes or memory, lower replicas, contextTokens or slots of the model, or take smaller weights; millrace plan shows what fits",
 		}
 	}
 	names, why := p.free(spec), ""
