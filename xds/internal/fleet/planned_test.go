@@ -100,7 +100,7 @@ func TestAModelThatCannotFitSaysWhatIsMissing(t *testing.T) {
 func (w *world) nodesOf(replica string) []string {
 	w.t.Helper()
 	for _, e := range w.snap.Endpoints {
-		if (e.Replica == replica || e.Moves == replica) && e.Membership == Healthy {
+		if (e.Replica == replica || e.Moves == replica) && e.Membership >= Leaving {
 			return e.Nodes
 		}
 	}
@@ -241,4 +241,35 @@ func keys(all map[string]bool) (names []string) {
 		names = append(names, n)
 	}
 	return names
+}
+
+// TestADrainedNodeIsLeft with the replica that is planned there, the new one first.
+func TestADrainedNodeIsLeft(t *testing.T) {
+	w := sized(t, 1, 7, 7, 7, 16)
+	was := w.nodesOf("m-0")[0]
+	for range 3 {
+		w.fleet.Step(w.now, Drains{Nodes: map[string]string{was: "by hand"}})
+		for range 20 {
+			w.run(500 * time.Millisecond)
+			w.nodesOf("m-0") // somebody serves all the time
+		}
+		now := w.nodesOf("m-0")
+		if slices.Contains(now, was) {
+			t.Fatalf("m-0 on %v, %s is drained", now, was)
+		}
+		was = now[0]
+	}
+}
+
+// TestOtherModelsKeepTheirNodes: what is written comes first.
+func TestOtherModelsKeepTheirNodes(t *testing.T) {
+	w := newWorld(t)
+	w.desire(twelve(1) + head + "kind: Model\nmetadata: {name: k}\nspec: {weights: /k, layout: [{nodes: [node-a]}]}\n" +
+		head + "kind: Model\nmetadata: {name: l}\nspec: {weights: /l, layout: [{stages: 1}]}\n")
+	w.join("node-a", "node-b", "node-c", "node-d")
+	for _, n := range w.nodes {
+		n.memory = 8 * gib
+	}
+	w.run(6 * time.Second)
+	w.wantLies("m-0 on node-c,node-d; k-0 on node-a; l-0 on node-b")
 }

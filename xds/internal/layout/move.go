@@ -61,6 +61,10 @@ func (p *planner) move() {
 			p.park(spec, fmt.Sprintf("must move from %s; %s", why, spec.Missing))
 			continue
 		}
+		if spec.Planned {
+			p.park(spec, fmt.Sprintf("must move from %s; its layout is being planned", why))
+			continue
+		}
 		if len(spec.Nodes) > 0 {
 			p.park(spec, fmt.Sprintf("can't move from %s, which its spec.layout names: name another node there, or none", why))
 			continue
