@@ -72,16 +72,21 @@ type node struct {
 }
 
 // silentSince returns since when the node's agent is silent, and whether it is.
-// An open stream counts as silent once its timeout is over.
+// An open stream counts as silent once its timeout is over; that it is closed then begins
+// nothing anew.
 func (n *node) silentSince(now time.Time) (time.Time, bool) {
-	if n.stream == 0 {
-		return n.closed, true
-	}
 	timeout := defaultTimeout
 	if t := n.report.GetTimeout(); t != nil {
 		timeout = t.AsDuration()
 	}
-	return n.last.Add(timeout), now.Sub(n.last) >= timeout
+	due := n.last.Add(timeout)
+	if n.stream == 0 {
+		if n.closed.Before(due) {
+			due = n.closed
+		}
+		return due, true
+	}
+	return due, now.Sub(n.last) >= timeout
 }
 
 // asLayout returns the node as the planner sees it, with what Kubernetes says of it.

@@ -132,6 +132,19 @@ func TestANodeIsLost(t *testing.T) {
 	}
 }
 
+// TestAStreamThatEndsAfterSilenceBeginsNothingAnew: a head that hangs is replaced as soon as one
+// whose connection ends at once.
+func TestAStreamThatEndsAfterSilenceBeginsNothingAnew(t *testing.T) {
+	w := sized(t, 1, 7, 7, 7)
+	dead := w.nodesOf("m-0")[0]
+	w.run(13*time.Second, dead)
+	w.leave(dead)
+	w.run(6*time.Second, dead)
+	if now := w.nodesOf("m-0"); slices.Contains(now, dead) {
+		t.Errorf("m-0 on %v, %s is dead", now, dead)
+	}
+}
+
 // TestAnAgentThatIsSilentCostsNothing: its engine serves on.
 func TestAnAgentThatIsSilentCostsNothing(t *testing.T) {
 	w := sized(t, 1, 7, 7, 7)
