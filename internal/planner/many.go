@@ -12,6 +12,14 @@ const (
 	least = 4
 )
 
+// effortOf is how often a few devices of each of so many models are laid out anew.
+func effortOf(models int) int {
+	if models <= lots {
+		return rounds
+	}
+	return max(least, rounds*lots/models)
+}
+
 // layOut lays all requests out. kept has what must stay of each, nil: nothing.
 func (f *field) layOut(requests []Request, kept [][]Replica) []Layout {
 	free, layouts := f.devices(), make([]Layout, len(requests))
@@ -21,10 +29,7 @@ func (f *field) layOut(requests []Request, kept [][]Replica) []Layout {
 		}
 		layouts[i].Replicas = kept[i]
 	}
-	effort := rounds
-	if len(requests) > lots {
-		effort = max(least, rounds*lots/len(requests))
-	}
+	effort := effortOf(len(requests))
 	order := make([]int, len(requests))
 	for i := range order {
 		order[i] = i

@@ -26,7 +26,7 @@ type Step struct {
 // model that works is not stopped before another takes requests.
 func Replan(previous []Layout, fleet Fleet, requests []Request) ([]Layout, []Step) {
 	f := newField(fleet)
-	m := &mover{field: f, free: f.devices(), requests: requests, runs: make([][]Replica, len(requests))}
+	m := &mover{field: f, free: f.devices(), requests: requests, runs: make([][]Replica, len(requests)), effort: effortOf(len(requests))}
 	for i, r := range requests {
 		at := slices.IndexFunc(previous, func(l Layout) bool { return l.Model == r.Model.Name })
 		if at < 0 {
@@ -93,6 +93,8 @@ type mover struct {
 	runs  [][]Replica
 	free  []int
 	steps []Step
+	// effort is how often a few devices of a model are laid out anew.
+	effort int
 }
 
 // order puts models without a replica first, then the largest.
@@ -166,7 +168,7 @@ func (m *mover) more(r Request, has []Replica, free []int, stays map[string]bool
 	if r.Goal.Replicas > 0 && want <= 0 {
 		return nil
 	}
-	return m.place(r, max(0, want), slices.Clone(free), rounds, stays)
+	return m.place(r, max(0, want), slices.Clone(free), m.effort, stays)
 }
 
 // way returns the steps from what runs of a model to another layout, and the devices that are
@@ -252,7 +254,7 @@ func (m *mover) makeRoom(i int) {
 		m.follow(victim, of[:len(of)-1])
 		one := m.requests[i]
 		one.Goal.Replicas = 1
-		m.follow(i, m.place(one, 1, slices.Clone(m.free), rounds, nil))
+		m.follow(i, m.place(one, 1, slices.Clone(m.free), m.effort, nil))
 	}
 }
 
