@@ -180,6 +180,7 @@ const (
 	slow    = "Which engine is slow?"
 	caches  = "How much is found in caches?"
 	queues  = "Who waits in a queue?"
+	names   = "Names that other dashboards know"
 )
 
 // well shows that every program is scraped, and that what is to be empty is.
@@ -211,6 +212,7 @@ func (w *watched) well(t *testing.T) {
 
 // cached shows that what conversations repeat is found in caches.
 func (w *watched) cached(t *testing.T) {
+	w.await(t, names, 0, between(0.001, 2.5))
 	if got := w.await(t, caches, 0, between(0.2, 1)); got[0].Labels["model"] != rig.Model {
 		t.Errorf("of model %v", got[0].Labels)
 	}

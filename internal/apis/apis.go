@@ -126,6 +126,9 @@ const (
 type Row struct {
 	// Name is what metrics and spans call it.
 	Name string
+	// GenAI is what OpenTelemetry's conventions for generative AI call it (gen_ai.operation.name);
+	// empty: nothing.
+	GenAI string
 	// Path is where the engines have it. Aliases are other paths of it.
 	Path    string
 	Aliases []string
@@ -151,18 +154,18 @@ type Row struct {
 var table = [Len]Row{
 	Other: {Name: "other", Generates: true},
 	Chat: {
-		Name: "chat", Path: "/v1/chat/completions", Aliases: []string{"/chat/completions"}, Counted: Conversation, Generates: true,
+		Name: "chat", GenAI: "chat", Path: "/v1/chat/completions", Aliases: []string{"/chat/completions"}, Counted: Conversation, Generates: true,
 		Input: "messages", Limits: []string{"max_completion_tokens", "max_tokens"},
 	},
 	Completions: {
-		Name: "completions", Path: "/v1/completions", Aliases: []string{"/completions"}, Counted: Texts, Generates: true,
+		Name: "completions", GenAI: "text_completion", Path: "/v1/completions", Aliases: []string{"/completions"}, Counted: Texts, Generates: true,
 		Input: "prompt", Limits: []string{"max_tokens"},
 	},
 	Embeddings: {
-		Name: "embeddings", Path: "/v1/embeddings", Aliases: []string{"/embeddings"}, Counted: Texts, Routed: ByLoad, Input: "input",
+		Name: "embeddings", GenAI: "embeddings", Path: "/v1/embeddings", Aliases: []string{"/embeddings"}, Counted: Texts, Routed: ByLoad, Input: "input",
 	},
 	Responses: {
-		Name: "responses", Path: "/v1/responses", Aliases: []string{"/responses"}, Counted: Conversation, Items: true, Generates: true,
+		Name: "responses", GenAI: "chat", Path: "/v1/responses", Aliases: []string{"/responses"}, Counted: Conversation, Items: true, Generates: true,
 		Input: "input", Limits: []string{"max_output_tokens"},
 	},
 	InputTokens: {
@@ -170,7 +173,7 @@ var table = [Len]Row{
 		Counted: Conversation, Items: true, Routed: ByLoad, Input: "input",
 	},
 	Messages: {
-		Name: "messages", Path: "/v1/messages", Aliases: []string{"/messages"}, Dialect: Anthropic, Counted: Conversation, Generates: true,
+		Name: "messages", GenAI: "chat", Path: "/v1/messages", Aliases: []string{"/messages"}, Dialect: Anthropic, Counted: Conversation, Generates: true,
 		Input: "messages", Limits: []string{"max_tokens"},
 	},
 	CountTokens: {

@@ -662,6 +662,10 @@ func TestMetrics(t *testing.T) {
 		`vllm:kv_cache_usage_perc{model_name="smollm2"} 0.1`, `vllm:prompt_tokens_total{model_name="smollm2"} 39`,
 		`vllm:generation_tokens_total{model_name="smollm2"} 48`, `vllm:time_to_first_token_seconds{model_name="smollm2"} 1`,
 		`vllm:e2e_request_latency_seconds{model_name="smollm2"} 1`, `vllm:prefix_cache_queries_total{model_name="smollm2"} 39`,
+		`gen_ai_server_request_duration_seconds{error_type="",gen_ai_operation_name="chat",gen_ai_provider_name="millrace",gen_ai_request_model="smollm2"} 1`,
+		`gen_ai_server_time_to_first_token_seconds{gen_ai_operation_name="chat",gen_ai_provider_name="millrace",gen_ai_request_model="smollm2"} 1`,
+		`gen_ai_server_time_per_output_token_seconds{gen_ai_operation_name="chat",gen_ai_provider_name="millrace",gen_ai_request_model="smollm2"} 1`,
+		`gen_ai_client_token_usage{gen_ai_operation_name="chat",gen_ai_provider_name="millrace",gen_ai_request_model="smollm2",gen_ai_token_type="output"} 1`,
 		`vllm:prefix_cache_hits_total{model_name="smollm2"} 24`, `millrace_engine_state_info{state="READY"} 1`,
 		`millrace_engine_requests_total{outcome="gone",path="/responses"} 0`, `millrace_engine_requests_total{outcome="ok",path="/chat/completions"} 1`,
 	} {

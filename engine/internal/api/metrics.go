@@ -26,6 +26,7 @@ type Metrics struct {
 	output   *prometheus.CounterVec
 	first    *prometheus.HistogramVec
 	whole    *prometheus.HistogramVec
+	genAI    *genAI
 }
 
 // seconds are the buckets of both histograms, as dashboards know them, rounded.
@@ -57,6 +58,7 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		output: counter("vllm:generation_tokens_total", "Tokens generated."),
 		first:  histogram("vllm:time_to_first_token_seconds", "Time to the backend's first byte."),
 		whole:  histogram("vllm:e2e_request_latency_seconds", "Time to the end of the answer."),
+		genAI:  newGenAI(reg),
 	}
 	for _, op := range append(operations[:len(operations):len(operations)], other) {
 		for _, o := range outcomes {
