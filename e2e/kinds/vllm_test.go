@@ -17,7 +17,7 @@ import (
 )
 
 // slow is how long a vLLM may take to start where others need the CPU, too.
-const slow = 8 * time.Minute
+const slow = 25 * time.Minute
 
 // vllmMesh starts a mesh of two nodes from models of a vLLM on CPUs.
 func vllmMesh(t *testing.T, models string) *rig.Mesh {
