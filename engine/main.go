@@ -48,6 +48,7 @@ type options struct {
 	cleartext      bool // whether the OpenAI API has no TLS in any case
 	leave, grace   time.Duration
 	kinds          kinds
+	records        records
 }
 
 // run obeys the command line.
@@ -72,6 +73,7 @@ func (o *options) flags(f *program.Flags) {
 	f.DurationVar(&o.grace, "grace", 10*time.Second, "how long running requests may take after -leave, then they are cut")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; if empty, there is no tracing")
 	o.kinds.flags(f.FlagSet)
+	o.records.flags(f)
 }
 
 // load checks this node's parts.
@@ -82,12 +84,13 @@ func (o *options) load() error {
 	return nil
 }
 
-// usable says what is wrong with the folder for logs.
+// usable says what is wrong with the folder for logs, and with what is stored.
 func (o *options) usable() error {
-	if err := usable.Folder(o.logs); err != nil {
-		return fmt.Errorf("-logs: %w", err)
+	err := usable.Folder(o.logs)
+	if err != nil {
+		err = fmt.Errorf("-logs: %w", err)
 	}
-	return nil
+	return errors.Join(err, o.records.usable())
 }
 
 // nodeName is the contract's rule for names of nodes.
@@ -106,7 +109,7 @@ func (o *options) validate() error {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, o.records.validate())...)
 }
 
 // serve builds the parts in order and runs them until ctx ends.
@@ -134,6 +137,10 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	o.http, o.grpc = web.Addr().String(), rpc.Addr().String()
 
 	// The parts, from the backend up.
+	stored, err := o.records.open(env, o.node)
+	if err != nil {
+		return err
+	}
 	transport := backend.Transport()
 	defer transport.CloseIdleConnections()
 	shards, err := o.shards(env)
@@ -159,6 +166,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	handler := api.New(api.Config{
 		Node: o.node, Kinds: kinds, Transport: transport, Serving: supervisor.Serving,
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
+		Conversations: stored.service,
 	})
 	server := status.New(status.Config{
 		Node: o.node, HTTP: o.http, PlainText: o.cleartext, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
@@ -178,7 +186,8 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return nil
 	})
 	g.Go(func() error { return o.api(serving, env, web, handler) })
-	g.Go(func() error { return serveGRPC(watched, env, rpc, server) })
+	g.Go(func() error { return o.serveGRPC(watched, env, rpc, server, stored) })
+	g.Go(func() error { return stored.run(serving) })
 	g.Go(func() error { return shards.run(serving, supervisor) })
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition { return conditions(supervisor) })
@@ -196,11 +205,13 @@ func (o *options) api(ctx context.Context, env *program.Env, ln net.Listener, h 
 }
 
 // serveGRPC serves until ctx ends. Streams are cut: their other ends come back.
-func serveGRPC(ctx context.Context, env *program.Env, ln net.Listener, s *status.Server) error {
+func (o *options) serveGRPC(ctx context.Context, env *program.Env, ln net.Listener, s *status.Server, stored opened) error {
 	srv := env.GRPC(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second},
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		o.records.options(),
 	)
 	enginepb.RegisterEngineServer(srv, s)
+	stored.register(srv)
 	healthpb.RegisterHealthServer(srv, health.NewServer())
 	stop := context.AfterFunc(ctx, srv.Stop)
 	defer stop()

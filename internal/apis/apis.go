@@ -280,6 +280,20 @@ func DialectOf(path string) Dialect {
 	return OpenAI
 }
 
+// stored are the collections of what engines store.
+var stored = []string{"responses", "conversations"}
+
+// Stored reports whether a path, query and all, is that of something that engines store, or of
+// a collection where it can be made, and no operation of a model.
+func Stored(path string) bool {
+	path, _, _ = strings.Cut(path, "?")
+	path = strings.TrimRight(path, "/")
+	if at(path) != Other {
+		return false
+	}
+	return slices.ContainsFunc(stored, func(c string) bool { return strings.HasSuffix(path, "/"+c) || strings.Contains(path, "/"+c+"/") })
+}
+
 // ModelIn returns the model that a path names, query and all: by ?model=, or as Azure's
 // paths do, /openai/deployments/MODEL/chat/completions. Empty: it names none.
 func ModelIn(path string) string {

@@ -161,3 +161,16 @@ func TestListed(t *testing.T) {
 		}
 	}
 }
+
+func TestStored(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/v1/responses/resp_1": true, "/v1/responses/resp_1/input_items?limit=2": true, "/responses/resp_1/cancel": true,
+		"/v1/conversations": true, "/v1/conversations/conv_1/items/": true, "/llm/v1/conversations/c": true,
+		"/v1/responses": false, "/v1/responses/input_tokens": false, "/v1/chat/completions": false, "/v1/files/f": false, "": false,
+		"/v1/conversations/7/messages": true,
+	} {
+		if got := Stored(path); got != want {
+			t.Errorf("Stored(%q) = %v, want %v", path, got, want)
+		}
+	}
+}

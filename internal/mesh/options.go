@@ -69,6 +69,8 @@ type Options struct {
 	TLSLife time.Duration
 	// APIKeys is a file with hashes of the API keys that clients need; empty: they need none.
 	APIKeys string
+	// Records is where responses and conversations are stored.
+	Records Records
 	// HTTPS is where clients come by TLS, besides Listen.
 	HTTPS HTTPS
 	// Programs is the folder with xds, extproc, nodeagent and engine.
@@ -129,7 +131,7 @@ func (o Options) complete() (Options, error) {
 		_, err := obs.ParseTarget(o.Traces)
 		errs = append(errs, err)
 	}
-	errs = append(errs, o.checkNodes("-capacity", slices.Collect(maps.Keys(o.Capacity))), o.checkNodes("-memory", slices.Collect(maps.Keys(o.Memory))), o.HTTPS.complete())
+	errs = append(errs, o.checkNodes("-capacity", slices.Collect(maps.Keys(o.Capacity))), o.checkNodes("-memory", slices.Collect(maps.Keys(o.Memory))), o.HTTPS.complete(), o.Records.complete())
 	if err := checkVLLM(o.VLLM); err != nil {
 		errs = append(errs, fmt.Errorf("-vllm: %w", err))
 	}

@@ -97,6 +97,8 @@ type Input struct {
 	HTTPS HTTPS
 	// APIKeys are the files with the keys that clients need, "file,…"; empty: none.
 	APIKeys string
+	// Records is where responses and conversations are stored.
+	Records Records
 	// ProbeKey marks our own probes for the extprocs; it is on no command line.
 	ProbeKey string
 }
@@ -127,6 +129,7 @@ func NewPlan(in Input) Plan {
 	for _, node := range nodeNames(in.Nodes) {
 		b.node(node)
 	}
+	b.share(nodeNames(in.Nodes))
 	b.gateway()
 	return b.plan
 }
@@ -212,9 +215,9 @@ func (b *planner) node(node string) {
 	http, grpc, metrics, shard, backend := b.addr(), b.addr(), b.addr(), b.addr(), b.addr()
 	b.plan.Engines[node] = grpc
 	b.add(Spec{Role: "engine", Node: node, Phase: phaseNodes, Addrs: map[string]string{"http": http, "grpc": grpc, "metrics": metrics}},
-		"-node", node, "-http", http, "-grpc", grpc, "-metrics", metrics, "-shard", shard, "-backend", backend,
-		"-logs", b.plan.Logs, "-runtime", b.in.Runtime, "-llama-server", b.in.LlamaServer, "-rpc-server", b.in.RPCServer, "-vllm", b.in.VLLM,
-		"-traces", b.in.Traces)
+		append([]string{"-node", node, "-http", http, "-grpc", grpc, "-metrics", metrics, "-shard", shard, "-backend", backend,
+			"-logs", b.plan.Logs, "-runtime", b.in.Runtime, "-llama-server", b.in.LlamaServer, "-rpc-server", b.in.RPCServer, "-vllm", b.in.VLLM,
+			"-traces", b.in.Traces}, b.in.Records.flags(b.in.Dir, node)...)...)
 	agent, capacity, memory := b.addr(), "", ""
 	if v := b.in.Capacity[node]; v > 0 {
 		capacity = strconv.FormatFloat(v, 'f', -1, 64)

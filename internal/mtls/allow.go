@@ -76,6 +76,8 @@ var grants = map[string][]grant{
 	// Of engine.
 	enginepb.Engine_Watch_FullMethodName:  {{role: NodeAgent, node: serversOf}, {role: Engine}, {role: Operator}},
 	enginepb.Engine_Assign_FullMethodName: {{role: NodeAgent, node: serversOf}},
+	enginepb.Records_Load_FullMethodName:  {{role: Engine}},
+	enginepb.Records_Keep_FullMethodName:  {{role: Engine}},
 	OpenAI:                                {{role: Envoy}, {role: Operator}},
 	Shard:                                 {{role: Engine, node: spokenFor}},
 	// Of all.

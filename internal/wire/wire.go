@@ -79,6 +79,9 @@ const (
 	// budget of tokens, in hexadecimal: an engine names the request by it in
 	// its account.
 	RequestHeader = "x-millrace-request"
+	// TenantHeader stands for the tenant of a request for what is stored, or is to be: who alone
+	// can read it again.
+	TenantHeader = "x-millrace-tenant"
 	// TriesHeader is what of the request's headers and its answers' was sent and received in
 	// the tries before, in bytes, between the filters of a try; no engine sees it.
 	TriesHeader = "x-millrace-tries"

@@ -319,6 +319,74 @@ def response_stored():
     return o.responses.create(model=model, input="Hi", max_output_tokens=1, store=True).store
 
 
+def refused(call):
+    """The kind of error that a call ends with."""
+    try:
+        call()
+    except openai.APIStatusError as e:
+        return type(e).__name__
+
+
+@row
+def response_not_stored():
+    r = o.responses.create(model=model, input="Hi", max_output_tokens=1, store=False)
+    return r.store, refused(lambda: o.responses.retrieve(r.id))
+
+
+@row
+def response_turns():
+    first = o.responses.create(model=model, input="Hi", max_output_tokens=3)
+    second = o.responses.create(model=model, input="Go on", max_output_tokens=3, previous_response_id=first.id)
+    items = list(o.responses.input_items.list(second.id, order="asc", limit=2))
+    return o.responses.retrieve(second.id).output == second.output, [i.role for i in items], second.usage.input_tokens > first.usage.input_tokens
+
+
+@row
+def response_turns_streamed():
+    ids = [None]
+    for _ in range(3):
+        events = list(o.responses.create(model=model, input="Hi", max_output_tokens=3, stream=True, previous_response_id=ids[-1]))
+        ids.append(events[-1].response.id)
+    return events[-1].response.previous_response_id == ids[2], len(set(ids[1:]))
+
+
+@row
+def response_deleted():
+    r = o.responses.create(model=model, input="Hi", max_output_tokens=1)
+    gone = o.responses.delete(r.id)
+    return gone, refused(lambda: o.responses.retrieve(r.id)), refused(lambda: o.responses.create(model=model, input="Hi", previous_response_id=r.id))
+
+
+@row
+def response_cancelled():
+    return o.responses.cancel(o.responses.create(model=model, input="Hi", max_output_tokens=1).id)
+
+
+@row
+def conversation():
+    c = o.conversations.create(metadata={"topic": "a"})
+    changed = o.conversations.update(c.id, metadata={"topic": "b"})
+    return o.conversations.retrieve(c.id).object, changed.metadata, o.conversations.delete(c.id).object, refused(lambda: o.conversations.retrieve(c.id))
+
+
+@row
+def conversation_turns():
+    c = o.conversations.create(items=[{"type": "message", "role": "developer", "content": "Be short."}])
+    r = o.responses.create(model=model, input="Hi", max_output_tokens=3, conversation=c.id)
+    o.responses.create(model=model, input="Go on", max_output_tokens=3, conversation={"id": c.id})
+    return r.conversation.id == c.id, [i.role for i in o.conversations.items.list(c.id, order="asc", limit=2)]
+
+
+@row
+def conversation_items():
+    c = o.conversations.create(items=[{"role": "user", "content": "a"}])
+    o.conversations.items.create(c.id, items=[{"role": "user", "content": "b"}, {"role": "user", "content": "c"}])
+    items = list(o.conversations.items.list(c.id))
+    one = o.conversations.items.retrieve(items[0].id, conversation_id=c.id)
+    o.conversations.items.delete(one.id, conversation_id=c.id)
+    return len(items), one.role, len(list(o.conversations.items.list(c.id))), refused(lambda: o.conversations.items.retrieve(one.id, conversation_id=c.id))
+
+
 @row
 def response_busy():
     return openai.OpenAI(base_url=base + "/busy/openai/v1", api_key="none", max_retries=2).responses.create(model=model, input="Hi", max_output_tokens=1).usage.output_tokens

@@ -18,6 +18,7 @@ import (
 	"millrace.dev/millrace/engine/internal/admit"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
+	"millrace.dev/millrace/engine/internal/conversation"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/internal/apis"
@@ -38,6 +39,8 @@ type Config struct {
 	Cache   *cachelog.Log
 	Metrics *Metrics
 	Tracer  trace.Tracer
+	// Conversations stores responses and conversations; nil: none are.
+	Conversations *conversation.Service
 }
 
 // Server answers the API.
@@ -86,6 +89,9 @@ func New(cfg Config) *Server {
 			s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.complete(op, w, r) })
 			s.mux.HandleFunc(path, wrongMethod)
 		}
+	}
+	if cfg.Conversations != nil {
+		s.handleStored()
 	}
 	for _, prefix := range []string{"", "/v1"} {
 		s.mux.HandleFunc("GET "+prefix+"/models", s.models)

@@ -71,7 +71,7 @@ func kinds(address string) backend.Kinds {
 	}
 }
 
-func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc) *rig {
+func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc, also ...func(*Config)) *rig {
 	t.Helper()
 	b := httptest.NewServer(server)
 	t.Cleanup(b.Close)
@@ -86,7 +86,7 @@ func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc)
 	snapshot := func() (*supervise.Snapshot, <-chan struct{}) {
 		return &supervise.Snapshot{State: enginepb.State_READY, Assignment: v.Assignment}, nil
 	}
-	s := New(Config{
+	cfg := Config{
 		Node: "node-a", Kinds: kinds(b.Listener.Addr().String()), Transport: http.DefaultTransport.(*http.Transport).Clone(), Gate: g.gate, Meter: g.meter, Cache: g.cache,
 		Metrics: NewMetrics(g.metrics, Sources{Gate: g.gate, Meter: g.meter, Cache: g.cache, Snapshot: snapshot}),
 		Tracer:  sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(g.spans)).Tracer("test"),
@@ -96,7 +96,11 @@ func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc)
 			}
 			return nil, why
 		},
-	})
+	}
+	for _, change := range also {
+		change(&cfg)
+	}
+	s := New(cfg)
 	front := httptest.NewServer(s)
 	t.Cleanup(front.Close)
 	g.url = front.URL

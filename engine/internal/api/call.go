@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/engine/internal/admit"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
+	"millrace.dev/millrace/engine/internal/conversation"
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/obs"
@@ -38,6 +39,7 @@ type call struct {
 	serving *supervise.Serving // once it was let in
 	backend backend.Kind       // what serves it
 	way     backend.Way        // how it goes there and back
+	turn    *conversation.Turn // what is stored of it; nil: nothing is
 	ticket  *admit.Ticket
 	prompt  int64 // tokens, counted or estimated
 
@@ -103,6 +105,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	if c.req.model != v.Assignment.GetModel() {
 		return unknownModel(c.req.model)
 	}
+	if body, failed = c.continues(ctx, body); failed != nil {
+		return failed
+	}
 	c.serving, c.backend, c.prompt = v, c.cfg.Kinds.Of(v.Assignment), promptTokens(c.r, len(body))
 	if name := c.backend.Closed().Set(c.req.fields); name != "" {
 		return badRequest(name, "%s is not the client's to set here: leave it out", name)
@@ -116,6 +121,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	})
 	if c.way.Refused != nil {
 		return fromError(*c.way.Refused)
+	}
+	if c.turn != nil {
+		c.way.Reform = c.turn.Form(c.way.Reform)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errGone)
@@ -313,13 +321,16 @@ func (c *call) reply(kind string, body []byte) *apiError {
 			return backendLost(err.Error())
 		}
 	}
+	if c.turn != nil && c.turn.Failed() != nil {
+		return fromError(*c.turn.Failed())
+	}
 	c.ticket.Release()
 	c.account(time.Now())
 	h := c.w.Header()
 	h.Set("Content-Type", kind)
 	h[headerUsage] = []string{formatUsage(c.usage)}
 	h[headerLoad] = []string{c.load()}
-	if id := backend.ResponseID(body); c.op.responses && id != "" {
+	if id := c.responseID(body); id != "" {
 		h[headerResponse] = []string{id}
 	}
 	_, _ = c.w.Write(body)

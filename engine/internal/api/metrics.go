@@ -60,10 +60,11 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		whole:  histogram("vllm:e2e_request_latency_seconds", "Time to the end of the answer."),
 		genAI:  newGenAI(reg),
 	}
-	for _, op := range append(operations[:len(operations):len(operations)], other) {
-		for _, o := range outcomes {
+	for _, o := range outcomes {
+		for _, op := range append(operations[:len(operations):len(operations)], other) {
 			m.requests.WithLabelValues(op.label(), o)
 		}
+		m.requests.WithLabelValues(storedLabel, o)
 	}
 	reg.MustRegister(m.requests, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})
 	return m

@@ -73,7 +73,7 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 	c.account(time.Now())
 	h[headerUsage] = []string{formatUsage(c.usage)}
 	h[headerLoad] = []string{c.load()}
-	if id := backend.ResponseID(first); c.op.responses && id != "" {
+	if id := c.responseID(first); id != "" {
 		h[headerResponse] = []string{id}
 	}
 	return nil

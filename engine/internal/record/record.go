@@ -3,7 +3,7 @@
 //
 //   - A record is written with the version that follows the one which its writer has read, and
 //     refused with ErrConflict where another was faster: nobody's write is lost unseen.
-//   - It lives for a time from its last write on, then it is as if it had never been.
+//   - It lives for a time from its last write or use on, then it is as if it had never been.
 //   - One that is deleted leaves a tombstone for as long, so that no copy of it comes back.
 //   - A Store has bounds in bytes, for one record, a tenant and the whole: the oldest records of
 //     a tenant make room for its new ones.

@@ -38,6 +38,8 @@ type Request struct {
 	Side byte
 	// Previous is the id of the response that this request continues; nil: none.
 	Previous []byte
+	// Conversation is the id of the conversation that this request is in; nil: none.
+	Conversation []byte
 	// User is the client's name for who asks: user, or Anthropic's metadata.user_id;
 	// nil: none.
 	User []byte
@@ -235,6 +237,8 @@ func (r *Request) field(s *scanner, key text) bool {
 		return s.raw(&r.TemplateArgs, '{')
 	case "previous_response_id":
 		return r.textField(s, &r.Previous)
+	case "conversation":
+		return r.conversation(s)
 	case "user":
 		return r.textField(s, &r.User)
 	case "metadata":
@@ -343,6 +347,31 @@ func (r *Request) textField(s *scanner, dst *[]byte) bool {
 		*dst = r.unescape(t)
 	}
 	return ok
+}
+
+// conversation reads the id of a conversation, or an object with it, of operations that have one.
+func (r *Request) conversation(s *scanner) bool {
+	r.Conversation = nil
+	switch {
+	case !r.API.Row().Items:
+		return s.skip(1)
+	case s.peek() != '{':
+		return r.textField(s, &r.Conversation)
+	}
+	return s.object(1, func(key text) bool {
+		if string(r.unescape(key)) == "id" {
+			return r.textField(s, &r.Conversation)
+		}
+		return s.skip(2)
+	})
+}
+
+// Continues is the id of what the request continues, whose items are not in it; nil: nothing.
+func (r *Request) Continues() []byte {
+	if r.Previous != nil {
+		return r.Previous
+	}
+	return r.Conversation
 }
 
 // quantity reads a number as the most lenient engine does: a fraction is cut off, and a

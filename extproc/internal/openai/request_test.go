@@ -25,6 +25,7 @@ type seen struct {
 	MinTokens int
 	Hints     string
 	Previous  string
+	Talk      string
 	User      string
 	Media     []Media
 }
@@ -32,6 +33,7 @@ type seen struct {
 func seenOf(r *Request) seen {
 	s := seen{Model: string(r.Model), Stream: r.Stream, MaxTokens: r.MaxTokens, Choices: r.Choices, Tools: string(r.Tools)}
 	s.MinTokens, s.Previous, s.User, s.Media = r.MinTokens, string(r.Previous), string(r.User), append(s.Media, r.Media...)
+	s.Talk = string(r.Conversation)
 	if r.IgnoreEOS {
 		s.Hints = "eos "
 	}

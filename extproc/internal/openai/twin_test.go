@@ -137,6 +137,15 @@ func naiveRequest(api apis.API, body []byte) (s seen) {
 			}
 		case "previous_response_id":
 			s.Previous = text
+		case "conversation":
+			if s.Talk = ""; api.Row().Items {
+				s.Talk = text
+				for _, f := range members(v) {
+					if f.key == "id" {
+						s.Talk, _ = textOf(f.value)
+					}
+				}
+			}
 		case "user":
 			s.User = text
 		case "max_tokens", "max_output_tokens", "max_completion_tokens", "n_predict":

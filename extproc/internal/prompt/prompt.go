@@ -134,7 +134,7 @@ func (t *tokenizer) count(r *openai.Request) (n int, doubt string) {
 		if doubt == pick.Certain && t.model.AddsToChats() {
 			doubt = string(token.ByFields)
 		}
-		if r.Previous != nil && doubt == pick.Certain {
+		if r.Continues() != nil && doubt == pick.Certain {
 			doubt = "previous" // what it continues is not in it
 		}
 	default:

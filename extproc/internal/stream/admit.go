@@ -127,7 +127,7 @@ func degrade(c *flow.Controller, in *input, u *understood, n *counted, r *openai
 	}
 	small := in.table.Models[p.Degrade[u.model.Name]]
 	whole := in.head.Mode == Buffered || in.head.Mode == Duplex
-	if u.priority != wire.Sheddable || small == nil || u.blind || !whole || r.Previous != nil {
+	if u.priority != wire.Sheddable || small == nil || u.blind || !whole || r.Continues() != nil {
 		return flow.Pass{}, false
 	}
 	if small.Context > 0 && n.prompt >= small.Context {

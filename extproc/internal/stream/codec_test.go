@@ -84,7 +84,7 @@ func readFlow(hs *core.HeaderMap, c *Core, p *flow.Policy, head *RequestHead) {
 			head.Tenant = maphash.String(c.tenants.seeds[space], words[len(words)-1]) | 1
 			if head.TenantName = words[len(words)-1]; p.TenantHeader == "" {
 				head.TenantName = fmt.Sprintf("key %.4x", sha256.Sum256([]byte(head.TenantName)))
-			} else if len(head.TenantName) > 63 || !utf8.ValidString(head.TenantName) {
+			} else if head.Owner = head.TenantName; len(head.TenantName) > 63 || !utf8.ValidString(head.TenantName) {
 				head.TenantName = fmt.Sprintf("value %.4x", sha256.Sum256([]byte(head.TenantName)))
 			}
 		}

@@ -52,8 +52,8 @@ func count(in *input, u *understood, r *openai.Request) counted {
 		s.Guess = r.Estimate()
 		n.prompt = u.model.Guessed(s)
 	}
-	if !u.blind && r.Previous != nil {
-		n.before, _ = in.table.Policy.Prefixes.Get(responseKey(u.model, r.Previous), in.now)
+	if !u.blind && r.Continues() != nil {
+		n.before, _ = in.table.Policy.Prefixes.Get(responseKey(u.model, r.Continues()), in.now)
 		n.prompt += int(n.before.Tokens)
 	}
 	n.prompt = max(1, n.prompt)
@@ -98,7 +98,7 @@ func mostOf(u *understood, s *pick.Shape, exact bool) int {
 // outputOf returns the expected tokens of all answers to a request of a shape, each of
 // which has at most so many.
 func outputOf(in *input, u *understood, r *openai.Request, s *pick.Shape, most int) int {
-	if !in.api.Row().Generates || in.head.Method != "POST" {
+	if !in.api.Row().Generates || in.head.Method != "POST" || in.api == apis.Other && apis.Stored(in.head.Path) {
 		return 0
 	}
 	n := u.model.Output(s)

@@ -290,7 +290,7 @@ func (in *inbound) keyHeader(key, value []byte) bool {
 	head := &in.Request
 	head.Forbidden = append(head.Forbidden, string(key))
 	if tenant, ok := in.names.keys.Tenant(value); ok {
-		head.Key = true
+		head.Key, head.Owner = true, tenant
 		if in.names.tenant == "" && !in.fair {
 			head.Tenant, head.TenantName = in.names.ids.named(tenant), tenant
 		}
@@ -315,6 +315,9 @@ func (in *inbound) flowHeader(key, value []byte) bool {
 			return true // who is to be treated fairly is said
 		}
 		value = value[bytes.LastIndexByte(value, ' ')+1:]
+		if tenant != "" && in.names.keys == nil { // else it is whose the key is
+			head.Owner = same(&in.recent.Owner, value)
+		}
 		if tenant == "" || in.names.secret {
 			head.Tenant = in.names.ids.of(byKey, value)
 			head.TenantName = in.nameKey(head.Tenant, value)

@@ -102,6 +102,9 @@ type RequestHead struct {
 	Tenant uint64
 	// TenantName is the same for people.
 	TenantName string
+	// Owner is the tenant's name in full, which may be secret: of the API key, or of the policy's
+	// header; empty: there are no tenants.
+	Owner string
 	// Key is whether it has an API key that is known here.
 	Key bool
 	// Probe is whether it is a probe of the mesh's own, which is nobody's.
@@ -198,6 +201,9 @@ type Decision struct {
 	Chain []prefix.Link
 	// Request is the number that the engine names the request by; 0: it needs none.
 	Request uint64
+	// Owner stands for the tenant, for what the engine stores; empty: there is none, or nothing
+	// is stored.
+	Owner string
 	// Charged is who will say what the tenant is charged for, and Reserved how many tokens it
 	// is charged in advance; 0: it does not pay for tokens.
 	Charged  flow.Source

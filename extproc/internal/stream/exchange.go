@@ -400,6 +400,9 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: retries(q.Most, u.model, x.choice.List), Choice: &x.choice,
 		Key: u.model.Key, Ranked: policy.Ours && (u.priority != wire.Standard || in.head.Priority != ""),
 	}
+	if in.head.Owner != "" && (in.api.Row().Items || in.api == apis.Other && apis.Stored(in.head.Path)) {
+		d.Owner = ownerOf(in.head.Owner)
+	}
 	x.core.metrics.counted(n)
 	first := &x.choice.List[0]
 	x.owe(first, in.now)
@@ -419,6 +422,9 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 		d.Request = x.admission.spent.request
 	}
 	record(policy, &l, n.prompt, first.Endpoint, in.now)
+	if id := x.request.Conversation; !u.blind && len(id) > 0 { // an answer has the id of its response alone
+		recordResponse(policy, u.model, string(id), n.prompt+n.output, first.Endpoint, in.now)
+	}
 	x.laps.end(lapRecord)
 	return x.reply(k, d, out)
 }

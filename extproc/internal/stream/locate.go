@@ -33,7 +33,7 @@ func locate(in *input, u *understood, n *counted, r *openai.Request, memory []pr
 	}
 	l := located{chain: memory[:0]}
 	// A prompt that continues a response does not begin with what is in the body.
-	known := !u.blind && r.Previous == nil
+	known := !u.blind && r.Continues() == nil
 	opening := session.Key(0)
 	if known {
 		l.chain, opening = chainOf(u.model.Seed, r, n.prompt, memory)
@@ -49,7 +49,7 @@ func locate(in *input, u *understood, n *counted, r *openai.Request, memory []pr
 	if n.before.Cache != 0 {
 		found.Add(n.before)
 		if in.head.Session == "" {
-			l.session = printable(string(r.Previous))
+			l.session = printable(string(r.Continues()))
 		}
 	}
 	return l

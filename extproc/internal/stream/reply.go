@@ -217,6 +217,9 @@ func (o *outbound) decision(d *Decision) {
 		header(w, wire.HedgeHeader, "true", set)
 		header(w, wire.PerTryHeader, o.integer(int(d.Hedge.After.Milliseconds())), set)
 	}
+	if d.Owner != "" {
+		header(w, wire.TenantHeader, d.Owner, set)
+	}
 	if d.Ranked {
 		header(w, wire.PriorityHeader, d.Priority, set)
 	}

@@ -76,6 +76,12 @@ func secret(header string) bool {
 	return header == "key" || strings.HasSuffix(header, "-key") || strings.HasPrefix(header, "key-") || strings.Contains(header, "-key-")
 }
 
+// ownerOf stands for a tenant where things are stored, the same at all times.
+func ownerOf(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:16])
+}
+
 // digest stands for a value of which no more is to be shown.
 func digest(value []byte) string {
 	sum := sha256.Sum256(value)

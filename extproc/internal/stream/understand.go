@@ -226,7 +226,7 @@ func modelOf(in *input, r *openai.Request) (m *pick.Model, asked, name string) {
 // continued returns the model that made the response which the request continues:
 // of those that serve the name it must be the same again. nil: it is not known.
 func continued(in *input, r *openai.Request, rewrite *pick.Rewrite) *pick.Model {
-	if r.Previous == nil {
+	if r.Continues() == nil {
 		return nil
 	}
 	for i := range rewrite.To {
@@ -234,7 +234,7 @@ func continued(in *input, r *openai.Request, rewrite *pick.Rewrite) *pick.Model 
 		if m == nil {
 			continue
 		}
-		if _, ok := in.table.Policy.Prefixes.Get(responseKey(m, r.Previous), in.now); ok {
+		if _, ok := in.table.Policy.Prefixes.Get(responseKey(m, r.Continues()), in.now); ok {
 			return m
 		}
 	}

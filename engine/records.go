@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/boltdb"
+	"millrace.dev/millrace/engine/internal/conversation"
+	"millrace.dev/millrace/engine/internal/copies"
+	"millrace.dev/millrace/engine/internal/record"
+	"millrace.dev/millrace/engine/internal/replica"
+	"millrace.dev/millrace/engine/internal/valkey"
+	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
+	"millrace.dev/millrace/internal/secret"
+	"millrace.dev/millrace/internal/usable"
+)
+
+// records is where responses and conversations are stored, by flags.
+type records struct {
+	file, url, passwordFile, keyFile, peers string
+	limits                                  record.Limits
+}
+
+func (r *records) flags(f *program.Flags) {
+	f.StringVar(&r.file, "records", "", "`file` of responses and conversations; if it and -records-url are empty, none are stored")
+	f.StringVar(&r.url, "records-url", "", "`URL` of a Valkey or Redis server that has them for all engines, such as redis://10.0.0.7:6379/0")
+	f.StringVar(&r.passwordFile, "records-password-file", "", "`file` with the password of that server")
+	f.StringVar(&r.keyFile, "records-key-file", "", "`file` with the key that records are sealed with, 16 to 256 bytes in hexadecimal, in base64 or as they are")
+	f.StringVar(&r.peers, "records-peers", "", "engines that have copies of each other's records, `node=ip:port` of their Engine service, with commas in between; this node may be one")
+	r.limits = record.Defaults
+	f.DurationVar(&r.limits.TTL, "records-ttl", r.limits.TTL, "how long a record lives after its last use")
+	f.Int64Var(&r.limits.Record, "records-max-bytes", r.limits.Record, "largest record, in `bytes`")
+	f.Int64Var(&r.limits.Tenant, "records-tenant-bytes", r.limits.Tenant, "`bytes` that the records of one tenant may need; the oldest make room")
+	f.Int64Var(&r.limits.Total, "records-total-bytes", r.limits.Total, "`bytes` that all records of -records may need; the oldest of the largest tenant make room")
+}
+
+// mostRecord is the largest record that may be allowed, in bytes: less than a message may have.
+const mostRecord = 32 << 20
+
+func (r *records) validate() error {
+	var errs []error
+	if r.file != "" && r.url != "" {
+		errs = append(errs, errors.New("-records, -records-url: both are given; must be one"))
+	}
+	if r.url != "" {
+		if _, err := valkey.Parse(secret.URL(r.url)); err != nil {
+			errs = append(errs, fmt.Errorf("-records-url: %w", err))
+		}
+	}
+	if _, err := r.addresses(); err != nil {
+		errs = append(errs, fmt.Errorf("-records-peers: %w", err))
+	}
+	l := r.limits
+	if l.TTL < time.Minute {
+		errs = append(errs, fmt.Errorf("-records-ttl: %s; must be ≥ 1m", l.TTL))
+	}
+	if l.Record < 4096 || l.Record > mostRecord {
+		errs = append(errs, fmt.Errorf("-records-max-bytes: %d; must be 4096 to %d", l.Record, mostRecord))
+	}
+	if l.Tenant < l.Record || l.Total < l.Tenant {
+		errs = append(errs, fmt.Errorf("-records-tenant-bytes: %d, -records-total-bytes: %d; must be ≥ -records-max-bytes, and the latter ≥ the former", l.Tenant, l.Total))
+	}
+	return errors.Join(errs...)
+}
+
+// usable says what is wrong with the files.
+func (r *records) usable() error {
+	var errs []error
+	if r.file != "" {
+		if err := usable.Folder(filepath.Dir(r.file)); err != nil {
+			errs = append(errs, fmt.Errorf("-records: %w", err))
+		}
+	}
+	if _, err := r.codec(); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := r.password(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// addresses returns the addresses of -records-peers by node.
+func (r *records) addresses() (map[string]string, error) {
+	all := map[string]string{}
+	for one := range strings.SplitSeq(r.peers, ",") {
+		if one = strings.TrimSpace(one); one == "" {
+			continue
+		}
+		node, address, ok := strings.Cut(one, "=")
+		if !ok || !nodeName.MatchString(node) || address == "" {
+			return nil, fmt.Errorf("%q; must be such as node-b=10.0.0.3:7001", one)
+		}
+		all[node] = address
+	}
+	return all, nil
+}
+
+// maxSecret bounds the files of keys and passwords, in bytes.
+const maxSecret = 4 << 10
+
+// codec is what seals records.
+func (r *records) codec() (*record.Codec, error) {
+	if r.keyFile == "" {
+		return nil, nil
+	}
+	text, err := regular.Read(r.keyFile, maxSecret)
+	if err != nil {
+		return nil, fmt.Errorf("-records-key-file: %w", err)
+	}
+	key := []byte(strings.TrimSpace(string(text)))
+	for _, decode := range []func(string) ([]byte, error){hex.DecodeString, base64.StdEncoding.DecodeString} {
+		if b, err := decode(string(key)); err == nil && len(b) >= record.MinKey {
+			key = b
+			break
+		}
+	}
+	c, err := record.NewCodec(key)
+	if err != nil {
+		return nil, fmt.Errorf("-records-key-file: %s: %w", r.keyFile, err)
+	}
+	return c, nil
+}
+
+func (r *records) password() (secret.Text, error) {
+	if r.passwordFile == "" {
+		return "", nil
+	}
+	text, err := regular.Read(r.passwordFile, maxSecret)
+	if err != nil {
+		return "", fmt.Errorf("-records-password-file: %w", err)
+	}
+	return secret.Text(strings.TrimSpace(string(text))), nil
+}
+
+// opened is the store as it runs.
+type opened struct {
+	service *conversation.Service // nil: nothing is stored
+	copies  *copies.Server        // nil: there is no file
+	run     func(context.Context) error
+}
+
+// mostFrame is what a message has beside a record, in bytes.
+const mostFrame = 4 << 10
+
+// open opens the store.
+func (r *records) open(env *program.Env, node string) (opened, error) {
+	idle := opened{run: func(context.Context) error { return nil }}
+	codec, err := r.codec()
+	if err != nil || r.file == "" && r.url == "" {
+		return idle, err
+	}
+	if r.url != "" {
+		password, err := r.password()
+		if err != nil {
+			return idle, err
+		}
+		s, err := valkey.New(valkey.Config{URL: secret.URL(r.url), Password: password, Limits: r.limits, Codec: codec})
+		if err != nil {
+			return idle, err
+		}
+		return opened{service: conversation.New(s, replica.Hint(node)), run: func(ctx context.Context) error {
+			<-ctx.Done()
+			s.Close()
+			return nil
+		}}, nil
+	}
+	peers, err := r.dial(env, node)
+	if err != nil {
+		return idle, err
+	}
+	disk, err := boltdb.Open(boltdb.Config{Path: r.file, Limits: r.limits, Codec: codec, Log: env.Log})
+	if err != nil { // the rest is served all the same
+		env.Log.Warn("responses and conversations are not stored", "err", err)
+		return idle, nil
+	}
+	places := make([]replica.Place, len(peers))
+	for i, p := range peers {
+		places[i] = p
+	}
+	s := replica.New(replica.Config{Node: node, Disk: disk, Codec: codec, Limits: r.limits, Others: func() []replica.Place { return places }})
+	return opened{
+		service: conversation.New(s, replica.Hint(node)), copies: &copies.Server{Disk: disk},
+		run: func(ctx context.Context) error {
+			g := errgroup.Group{}
+			g.Go(func() error { return disk.Run(ctx) })
+			g.Go(func() error { return s.Run(ctx) })
+			err := g.Wait()
+			for _, p := range peers {
+				err = errors.Join(err, p.Close())
+			}
+			return err
+		},
+	}, nil
+}
+
+// dial returns the files of the other nodes.
+func (r *records) dial(env *program.Env, node string) ([]*copies.Peer, error) {
+	addresses, err := r.addresses()
+	if err != nil {
+		return nil, err
+	}
+	var all []*copies.Peer
+	for other, address := range addresses {
+		if other == node {
+			continue
+		}
+		p, err := copies.Dial(other, address, r.message(), env.Identity.DialOption(mtls.IsEngineOf(other)))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// message is the largest message with a record, in bytes.
+func (r *records) message() int { return int(r.limits.Record) + record.Overhead + mostFrame }
+
+// options and register let others reach the file.
+func (r *records) options() grpc.ServerOption { return grpc.MaxRecvMsgSize(max(4<<20, r.message())) }
+
+func (o opened) register(s grpc.ServiceRegistrar) {
+	if o.copies != nil {
+		enginepb.RegisterRecordsServer(s, o.copies)
+	}
+}
