@@ -163,10 +163,13 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if o.leave > 0 {
 		watched = serving
 	}
+	peers, scheme := o.peers(env)
+	defer peers.CloseIdleConnections()
 	handler := api.New(api.Config{
 		Node: o.node, Kinds: kinds, Transport: transport, Serving: supervisor.Serving,
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
 		Conversations: stored.service,
+		Log:           log, Address: o.http, Scheme: scheme, Peers: peers, ResumeFor: api.ResumeFor,
 	})
 	server := status.New(status.Config{
 		Node: o.node, HTTP: o.http, PlainText: o.cleartext, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
@@ -194,6 +197,16 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	})
 	log.Info("ready", "http", o.http, "grpc", o.grpc, "metrics", env.AdminAddress())
 	return g.Wait()
+}
+
+// peers is the way to the OpenAI API of other engines, and its scheme.
+func (o *options) peers(env *program.Env) (*http.Transport, string) {
+	t := backend.Transport()
+	if env.Identity == nil || o.cleartext {
+		return t, "http"
+	}
+	t.TLSClientConfig = env.Identity.Client(mtls.Is(mtls.Engine), "http/1.1")
+	return t, "https"
 }
 
 // api serves the OpenAI API until ctx ends.

@@ -243,8 +243,8 @@ func runAll(t *testing.T, r *recorder, runs []run, but ...string) {
 	t.Run("as described", func(t *testing.T) { r.described(t, but...) })
 }
 
-// TestBrokenStream kills the backends under a stream: the client raises the API's error,
-// or returns the event that says so.
+// TestBrokenStream kills the backends under a stream that nobody continues, being bound
+// to a grammar: the client raises the API's error, or returns the event that says so.
 func TestBrokenStream(t *testing.T) {
 	for api, want := range map[string]string{
 		"chat": "^APIError .*backend", "responses": "^(APIError .*backend|ended response.failed)", "messages": "^API(Status)?Error .*backend",

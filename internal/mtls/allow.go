@@ -78,8 +78,9 @@ var grants = map[string][]grant{
 	enginepb.Engine_Assign_FullMethodName: {{role: NodeAgent, node: serversOf}},
 	enginepb.Records_Load_FullMethodName:  {{role: Engine}},
 	enginepb.Records_Keep_FullMethodName:  {{role: Engine}},
-	OpenAI:                                {{role: Envoy}, {role: Operator}},
-	Shard:                                 {{role: Engine, node: spokenFor}},
+	// An engine asks another one for the rest of an answer whose backend was lost.
+	OpenAI: {{role: Envoy}, {role: Operator}, {role: Engine}},
+	Shard:  {{role: Engine, node: spokenFor}},
 	// Of all.
 	Admin: {{role: Operator}},
 }

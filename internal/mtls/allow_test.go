@@ -71,7 +71,7 @@ func TestAllow(t *testing.T) {
 		{"a person sees the fleet", Call{Server: xds, Method: fleet + "Watch"}, "/operator"},
 		{"an engine is watched by its own nodeagent and its peers", Call{Server: engine, Method: eng + "Watch"}, "/operator /node/node-a/engine /node/node-a/nodeagent /node/node-b/engine"},
 		{"an engine obeys its own nodeagent alone", Call{Server: engine, Method: eng + "Assign"}, "/node/node-a/nodeagent"},
-		{"requests come from Envoy", Call{Server: engine, Method: OpenAI}, "/envoy /operator"},
+		{"requests come from Envoy, and the rest of an answer to an engine from another", Call{Server: engine, Method: OpenAI}, "/envoy /operator /node/node-a/engine /node/node-b/engine"},
 		{"a shard serves the head of its replica", Call{Server: engine, Method: Shard, Node: "node-b"}, "/node/node-b/engine"},
 		{"the admin page", Call{Server: engine, Method: Admin}, "/operator"},
 		{"what is in no grant", Call{Server: engine, Method: eng + "Erase"}, ""},

@@ -8,6 +8,7 @@
 package api
 
 import (
+	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -41,6 +42,14 @@ type Config struct {
 	Tracer  trace.Tracer
 	// Conversations stores responses and conversations; nil: none are.
 	Conversations *conversation.Service
+	Log           *slog.Logger
+
+	// Address is where others reach this Server, "ip:port". Peers is the way to the other
+	// engines that a request names, by Scheme; nil: a stream is continued here alone.
+	Address, Scheme string
+	Peers           http.RoundTripper
+	// ResumeFor bounds how long a stream whose backend was lost waits for another.
+	ResumeFor time.Duration
 }
 
 // Server answers the API.
@@ -88,6 +97,9 @@ func New(cfg Config) *Server {
 		for _, path := range append([]string{op.Path}, op.Aliases...) {
 			s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.complete(op, w, r) })
 			s.mux.HandleFunc(path, wrongMethod)
+		}
+		if op.Generates {
+			s.mux.HandleFunc("POST "+ContinuePath+op.Path, func(w http.ResponseWriter, r *http.Request) { s.proceed(op, w, r) })
 		}
 	}
 	if cfg.Conversations != nil {

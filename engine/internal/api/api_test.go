@@ -46,7 +46,10 @@ type rig struct {
 	metrics *prometheus.Registry
 	serving atomic.Pointer[supervise.Serving]
 	// lose ends the replica: the backend is lost.
-	lose context.CancelCauseFunc
+	lose   context.CancelCauseFunc
+	server *Server
+	// dies is whether the replica does not serve any more once it was asked.
+	dies bool
 	// closeDoor lets nobody in any more.
 	closeDoor context.CancelCauseFunc
 }
@@ -89,9 +92,13 @@ func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc,
 	cfg := Config{
 		Node: "node-a", Kinds: kinds(b.Listener.Addr().String()), Transport: http.DefaultTransport.(*http.Transport).Clone(), Gate: g.gate, Meter: g.meter, Cache: g.cache,
 		Metrics: NewMetrics(g.metrics, Sources{Gate: g.gate, Meter: g.meter, Cache: g.cache, Snapshot: snapshot}),
-		Tracer:  sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(g.spans)).Tracer("test"),
+		Log:     slog.New(slog.DiscardHandler), Peers: http.DefaultTransport, ResumeFor: time.Nanosecond,
+		Tracer: sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(g.spans)).Tracer("test"),
 		Serving: func() (*supervise.Serving, string) {
 			if v := g.serving.Load(); v != nil {
+				if g.dies {
+					g.serving.Store(nil)
+				}
 				return v, ""
 			}
 			return nil, why
@@ -101,6 +108,7 @@ func newRigOf(t *testing.T, kind enginepb.Backend_Kind, server http.HandlerFunc,
 		change(&cfg)
 	}
 	s := New(cfg)
+	g.server = s
 	front := httptest.NewServer(s)
 	t.Cleanup(front.Close)
 	g.url = front.URL
@@ -415,13 +423,17 @@ func TestLostBackendIs503(t *testing.T) {
 // within an event is cut.
 func TestBrokenStreamEndsWithAnError(t *testing.T) {
 	const chatToken = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n"
+	const asked = `{"model":"smollm2","prompt":"a","stream_options":{"include_usage":true}}`
+	guided := strings.Replace(chat, "{", `{"response_format":{"type":"json_object"},`, 1)
 	tests := []struct {
 		name, path, body, sent string
 		kind                   enginepb.Backend_Kind
 		want                   []string // what the last event holds; nil: the stream is cut
 	}{
 		{"chat", "/v1/chat/completions", chat, chatToken, enginepb.Backend_LLAMACPP, []string{"data: {\"error\":{", `"code":"backend_lost"`, `"type":"server_error"`}},
-		{"within an event", "/v1/chat/completions", chat, chatToken[:20], enginepb.Backend_LLAMACPP, nil},
+		{"within an event that is held back", "/v1/chat/completions", chat, chatToken[:20], enginepb.Backend_LLAMACPP, []string{"data: {\"error\":{", `"code":"backend_lost"`}},
+		{"within an event", "/v1/completions", asked, chatToken[:20], enginepb.Backend_OPENAI, nil},
+		{"bound to a form", "/v1/chat/completions", guided, chatToken, enginepb.Backend_LLAMACPP, []string{"data: {\"error\":{", `"code":"backend_lost"`}},
 		{"messages", "/v1/messages", chat, "event: ping\ndata: {}\n\n", enginepb.Backend_LLAMACPP, []string{"event: error\n", `"type":"api_error"`, `"type":"error"}`}},
 		{"a response made of a chat", "/v1/responses", `{"model":"smollm2","input":"hi"}`, chatToken, enginepb.Backend_LLAMACPP, []string{"event: response.failed\n", `"status":"failed"`, `"type":"response.failed"`}},
 		{"a response of the backend's own", "/v1/responses", `{"model":"smollm2","input":"hi"}`, "data: {}\n\n", enginepb.Backend_OPENAI, []string{"event: error\n", `"sequence_number":1`, `"type":"error"`}},

@@ -35,6 +35,8 @@ type call struct {
 	started time.Time
 	span    trace.Span
 
+	asked   *continuation // that a peer asks for; nil: it is a client's
+	body    []byte        // as it came, where a peer may be asked with it
 	req     request
 	serving *supervise.Serving // once it was let in
 	backend backend.Kind       // what serves it
@@ -60,9 +62,14 @@ var errGone = errors.New("the client went away")
 
 // complete answers one request of op.
 func (s *Server) complete(op operation, w http.ResponseWriter, r *http.Request) {
+	s.answer(op, w, r, nil)
+}
+
+// answer answers one request, or what a peer asks for.
+func (s *Server) answer(op operation, w http.ResponseWriter, r *http.Request, asked *continuation) {
 	ctx := obs.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	ctx, span := s.cfg.Tracer.Start(ctx, r.Method+" "+op.Path, trace.WithSpanKind(trace.SpanKindServer))
-	c := &call{Server: s, op: op, w: w, r: r, started: time.Now(), span: span, status: http.StatusOK}
+	c := &call{Server: s, op: op, asked: asked, w: w, r: r, started: time.Now(), span: span, status: http.StatusOK}
 	w.Header().Set(headerNode, s.cfg.Node)
 	defer c.finish()
 	if err := c.serve(ctx); err != nil {
@@ -85,6 +92,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	}
 	c.w.Header().Set(headerReplica, v.Assignment.GetReplica())
 	limit := int64(v.Assignment.GetBackend().GetMaxBodyBytes())
+	if c.asked != nil {
+		limit += mostWrapped
+	}
 	free, failed := hold(c.room, c.r, limit)
 	if failed != nil {
 		return failed
@@ -92,6 +102,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	defer free()
 	body, failed := readBody(c.op, c.w, c.r, limit)
 	if failed != nil {
+		return failed
+	}
+	if body, failed = c.unwrap(body); failed != nil {
 		return failed
 	}
 	if c.op.passes {
@@ -115,6 +128,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	if failed := c.fits(int64(v.Assignment.GetBackend().GetContextTokens())); failed != nil {
 		return failed
 	}
+	if c.cfg.Peers != nil && c.req.stream && c.asked == nil {
+		c.body = bytes.Clone(body) // Prepare may change it
+	}
 	body = c.req.apply(body)
 	c.way = c.backend.Prepare(v.Assignment, backend.Request{
 		API: c.op.api, Body: body, Fields: c.req.fields, Stream: c.req.stream, Completion: c.op.whole, Limit: c.req.limit,
@@ -125,12 +141,15 @@ func (c *call) serve(ctx context.Context) *apiError {
 	if c.turn != nil {
 		c.way.Reform = c.turn.Form(c.way.Reform)
 	}
+	if c.asked != nil && c.way.Continue == nil {
+		return badRequest("part", "this engine's backend continues no such stream")
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errGone)
 	if failed := c.enter(ctx, cancel); failed != nil {
 		return failed
 	}
-	defer c.ticket.Release()
+	defer func() { c.ticket.Release() }() // of a stream that was resumed, the last one
 	c.logCache()
 	defer c.settleCache()
 	lost := context.AfterFunc(v.Alive, func() { cancel(supervise.ErrEnds) })
@@ -197,6 +216,11 @@ func (c *call) forward(ctx context.Context, lost func() bool) *apiError {
 	defer span.End()
 	if c.way.Parts != nil {
 		return c.parts(ctx, span)
+	}
+	if c.asked != nil {
+		if done, failed := c.follow(ctx); done || failed != nil {
+			return failed
+		}
 	}
 	resp, failed := c.send(ctx, span, c.way.Body)
 	if failed != nil {

@@ -110,8 +110,11 @@ func notReady(why string) *apiError {
 	return coded(http.StatusServiceUnavailable, serverError, "not_ready", "not ready: "+why)
 }
 
+// codeLost is the code of an error that is the backend's end.
+const codeLost = "backend_lost"
+
 func backendLost(why string) *apiError {
-	return coded(http.StatusServiceUnavailable, serverError, "backend_lost", "the backend was lost: "+why)
+	return coded(http.StatusServiceUnavailable, serverError, codeLost, "the backend was lost: "+why)
 }
 
 func full(err error) *apiError {

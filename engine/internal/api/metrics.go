@@ -17,10 +17,19 @@ import (
 // outcomes are the ways in which a request may end.
 var outcomes = []string{"ok", "refused", "full", "gone", "not_ready", "failed"}
 
+// Outcomes of streams whose backend was lost.
+const (
+	resumeOwn       = "own"
+	resumeElsewhere = "elsewhere"
+	resumeRefused   = "refused"
+	resumeFailed    = "failed"
+)
+
 // Metrics are the engine's own and, under the names that dashboards know, those of
 // an inference engine.
 type Metrics struct {
 	requests *prometheus.CounterVec // by path and outcome
+	resumed  *prometheus.CounterVec // by outcome
 	prompt   *prometheus.CounterVec // these by model
 	cached   *prometheus.CounterVec
 	output   *prometheus.CounterVec
@@ -53,6 +62,10 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_engine_requests_total", Help: "Requests by endpoint and outcome.",
 		}, []string{"path", "outcome"}),
+		resumed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_engine_streams_resumed_total",
+			Help: "Streams whose backend was lost, by what became of them: continued on this engine's own backend or elsewhere, refused because they can't be, failed because nobody took them.",
+		}, []string{"outcome"}),
 		prompt: counter("vllm:prompt_tokens_total", "Prompt tokens of answered requests."),
 		cached: counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the KV cache."),
 		output: counter("vllm:generation_tokens_total", "Tokens generated."),
@@ -66,7 +79,10 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		}
 		m.requests.WithLabelValues(storedLabel, o)
 	}
-	reg.MustRegister(m.requests, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})
+	for _, o := range []string{resumeOwn, resumeElsewhere, resumeRefused, resumeFailed} {
+		m.resumed.WithLabelValues(o)
+	}
+	reg.MustRegister(m.requests, m.resumed, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})
 	return m
 }
 

@@ -21,6 +21,9 @@ func (c *call) continues(ctx context.Context, body []byte) ([]byte, *apiError) {
 	if c.cfg.Conversations == nil || c.op.api != apis.Responses && c.op.api != apis.InputTokens {
 		return body, nil
 	}
+	if c.asked != nil {
+		return body, nil // the peer whose client it is has put the history in front, and stores
+	}
 	tenant, failed := tenantOf(c.r)
 	if failed != nil {
 		return nil, failed

@@ -53,10 +53,16 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 	}
 	h[headerLoad] = []string{c.load()}
 	c.w.WriteHeader(http.StatusOK)
+	r := c.resumable(ctx, events, buf[:n], err)
+	if r != nil {
+		defer r.close()
+		events = r
+		n, err = r.Read(buf[:])
+	}
 	first, end, last, err := c.copy(events, buf, n, err)
 	if err != nil {
 		c.cut()
-		c.broken(ctx, end, err)
+		c.broken(ctx, r != nil || c.filter() != nil || bytes.HasSuffix(end, eventEnd), err)
 		return nil
 	}
 	c.usage, _ = c.backend.Usage(end)
@@ -66,7 +72,10 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 		}
 	}
 	c.usage.Begun(first)
-	if c.way.Timed {
+	if r != nil && r.state.Resumed() {
+		c.usage = backend.Usage{}
+		c.usage.Prompt, c.usage.Completion = r.state.Usage()
+	} else if c.way.Timed {
 		c.usage.Time(c.begun.Sub(c.sent), last.Sub(c.begun))
 	}
 	c.ticket.Release()
@@ -79,10 +88,9 @@ func (c *call) stream(ctx context.Context, events io.Reader, lost func() bool) *
 	return nil
 }
 
-// broken ends a stream whose backend was lost, of which end was the last: the client must
-// not take half an answer for a whole one. It gets an error in the API's form, where that
-// does not fall into the middle of an event.
-func (c *call) broken(ctx context.Context, end []byte, err error) {
+// broken ends a stream whose backend was lost: the client must not take half an answer for
+// a whole one. It gets an error in the API's form, where what it has are whole events.
+func (c *call) broken(ctx context.Context, whole bool, err error) {
 	if errors.Is(err, errUnsent) || c.r.Context().Err() != nil {
 		c.status = statusGone
 		panic(http.ErrAbortHandler) // not a bug: net/http cuts the connection by it
@@ -90,7 +98,7 @@ func (c *call) broken(ctx context.Context, end []byte, err error) {
 	why := c.ended(ctx, err)
 	c.status = http.StatusBadGateway
 	last := c.failure(why)
-	if !bytes.HasSuffix(end, eventEnd) && c.filter() == nil || !send(c.w, http.NewResponseController(c.w), last) {
+	if !whole || !send(c.w, http.NewResponseController(c.w), last) {
 		panic(http.ErrAbortHandler) // not a bug: net/http cuts the connection by it
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/resume"
 	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/blocks"
 )
@@ -202,6 +203,18 @@ type Way struct {
 	// Timed is whether the first event of a stream is the first token, so that the
 	// time to it is that of the prompt, where the account has no times.
 	Timed bool
+	// Continue is how the rest of a stream is asked for whose backend was lost; nil: such
+	// a stream ends with an error.
+	Continue *Continue
+}
+
+// Continue is how the rest of a stream is asked for.
+type Continue struct {
+	resume.Way
+	// Choices is how many choices there are; each has an account.
+	Choices int
+	// Count returns how many tokens the prompt of a request has, by the backend.
+	Count func(ctx context.Context, a *enginepb.Assignment, request map[string]json.RawMessage) (uint64, error)
 }
 
 // Room is how much a Dialect may add to a body in place, in bytes.

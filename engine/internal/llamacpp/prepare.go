@@ -37,6 +37,9 @@ func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 	}
 	// It closes the connection after a stream, whatever it says in the headers.
 	w.Close = r.Stream || w.Answer == backend.Assemble
+	if r.Stream && w.Answer == backend.AsIs {
+		w.Continue = k.continues(r, w)
+	}
 	return w
 }
 

@@ -19,16 +19,16 @@ func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
 	}
 	switch r.API {
 	case apis.Chat:
-		return chat(r)
+		return k.continued(r, chat(r))
 	case apis.Responses, apis.InputTokens:
-		return response(r)
+		return k.continued(r, response(r))
 	case apis.Messages, apis.CountTokens:
 		return message(r)
 	}
 	if severalGreedy(&r) {
 		r.Body = backend.Encode(r.Fields)
 	}
-	return asked(r)
+	return k.continued(r, asked(r))
 }
 
 // asked asks streams for their account, and has answers put right.
