@@ -102,7 +102,7 @@ test-conformance: kube-programs build setup images ## run the conformance suites
 bench: build setup ## measure; prints JSON lines and a table that explain themselves. ARGS="-h" lists the rows
 	go run ./e2e/bench $(ARGS)
 
-replay: | need-go ## run real traces through the policies, against simulated engines; TRACES=folder, ARGS="-h"
+replay: | need-go ## run traces (TRACES=folder) or generated workloads (ARGS="-workloads FOLDER") through the policies, against simulated engines
 	go run ./extproc/replay -traces "$(TRACES)" $(ARGS)
 
 # As many images as there are programs, and what they share: no root, no container engine.

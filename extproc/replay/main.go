@@ -1,9 +1,10 @@
-// Command replay runs real traces through extproc's policy and others against
-// simulated engines, and prints what became of caches, first tokens and load.
+// Command replay runs real traces, and workloads made from seeds, through extproc's policy and
+// others against simulated engines, and prints what became of caches, first tokens and load.
 package main
 
 import (
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -44,6 +45,7 @@ type options struct {
 	engines, seeds                    int
 	pickers                           replay.Pickers
 	json                              bool
+	workloads                         workloads
 }
 
 func run(args []string, stdout, stderr io.Writer) error {
@@ -60,12 +62,20 @@ func run(args []string, stdout, stderr io.Writer) error {
 	fs.BoolVar(&o.pickers.Peers, "peers", false, "extprocs let each other know what they have sent, as those of a pool do")
 	fs.BoolVar(&o.pickers.Guess, "guess", false, "engines report nothing of their caches, as those of a pool without KV events")
 	fs.IntVar(&o.seeds, "seeds", 3, "runs of each, of which the median is shown")
+	fs.StringVar(&o.workloads.folder, "workloads", "", "run generated workloads, not traces: `folder` for results.jsonl and a picture for each family")
+	fs.StringVar(&o.workloads.family, "family", "", "of the workloads only these `families`; empty: all")
+	fs.StringVar(&o.workloads.half, "half", "held-out", "of the workloads the `half`: training (by which constants may be chosen), held-out or both")
+	fs.IntVar(&o.workloads.each, "each", 4, "workloads of each family and half")
+	fs.StringVar(&o.workloads.loads, "loads", "0.5,0.8,0.95,1.2", "loads of workloads, as shares of capacity")
 	fs.BoolVar(&o.json, "json", false, "print JSON lines instead of tables")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	if o.workloads.folder != "" {
+		return o.workloads.run(context.Background(), o.policy, stdout, stderr)
+	}
 	if o.dir == "" {
-		return &obs.Hint{Err: errors.New("no traces"), Next: "set -traces to the folder that holds them"}
+		return &obs.Hint{Err: errors.New("no traces"), Next: "set -traces to the folder that holds them, or -workloads to one for results of generated workloads"}
 	}
 	return o.all(stdout)
 }

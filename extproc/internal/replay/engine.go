@@ -1,5 +1,7 @@
 package replay
 
+import "slices"
+
 // Engine is how an engine works: with continuous batching, prompts in chunks beside
 // the decoding of others, and a KV cache of whole blocks.
 type Engine struct {
@@ -14,6 +16,10 @@ type Engine struct {
 	Chunk int
 	// Cache is the size of its KV cache, in tokens.
 	Cache int
+	// Adapters is how many LoRA adapters are loaded at a time, the last used ones, and Load
+	// how long it takes to load one, in milliseconds.
+	Adapters int
+	Load     float64
 }
 
 // faster returns the engine at so many times the speed.
@@ -30,6 +36,15 @@ func (e *Engine) work(r *Request, cached int) float64 {
 	return float64(r.Input-cached)*e.Prefill + float64(r.Output)*e.Decode*(1+e.Crowd*(n-1))/n
 }
 
+// Work is how long the engine is busy with a request of a trace on average, in milliseconds, if
+// nothing is cached and all slots are taken.
+func (e *Engine) Work(t *Trace) (ms float64) {
+	for i := range t.Requests {
+		ms += e.work(&t.Requests[i], 0) / float64(len(t.Requests))
+	}
+	return ms
+}
+
 // alone is the time to the first token if nobody else is there.
 func (e *Engine) alone(r *Request, cached int) float64 {
 	return max(e.Decode, float64(r.Input-cached)*e.Prefill)
@@ -37,15 +52,16 @@ func (e *Engine) alone(r *Request, cached int) float64 {
 
 // job is a request at an engine.
 type job struct {
-	id     int
-	r      *Request
-	came   float64 // at the engine
-	began  float64
-	first  float64 // token
-	cached int
-	todo   int // prompt tokens
-	left   int // output tokens
-	blocks []uint64
+	id       int
+	r        *Request
+	came     float64 // at the engine
+	began    float64
+	first    float64 // token
+	cached   int
+	uncached int // prompt tokens, when it came
+	todo     int // prompt tokens
+	left     int // output tokens
+	blocks   []uint64
 }
 
 // engine is a running Engine. Time goes in steps; it stands at the end of the last.
@@ -54,8 +70,12 @@ type engine struct {
 	block   int
 	cache   *cache
 	queue   []*job
-	refused int    // of them, for which there was no room when the step began
-	jobs    []*job // worked on, in order of arrival
+	refused int     // of them, for which there was no room when the step began
+	jobs    []*job  // worked on, in order of arrival
+	slow    float64 // by what factor everything takes longer than it says
+	down    bool
+	loaded  []int   // adapters, the last used first
+	loading float64 // milliseconds that the next step takes longer
 
 	// The step that runs, or several equal ones.
 	start, length float64
@@ -76,7 +96,7 @@ type chunk struct {
 func (e *engine) load() Load {
 	return Load{
 		Requests: int64(len(e.jobs) + len(e.queue)), Waiting: int64(min(e.refused, len(e.queue))),
-		KV: float64(e.cache.busy) / float64(e.cache.capacity),
+		KV: float64(e.cache.busy) / float64(e.cache.capacity), Down: e.down, Adapters: e.loaded,
 	}
 }
 
@@ -84,6 +104,7 @@ func (e *engine) load() Load {
 // earlier than it said.
 func (e *engine) add(j *job, now float64) (sooner bool) {
 	j.came, j.left = now, j.r.Output
+	j.uncached = e.uncached(j.r)
 	e.queue = append(e.queue, j)
 	if e.steps <= 1 {
 		return e.steps == 0 && e.begin(now)
@@ -136,7 +157,40 @@ func (e *engine) begin(now float64) bool {
 	} else {
 		e.length = max(e.length, e.Decode) // the weights are read once
 	}
+	e.length = e.length*e.slow + e.loading
+	e.loading = 0
 	return true
+}
+
+// uncached is how many tokens of a prompt are not cached now.
+func (e *engine) uncached(r *Request) int {
+	keys := r.Blocks[:min(len(r.Blocks), r.Input/e.block, e.cache.capacity)]
+	return max(1, r.Input-e.cache.match(keys)*e.block)
+}
+
+// use makes sure that an adapter is loaded.
+func (e *engine) use(adapter int) {
+	if adapter == 0 || e.Adapters == 0 {
+		return
+	}
+	at := slices.Index(e.loaded, adapter)
+	if at < 0 {
+		e.loading += e.Load
+		at = min(len(e.loaded), e.Adapters-1)
+	} else {
+		at = min(at, len(e.loaded)-1)
+	}
+	kept := slices.DeleteFunc(slices.Clone(e.loaded), func(a int) bool { return a == adapter })
+	e.loaded = append([]int{adapter}, kept[:min(at, len(kept))]...)
+}
+
+// die takes the engine down and returns what it had to do. What it had cached is lost.
+func (e *engine) die() (lost []*job) {
+	lost = append(append(lost, e.jobs...), e.queue...)
+	e.down, e.jobs, e.queue, e.steps, e.refused, e.loaded = true, nil, nil, 0, 0, nil
+	e.version++
+	e.cache = newCache(e.cache.capacity)
+	return lost
 }
 
 // admit finds what is cached of a prompt and takes room for it.
@@ -149,6 +203,7 @@ func (e *engine) admit(j *job, now float64) bool {
 		}
 		keys = nil // larger than the cache: worked on without
 	}
+	e.use(j.r.Adapter)
 	j.blocks, j.began = keys, now
 	j.cached = min(cached, j.r.Input-1)
 	j.todo = j.r.Input - j.cached

@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -30,27 +31,40 @@ type Pickers struct {
 	// Peers is whether pickers let each other know what they have sent, as those of an
 	// InferencePool do.
 	Peers bool
+	// Remember is how many prefixes each remembers; 0: a million.
+	Remember int
 }
 
 // millrace is several extprocs, which take turns and know of each other's requests
 // only what engines report.
 type millrace struct {
-	pickers []*picker
-	guess   bool
-	peers   bool
-	owner   []int // by request: who chose
-	next    int
-	logs    []*log    // by engine: what it reports to all of them
-	errors  []float64 // of predictions of the first token, as a share of what it took
-	moves   int
+	pickers  []*picker
+	guess    bool
+	peers    bool
+	owner    []int // by request: who chose
+	next     int
+	logs     []*log    // by engine: what it reports to all of them
+	errors   []float64 // of predictions of the first token, as a share of what it took
+	moves    int
+	adapters []int // by engine: how many are loaded at a time
 }
 
 // picker is one extproc.
 type picker struct {
 	*pick.Picker
-	model *pick.Model
-	index *prefix.Index
-	asked map[int]*asked
+	model  *pick.Model   // its endpoints are those of all models
+	models []*pick.Model // by adapter; the first is the base
+	index  *prefix.Index
+	asked  map[int]*asked
+}
+
+// of returns the model of a request: that of its adapter. All share their endpoints.
+func (p *picker) of(r *Request) *pick.Model {
+	for len(p.models) <= r.Adapter {
+		name := fmt.Sprintf("a%d", len(p.models))
+		p.models = append(p.models, &pick.Model{Name: name, Seed: session.Seed(name), Learned: new(pick.Learned), Endpoints: p.model.Endpoints})
+	}
+	return p.models[r.Adapter]
 }
 
 // asked is a request in flight.
@@ -61,25 +75,33 @@ type asked struct {
 	sent        time.Time
 	shape       pick.Shape
 	output      int // expected
+	model       *pick.Model
 }
 
 func newMillrace(t *Trace, engines []Engine, pickers Pickers) *millrace {
 	m := &millrace{owner: make([]int, len(t.Requests)), guess: pickers.Guess, peers: pickers.Peers}
 	for _, e := range engines {
 		m.logs = append(m.logs, &log{capacity: e.Cache, reported: map[session.Key]lastReport{}})
+		m.adapters = append(m.adapters, e.Adapters)
 	}
 	for range pickers.N {
 		p := &picker{
 			Picker: pick.New(prometheus.NewRegistry()),
 			model:  &pick.Model{Name: "m", Seed: session.Seed("m"), Learned: new(pick.Learned)},
-			index:  prefix.New(1<<20, 100*time.Hour),
+			index:  prefix.New(cmp.Or(pickers.Remember, 1<<20), 100*time.Hour),
 			asked:  map[int]*asked{},
 		}
+		p.models = []*pick.Model{p.model}
 		for i, e := range engines {
-			p.model.Endpoints = append(p.model.Endpoints, &pick.Endpoint{
+			end := &pick.Endpoint{
 				Address: fmt.Sprintf("10.0.0.%d:8000", i+1), Nodes: []string{fmt.Sprint(i)}, State: pick.Ready, Slots: e.Slots, Health: 1,
 				Prior: pick.Speed{Prefill: e.Prefill, Decode: e.Decode}, KV: prefix.NewCache(uint32(i+1), int64(e.Cache)), Live: new(pick.Live),
-			})
+			}
+			if e.Adapters > 0 {
+				end.Base, end.Adapters = p.model.Name, new(pick.Adapters)
+				end.Adapters.Report(e.Adapters, nil, nil)
+			}
+			p.model.Endpoints = append(p.model.Endpoints, end)
 		}
 		m.pickers = append(m.pickers, p)
 	}
@@ -90,15 +112,16 @@ func (m *millrace) Choose(id int, r *Request, ms float64) int {
 	m.next++
 	m.owner[id] = m.next % len(m.pickers)
 	p, now := m.pickers[m.owner[id]], clock(ms)
-	a := &asked{chain: chainOf(p.model.Seed, r), sent: now}
+	model := p.of(r)
+	a := &asked{chain: chainOf(model.Seed, r), sent: now, model: model}
 	p.asked[id] = a
 	var found prefix.Found
 	p.index.Find(a.chain, now, &found)
 	a.shape = pick.Shape{API: apis.Chat, Stream: true, Limit: -1, Prompt: r.Input, Choices: 1}
-	a.output = p.model.Output(&a.shape)
-	q := pick.Query{Model: p.model, Prompt: r.Input, Output: a.output, Found: &found, Most: 1, Now: now}
+	a.output = model.Output(&a.shape)
+	q := pick.Query{Model: model, Prompt: r.Input, Output: a.output, Found: &found, Most: 1, Now: now}
 	if err := p.Pick(&q, &a.choice); err != nil {
-		panic(err) // all engines are always ready
+		return 0 // all are down: the client tries again
 	}
 	if a.choice.Reason == pick.Moved {
 		m.moves++
@@ -158,7 +181,7 @@ func (m *millrace) Done(d *Done, ms float64) {
 	first := &a.choice.List[0]
 	predicted := first.Wait + first.Prefill + first.Decode/math.Max(1, float64(a.output))
 	m.errors = append(m.errors, math.Abs(predicted-(d.First-d.Came))/math.Max(1, d.First-d.Came))
-	p.Learn(p.model, e, first, u, a.sent, now)
+	p.Learn(a.model, e, first, u, a.sent, now)
 	m.place(p, d.Engine, prefix.Placement{Chain: a.chain, Tokens: uint32(u.Prompt + u.Completion), Answered: true, Fresh: uint32(u.Completion)}, now)
 	a.reservation.Release()
 	p.report(d, now)
@@ -169,6 +192,9 @@ func (m *millrace) Done(d *Done, ms float64) {
 
 func (m *millrace) Reports(loads []Load, ms float64) {
 	for i, l := range loads {
+		if m.report(i, &l); l.Down {
+			continue
+		}
 		fresh := m.logs[i].segments[max(0, len(m.logs[i].segments)-3):]
 		for _, p := range m.pickers {
 			e := p.model.Endpoints[i]
@@ -177,12 +203,62 @@ func (m *millrace) Reports(loads []Load, ms float64) {
 				continue // nothing is reported, or the only picker has sent all of it
 			}
 			for _, s := range fresh {
-				p.index.Report(e.KV, s.id, s.links, clock(ms))
+				p.index.Report(e.KV, s.id, s.links[s.reported:], clock(ms))
 			}
 			if d := m.logs[i].dropped; d > 0 {
 				e.KV.Dropped(d)
 			}
 		}
+		for _, s := range fresh {
+			s.reported = len(s.links)
+		}
+	}
+}
+
+// report takes in whether an engine is up, and which adapters it has loaded. One that was down has
+// nothing of what it had.
+func (m *millrace) report(n int, l *Load) {
+	for _, p := range m.pickers {
+		e := p.model.Endpoints[n]
+		if l.Down && e.State == pick.Ready {
+			m.lost(p, n)
+		} else if !l.Down {
+			e.State = pick.Ready
+		}
+		if e.Adapters != nil && !l.Down {
+			e.Adapters.Report(m.adapters[n], nil, names(l.Adapters))
+		}
+	}
+}
+
+func names(adapters []int) (s []string) {
+	for _, a := range adapters {
+		s = append(s, fmt.Sprintf("a%d", a))
+	}
+	return s
+}
+
+// lost takes an engine out, and forgets what it had cached.
+func (m *millrace) lost(p *picker, n int) {
+	e := p.model.Endpoints[n]
+	e.State, e.KV = pick.NotReady, prefix.NewCache(e.KV.ID()+1000, int64(m.logs[n].capacity))
+	e.Restarted()
+	if e.Adapters != nil {
+		e.Adapters.Forget()
+		e.Adapters.Report(m.adapters[n], nil, nil)
+	}
+	m.logs[n] = &log{capacity: m.logs[n].capacity, reported: map[session.Key]lastReport{}}
+}
+
+// Lost is a Mourner's: the endpoint is ejected until a report says that it is up.
+func (m *millrace) Lost(id, engine int, _ float64) {
+	p := m.pickers[m.owner[id]]
+	if a := p.asked[id]; a != nil {
+		a.reservation.Release()
+		delete(p.asked, id)
+	}
+	if p.model.Endpoints[engine].State == pick.Ready {
+		m.lost(p, engine)
 	}
 }
 
@@ -198,9 +274,10 @@ type log struct {
 
 // segment is a part of a log.
 type segment struct {
-	id     uint32
-	links  []prefix.Link
-	tokens int // that no newer segment has
+	id       uint32
+	links    []prefix.Link
+	reported int // of links
+	tokens   int // that no newer segment has
 }
 
 // lastReport is where a prefix was last reported, and with how many tokens.

@@ -8,16 +8,30 @@ import (
 	"slices"
 )
 
-// counting is what all simple policies keep: requests in flight by engine.
+// counting is what all simple policies keep: requests in flight by engine, and which of
+// these are down.
 type counting struct {
 	inFlight []int
+	down     []bool
 }
+
+func newCounting(n int) counting { return counting{make([]int, n), make([]bool, n)} }
 
 func (c *counting) First(*Done, float64) {}
 
 func (c *counting) Done(d *Done, _ float64) { c.inFlight[d.Engine]-- }
 
-func (c *counting) Reports([]Load, float64) {}
+func (c *counting) Reports(loads []Load, _ float64) {
+	for i := range loads {
+		c.down[i] = loads[i].Down
+	}
+}
+
+// Lost is a Mourner's.
+func (c *counting) Lost(_, engine int, _ float64) {
+	c.inFlight[engine]--
+	c.down[engine] = true
+}
 
 // least returns the engine with the fewest requests among those for which ok holds,
 // the first after from of equals.
@@ -25,11 +39,11 @@ func (c *counting) least(from int, ok func(n int) bool) int {
 	best, n := -1, len(c.inFlight)
 	for i := range c.inFlight {
 		e := (from + i) % n
-		if ok(e) && (best < 0 || c.inFlight[e] < c.inFlight[best]) {
+		if ok(e) && !c.down[e] && (best < 0 || c.inFlight[e] < c.inFlight[best]) {
 			best = e
 		}
 	}
-	return best
+	return max(0, best)
 }
 
 func (c *counting) send(n int) int {
@@ -46,7 +60,11 @@ type roundRobin struct {
 }
 
 func (p *roundRobin) Choose(int, *Request, float64) int {
-	p.next++
+	for range p.inFlight {
+		if p.next++; !p.down[p.next%len(p.inFlight)] {
+			break
+		}
+	}
 	return p.send(p.next % len(p.inFlight))
 }
 
@@ -67,7 +85,7 @@ type sessionHash struct{ counting }
 func (p *sessionHash) Choose(_ int, r *Request, _ float64) int {
 	best, most := 0, uint64(0)
 	for i := range p.inFlight {
-		if h := mix(uint64(r.Session), uint64(i)); h >= most {
+		if h := mix(uint64(r.Session), uint64(i)); h >= most && !p.down[i] {
 			best, most = i, h
 		}
 	}
@@ -101,8 +119,9 @@ type longestPrefix struct {
 func (p *longestPrefix) Choose(_ int, r *Request, _ float64) int {
 	most, match := 0, make([]int, len(p.sent))
 	for i, c := range p.sent {
-		match[i] = c.match(r.Blocks)
-		most = max(most, match[i])
+		if match[i] = c.match(r.Blocks); !p.down[i] {
+			most = max(most, match[i])
+		}
 	}
 	p.next++
 	n := p.least(p.next, func(i int) bool { return match[i] == most })
@@ -119,7 +138,10 @@ type scored struct {
 	r     *rand.Rand
 }
 
-func (p *scored) Reports(loads []Load, _ float64) { p.loads = append(p.loads[:0], loads...) }
+func (p *scored) Reports(loads []Load, now float64) {
+	p.counting.Reports(loads, now)
+	p.loads = append(p.loads[:0], loads...)
+}
 
 func (p *scored) Choose(_ int, r *Request, _ float64) int {
 	least, most := math.MaxInt64, 0
@@ -139,7 +161,7 @@ func (p *scored) Choose(_ int, r *Request, _ float64) int {
 		if p.loads != nil {
 			score += 2 * (1 - p.loads[i].KV)
 		}
-		if score += 1e-6 * p.r.Float64(); score > top {
+		if score += 1e-6 * p.r.Float64(); score > top && !p.down[i] {
 			best, top = i, score
 		}
 	}

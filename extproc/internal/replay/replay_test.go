@@ -77,7 +77,7 @@ func TestEveryRequestIsAnsweredOnce(t *testing.T) {
 	for _, name := range Policies {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2))
-			done, busy := Run(tr, f.Engines, newPolicy(name, tr, f, Pickers{N: 2}, r), 1, r)
+			done, busy := Run(tr, &f, newPolicy(name, tr, f, Pickers{N: 2}, r), 1, r)
 			at := map[int][]Done{}
 			for i, d := range done {
 				if d.ID != i || d.Came > d.Began || d.Began >= d.First || d.First > d.End {

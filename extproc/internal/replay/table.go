@@ -13,8 +13,11 @@ import (
 type Fleet struct {
 	// Name is shown.
 	Name string
-	// Engines are those that there are.
-	Engines []Engine
+	// Engines are those that there are, and Troubles what happens to them.
+	Engines  []Engine
+	Troubles []Trouble
+	// Age is how old the engines' reports are when they arrive, in milliseconds.
+	Age float64
 }
 
 // Fleets returns the fleets that there are to choose from: a CPU's rates are those of
@@ -41,22 +44,21 @@ var Policies = []string{"round robin", "least request", "session hash", "longest
 const Ours = "millrace"
 
 func newPolicy(name string, t *Trace, f Fleet, pickers Pickers, r *rand.Rand) Policy {
-	c := counting{make([]int, len(f.Engines))}
 	switch name {
 	case "round robin":
-		return &roundRobin{counting: c}
+		return &roundRobin{counting: newCounting(len(f.Engines))}
 	case "least request":
-		return &leastRequest{counting: c}
+		return &leastRequest{counting: newCounting(len(f.Engines))}
 	case "session hash":
-		return &sessionHash{c}
+		return &sessionHash{newCounting(len(f.Engines))}
 	case "longest prefix":
-		return &longestPrefix{counting: c, sent: newSent(f.Engines, t.Block)}
+		return &longestPrefix{counting: newCounting(len(f.Engines)), sent: newSent(f.Engines, t.Block)}
 	case "scores":
-		return &scored{counting: c, sent: newSent(f.Engines, t.Block), r: r}
+		return &scored{counting: newCounting(len(f.Engines)), sent: newSent(f.Engines, t.Block), r: r}
 	case Ours:
 		return newMillrace(t, f.Engines, pickers)
 	}
-	return nil
+	return newRivals(name, t, f.Engines, pickers, r)
 }
 
 // Row is what one policy made of a trace at one load, the median of several runs.
@@ -96,7 +98,7 @@ func Measure(t *Trace, f Fleet, policy string, load float64, pickers Pickers, se
 	for seed := range uint64(max(1, seeds)) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		p := newPolicy(policy, t, f, pickers, r)
-		done, busy := Run(t, f.Engines, p, factor, r)
+		done, busy := Run(t, &f, p, factor, r)
 		row := summary(done, busy, all)
 		if m, ok := p.(*millrace); ok {
 			row.Moves = float64(m.moves) / float64(len(done))

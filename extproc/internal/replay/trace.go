@@ -34,8 +34,21 @@ type Request struct {
 	After []uint64
 	// Session numbers the conversation.
 	Session int
-	// Parent is the number of the request whose answer it waits for; -1: none.
+	// Parent is the number of the request whose answer it waits for; -1: none. It comes no
+	// sooner than Think milliseconds after that.
 	Parent int
+	Think  float64
+	// Goal is what the client wants; the zero Goal: nothing in particular.
+	Goal Goal
+	// Adapter numbers the LoRA adapter that it is for; 0: none.
+	Adapter int
+}
+
+// Goal is how fast a request is to be answered, in milliseconds; 0: that does not matter.
+type Goal struct {
+	// TTFT is for the time to the first token, TPOT for that of each further one, E2E for
+	// the time until the answer is whole.
+	TTFT, TPOT, E2E float64
 }
 
 // Trace is the requests of a trace in order of their time.
