@@ -40,6 +40,19 @@ const (
 	OldRenameHeader = "x-gateway-model-name-rewrite"
 )
 
+// Headers of a request with fixed names, by which clients say how fast it is to be answered, in
+// milliseconds: to the first token, for each further one, until the answer is whole. Those of
+// the inference extension's clients, and their names of before, mean the same.
+const (
+	TTFTHeader    = "x-millrace-slo-ttft-ms"
+	TPOTHeader    = "x-millrace-slo-tpot-ms"
+	E2EHeader     = "x-millrace-slo-e2e-ms"
+	LLMDTTFT      = "x-llm-d-slo-ttft-ms"
+	LLMDTPOT      = "x-llm-d-slo-tpot-ms"
+	OldTTFTHeader = "x-slo-ttft-ms"
+	OldTPOTHeader = "x-slo-tpot-ms"
+)
+
 // ProbeKey is the environment variable by which a mesh gives its extprocs the key of its
 // own probes.
 const ProbeKey = "MILLRACE_PROBE_KEY"

@@ -37,6 +37,7 @@ type index struct {
 // cell is one endpoint's cost in milliseconds, as float32.
 type cell struct {
 	tokens atomic.Uint64 // for a prompt token, and in the low half for one of output
+	paces  atomic.Uint64 // milliseconds of a prompt token, and in the low half of one of output
 	wait   atomic.Uint32 // infinite: the endpoint is not of the best tier
 }
 
@@ -124,9 +125,19 @@ func (c *cell) set(e *Endpoint, m *Model, usual *usual, now int64) {
 		return
 	}
 	t := e.tariff(m, usual, now)
-	prompt, output := float32(t.prompt*(1+t.fill+t.delay)), float32(t.output+t.prompt*t.fill)
-	c.tokens.Store(uint64(math.Float32bits(prompt))<<32 | uint64(math.Float32bits(output)))
+	c.tokens.Store(pair(t.prompt*(1+t.fill+t.delay), t.output+t.prompt*t.fill))
+	c.paces.Store(pair(t.prompt, t.output))
 	c.wait.Store(math.Float32bits(float32(t.wait + t.load)))
+}
+
+// pair packs two numbers into a word, b in its low half.
+func pair(a, b float64) uint64 {
+	return uint64(math.Float32bits(float32(a)))<<32 | uint64(math.Float32bits(float32(b)))
+}
+
+// unpair is the numbers of a word.
+func unpair(w uint64) (a, b float32) {
+	return math.Float32frombits(uint32(w >> 32)), math.Float32frombits(uint32(w))
 }
 
 // rank is an endpoint's number and about what it costs.
@@ -170,12 +181,20 @@ func (x *index) cheapest(q *Query, from int) (r ranks) {
 // walk takes in the cells that are numbered from first on.
 func (r *ranks) walk(cells []cell, first int, q *Query) {
 	prompt, output := float32(float64(q.Prompt)-q.credit()), float32(q.Output)
-	limit := r.limit()
+	limit, goals := r.limit(), q.Goal != Goal{}
 	for i := range cells {
 		c := &cells[i]
-		t := c.tokens.Load()
-		cost := math.Float32frombits(c.wait.Load()) +
-			prompt*math.Float32frombits(uint32(t>>32)) + output*math.Float32frombits(uint32(t))
+		ofPrompt, ofOutput := unpair(c.tokens.Load())
+		wait := math.Float32frombits(c.wait.Load())
+		cost := wait + prompt*ofPrompt + output*ofOutput
+		if cost >= limit {
+			continue // the risk makes it dearer
+		}
+		if goals {
+			ofPrompt, ofOutput = unpair(c.paces.Load())
+			soonest := float64(wait + float32(q.Prompt)*ofPrompt)
+			cost += float32(goalWorth * q.Goal.risk(soonest, float64(ofOutput), soonest+float64(output*ofOutput)))
+		}
 		if cost < limit {
 			r.insert(rank{cost, int32(first + i)})
 			limit = r.limit()

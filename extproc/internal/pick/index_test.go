@@ -61,6 +61,9 @@ func seek(t *testing.T, r *rand.Rand, steps int) {
 			}
 			q.Found.Matches = append(q.Found.Matches, prefix.Match{Cache: uint32(1 + r.IntN(5*indexed)), Gen: 1, Tokens: uint32(r.IntN(5000))})
 		}
+		if r.IntN(2) == 0 {
+			q.Goal = Goal{TTFT: 3000 * r.Float64(), TPOT: 100 * r.Float64(), E2E: 9000 * r.Float64()}
+		}
 		got, want := costsOf(m, q, step), costsOf(&Model{Endpoints: m.Endpoints, Learned: m.Learned}, q, step)
 		if !slices.Equal(got, want) {
 			t.Fatalf("step %d: the index finds costs %v, a walk %v", step, got, want)
@@ -85,7 +88,7 @@ func costsOf(m *Model, q *Query, turn int) (all []float64) {
 	if m.Name != "" {
 		n, _, home = c.search(q, q.Now.UnixNano(), turn) // where nobody is ready the index finds nobody
 	} else {
-		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found}, m.usual(), q.Now.UnixNano(), turn, false)
+		n, _, home = c.walk(&Query{Model: m, Prompt: q.Prompt, Output: q.Output, Found: q.Found, Goal: q.Goal}, m.usual(), q.Now.UnixNano(), turn, false)
 	}
 	for i := range n {
 		all = append(all, c.found[i].Cost())

@@ -61,6 +61,8 @@ type Query struct {
 	// Most is how many hosts to name, 1 to MaxCandidates.
 	Most int
 	Now  time.Time
+	// Goal is how fast the client wants its answer; the zero Goal: it does not say.
+	Goal Goal
 }
 
 // tight reports whether some of the endpoints may have no room for the prompt, and short
@@ -87,13 +89,12 @@ type Terms struct {
 	// Shared is what of Prefill others will have the use of: the prefix that
 	// several conversations have in common, and which is to be had there, too.
 	Shared float64
+	// Goal is for the risk that the request misses one of its goals.
+	Goal float64
 }
 
 // Finish is how long the request is expected to take there.
 func (t *Terms) Finish() float64 { return t.Wait + t.Load + t.Prefill + t.Decode }
-
-// Cost orders candidates.
-func (t *Terms) Cost() float64 { return t.Finish() + t.Fill + t.Delay - t.Shared }
 
 // Show is where a term is shown.
 type Show uint8
@@ -115,10 +116,11 @@ type Term struct {
 }
 
 // All returns the terms in the order in which they are shown.
-func (t *Terms) All() [7]Term {
+func (t *Terms) All() [8]Term {
 	return [...]Term{
 		{"wait", t.Wait, Always}, {"load", t.Load, IfAny}, {"prefill", t.Prefill, Always}, {"decode", t.Decode, Always},
 		{"fill", t.Fill, IfAny}, {"delay", t.Delay, InDetail}, {"shared", t.Shared, InDetail},
+		{"goal", t.Goal, IfAny},
 	}
 }
 
@@ -362,6 +364,9 @@ func (e *Endpoint) price(q *Query, usual usual, now int64) Candidate {
 	c.Delay = c.Prefill * t.delay
 	if q.Found != nil && c.Cached < q.Found.Shared {
 		c.Shared = float64(q.Found.Shared-c.Cached) * t.prompt * (1 - 1/q.Found.By)
+	}
+	if q.Goal != (Goal{}) {
+		c.Goal = goalWorth * q.Goal.risk(c.Wait+c.Load+c.Prefill, t.output, c.Finish())
 	}
 	return c
 }

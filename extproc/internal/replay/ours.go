@@ -119,7 +119,7 @@ func (m *millrace) Choose(id int, r *Request, ms float64) int {
 	p.index.Find(a.chain, now, &found)
 	a.shape = pick.Shape{API: apis.Chat, Stream: true, Limit: -1, Prompt: r.Input, Choices: 1}
 	a.output = model.Output(&a.shape)
-	q := pick.Query{Model: model, Prompt: r.Input, Output: a.output, Found: &found, Most: 1, Now: now}
+	q := pick.Query{Model: model, Prompt: r.Input, Output: a.output, Found: &found, Most: 1, Now: now, Goal: pick.Goal(r.Goal)}
 	if err := p.Pick(&q, &a.choice); err != nil {
 		return 0 // all are down: the client tries again
 	}

@@ -13,7 +13,7 @@ import (
 func choose(p *pick.Picker, in *input, u *understood, n *counted, most int, found *prefix.Found, c *pick.Choice) (pick.Query, *openai.Error) {
 	q := pick.Query{
 		Model: u.model, Prompt: n.prompt, Output: n.output, Found: found, Blind: u.blind, Only: in.head.Only,
-		Most: most, Now: in.now,
+		Most: most, Now: in.now, Goal: in.head.Goal,
 	}
 	if err := p.Pick(&q, c); err != nil {
 		return q, nobody(u.model, in.head.Only)

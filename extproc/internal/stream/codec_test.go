@@ -134,6 +134,7 @@ func requests() []*extproc.ProcessingRequest {
 	head := hs(":method", "POST", ":path", "/v1/chat/completions", "content-type", "application/json", "content-length", "12",
 		"cookie", "a=b", "cookie", "c=d", "x-session-id", "s1", "x-millrace-priority", "critical", "x-gateway-x", "1", "x-millrace-y", "2",
 		"authorization", "Bearer k 1", "x-request-timeout-ms", "900", "x-envoy-expected-rq-timeout-ms", "800", "x-api-key", "", "x-tenant", "t u",
+		wire.OldTTFTHeader, "700", wire.LLMDTTFT, "600", wire.TPOTHeader, "50", wire.LLMDTPOT, "40", wire.E2EHeader, "9000",
 		wire.RetriesHeader, "3", "content-encoding", "identity", "content-length", "12", "", "")
 	answer := hs(":status", "200", wire.AttemptsHeader, "2", wire.LoadHeader, "TEXT a=1", wire.UsageHeader, "prompt=1", "x", "y")
 	used, err := anypb.New(&aiv3.TokenUsage{

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"millrace.dev/millrace/internal/keys"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -53,6 +54,7 @@ type inbound struct {
 	subset   subset
 	selected subset     // by the conformance suite
 	fair     bool       // whether Tenant is by a header of the picker protocol
+	goals    [3]uint8   // how high the headers of TTFT, TPOT and E2E that count rank; 0: none came
 	hold     mem.Buffer // what Body lies in; nil: Body is empty
 }
 
@@ -64,7 +66,7 @@ func (in *inbound) reset() {
 	}
 	in.Event = Event{}
 	in.known, in.observed, in.served, in.answered = false, false, "", ""
-	in.gateway = usageOf{}
+	in.gateway, in.goals = usageOf{}, [3]uint8{}
 	in.subset, in.selected, in.fair = subset{}, subset{}, false
 	in.modes, in.hasModes = [2]Mode{}, false
 }
@@ -239,6 +241,7 @@ func (in *inbound) requestHeader(key, value []byte) {
 func (in *inbound) otherHeader(key, value []byte) {
 	head, names := &in.Request, &in.names
 	switch {
+	case in.goalHeader(key, value):
 	case names.picker && in.pickerHeader(key, value):
 	case names.keys != nil && in.keyHeader(key, value):
 	case names.flow && in.flowHeader(key, value):
@@ -252,6 +255,42 @@ func (in *inbound) otherHeader(key, value []byte) {
 			head.Probe = subtle.ConstantTimeCompare(value, []byte(names.probe)) == 1
 		}
 		head.Forbidden = append(head.Forbidden, string(key))
+	}
+}
+
+// longestGoal bounds what is taken for a goal, in milliseconds: a day.
+const longestGoal = 24 * 3600e3
+
+// goalHeader takes in a header that says how fast the answer is to be; false: it is none. Our own
+// wins over those of others, and these over their names of before. What is no number above 0,
+// and at most a day, says nothing.
+func (in *inbound) goalHeader(key, value []byte) bool {
+	goal := &in.Request.Goal
+	switch string(key) {
+	case wire.TTFTHeader:
+		in.goal(&goal.TTFT, 0, 3, value)
+	case wire.TPOTHeader:
+		in.goal(&goal.TPOT, 1, 3, value)
+	case wire.E2EHeader:
+		in.goal(&goal.E2E, 2, 3, value)
+	case wire.LLMDTTFT:
+		in.goal(&goal.TTFT, 0, 2, value)
+	case wire.LLMDTPOT:
+		in.goal(&goal.TPOT, 1, 2, value)
+	case wire.OldTTFTHeader:
+		in.goal(&goal.TTFT, 0, 1, value)
+	case wire.OldTPOTHeader:
+		in.goal(&goal.TPOT, 1, 1, value)
+	default:
+		return false
+	}
+	return true
+}
+
+// goal sets the goal with a number, if none was that ranks as high.
+func (in *inbound) goal(to *float64, n int, rank uint8, value []byte) {
+	if ms, err := trust.Number(string(value), 0, longestGoal); err == nil && ms > 0 && rank > in.goals[n] {
+		*to, in.goals[n] = ms, rank
 	}
 }
 

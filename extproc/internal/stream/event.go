@@ -111,6 +111,8 @@ type RequestHead struct {
 	Probe bool
 	// Patience is how long the client waits; 0: not said.
 	Patience time.Duration
+	// Goal is how fast the client wants its answer.
+	Goal pick.Goal
 	// Forbidden names the routing headers that the client sent: they must not be forwarded.
 	Forbidden []string
 	// Only is the endpoints that the gateway allows.

@@ -92,3 +92,28 @@ func TestConformanceHeaders(t *testing.T) {
 		f.core.Finish(x)
 	}
 }
+
+func TestGoalsOfHeaders(t *testing.T) {
+	f := newFleet(1)
+	tests := []struct {
+		name    string
+		headers []string
+		want    pick.Goal
+	}{
+		{"none", nil, pick.Goal{}},
+		{"ours", []string{wire.TTFTHeader, "500", wire.TPOTHeader, "50.5", wire.E2EHeader, "9000"}, pick.Goal{TTFT: 500, TPOT: 50.5, E2E: 9000}},
+		{"llm-d's", []string{wire.LLMDTTFT, "400", wire.LLMDTPOT, "40"}, pick.Goal{TTFT: 400, TPOT: 40}},
+		{"former names", []string{wire.OldTTFTHeader, "300", wire.OldTPOTHeader, "30"}, pick.Goal{TTFT: 300, TPOT: 30}},
+		{"ours win", []string{wire.OldTTFTHeader, "1", wire.TTFTHeader, "3", wire.LLMDTTFT, "2", wire.LLMDTPOT, "2", wire.OldTPOTHeader, "1"}, pick.Goal{TTFT: 3, TPOT: 2}},
+		{"no goals", []string{wire.TTFTHeader, "", wire.TPOTHeader, "-1", wire.E2EHeader, "1e300"}, pick.Goal{}},
+		{"not a number does not win", []string{wire.LLMDTTFT, "2", wire.TTFTHeader, "soon"}, pick.Goal{TTFT: 2}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			head := headOf(t, f, tt.headers...)
+			if head.Goal != tt.want || len(head.Forbidden) != 0 {
+				t.Errorf("%v, forbidden %q; want %v", head.Goal, head.Forbidden, tt.want)
+			}
+		})
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/flow"
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -78,11 +79,25 @@ func readRequest(hs *core.HeaderMap, policy *pick.Policy, head *RequestHead) {
 			readOther(key, h, policy, head)
 		}
 	}
+	for _, names := range [][3]string{{"x-slo-ttft-ms", "x-slo-tpot-ms"}, {"x-llm-d-slo-ttft-ms", "x-llm-d-slo-tpot-ms"}, goalHeaders} {
+		for i, to := range []*float64{&head.Goal.TTFT, &head.Goal.TPOT, &head.Goal.E2E} {
+			for _, h := range hs.GetHeaders() {
+				ms, err := trust.Number(value(h), 0, 24*3600e3)
+				if h.GetKey() == names[i] && names[i] != "" && err == nil && ms > 0 {
+					*to = ms
+					break
+				}
+			}
+		}
+	}
 }
+
+var goalHeaders = [3]string{"x-millrace-slo-ttft-ms", "x-millrace-slo-tpot-ms", "x-millrace-slo-e2e-ms"}
 
 // readOther reads a header whose name is a matter of policy, or of trust.
 func readOther(key string, h *core.HeaderValue, policy *pick.Policy, head *RequestHead) {
 	switch {
+	case slices.Contains(goalHeaders[:], key):
 	case policy != nil && key == policy.SessionHeader:
 		head.Session = value(h)
 	case policy != nil && key == policy.PriorityHeader:

@@ -188,14 +188,15 @@ func Picker(cluster, authority string, refuse bool) *extprocv3.ExternalProcessor
 // chooses a host, a model or a retry policy.
 //
 // What a client may say under our own prefix is what asks for an explanation, the key of
-// the mesh's own probes, and what the policy names.
+// the mesh's own probes, how fast the answer is to be, and what the policy names.
 //
 // Of all that is desired, only the names of headers are in the listener: a name that
 // begins like our own must not be removed. Such an edit makes Envoy drain the
 // connections that it has, gracefully.
 func untrusted(d *desired.State) *corev3.TypedExtensionConfig {
 	spec := d.Policy.Spec
-	ours := except(wire.OwnPrefix, wire.DebugHeader, wire.ProbeHeader, spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
+	ours := except(wire.OwnPrefix, wire.DebugHeader, wire.ProbeHeader, wire.TTFTHeader, wire.TPOTHeader, wire.E2EHeader,
+		spec.Priorities.Header, spec.Sessions.Header, spec.Flow.Tenants.Header)
 	return extension("envoy.http.early_header_mutation.header_mutation", &earlyv3.HeaderMutation{
 		Mutations: []*rulesv3.HeaderMutation{
 			removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: wire.GatewayPrefix}}),
