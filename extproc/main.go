@@ -53,6 +53,7 @@ func main() { os.Exit(program.Main("extproc", run)) }
 type options struct {
 	flags                      *program.Flags
 	listen, xds, fleet, traces string
+	every                      string
 	dns                        string
 	online                     bool
 	keyFiles                   string
@@ -82,6 +83,7 @@ func (o *options) add(f *program.Flags) {
 	f.Listen(&o.listen, "listen", "127.0.0.1:7200", "`ip:port` of the gRPC services: external processor, health")
 	o.cleartext.flag(f)
 	f.Dial(&o.xds, "xds", "127.0.0.1:7100", "`ip:port` of xds")
+	f.Dial(&o.every, "every-xds", "127.0.0.1:7100", "`host:port` that stands for every xds, where -xds may lead to any of several: each is to know for which models requests wait; without it, -xds does")
 	f.StringVar(&o.fleet, "fleet", "", "`file` that lists the engines, for use without xds; if empty, xds lists them")
 	f.StringVar(&o.dns, "dns", "", "with -fleet: `ip:port` of the DNS server for host names in the file; if empty, this machine's")
 	f.BoolVar(&o.online, "online", false, "with -check and -fleet: also look up the host names in the file, and ask the engines whether they serve, and which models")

@@ -64,6 +64,11 @@ func (o *options) answering(ctx context.Context, env *program.Env, tracer trace.
 	if a.xds = o.fleet == ""; a.xds {
 		client := fleet.New(o.xds, env.Identity.DialOption(mtls.Is(mtls.XDS)), picker, prompt.Load, env.Log, env.Metrics)
 		client.OnAccount(core.Account)
+		every := o.xds
+		if o.flags.Given("every-xds") {
+			every = o.every
+		}
+		client.OnDemand(core.Waiting, every)
 		a.source = client
 		return a, nil
 	}

@@ -243,6 +243,7 @@ func (r *rollout) static() translate.Resources {
 func (r *rollout) resources(snap *fleet.Snapshot) translate.Resources {
 	all := r.static()
 	maps.Copy(all, translate.Fleet(r.known, snap))
+	all[wire.ModelType] = translate.Awaited(all[wire.ModelType], snap.Awaited)
 	return all
 }
 

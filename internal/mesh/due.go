@@ -10,7 +10,7 @@ import (
 
 // due returns the replicas that are to be ready, and why those of other models can't be.
 func (m *mesh) due(v *fleetpb.FleetView) (rs []replica, out []string) {
-	return shutOut(v, undrained(v, m.replicas(v)), len(m.plan.Engines))
+	return shutOut(v, undrained(v, awake(v, m.replicas(v))), len(m.plan.Engines))
 }
 
 // shutOut takes from the replicas those of models that have no place because of drained
@@ -23,8 +23,8 @@ func shutOut(v *fleetpb.FleetView, rs []replica, nodes int) (left []replica, out
 	why := map[string][]string{} // by model
 	placed := map[string]bool{}  // models
 	for _, r := range rs {
-		if text := unplaced(v, r.name); text != "" && head(v, r.name) == nil {
-			why[r.model] = append(why[r.model], text)
+		if u := unplaced(v, r.name); u != nil && head(v, r.name) == nil {
+			why[r.model] = append(why[r.model], r.name+": "+u.GetReason())
 		} else {
 			placed[r.model] = true
 		}
@@ -34,7 +34,7 @@ func shutOut(v *fleetpb.FleetView, rs []replica, nodes int) (left []replica, out
 		case placed[r.model]:
 			left = append(left, r)
 		case why[r.model] != nil:
-			out = append(out, fmt.Sprintf("NOT SERVED: model %s: %s; drained: %s; millrace undrain %s takes it back",
+			out = append(out, fmt.Sprintf("NOT SERVED: model %s: no place for %s; drained: %s; millrace undrain %s takes it back",
 				r.model, strings.Join(why[r.model], "; "), strings.Join(drains, ", "), drains[0]))
 			why[r.model] = nil // one line for all its replicas
 		}
@@ -63,15 +63,20 @@ func reported(v *fleetpb.FleetView) (n int) {
 	return n
 }
 
-// unplaced returns what xds has against a place for a replica; empty: nothing.
-func unplaced(v *fleetpb.FleetView, replica string) string {
-	i := slices.IndexFunc(v.GetConditions(), func(c *fleetpb.Condition) bool {
-		return strings.HasPrefix(c.GetText(), "replica "+replica+" is not placed: ")
-	})
+// unplaced returns why a replica has no place, as xds says; nil: it has one, or xds has not
+// decided.
+func unplaced(v *fleetpb.FleetView, replica string) *fleetpb.Unplaced {
+	i := slices.IndexFunc(v.GetUnplaced(), func(u *fleetpb.Unplaced) bool { return u.GetReplica() == replica })
 	if i < 0 {
-		return ""
+		return nil
 	}
-	return v.GetConditions()[i].GetText()
+	return v.GetUnplaced()[i]
+}
+
+// awake returns the replicas that are to have places: one that is loaded on demand and
+// asleep gets one when somebody asks for it.
+func awake(v *fleetpb.FleetView, rs []replica) []replica {
+	return slices.DeleteFunc(slices.Clone(rs), func(r replica) bool { return unplaced(v, r.name).GetAsleep() })
 }
 
 // dormant reports whether a replica is not to be asked only to see that it answers: its model

@@ -40,15 +40,15 @@ func TestProbeWakesNobody(t *testing.T) {
 }
 
 // notPlaced is xds' word of a replica without a place.
-func notPlaced(replica string) *fleetpb.Condition {
-	return &fleetpb.Condition{Code: "not-placed", Text: "replica " + replica + " is not placed: it needs 1 free node, and there is none"}
+func notPlaced(replica string) *fleetpb.Unplaced {
+	return &fleetpb.Unplaced{Replica: replica, Reason: "it needs 1 free node, and there is none"}
 }
 
 // oneShutOut has two models: m on a node in service and n on none, as the only free node is drained.
 func oneShutOut() (*fleetpb.FleetView, []replica) {
 	view := &fleetpb.FleetView{
-		Nodes:      []*fleetpb.NodeView{nodeView("a", "m-0", 0, true, ""), {Node: "b", Drain: &fleetpb.Drain{}, Report: &fleetpb.NodeReport{Engine: &enginepb.Status{}}}},
-		Conditions: []*fleetpb.Condition{notPlaced("n-0"), notPlaced("n-1")},
+		Nodes:    []*fleetpb.NodeView{nodeView("a", "m-0", 0, true, ""), {Node: "b", Drain: &fleetpb.Drain{}, Report: &fleetpb.NodeReport{Engine: &enginepb.Status{}}}},
+		Unplaced: []*fleetpb.Unplaced{notPlaced("n-0"), notPlaced("n-1")},
 	}
 	for _, n := range view.Nodes {
 		n.Report.Engine.GrpcAddress = "127.0.0.1:1"
@@ -65,19 +65,22 @@ func TestModelsWithoutAPlaceAreNotWaitedFor(t *testing.T) {
 		{"drained", func(*fleetpb.FleetView) {}, "[m-0]"},
 		{"nothing is drained", func(v *fleetpb.FleetView) { v.Nodes[1].Drain = nil }, "[m-0 n-0 n-1]"},
 		{"a node has not reported", func(v *fleetpb.FleetView) { v.Nodes[0].Report.Engine.GrpcAddress = "" }, "[m-0 n-0 n-1]"},
-		{"one replica has a place", func(v *fleetpb.FleetView) { v.Conditions = v.Conditions[:1] }, "[m-0 n-0 n-1]"},
-		{"xds has not decided", func(v *fleetpb.FleetView) { v.Conditions = nil }, "[m-0 n-0 n-1]"},
+		{"one replica has a place", func(v *fleetpb.FleetView) { v.Unplaced = v.Unplaced[:1] }, "[m-0 n-0 n-1]"},
+		{"nobody has asked for one", func(v *fleetpb.FleetView) {
+			v.Nodes[1].Drain, v.Unplaced[0].Asleep, v.Unplaced[1].Asleep = nil, true, true
+		}, "[m-0]"},
+		{"xds has not decided", func(v *fleetpb.FleetView) { v.Unplaced = nil }, "[m-0 n-0 n-1]"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			view, rs := oneShutOut()
 			tt.edit(view)
-			left, out := shutOut(view, rs, 2)
+			left, out := shutOut(view, awake(view, rs), 2)
 			var names []string
 			for _, r := range left {
 				names = append(names, r.name)
 			}
-			if got := fmt.Sprint(names); got != tt.want || (len(out) == 1) != (tt.want == "[m-0]") {
+			if got := fmt.Sprint(names); got != tt.want || (len(out) == 1) != (tt.name == "drained") {
 				t.Errorf("waits for %s, %q, want %s", got, out, tt.want)
 			}
 		})

@@ -95,7 +95,7 @@ func isReady(n *fleetpb.NodeView) bool { return n.GetState() == fleetpb.Endpoint
 func serves(v *fleetpb.FleetView, rs []replica) bool {
 	ready := map[string]bool{} // by model
 	for _, r := range rs {
-		ready[r.model] = ready[r.model] || isReady(head(v, r.name))
+		ready[r.model] = ready[r.model] || isReady(head(v, r.name)) || unplaced(v, r.name).GetAsleep()
 	}
 	for _, e := range v.GetEndpoints() {
 		for _, model := range e.GetModels() {

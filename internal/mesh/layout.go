@@ -68,13 +68,17 @@ func fits(m config.Model, nodes int, memory map[string]config.Bytes) int {
 
 // checkRoom refuses a file that needs more nodes than there are.
 func checkRoom(f config.File, nodes int) error {
-	need := 0
+	need, most := 0, 0
 	for _, m := range f.Models {
 		for i := range m.Spec.Replicas {
-			need += m.Spec.LayoutOf(i).Stages
+			if n := m.Spec.LayoutOf(i).Stages; m.Spec.Load == config.LoadOnDemand {
+				most = max(most, n) // they take turns
+			} else {
+				need += n
+			}
 		}
 	}
-	if need <= nodes {
+	if need += most; need <= nodes {
 		return nil
 	}
 	return &obs.Hint{

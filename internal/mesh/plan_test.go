@@ -133,6 +133,24 @@ func TestLayOut(t *testing.T) {
 	}
 }
 
+// TestModelsOnDemandShareNodes, and those that are always loaded have their own.
+func TestModelsOnDemandShareNodes(t *testing.T) {
+	model := func(load string, stages int) config.Model {
+		return config.Model{Spec: config.ModelSpec{Load: load, Replicas: 1, Layout: []config.Layout{{Stages: stages}}}}
+	}
+	f := config.File{Models: []config.Model{model(config.LoadOnDemand, 1), model(config.LoadOnDemand, 2), model(config.LoadOnDemand, 1)}}
+	if err := checkRoom(f, 2); err != nil {
+		t.Error(err)
+	}
+	if err := checkRoom(f, 1); err == nil {
+		t.Error("a model has fewer nodes than it needs")
+	}
+	f.Models = append(f.Models, model(config.LoadAlways, 1))
+	if checkRoom(f, 2) == nil || checkRoom(f, 3) != nil {
+		t.Error("one that is always loaded has no node of its own")
+	}
+}
+
 const twoModels = `
 apiVersion: millrace.dev/v1alpha1
 kind: Model

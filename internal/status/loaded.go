@@ -29,6 +29,11 @@ func Loaded(ctx context.Context, dir string) (map[string][]models.Place, error) 
 	}
 	nodes := map[string][]models.Place{}
 	for _, m := range file.Models {
+		for _, u := range r.Unplaced {
+			if u.Model == m.Metadata.Name && u.Asleep && m.Spec.Weights != "" {
+				nodes[m.Spec.Weights] = append(nodes[m.Spec.Weights], models.Place{Node: u.Replica, State: asleep, Why: u.Reason})
+			}
+		}
 		for _, n := range r.Nodes {
 			if n.Model == m.Metadata.Name && m.Spec.Weights != "" {
 				nodes[m.Spec.Weights] = append(nodes[m.Spec.Weights], models.Place{Node: n.Node, State: n.Loading, Why: n.Reason})

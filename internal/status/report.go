@@ -34,6 +34,8 @@ type Report struct {
 	At        time.Time `json:"at"`
 	AgeMillis int64     `json:"age_ms"`
 	Nodes     []Node    `json:"nodes"`
+	// Unplaced are replicas without a place on nodes.
+	Unplaced []Unplaced `json:"unplaced,omitempty"`
 	// Endpoints are run by somebody else, as xds probes them; empty if xds is away.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 	// Processes are all of the mesh, as state.json has them.
@@ -42,6 +44,15 @@ type Report struct {
 	Objects []Object `json:"objects"`
 	// Conditions are what is wrong, with the way out.
 	Conditions []obs.Condition `json:"conditions"`
+}
+
+// Unplaced is a replica without a place on nodes.
+type Unplaced struct {
+	Replica string `json:"replica"`
+	Model   string `json:"model"`
+	Reason  string `json:"reason"`
+	// Asleep is whether nothing is wrong with that: it gets a place when requests wait for it.
+	Asleep bool `json:"asleep"`
 }
 
 // Node is one row of the fleet's table.
@@ -179,6 +190,9 @@ func build(s state.State, running bool, source string, view *fleetpb.FleetView, 
 	}
 	place(r.Nodes, view)
 	slices.SortFunc(r.Nodes, func(a, b Node) int { return cmp.Compare(a.Node, b.Node) })
+	for _, u := range view.GetUnplaced() {
+		r.Unplaced = append(r.Unplaced, Unplaced{Replica: u.GetReplica(), Model: u.GetModel(), Reason: u.GetReason(), Asleep: u.GetAsleep()})
+	}
 	for _, e := range view.GetEndpoints() {
 		r.Endpoints = append(r.Endpoints, endpoint(e))
 	}

@@ -22,7 +22,7 @@ func write(w io.Writer, r Report, now time.Time, width int) error {
 	}
 	if len(r.Nodes) > 0 {
 		fmt.Fprintln(&b)
-		fleet(r.Nodes, now).write(&b, width)
+		append(fleet(r.Nodes, now), sleeping(r.Unplaced)...).write(&b, width)
 	}
 	if len(r.Endpoints) > 0 {
 		fmt.Fprintln(&b)
@@ -101,6 +101,16 @@ func fleet(nodes []Node, now time.Time) table {
 		})
 	}
 	return t
+}
+
+// sleeping are the rows of replicas that are asleep without a place.
+func sleeping(all []Unplaced) (rows table) {
+	for _, u := range all {
+		if u.Asleep {
+			rows = append(rows, []string{"-", u.Model, u.Replica, "ASLEEP", "", "", "", "", "", "", "", u.Reason})
+		}
+	}
+	return rows
 }
 
 func part(n Node) string {

@@ -84,7 +84,7 @@ func (x Telemetry_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Telemetry_Source.Descriptor instead.
 func (Telemetry_Source) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type EndpointState_State int32
@@ -139,7 +139,7 @@ func (x EndpointState_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_State.Descriptor instead.
 func (EndpointState_State) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type EndpointState_Work_Counting int32
@@ -191,7 +191,152 @@ func (x EndpointState_Work_Counting) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_Work_Counting.Descriptor instead.
 func (EndpointState_Work_Counting) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 1, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 1, 0}
+}
+
+// DemandReport is what one extproc keeps waiting.
+type DemandReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Models        []*ModelDemand         `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DemandReport) Reset() {
+	*x = DemandReport{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DemandReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DemandReport) ProtoMessage() {}
+
+func (x *DemandReport) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
+func (*DemandReport) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DemandReport) GetModels() []*ModelDemand {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+// ModelDemand is the requests that wait for one model.
+type ModelDemand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Model string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// How many wait.
+	Waiting uint32 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// For how long the oldest of them has waited when this was sent.
+	Oldest        *durationpb.Duration `protobuf:"bytes,3,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelDemand) Reset() {
+	*x = ModelDemand{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelDemand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelDemand) ProtoMessage() {}
+
+func (x *ModelDemand) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelDemand.ProtoReflect.Descriptor instead.
+func (*ModelDemand) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ModelDemand) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ModelDemand) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *ModelDemand) GetOldest() *durationpb.Duration {
+	if x != nil {
+		return x.Oldest
+	}
+	return nil
+}
+
+// DemandReply ends a stream of reports.
+type DemandReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DemandReply) Reset() {
+	*x = DemandReply{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DemandReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DemandReply) ProtoMessage() {}
+
+func (x *DemandReply) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DemandReply.ProtoReflect.Descriptor instead.
+func (*DemandReply) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2}
 }
 
 // NodeReport is one heartbeat, sent every 500 ms and at once when the engine's
@@ -232,7 +377,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +389,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +402,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeReport) GetNode() string {
@@ -365,7 +510,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -377,7 +522,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,7 +535,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Refusal) GetGeneration() uint64 {
@@ -438,7 +583,7 @@ type Telemetry struct {
 
 func (x *Telemetry) Reset() {
 	*x = Telemetry{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +595,7 @@ func (x *Telemetry) String() string {
 func (*Telemetry) ProtoMessage() {}
 
 func (x *Telemetry) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +608,7 @@ func (x *Telemetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
 func (*Telemetry) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Telemetry) GetSource() Telemetry_Source {
@@ -555,7 +700,7 @@ type Gpu struct {
 
 func (x *Gpu) Reset() {
 	*x = Gpu{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +712,7 @@ func (x *Gpu) String() string {
 func (*Gpu) ProtoMessage() {}
 
 func (x *Gpu) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +725,7 @@ func (x *Gpu) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gpu.ProtoReflect.Descriptor instead.
 func (*Gpu) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{3}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Gpu) GetUuid() string {
@@ -684,7 +829,7 @@ type Directive struct {
 
 func (x *Directive) Reset() {
 	*x = Directive{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +841,7 @@ func (x *Directive) String() string {
 func (*Directive) ProtoMessage() {}
 
 func (x *Directive) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +854,7 @@ func (x *Directive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Directive.ProtoReflect.Descriptor instead.
 func (*Directive) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{4}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Directive) GetAssignment() *enginepb.Assignment {
@@ -734,7 +879,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +891,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +904,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 // FleetView is the fleet as xds sees it, for `millrace status`.
@@ -777,14 +922,16 @@ type FleetView struct {
 	// Version of the desired state in force; 0: none yet. It grows while xds runs.
 	DesiredVersion uint64 `protobuf:"varint,11,opt,name=desired_version,json=desiredVersion,proto3" json:"desired_version,omitempty"`
 	// Endpoints that are run by somebody else, in the order of the desired state.
-	Endpoints     []*EndpointView `protobuf:"bytes,20,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Endpoints []*EndpointView `protobuf:"bytes,20,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// Replicas that have no place on nodes, in the order of the desired state.
+	Unplaced      []*Unplaced `protobuf:"bytes,30,rep,name=unplaced,proto3" json:"unplaced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FleetView) Reset() {
 	*x = FleetView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +943,7 @@ func (x *FleetView) String() string {
 func (*FleetView) ProtoMessage() {}
 
 func (x *FleetView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +956,7 @@ func (x *FleetView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetView.ProtoReflect.Descriptor instead.
 func (*FleetView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{6}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FleetView) GetAt() *timestamppb.Timestamp {
@@ -861,6 +1008,85 @@ func (x *FleetView) GetEndpoints() []*EndpointView {
 	return nil
 }
 
+func (x *FleetView) GetUnplaced() []*Unplaced {
+	if x != nil {
+		return x.Unplaced
+	}
+	return nil
+}
+
+// Unplaced is a replica that is desired and has no place on nodes.
+type Unplaced struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Replica string                 `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Model   string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// Why, for a person.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Whether nothing is wrong with that: it is loaded on demand, and gets a place when
+	// requests wait for it.
+	Asleep        bool `protobuf:"varint,4,opt,name=asleep,proto3" json:"asleep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unplaced) Reset() {
+	*x = Unplaced{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unplaced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unplaced) ProtoMessage() {}
+
+func (x *Unplaced) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unplaced.ProtoReflect.Descriptor instead.
+func (*Unplaced) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Unplaced) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Unplaced) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Unplaced) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Unplaced) GetAsleep() bool {
+	if x != nil {
+		return x.Asleep
+	}
+	return false
+}
+
 // EndpointView is one endpoint that is run by somebody else, with what probes found.
 type EndpointView struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -887,7 +1113,7 @@ type EndpointView struct {
 
 func (x *EndpointView) Reset() {
 	*x = EndpointView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1125,7 @@ func (x *EndpointView) String() string {
 func (*EndpointView) ProtoMessage() {}
 
 func (x *EndpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1138,7 @@ func (x *EndpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointView.ProtoReflect.Descriptor instead.
 func (*EndpointView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EndpointView) GetAddress() string {
@@ -1023,7 +1249,7 @@ type ObjectView struct {
 
 func (x *ObjectView) Reset() {
 	*x = ObjectView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1261,7 @@ func (x *ObjectView) String() string {
 func (*ObjectView) ProtoMessage() {}
 
 func (x *ObjectView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1274,7 @@ func (x *ObjectView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectView.ProtoReflect.Descriptor instead.
 func (*ObjectView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ObjectView) GetKind() string {
@@ -1124,7 +1350,7 @@ type ObjectCondition struct {
 
 func (x *ObjectCondition) Reset() {
 	*x = ObjectCondition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1362,7 @@ func (x *ObjectCondition) String() string {
 func (*ObjectCondition) ProtoMessage() {}
 
 func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1375,7 @@ func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectCondition.ProtoReflect.Descriptor instead.
 func (*ObjectCondition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ObjectCondition) GetType() string {
@@ -1213,7 +1439,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1451,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1464,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Condition) GetCode() string {
@@ -1285,7 +1511,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1523,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1536,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeView) GetNode() string {
@@ -1403,7 +1629,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1641,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1654,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Drain) GetWhy() string {
@@ -1551,7 +1777,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1789,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1802,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EndpointState) GetAddress() string {
@@ -1756,14 +1982,17 @@ type ModelState struct {
 	Engine string `protobuf:"bytes,6,opt,name=engine,proto3" json:"engine,omitempty"`
 	// Whether its replicas may have it unloaded while nobody asks: what is known of them may be
 	// too old to tell.
-	Rests         bool `protobuf:"varint,7,opt,name=rests,proto3" json:"rests,omitempty"`
+	Rests bool `protobuf:"varint,7,opt,name=rests,proto3" json:"rests,omitempty"`
+	// Why it has no place on nodes now, where it is loaded on demand and requests are to wait
+	// until it has one, for a person; empty: it has one, or waiting is of no use.
+	Asleep        string `protobuf:"bytes,8,opt,name=asleep,proto3" json:"asleep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelState) Reset() {
 	*x = ModelState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +2004,7 @@ func (x *ModelState) String() string {
 func (*ModelState) ProtoMessage() {}
 
 func (x *ModelState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +2017,7 @@ func (x *ModelState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelState.ProtoReflect.Descriptor instead.
 func (*ModelState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ModelState) GetName() string {
@@ -1840,6 +2069,13 @@ func (x *ModelState) GetRests() bool {
 	return false
 }
 
+func (x *ModelState) GetAsleep() string {
+	if x != nil {
+		return x.Asleep
+	}
+	return ""
+}
+
 // PolicyState is the xDS resource with the rules for requests: type
 // type.googleapis.com/millrace.fleet.v1alpha1.PolicyState, named "default".
 type PolicyState struct {
@@ -1882,7 +2118,7 @@ type PolicyState struct {
 
 func (x *PolicyState) Reset() {
 	*x = PolicyState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2130,7 @@ func (x *PolicyState) String() string {
 func (*PolicyState) ProtoMessage() {}
 
 func (x *PolicyState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2143,7 @@ func (x *PolicyState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyState.ProtoReflect.Descriptor instead.
 func (*PolicyState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PolicyState) GetSessionHeader() string {
@@ -2034,7 +2270,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2282,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2295,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Rewrite) GetModel() string {
@@ -2111,7 +2347,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2359,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2372,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Flow) GetQueue() uint32 {
@@ -2260,7 +2496,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2508,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2521,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CacheState) GetAddress() string {
@@ -2336,7 +2572,7 @@ type EndpointState_Key struct {
 
 func (x *EndpointState_Key) Reset() {
 	*x = EndpointState_Key{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +2584,7 @@ func (x *EndpointState_Key) String() string {
 func (*EndpointState_Key) ProtoMessage() {}
 
 func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +2597,7 @@ func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Key.ProtoReflect.Descriptor instead.
 func (*EndpointState_Key) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *EndpointState_Key) GetFile() string {
@@ -2411,7 +2647,7 @@ type EndpointState_Work struct {
 
 func (x *EndpointState_Work) Reset() {
 	*x = EndpointState_Work{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2659,7 @@ func (x *EndpointState_Work) String() string {
 func (*EndpointState_Work) ProtoMessage() {}
 
 func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2672,7 @@ func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Work.ProtoReflect.Descriptor instead.
 func (*EndpointState_Work) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 1}
 }
 
 func (x *EndpointState_Work) GetRequests() float64 {
@@ -2532,7 +2768,7 @@ type EndpointState_Adapters struct {
 
 func (x *EndpointState_Adapters) Reset() {
 	*x = EndpointState_Adapters{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2544,7 +2780,7 @@ func (x *EndpointState_Adapters) String() string {
 func (*EndpointState_Adapters) ProtoMessage() {}
 
 func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2557,7 +2793,7 @@ func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Adapters.ProtoReflect.Descriptor instead.
 func (*EndpointState_Adapters) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13, 2}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 2}
 }
 
 func (x *EndpointState_Adapters) GetKnown() bool {
@@ -2598,7 +2834,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2846,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2859,7 @@ func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite_Target.ProtoReflect.Descriptor instead.
 func (*Rewrite_Target) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{20, 0}
 }
 
 func (x *Rewrite_Target) GetModel() string {
@@ -2651,7 +2887,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2899,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2912,7 @@ func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow_Degrade.ProtoReflect.Descriptor instead.
 func (*Flow_Degrade) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *Flow_Degrade) GetModel() string {
@@ -2697,7 +2933,14 @@ var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xf8\x04\n" +
+	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"W\n" +
+	"\fDemandReport\x12G\n" +
+	"\x06models\x18\x01 \x03(\v2$.millrace.fleet.v1alpha1.ModelDemandB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\x06models\"\x98\x01\n" +
+	"\vModelDemand\x12\x1f\n" +
+	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12%\n" +
+	"\awaiting\x18\x02 \x01(\rB\v\xfaB\b*\x06\x18\xc0\x84=(\x01R\awaiting\x12A\n" +
+	"\x06oldest\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06oldest\"\r\n" +
+	"\vDemandReply\"\xf8\x04\n" +
 	"\n" +
 	"NodeReport\x12?\n" +
 	"\x04node\x18\x01 \x01(\tB+\xfaB(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04node\x12\x19\n" +
@@ -2759,7 +3002,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"assignment\x12#\n" +
 	"\x04term\x18d \x01(\x04B\x0f\xfaB\f2\n" +
 	"\x18\xff\xff\xff\xff\xff\xff\xff\xff\x7fR\x04term\"\x0e\n" +
-	"\fWatchRequest\"\x82\x03\n" +
+	"\fWatchRequest\"\xc1\x03\n" +
 	"\tFleetView\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
 	"\x05nodes\x18\x02 \x03(\v2!.millrace.fleet.v1alpha1.NodeViewR\x05nodes\x12B\n" +
@@ -2771,7 +3014,13 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\aobjects\x18\n" +
 	" \x03(\v2#.millrace.fleet.v1alpha1.ObjectViewR\aobjects\x12'\n" +
 	"\x0fdesired_version\x18\v \x01(\x04R\x0edesiredVersion\x12C\n" +
-	"\tendpoints\x18\x14 \x03(\v2%.millrace.fleet.v1alpha1.EndpointViewR\tendpoints\"\xc5\x03\n" +
+	"\tendpoints\x18\x14 \x03(\v2%.millrace.fleet.v1alpha1.EndpointViewR\tendpoints\x12=\n" +
+	"\bunplaced\x18\x1e \x03(\v2!.millrace.fleet.v1alpha1.UnplacedR\bunplaced\"j\n" +
+	"\bUnplaced\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\tR\areplica\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06asleep\x18\x04 \x01(\bR\x06asleep\"\xc5\x03\n" +
 	"\fEndpointView\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06models\x18\x02 \x03(\tR\x06models\x12B\n" +
@@ -2895,7 +3144,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05READY\x10\x01\x12\v\n" +
 	"\aSUSPECT\x10\x02\x12\r\n" +
-	"\tNOT_READY\x10\x03\"\xfa\x01\n" +
+	"\tNOT_READY\x10\x03\"\x9c\x02\n" +
 	"\n" +
 	"ModelState\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x04name\x12&\n" +
@@ -2904,7 +3153,8 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\adefault\x18\x04 \x01(\bR\adefault\x12-\n" +
 	"\rtemplate_args\x18\x05 \x01(\tB\b\xfaB\x05r\x03\x18\x80@R\ftemplateArgs\x12\x1f\n" +
 	"\x06engine\x18\x06 \x01(\tB\a\xfaB\x04r\x02\x18?R\x06engine\x12\x14\n" +
-	"\x05rests\x18\a \x01(\bR\x05rests\"\xe3\x06\n" +
+	"\x05rests\x18\a \x01(\bR\x05rests\x12 \n" +
+	"\x06asleep\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\x06asleep\"\xe3\x06\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -2968,10 +3218,11 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12J\n" +
 	"\asegment\x18\x03 \x01(\v2&.millrace.engine.v1alpha1.CacheSegmentB\b\xfaB\x05\x8a\x01\x02\x10\x01R\asegment\x12,\n" +
 	"\fblock_tokens\x18\x14 \x01(\rB\t\xfaB\x06*\x04\x18\x80\x80\x04R\vblockTokens\x12\x1a\n" +
-	"\bcomplete\x18\x15 \x01(\bR\bcomplete2\xb4\x01\n" +
+	"\bcomplete\x18\x15 \x01(\bR\bcomplete2\x8d\x02\n" +
 	"\x05Fleet\x12U\n" +
 	"\x06Report\x12#.millrace.fleet.v1alpha1.NodeReport\x1a\".millrace.fleet.v1alpha1.Directive(\x010\x01\x12T\n" +
-	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"
+	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01\x12W\n" +
+	"\x06Demand\x12%.millrace.fleet.v1alpha1.DemandReport\x1a$.millrace.fleet.v1alpha1.DemandReply(\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"
 
 var (
 	file_xds_fleetpb_fleet_proto_rawDescOnce sync.Once
@@ -2986,99 +3237,108 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),            // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),         // 1: millrace.fleet.v1alpha1.EndpointState.State
 	(EndpointState_Work_Counting)(0), // 2: millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	(*NodeReport)(nil),               // 3: millrace.fleet.v1alpha1.NodeReport
-	(*Refusal)(nil),                  // 4: millrace.fleet.v1alpha1.Refusal
-	(*Telemetry)(nil),                // 5: millrace.fleet.v1alpha1.Telemetry
-	(*Gpu)(nil),                      // 6: millrace.fleet.v1alpha1.Gpu
-	(*Directive)(nil),                // 7: millrace.fleet.v1alpha1.Directive
-	(*WatchRequest)(nil),             // 8: millrace.fleet.v1alpha1.WatchRequest
-	(*FleetView)(nil),                // 9: millrace.fleet.v1alpha1.FleetView
-	(*EndpointView)(nil),             // 10: millrace.fleet.v1alpha1.EndpointView
-	(*ObjectView)(nil),               // 11: millrace.fleet.v1alpha1.ObjectView
-	(*ObjectCondition)(nil),          // 12: millrace.fleet.v1alpha1.ObjectCondition
-	(*Condition)(nil),                // 13: millrace.fleet.v1alpha1.Condition
-	(*NodeView)(nil),                 // 14: millrace.fleet.v1alpha1.NodeView
-	(*Drain)(nil),                    // 15: millrace.fleet.v1alpha1.Drain
-	(*EndpointState)(nil),            // 16: millrace.fleet.v1alpha1.EndpointState
-	(*ModelState)(nil),               // 17: millrace.fleet.v1alpha1.ModelState
-	(*PolicyState)(nil),              // 18: millrace.fleet.v1alpha1.PolicyState
-	(*Rewrite)(nil),                  // 19: millrace.fleet.v1alpha1.Rewrite
-	(*Flow)(nil),                     // 20: millrace.fleet.v1alpha1.Flow
-	(*CacheState)(nil),               // 21: millrace.fleet.v1alpha1.CacheState
-	(*EndpointState_Key)(nil),        // 22: millrace.fleet.v1alpha1.EndpointState.Key
-	(*EndpointState_Work)(nil),       // 23: millrace.fleet.v1alpha1.EndpointState.Work
-	(*EndpointState_Adapters)(nil),   // 24: millrace.fleet.v1alpha1.EndpointState.Adapters
-	(*Rewrite_Target)(nil),           // 25: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),             // 26: millrace.fleet.v1alpha1.Flow.Degrade
-	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 28: google.protobuf.Duration
-	(*enginepb.Status)(nil),          // 29: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),      // 30: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),            // 31: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),           // 32: millrace.engine.v1alpha1.Speed
-	(*enginepb.Account)(nil),         // 33: millrace.engine.v1alpha1.Account
-	(*enginepb.CacheSegment)(nil),    // 34: millrace.engine.v1alpha1.CacheSegment
+	(*DemandReport)(nil),             // 3: millrace.fleet.v1alpha1.DemandReport
+	(*ModelDemand)(nil),              // 4: millrace.fleet.v1alpha1.ModelDemand
+	(*DemandReply)(nil),              // 5: millrace.fleet.v1alpha1.DemandReply
+	(*NodeReport)(nil),               // 6: millrace.fleet.v1alpha1.NodeReport
+	(*Refusal)(nil),                  // 7: millrace.fleet.v1alpha1.Refusal
+	(*Telemetry)(nil),                // 8: millrace.fleet.v1alpha1.Telemetry
+	(*Gpu)(nil),                      // 9: millrace.fleet.v1alpha1.Gpu
+	(*Directive)(nil),                // 10: millrace.fleet.v1alpha1.Directive
+	(*WatchRequest)(nil),             // 11: millrace.fleet.v1alpha1.WatchRequest
+	(*FleetView)(nil),                // 12: millrace.fleet.v1alpha1.FleetView
+	(*Unplaced)(nil),                 // 13: millrace.fleet.v1alpha1.Unplaced
+	(*EndpointView)(nil),             // 14: millrace.fleet.v1alpha1.EndpointView
+	(*ObjectView)(nil),               // 15: millrace.fleet.v1alpha1.ObjectView
+	(*ObjectCondition)(nil),          // 16: millrace.fleet.v1alpha1.ObjectCondition
+	(*Condition)(nil),                // 17: millrace.fleet.v1alpha1.Condition
+	(*NodeView)(nil),                 // 18: millrace.fleet.v1alpha1.NodeView
+	(*Drain)(nil),                    // 19: millrace.fleet.v1alpha1.Drain
+	(*EndpointState)(nil),            // 20: millrace.fleet.v1alpha1.EndpointState
+	(*ModelState)(nil),               // 21: millrace.fleet.v1alpha1.ModelState
+	(*PolicyState)(nil),              // 22: millrace.fleet.v1alpha1.PolicyState
+	(*Rewrite)(nil),                  // 23: millrace.fleet.v1alpha1.Rewrite
+	(*Flow)(nil),                     // 24: millrace.fleet.v1alpha1.Flow
+	(*CacheState)(nil),               // 25: millrace.fleet.v1alpha1.CacheState
+	(*EndpointState_Key)(nil),        // 26: millrace.fleet.v1alpha1.EndpointState.Key
+	(*EndpointState_Work)(nil),       // 27: millrace.fleet.v1alpha1.EndpointState.Work
+	(*EndpointState_Adapters)(nil),   // 28: millrace.fleet.v1alpha1.EndpointState.Adapters
+	(*Rewrite_Target)(nil),           // 29: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),             // 30: millrace.fleet.v1alpha1.Flow.Degrade
+	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 32: google.protobuf.Timestamp
+	(*enginepb.Status)(nil),          // 33: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),      // 34: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),            // 35: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),           // 36: millrace.engine.v1alpha1.Speed
+	(*enginepb.Account)(nil),         // 37: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),    // 38: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	27, // 0: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	28, // 1: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
-	5,  // 2: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	29, // 3: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
-	4,  // 4: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
-	0,  // 5: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
-	6,  // 6: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	30, // 7: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	27, // 8: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
-	14, // 9: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
-	13, // 10: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
-	11, // 11: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
-	10, // 12: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
-	1,  // 13: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	27, // 14: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
-	31, // 15: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
-	32, // 16: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
-	12, // 17: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
-	27, // 18: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
-	1,  // 19: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	27, // 20: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	27, // 21: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
-	3,  // 22: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
-	15, // 23: millrace.fleet.v1alpha1.NodeView.drain:type_name -> millrace.fleet.v1alpha1.Drain
-	27, // 24: millrace.fleet.v1alpha1.Drain.since:type_name -> google.protobuf.Timestamp
-	1,  // 25: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	31, // 26: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	32, // 27: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	33, // 28: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
-	23, // 29: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	24, // 30: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	22, // 31: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
-	28, // 32: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	20, // 33: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	19, // 34: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	28, // 35: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	25, // 36: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	28, // 37: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	28, // 38: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	28, // 39: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	28, // 40: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	26, // 41: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	34, // 42: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 43: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	27, // 44: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
-	3,  // 45: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	8,  // 46: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	7,  // 47: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	9,  // 48: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	47, // [47:49] is the sub-list for method output_type
-	45, // [45:47] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	4,  // 0: millrace.fleet.v1alpha1.DemandReport.models:type_name -> millrace.fleet.v1alpha1.ModelDemand
+	31, // 1: millrace.fleet.v1alpha1.ModelDemand.oldest:type_name -> google.protobuf.Duration
+	32, // 2: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	31, // 3: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	8,  // 4: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
+	33, // 5: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	7,  // 6: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
+	0,  // 7: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
+	9,  // 8: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
+	34, // 9: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	32, // 10: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	18, // 11: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
+	17, // 12: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
+	15, // 13: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
+	14, // 14: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
+	13, // 15: millrace.fleet.v1alpha1.FleetView.unplaced:type_name -> millrace.fleet.v1alpha1.Unplaced
+	1,  // 16: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	32, // 17: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
+	35, // 18: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
+	36, // 19: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
+	16, // 20: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
+	32, // 21: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	1,  // 22: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	32, // 23: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	32, // 24: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	6,  // 25: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
+	19, // 26: millrace.fleet.v1alpha1.NodeView.drain:type_name -> millrace.fleet.v1alpha1.Drain
+	32, // 27: millrace.fleet.v1alpha1.Drain.since:type_name -> google.protobuf.Timestamp
+	1,  // 28: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	35, // 29: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	36, // 30: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	37, // 31: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	27, // 32: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	28, // 33: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	26, // 34: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
+	31, // 35: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	24, // 36: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	23, // 37: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	31, // 38: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	29, // 39: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	31, // 40: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	31, // 41: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	31, // 42: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	31, // 43: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	30, // 44: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	38, // 45: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 46: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
+	32, // 47: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
+	6,  // 48: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	11, // 49: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	3,  // 50: millrace.fleet.v1alpha1.Fleet.Demand:input_type -> millrace.fleet.v1alpha1.DemandReport
+	10, // 51: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	12, // 52: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	5,  // 53: millrace.fleet.v1alpha1.Fleet.Demand:output_type -> millrace.fleet.v1alpha1.DemandReply
+	51, // [51:54] is the sub-list for method output_type
+	48, // [48:51] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -3092,7 +3352,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   24,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

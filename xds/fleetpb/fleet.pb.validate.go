@@ -35,6 +35,401 @@ var (
 	_ = sort.Sort
 )
 
+// Validate checks the field values on DemandReport with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *DemandReport) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on DemandReport with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in DemandReportMultiError, or
+// nil if none found.
+func (m *DemandReport) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *DemandReport) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if len(m.GetModels()) > 1024 {
+		err := DemandReportValidationError{
+			field:  "Models",
+			reason: "value must contain no more than 1024 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetModels() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, DemandReportValidationError{
+						field:  fmt.Sprintf("Models[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, DemandReportValidationError{
+						field:  fmt.Sprintf("Models[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return DemandReportValidationError{
+					field:  fmt.Sprintf("Models[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	if len(errors) > 0 {
+		return DemandReportMultiError(errors)
+	}
+
+	return nil
+}
+
+// DemandReportMultiError is an error wrapping multiple validation errors
+// returned by DemandReport.ValidateAll() if the designated constraints aren't met.
+type DemandReportMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m DemandReportMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m DemandReportMultiError) AllErrors() []error { return m }
+
+// DemandReportValidationError is the validation error returned by
+// DemandReport.Validate if the designated constraints aren't met.
+type DemandReportValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e DemandReportValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e DemandReportValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e DemandReportValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e DemandReportValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e DemandReportValidationError) ErrorName() string { return "DemandReportValidationError" }
+
+// Error satisfies the builtin error interface
+func (e DemandReportValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDemandReport.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = DemandReportValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = DemandReportValidationError{}
+
+// Validate checks the field values on ModelDemand with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *ModelDemand) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on ModelDemand with the rules defined in
+// the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in ModelDemandMultiError, or
+// nil if none found.
+func (m *ModelDemand) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *ModelDemand) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if l := utf8.RuneCountInString(m.GetModel()); l < 1 || l > 96 {
+		err := ModelDemandValidationError{
+			field:  "Model",
+			reason: "value length must be between 1 and 96 runes, inclusive",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if val := m.GetWaiting(); val < 1 || val > 1000000 {
+		err := ModelDemandValidationError{
+			field:  "Waiting",
+			reason: "value must be inside range [1, 1000000]",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if d := m.GetOldest(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = ModelDemandValidationError{
+				field:  "Oldest",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(86400*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := ModelDemandValidationError{
+					field:  "Oldest",
+					reason: "value must be inside range [0s, 24h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if len(errors) > 0 {
+		return ModelDemandMultiError(errors)
+	}
+
+	return nil
+}
+
+// ModelDemandMultiError is an error wrapping multiple validation errors
+// returned by ModelDemand.ValidateAll() if the designated constraints aren't met.
+type ModelDemandMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m ModelDemandMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m ModelDemandMultiError) AllErrors() []error { return m }
+
+// ModelDemandValidationError is the validation error returned by
+// ModelDemand.Validate if the designated constraints aren't met.
+type ModelDemandValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e ModelDemandValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e ModelDemandValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e ModelDemandValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e ModelDemandValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e ModelDemandValidationError) ErrorName() string { return "ModelDemandValidationError" }
+
+// Error satisfies the builtin error interface
+func (e ModelDemandValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sModelDemand.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = ModelDemandValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = ModelDemandValidationError{}
+
+// Validate checks the field values on DemandReply with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *DemandReply) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on DemandReply with the rules defined in
+// the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in DemandReplyMultiError, or
+// nil if none found.
+func (m *DemandReply) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *DemandReply) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if len(errors) > 0 {
+		return DemandReplyMultiError(errors)
+	}
+
+	return nil
+}
+
+// DemandReplyMultiError is an error wrapping multiple validation errors
+// returned by DemandReply.ValidateAll() if the designated constraints aren't met.
+type DemandReplyMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m DemandReplyMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m DemandReplyMultiError) AllErrors() []error { return m }
+
+// DemandReplyValidationError is the validation error returned by
+// DemandReply.Validate if the designated constraints aren't met.
+type DemandReplyValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e DemandReplyValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e DemandReplyValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e DemandReplyValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e DemandReplyValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e DemandReplyValidationError) ErrorName() string { return "DemandReplyValidationError" }
+
+// Error satisfies the builtin error interface
+func (e DemandReplyValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDemandReply.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = DemandReplyValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = DemandReplyValidationError{}
+
 // Validate checks the field values on NodeReport with the rules defined in the
 // proto definition for this message. If any rules are violated, the first
 // error encountered is returned, or nil if there are no violations.
@@ -1306,6 +1701,40 @@ func (m *FleetView) validate(all bool) error {
 
 	}
 
+	for idx, item := range m.GetUnplaced() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, FleetViewValidationError{
+						field:  fmt.Sprintf("Unplaced[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, FleetViewValidationError{
+						field:  fmt.Sprintf("Unplaced[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return FleetViewValidationError{
+					field:  fmt.Sprintf("Unplaced[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
 	if len(errors) > 0 {
 		return FleetViewMultiError(errors)
 	}
@@ -1382,6 +1811,113 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = FleetViewValidationError{}
+
+// Validate checks the field values on Unplaced with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Unplaced) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Unplaced with the rules defined in
+// the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in UnplacedMultiError, or nil
+// if none found.
+func (m *Unplaced) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Unplaced) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Replica
+
+	// no validation rules for Model
+
+	// no validation rules for Reason
+
+	// no validation rules for Asleep
+
+	if len(errors) > 0 {
+		return UnplacedMultiError(errors)
+	}
+
+	return nil
+}
+
+// UnplacedMultiError is an error wrapping multiple validation errors returned
+// by Unplaced.ValidateAll() if the designated constraints aren't met.
+type UnplacedMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m UnplacedMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m UnplacedMultiError) AllErrors() []error { return m }
+
+// UnplacedValidationError is the validation error returned by
+// Unplaced.Validate if the designated constraints aren't met.
+type UnplacedValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e UnplacedValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e UnplacedValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e UnplacedValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e UnplacedValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e UnplacedValidationError) ErrorName() string { return "UnplacedValidationError" }
+
+// Error satisfies the builtin error interface
+func (e UnplacedValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sUnplaced.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = UnplacedValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = UnplacedValidationError{}
 
 // Validate checks the field values on EndpointView with the rules defined in
 // the proto definition for this message. If any rules are violated, the first
@@ -2897,6 +3433,17 @@ func (m *ModelState) validate(all bool) error {
 	}
 
 	// no validation rules for Rests
+
+	if utf8.RuneCountInString(m.GetAsleep()) > 1024 {
+		err := ModelStateValidationError{
+			field:  "Asleep",
+			reason: "value length must be at most 1024 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
 
 	if len(errors) > 0 {
 		return ModelStateMultiError(errors)

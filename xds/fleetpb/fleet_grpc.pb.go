@@ -31,6 +31,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Fleet_Report_FullMethodName = "/millrace.fleet.v1alpha1.Fleet/Report"
 	Fleet_Watch_FullMethodName  = "/millrace.fleet.v1alpha1.Fleet/Watch"
+	Fleet_Demand_FullMethodName = "/millrace.fleet.v1alpha1.Fleet/Demand"
 )
 
 // FleetClient is the client API for Fleet service.
@@ -45,6 +46,14 @@ type FleetClient interface {
 	// Watch streams the whole fleet as xds sees it: at once, then on change, at
 	// most four times a second and at least every two seconds.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FleetView], error)
+	// Demand is how extproc reports the requests that it keeps because their model has no
+	// place on a node: models that are loaded on demand share nodes, and who is waited for
+	// gets the next one. Each message replaces the one before it of the same stream. It is sent
+	// when a model is begun or ceases to be waited for, at most ten times a second, and every
+	// second while any is: one of which nothing has come for 5 s, or whose stream has ended,
+	// counts no more. One that breaks the rules is refused with INVALID_ARGUMENT and the
+	// field's name. Of several xds each is to get it: the one that leads decides.
+	Demand(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[DemandReport, DemandReply], error)
 }
 
 type fleetClient struct {
@@ -87,6 +96,19 @@ func (c *fleetClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_WatchClient = grpc.ServerStreamingClient[FleetView]
 
+func (c *fleetClient) Demand(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[DemandReport, DemandReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Fleet_ServiceDesc.Streams[2], Fleet_Demand_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DemandReport, DemandReply]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fleet_DemandClient = grpc.ClientStreamingClient[DemandReport, DemandReply]
+
 // FleetServer is the server API for Fleet service.
 // All implementations must embed UnimplementedFleetServer
 // for forward compatibility.
@@ -99,6 +121,14 @@ type FleetServer interface {
 	// Watch streams the whole fleet as xds sees it: at once, then on change, at
 	// most four times a second and at least every two seconds.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[FleetView]) error
+	// Demand is how extproc reports the requests that it keeps because their model has no
+	// place on a node: models that are loaded on demand share nodes, and who is waited for
+	// gets the next one. Each message replaces the one before it of the same stream. It is sent
+	// when a model is begun or ceases to be waited for, at most ten times a second, and every
+	// second while any is: one of which nothing has come for 5 s, or whose stream has ended,
+	// counts no more. One that breaks the rules is refused with INVALID_ARGUMENT and the
+	// field's name. Of several xds each is to get it: the one that leads decides.
+	Demand(grpc.ClientStreamingServer[DemandReport, DemandReply]) error
 	mustEmbedUnimplementedFleetServer()
 }
 
@@ -114,6 +144,9 @@ func (UnimplementedFleetServer) Report(grpc.BidiStreamingServer[NodeReport, Dire
 }
 func (UnimplementedFleetServer) Watch(*WatchRequest, grpc.ServerStreamingServer[FleetView]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedFleetServer) Demand(grpc.ClientStreamingServer[DemandReport, DemandReply]) error {
+	return status.Error(codes.Unimplemented, "method Demand not implemented")
 }
 func (UnimplementedFleetServer) mustEmbedUnimplementedFleetServer() {}
 func (UnimplementedFleetServer) testEmbeddedByValue()               {}
@@ -154,6 +187,13 @@ func _Fleet_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_WatchServer = grpc.ServerStreamingServer[FleetView]
 
+func _Fleet_Demand_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(FleetServer).Demand(&grpc.GenericServerStream[DemandReport, DemandReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fleet_DemandServer = grpc.ClientStreamingServer[DemandReport, DemandReply]
+
 // Fleet_ServiceDesc is the grpc.ServiceDesc for Fleet service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -172,6 +212,11 @@ var Fleet_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Watch",
 			Handler:       _Fleet_Watch_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Demand",
+			Handler:       _Fleet_Demand_Handler,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "xds/fleetpb/fleet.proto",

@@ -393,7 +393,7 @@ func (m *Machine) part(r backend.Role, w World) (enginepb.State, string) {
 
 func (m *Machine) start(r backend.Role, w World) (enginepb.State, string) {
 	p := &m.parts[r]
-	if w.Now.Before(p.retry) {
+	if w.Now.Before(p.retry) || r == backend.Head && m.unwanted(w) {
 		return enginepb.State_BROKEN, p.fault
 	}
 	if !p.asked {

@@ -12,7 +12,9 @@ import (
 // The door is shut first: only when no request is in the backend, and none can get there, is it
 // ended. A request that comes then waits before the door, which has it started again. For
 // everybody else the replica is READY all the while: requests may be sent, they take longer.
-// One whose backend does not come up again is BROKEN, as any other.
+// One whose backend does not come up again is BROKEN, as any other, and says why to whoever
+// asks; but as nobody waits for it then, nothing is tried. After failedFor it counts as ended
+// again: the next request has it tried.
 type rest struct {
 	used   time.Time     // when it was last asked for; zero: it is not READY
 	taken  uint64        // requests that had been let in then
@@ -20,6 +22,7 @@ type rest struct {
 	key    string        // what it was started with
 	last   uint64        // run that was ended last
 	waking time.Time     // since when it is started again; zero: it is not
+	failed time.Time     // when that has failed last; zero: it is well, or ended again
 	took   time.Duration // how long a backend that was started took until its first token; 0: none was
 	proven uint64        // run that took is of
 }
@@ -49,6 +52,31 @@ func (m *Machine) Wake(now time.Time) time.Duration {
 // a disk of one a second. Too much only has others asked first; with nothing, requests would go
 // to it while a loaded one is free.
 const unmeasured = 10 * time.Second
+
+// failedFor is how long a replica is BROKEN whose backend could not be loaded for who waited:
+// so long the reason is known to everybody, and nothing is sent there.
+const failedFor = 5 * time.Second
+
+// unwanted reports whether a backend that could not be loaded is not to be tried again, as
+// nobody waits for it.
+func (m *Machine) unwanted(w World) bool {
+	return !m.rest.failed.IsZero() && w.Waiting == 0 && w.Running == 0 && (m.onDemand() || m.keepAlive() > 0)
+}
+
+// giveUp has a backend that could not be loaded count as ended, once the door is shut.
+func (m *Machine) giveUp(w World) {
+	r := &m.rest
+	switch {
+	case !m.unwanted(w) || m.state != enginepb.State_BROKEN || w.Now.Sub(r.failed) < failedFor:
+	case !w.Shut:
+		m.out = append(m.out, Command{Do: Shut})
+	default:
+		r.ended, r.key, r.failed, r.last = true, key(backend.Head, m.have), time.Time{}, w.Parts[backend.Head].Run
+		if w.Parts[backend.Head].Up {
+			m.replace(backend.Head, "could not be loaded")
+		}
+	}
+}
 
 // loads is how long it takes to load the backend.
 func (r *rest) loads() time.Duration {
@@ -99,12 +127,16 @@ func (m *Machine) resting(w World) (enginepb.State, string) {
 		r.waking, r.ended = w.Now, false
 		m.doubted("", w)
 	}
+	m.giveUp(w)
 	state, reason := m.judge(w)
 	if key(backend.Head, m.have) != r.key {
-		r.ended, r.waking, r.key = false, time.Time{}, "" // it is to be something else
+		r.ended, r.waking, r.failed, r.key = false, time.Time{}, time.Time{}, "" // it is to be something else
 	}
 	if !r.waking.IsZero() {
-		state, reason = m.wake(state, reason)
+		state, reason = m.wake(state, reason, w)
+	}
+	if state == enginepb.State_READY {
+		r.failed = time.Time{}
 	}
 	switch {
 	case state != enginepb.State_READY:
@@ -144,11 +176,13 @@ func (m *Machine) lieDown(w World) {
 func (m *Machine) asleep() bool { return m.rest.ended && key(backend.Head, m.have) == m.rest.key }
 
 // wake keeps a replica READY whose backend is being loaded again, until it is or can't be.
-func (m *Machine) wake(state enginepb.State, reason string) (enginepb.State, string) {
+func (m *Machine) wake(state enginepb.State, reason string, w World) (enginepb.State, string) {
 	if state == enginepb.State_STARTING || state == enginepb.State_WARMING {
 		return enginepb.State_READY, ""
 	}
-	m.rest.waking = time.Time{}
+	if m.rest.waking = (time.Time{}); state == enginepb.State_BROKEN {
+		m.rest.failed = w.Now
+	}
 	return state, reason
 }
 

@@ -110,10 +110,15 @@ func TestFailedWakeIsShownAndTriedAgain(t *testing.T) {
 	if s.w.Shut || s.m.Dormant() {
 		t.Error("the door stays shut")
 	}
-	s.idle(10 * time.Second)
-	s.serve(backend.Head).idle(time.Second).want(enginepb.State_READY, "")
-	if s.starts[backend.Head] < 3 {
-		t.Errorf("%d starts", s.starts[backend.Head])
+	s.idle(failedFor/2).want(enginepb.State_BROKEN, "out of memory") // for who asks meanwhile
+	s.idle(time.Hour).want(enginepb.State_READY, "")
+	if !s.m.Dormant() || !s.w.Shut || s.starts[backend.Head] != 2 {
+		t.Errorf("nobody asks: dormant %v, shut %v, %d starts", s.m.Dormant(), s.w.Shut, s.starts[backend.Head])
+	}
+	s.w.Waiting = 1
+	s.after(fastTick).serve(backend.Head).after(time.Second).want(enginepb.State_READY, "")
+	if s.m.Dormant() || s.starts[backend.Head] != 3 {
+		t.Errorf("somebody asks: dormant %v, %d starts", s.m.Dormant(), s.starts[backend.Head])
 	}
 }
 

@@ -52,6 +52,10 @@ type Client struct {
 	// Constant after Run has begun. It takes the accounts that engines report; nil: nobody
 	// does.
 	account func(request, generated uint64, now time.Time)
+	// Constant after Run has begun. waiting calls for each model that requests wait for; nil:
+	// nobody is asked. every is a name for every xds.
+	waiting func(each func(model string, n int, since time.Time))
+	every   string
 
 	// Touched by follow alone.
 	state *state
@@ -98,6 +102,7 @@ func (c *Client) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.loader.run(ctx) })
 	g.Go(func() error { return c.state.keys.Run(ctx) })
+	g.Go(func() error { return c.demand(ctx) })
 	g.Go(func() error { return c.stay(ctx, discovery.NewAggregatedDiscoveryServiceClient(conn)) })
 	return g.Wait()
 }
@@ -114,12 +119,24 @@ func (c *Client) stay(ctx context.Context, ads discovery.AggregatedDiscoveryServ
 		if c.connected.Swap(false) {
 			c.metrics.connected.Set(0)
 			c.log.Warn("xds lost", "xds", c.target, "error", err)
+			c.reach(false)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait.Next(time.Since(began))):
 		}
+	}
+}
+
+// reach takes in whether xds answers: who waits for a place is to learn why there comes none.
+func (c *Client) reach(answers bool) {
+	if c.state.away = !answers; c.table.Load() == nil {
+		return
+	}
+	if t := c.state.table(); t != nil {
+		c.picker.Publish(t)
+		c.table.Store(t)
 	}
 }
 
@@ -148,6 +165,7 @@ func (c *Client) follow(ctx context.Context, ads discovery.AggregatedDiscoverySe
 		if !c.connected.Swap(true) {
 			c.metrics.connected.Set(1)
 			c.log.Info("xds answers", "xds", c.target)
+			c.reach(true)
 		}
 		if err := st.Send(c.take(r)); err != nil {
 			return err

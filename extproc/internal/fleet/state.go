@@ -67,6 +67,7 @@ type state struct {
 	caches   uint32              // the last number given to an engine's cache
 	keys     *reach.Keys
 	clock    clock // of xds
+	away     bool  // whether it does not answer
 	resumes  bool  // whether a stream has begun, and xds has not yet answered for endpoints: pages are of before
 	prefixes struct {
 		most int
@@ -390,7 +391,10 @@ func (s *state) table() *pick.Table {
 	for name, m := range s.models {
 		t.Models[name] = &pick.Model{
 			Name: name, Seed: session.Seed(name), Learned: m.learned, Context: int(min(m.resource.GetContextTokens(), math.MaxInt32)),
-			Rests: m.resource.GetRests(),
+			Rests: m.resource.GetRests(), Awaited: m.resource.GetAsleep() != "", Asleep: m.resource.GetAsleep(),
+		}
+		if s.away && t.Models[name].Awaited {
+			t.Models[name].Asleep += "; xds, which gives places, does not answer"
 		}
 		if m.resource.GetDefault() {
 			t.Default = t.Models[name]

@@ -109,10 +109,15 @@ type Policy struct {
 const EveryGateway = 150 * time.Millisecond
 
 // Room is how much more a model's endpoints can take: free more requests than they
-// have, if that is bounded at all.
+// have, if that is bounded at all. Awaits is whether there is none that takes requests, and one
+// will come: requests wait for it, also where none ever waits for a pass.
 type Room interface {
 	Room(allowance int, now time.Time) (free int, bounded bool)
+	Awaits(now time.Time) bool
 }
+
+// leastQueue is how many requests may wait for the first endpoint of a model at least.
+const leastQueue = 64
 
 // Reason is why a request was turned away.
 type Reason uint8
@@ -249,6 +254,19 @@ func (c *Controller) reserved() float64 {
 		return float64(b.Reserved())
 	}
 	return 0
+}
+
+// Waiting calls each for every model that requests wait for, with how many do and since when
+// the oldest does.
+func (c *Controller) Waiting(each func(model string, n int, since time.Time)) {
+	for model, q := range *c.queues.Load() {
+		if q.waiting.Load() == 0 {
+			continue
+		}
+		if n, since := q.oldest(); n > 0 {
+			each(model, n, since)
+		}
+	}
 }
 
 // Alive takes all locks once.

@@ -79,7 +79,7 @@ type Outcome struct {
 
 // Enter asks for a pass.
 func (q *Queue) Enter(a *Ask, r Room) Answer {
-	if a.Policy.Queue == 0 {
+	if a.Policy.Queue == 0 && !r.Awaits(a.Now) {
 		return Answer{Pass: q.force()}
 	}
 	q.refresh(a.Policy, r, a.Now)
@@ -100,7 +100,7 @@ func (q *Queue) Full(p *Policy) bool {
 
 // Try takes a pass if there is one, and nobody waits for it.
 func (q *Queue) Try(a *Ask, r Room) (Pass, bool) {
-	if a.Policy.Queue == 0 {
+	if a.Policy.Queue == 0 && !r.Awaits(a.Now) {
 		return q.force(), true
 	}
 	q.refresh(a.Policy, r, a.Now)
@@ -143,7 +143,7 @@ func (q *Queue) refresh(p *Policy, r Room, now time.Time) {
 	inside := q.inside.Load()
 	entering := q.entering.Load()
 	free, bounded := r.Room(p.Allowance, now)
-	if !bounded || p.Queue == 0 {
+	if !bounded || p.Queue == 0 && !r.Awaits(now) {
 		q.most[0].Store(unlimited)
 		q.most[1].Store(unlimited)
 		return
@@ -170,7 +170,11 @@ func (q *Queue) enterLocked(a *Ask) Answer {
 	if expect := q.expectLocked(a.Priority); a.Priority != Critical && q.waiting.Load() > 0 && expect > wait && !overdue {
 		return q.refuse(a.Priority, Refusal{Hopeless, retry(expect)})
 	}
-	if q.waiting.Load() >= int64(a.Policy.Queue) {
+	most := a.Policy.Queue
+	if most == 0 { // it waits for the first endpoint
+		most = leastQueue
+	}
+	if q.waiting.Load() >= int64(most) {
 		victim := q.newestBelowLocked(a.Priority)
 		if victim == nil {
 			return q.refuse(a.Priority, Refusal{Full, retry(q.expectLocked(a.Priority))})
@@ -221,6 +225,22 @@ func (q *Queue) newestBelowLocked(p Priority) *Ticket {
 		}
 	}
 	return nil
+}
+
+// oldest returns how many wait, and since when the oldest does.
+func (q *Queue) oldest() (n int, since time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for p := range q.classes {
+		c := &q.classes[p]
+		if n += c.n; c.n == 0 {
+			continue
+		}
+		if t := c.age.Front().Value.(*Ticket); since.IsZero() || t.since.Before(since) {
+			since = t.since
+		}
+	}
+	return n, since
 }
 
 // expectLocked is how long a newcomer is expected to wait.

@@ -19,11 +19,14 @@ var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 type room struct {
 	places, load atomic.Int64
 	unbounded    bool
+	awaits       bool
 }
 
 func (r *room) Room(int, time.Time) (int, bool) {
 	return int(max(0, r.places.Load()-r.load.Load())), !r.unbounded
 }
+
+func (r *room) Awaits(time.Time) bool { return r.awaits }
 
 func rules() *Policy {
 	return &Policy{
@@ -434,4 +437,33 @@ func TestQueuesOfManyNamesAreBounded(t *testing.T) {
 		t.Errorf("a queue with a request (%t) was forgotten", ok)
 	}
 	pass.Release(ask.Now)
+}
+
+// TestFirstEndpointIsAwaitedWithoutAQueue where none waits for a pass, as there is nobody to
+// send to; and it is said who waits.
+func TestFirstEndpointIsAwaitedWithoutAQueue(t *testing.T) {
+	c, r, p := New(prometheus.NewRegistry()), &room{awaits: true}, rules()
+	p.Queue = 0
+	q := c.Queue("m")
+	var last *Ticket
+	for i := range leastQueue {
+		a := q.Enter(&Ask{Policy: p, Priority: Standard, Now: epoch.Add(time.Duration(i))}, r)
+		if last = a.Ticket; last == nil {
+			t.Fatalf("request %d does not wait: %+v", i, a)
+		}
+	}
+	if a := q.Enter(&Ask{Policy: p, Priority: Standard, Now: epoch}, r); a.Refusal.Reason != Full {
+		t.Errorf("one more than %d: %+v", leastQueue, a)
+	}
+	c.Waiting(func(model string, n int, since time.Time) {
+		if model != "m" || n != leastQueue || !since.Equal(epoch) {
+			t.Errorf("%s: %d wait since %v", model, n, since)
+		}
+	})
+	r.awaits = false
+	r.places.Store(1)
+	last.Tick(p, r, epoch.Add(time.Second))
+	if q.waiting.Load() > 0 {
+		t.Errorf("%d wait, though the endpoint is there", q.waiting.Load())
+	}
 }

@@ -27,3 +27,17 @@ func (m *Model) Room(allowance int, now time.Time) (free int, bounded bool) {
 	}
 	return free, bounded || nobody
 }
+
+// Awaits reports whether nobody takes requests now, and endpoints come by themselves.
+func (m *Model) Awaits(now time.Time) bool {
+	if !m.Awaited {
+		return false
+	}
+	at := now.UnixNano()
+	for _, e := range m.Endpoints {
+		if e.tier(at) != tierNone {
+			return false
+		}
+	}
+	return true
+}

@@ -162,7 +162,9 @@ type Model struct {
 	// Least is the shortest context of its endpoints; 0: none says.
 	Least int
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
+	// Asleep is why there may be none now, for a person; empty: nobody has said.
 	Awaited bool
+	Asleep  string
 	// Rests is whether its endpoints may have it unloaded while nobody asks for it, which
 	// may not be reported yet.
 	Rests bool
@@ -183,6 +185,9 @@ func (m *Model) Why() (why string) {
 		case why == "":
 			why = e.Reason
 		}
+	}
+	if len(m.Endpoints) == 0 {
+		return m.Asleep
 	}
 	return why
 }

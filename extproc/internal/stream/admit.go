@@ -107,6 +107,9 @@ func refused(c *flow.Controller, in *input, u *understood, n *counted, r *openai
 	if pass, ok := degrade(c, in, u, n, r, mem); ok {
 		return pass, nil
 	}
+	if why.Reason == flow.Late && u.model.Awaits(in.now) {
+		return flow.Pass{}, nobody(u.model, in.head.Only)
+	}
 	return flow.Pass{}, openai.Overloaded(u.model.Name, u.priority, why.Retry)
 }
 

@@ -86,6 +86,10 @@ func (c *Core) Account(request, generated uint64, now time.Time) {
 	c.flow.Report(request, int(min(generated, math.MaxInt32)), true, now)
 }
 
+// Waiting calls each for every model that requests wait for, with how many do and since when
+// the oldest does.
+func (c *Core) Waiting(each func(model string, n int, since time.Time)) { c.flow.Waiting(each) }
+
 // Alive takes the locks that a decision may take. It returns as soon as it has had them.
 func (c *Core) Alive() error {
 	t := c.picker.Table()

@@ -72,6 +72,8 @@ func (f *Fleet) Step(now time.Time, ev Event) {
 		f.drains = ev.Nodes
 	case Planned:
 		f.tookPlan(now, ev)
+	case Demanded:
+		f.demanded(now, ev)
 	case Refused:
 		f.refusals = ev.Objects
 	case Closed:

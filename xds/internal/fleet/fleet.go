@@ -82,6 +82,10 @@ type Fleet struct {
 	planned  bool
 	auto     planning
 	settled  bool
+	// sharing is how replicas that are loaded on demand share nodes, demand what extprocs keep
+	// waiting for them, by the number of the stream.
+	sharing sharing
+	demand  map[uint64]demand
 	// objects is what became of the objects of the desired state.
 	objects []Object
 	// endpoints remembers what was concluded of each replica, by its name, and
@@ -103,6 +107,7 @@ func New(settle time.Duration, now time.Time) *Fleet {
 		start:     now,
 		last:      enginepb.Version{Epoch: enginepb.EpochAt(now.UnixMicro()), Generation: nothing},
 		nodes:     make(map[string]*node),
+		demand:    make(map[uint64]demand),
 		endpoints: make(map[string]*Endpoint),
 		stages:    make(map[string]*standing),
 		auto:      newPlanning(),
@@ -128,17 +133,23 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 	}
 	plan := f.plan(now)
 	f.learn(now)
-	s.Conditions = slices.Clone(plan.Conditions)
+	if f.planned {
+		s.Unplaced = f.settleSharing(&plan)
+	}
+	for _, u := range plan.Unplaced {
+		s.Conditions = append(s.Conditions, u.Condition())
+	}
 	s.Waits, s.Placed = plan.Waits, make(map[string][]string, len(f.replicas))
 	for _, r := range f.replicas {
 		s.Placed[r.Name()] = r.Nodes()
 	}
 	f.judge(now, s)
 	f.weigh(now, s)
+	s.Awaited, s.Waiting, s.Swaps = f.awaited(s), f.waited(now), f.sharing.swaps
 	f.settled = f.settled || f.complete(now)
 	f.direct(now, s)
 	s.Settled, s.Changes = f.settled, f.changes
-	f.objects = objects(f.desired, f.refusals, s.Endpoints, plan.Waits, f.objects, now)
+	f.objects = objects(f.desired, f.refusals, s, f.objects, now)
 	f.explainLayouts(f.objects)
 	s.Objects, s.Plan, s.Predicted = f.objects, f.ask(now), f.predictions()
 	for _, e := range s.Endpoints {
@@ -205,8 +216,9 @@ func (f *Fleet) plan(now time.Time) layout.Plan {
 	if f.leading.follows {
 		return f.observe(now, in)
 	}
+	in.Specs = f.share(now, in.Specs, nodes)
 	plan := layout.Make(in)
-	switch waits := !f.planned && !(plan.Complete() && f.expected()); {
+	switch waits := !f.planned && !(plan.Complete() && f.expected() && f.sharing.known(f.cluster != nil)); {
 	case waits && f.leading.term > 0 && now.Sub(f.leading.since) < f.settle:
 		return f.observe(now, in)
 	case waits && now.Sub(f.start) < f.settle:
@@ -250,6 +262,7 @@ func (f *Fleet) begin(now time.Time) {
 // observe returns what nodes run as the plan. An xds that knows too little yet has none:
 // nothing of it may be pushed.
 func (f *Fleet) observe(now time.Time, in layout.Input) layout.Plan {
+	in.Specs = f.shared(now, in.Specs, in.Nodes)
 	plan := layout.Observe(in)
 	if !f.settled && !(plan.Complete() && f.expected()) && now.Sub(f.start) < f.settle {
 		return layout.Plan{}

@@ -19,6 +19,10 @@ type metrics struct {
 	plans     prometheus.Histogram
 	predicted *prometheus.GaugeVec // by replica and phase
 	observed  *prometheus.GaugeVec // by replica and phase
+	asleep    prometheus.Gauge
+	waiting   prometheus.Gauge
+	swaps     prometheus.Counter
+	swapped   uint64 // of swaps, those that are counted
 }
 
 // states are the label values of an endpoint's or node's state.
@@ -55,7 +59,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "millrace_xds_layout_observed_tokens_per_second", Help: "Speed of a replica for one request, decode or prefill, as its engine has measured it, of replicas of which something was predicted.",
 		}, []string{"replica", "phase"}),
 	}
-	reg.MustRegister(m.plans, m.predicted, m.observed, m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.settled)
+	m.asleep = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "millrace_xds_replicas_asleep", Help: "Replicas of models that are loaded on demand and have no place on nodes now.",
+	})
+	m.waiting = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "millrace_xds_requests_awaiting_place", Help: "Requests that extprocs keep because their model has no place on nodes.",
+	})
+	m.swaps = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "millrace_xds_swaps_total", Help: "Places on nodes that a model which is loaded on demand has given up for another one.",
+	})
+	reg.MustRegister(m.asleep, m.waiting, m.swaps, m.plans, m.predicted, m.observed, m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.settled)
 	m.observe(&Snapshot{})
 	return m
 }
@@ -75,6 +88,19 @@ func (m *metrics) observe(s *Snapshot) {
 		m.endpoints.WithLabelValues(label).Set(float64(endpoints[label]))
 	}
 	m.layouts(s)
+	asleep, waiting := 0, 0
+	for _, u := range s.Unplaced {
+		if u.Asleep {
+			asleep++
+		}
+	}
+	for _, d := range s.Waiting {
+		waiting += d.Waiting
+	}
+	m.asleep.Set(float64(asleep))
+	m.waiting.Set(float64(waiting))
+	m.swaps.Add(float64(s.Swaps - m.swapped)) // neither goes back
+	m.swapped = s.Swaps
 	m.settled.Set(0)
 	if s.Settled {
 		m.settled.Set(1)

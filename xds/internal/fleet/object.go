@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,7 +58,8 @@ type ObjectCondition struct {
 // were refused and never in force. It depends on its arguments alone: what is desired,
 // what is wrong with the source, which clients refuse what, what serves, and what
 // waits for what.
-func objects(p desired.Published, refusals map[Key]string, endpoints []Endpoint, waits map[string]string, before []Object, now time.Time) []Object {
+func objects(p desired.Published, refusals map[Key]string, snap *Snapshot, before []Object, now time.Time) []Object {
+	endpoints := snap.Endpoints
 	if p.State == nil {
 		return nil
 	}
@@ -95,7 +97,7 @@ func objects(p desired.Published, refusals map[Key]string, endpoints []Endpoint,
 		for i := range m.Spec.Replicas {
 			o.Replicas = append(o.Replicas, desired.Replica(m.Name, i))
 		}
-		r, pr := judgeModel(&o, serving, waits)
+		r, pr := judgeModel(&o, serving, snap)
 		if len(o.Replicas) == 0 {
 			r = judgeServed(o, endpoints)
 		}
@@ -130,18 +132,22 @@ func acceptance(o Object, faults map[Key]config.Fault, refusals map[Key]string) 
 
 // judgeModel states whether a model's replicas take requests, and whether they are
 // being brought to what is desired.
-func judgeModel(o *Object, serving map[string]Endpoint, waits map[string]string) (r, p ObjectCondition) {
+func judgeModel(o *Object, serving map[string]Endpoint, snap *Snapshot) (r, p ObjectCondition) {
 	r = ObjectCondition{Type: readyType, Status: true, Reason: "AllReplicasReady", Observed: o.Generation}
 	p = ObjectCondition{Type: progressing, Reason: "AsDesired", Observed: o.Generation}
 	var down []string
 	for _, name := range o.Replicas {
 		e, placed := serving[name]
+		i := slices.IndexFunc(snap.Unplaced, func(u Unplaced) bool { return u.Asleep && u.Replica == name })
 		if placed && e.Membership == Healthy {
 			o.Ready++
+		} else if i >= 0 {
+			r.Reason, r.Message = "Asleep", name+": "+snap.Unplaced[i].Why
+			continue
 		} else {
 			down = append(down, name)
 		}
-		switch why := waits[name]; {
+		switch why := snap.Waits[name]; {
 		case p.Reason == refusedReason: // that stays what is shown
 		case strings.HasPrefix(why, refusedBy):
 			p.Status, p.Reason, p.Message = false, refusedReason, name+": "+why

@@ -81,11 +81,11 @@ func TestObjects(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := objects(tt.published, tt.refusals, tt.endpoints, tt.waits, nil, epoch)
+			got := objects(tt.published, tt.refusals, &Snapshot{Endpoints: tt.endpoints, Waits: tt.waits}, nil, epoch)
 			if diff := cmp.Diff(tt.want, statements(got)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			again := objects(tt.published, tt.refusals, tt.endpoints, tt.waits, got, epoch.Add(time.Hour))
+			again := objects(tt.published, tt.refusals, &Snapshot{Endpoints: tt.endpoints, Waits: tt.waits}, got, epoch.Add(time.Hour))
 			for _, o := range again {
 				for _, c := range o.Conditions {
 					if !c.Since.Equal(epoch) {

@@ -278,7 +278,7 @@ func (f *Fleet) writtenNodes(holders map[string]string) map[string]bool {
 	taken, placed := map[string]bool{}, map[string]bool{}
 	owners := f.plannedBy()
 	for _, r := range f.replicas {
-		if placed[r.Spec.Replica] = true; owners[r.Spec.Replica] == "" {
+		if placed[r.Spec.Replica] = true; owners[r.Spec.Replica] == "" && !onDemand(r.Spec) {
 			for _, n := range r.Nodes() {
 				taken[n] = true
 			}

@@ -58,7 +58,9 @@ type Service struct {
 	plans chan *auto.Input
 
 	// Atomic.
-	latest atomic.Pointer[published]
+	latest   atomic.Pointer[published]
+	demands  atomic.Int64  // open streams of demand
+	demanded atomic.Uint64 // those ever opened
 
 	// mu guards the fields below.
 	mu      sync.Mutex

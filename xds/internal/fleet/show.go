@@ -83,7 +83,7 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 		if e.Membership == Healthy {
 			serving[e.Model]++
 		}
-		if e.State == notReady && e.Foreign == nil {
+		if e.State == notReady && e.Foreign == nil && f.closing(e.Replica) == "" {
 			all = append(all, obs.Condition{
 				Code: wire.ReplicaNotReady,
 				Text: fmt.Sprintf("replica %s takes no requests: %s", e.Replica, e.Reason),
@@ -105,7 +105,7 @@ func (f *Fleet) modelConditions(s *Snapshot, serving map[string]int) []obs.Condi
 	}
 	var all []obs.Condition
 	for _, m := range f.desired.State.Models {
-		if serving[m.Name] == 0 && (m.Spec.Replicas > 0 || should[m.Name]) {
+		if serving[m.Name] == 0 && s.Awaited[m.Name] == "" && (m.Spec.Replicas > 0 || should[m.Name]) {
 			all = append(all, obs.Condition{
 				Code: wire.ModelDown,
 				Text: fmt.Sprintf("model %s has no replica that takes requests", m.Name),
@@ -127,6 +127,9 @@ func (s *Snapshot) View(clients int, more []obs.Condition) *fleetpb.FleetView {
 		v.Objects = append(v.Objects, o.view())
 	}
 	v.Endpoints = foreignViews(s.Endpoints)
+	for _, u := range s.Unplaced {
+		v.Unplaced = append(v.Unplaced, &fleetpb.Unplaced{Replica: u.Replica, Model: u.Model, Reason: u.Why, Asleep: u.Asleep})
+	}
 	sole := s.Sole()
 	for _, n := range s.Nodes {
 		v.Nodes = append(v.Nodes, &fleetpb.NodeView{

@@ -11,6 +11,7 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/auto"
 	"millrace.dev/millrace/xds/internal/layout"
+	"millrace.dev/millrace/xds/internal/turns"
 	"millrace.dev/millrace/xds/internal/weight"
 )
 
@@ -66,6 +67,13 @@ type Snapshot struct {
 	Plan *auto.Input
 	// Predicted has what was predicted of replicas whose layout is planned, by name.
 	Predicted map[string]auto.Place
+	// Unplaced has the desired replicas without a place, in their order.
+	Unplaced []Unplaced
+	// Awaited says why requests for a model are to wait until it has a place, by the model's
+	// name. Waiting is how many do, and Swaps how often a place has gone to another model.
+	Awaited map[string]string
+	Waiting map[string]turns.Demand
+	Swaps   uint64
 	// Conditions has what is wrong.
 	Conditions []obs.Condition
 }
@@ -175,6 +183,10 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		e.Model, e.Replica, e.Moves = r.Spec.Model, r.Name(), ""
 		if r.Moved {
 			e.Moves = r.Spec.Replica
+		}
+		if to := f.closing(r.Spec.Replica); to != "" {
+			e.State, e.Membership, e.leaves = notReady, Absent, false
+			e.Reason = "it gives its place to " + to + ", once its requests have ended"
 		}
 		e.worth.Capacity = f.capacity(r.Stages, e.Speed.GetDecode())
 		head := stages[names[0]]

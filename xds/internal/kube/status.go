@@ -84,8 +84,7 @@ func (m *modelView) count() {
 	for i := range m.desired {
 		name := fmt.Sprintf("%s-%d", m.Name, i)
 		e, known := by[name]
-		why := strings.TrimPrefix(m.snap.Waits[name], "replica "+name+" is not placed: ")
-		row := kubeapi.Row{Name: name, Nodes: m.snap.Placed[name], State: kubeapi.StateUnplaced, Reason: clip(why)}
+		row := kubeapi.Row{Name: name, Nodes: m.snap.Placed[name], State: kubeapi.StateUnplaced, Reason: clip(m.snap.Waits[name])}
 		switch nodes := m.snap.Placed[name]; {
 		case known:
 			row = m.row(e, name)

@@ -68,7 +68,7 @@ func TestModelStatus(t *testing.T) {
 		{
 			name: "one has no place", eps: []fleet.Endpoint{ready("m-0", "a", 1)},
 			edit: func(s *fleet.Snapshot) {
-				s.Waits["m-1"] = "replica m-1 is not placed: it needs 1 free node, and there is none"
+				s.Waits["m-1"] = "it needs 1 free node, and there is none"
 			},
 			want: []string{"1/2 Unplaced on a", "Accepted=True(Valid)", "Planned=False(Unplaced)", "Ready=True(SomeReady)", "Progressing=False(Stable)", "Degraded=True(Unplaced)", "m-0 Ready 100", "m-1 Unplaced 0 it needs 1 free node, and there is none"},
 		},

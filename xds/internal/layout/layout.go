@@ -8,6 +8,8 @@
 package layout
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -150,12 +152,28 @@ type Plan struct {
 	// Waits says of each desired replica that is not yet as desired, by its name, what
 	// it waits for.
 	Waits map[string]string
-	// Conditions says which replicas have no place, and why.
-	Conditions []obs.Condition
+	// Unplaced has the desired replicas that have no place.
+	Unplaced []Unplaced
 }
 
 // Complete returns whether every replica has a place.
-func (p Plan) Complete() bool { return len(p.Conditions) == 0 }
+func (p Plan) Complete() bool { return len(p.Unplaced) == 0 }
+
+// Unplaced is a desired replica without a place.
+type Unplaced struct {
+	// Replica and Model are names, Why is for a person.
+	Replica, Model, Why string
+	// code and next are those of the condition, where they are not as usual.
+	code, next string
+}
+
+// Condition shows it as something that is wrong.
+func (u Unplaced) Condition() obs.Condition {
+	return obs.Condition{
+		Code: cmp.Or(u.code, "not-placed"), Text: fmt.Sprintf("replica %s is not placed: %s", u.Replica, u.Why),
+		Next: cmp.Or(u.next, "start more nodes, or lower spec.replicas or spec.layout of the model"),
+	}
+}
 
 // Input is what a plan is made of.
 type Input struct {

@@ -45,8 +45,8 @@ func short(p Plan) []string {
 	for _, r := range p.Replicas {
 		all = append(all, fmt.Sprintf("%s@%d=%s", r.Spec.Replica, r.Version.Generation, strings.Join(r.Nodes(), ",")))
 	}
-	for _, c := range p.Conditions {
-		all = append(all, c.Text)
+	for _, u := range p.Unplaced {
+		all = append(all, u.Condition().Text)
 	}
 	return all
 }

@@ -2,12 +2,10 @@ package layout
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 
 	"millrace.dev/millrace/engine/enginepb"
-	"millrace.dev/millrace/internal/obs"
 )
 
 // Observe returns what the nodes run as a plan that changes nothing: that of an xds that
@@ -22,11 +20,9 @@ func Observe(in Input) Plan {
 		of := groups[spec.Replica]
 		delete(groups, spec.Replica)
 		if len(of) == 0 {
-			plan.Waits[spec.Replica] = "no node runs it"
-			plan.Conditions = append(plan.Conditions, obs.Condition{
-				Code: "not-placed", Text: fmt.Sprintf("replica %s is not placed: no node runs it", spec.Replica),
-				Next: "see /readyz of the xds that holds the lease",
-			})
+			const why = "no node runs it"
+			plan.Waits[spec.Replica] = why
+			plan.Unplaced = append(plan.Unplaced, Unplaced{Replica: spec.Replica, Model: spec.Model, Why: why, next: "see /readyz of the xds that holds the lease"})
 			continue
 		}
 		plan.Replicas = append(plan.Replicas, of[0])

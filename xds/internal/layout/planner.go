@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"millrace.dev/millrace/engine/enginepb"
-	"millrace.dev/millrace/internal/obs"
 )
 
 // planner is the state of one Make.
@@ -50,15 +49,15 @@ type planner struct {
 	// placed has the replicas in force, by the index of their spec; nil: it has none.
 	placed []*Replica
 	// faults has why a replica has no place that was nowhere; nil: it was somewhere.
-	faults []*obs.Condition
+	faults []*Unplaced
 	// changes are the replicas in force that are to change, in the order of the specs.
 	changes []edit
 	// leaving are in force and not desired.
-	leaving    []*Replica
-	outgoing   []*Replica // that have moved and are kept
-	retiring   []Retiring
-	waits      map[string]string
-	conditions []obs.Condition
+	leaving  []*Replica
+	outgoing []*Replica // that have moved and are kept
+	retiring []Retiring
+	waits    map[string]string
+	unplaced []Unplaced
 	// parked has the replicas that wait for nothing but what a person does about a node
 	// that leaves: nobody waits for them.
 	parked map[string]bool
@@ -90,7 +89,7 @@ func newPlanner(in Input) *planner {
 		busy:      make(map[string]string),
 		next:      enginepb.Version{Epoch: in.Last.Epoch, Generation: max(in.Last.Generation+1, uint64(max(1, in.Now.UnixMicro())))},
 		placed:    make([]*Replica, len(in.Specs)),
-		faults:    make([]*obs.Condition, len(in.Specs)),
+		faults:    make([]*Unplaced, len(in.Specs)),
 		waits:     make(map[string]string),
 		parked:    make(map[string]bool),
 	}
@@ -455,30 +454,28 @@ func (p *planner) placeAll() {
 		if p.placed[i] != nil {
 			continue
 		}
-		var why *obs.Condition
+		var why *Unplaced
 		if p.placed[i], why = p.place(spec); why != nil {
 			why = cmp.Or(p.faults[i], why)
-			p.waits[spec.Replica] = why.Text
-			p.conditions = append(p.conditions, *why)
+			p.waits[spec.Replica] = why.Why
+			p.unplaced = append(p.unplaced, *why)
 			p.demand(spec)
 		}
 	}
 }
 
 // place finds nodes for a replica that has none.
-func (p *planner) place(spec Spec) (*Replica, *obs.Condition) {
+func (p *planner) place(spec Spec) (*Replica, *Unplaced) {
 	if spec.Backend.GetWeights() == "" && spec.Backend.GetKind() != enginepb.Backend_OPENAI {
-		return nil, &obs.Condition{
-			Code: "no-weights",
-			Text: fmt.Sprintf("replica %s is not placed: model %s has no weights", spec.Replica, spec.Model),
-			Next: "set spec.weights of the model to the path of its weights",
+		return nil, &Unplaced{
+			Replica: spec.Replica, Model: spec.Model, Why: fmt.Sprintf("model %s has no weights", spec.Model),
+			code: "no-weights", next: "set spec.weights of the model to the path of its weights",
 		}
 	}
 	if spec.Missing != "" {
-		return nil, &obs.Condition{
-			Code: "not-placed",
-			Text: fmt.Sprintf("replica %s is not placed: %s", spec.Replica, spec.Missing),
-			Next: "add nodes or memory, lower replicas, contextTokens or slots of the model, or take smaller weights; millrace plan shows what fits",
+		return nil, &Unplaced{
+			Replica: spec.Replica, Model: spec.Model, Why: spec.Missing,
+			next: "add nodes or memory, lower replicas, contextTokens or slots of the model, or take smaller weights; millrace plan shows what fits",
 		}
 	}
 	names, why := p.free(spec), ""
@@ -488,11 +485,7 @@ func (p *planner) place(spec Spec) (*Replica, *obs.Condition) {
 		why = fmt.Sprintf("it needs %d free %s, and there %s", len(spec.Shares), plural(len(spec.Shares)), list(names))
 	}
 	if why != "" {
-		return nil, &obs.Condition{
-			Code: "not-placed",
-			Text: fmt.Sprintf("replica %s is not placed: %s", spec.Replica, why),
-			Next: "start more nodes, or lower spec.replicas or spec.layout of the model",
-		}
+		return nil, &Unplaced{Replica: spec.Replica, Model: spec.Model, Why: why}
 	}
 	r := &Replica{Spec: spec, Version: p.next}
 	for i, name := range names[:len(spec.Shares)] {
@@ -534,7 +527,7 @@ func (p *planner) named(spec Spec) (names []string, why string) {
 
 // plan returns what was decided.
 func (p *planner) plan() Plan {
-	plan := Plan{Retiring: p.retiring, Waits: p.waits, Conditions: p.conditions}
+	plan := Plan{Retiring: p.retiring, Waits: p.waits, Unplaced: p.unplaced}
 	for _, r := range slices.Concat(p.placed, p.leaving, p.outgoing) {
 		if r != nil {
 			plan.Replicas = append(plan.Replicas, *r)

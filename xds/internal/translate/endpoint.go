@@ -1,6 +1,9 @@
 package translate
 
 import (
+	"maps"
+	"strings"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	"google.golang.org/protobuf/proto"
@@ -101,6 +104,26 @@ func models(d *desired.State) map[string]proto.Message {
 	fallback := d.Default()
 	for _, m := range d.Models {
 		all[m.Name] = policy.Model(m.Name, m.Spec, m.Name == fallback)
+	}
+	return all
+}
+
+// mostAwaited bounds what is said of what requests wait for, in bytes.
+const mostAwaited = 1000
+
+// Awaited returns the states of models with what requests for them are to wait for, by the
+// model's name.
+func Awaited(models map[string]proto.Message, awaited map[string]string) map[string]proto.Message {
+	if len(awaited) == 0 {
+		return models
+	}
+	all := maps.Clone(models)
+	for name, why := range awaited {
+		if m, ok := all[name].(*fleetpb.ModelState); ok {
+			m = proto.CloneOf(m)
+			m.Asleep = strings.ToValidUTF8(why[:min(len(why), mostAwaited)], "")
+			all[name] = m
+		}
 	}
 	return all
 }

@@ -1,0 +1,186 @@
+package fleet
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// Models that are loaded on demand may have no place on nodes. Requests for them wait here, and
+// every xds is told for how many models, as the contract has it: of several, the one that leads
+// gives places. A stream is opened when requests begin to wait, and stays.
+
+const (
+	// demandEvery is how often it is checked who waits, demandAgain how often it is sent
+	// without a change.
+	demandEvery = 100 * time.Millisecond
+	demandAgain = time.Second
+	// resolveEvery is how often a name is resolved, resolveFor how long that may take, and
+	// mostXDS how many addresses are believed.
+	resolveEvery, resolveFor, mostXDS = 2 * time.Second, 5 * time.Second, 16
+	// mostDemand is how many models are reported, those with most requests first.
+	mostDemand = 1024
+)
+
+// OnDemand has it be reported to every xds which models requests wait for, as waiting says.
+// every is "host:port", a name for every xds. To be called before Run.
+func (c *Client) OnDemand(waiting func(each func(model string, n int, since time.Time)), every string) {
+	c.waiting, c.every = waiting, every
+}
+
+// demand reports to every xds until ctx ends.
+func (c *Client) demand(ctx context.Context) error {
+	if c.waiting == nil {
+		return nil
+	}
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	to := map[string]context.CancelFunc{} // by address
+	for {
+		all, known := addresses(ctx, c.every)
+		if known {
+			for addr, stop := range to {
+				if !slices.Contains(all, addr) {
+					stop()
+					delete(to, addr)
+				}
+			}
+		}
+		for _, addr := range all {
+			if to[addr] == nil {
+				each, stop := context.WithCancel(ctx)
+				to[addr] = stop
+				tasks.Go(func() { c.demandAt(each, addr) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			for _, stop := range to {
+				stop()
+			}
+			return nil
+		case <-time.After(resolveEvery):
+		}
+	}
+}
+
+// addresses returns those of a name, and whether they are known.
+func addresses(ctx context.Context, name string) ([]string, bool) {
+	host, port, err := net.SplitHostPort(name)
+	if _, ip := netip.ParseAddr(host); err != nil || ip == nil || host == "localhost" {
+		return []string{name}, true
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveFor)
+	defer cancel()
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil || len(found) == 0 {
+		return nil, false
+	}
+	all := make([]string, 0, len(found))
+	for _, a := range found {
+		all = append(all, net.JoinHostPort(a.Unmap().WithZone("").String(), port))
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	return all[:min(len(all), mostXDS)], true
+}
+
+// demandAt reports to the xds at an address until ctx ends.
+func (c *Client) demandAt(ctx context.Context, addr string) {
+	conn, err := grpc.NewClient(addr, c.security,
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost}, MinConnectTimeout: pingWait}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingWait}))
+	if err != nil {
+		c.log.Warn("xds can't be asked for places", "xds", addr, "error", err)
+		return
+	}
+	defer conn.Close()
+	tick := time.NewTicker(demandEvery)
+	defer tick.Stop()
+	wait := proc.Backoff{Min: retryFirst, Max: retryMost, Reset: 2 * retryMost}
+	for {
+		if r := c.waits(time.Now()); len(r.GetModels()) > 0 {
+			began := time.Now()
+			if err := c.demandStream(ctx, conn, tick.C); err != nil && ctx.Err() == nil {
+				c.log.Warn("xds was not told what is waited for", "xds", addr, "error", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait.Next(time.Since(began))):
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// demandStream reports on one stream, at each tick that brings something new.
+func (c *Client) demandStream(ctx context.Context, conn *grpc.ClientConn, tick <-chan time.Time) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := fleetpb.NewFleetClient(conn).Demand(ctx)
+	if err != nil {
+		return err
+	}
+	var models []string
+	var sent time.Time
+	for {
+		now := time.Now()
+		r := c.waits(now)
+		names := make([]string, len(r.GetModels()))
+		for i, m := range r.GetModels() {
+			names[i] = m.GetModel()
+		}
+		if !slices.Equal(names, models) || len(names) > 0 && now.Sub(sent) >= demandAgain {
+			if err := stream.Send(r); err != nil {
+				_, err = stream.CloseAndRecv() // says why
+				return err
+			}
+			models, sent = names, now
+		}
+		select {
+		case <-stream.Context().Done():
+			_, err := stream.CloseAndRecv()
+			return err
+		case <-ctx.Done():
+			return nil
+		case <-tick:
+		}
+	}
+}
+
+// waits is what requests wait for that is loaded on demand, in the order of names.
+func (c *Client) waits(now time.Time) *fleetpb.DemandReport {
+	r := &fleetpb.DemandReport{}
+	t := c.table.Load()
+	if t == nil {
+		return r
+	}
+	c.waiting(func(model string, n int, since time.Time) {
+		if m := t.Models[model]; m != nil && m.Awaited && n > 0 && len(r.Models) < mostDemand {
+			oldest := min(max(0, now.Sub(since)), 24*time.Hour)
+			r.Models = append(r.Models, &fleetpb.ModelDemand{Model: model, Waiting: uint32(min(n, 1000000)), Oldest: durationpb.New(oldest)})
+		}
+	})
+	slices.SortFunc(r.Models, func(a, b *fleetpb.ModelDemand) int {
+		if a.GetModel() < b.GetModel() {
+			return -1
+		}
+		return 1
+	})
+	return r
+}

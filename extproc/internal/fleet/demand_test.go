@@ -1,0 +1,98 @@
+package fleet
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/internal/trust"
+	"millrace.dev/millrace/xds/fleetpb"
+)
+
+// places is an xds that takes what is waited for.
+type places struct {
+	fleetpb.UnimplementedFleetServer
+	got chan *fleetpb.DemandReport
+}
+
+func (p *places) Demand(st grpc.ClientStreamingServer[fleetpb.DemandReport, fleetpb.DemandReply]) error {
+	for {
+		r, err := st.Recv()
+		if err != nil {
+			return err
+		}
+		if err := trust.Message(r); err != nil {
+			return err
+		}
+		p.got <- r
+	}
+}
+
+// TestXDSLearnsWhatIsWaitedFor of models that are loaded on demand, and that nothing is any more.
+func TestXDSLearnsWhatIsWaitedFor(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, p := grpc.NewServer(), &places{got: make(chan *fleetpb.DemandReport, 16)}
+	fleetpb.RegisterFleetServer(s, p)
+	go func() { _ = s.Serve(ln) }()
+	defer s.Stop()
+	c := New("127.0.0.1:1", grpc.WithTransportCredentials(insecure.NewCredentials()), make(tablesTo, 9), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	c.table.Store(&pick.Table{Models: map[string]*pick.Model{"a": {Awaited: true}, "b": {Awaited: true}, "always": {}}})
+	waiting := make(chan map[string]int, 1)
+	waiting <- map[string]int{"b": 2, "a": 1, "always": 3, "gone": 1}
+	c.OnDemand(func(each func(string, int, time.Time)) {
+		now := <-waiting
+		for model, n := range now {
+			each(model, n, time.Now().Add(-time.Minute))
+		}
+		waiting <- now
+	}, ln.Addr().String())
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.demand(ctx) }()
+	all := (<-p.got).GetModels()
+	if len(all) != 2 || all[0].GetModel() != "a" || all[1].GetModel() != "b" || all[1].GetWaiting() != 2 || all[1].GetOldest().AsDuration() < 59*time.Second {
+		t.Errorf("reported %v", all)
+	}
+	<-waiting
+	waiting <- nil
+	for r := range p.got {
+		if len(r.GetModels()) == 0 {
+			break
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestModelIsAwaited while xds says so, and it says that xds does not answer.
+func TestModelIsAwaited(t *testing.T) {
+	s := newState(true)
+	for _, typ := range types {
+		s.answered[typ] = true
+	}
+	s.setModel(&fleetpb.ModelState{Name: "m", Asleep: "asleep: its place is held by b"})
+	s.setModel(&fleetpb.ModelState{Name: "n"})
+	table := s.table()
+	if m := table.Models["m"]; !m.Awaited || m.Why() != "asleep: its place is held by b" || !m.Awaits(time.Now()) {
+		t.Errorf("m: awaited %t, %s", m.Awaited, m.Why())
+	}
+	if m := table.Models["n"]; m.Awaited || m.Awaits(time.Now()) {
+		t.Error("n is awaited")
+	}
+	s.away = true
+	if why := s.table().Models["m"].Why(); why != "asleep: its place is held by b; xds, which gives places, does not answer" {
+		t.Error(why)
+	}
+}

@@ -1,0 +1,62 @@
+package fleet
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"millrace.dev/millrace/internal/trust"
+	"millrace.dev/millrace/xds/fleetpb"
+	"millrace.dev/millrace/xds/internal/turns"
+)
+
+// mostDemands bounds the streams of extprocs that report what they keep waiting, of which one
+// more is refused: so many times a thousand models are remembered at most.
+const mostDemands = 256
+
+// Demand takes what one extproc keeps waiting.
+func (s *Service) Demand(stream grpc.ClientStreamingServer[fleetpb.DemandReport, fleetpb.DemandReply]) error {
+	if s.demands.Add(1) > mostDemands {
+		s.demands.Add(-1)
+		return status.Errorf(codes.ResourceExhausted, "%d streams report demand; no more are taken", mostDemands)
+	}
+	defer s.demands.Add(-1)
+	id := s.demanded.Add(1)
+	defer func() {
+		select {
+		case s.events <- Demanded{Stream: id}:
+		case <-s.ended:
+		}
+	}()
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return stream.SendAndClose(&fleetpb.DemandReply{})
+		} else if err != nil {
+			return err
+		}
+		if err := trust.Message(r); err != nil {
+			return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
+		}
+		select {
+		case s.events <- Demanded{Stream: id, Models: waitingSince(r, time.Now())}:
+		case <-s.ended:
+			return status.Error(codes.Unavailable, "xds is ending")
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
+}
+
+// waitingSince is a report as the fleet has it.
+func waitingSince(r *fleetpb.DemandReport, now time.Time) map[string]turns.Demand {
+	all := make(map[string]turns.Demand, len(r.GetModels()))
+	for _, m := range r.GetModels() {
+		all[m.GetModel()] = turns.Demand{Waiting: int(m.GetWaiting()), Since: now.Add(-m.GetOldest().AsDuration())}
+	}
+	return all
+}
