@@ -18,7 +18,7 @@ import (
 )
 
 // Models that are loaded on demand may have no place on nodes. Requests for them wait here, and
-// every xds is told for how many models, as the contract has it: of several, the one that leads
+// every xds gets reports of how many wait for which models, as the contract has it: of several, the one that leads
 // gives places. A stream is opened when requests begin to wait, and stays.
 
 const (
@@ -113,7 +113,7 @@ func (c *Client) demandAt(ctx context.Context, addr string) {
 		if r := c.waits(time.Now()); len(r.GetModels()) > 0 {
 			began := time.Now()
 			if err := c.demandStream(ctx, conn, tick.C); err != nil && ctx.Err() == nil {
-				c.log.Warn("xds was not told what is waited for", "xds", addr, "error", err)
+				c.log.Warn("what is waited for was not reported", "xds", addr, "error", err)
 			}
 			select {
 			case <-ctx.Done():

@@ -157,28 +157,28 @@ func (f *Fleet) units(now time.Time, specs []layout.Spec, nodes []layout.Node) [
 			running[a.GetReplica()] = a
 		}
 	}
-	held := map[string][]string{}
+	on := map[string][]string{}
 	for _, r := range f.replicas {
 		if !r.Leaving && !r.Moved {
-			held[r.Spec.Replica] = r.Nodes()
+			on[r.Spec.Replica] = r.Nodes()
 		}
 	}
 	all := make([]turns.Unit, 0, len(specs))
 	known := map[string]*place{}
 	for _, spec := range specs {
-		u := turns.Unit{Model: spec.Model, Replica: spec.Replica, Stages: len(spec.Shares), Nodes: spec.Nodes, OnDemand: onDemand(spec), Held: held[spec.Replica]}
+		u := turns.Unit{Model: spec.Model, Replica: spec.Replica, Stages: len(spec.Shares), Nodes: spec.Nodes, OnDemand: onDemand(spec), On: on[spec.Replica]}
 		if _, planned := f.auto.results[spec.Model]; spec.Missing != "" {
-			if u.Nodes, u.Stages = nil, max(1, u.Stages); planned && len(u.Held) == 0 {
+			if u.Nodes, u.Stages = nil, max(1, u.Stages); planned && len(u.On) == 0 {
 				u.Stages = 0
 			}
 		}
 		if a := running[spec.Replica]; a != nil && !f.planned {
 			for _, st := range a.GetStages() {
-				u.Held = append(u.Held, st.GetNode())
+				u.On = append(u.On, st.GetNode())
 			}
 		}
-		if slices.ContainsFunc(u.Held, func(n string) bool { return lost[n] }) {
-			u.Held = nil
+		if slices.ContainsFunc(u.On, func(n string) bool { return lost[n] }) {
+			u.On = nil
 		}
 		if u.OnDemand {
 			p := f.sharing.places[spec.Replica]
@@ -198,16 +198,16 @@ func (f *Fleet) units(now time.Time, specs []layout.Spec, nodes []layout.Node) [
 // observe takes in what the head of a replica reports.
 func (p *place) observe(now time.Time, f *Fleet, u *turns.Unit) {
 	switch {
-	case len(u.Held) > 0 && p.Placed.IsZero():
+	case len(u.On) > 0 && p.Placed.IsZero():
 		p.Placed = now // it was found running
-	case len(u.Held) == 0 && !f.planned:
+	case len(u.On) == 0 && !f.planned:
 		*p = place{Turn: turns.Turn{Load: p.Load}, requests: -1} // it was a mere plan
 	}
 	p.Busy, p.Loading, p.Broken, p.away = false, false, false, false
-	if len(u.Held) == 0 {
+	if len(u.On) == 0 {
 		return
 	}
-	n := f.nodes[u.Held[0]]
+	n := f.nodes[u.On[0]]
 	if p.away = n == nil || !n.mute.IsZero(); n != nil {
 		_, silent := n.silentSince(now)
 		p.away = p.away || silent

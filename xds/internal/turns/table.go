@@ -53,7 +53,7 @@ func (t *table) now(i int) bool {
 			continue
 		}
 		room -= t.needs(other)
-		if p.For != "" && slices.ContainsFunc(o.Held, func(n string) bool { return slices.Contains(u.Nodes, n) }) {
+		if p.For != "" && slices.ContainsFunc(o.On, func(n string) bool { return slices.Contains(u.Nodes, n) }) {
 			return false
 		}
 	}
@@ -63,10 +63,10 @@ func (t *table) now(i int) bool {
 // needs is how many usable nodes a unit has, or takes.
 func (t *table) needs(i int) (n int) {
 	u := &t.in.Units[i]
-	if len(u.Held) == 0 {
+	if len(u.On) == 0 {
 		return u.Stages
 	}
-	for _, name := range u.Held {
+	for _, name := range u.On {
 		if t.usable[name] {
 			n++
 		}
@@ -89,7 +89,7 @@ func (t *table) fits(i int) bool {
 func (t *table) take(i int) {
 	u := &t.in.Units[i]
 	t.places[i].Has, t.got[i] = true, true
-	nodes := u.Held
+	nodes := u.On
 	if len(nodes) == 0 {
 		nodes = u.Nodes
 	}
@@ -111,7 +111,7 @@ func (t *table) leave(i int) {
 			delete(t.owner, name)
 		}
 	}
-	if u := &t.in.Units[i]; len(u.Held) == 0 && len(u.Nodes) == 0 {
+	if u := &t.in.Units[i]; len(u.On) == 0 && len(u.Nodes) == 0 {
 		t.pending -= u.Stages
 	}
 }
@@ -119,10 +119,10 @@ func (t *table) leave(i int) {
 // yields is how many usable nodes a unit gives up.
 func (t *table) yields(i int) (n int) {
 	u := &t.in.Units[i]
-	if len(u.Held) == 0 {
+	if len(u.On) == 0 {
 		return u.Stages
 	}
-	for _, name := range u.Held {
+	for _, name := range u.On {
 		if t.usable[name] && t.owner[name] == i {
 			n++
 		}
@@ -139,17 +139,17 @@ func (t *table) keep() {
 		}
 	}
 	each(func(i int, u *Unit) {
-		if t.places[i].Has = !u.OnDemand; len(u.Held) > 0 && !u.OnDemand {
+		if t.places[i].Has = !u.OnDemand; len(u.On) > 0 && !u.OnDemand {
 			t.take(i)
 		}
 	})
 	each(func(i int, u *Unit) {
-		if u.OnDemand && len(u.Held) > 0 && !u.Placed.IsZero() {
+		if u.OnDemand && len(u.On) > 0 && !u.Placed.IsZero() {
 			t.take(i)
 		}
 	})
 	each(func(i int, u *Unit) {
-		if len(u.Held) == 0 && (!u.OnDemand || !u.Placed.IsZero()) && t.fits(i) {
+		if len(u.On) == 0 && (!u.OnDemand || !u.Placed.IsZero()) && t.fits(i) {
 			t.take(i)
 		}
 	})

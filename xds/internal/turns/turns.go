@@ -49,8 +49,8 @@ type Unit struct {
 	Nodes  []string
 	// OnDemand is whether it may be without a place.
 	OnDemand bool
-	// Held has the nodes that it has, by name; empty: none yet, or they are lost.
-	Held []string
+	// On has the nodes that it has, by name; empty: none yet, or they are lost.
+	On []string
 	Turn
 }
 

@@ -18,7 +18,7 @@ func ago(d time.Duration) time.Time { return at.Add(-d) }
 // placed is a unit on demand with a place, whose model was loaded and last used so long ago.
 func placed(model string, began, used time.Duration, nodes ...string) Unit {
 	return Unit{
-		Model: model, Replica: model + "-0", Stages: len(nodes), OnDemand: true, Held: nodes,
+		Model: model, Replica: model + "-0", Stages: len(nodes), OnDemand: true, On: nodes,
 		Turn: Turn{Placed: ago(began), Began: ago(began), Used: ago(used), Load: time.Second},
 	}
 }
@@ -35,7 +35,7 @@ func edit(u Unit, f func(*Unit)) Unit {
 func busy(u Unit) Unit { return edit(u, func(u *Unit) { u.Busy, u.Used = true, at }) }
 
 func always(model string, nodes ...string) Unit {
-	return Unit{Model: model, Replica: model + "-0", Stages: max(1, len(nodes)), Held: nodes}
+	return Unit{Model: model, Replica: model + "-0", Stages: max(1, len(nodes)), On: nodes}
 }
 
 func nodes(names ...string) (all []Node) {
@@ -174,7 +174,7 @@ func (w *world) step() {
 		u := &w.in.Units[i]
 		switch {
 		case !p.Has:
-			u.Held, u.Turn = nil, Turn{Load: u.Load}
+			u.On, u.Turn = nil, Turn{Load: u.Load}
 			continue
 		case u.Placed.IsZero():
 			u.Placed = w.in.Now
@@ -196,17 +196,17 @@ func (w *world) step() {
 
 // lay gives a unit its nodes if there are some.
 func (w *world) lay(u *Unit) {
-	if len(u.Held) > 0 {
+	if len(u.On) > 0 {
 		return
 	}
 	var free []string
 	for _, n := range w.in.Nodes {
-		if !slices.ContainsFunc(w.in.Units, func(o Unit) bool { return slices.Contains(o.Held, n.Name) }) {
+		if !slices.ContainsFunc(w.in.Units, func(o Unit) bool { return slices.Contains(o.On, n.Name) }) {
 			free = append(free, n.Name)
 		}
 	}
 	if len(free) >= u.Stages {
-		u.Held, u.Began, u.Load = free[:u.Stages], w.in.Now, 2*time.Second
+		u.On, u.Began, u.Load = free[:u.Stages], w.in.Now, 2*time.Second
 	}
 }
 
@@ -217,7 +217,7 @@ func (w *world) requests() {
 		if w.runs[i] > 0 && !w.in.Now.Before(w.ends[i]) {
 			w.runs[i] = 0
 		}
-		open := len(u.Held) > 0 && u.Closing.IsZero()
+		open := len(u.On) > 0 && u.Closing.IsZero()
 		if d, ok := w.queued[u.Model]; ok && open {
 			w.waited = max(w.waited, w.in.Now.Sub(d.Since))
 			delete(w.queued, u.Model)
@@ -241,7 +241,7 @@ func (w *world) requests() {
 }
 
 func (w *world) open(model string) bool {
-	return slices.ContainsFunc(w.in.Units, func(u Unit) bool { return u.Model == model && len(u.Held) > 0 && u.Closing.IsZero() })
+	return slices.ContainsFunc(w.in.Units, func(u Unit) bool { return u.Model == model && len(u.On) > 0 && u.Closing.IsZero() })
 }
 
 // check holds a decision against what is promised.

@@ -17,19 +17,19 @@ func (t *table) explain() {
 		if p.Has {
 			continue
 		}
-		held := "there is no free node"
+		holds := "there is no free node"
 		if len(holders) > 0 {
-			held = "its place is held by " + holders
+			holds = "its place is held by " + holders
 		}
 		switch d := t.in.Demand[u.Model]; {
 		case !t.possible(i):
 			p.Hopeless, p.Why = true, t.lacks(u)
 		case d.Waiting == 0 || t.serves(u.Model):
-			p.Why = "asleep: " + held
+			p.Why = "asleep: " + holds
 		case t.from(u.Model) != "":
 			p.Why = fmt.Sprintf("asleep: it gets the place of %s as soon as what runs there has ended", t.from(u.Model))
 		default:
-			p.Why = fmt.Sprintf("asleep: %s, and waits for its turn", held)
+			p.Why = fmt.Sprintf("asleep: %s, and waits for its turn", holds)
 		}
 	}
 }
