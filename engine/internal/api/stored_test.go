@@ -60,11 +60,11 @@ func (m *memory) Delete(_ context.Context, k record.Key) error {
 	return nil
 }
 
-// storing is a rig that stores; heard is what its backend was sent last.
+// storing is a rig that stores; sent is what its backend was sent last.
 type storing struct {
 	*rig
 	store *memory
-	heard atomic.Value
+	sent atomic.Value
 	// before is called before the last event of a stream.
 	before func()
 }
@@ -75,7 +75,7 @@ func newStoring(t *testing.T, kind enginepb.Backend_Kind) *storing {
 	turn := 0
 	s.rig = newRigOf(t, kind, func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
-		s.heard.Store(string(b))
+		s.sent.Store(string(b))
 		turn++
 		if !strings.Contains(string(b), `"stream":true`) {
 			w.Header().Set("Content-Type", "application/json")
@@ -136,17 +136,17 @@ func TestPreviousResponse(t *testing.T) {
 		if status != 200 || two["previous_response_id"] != first {
 			t.Errorf("%v: %d %s", kind, status, body)
 		}
-		heard := s.heard.Load().(string)
+		sent := s.sent.Load().(string)
 		at := -1
 		for _, want := range []string{"first", "said 1", "second"} {
-			i := strings.Index(heard, want)
+			i := strings.Index(sent, want)
 			if i <= at {
-				t.Errorf("%v: the backend got %s, want %s behind what is before it", kind, heard, want)
+				t.Errorf("%v: the backend got %s, want %s behind what is before it", kind, sent, want)
 			}
 			at = i
 		}
-		if strings.Contains(heard, "Be kind") || strings.Contains(heard, "previous_response_id") {
-			t.Errorf("%v: the backend got %s", kind, heard)
+		if strings.Contains(sent, "Be kind") || strings.Contains(sent, "previous_response_id") {
+			t.Errorf("%v: the backend got %s", kind, sent)
 		}
 		if status, got, body := s.as(t, "", "GET", "/v1/responses/"+first, ""); status != 200 || got["id"] != first || got["status"] != "completed" {
 			t.Errorf("%v: %d %s", kind, status, body)
@@ -244,8 +244,8 @@ func TestConversations(t *testing.T) {
 			t.Errorf("%d %s", status, body)
 		}
 	}
-	if heard := s.heard.Load().(string); !strings.Contains(heard, "Be brief.") || !strings.Contains(heard, "said 1") || !strings.Contains(heard, "turn 2") {
-		t.Errorf("the backend got %s", heard)
+	if sent := s.sent.Load().(string); !strings.Contains(sent, "Be brief.") || !strings.Contains(sent, "said 1") || !strings.Contains(sent, "turn 2") {
+		t.Errorf("the backend got %s", sent)
 	}
 	_, items, body := s.as(t, "", "GET", "/v1/conversations/"+talk+"/items?order=asc", "")
 	list, _ := items["data"].([]any)

@@ -2,7 +2,7 @@
 //
 //   - A Turn is one request of the Responses API on its way: what it continues is put in front
 //     of its input, and its answer is stored before the client sees its end, so that whoever
-//     goes on at once, anywhere, finds it.
+//     continues at once, anywhere, finds it.
 //   - A response is one record: the object that the client got, its own input, and the id of the
 //     response before it. Its history is the chain of those. So what is deleted is nowhere else,
 //     and what continued it can't be continued any more.

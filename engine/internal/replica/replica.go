@@ -157,8 +157,8 @@ func newest(all []found) (found, error) {
 	return best, best.err
 }
 
-// look finds the newest of a record, and puts right those of its places that have an older one.
-func (s *Store) look(ctx context.Context, k record.Key) (found, error) {
+// find finds the newest of a record, and puts right those of its places that have an older one.
+func (s *Store) find(ctx context.Context, k record.Key) (found, error) {
 	if !k.Valid() {
 		return found{}, record.ErrNotFound
 	}
@@ -198,7 +198,7 @@ func (s *Store) repair(ctx context.Context, k record.Key, best found, places []f
 
 // Get returns a record: see record.Store.
 func (s *Store) Get(ctx context.Context, k record.Key) (record.Record, error) {
-	f, err := s.look(ctx, k)
+	f, err := s.find(ctx, k)
 	switch {
 	case err != nil:
 		return record.Record{}, err
@@ -287,7 +287,7 @@ func orUnavailable(kept int, err error) error {
 
 // Delete puts a tombstone in the place of all copies: see record.Store.
 func (s *Store) Delete(ctx context.Context, k record.Key) error {
-	f, err := s.look(ctx, k)
+	f, err := s.find(ctx, k)
 	switch {
 	case err != nil:
 		return err
