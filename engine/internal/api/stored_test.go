@@ -64,7 +64,7 @@ func (m *memory) Delete(_ context.Context, k record.Key) error {
 type storing struct {
 	*rig
 	store *memory
-	sent atomic.Value
+	sent  atomic.Value
 	// before is called before the last event of a stream.
 	before func()
 }
