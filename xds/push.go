@@ -60,7 +60,7 @@ func push(ctx context.Context, nodes *fleet.Service, resources *ads.Server, r *r
 			return err
 		}
 		if snap.Settled && (stepped || snap.Changes != changes || time.Since(last) >= pushEvery) {
-			types, err := resources.Publish(r.resources(snap))
+			types, err := resources.Publish(r.withheld(snap, resources.Busy, time.Now()))
 			if err != nil {
 				return err
 			}
@@ -137,6 +137,8 @@ type rollout struct {
 	// before, union and after are the resources that don't depend on the fleet: those
 	// that were published when target came, those of known, and those of target.
 	before, union, after translate.Resources
+
+	arrivals arrivals
 
 	at      int
 	changed bool      // whether this step has pushed what it waits for

@@ -185,7 +185,8 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 			e.Moves = r.Spec.Replica
 		}
 		if to := f.closing(r.Spec.Replica); to != "" {
-			e.State, e.Membership, e.leaves = notReady, Absent, false
+			// It stays in EDS until it goes: what extproc has sent there must still arrive.
+			e.State, e.leaves = notReady, false
 			e.Reason = "it gives its place to " + to + ", once its requests have ended"
 		}
 		e.worth.Capacity = f.capacity(r.Stages, e.Speed.GetDecode())

@@ -204,6 +204,7 @@ func (p *place) observe(now time.Time, f *Fleet, u *turns.Unit) {
 		*p = place{Turn: turns.Turn{Load: p.Load}, requests: -1} // it was a mere plan
 	}
 	p.Busy, p.Loading, p.Broken, p.away = false, false, false, false
+	p.Quiet = !p.Closing.IsZero() && now.Sub(p.Closing) >= closedFor // unless its engine says otherwise
 	if len(u.On) == 0 {
 		return
 	}
@@ -216,7 +217,7 @@ func (p *place) observe(now time.Time, f *Fleet, u *turns.Unit) {
 		return
 	}
 	l := n.engine.GetLoad()
-	p.Busy = l.GetRunning()+l.GetWaiting()+l.GetBackendRunning()+l.GetBackendWaiting() > 0
+	p.Busy = l.GetRunning()+l.GetWaiting() > 0 // the backend's own metrics are too old to tell, once nobody asks
 	total := int64(n.engine.GetTotals().GetRequests())
 	if p.Busy || p.requests >= 0 && total != p.requests {
 		p.Used = n.last

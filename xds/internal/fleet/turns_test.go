@@ -83,7 +83,7 @@ func TestWhoIsBusyIsClosedFirst(t *testing.T) {
 	}
 	w.fleet.Step(w.now, Demanded{Stream: 1, Models: map[string]turns.Demand{"b": {Waiting: 1, Since: w.now}}})
 	w.beat()
-	if e := w.snap.Endpoints[0]; e.Membership != Absent || !strings.Contains(e.Reason, "gives its place to b") {
+	if e := w.snap.Endpoints[0]; e.State != notReady || e.Membership != Healthy || !strings.Contains(e.Reason, "gives its place to b") {
 		t.Errorf("a gets new requests: %+v", e)
 	}
 	if len(w.snap.Conditions) > 0 {
@@ -92,7 +92,7 @@ func TestWhoIsBusyIsClosedFirst(t *testing.T) {
 	w.fleet.Step(w.now, Demanded{Stream: 1}) // b's client leaves
 	w.beat()
 	w.wantPlace("a-0", "b-0")
-	if e := w.snap.Endpoints[0]; e.Membership != Healthy {
+	if e := w.snap.Endpoints[0]; e.State != ready {
 		t.Errorf("a gets no requests: %+v", e)
 	}
 	load.Running = 0

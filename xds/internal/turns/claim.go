@@ -58,11 +58,11 @@ func (t *table) grant(i int) bool {
 		t.places[i].Asked, t.places[i].Has = true, has || !t.in.Units[i].OnDemand
 		return true
 	}
-	victims, now := t.victims(i), t.in.Now
+	victims := t.victims(i)
 	if victims == nil {
 		return false
 	}
-	gone := !slices.ContainsFunc(victims, func(v int) bool { u := &t.in.Units[v]; return !u.Quiet && !u.idle(now) })
+	gone := !slices.ContainsFunc(victims, func(v int) bool { u := &t.in.Units[v]; return len(u.On) > 0 && !(u.Quiet && !u.Closing.IsZero()) })
 	for _, v := range victims {
 		t.leave(v)
 		t.places[v].Has = false

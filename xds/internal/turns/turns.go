@@ -2,14 +2,15 @@
 // nodes, where there are more of them than places. Called by fleet in front of layout, which
 // decides on which nodes those lie that have one.
 //
-//	asleep ─ it is waited for, and there is room ────► placed ◄─ nobody is waited for any more ─┐
-//	  ▲                                               │    │                                    │
-//	  ├── another one is waited for, and it is idle ──┘    └── another one is waited for, ──► closing
-//	  └── nothing runs and nothing waits there any more ────── and its turn is over ────────────┘
+//	asleep ─ it is waited for, and there is room ─► placed ◄─ nobody is waited for any more ─┐
+//	  ▲                                               │                                      │
+//	  │                                               └─ another one is waited for, and ─► closing
+//	  │                                                  it is idle, or its turn is over     │
+//	  └──────────────── nothing runs and nothing waits there any more ───────────────────────┘
 //
 // Who is waited for gets a place, who has waited longest first: free room, else the place of
-// the idle replica that was used longest ago, else of the busy one whose turn began first. One
-// with requests gets no new ones first, and gives its place up when the last of them has ended:
+// the idle replica that was used longest ago, else of the busy one whose turn began first. Who is
+// to give its place up gets no new requests first, and goes when the last of them has ended:
 // no request is lost, and none is cut short. What a place is good for bounds how often it
 // changes: an idle replica keeps it for as long as loading it has taken, a busy one for its
 // turn, of twice as long. A model that is always loaded gives its place to nobody, and takes
@@ -132,7 +133,7 @@ func Decide(in Input) []Place {
 // turn is how long a busy replica keeps its place.
 func (u *Unit) turn() time.Duration { return min(max(2*u.Load, leastTurn), mostTurn) }
 
-// idle reports whether a unit may lose its place at once.
+// idle reports whether a unit may be closed though its turn may not be over: nobody uses it.
 func (u *Unit) idle(now time.Time) bool {
 	switch {
 	case u.Busy || u.Loading:
