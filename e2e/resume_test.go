@@ -21,7 +21,7 @@ import (
 // resumeSeed chooses what is killed and when, resumeRounds is how often.
 const (
 	resumeSeed   = 7
-	resumeRounds = 6
+	resumeRounds = 3
 	resumeTokens = 40
 )
 
