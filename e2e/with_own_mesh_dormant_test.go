@@ -84,9 +84,12 @@ spec: {weights: `+weights+`, load: onDemand, keepAlive: 3s, replicas: 1}
 			t.Errorf("try %d of what can't be loaded: status %d, %v: %.300s", n+1, a.Status, err, a.Body)
 		}
 	}
-	if got := rig.Millrace(t, "", "status", "-dir", m.Dir); !strings.Contains(got.Stdout, "weights: open") {
-		t.Errorf("status of what can't be loaded:\n%s", got.Stdout)
-	}
+	rig.Wait(t, rig.BackLimit, "status has why it can't be loaded", func() error { // xds has it with the engine's next report
+		if got := rig.Millrace(t, "", "status", "-dir", m.Dir); !strings.Contains(got.Stdout, "weights: open") {
+			return fmt.Errorf("status of what can't be loaded:\n%s", got.Stdout)
+		}
+		return nil
+	})
 	if err := os.Rename(weights+".away", weights); err != nil {
 		t.Fatal(err)
 	}

@@ -217,7 +217,7 @@ func (p *place) observe(now time.Time, f *Fleet, u *turns.Unit) {
 		return
 	}
 	l := n.engine.GetLoad()
-	p.Busy = l.GetRunning()+l.GetWaiting() > 0 // the backend's own metrics are too old to tell, once nobody asks
+	p.Busy = l.GetRunning()+l.GetWaiting() > 0 // not the backend's own metrics: they are up to 10 s old
 	total := int64(n.engine.GetTotals().GetRequests())
 	if p.Busy || p.requests >= 0 && total != p.requests {
 		p.Used = n.last
