@@ -66,7 +66,7 @@ test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with th
 # One package at a time: they measure time, and each wants the whole machine.
 test-e2e: build setup client prometheus redis ## run the tests on real processes; e2e/README.md says what each proves
 	go test -tags redis -count=1 ./engine/internal/valkey
-	go test -count=1 -p 1 -timeout 25m ./e2e/...
+	go test -count=1 -p 1 -timeout 40m ./e2e/...
 
 test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a minute or so
 	go test $(UNIT) ./e2e/house
