@@ -39,6 +39,9 @@ REDIS := $(MILLRACE_CACHE)/redis-7.0.15
 # Those that count allocations do so without the race detector.
 ALLOCATING := ./extproc/internal/...
 UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
+# Packages that start no goroutine, and simulate much: to watch them for races takes minutes and
+# can find none. A test of e2e/house holds them to it.
+SEQUENTIAL := extproc/internal/harmony extproc/internal/jinja extproc/internal/replay internal/planner xds/internal/auto xds/internal/turns
 
 .PHONY: help run setup client prometheus redis build test test-unit test-e2e test-short test-clients test-templates soak test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
@@ -59,7 +62,8 @@ test: test-unit test-e2e ## run every test, those on the real processes too
 
 # lint is what vets: beside it, as .ci/run has them, everything would be compiled twice.
 test-unit: | need-go need-g++ ## run the tests that need nothing but Go, with the race detector
-	go test -race $(UNIT)
+	go test -race $$(echo $(UNIT) | tr ' ' '\n' | grep -vE '/($(subst $(eval) ,|,$(SEQUENTIAL)))$$')
+	go test $(SEQUENTIAL:%=./%)
 	cd e2e/tools && go test ./...
 	go test -run Allocates $(ALLOCATING)
 
