@@ -10,6 +10,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/engine/internal/record"
@@ -179,7 +180,7 @@ func (d *DB) walk(do func(time.Time, []entry) error) (clean bool, err error) {
 	}()
 	db, err := bolt.Open(d.cfg.Path, 0o600, &bolt.Options{Timeout: lockFor, ReadOnly: true})
 	switch {
-	case errors.Is(err, bolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return false, errInUse
 	case err != nil:
 		return false, err
