@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/engine/internal/record"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Files beside the one that is open: the next one while it is written, and the last one that
@@ -32,6 +33,9 @@ func Open(cfg Config) (*DB, error) {
 		db, err := create(cfg.Path)
 		d.db = db
 		return d, err
+	}
+	if err := regular.Check(cfg.Path); err != nil {
+		return nil, err // the database would wait for ever for somebody to write into a pipe
 	}
 	kept, lost, clean, err := d.renew()
 	if err == nil && !clean {
