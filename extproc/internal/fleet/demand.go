@@ -1,9 +1,8 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
-	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -14,22 +13,21 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/resolve"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
 // Models that are loaded on demand may have no place on nodes. Requests for them wait here, and
-// every xds gets reports of how many wait for which models, as the contract has it: of several, the one that leads
-// gives places. A stream is opened when requests begin to wait, and stays.
+// every xds gets reports of how many wait for which models, as the contract has it: of
+// several, the one that leads gives places. A stream is opened when requests begin to wait,
+// and stays.
 
 const (
 	// demandEvery is how often it is checked who waits, demandAgain how often it is sent
 	// without a change.
 	demandEvery = 100 * time.Millisecond
 	demandAgain = time.Second
-	// resolveEvery is how often a name is resolved, resolveFor how long that may take, and
-	// mostXDS how many addresses are believed.
-	resolveEvery, resolveFor, mostXDS = 2 * time.Second, 5 * time.Second, 16
-	// mostDemand is how many models are reported, those with most requests first.
+	// mostDemand is how many models are reported, those with most requests.
 	mostDemand = 1024
 )
 
@@ -70,30 +68,19 @@ func (c *Client) demand(ctx context.Context) error {
 				stop()
 			}
 			return nil
-		case <-time.After(resolveEvery):
+		case <-time.After(resolve.Every):
 		}
 	}
 }
 
 // addresses returns those of a name, and whether they are known.
 func addresses(ctx context.Context, name string) ([]string, bool) {
-	host, port, err := net.SplitHostPort(name)
-	if _, ip := netip.ParseAddr(host); err != nil || ip == nil || host == "localhost" {
+	host, port, several := resolve.Name(name)
+	if !several {
 		return []string{name}, true
 	}
-	ctx, cancel := context.WithTimeout(ctx, resolveFor)
-	defer cancel()
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil || len(found) == 0 {
-		return nil, false
-	}
-	all := make([]string, 0, len(found))
-	for _, a := range found {
-		all = append(all, net.JoinHostPort(a.Unmap().WithZone("").String(), port))
-	}
-	slices.Sort(all)
-	all = slices.Compact(all)
-	return all[:min(len(all), mostXDS)], true
+	all, err := resolve.Addresses(ctx, resolve.DNS, host, port)
+	return all, err == nil && len(all) > 0
 }
 
 // demandAt reports to the xds at an address until ctx ends.
@@ -171,16 +158,15 @@ func (c *Client) waits(now time.Time) *fleetpb.DemandReport {
 		return r
 	}
 	c.waiting(func(model string, n int, since time.Time) {
-		if m := t.Models[model]; m != nil && m.Awaited && n > 0 && len(r.Models) < mostDemand {
+		if m := t.Models[model]; m != nil && m.Awaited && n > 0 {
 			oldest := min(max(0, now.Sub(since)), 24*time.Hour)
 			r.Models = append(r.Models, &fleetpb.ModelDemand{Model: model, Waiting: uint32(min(n, 1000000)), Oldest: durationpb.New(oldest)})
 		}
 	})
-	slices.SortFunc(r.Models, func(a, b *fleetpb.ModelDemand) int {
-		if a.GetModel() < b.GetModel() {
-			return -1
-		}
-		return 1
-	})
+	if len(r.Models) > mostDemand {
+		slices.SortFunc(r.Models, func(a, b *fleetpb.ModelDemand) int { return cmp.Compare(b.GetWaiting(), a.GetWaiting()) })
+		r.Models = r.Models[:mostDemand]
+	}
+	slices.SortFunc(r.Models, func(a, b *fleetpb.ModelDemand) int { return cmp.Compare(a.GetModel(), b.GetModel()) })
 	return r
 }

@@ -14,6 +14,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/resolve"
 	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
@@ -48,7 +49,7 @@ type Reporter struct {
 	log     *slog.Logger
 	metrics *metrics
 	dial    dialer
-	resolve resolver
+	resolve resolve.Lookup
 
 	// events go to the loop; it always reads on.
 	events chan Event
@@ -94,7 +95,7 @@ func New(cfg Config, sensor Sensor, log *slog.Logger, reg prometheus.Registerer)
 		sensor:      sensor,
 		log:         log,
 		dial:        dialTCP,
-		resolve:     lookup,
+		resolve:     resolve.DNS,
 		events:      make(chan Event),
 		streams:     make(map[string]*outbox),
 		assignments: make(chan *enginepb.Assignment, 1),
