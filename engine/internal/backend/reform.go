@@ -2,6 +2,7 @@ package backend
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -59,6 +60,9 @@ func AddMissing(v, more map[string]json.RawMessage) {
 	}
 }
 
+// NewID returns an id that nobody can guess: a prefix, and 26 random letters and digits.
+func NewID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
+
 // Refuse is a request that a backend can't do as it is asked: the field is named.
 func Refuse(param, format string, args ...any) *Error {
 	return &Error{
@@ -104,6 +108,43 @@ func (l *Lines) Each(p []byte, do func(data string)) {
 		l.rest = l.rest[i+1:]
 	}
 }
+
+// Cut cuts a stream of events into whole ones, as they are.
+type Cut struct {
+	rest []byte // of an event that has not ended yet
+}
+
+// Each calls do with each event that has come whole: its lines without their ends, and its
+// bytes, its end included. Both are good until do returns.
+func (c *Cut) Each(p []byte, do func(lines [][]byte, event []byte)) {
+	c.rest = append(c.rest, p...)
+	for {
+		lines, n := c.next()
+		if n == 0 {
+			return
+		}
+		do(lines, c.rest[:n])
+		c.rest = c.rest[n:]
+	}
+}
+
+// next returns the lines of the event that has come whole, and its size; 0: none has.
+func (c *Cut) next() (lines [][]byte, size int) {
+	for at := 0; ; {
+		i := bytes.IndexByte(c.rest[at:], '\n')
+		if i < 0 {
+			return nil, 0
+		}
+		line := bytes.TrimRight(c.rest[at:at+i], "\r")
+		if at += i + 1; len(line) == 0 {
+			return lines, at
+		}
+		lines = append(lines, line)
+	}
+}
+
+// Rest is what has come behind the last whole event.
+func (c *Cut) Rest() []byte { return c.rest }
 
 // Chain returns the form of an answer that has another form before; first may be nil.
 func Chain(first, second Reform) Reform {

@@ -15,6 +15,7 @@ func (t *Turn) Form(inner backend.Reform) backend.Reform { return &form{turn: t,
 type form struct {
 	turn  *Turn
 	inner backend.Reform
+	cut   backend.Cut
 	out   []byte
 }
 
@@ -30,7 +31,7 @@ func (f *form) Unary(answer []byte) (string, []byte, error) {
 	if kind == backend.Events {
 		f.out = f.out[:0]
 		f.pass(body)
-		return kind, append(bytes.Clone(f.out), f.turn.lines.rest...), nil
+		return kind, append(bytes.Clone(f.out), f.cut.Rest()...), nil
 	}
 	var r fields
 	if err := json.Unmarshal(body, &r); err != nil {
@@ -57,9 +58,7 @@ func (f *form) Rest() []byte {
 	if f.inner != nil {
 		f.pass(f.inner.Rest())
 	}
-	f.out = append(f.out, f.turn.lines.rest...)
-	f.turn.lines.rest = nil
-	return f.out
+	return append(f.out, f.cut.Rest()...)
 }
 
 // Fail ends a stream whose backend was lost: such a response is not stored.
@@ -77,12 +76,12 @@ func (f *form) Fail(e backend.Error) []byte {
 }
 
 func (f *form) pass(p []byte) {
-	f.turn.lines.each(p, func(event []byte) { f.out = append(f.out, f.turn.event(event)...) })
+	f.cut.Each(p, func(lines [][]byte, event []byte) { f.out = append(f.out, f.turn.event(lines, event)...) })
 }
 
 // event is one event, with the response in it as it is shown.
-func (t *Turn) event(event []byte) []byte {
-	data := dataOf(event)
+func (t *Turn) event(lines [][]byte, event []byte) []byte {
+	data := dataOf(lines)
 	if data == nil || !bytes.Contains(data, []byte(`"response":`)) {
 		return event
 	}
@@ -105,29 +104,10 @@ func (t *Turn) event(event []byte) []byte {
 	return backend.Event(nil, kind, backend.Encode(v))
 }
 
-// lines cuts a stream into events.
-type lines struct{ rest []byte }
-
-// each calls do with each event that has come whole, its end included.
-func (l *lines) each(p []byte, do func(event []byte)) {
-	l.rest = append(l.rest, p...)
-	for {
-		i, n := bytes.Index(l.rest, []byte("\n\n")), 2
-		if j := bytes.Index(l.rest, []byte("\r\n\r\n")); j >= 0 && (i < 0 || j < i) {
-			i, n = j, 4
-		}
-		if i < 0 {
-			return
-		}
-		do(l.rest[:i+n])
-		l.rest = l.rest[i+n:]
-	}
-}
-
-// dataOf returns the data of an event; nil: it has none, or in several lines.
-func dataOf(event []byte) (data []byte) {
-	for line := range bytes.Lines(event) {
-		value, ok := bytes.CutPrefix(bytes.TrimRight(line, "\r\n"), []byte("data:"))
+// dataOf returns the data of an event's lines; nil: it has none, or in several.
+func dataOf(lines [][]byte) (data []byte) {
+	for _, line := range lines {
+		value, ok := bytes.CutPrefix(line, []byte("data:"))
 		if ok && data != nil {
 			return nil
 		}

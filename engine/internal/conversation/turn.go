@@ -26,7 +26,6 @@ type Turn struct {
 	input        []json.RawMessage
 
 	failed *backend.Error // why the answer was not stored, though it must be
-	lines  lines
 }
 
 // Begin takes a request, and returns the fields of one that continues nothing. The Turn is nil

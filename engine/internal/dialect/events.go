@@ -9,8 +9,8 @@ import (
 // righted is an answer whose objects are put right one by one.
 type righted struct {
 	object  func([]byte) []byte
-	unasked bool   // whether events that hold nothing but an account are left out
-	rest    []byte // of an event that has not ended yet
+	unasked bool // whether events that hold nothing but an account are left out
+	cut     backend.Cut
 	out     []byte
 }
 
@@ -26,30 +26,9 @@ var (
 
 // Pass puts the events of a stream right.
 func (r *righted) Pass(p []byte) []byte {
-	r.rest, r.out = append(r.rest, p...), r.out[:0]
-	for {
-		lines, n := r.next()
-		if n == 0 {
-			return r.out
-		}
-		r.event(lines, r.rest[:n])
-		r.rest = r.rest[n:]
-	}
-}
-
-// next returns the lines of the event that has come whole, and its size; 0: none has.
-func (r *righted) next() (lines [][]byte, size int) {
-	for at := 0; ; {
-		i := bytes.IndexByte(r.rest[at:], '\n')
-		if i < 0 {
-			return nil, 0
-		}
-		line := bytes.TrimRight(r.rest[at:at+i], "\r")
-		if at += i + 1; len(line) == 0 {
-			return lines, at
-		}
-		lines = append(lines, line)
-	}
+	r.out = r.out[:0]
+	r.cut.Each(p, r.event)
+	return r.out
 }
 
 // event adds an event, with the name that its object has then.
@@ -82,7 +61,7 @@ func (r *righted) event(lines [][]byte, as []byte) {
 }
 
 // Rest is what has come behind the last event.
-func (r *righted) Rest() []byte { return r.rest }
+func (r *righted) Rest() []byte { return r.cut.Rest() }
 
 // Fail leaves it to the operation.
 func (r *righted) Fail(backend.Error) []byte { return nil }

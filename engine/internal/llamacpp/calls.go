@@ -2,7 +2,6 @@ package llamacpp
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -214,7 +213,7 @@ func (c *called) read(choice fields) {
 	if made.Name != nil {
 		message["content"] = json.RawMessage("null")
 		message["tool_calls"] = backend.Encode([]any{map[string]any{
-			"id": "call_" + strings.ToLower(rand.Text()), "type": "function",
+			"id": backend.NewID("call_"), "type": "function",
 			"function": map[string]any{"name": *made.Name, "arguments": compact(made.Arguments)},
 		}})
 		if string(choice["finish_reason"]) == `"stop"` {

@@ -1,7 +1,6 @@
 package messages
 
 import (
-	"crypto/rand"
 	"encoding/json"
 	"strings"
 
@@ -64,12 +63,10 @@ const (
 )
 
 func newForm(request fields) *Form {
-	f := &Form{answer: answer{ID: newID(idPrefix), Type: "message", Role: "assistant", Content: []*content{}}}
+	f := &Form{answer: answer{ID: backend.NewID(idPrefix), Type: "message", Role: "assistant", Content: []*content{}}}
 	_ = json.Unmarshal(request["model"], &f.answer.Model) // engine has decoded it
 	return f
 }
-
-func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
 
 // Unary makes the whole answer: that of its events, which nobody sees.
 func (f *Form) Unary(answer []byte) (string, []byte, error) {
@@ -168,7 +165,7 @@ func (f *Form) grow(kind, text string) {
 func (f *Form) use(index int, name, arguments string) {
 	if f.open == nil || f.open.Type != isUse || f.call != index {
 		f.call = index
-		f.start(&content{Type: isUse, ID: newID("toolu_"), Name: name, Input: json.RawMessage("{}")})
+		f.start(&content{Type: isUse, ID: backend.NewID("toolu_"), Name: name, Input: json.RawMessage("{}")})
 	}
 	if arguments != "" {
 		f.open.arguments += arguments

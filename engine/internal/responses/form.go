@@ -1,9 +1,7 @@
 package responses
 
 import (
-	"crypto/rand"
 	"encoding/json"
-	"strings"
 	"time"
 
 	"millrace.dev/millrace/engine/internal/backend"
@@ -120,7 +118,7 @@ func newForm(request fields) *Form {
 		return json.RawMessage(other)
 	}
 	f := &Form{answer: response{
-		ID: newID("resp_"), Object: "response", Created: time.Now().Unix(), Status: inProgress, Output: []*output{},
+		ID: backend.NewID("resp_"), Object: "response", Created: time.Now().Unix(), Status: inProgress, Output: []*output{},
 		Asked: or("instructions", "null"), Limit: or("max_output_tokens", "null"),
 		Parallel: or("parallel_tool_calls", "true"), Previous: json.RawMessage("null"),
 		Reasoning: or("reasoning", `{"effort":null,"summary":null}`), Temperature: or("temperature", "1"),
@@ -147,8 +145,6 @@ func described(request fields) json.RawMessage {
 	}
 	return backend.Encode(tools)
 }
-
-func newID(prefix string) string { return prefix + strings.ToLower(rand.Text()) }
 
 // Unary makes the whole answer: that of its events, which nobody sees.
 func (f *Form) Unary(answer []byte) (string, []byte, error) {
@@ -274,8 +270,8 @@ func (f *Form) start(kind string) {
 	f.close(completed)
 	o := &output{Type: kind, Status: inProgress, Content: &[]content{}, index: len(f.answer.Output)}
 	first := content{Type: "output_text", Annotations: &[]string{}, Logprobs: &[]json.RawMessage{}}
-	if o.ID, o.Role = newID("msg_"), "assistant"; kind == isReasoning {
-		o.ID, o.Role, o.Summary, first = newID("rs_"), "", &[]string{}, content{Type: "reasoning_text"}
+	if o.ID, o.Role = backend.NewID("msg_"), "assistant"; kind == isReasoning {
+		o.ID, o.Role, o.Summary, first = backend.NewID("rs_"), "", &[]string{}, content{Type: "reasoning_text"}
 	}
 	f.added(o)
 	f.emit("response.content_part.added", map[string]any{"item_id": o.ID, "output_index": o.index, "content_index": 0, "part": first})
@@ -293,10 +289,10 @@ func (f *Form) call(index int, id, name, arguments string) {
 	if f.open == nil || f.open.Type != isCall || f.open.call != index {
 		f.close(completed)
 		if id == "" {
-			id = newID("call_")
+			id = backend.NewID("call_")
 		}
 		f.added(&output{
-			Type: isCall, ID: newID("fc_"), Status: inProgress, CallID: id, Name: name, Arguments: new(string),
+			Type: isCall, ID: backend.NewID("fc_"), Status: inProgress, CallID: id, Name: name, Arguments: new(string),
 			index: len(f.answer.Output), call: index,
 		})
 	}
