@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -31,12 +30,7 @@ type fakeGPUs struct{ dir string }
 func newFakeGPUs(t *testing.T) *fakeGPUs {
 	t.Helper()
 	g := &fakeGPUs{t.TempDir()}
-	lib := filepath.Join(g.dir, "libnvidia-ml.so.1")
-	out, err := exec.CommandContext(t.Context(), "gcc", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-o", lib,
-		filepath.Join("..", "..", "nodeagent", "internal", "gpu", "testdata", "fakenvml.c")).CombinedOutput()
-	if err != nil {
-		t.Fatalf("gcc: %v\n%s", err, out)
-	}
+	rig.FakeNVML(t, g.dir)
 	for i := range kube.Nodes() {
 		g.clock(t, kube.Node(i).Name, 100)
 	}

@@ -161,12 +161,7 @@ func (w *watched) fired(t *testing.T, from, well time.Time) {
 // is lost.
 func (w *watched) gpuNode(t *testing.T) {
 	dir := t.TempDir()
-	lib, state := filepath.Join(dir, "libnvidia-ml.so.1"), filepath.Join(dir, "state")
-	out, err := exec.Command("gcc", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-o", lib,
-		filepath.Join(rig.Root(), "nodeagent", "internal", "gpu", "testdata", "fakenvml.c")).CombinedOutput()
-	if err != nil {
-		t.Fatalf("gcc: %v\n%s", err, out)
-	}
+	lib, state := rig.FakeNVML(t, dir), filepath.Join(dir, "state")
 	const gpu = "driver 580.95\ncount 1\n0.uuid GPU-aaaa\n0.name Fake H200\n"
 	rig.Write(t, state, gpu+"0.util 55\n0.memory.total 1073741824\n0.memory.used 536870912\n0.temperature 71\n"+
 		"0.power 350000\n0.clock 900\n0.maxclock 1980\n0.reasons 0x40\n0.ecc 2\n")

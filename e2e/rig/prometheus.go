@@ -54,23 +54,16 @@ type Sample struct {
 
 // Query returns the series of an instant query, in Prometheus's order.
 func (p *Prometheus) Query(query string) ([]Sample, error) {
-	page, err := Get("http://" + p.Addr + "/api/v1/query?" + url.Values{"query": {query}}.Encode())
+	type series struct {
+		Metric map[string]string
+		Value  [2]any
+	}
+	found, err := seriesOf[series](p, "query", url.Values{"query": {query}})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", query, err)
-	}
-	var answer struct {
-		Data struct {
-			Result []struct {
-				Metric map[string]string
-				Value  [2]any
-			}
-		}
-	}
-	if err := json.Unmarshal(page, &answer); err != nil {
-		return nil, fmt.Errorf("%s: %w: %.300s", query, err, page)
+		return nil, err
 	}
 	var all []Sample
-	for _, r := range answer.Data.Result {
+	for _, r := range found {
 		text, _ := r.Value[1].(string)
 		v, err := strconv.ParseFloat(text, 64)
 		if err != nil {
@@ -84,22 +77,15 @@ func (p *Prometheus) Query(query string) ([]Sample, error) {
 // EverHadData returns whether a query had a value, other than NaN, at some second between
 // two times.
 func (p *Prometheus) EverHadData(query string, from, to time.Time) (bool, error) {
-	page, err := Get("http://" + p.Addr + "/api/v1/query_range?" + url.Values{
+	type series struct{ Values [][2]any }
+	found, err := seriesOf[series](p, "query_range", url.Values{
 		"query": {query}, "step": {"1"},
 		"start": {strconv.FormatInt(from.Unix(), 10)}, "end": {strconv.FormatInt(to.Unix(), 10)},
-	}.Encode())
+	})
 	if err != nil {
-		return false, fmt.Errorf("%s: %w", query, err)
+		return false, err
 	}
-	var answer struct {
-		Data struct {
-			Result []struct{ Values [][2]any }
-		}
-	}
-	if err := json.Unmarshal(page, &answer); err != nil {
-		return false, fmt.Errorf("%s: %w: %.300s", query, err, page)
-	}
-	for _, r := range answer.Data.Result {
+	for _, r := range found {
 		for _, v := range r.Values {
 			if v[1] != "NaN" {
 				return true, nil
@@ -107,4 +93,19 @@ func (p *Prometheus) EverHadData(query string, from, to time.Time) (bool, error)
 		}
 	}
 	return false, nil
+}
+
+// seriesOf asks an endpoint of the API for the series of a query.
+func seriesOf[S any](p *Prometheus, endpoint string, asked url.Values) ([]S, error) {
+	page, err := Get("http://" + p.Addr + "/api/v1/" + endpoint + "?" + asked.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", asked.Get("query"), err)
+	}
+	var answer struct {
+		Data struct{ Result []S }
+	}
+	if err := json.Unmarshal(page, &answer); err != nil {
+		return nil, fmt.Errorf("%s: %w: %.300s", asked.Get("query"), err, page)
+	}
+	return answer.Data.Result, nil
 }

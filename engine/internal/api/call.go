@@ -366,10 +366,7 @@ func (c *call) account(now time.Time) {
 	c.cfg.Meter.Serve(now)
 	c.cfg.Meter.Add(c.usage, now)
 	c.answeredCache()
-	c.cfg.Metrics.answered(c.req.model, c.usage, c.begun.Sub(c.started), now.Sub(c.started))
-	if c.op.GenAI != "" {
-		c.cfg.Metrics.genAI.answered(c.op.GenAI, c.req.model, c.usage, c.begun.Sub(c.started), now.Sub(c.started))
-	}
+	c.cfg.Metrics.answered(c.op, c.req.model, c.usage, c.begun.Sub(c.started), now.Sub(c.started))
 }
 
 // generate counts events of a stream: nearly every one is a token.
@@ -397,8 +394,8 @@ func (c *call) finish() {
 		c.status = http.StatusBadGateway
 	}
 	c.cfg.Metrics.finished(c.op.label(), c.status)
-	if c.op.GenAI != "" && c.status >= http.StatusBadRequest && c.backend != nil {
-		c.cfg.Metrics.genAI.failed(c.op.GenAI, c.req.model, outcome(c.status), time.Since(c.started))
+	if c.status >= http.StatusBadRequest && c.backend != nil {
+		c.cfg.Metrics.failed(c.op, c.req.model, c.status, time.Since(c.started))
 	}
 	if n := requestNumber(c.r); n != 0 && c.usage.Completion > 0 {
 		c.cfg.Meter.Account(n, c.usage.Completion, time.Now())

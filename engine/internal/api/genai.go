@@ -67,7 +67,7 @@ func (g *genAI) answered(operation, model string, u backend.Usage, first, whole 
 	}
 }
 
-// failed counts a request for a model that we serve which got no good answer.
+// failed counts one that got no good answer.
 func (g *genAI) failed(operation, model, outcome string, whole time.Duration) {
 	g.duration.WithLabelValues(operation, model, outcome).Observe(whole.Seconds())
 }

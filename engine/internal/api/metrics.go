@@ -87,12 +87,22 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 }
 
 // answered counts a request that was answered to its end.
-func (m *Metrics) answered(model string, u backend.Usage, first, whole time.Duration) {
+func (m *Metrics) answered(op operation, model string, u backend.Usage, first, whole time.Duration) {
 	m.prompt.WithLabelValues(model).Add(float64(u.Prompt))
 	m.cached.WithLabelValues(model).Add(float64(u.Cached))
 	m.output.WithLabelValues(model).Add(float64(u.Completion))
 	m.first.WithLabelValues(model).Observe(first.Seconds())
 	m.whole.WithLabelValues(model).Observe(whole.Seconds())
+	if op.GenAI != "" {
+		m.genAI.answered(op.GenAI, model, u, first, whole)
+	}
+}
+
+// failed counts a request for a model that we serve which got no good answer.
+func (m *Metrics) failed(op operation, model string, status int, whole time.Duration) {
+	if op.GenAI != "" {
+		m.genAI.failed(op.GenAI, model, outcome(status), whole)
+	}
 }
 
 // finished counts any request.
