@@ -13,12 +13,12 @@ import (
 // countPrompts is how many prompts are counted, and countClients by how many
 // clients at once.
 const (
-	countPrompts = 200
+	countPrompts = 120
 	countClients = 4
 )
 
 // TestPromptTokensOfExtprocEqualTheEngines compares extproc's count (in Envoy's
-// access log) with the engine's usage on 200 prompts of all sorts.
+// access log) with the engine's usage on 120 prompts of all sorts.
 func TestPromptTokensOfExtprocEqualTheEngines(t *testing.T) {
 	m := shared(t)
 	log := m.AccessLog()
@@ -175,5 +175,5 @@ func parts(r *rand.Rand) []any {
 
 // long is long enough to matter and short enough for a CPU.
 func long(r *rand.Rand) []any {
-	return user(some(r, 100+r.IntN(80), " ", "the", "model", "serves", "requests", "for", "tokens", "and", "caches", "blocks", "1999", "naïveté", "函数"))
+	return user(some(r, 60+r.IntN(40), " ", "the", "model", "serves", "requests", "for", "tokens", "and", "caches", "blocks", "1999", "naïveté", "函数"))
 }

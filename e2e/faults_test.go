@@ -106,7 +106,7 @@ func kill(t *testing.T, m *mesh, f fault) {
 	m.ShowLogs(t)
 	m.AwaitWhole(t)
 	l := m.StartLoad(t, loadClients)
-	l.More(t, 2*loadClients)
+	l.More(t, loadClients)
 	st := m.record(t)
 	st.poll(t, m)
 	m.busy(t, f.busy)
@@ -195,7 +195,7 @@ func stop(t *testing.T, m *mesh, f fault) {
 	m.ShowLogs(t)
 	m.AwaitWhole(t)
 	l := m.StartLoad(t, loadClients)
-	l.More(t, 2*loadClients)
+	l.More(t, loadClients)
 	st := m.record(t)
 	p := m.Process(t, f.victim)
 	m.busy(t, f.busy)
@@ -205,7 +205,7 @@ func stop(t *testing.T, m *mesh, f fault) {
 	if role, _, _ := strings.Cut(f.victim, "@"); role != "extproc" && !strings.Contains(status, "NOT_READY") {
 		t.Errorf("`millrace status` shows nothing of it:\n%s", status)
 	}
-	l.More(t, 4*loadClients)
+	l.More(t, 2*loadClients)
 	resume()
 	back := rig.Wait(t, rig.BackLimit, "the mesh is whole", func() error { return m.Whole(t.Context()) })
 	l.More(t, 2*loadClients)

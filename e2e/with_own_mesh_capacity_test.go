@@ -13,7 +13,7 @@ import (
 const shareBand = 0.05
 
 // TestHalfTheCapacityGetsHalfTheTraffic takes extproc away and counts at Envoy
-// where 1,000 requests went, while one node reports half the other's capacity.
+// where 300 requests went, while one node reports half the other's capacity.
 // Each is a real completion of one token.
 func TestHalfTheCapacityGetsHalfTheTraffic(t *testing.T) {
 	m := own(t, "-capacity", "node-a=100,node-c=50")
@@ -30,7 +30,7 @@ func TestHalfTheCapacityGetsHalfTheTraffic(t *testing.T) {
 	rig.Suspend(t, m.Process(t, "extproc").PID)
 	rig.Wait(t, outLimit, "Envoy gives up extproc", m.Unpicked)
 	before := m.MustHosts(t, "engines/")
-	const total = 1000
+	const total = 300
 	m.burst(t, total)
 	after := m.MustHosts(t, "engines/")
 	a, b := after[full].Requests-before[full].Requests, after[half].Requests-before[half].Requests

@@ -363,26 +363,6 @@ func unexportedReceiver(d *ast.FuncDecl) bool {
 	}
 }
 
-// concurrent is what a package of the Makefile's SEQUENTIAL has none of.
-var concurrent = regexp.MustCompile(`(?m)^\s*go [a-z]|\.Go\(|"sync"|"sync/atomic"`)
-
-// TestSequentialPackagesStartNoGoroutine, as make test-unit does not watch them for races.
-func TestSequentialPackagesStartNoGoroutine(t *testing.T) {
-	line := regexp.MustCompile(`(?m)^SEQUENTIAL := (.+)$`).FindStringSubmatch(read(t, "Makefile"))
-	if line == nil {
-		t.Fatal("Makefile has no SEQUENTIAL")
-	}
-	packages := strings.Fields(line[1])
-	for _, s := range sources(t) {
-		if !slices.Contains(packages, s.dir()) {
-			continue
-		}
-		if found := concurrent.FindString(read(t, s.name)); found != "" {
-			t.Errorf("%s has %q: take its package out of the Makefile's SEQUENTIAL", s.name, strings.TrimSpace(found))
-		}
-	}
-}
-
 // TestRulesBite holds that the rules above see what they are for.
 func TestRulesBite(t *testing.T) {
 	s := parse(t, "p.go", `package p
