@@ -164,6 +164,7 @@ func up(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.Records.PasswordFile, "records-password-file", "", "`file` with the password of that server")
 	fs.StringVar(&o.Records.KeyFile, "records-key-file", "", "`file` with the key that they are sealed with, 16 to 256 bytes in hexadecimal, in base64 or as they are")
 	fs.DurationVar(&o.Records.TTL, "records-ttl", 0, "how long they are kept after their last use (default 720h)")
+	fs.Int64Var((*int64)(&o.Snapshots), "snapshots", int64(mesh.DefaultSnapshots), "`bytes` that each engine may need for what conversations have in the KV cache, saved after each turn; 0: nothing is saved")
 	fs.StringVar(&o.HTTPS.Listen, "https", "", "`ip:port` where clients come by TLS, besides -listen; -https-cert and -https-key go with it")
 	fs.StringVar(&o.HTTPS.Cert, "https-cert", "", "`file` with its certificate and chain, in PEM; replaced by renaming")
 	fs.StringVar(&o.HTTPS.Key, "https-key", "", "`file` with the certificate's key")

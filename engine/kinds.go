@@ -29,6 +29,9 @@ func (k *kinds) flags(fs *flag.FlagSet) {
 // check says what keeps this node from running what its flags name.
 func (k *kinds) check() error { return errors.Join(k.llamacpp.Check(), k.vllm.Check()) }
 
+// states has backends save what their KV caches have in a folder.
+func (k *kinds) states(folder string) { k.llamacpp.StateFolder = folder }
+
 // open returns the kinds, whose processes listen at these addresses and are reached
 // through t; ways leads to the shards of a replica, nil: straight.
 func (k *kinds) open(shard, head string, ways func(*enginepb.Assignment) ([]string, error), t http.RoundTripper, reg prometheus.Registerer, log *slog.Logger) backend.Kinds {

@@ -29,6 +29,7 @@ import (
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
 	"millrace.dev/millrace/engine/internal/meter"
+	"millrace.dev/millrace/engine/internal/snapshot"
 	"millrace.dev/millrace/engine/internal/status"
 	"millrace.dev/millrace/engine/internal/supervise"
 	"millrace.dev/millrace/internal/mtls"
@@ -49,6 +50,7 @@ type options struct {
 	leave, grace   time.Duration
 	kinds          kinds
 	records        records
+	snapshots      snapshots
 }
 
 // run obeys the command line.
@@ -74,6 +76,7 @@ func (o *options) flags(f *program.Flags) {
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; if empty, there is no tracing")
 	o.kinds.flags(f.FlagSet)
 	o.records.flags(f)
+	o.snapshots.flags(f)
 }
 
 // load checks this node's parts.
@@ -90,7 +93,7 @@ func (o *options) usable() error {
 	if err != nil {
 		err = fmt.Errorf("-logs: %w", err)
 	}
-	return errors.Join(err, o.records.usable())
+	return errors.Join(err, o.records.usable(), o.snapshots.usable())
 }
 
 // nodeName is the contract's rule for names of nodes.
@@ -109,7 +112,7 @@ func (o *options) validate() error {
 		_, err := obs.ParseTarget(o.traces)
 		errs = append(errs, err)
 	}
-	return errors.Join(append(errs, o.records.validate())...)
+	return errors.Join(append(errs, o.records.validate(), o.snapshots.validate())...)
 }
 
 // serve builds the parts in order and runs them until ctx ends.
@@ -147,13 +150,23 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	if err != nil {
 		return err
 	}
+	folder := o.snapshots.open(env, &o.kinds)
 	kinds := o.kinds.open(shards.local, o.backend, shards.ways, transport, reg, log)
 	gate, meter, cache := &admit.Gate{}, &meter.Meter{}, &cachelog.Log{}
+	var states *snapshot.Service
 	supervisor := supervise.New(supervise.Config{
 		Node: o.node, Logs: o.logs, Launcher: launcher{kinds, meter}, Log: log, Leave: o.leave, Grace: o.grace,
 		Running: func() int { return gate.Load().Running }, Served: meter.Served, Door: gate,
+		Settling: func() bool { return states.Settling() },
 		Security: func(node string) grpc.DialOption { return env.Identity.DialOption(mtls.IsEngineOf(node)) },
 	})
+	states, err = o.snapshots.saving(snapshot.Config{
+		Folder: folder, Kinds: kinds, Snapshot: supervisor.Snapshot, Cache: cache,
+		Running: func() int { return gate.Load().Running }, Speed: meter.Speed,
+	}, env, o)
+	if err != nil {
+		return err
+	}
 	metrics := api.NewMetrics(reg, api.Sources{Gate: gate, Meter: meter, Cache: cache, Kinds: kinds, Snapshot: supervisor.Snapshot})
 	// Requests are answered until the supervisor has drained. Where others are to know
 	// before, so is who watches.
@@ -168,8 +181,8 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	handler := api.New(api.Config{
 		Node: o.node, Kinds: kinds, Transport: transport, Serving: supervisor.Serving,
 		Gate: gate, Meter: meter, Cache: cache, Metrics: metrics, Tracer: tracing.Tracer("millrace.dev/millrace/engine"),
-		Conversations: stored.service,
-		Log:           log, Address: o.http, Scheme: scheme, Peers: peers, ResumeFor: api.ResumeFor,
+		Conversations: stored.service, Snapshots: restorer(states),
+		Log: log, Address: o.http, Scheme: scheme, Peers: peers, ResumeFor: api.ResumeFor,
 	})
 	server := status.New(status.Config{
 		Node: o.node, HTTP: o.http, PlainText: o.cleartext, GRPC: o.grpc, Backend: o.backend, Shard: o.shard, Kinds: kinds,
@@ -189,8 +202,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 		return nil
 	})
 	g.Go(func() error { return o.api(serving, env, web, handler) })
-	g.Go(func() error { return o.serveGRPC(watched, env, rpc, server, stored) })
+	g.Go(func() error { return o.serveGRPC(watched, env, rpc, server, stored, states) })
 	g.Go(func() error { return stored.run(serving) })
+	g.Go(func() error { return runSnapshots(serving, states) })
 	g.Go(func() error { return shards.run(serving, supervisor) })
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition { return conditions(supervisor) })
@@ -218,13 +232,14 @@ func (o *options) api(ctx context.Context, env *program.Env, ln net.Listener, h 
 }
 
 // serveGRPC serves until ctx ends. Streams are cut: their other ends come back.
-func (o *options) serveGRPC(ctx context.Context, env *program.Env, ln net.Listener, s *status.Server, stored opened) error {
+func (o *options) serveGRPC(ctx context.Context, env *program.Env, ln net.Listener, s *status.Server, stored opened, states *snapshot.Service) error {
 	srv := env.GRPC(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second},
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		o.records.options(),
 	)
 	enginepb.RegisterEngineServer(srv, s)
 	stored.register(srv)
+	registerSnapshots(srv, states)
 	healthpb.RegisterHealthServer(srv, health.NewServer())
 	stop := context.AfterFunc(ctx, srv.Stop)
 	defer stop()

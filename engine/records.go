@@ -49,7 +49,7 @@ func (r *records) validate() error {
 			errs = append(errs, fmt.Errorf("-records-url: %w", err))
 		}
 	}
-	if _, err := r.addresses(); err != nil {
+	if _, err := addresses(r.peers); err != nil {
 		errs = append(errs, fmt.Errorf("-records-peers: %w", err))
 	}
 	l := r.limits
@@ -82,10 +82,10 @@ func (r *records) usable() error {
 	return errors.Join(errs...)
 }
 
-// addresses returns the addresses of -records-peers by node.
-func (r *records) addresses() (map[string]string, error) {
+// addresses reads the addresses of engines by node.
+func addresses(peers string) (map[string]string, error) {
 	all := map[string]string{}
-	for one := range strings.SplitSeq(r.peers, ",") {
+	for one := range strings.SplitSeq(peers, ",") {
 		if one = strings.TrimSpace(one); one == "" {
 			continue
 		}
@@ -103,6 +103,19 @@ const maxSecret = 4 << 10
 
 // codec is what seals records.
 func (r *records) codec() (*record.Codec, error) {
+	key, err := r.key()
+	if err != nil || key == nil {
+		return nil, err
+	}
+	c, err := record.NewCodec(key)
+	if err != nil {
+		return nil, fmt.Errorf("-records-key-file: %s: %w", r.keyFile, err)
+	}
+	return c, nil
+}
+
+// key is that by which everything is sealed that is stored; nil: nothing is.
+func (r *records) key() ([]byte, error) {
 	if r.keyFile == "" {
 		return nil, nil
 	}
@@ -117,11 +130,7 @@ func (r *records) codec() (*record.Codec, error) {
 			break
 		}
 	}
-	c, err := record.NewCodec(key)
-	if err != nil {
-		return nil, fmt.Errorf("-records-key-file: %s: %w", r.keyFile, err)
-	}
-	return c, nil
+	return key, nil
 }
 
 func (r *records) password() (secret.Text, error) {

@@ -82,7 +82,7 @@ func (r *records) open(env *program.Env, node string) (opened, error) {
 
 // dial returns the files of the other nodes.
 func (r *records) dial(env *program.Env, node string) ([]*copies.Peer, error) {
-	addresses, err := r.addresses()
+	addresses, err := addresses(r.peers)
 	if err != nil {
 		return nil, err
 	}

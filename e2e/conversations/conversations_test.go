@@ -136,6 +136,7 @@ func TestEnginesAreKilled(t *testing.T) {
 	if got := ask(t, http.MethodPost, url, turn(previous, "More.")); got.status != 400 || got.Error.Code != "previous_response_not_found" {
 		t.Errorf("behind what is deleted: %+v", got)
 	}
+	t.Run("with what they have in the KV cache", func(t *testing.T) { outlives(t, m) })
 }
 
 // serve starts a real Redis at a port until the test ends.

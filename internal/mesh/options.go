@@ -71,6 +71,8 @@ type Options struct {
 	APIKeys string
 	// Records is where responses and conversations are stored.
 	Records Records
+	// Snapshots is how much KV state of conversations is saved.
+	Snapshots Snapshots
 	// HTTPS is where clients come by TLS, besides Listen.
 	HTTPS HTTPS
 	// Programs is the folder with xds, extproc, nodeagent and engine.
@@ -131,7 +133,7 @@ func (o Options) complete() (Options, error) {
 		_, err := obs.ParseTarget(o.Traces)
 		errs = append(errs, err)
 	}
-	errs = append(errs, o.checkNodes("-capacity", slices.Collect(maps.Keys(o.Capacity))), o.checkNodes("-memory", slices.Collect(maps.Keys(o.Memory))), o.HTTPS.complete(), o.Records.complete())
+	errs = append(errs, o.checkNodes("-capacity", slices.Collect(maps.Keys(o.Capacity))), o.checkNodes("-memory", slices.Collect(maps.Keys(o.Memory))), o.HTTPS.complete(), o.Records.complete(), o.Snapshots.check())
 	if err := checkVLLM(o.VLLM); err != nil {
 		errs = append(errs, fmt.Errorf("-vllm: %w", err))
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -99,6 +100,8 @@ type Input struct {
 	APIKeys string
 	// Records is where responses and conversations are stored.
 	Records Records
+	// Snapshots is how much KV state of conversations is saved.
+	Snapshots Snapshots
 	// ProbeKey marks our own probes for the extprocs; it is on no command line.
 	ProbeKey string
 }
@@ -217,7 +220,7 @@ func (b *planner) node(node string) {
 	b.add(Spec{Role: "engine", Node: node, Phase: phaseNodes, Addrs: map[string]string{"http": http, "grpc": grpc, "metrics": metrics}},
 		append([]string{"-node", node, "-http", http, "-grpc", grpc, "-metrics", metrics, "-shard", shard, "-backend", backend,
 			"-logs", b.plan.Logs, "-runtime", b.in.Runtime, "-llama-server", b.in.LlamaServer, "-rpc-server", b.in.RPCServer, "-vllm", b.in.VLLM,
-			"-traces", b.in.Traces}, b.in.Records.flags(b.in.Dir, node)...)...)
+			"-traces", b.in.Traces}, slices.Concat(b.in.Records.flags(b.in.Dir, node), b.in.Snapshots.flags(b.in.Dir, node))...)...)
 	agent, capacity, memory := b.addr(), "", ""
 	if v := b.in.Capacity[node]; v > 0 {
 		capacity = strconv.FormatFloat(v, 'f', -1, 64)

@@ -73,18 +73,24 @@ func (r Records) flags(dir, node string) []string {
 	return append(all, "-records-url", r.Where)
 }
 
-// share has each engine know the others, for copies of its records.
+// share has each engine know the others, for copies of its records and snapshots.
 func (b *planner) share(nodes []string) {
-	if w := b.in.Records.Where; w != "" && w != RecordsInFiles {
-		return
-	}
+	w := b.in.Records.Where
+	records := w == "" || w == RecordsInFiles
 	var all []string
 	for _, node := range nodes {
 		all = append(all, node+"="+b.plan.Engines[node])
 	}
 	for i := range b.plan.Specs {
-		if s := &b.plan.Specs[i]; s.Role == "engine" && len(all) > 1 {
+		s := &b.plan.Specs[i]
+		if s.Role != "engine" || len(all) < 2 {
+			continue
+		}
+		if records {
 			s.Args = append(s.Args, "-records-peers", strings.Join(all, ","))
+		}
+		if b.in.Snapshots > 0 {
+			s.Args = append(s.Args, "-snapshots-peers", strings.Join(all, ","))
 		}
 	}
 }

@@ -129,7 +129,7 @@ func start(ctx context.Context, o Options, file config.File, all []named, paths 
 	plan := NewPlan(Input{
 		Listen: o.Listen, Dir: o.Dir, Nodes: o.Nodes, ExtProcs: o.ExtProcs, Ports: ports, Programs: o.Programs,
 		Envoy: paths.Envoy, Runtime: paths.Runtime, LlamaServer: o.LlamaServer, RPCServer: o.RPCServer, VLLM: o.VLLM,
-		Traces: spans.target, Capacity: o.Capacity, Memory: o.Memory, TLS: o.tlsDir(), HTTPS: o.HTTPS, APIKeys: o.keyFiles(), Records: o.Records, ProbeKey: rand.Text(),
+		Traces: spans.target, Capacity: o.Capacity, Memory: o.Memory, TLS: o.tlsDir(), HTTPS: o.HTTPS, APIKeys: o.keyFiles(), Records: o.Records, Snapshots: o.Snapshots, ProbeKey: rand.Text(),
 	})
 	own, err := o.ownKey()
 	if err != nil {

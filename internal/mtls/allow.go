@@ -79,6 +79,11 @@ var grants = map[string][]grant{
 	enginepb.Engine_Assign_FullMethodName: {{role: NodeAgent, node: serversOf}},
 	enginepb.Records_Load_FullMethodName:  {{role: Engine}},
 	enginepb.Records_Keep_FullMethodName:  {{role: Engine}},
+	// KV states of conversations.
+	enginepb.Snapshots_Offer_FullMethodName: {{role: Engine}},
+	enginepb.Snapshots_Keep_FullMethodName:  {{role: Engine}},
+	enginepb.Snapshots_Find_FullMethodName:  {{role: Engine}},
+	enginepb.Snapshots_Load_FullMethodName:  {{role: Engine}},
 	// An engine asks another one for the rest of an answer whose backend was lost.
 	OpenAI: {{role: Envoy}, {role: Operator}, {role: Engine}},
 	Shard:  {{role: Engine, node: spokenFor}},

@@ -40,6 +40,8 @@ type Config struct {
 	Cache   *cachelog.Log
 	Metrics *Metrics
 	Tracer  trace.Tracer
+	// Snapshots saves and restores what the backend has cached; nil: nothing is.
+	Snapshots Snapshots
 	// Conversations stores responses and conversations; nil: none are.
 	Conversations *conversation.Service
 	Log           *slog.Logger

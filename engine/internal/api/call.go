@@ -48,10 +48,11 @@ type call struct {
 	sent   time.Time // when it went to the backend
 	begun  time.Time // when the backend's first byte came
 	usage  backend.Usage
-	events uint64        // that came of a stream: of tokens, nearly all
-	use    *cachelog.Use // nil: the request names no keys of its prompt
-	cached bool          // whether the backend has the prompt in its cache
-	status int           // for the metrics; 499: the client went away
+	events uint64          // that came of a stream: of tokens, nearly all
+	links  []cachelog.Link // the keys of the prompt that the request names
+	use    *cachelog.Use   // nil: the request names no keys of its prompt
+	cached bool            // whether the backend has the prompt in its cache
+	status int             // for the metrics; 499: the client went away
 }
 
 // statusGone is the status of a request whose client did not wait.
@@ -150,8 +151,7 @@ func (c *call) serve(ctx context.Context) *apiError {
 		return failed
 	}
 	defer func() { c.ticket.Release() }() // of a stream that was resumed, the last one
-	c.logCache()
-	defer c.settleCache()
+	defer c.logCache(ctx)()
 	lost := context.AfterFunc(v.Alive, func() { cancel(supervise.ErrEnds) })
 	defer lost()
 	return c.forward(ctx, lost)

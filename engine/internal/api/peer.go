@@ -78,7 +78,9 @@ func (c *call) askPeer(ctx context.Context, address string, part resume.Part, on
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set(wire.PriorityHeader, c.r.Header.Get(wire.PriorityHeader))
+	for _, name := range []string{wire.PriorityHeader, wire.PrefixHeader} {
+		req.Header.Set(name, c.r.Header.Get(name))
+	}
 	resp, err := c.cfg.Peers.RoundTrip(req)
 	if err != nil {
 		cancel()

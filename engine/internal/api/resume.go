@@ -280,6 +280,8 @@ func (c *call) askOwn(ctx context.Context, v *supervise.Serving, req *resume.Req
 		return fail(failed)
 	}
 	ticket := c.ticket
+	done := c.restoreCache(ctx)
+	defer done()
 	resp, failed := c.send(ctx, trace.SpanFromContext(ctx), body)
 	if failed != nil {
 		ticket.Release()

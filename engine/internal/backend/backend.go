@@ -60,6 +60,8 @@ type Kind interface {
 	// Blocks is the log of what the KV cache holds, where the backend that an
 	// assignment has run publishes it; nil: it does not.
 	Blocks(*enginepb.Assignment) *blocks.Log
+	// States saves and restores what the KV cache has; nil: the backend can't.
+	States(*enginepb.Assignment) States
 	// Load asks the head how busy and how full it is. What it does not say is 0.
 	Load(context.Context, *enginepb.Assignment) (Load, error)
 	// URL is where the head answers; the API's paths, "/v1/…", follow it.

@@ -35,6 +35,8 @@ type Log struct {
 	next     uint64           // id of the next segment; they grow over restarts
 	latest   *enginepb.Cache  // what Cache returned last; nil: it has changed
 	changed  chan struct{}    // closed when it changes; nil: nobody waits for that
+
+	restorable map[uint64]uint32 // tokens by key: see SetRestorable
 }
 
 // segment is one span of the log.
@@ -52,6 +54,8 @@ type place struct {
 	tokens uint32
 	// whole is whether it is a whole prompt that was answered.
 	whole bool
+	// restorable is whether it is not cached, but can be at once.
+	restorable bool
 }
 
 // perCache is into how many segments a full cache falls at least: what is dropped
@@ -112,6 +116,9 @@ func (l *Log) Reset(epoch uint64) {
 	}
 	l.epoch, l.segments, l.places, l.live, l.learned = epoch, nil, nil, 0, 0
 	l.touchLocked()
+	for k := range l.restorable {
+		l.restoreLocked(k)
+	}
 }
 
 // Resize says how many tokens the cache holds; 0: not known.
@@ -136,12 +143,12 @@ func (l *Log) Begin(chain []Link) *Use {
 	u := &Use{chain: chain, epoch: l.epoch, fresh: make([]int64, len(chain))}
 	l.claimLocked(u)
 	known := len(chain) - 1
-	for known >= 0 && l.places[chain[known].Key].at == nil {
+	for known >= 0 && l.cachedLocked(chain[known].Key).at == nil {
 		known--
 	}
 	counted := uint32(0)
 	for i, k := range chain {
-		p := l.places[k.Key]
+		p := l.cachedLocked(k.Key)
 		switch {
 		case p.at != nil:
 			u.fresh[i] = -1
@@ -168,8 +175,8 @@ func (l *Log) Begin(chain []Link) *Use {
 // claimLocked finds out how much of u's prompt the backend must have cached.
 func (l *Log) claimLocked(u *Use) {
 	for i := len(u.chain) - 1; i >= 0; i-- {
-		p, ok := l.places[u.chain[i].Key]
-		if !ok {
+		p := l.cachedLocked(u.chain[i].Key)
+		if p.at == nil {
 			continue
 		}
 		if !p.whole || u.chain[i].Tokens < leastEvidence {
@@ -197,6 +204,7 @@ func (l *Log) Fail(u *Use) {
 		if p, ok := l.places[k.Key]; ok && u.fresh[i] >= 0 && !p.whole {
 			l.putLocked(Link{Key: k.Key}, u.fresh[i], -u.fresh[i], false)
 			delete(l.places, k.Key)
+			l.restoreLocked(k.Key)
 		}
 	}
 }
@@ -212,7 +220,7 @@ func (l *Log) Finish(u *Use, prompt, cached, completion uint64) {
 	l.learnLocked(u, int64(min(cached, maxTokens)))
 	last := uint32(0)
 	for _, k := range u.chain {
-		if _, ok := l.places[k.Key]; !ok { // another request's failure took it away, or it is dropped
+		if l.cachedLocked(k.Key).at == nil { // another request's failure took it away, or it is dropped
 			l.putLocked(k, 0, max(0, int64(k.Tokens)-int64(last)), false)
 		}
 		last = k.Tokens
@@ -223,7 +231,7 @@ func (l *Log) Finish(u *Use, prompt, cached, completion uint64) {
 	if n := len(u.chain); n > 1 {
 		before = u.chain[n-2].Tokens
 	}
-	counted := int64(max(end.Tokens, l.places[end.Key].tokens)) // with an earlier answer to the same prompt
+	counted := int64(max(end.Tokens, l.cachedLocked(end.Key).tokens)) // with an earlier answer to the same prompt
 	l.putLocked(Link{Key: end.Key, Tokens: all}, counted-int64(before), int64(all)-counted, true)
 }
 
@@ -266,7 +274,8 @@ func (l *Log) Other(tokens uint64) {
 // tokens says that it is gone.
 func (l *Log) putLocked(k Link, moved, fresh int64, whole bool) {
 	s := l.openLocked()
-	was, ok := l.places[k.Key]
+	was := l.cachedLocked(k.Key)
+	ok := was.at != nil
 	if ok {
 		moved = max(0, min(moved, was.at.live))
 		was.at.live -= moved
@@ -323,14 +332,19 @@ func (l *Log) dropLocked() {
 
 func (l *Log) dropOldestLocked() {
 	s := l.segments[0]
+	l.live -= s.live
+	l.segments = append(l.segments[:0], l.segments[1:]...)
+	var gone []uint64
 	for _, k := range s.keys {
 		if l.places[k].at == s {
 			delete(l.places, k)
+			gone = append(gone, k)
 		}
 	}
-	l.live -= s.live
-	l.segments = append(l.segments[:0], l.segments[1:]...)
 	l.touchLocked()
+	for _, k := range gone {
+		l.restoreLocked(k)
+	}
 }
 
 // Cache returns what is cached, as the contract has it.

@@ -110,6 +110,7 @@ def parameters(llama, c):
     # The same arithmetic whole and sharded, whatever each device would choose.
     p.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
     p.use_jinja = p.cache_prompt = p.endpoint_metrics = p.endpoint_slots = True
+    p.slot_save_path = c.get("state_folder", "")
     p.verbosity = VERBOSE
     p.warmup = p.ui = p.fit_params = False
     if c["shards"]:

@@ -21,11 +21,14 @@ type Kind struct {
 
 	// toolless is whether the model's template has no tools. Atomic.
 	toolless atomic.Bool
+	states   states
 }
 
 // New returns llama.cpp as programs has it, which is reached through t.
 func New(programs Programs, t http.RoundTripper) *Kind {
-	return &Kind{Programs: programs, client: backend.NewClient(t)}
+	k := &Kind{Programs: programs, client: backend.NewClient(t)}
+	k.states.k = k
+	return k
 }
 
 // Check returns what llama.cpp can't be asked for, or what this node lacks to run it.
@@ -42,7 +45,7 @@ func (k *Kind) Check(a *enginepb.Assignment) error {
 // Capabilities are those of llama.cpp with the arguments that it is given here.
 func (k *Kind) Capabilities(a *enginepb.Assignment) *enginepb.Capabilities {
 	return &enginepb.Capabilities{
-		ContextTokens: a.GetBackend().GetContextTokens(), Embeddings: true, Tools: true,
+		ContextTokens: a.GetBackend().GetContextTokens(), Embeddings: true, Tools: true, KvSave: k.StateFolder != "",
 		TensorParallel: 1, PipelineParallel: uint32(len(a.GetStages())), DataParallel: 1,
 	}
 }

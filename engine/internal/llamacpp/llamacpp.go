@@ -50,6 +50,8 @@ type Programs struct {
 	LlamaServer, RPCServer string
 	// BackendAddress and ShardAddress are "ip:port".
 	BackendAddress, ShardAddress string
+	// StateFolder is where the server saves what its slots have; empty: nowhere.
+	StateFolder string
 	// Ways returns for each stage where the head reaches its shard; nil: where the
 	// assignment says.
 	Ways func(*enginepb.Assignment) ([]string, error)
@@ -67,6 +69,7 @@ type config struct {
 	BatchTokens   uint32  `json:"batch_tokens,omitempty"`
 	HTTPThreads   uint32  `json:"http_threads,omitempty"`
 	CacheMiB      int     `json:"cache_mib,omitempty"`
+	StateFolder   string  `json:"state_folder,omitempty"`
 	Shards        []stage `json:"shards"`
 }
 
@@ -129,6 +132,9 @@ func (p Programs) config(a *enginepb.Assignment, ways []string) config {
 		// a request can starve behind idle ones for many seconds.
 		HTTPThreads: b.GetSlots() + spareThreads, CacheMiB: cacheMiB, Shards: []stage{},
 	}
+	if p.StateFolder != "" { // the server takes it as it is, and puts names behind it
+		c.StateFolder = filepath.Clean(p.StateFolder) + string(filepath.Separator)
+	}
 	for i, address := range ways {
 		c.Shards = append(c.Shards, stage{Address: address, Share: a.GetStages()[i].GetShare()})
 	}
@@ -163,6 +169,9 @@ func arguments(c config) []string {
 		"-t", threads, "-tb", threads, "--threads-http", strconv.Itoa(int(c.HTTPThreads)),
 		"--cache-ram", strconv.Itoa(c.CacheMiB), "--embeddings", "--pooling", "mean", "-fa", "on",
 		"--jinja", "--metrics", "--slots", "--no-warmup", "--no-webui", "--fit", "off",
+	}
+	if c.StateFolder != "" {
+		args = append(args, "--slot-save-path", c.StateFolder)
 	}
 	if len(c.Shards) == 0 {
 		return args

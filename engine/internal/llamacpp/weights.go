@@ -23,20 +23,28 @@ func readable(path string) error {
 	if err := regular.Check(path); err != nil {
 		return err
 	}
-	m := part.FindStringSubmatchIndex(path)
-	if m == nil {
-		return nil
-	}
-	n, _ := strconv.Atoi(path[m[2]:m[3]]) // it is digits
-	for i := 2; i <= min(n, mostParts); i++ {
-		if err := regular.Check(fmt.Sprintf("%s-%05d-of-%05d.gguf", path[:m[0]], i, n)); err != nil {
+	for _, other := range otherParts(path) {
+		if err := regular.Check(other); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// mostParts bounds how many files of weights are checked.
+// otherParts are the files of the same weights behind the first one.
+func otherParts(path string) (all []string) {
+	m := part.FindStringSubmatchIndex(path)
+	if m == nil {
+		return nil
+	}
+	n, _ := strconv.Atoi(path[m[2]:m[3]]) // it is digits
+	for i := 2; i <= min(n, mostParts); i++ {
+		all = append(all, fmt.Sprintf("%s-%05d-of-%05d.gguf", path[:m[0]], i, n))
+	}
+	return all
+}
+
+// mostParts bounds how many files weights have.
 const mostParts = 1024
 
 // hostTokens returns how many tokens the backend's cache of idle prompts in host

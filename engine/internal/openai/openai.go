@@ -169,6 +169,9 @@ func (k *Kind) Load(context.Context, *enginepb.Assignment) (backend.Load, error)
 // Blocks is none: nothing is taken for granted.
 func (k *Kind) Blocks(*enginepb.Assignment) *blocks.Log { return nil }
 
+// States is none: the API has nothing for it.
+func (k *Kind) States(*enginepb.Assignment) backend.States { return nil }
+
 // URL is that of the server.
 func (k *Kind) URL(a *enginepb.Assignment) string {
 	u, err := backends.ParseURL(a.GetBackend().GetUrl())

@@ -54,6 +54,8 @@ type World struct {
 	// all that were ever let in.
 	Running, Waiting int
 	Taken            uint64
+	// Settling is whether what requests have left in the backend is still being saved.
+	Settling bool
 	// Shut is whether none is let in: the backend may be ended without harm.
 	Shut bool
 	// Served is when the backend last gave somebody a token.
@@ -299,13 +301,14 @@ func (m *Machine) drained(w World) (enginepb.State, string, bool) {
 	return enginepb.State_DRAINING, why, m.quit
 }
 
-// awaits reports whether what drains is kept alive: requests run, or may still come. A
+// awaits reports whether what drains is kept alive: requests run, or may still come, or what they
+// leave is being saved. A
 // shard that is not the head's own does not know; it is used as long as it uses the CPU.
 func (m *Machine) awaits(w World) bool {
 	passed := w.Now.Sub(m.drain) - m.leave
 	switch {
 	case w.Parts[backend.Head].Up:
-		return (passed < 0 || w.Running > 0 && passed < m.patience()) && !m.wedged(w)
+		return (passed < 0 || (w.Running > 0 || w.Settling) && passed < m.patience()) && !m.wedged(w)
 	case m.have.GetStage() > 0 && m.leave > 0 && w.Parts[backend.Shard].Up:
 		return passed < 0 || w.Parts[backend.Shard].Idle < stallIdle && passed < m.patience()
 	}

@@ -328,7 +328,9 @@ func TestNewAssignmentDrains(t *testing.T) {
 	b.Backend.Weights = "other"
 	s.assign(b)
 	s.after(time.Second).want(enginepb.State_DRAINING, "new assignment")
-	s.w.Running = 0
+	s.w.Running, s.w.Settling = 0, true // the backend has what they left
+	s.after(time.Second).want(enginepb.State_DRAINING, "new assignment")
+	s.w.Settling = false
 	s.after(time.Second).want(enginepb.State_STARTING, "")
 	if s.starts[backend.Head] != 2 || s.kills[backend.Head] != 1 {
 		t.Errorf("%d starts, %d kills; want 2, 1", s.starts[backend.Head], s.kills[backend.Head])

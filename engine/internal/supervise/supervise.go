@@ -41,6 +41,9 @@ type Config struct {
 	// token to one of them.
 	Running func() int
 	Served  func() time.Time
+	// Settling reports whether what requests have left in the backend is still being saved, which
+	// a drain waits for; nil: nothing is.
+	Settling func() bool
 	// Door is where requests are let in; nil: backends are kept without any, too.
 	Door Door
 	Log  *slog.Logger
@@ -263,7 +266,7 @@ func (s *Supervisor) step(ctx context.Context) (end bool) {
 
 func (s *Supervisor) world(now time.Time) World {
 	p := s.probed.Load()
-	w := World{Now: now, Running: s.cfg.Running(), Served: s.cfg.Served(), Probed: p.number, ProbeErr: p.err}
+	w := World{Now: now, Running: s.cfg.Running(), Settling: s.cfg.Settling != nil && s.cfg.Settling(), Served: s.cfg.Served(), Probed: p.number, ProbeErr: p.err}
 	if s.cfg.Door != nil {
 		w.Waiting, w.Taken, w.Shut = s.cfg.Door.Demand()
 	}

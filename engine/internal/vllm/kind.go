@@ -98,6 +98,10 @@ func (k *Kind) Blocks(a *enginepb.Assignment) *blocks.Log {
 	return k.blocks
 }
 
+// States is none: its connectors move KV blocks between processes by themselves, and none of them
+// was tried here.
+func (k *Kind) States(*enginepb.Assignment) backend.States { return nil }
+
 // healthy returns nil once the server has loaded the model and answers.
 func (k *Kind) healthy(ctx context.Context) error {
 	_, err := k.client.Do(ctx, http.MethodGet, k.URL(nil)+"/health", nil)
