@@ -106,12 +106,11 @@ var header = http.Header{"User-Agent": {"millrace"}, "Accept": {"text/plain"}}
 // Get reads the page into buf and returns it, with the buffer to be used next. The
 // error is ErrSilent, ErrGone, a StatusError, or one of reading the answer.
 func (c *Client) Get(ctx context.Context, r *http.Request, buf []byte) ([]byte, error) {
-	var status int
-	var err error
-	if r.URL.Scheme == "http" {
-		status, buf, err = c.http.get(ctx, r, buf[:0])
-	} else {
-		status, buf, err = c.secret(ctx, r, buf[:0])
+	status, buf, err := c.once(ctx, r, buf)
+	if status == 0 && stale(err) && ctx.Err() == nil {
+		// Any server may close one connection, new or old, before it has read the request:
+		// it says nothing about the next one. Of one that has died, that is refused.
+		status, buf, err = c.once(ctx, r, buf)
 	}
 	switch {
 	case err != nil:
@@ -120,6 +119,13 @@ func (c *Client) Get(ctx context.Context, r *http.Request, buf []byte) ([]byte, 
 		return buf[:0], StatusError(status)
 	}
 	return buf, nil
+}
+
+func (c *Client) once(ctx context.Context, r *http.Request, buf []byte) (int, []byte, error) {
+	if r.URL.Scheme == "http" {
+		return c.http.get(ctx, r, buf[:0])
+	}
+	return c.secret(ctx, r, buf[:0])
 }
 
 // secret fetches over TLS.
@@ -182,7 +188,7 @@ func kind(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return ErrSilent
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, syscall.ECONNREFUSED), stale(err):
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	default:
 		return err

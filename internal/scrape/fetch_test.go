@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -137,6 +140,37 @@ func TestGetOverAConnectionThatWasClosed(t *testing.T) {
 	answers <- "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut"
 	if _, err := c.Get(t.Context(), r, nil); !errors.Is(err, ErrGone) {
 		t.Errorf("cut: %v", err)
+	}
+}
+
+// TestGetTriesASecondConnection has servers close a connection, new as it is, before they
+// have answered: one says nothing about the server, two do.
+func TestGetTriesASecondConnection(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		serve func(*httptest.Server)
+	}{{"plain text", (*httptest.Server).Start}, {"TLS", (*httptest.Server).StartTLS}} {
+		t.Run(tt.name, func(t *testing.T) {
+			var closing atomic.Int32 // connections to close
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if closing.Add(-1) >= 0 {
+					panic(http.ErrAbortHandler)
+				}
+				_, _ = io.WriteString(w, "ok")
+			}))
+			s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+			tt.serve(s)
+			defer s.Close()
+			for _, broken := range []int32{1, 2} {
+				c := NewClientTLS(func() (*tls.Config, error) { return &tls.Config{InsecureSkipVerify: true}, nil })
+				closing.Store(broken)
+				_, err := c.Get(t.Context(), request(t, s.URL), nil)
+				if broken == 1 && err != nil || broken == 2 && !errors.Is(err, ErrGone) {
+					t.Errorf("%d connections closed: %v", broken, err)
+				}
+				c.Close()
+			}
+		})
 	}
 }
 

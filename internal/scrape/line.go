@@ -62,9 +62,13 @@ func (l *lines) get(ctx context.Context, r *http.Request, buf []byte) (status in
 	return l.ask(ctx, &line{conn: conn}, r, buf)
 }
 
-// stale is whether the server may have closed an idle connection.
+// closedIdle is how net/http names, in an error that it does not export, a connection that
+// the server closed before the request was written.
+const closedIdle = "http: server closed idle connection"
+
+// stale is whether the server has closed a connection, as it may with idle ones.
 func stale(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return err != nil && err.Error() == closedIdle || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // address is where the server of r listens.
