@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"millrace.dev/millrace/internal/keypair"
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/regular"
@@ -117,7 +118,7 @@ func (s *secure) client() *tls.Config {
 func (s *secure) read() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: s.own, NextProtos: []string{"h2"}}
 	if s.cert != "" {
-		pair, err := mtls.ReadPair(s.cert, s.key)
+		pair, err := keypair.Read(s.cert, s.key)
 		if err != nil {
 			return nil, fmt.Errorf("-tls-cert %s, -tls-key %s: %w", s.cert, s.key, err)
 		}
@@ -126,14 +127,15 @@ func (s *secure) read() (*tls.Config, error) {
 	if s.clients == "" {
 		return c, nil
 	}
-	b, err := regular.Read(s.clients, 1<<20)
+	text, err := regular.Read(s.clients, keypair.MaxFile)
 	if err != nil {
 		return nil, fmt.Errorf("-tls-client-ca: %w", err)
 	}
-	c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
-	if !c.ClientCAs.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("-tls-client-ca %s: no certificate in it; must be PEM", s.clients)
+	pool, err := keypair.PoolOf(text)
+	if err != nil {
+		return nil, fmt.Errorf("-tls-client-ca %s: %w", s.clients, err)
 	}
+	c.ClientCAs, c.ClientAuth = pool, tls.RequireAndVerifyClientCert
 	return c, nil
 }
 

@@ -212,7 +212,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(func() error { return certificates.run(ctx) })
 	g.Go(func() error {
 		return env.Admin(ctx, func() []obs.Condition {
-			return slices.Concat(o.cluster.conditions(leading, nodes, resources), certificates.conditions(), o.mesh.conditions())
+			return slices.Concat(o.cluster.conditions(leading, nodes, resources), certificates.conditions(), o.mesh.conditions(), o.public())
 		})
 	})
 	g.Go(func() error {

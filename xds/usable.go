@@ -11,6 +11,27 @@ import (
 	"millrace.dev/millrace/internal/usable"
 )
 
+// public is the certificate of the public address, which Envoy reads. Where it is a file of this
+// machine, too, what is wrong with it is a condition: Envoy serves with what it had.
+func (o *options) public() []obs.Condition {
+	h := o.site.HTTPS
+	if h == nil || o.elsewhere {
+		return nil
+	}
+	for _, name := range []string{h.Cert, h.Key} {
+		if _, err := regular.Stat(name); err != nil {
+			return nil // it may be on Envoy's machine
+		}
+	}
+	if err := usable.Certificate(h.Cert, h.Key, time.Now()); err != nil {
+		return []obs.Condition{{
+			Code: "public-certificate", Text: fmt.Sprintf("-https-cert %s, -https-key %s: %v; Envoy serves with what it read before", h.Cert, h.Key, err),
+			Next: "put a certificate and its own key there, each by renaming",
+		}}
+	}
+	return nil
+}
+
 // usable says what is wrong with what others read by the names that they get from here: engines and
 // extprocs the files of models, Envoy its certificate and its log.
 func (o *options) usable() error {

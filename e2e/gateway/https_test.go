@@ -7,12 +7,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,10 +58,21 @@ func writeCertificate(t *testing.T, dir string, serial int64) *x509.Certificate 
 }
 
 // TestGatewayHTTPS shows that clients come by TLS to a second address, by HTTP/2 and HTTP/1.1,
-// and that a certificate is replaced without a restart.
+// and that a certificate is replaced without a restart, also when the key has come long before
+// the certificate, at the start and later.
 func TestGatewayHTTPS(t *testing.T) {
 	dir, at := t.TempDir(), rig.MustAddresses(t, 1)[0]
+	writeCertificate(t, dir, 9)
+	mixed, err := os.ReadFile(filepath.Join(dir, "tls.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	first := writeCertificate(t, dir, 1)
+	right, err := os.ReadFile(filepath.Join(dir, "tls.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rig.Replace(t, filepath.Join(dir, "tls.key"), string(mixed)) // no pair while Envoy starts
 	g := newGateway(t, nobody, "-https", at, "-https-cert", filepath.Join(dir, "tls.crt"), "-https-key", filepath.Join(dir, "tls.key"))
 	// get lists the models with whoever has that certificate.
 	get := func(trusted *x509.Certificate, http2 bool) error {
@@ -77,8 +90,19 @@ func TestGatewayHTTPS(t *testing.T) {
 		}
 		return nil
 	}
+	g.must(t, 200) // in plain text: Envoy has its listeners
+	rig.Wait(t, 20*time.Second, "xds says what is wrong", func() error { return g.says("public-certificate") })
+	rig.Replace(t, filepath.Join(dir, "tls.key"), string(right))
 	for _, http2 := range []bool{true, false} {
 		rig.Wait(t, 20*time.Second, "an answer by TLS", func() error { return get(first, http2) })
+	}
+	// The first half of the next pair changes nothing.
+	rig.Replace(t, filepath.Join(dir, "tls.key"), string(mixed))
+	rig.Wait(t, 20*time.Second, "xds says what is wrong", func() error { return g.says("public-certificate") })
+	for range 5 {
+		if err := get(first, true); err != nil {
+			t.Errorf("while the next pair has come by half: %v", err)
+		}
 	}
 	g.must(t, 200) // in plain text, as before
 	second := writeCertificate(t, dir, 2)
@@ -86,4 +110,13 @@ func TestGatewayHTTPS(t *testing.T) {
 	if get(first, true) == nil {
 		t.Error("the first certificate is shown again")
 	}
+}
+
+// says returns nil once a condition of that code is on xds' page.
+func (g *gateway) says(code string) error {
+	b, err := rig.Get("http://" + g.metrics + "/readyz")
+	if err == nil && !strings.Contains(string(b), code) {
+		err = errors.New(string(b))
+	}
+	return err
 }

@@ -174,7 +174,7 @@ func TestNobodyWaitsForAFile(t *testing.T) {
 	}
 	calls(t, ours, func(_ source, _ *ast.FuncDecl, name string, _ *ast.CallExpr) string {
 		if slices.Contains([]string{"os.ReadFile", "os.Open", "os.OpenFile", "tls.LoadX509KeyPair"}, name) {
-			return name + "; it waits for a pipe or a mount that has gone: use internal/regular, or mtls.ReadPair"
+			return name + "; it waits for a pipe or a mount that has gone: use internal/regular, or keypair.Read"
 		}
 		return ""
 	})

@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/keypair"
 	"millrace.dev/millrace/internal/keys"
 	"millrace.dev/millrace/internal/models"
-	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/setup"
@@ -106,7 +106,7 @@ func (h *HTTPS) complete() error {
 	} else {
 		h.Listen = at
 	}
-	if _, err := mtls.ReadPair(h.Cert, h.Key); err != nil {
+	if _, err := keypair.Read(h.Cert, h.Key); err != nil {
 		errs = append(errs, fmt.Errorf("-https-cert %s, -https-key %s: %w", h.Cert, h.Key, err))
 	}
 	return errors.Join(errs...)

@@ -15,6 +15,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"millrace.dev/millrace/internal/keypair"
 )
 
 const (
@@ -64,7 +66,7 @@ const defaultDomain = "millrace"
 func ReadAuthority(certs, key []byte) (*Authority, error) {
 	a := &Authority{domain: defaultDomain}
 	var err error
-	if a.trusted, err = readCertificates(certs); err != nil {
+	if a.trusted, err = keypair.Certificates(certs); err != nil {
 		return nil, err
 	}
 	if a.key, err = readKey(key); err != nil {
@@ -86,25 +88,6 @@ func ReadAuthority(certs, key []byte) (*Authority, error) {
 		a.domain = a.cert.URIs[0].Host
 	}
 	return a, nil
-}
-
-// readCertificates returns the certificates of a text in PEM.
-func readCertificates(text []byte) ([]*x509.Certificate, error) {
-	var all []*x509.Certificate
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, c)
-	}
-	if len(all) == 0 {
-		return nil, errors.New("no certificate in it; must be PEM")
-	}
-	return all, nil
 }
 
 // readKey returns a key in any of the forms that tools write.

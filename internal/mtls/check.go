@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"millrace.dev/millrace/internal/keypair"
 	"millrace.dev/millrace/internal/regular"
 )
 
@@ -34,6 +35,9 @@ func Verify(cert, key, authorities []byte, now time.Time) (Certificate, error) {
 		return Certificate{}, err
 	}
 	bundle, err := x509bundle.Parse(svid.ID.TrustDomain(), authorities)
+	if err == nil {
+		err = keypair.Whole(authorities)
+	}
 	if err != nil {
 		return Certificate{}, fmt.Errorf("authorities: %w", err)
 	}
@@ -65,7 +69,7 @@ func (f Files) Verify(now time.Time) (Certificate, error) {
 // connections to a server that want accepts and whose certificate one of the
 // authorities, in PEM, has signed.
 func Anonymous(authorities []byte, want func(ID) error) (*tls.Config, error) {
-	roots, err := readCertificates(authorities)
+	roots, err := keypair.Certificates(authorities)
 	if err != nil {
 		return nil, err
 	}

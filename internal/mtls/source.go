@@ -1,7 +1,6 @@
 package mtls
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"millrace.dev/millrace/internal/keypair"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
@@ -108,7 +108,7 @@ func (f Files) read() (*material, ID, error) {
 }
 
 // maxFile is the largest file with certificates or keys, in bytes.
-const maxFile = 1 << 20
+const maxFile = keypair.MaxFile
 
 func (f Files) svid() (*x509svid.SVID, error) {
 	cert, err := regular.Read(f.Cert, maxFile)
@@ -116,14 +116,20 @@ func (f Files) svid() (*x509svid.SVID, error) {
 		return nil, err
 	}
 	key, err := regular.Read(f.Key, maxFile)
+	if err == nil {
+		err = keypair.Whole(cert)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return x509svid.Parse(cert, key)
+	return x509svid.Parse(cert, key) // which verifies that the key is the certificate's
 }
 
 func (f Files) bundle(of spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	b, err := regular.Read(f.CA, maxFile)
+	if err == nil {
+		err = keypair.Whole(b)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -163,17 +169,4 @@ func (s *Source) Conditions() []obs.Condition {
 		})
 	}
 	return all
-}
-
-// ReadPair reads a certificate with its chain, and its key, of whatever authority they are.
-func ReadPair(cert, key string) (tls.Certificate, error) {
-	certs, err := regular.Read(cert, maxFile)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	secret, err := regular.Read(key, maxFile)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	return tls.X509KeyPair(certs, secret)
 }

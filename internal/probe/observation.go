@@ -65,6 +65,9 @@ type Observation struct {
 	// ModelsErr is which of its entry's models it does not list; nil: it lists them, or does
 	// not say. It may answer requests for others all the same.
 	ModelsErr error
+	// FilesErr is why files with its keys and certificates are not taken now, while what they
+	// said before is used; nil: they are.
+	FilesErr error
 	// EventsErr is why what its engine publishes does not come, or is refused; nil: it comes,
 	// it publishes nothing, or is not Ready.
 	EventsErr error

@@ -306,7 +306,7 @@ func (p *Prober) publishLocked(t *target, done *scrape.Since, company float64, a
 	o := &Observation{
 		Address: t.spec.Address, UID: t.spec.UID, State: t.vital.state, Err: t.vital.err, Epoch: t.epoch,
 		Sample: t.figures(), Asked: asked, Done: done, Company: company, Slots: t.slots, KVTokens: t.kvTokens, Context: t.context, Version: t.version,
-		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models,
+		Speed: t.speed.published, Adapters: t.adapters, MetricsErr: t.metrics, ModelsErr: t.models, FilesErr: t.door.Fault(),
 	}
 	if u := p.usual[t.spec.Models[0]]; u != nil {
 		o.Usual = u.published

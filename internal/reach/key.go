@@ -40,11 +40,11 @@ func (k *Key) Header() (name string, value secret.Text) {
 }
 
 // refresh reads the key again if its file has changed, or was not there. It returns why it is
-// not known; nil: it is.
-func (k *Key) refresh() error {
+// not known, or why the one before is sent; nil: it is as its file says.
+func (k *Key) refresh() (unknown, stale error) {
 	if v := k.value.Load(); v != nil {
-		_, _ = v.Latest() // it says what is wrong
-		return nil
+		_, err := v.Latest()
+		return nil, err
 	}
 	read := func() (secret.Text, error) { return textOf(k.spec.File, k.spec.Env, "") }
 	v, err := stamp.Load([]string{k.spec.File}, read, func(_ secret.Text, err error) {
@@ -55,10 +55,10 @@ func (k *Key) refresh() error {
 		k.log.Info("key for engines read again", "file", k.spec.File)
 	})
 	if err != nil {
-		return err
+		return err, nil
 	}
 	k.value.Store(v)
-	return nil
+	return nil, nil
 }
 
 // every is how often files are checked for changes.
@@ -73,7 +73,8 @@ type Keys struct {
 	// mu guards the fields below, and is held while files are read.
 	mu     sync.Mutex
 	all    map[config.APIKey]*Key
-	faults []string
+	faults []string // why keys are not known
+	stale  []string // why files are not taken, while the keys before are sent
 }
 
 // NewKeys returns none yet.
@@ -112,24 +113,36 @@ func (k *Keys) Run(ctx context.Context) error {
 }
 
 func (k *Keys) refreshLocked() {
-	k.faults = nil
+	k.faults, k.stale = nil, nil
 	for _, one := range k.all {
-		if err := one.refresh(); err != nil {
-			k.faults = append(k.faults, err.Error())
+		unknown, stale := one.refresh()
+		if unknown != nil {
+			k.faults = append(k.faults, unknown.Error())
+		}
+		if stale != nil {
+			k.stale = append(k.stale, stale.Error())
 		}
 	}
 	slices.Sort(k.faults)
+	slices.Sort(k.stale)
 }
 
 // Conditions returns what is wrong.
 func (k *Keys) Conditions() []obs.Condition {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.faults) == 0 {
-		return nil
+	var all []obs.Condition
+	if len(k.faults) > 0 {
+		all = append(all, obs.Condition{
+			Code: "engine-key", Text: "requests go to engines without their key: " + strings.Join(k.faults, "; "),
+			Next: "correct apiKey of the endpoints, or write the file: it is read as soon as it is there",
+		})
 	}
-	return []obs.Condition{{
-		Code: "engine-key", Text: "requests go to engines without their key: " + strings.Join(k.faults, "; "),
-		Next: "correct apiKey of the endpoints, or write the file: it is read as soon as it is there",
-	}}
+	if len(k.stale) > 0 {
+		all = append(all, obs.Condition{
+			Code: "engine-key-stale", Text: "requests go to engines with the key of before: " + strings.Join(k.stale, "; "),
+			Next: "correct the file: it is read as soon as it changes",
+		})
+	}
+	return all
 }

@@ -8,7 +8,6 @@ package reach
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,16 +18,14 @@ import (
 	"sync"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/keypair"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/secret"
 	"millrace.dev/millrace/internal/stamp"
 )
 
-// Bounds of files, in bytes.
-const (
-	maxSecret = 16 << 10
-	maxPEM    = 1 << 20
-)
+// maxSecret bounds a file with a key for requests, in bytes.
+const maxSecret = 16 << 10
 
 // Door is the way to one endpoint. It is safe for concurrent use.
 type Door struct {
@@ -84,6 +81,21 @@ func (d *Door) latest() (*material, error) {
 	}
 	m, _ := d.value.Latest() // what is wrong now has been logged
 	return m, nil
+}
+
+// Fault returns why files of it are not taken now, while what they said before holds; nil:
+// they are, or there is nothing special about it.
+func (d *Door) Fault() error {
+	if d == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.value == nil {
+		return nil // that it can't be reached says so
+	}
+	_, err := d.value.Known()
+	return err
 }
 
 func (d *Door) note(_ *material, err error) {
@@ -187,27 +199,14 @@ func textOf(file, env string, value secret.Text) (secret.Text, error) {
 func tlsOf(t config.EngineTLS) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, InsecureSkipVerify: t.SkipVerify, NextProtos: []string{"http/1.1"}}
 	if t.CA != "" {
-		b, err := regular.Read(t.CA, maxPEM)
+		pool, err := keypair.Pool(t.CA)
 		if err != nil {
 			return nil, fmt.Errorf("ca: %w", err)
 		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("ca: %s: no certificate in it; must be PEM", t.CA)
-		}
+		c.RootCAs = pool
 	}
 	if t.Cert != "" {
-		cert, err := regular.Read(t.Cert, maxPEM)
-		if err != nil {
-			return nil, fmt.Errorf("cert: %w", err)
-		}
-		key := cert
-		if t.Key != "" {
-			if key, err = regular.Read(t.Key, maxPEM); err != nil {
-				return nil, fmt.Errorf("key: %w", err)
-			}
-		}
-		pair, err := tls.X509KeyPair(cert, key)
+		pair, err := keypair.Read(t.Cert, t.Key)
 		if err != nil {
 			return nil, fmt.Errorf("cert: %w", err)
 		}

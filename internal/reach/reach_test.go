@@ -49,6 +49,7 @@ func TestCheck(t *testing.T) {
 		{"an empty file", config.Endpoint{Headers: []config.EngineHeader{{Name: "x-a", File: file("empty", "\n")}}}, "headers.x-a: "},
 		{"authorities that are none", config.Endpoint{TLS: config.EngineTLS{CA: file("ca", "hunter2")}}, "tls.ca: "},
 		{"no certificate", config.Endpoint{TLS: config.EngineTLS{Cert: filepath.Join(dir, "gone")}}, "tls.cert: "},
+		{"half a list of authorities", config.Endpoint{TLS: config.EngineTLS{CA: file("half", "-----BEGIN CERTIFICATE-----\nhunter2")}}, "half written"},
 		{"a certificate that is none", config.Endpoint{TLS: config.EngineTLS{Cert: file("cert", "hunter2")}}, "tls.cert: "},
 	}
 	for _, tt := range tests {
@@ -108,6 +109,11 @@ func TestKeys(t *testing.T) {
 			if name, value := k.Header(); name != "authorization" || string(value) != "Bearer "+want || len(keys.Conditions()) != 0 {
 				t.Errorf("%s: %s %q, conditions %v", want, name, string(value), keys.Conditions())
 			}
+		}
+		put(t, file, "a\nb")
+		time.Sleep(2 * every)
+		if all := keys.Conditions(); len(all) != 1 || all[0].Code != "engine-key-stale" || !strings.Contains(all[0].Text, file) {
+			t.Errorf("conditions %v of a file that is bad now", all)
 		}
 		if name, value := keys.Of(config.APIKey{File: file, Header: "x-api-key", Requests: true}).Header(); name != "x-api-key" || string(value) != "two" {
 			t.Errorf("%s %q", name, string(value))

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace.dev/millrace/internal/config"
-	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/keypair"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/weights"
@@ -67,7 +67,7 @@ func Output(path string) error {
 
 // Certificate says why a certificate and its key can't be served.
 func Certificate(cert, key string, now time.Time) error {
-	pair, err := mtls.ReadPair(cert, key)
+	pair, err := keypair.Read(cert, key)
 	if err != nil {
 		return err
 	}

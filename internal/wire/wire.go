@@ -242,6 +242,7 @@ const (
 	NoKVEvents      = "no-kv-events"
 	NoUsage         = "no-usage"
 	OtherModels     = "other-models"
+	EndpointFiles   = "endpoint-files"
 	ConfigRefused   = "configuration-refused"
 )
 

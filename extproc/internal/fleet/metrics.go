@@ -102,8 +102,9 @@ type count struct {
 	all    int
 	states map[pick.State]int
 	// down are those that are not ready, and why, mute what is wrong with the metrics of the
-	// others, wrong which models are not as the fleet has them, each in the order of addresses.
-	down, mute, wrong []string
+	// others, wrong which models are not as the fleet has them, files whose keys or certificates
+	// can't be used, each in the order of addresses.
+	down, mute, wrong, files []string
 	// unpriced are those that did not say what their last answers had; none while tenants have
 	// no budget of tokens.
 	unpriced []string
@@ -133,6 +134,9 @@ func (p *probed) count() count {
 		c.states[probeStates[l.last.State]]++
 		if l.last.ModelsErr != nil {
 			c.wrong = append(c.wrong, because(address, l.last.ModelsErr))
+		}
+		if l.last.FilesErr != nil {
+			c.files = append(c.files, because(address, l.last.FilesErr))
 		}
 		switch {
 		case l.last.State != probe.Ready:

@@ -283,6 +283,13 @@ func (p *probed) conditions(r remedies) []obs.Condition {
 			Next: r.models,
 		})
 	}
+	if len(now.files) > 0 {
+		all = append(all, obs.Condition{
+			Code: wire.EndpointFiles,
+			Text: fmt.Sprintf("files with keys or certificates of %d of %d endpoints can't be used: %s; what was in them before is used", len(now.files), now.all, list(now.files)),
+			Next: "replace each of them, certificate and key of each other, until they fit",
+		})
+	}
 	if deaf := p.deaf(); len(deaf) > 0 {
 		all = append(all, obs.Condition{
 			Code: wire.NoKVEvents,

@@ -194,10 +194,13 @@ func firstOf(names []string) string {
 // foreignConditions returns what is wrong with endpoints that somebody else runs.
 func foreignConditions(endpoints []Endpoint) []obs.Condition {
 	var all []obs.Condition
-	var down, mute, deaf, wrong []string
+	var down, mute, deaf, wrong, files []string
 	for _, e := range endpoints {
 		if x := e.Foreign; x != nil && e.First && x.Last != nil && x.Last.ModelsErr != nil {
 			wrong = append(wrong, fmt.Sprintf("%s (%v)", e.Address, x.Last.ModelsErr))
+		}
+		if x := e.Foreign; x != nil && e.First && x.Last != nil && x.Last.FilesErr != nil {
+			files = append(files, fmt.Sprintf("%s (%v)", e.Address, x.Last.FilesErr))
 		}
 		switch x := e.Foreign; {
 		case x == nil || !e.First:
@@ -219,6 +222,8 @@ func foreignConditions(endpoints []Endpoint) []obs.Condition {
 		"start engines with metrics (llama-server: --metrics, SGLang: --enable-metrics), correct the URL, or set type: openai")
 	add(wrong, wire.OtherModels, "%d endpoints do not list the models that the configuration says they serve: %s; requests go there all the same",
 		"correct their models, or the name under which the engine serves (vLLM: --served-model-name, llama-server: --alias)")
+	add(files, wire.EndpointFiles, "files with keys or certificates of %d endpoints can't be used: %s; what was in them before is used",
+		"replace each of them, certificate and key of each other, until they fit")
 	add(deaf, wire.NoKVEvents, "%d endpoints send no usable cache events: %s; what they have cached is estimated",
 		"start vLLM with --kv-events-config and publisher zmq: an endpoint with a * is for kvEvents.connect, one without for kvEvents.listen")
 	return all

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -107,6 +108,13 @@ func TestForeignEndpoints(t *testing.T) {
 			}
 		}
 	}
+
+	o.see(0, probe.Observation{FilesErr: errors.New("tls.cert: private key does not match")})
+	_, s = o.decide(time.Second, "m")
+	if len(s.Conditions) != 1 || s.Conditions[0].Code != wire.EndpointFiles || !strings.Contains(s.Conditions[0].Text, "10.0.0.1:80 (tls.cert: private key") {
+		t.Errorf("conditions %v", s.Conditions)
+	}
+	o.see(0, probe.Observation{State: probe.NotReady, Err: scrape.ErrGone, Epoch: 7})
 
 	o.see(1, probe.Observation{State: probe.NotReady, Err: scrape.ErrGone})
 	_, s = o.decide(time.Second, "m")
