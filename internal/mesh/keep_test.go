@@ -39,8 +39,11 @@ func play(part string, args []string) {
 		fmt.Println("first line")
 		fmt.Println("no such model")
 		os.Exit(3)
-	case "orphan": // ends when its parent does
+	case "orphan": // ends when its parent does; late: watches only then
 		fmt.Println(os.Getpid())
+		for len(args) > 0 && os.Getppid() == parent {
+			sleep(context.Background(), time.Millisecond)
+		}
 		watchParent(context.Background(), func() {})
 	case "mesh": // keeps two servers in the folder until it is killed
 		s, _, err := newMeshOf(args[0], io.Discard, server("xds"), server("extproc"))
@@ -253,29 +256,46 @@ func TestNothingIsLeftAfterTheMeshIsKilled(t *testing.T) {
 	}
 }
 
+// TestTheDeathOfTheParentIsNoticed kills a shell alone: what it has started ends by itself, also
+// if it begins to watch when the shell is no more.
 func TestTheDeathOfTheParentIsNoticed(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	shell := exec.Command("sh", "-c", `"$0" play orphan & wait`, exe)
-	out, err := shell.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	for _, late := range []string{"", "late"} {
+		shell := exec.Command("sh", "-c", `"$0" play orphan $1 & wait`, exe, late)
+		// In a group of its own, which nobody kills when the shell ends: proc.Start would.
+		shell.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		out, err := shell.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := shell.Start(); err != nil {
+			t.Fatal(err)
+		}
+		group := shell.Process.Pid
+		t.Cleanup(func() { _ = syscall.Kill(-group, syscall.SIGKILL) })
+		var orphan int
+		if _, err := fmt.Fscan(out, &orphan); err != nil {
+			t.Fatal(err)
+		}
+		if err := shell.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		// It holds the other end of the pipe as long as it lives, whoever gets its id then.
+		ended := make(chan struct{})
+		go func() {
+			_, _ = io.Copy(io.Discard, out)
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(time.Minute):
+			t.Errorf("an orphan (%s) goes on", late)
+		}
+		_ = shell.Wait()
 	}
-	p, err := proc.Start(shell)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Kill()
-	var orphan int
-	if _, err := fmt.Fscan(out, &orphan); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil { // the shell alone
-		t.Fatal(err)
-	}
-	until(t, "the orphan has ended", func() bool { return !proc.Alive(orphan) })
 }
 
 func TestTroubleIsPrintedOnceForAllOfAKind(t *testing.T) {

@@ -61,9 +61,11 @@ func CheckFile(path string, load func(path string) (pick.Counter, error), notes 
 			continue
 		}
 		for _, why := range caveatsOf(tailored(c, newestOf(f, m))) {
-			if why.Reason == byTemplate {
+			switch {
+			case why.Now != nil && !why.Now():
+			case why.Reason == byTemplate:
 				fmt.Fprintf(notes, "models[%d].tokenizer: %s; the tokens of conversations are estimated\n", i, why.Text)
-			} else {
+			default:
 				fmt.Fprintf(notes, "models[%d]: %s: %s\n", i, why.Reason, why.Text)
 			}
 		}

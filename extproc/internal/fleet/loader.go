@@ -109,7 +109,7 @@ func (l *loader) pass(ctx context.Context, have map[string]pick.Counter) (failed
 			m.SetCounter(c)
 			all := found[m.name]
 			for _, one := range caveatsOf(c) {
-				if !slices.Contains(all, one) {
+				if !slices.ContainsFunc(all, func(had pick.Caveat) bool { return had.Reason == one.Reason && had.Text == one.Text }) {
 					all = append(all, one)
 				}
 			}
@@ -210,7 +210,9 @@ func (l *loader) conditions() []obs.Condition {
 		return cmp.Or(cmp.Compare(a.path, b.path), cmp.Compare(a.model, b.model))
 	}) {
 		for _, c := range l.caveats[of] {
-			all = append(all, conditionOf(of, c))
+			if c.Now == nil || c.Now() {
+				all = append(all, conditionOf(of, c))
+			}
 		}
 	}
 	return all
@@ -224,6 +226,11 @@ func conditionOf(of caveatOf, c pick.Caveat) obs.Condition {
 		return obs.Condition{
 			Code: c.Reason, Text: fmt.Sprintf("tokenizer %s: %s; the tokens of conversations are estimated", of.path, c.Text),
 			Next: "put a chat_template.jinja that Jinja2 accepts beside tokenizer.json, without tags such as include" + counted,
+		}
+	case "clock":
+		return obs.Condition{
+			Code: c.Reason, Text: fmt.Sprintf("model %s: %s", of.model, c.Text),
+			Next: "give the date in templateArgs if the template takes one (date_string), or leave it: the estimate is off by a few tokens" + counted,
 		}
 	case "harmony":
 		return obs.Condition{

@@ -356,8 +356,8 @@ func TestEnginesThatRenderInTheirOwnWays(t *testing.T) {
 	l := newLoader(func(string) (pick.Counter, error) { return caveats{all: &all}, nil }, slog.New(slog.DiscardHandler))
 	l.want(full(t).tokenizers())
 	have := map[string]pick.Counter{}
-	for _, want := range [][]string{{"engine", "harmony"}, {"engine"}, nil} {
-		all = nil
+	for _, want := range [][]string{{"engine", "harmony", "clock"}, {"engine"}, nil} {
+		all = []pick.Caveat{{Reason: "clock", Text: "not today", Now: func() bool { return false }}}
 		for _, code := range want {
 			all = append(all, pick.Caveat{Reason: code, Text: "why " + code})
 		}

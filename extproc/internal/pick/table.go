@@ -131,6 +131,8 @@ type Tailor interface {
 type Caveat struct {
 	Reason string // one of Doubts
 	Text   string // for a person
+	// Now is whether it is so now; nil: always.
+	Now func() bool
 }
 
 // Doubter is a Counter that says why it will estimate.

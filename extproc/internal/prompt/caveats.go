@@ -2,6 +2,7 @@ package prompt
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -38,7 +39,35 @@ func (t *tokenizer) Caveats() []pick.Caveat {
 	if len(names) > 1 {
 		add(token.ByEngine, "%s prepare conversations by different rules; those that they count differently are estimated", strings.Join(names, " and "))
 	}
+	return append(all, clocks(t.models())...)
+}
+
+// models are the model as each kind of its engines renders it.
+func (t *tokenizer) models() []*token.Model {
+	if len(t.sorts) == 0 {
+		return []*token.Model{t.model}
+	}
+	all := make([]*token.Model, len(t.sorts))
+	for i, s := range t.sorts {
+		all[i] = s.model
+	}
 	return all
+}
+
+// clocks are the caveats of templates that print what their engine's clock says, one at most.
+func clocks(models []*token.Model) []pick.Caveat {
+	caveat := func(text string, now func() bool) []pick.Caveat {
+		return []pick.Caveat{{Reason: string(token.ByClock), Text: text, Now: now}}
+	}
+	if slices.ContainsFunc(models, (*token.Model).PrintsTime) {
+		return caveat("its chat template prints the time of the day, by the engine's clock; its conversations are estimated", nil)
+	}
+	dated := slices.DeleteFunc(slices.Clone(models), func(m *token.Model) bool { return !m.PrintsDate() })
+	if len(dated) == 0 {
+		return nil
+	}
+	return caveat("its chat template prints the date, by the engine's clock, and the dates that it may be there have different numbers of tokens now; its conversations are estimated",
+		func() bool { return slices.ContainsFunc(dated, (*token.Model).DatesDiffer) })
 }
 
 // nameOf names an engine by its kind and version.

@@ -31,6 +31,9 @@ func TestCaveats(t *testing.T) {
 		"gpt-oss":            {gptOSS, []pick.Engine{{Kind: "vllm", Version: "0.99.0"}}, []string{"harmony vllm 0.99.0"}},
 		"gpt-oss elsewhere":  {gptOSS, []pick.Engine{{Kind: "sglang", Version: "0.5.23"}}, nil},
 		"nobody yet":         {gptOSS, nil, nil},
+		"the time":           {"{{ strftime_now('%H:%M') }}" + ordinary, []pick.Engine{vllm}, []string{"clock time of the day"}},
+		"the time for tools": {"{% if tools %}{{ strftime_now('%H:%M') }}{% endif %}" + ordinary, nil, []string{"clock time of the day"}},
+		"the date":           {"{{ strftime_now('%d') }}" + ordinary, []pick.Engine{vllm}, []string{"clock the date"}},
 		"no template":        {"{% include 'x' %}", []pick.Engine{vllm}, []string{"template include"}},
 	} {
 		c, err := Load(letters(t, tt.template))

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"slices"
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/jinja"
@@ -60,4 +61,44 @@ func (m *Model) clocked(c *Chat, p plan, rendered *plan, same func(prompt []byte
 // given says whether the engine gives the template the date, without being asked for it.
 func (t *template) given() bool {
 	return t.llama && (t.mentions("date_string") || t.mentions("datetime"))
+}
+
+// datedChats are conversations of the kinds for which templates print the date.
+func datedChats() []Chat {
+	user := Message{Role: "user", Content: []byte("Hello")}
+	return []Chat{
+		{Messages: []Message{user}},
+		{Messages: []Message{{Role: "system", Content: []byte("Be brief.")}, user}},
+		{Messages: []Message{user}, Tools: []byte(`[{"type":"function","function":{"name":"f","description":"f","parameters":{"type":"object","properties":{}}}}]`)},
+	}
+}
+
+// PrintsTime reports whether the chat template prints the time of the day for some kind of
+// conversation, or what it is derived from: those are always estimates, ByClock.
+func (m *Model) PrintsTime() bool { return m.reads() == jinja.TimeRead }
+
+// PrintsDate reports whether it prints the date, and no time of the day.
+func (m *Model) PrintsDate() bool { return m.reads() == jinja.DateRead }
+
+func (m *Model) reads() (r jinja.Reading) {
+	if m.template == nil || m.template.channels {
+		return jinja.NotRead
+	}
+	for _, c := range datedChats() {
+		if p, err := m.plan(&c); err == nil {
+			if _, err = m.render(&c, &p); err == nil {
+				r = max(r, p.reads)
+			}
+		}
+	}
+	return r
+}
+
+// DatesDiffer reports whether some kind of conversation is an estimate now, as the dates that
+// it may be where the engine is are counted differently.
+func (m *Model) DatesDiffer() bool {
+	return slices.ContainsFunc(datedChats(), func(c Chat) bool {
+		_, exact := m.CountChat(&c)
+		return !exact && c.Doubt == ByClock
+	})
 }

@@ -67,6 +67,38 @@ func TestClocksOfEngines(t *testing.T) {
 	}
 }
 
+// TestWhatTemplatesPrint has a model say what its template prints of the clock, and whether
+// that makes estimates now.
+func TestWhatTemplatesPrint(t *testing.T) {
+	smol(t)
+	for _, tt := range []struct {
+		name, template     string
+		llama              bool
+		after              time.Duration
+		date, time, differ bool
+	}{
+		{"nothing", turns, false, 0, false, false, false},
+		{"a date of two lengths", short, false, 8*24*time.Hour + 12*time.Hour, true, false, true},
+		{"a date of two lengths, on other days", short, false, 5 * 24 * time.Hour, true, false, false},
+		{"a date for systems", ofSystem, false, 8*24*time.Hour + 12*time.Hour, true, false, true},
+		{"a date for tools", ofTools, false, 5 * 24 * time.Hour, true, false, false},
+		{"the time", timed, false, 0, false, true, true},
+		{"llama.cpp's date", ofLlama, true, 5 * 24 * time.Hour, true, false, false},
+		{"a template that is not rendered", "{% include 'x' %}", false, 0, false, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(tt.after)
+				of := &Model{bpe: smol(t).bpe, specials: smol(t).specials, memo: newMemo()}
+				of.setTemplate(&source{template: tt.template, llama: tt.llama})
+				if of.PrintsDate() != tt.date || of.PrintsTime() != tt.time || of.DatesDiffer() != tt.differ {
+					t.Errorf("prints the date: %v, the time: %v, differ: %v", of.PrintsDate(), of.PrintsTime(), of.DatesDiffer())
+				}
+			})
+		})
+	}
+}
+
 // TestClocksOfToolsTemplates has the slow way, which renders, doubt as the form does.
 func TestClocksOfToolsTemplates(t *testing.T) {
 	smol(t)
