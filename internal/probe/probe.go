@@ -287,7 +287,7 @@ func (p *Prober) learnLocked(t *target, done *scrape.Since, company float64) {
 		usual = new(speeds)
 		p.usual[model] = usual
 	}
-	t.speed.add(done, company)
+	t.speed.follow(done, company)
 	t.speed.drifted()
 	usual.add(done, company)
 	if !usual.drifted() {
