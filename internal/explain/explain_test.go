@@ -22,6 +22,7 @@ func TestExplain(t *testing.T) {
 		{"streamed", "4debbcfb-221f-489b-9439-041740495501"},
 		{"begins-so", "4debbcfb"},
 		{"by-cost", "eeee"},
+		{"queued", "ffff"},
 		{"retried", "aaaa"},
 		{"by-trace", "c0ffee"},
 		{"shed", "bbbb"},

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Report is one request; -json prints it.
@@ -32,6 +34,10 @@ type Decided struct {
 	// Reason is "new", "sticky", "moved" or "fallback"; Why says what that means.
 	Reason string `json:"reason"`
 	Why    string `json:"why"`
+	// QueuedMs is how long the request has waited in extproc before that; QueuedFor is what for:
+	// "load", for its model's place, or its being loaded, or "room", at an engine.
+	QueuedMs  *int   `json:"queued_ms,omitempty"`
+	QueuedFor string `json:"queued_for,omitempty"`
 	// Endpoints are those that Envoy was to try, in this order.
 	Endpoints []Endpoint `json:"endpoints"`
 	// What was expected; nil: not said, or the tokens of the prompt were counted.
@@ -85,6 +91,12 @@ func (e *entry) report() *Report {
 		PromptTokens: e.Expected.Prompt.int(), CachedTokens: e.Expected.Cached.int(), OutputTokens: e.Expected.Output.int(),
 	}
 	reason, list, _ := strings.Cut(string(e.Decision), " ")
+	list, wait, waited := strings.Cut(list, "; queued ")
+	if took, what, ok := strings.Cut(wait, "ms for "); waited && ok {
+		if n, err := strconv.Atoi(took); err == nil {
+			d.QueuedMs, d.QueuedFor = &n, what
+		}
+	}
 	d.Reason, d.Why, d.Endpoints = reason, reasons[reason], endpoints(list)
 	r.Decided = d
 	return r
@@ -153,6 +165,9 @@ func (r *Report) words() string {
 		}
 		row("model", "%s, priority %s", model, orNone(d.Priority))
 		row("session", "%s", orNone(d.Session))
+		if d.QueuedMs != nil {
+			row("waited", "%d ms %s", *d.QueuedMs, queuedFor(d.QueuedFor))
+		}
 		row("reason", "%s: %s", d.Reason, d.Why)
 		for i, e := range d.Endpoints {
 			what := ""
@@ -187,6 +202,17 @@ func (r *Report) words() string {
 	return b.String()
 }
 
+// queuedFor says what a request has waited for in extproc.
+func queuedFor(what string) string {
+	switch what {
+	case wire.QueuedForLoad:
+		return "in extproc, for its model to have a place and be loaded"
+	case wire.QueuedForRoom:
+		return "in extproc, for room at an engine"
+	}
+	return "in extproc"
+}
+
 // by says who answered.
 func (r *Report) by() string {
 	h := &r.Happened
@@ -218,8 +244,13 @@ func (r *Report) predicted() string {
 	}
 	for _, e := range r.Decided.Endpoints {
 		if e.Address == r.Happened.Address && e.Millis != nil {
-			off := float64(*r.Happened.Millis-*e.Millis) / math.Max(1, float64(*e.Millis))
-			return fmt.Sprintf(", predicted %d ms (%+.0f %%)", *e.Millis, 100*off)
+			queued := deref(r.Decided.QueuedMs)
+			off := float64(*r.Happened.Millis-queued-*e.Millis) / math.Max(1, float64(*e.Millis))
+			after := ""
+			if queued > 0 {
+				after = " after the wait"
+			}
+			return fmt.Sprintf(", predicted %d ms%s (%+.0f %%)", *e.Millis, after, 100*off)
 		}
 	}
 	return ""

@@ -233,6 +233,12 @@ const (
 	EngineInvalid     = "invalid: "
 )
 
+// What a request has waited for in extproc, as the access log and traces name it.
+const (
+	QueuedForLoad = "load" // a place of its model, or its being loaded
+	QueuedForRoom = "room" // room at an engine
+)
+
 // Codes of conditions that other programs look for.
 const (
 	ReplicaNotReady = "replica-not-ready"

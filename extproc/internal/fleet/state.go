@@ -394,6 +394,7 @@ func (s *state) table() *pick.Table {
 			Rests: m.resource.GetRests(), Awaited: m.resource.GetAsleep() != "", Asleep: m.resource.GetAsleep(),
 		}
 		if s.away && t.Models[name].Awaited {
+			t.Models[name].Unwoken = true
 			t.Models[name].Asleep += "; xds, which gives places, does not answer"
 		}
 		if m.resource.GetDefault() {

@@ -81,7 +81,8 @@ type Policy struct {
 	Allowance int
 	// Reserve is the share of all passes that only critical requests may take.
 	Reserve float64
-	// MaxWait is the longest wait by priority.
+	// MaxWait is the longest wait by priority; for a model that is on its way, and from when it
+	// has come, it is begun anew, up to Gateway in all.
 	MaxWait [priorities]time.Duration
 	// Gateway is the longest wait that the gateway allows. What has waited for so
 	// long is admitted to the engines' own queues, but for sheddable requests.
@@ -110,10 +111,12 @@ const EveryGateway = 150 * time.Millisecond
 
 // Room is how much more a model's endpoints can take: free more requests than they
 // have, if that is bounded at all. Awaits is whether there is none that takes requests, and one
-// will come: requests wait for it, also where none ever waits for a pass.
+// will come: requests wait for it, also where none ever waits for a pass. Comes is whether,
+// besides, somebody sees to it.
 type Room interface {
 	Room(allowance int, now time.Time) (free int, bounded bool)
 	Awaits(now time.Time) bool
+	Comes(now time.Time) bool
 }
 
 // leastQueue is how many requests may wait for the first endpoint of a model at least.

@@ -58,7 +58,9 @@ type Ticket struct {
 	tokens   int64
 	since    time.Time
 	until    time.Time
-	overdue  bool // whether it is admitted at until, room or not
+	wait     time.Duration // from since until until, at first
+	latest   time.Time     // until at most, while the first endpoint is on its way
+	overdue  bool          // whether it is admitted at until, room or not
 
 	state ticketState // guarded by queue.mu
 }
@@ -88,7 +90,7 @@ func (q *Queue) Enter(a *Ask, r Room) Answer {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.enterLocked(a)
+	return q.enterLocked(a, r)
 }
 
 // Full reports whether so much waits that sheddable requests are better served by a
@@ -163,18 +165,22 @@ func (q *Queue) Refresh(p *Policy, r Room, now time.Time) {
 	q.mu.Unlock()
 }
 
-func (q *Queue) enterLocked(a *Ask) Answer {
+func (q *Queue) enterLocked(a *Ask, r Room) Answer {
 	c := &q.classes[a.Priority]
-	wait, overdue := a.patience()
+	wait, most, overdue := a.patience()
+	bound := wait
+	if r.Comes(a.Now) {
+		bound = most
+	}
 	// One that nobody is before may wait in any case: by it the pace is learned.
-	if expect := q.expectLocked(a.Priority); a.Priority != Critical && q.waiting.Load() > 0 && expect > wait && !overdue {
+	if expect := q.expectLocked(a.Priority); a.Priority != Critical && q.waiting.Load() > 0 && expect > bound && !overdue {
 		return q.refuse(a.Priority, Refusal{Hopeless, retry(expect)})
 	}
-	most := a.Policy.Queue
-	if most == 0 { // it waits for the first endpoint
-		most = leastQueue
+	places := a.Policy.Queue
+	if places == 0 { // it waits for the first endpoint
+		places = leastQueue
 	}
-	if q.waiting.Load() >= int64(most) {
+	if q.waiting.Load() >= int64(places) {
 		victim := q.newestBelowLocked(a.Priority)
 		if victim == nil {
 			return q.refuse(a.Priority, Refusal{Full, retry(q.expectLocked(a.Priority))})
@@ -184,7 +190,7 @@ func (q *Queue) enterLocked(a *Ask) Answer {
 	}
 	t := &Ticket{
 		C: make(chan Outcome, 1), queue: q, priority: a.Priority, tokens: max(1, int64(a.Tokens)),
-		since: a.Now, until: a.Now.Add(wait), overdue: overdue,
+		since: a.Now, until: a.Now.Add(wait), wait: wait, latest: a.Now.Add(most), overdue: overdue,
 	}
 	c.push(t, a.Tenant)
 	q.waiting.Add(1)
@@ -198,16 +204,18 @@ func (q *Queue) enterLocked(a *Ask) Answer {
 	return Answer{Ticket: t}
 }
 
-// patience is how long the request may wait, and whether it is admitted then.
-func (a *Ask) patience() (wait time.Duration, overdue bool) {
-	wait = a.Policy.MaxWait[a.Priority]
+// patience is how long the request may wait, and most for an endpoint that is on its way, and
+// whether it is admitted after wait.
+func (a *Ask) patience() (wait, most time.Duration, overdue bool) {
+	g := a.Policy.Gateway
+	wait, most = a.Policy.MaxWait[a.Priority], g
 	if a.Patience > 0 {
-		wait = min(wait, a.Patience)
+		wait, most = min(wait, a.Patience), min(most, a.Patience)
 	}
-	if g := a.Policy.Gateway; wait > g {
-		return g, a.Priority != Sheddable
+	if wait > g {
+		return g, g, a.Priority != Sheddable
 	}
-	return wait, false
+	return wait, max(wait, most), false
 }
 
 // refuse counts one that is turned away before it has waited.
@@ -312,6 +320,9 @@ func (t *Ticket) Tick(p *Policy, r Room, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.pumpLocked(now)
+	if t.state == queued && r.Comes(now) {
+		t.until = latest(t.until, earliest(t.latest, now.Add(t.wait)))
+	}
 	if t.state != queued || now.Before(t.until) {
 		return
 	}
@@ -325,6 +336,20 @@ func (t *Ticket) Tick(p *Policy, r Room, now time.Time) {
 	q.metrics.wait[t.priority].Observe(now.Sub(t.since).Seconds())
 	q.metrics.overdue.Inc()
 	t.C <- Outcome{Pass: Pass{queue: q}}
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // Until is when Tick ends the wait.

@@ -20,6 +20,7 @@ type room struct {
 	places, load atomic.Int64
 	unbounded    bool
 	awaits       bool
+	alone        bool // and nobody sees to it that there are some
 }
 
 func (r *room) Room(int, time.Time) (int, bool) {
@@ -27,6 +28,7 @@ func (r *room) Room(int, time.Time) (int, bool) {
 }
 
 func (r *room) Awaits(time.Time) bool { return r.awaits }
+func (r *room) Comes(time.Time) bool  { return r.awaits && !r.alone }
 
 func rules() *Policy {
 	return &Policy{
@@ -465,5 +467,51 @@ func TestFirstEndpointIsAwaitedWithoutAQueue(t *testing.T) {
 	last.Tick(p, r, epoch.Add(time.Second))
 	if q.waiting.Load() > 0 {
 		t.Errorf("%d wait, though the endpoint is there", q.waiting.Load())
+	}
+}
+
+// TestModelThatIsBeingLoadedIsAwaited as long as the gateway allows, not for MaxWait alone, and
+// when it has come for MaxWait more: who waited with many others is not turned away then.
+func TestModelThatIsBeingLoadedIsAwaited(t *testing.T) {
+	at := func(d time.Duration) time.Time { return epoch.Add(d) }
+	for _, tt := range []struct {
+		name     string
+		alone    bool
+		patience time.Duration // of the client
+		comes    time.Duration // 0: never
+		end      time.Duration // when it is refused; 0: it gets a pass
+	}{
+		{name: "it comes late", comes: 20 * time.Second},
+		{name: "it never comes", end: 30 * time.Second},
+		{name: "nobody sees to it", alone: true, end: 4 * time.Second},
+		{name: "the client has less patience", patience: 9 * time.Second, end: 9 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, r, p := New(prometheus.NewRegistry()), &room{awaits: true, alone: tt.alone}, rules()
+			p.Gateway = 30 * time.Second
+			q := c.Queue("m")
+			ticket := q.Enter(&Ask{Policy: p, Priority: Standard, Patience: tt.patience, Now: epoch}, r).Ticket
+			if ticket == nil {
+				t.Fatal("it does not wait")
+			}
+			for now := time.Duration(0); now <= 40*time.Second; now += 100 * time.Millisecond {
+				switch {
+				case tt.comes > 0 && now == tt.comes: // with a place that somebody else has
+					r.awaits = false
+				case tt.comes > 0 && now == tt.comes+3*time.Second:
+					r.places.Store(1)
+				}
+				ticket.Tick(p, r, at(now))
+				select {
+				case o := <-ticket.C:
+					if refused := o.Refusal.Reason != None; refused != (tt.end > 0) || refused && now != tt.end {
+						t.Errorf("after %v: %+v", now, o)
+					}
+					return
+				default:
+				}
+			}
+			t.Error("it waits for ever")
+		})
 	}
 }

@@ -28,6 +28,9 @@ func (m *Model) Room(allowance int, now time.Time) (free int, bounded bool) {
 	return free, bounded || nobody
 }
 
+// Comes reports whether, besides, somebody sees to it that they come.
+func (m *Model) Comes(now time.Time) bool { return !m.Unwoken && m.Awaits(now) }
+
 // Awaits reports whether nobody takes requests now, and endpoints come by themselves.
 func (m *Model) Awaits(now time.Time) bool {
 	if !m.Awaited {

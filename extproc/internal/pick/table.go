@@ -166,6 +166,8 @@ type Model struct {
 	// Awaited is whether endpoints come by themselves: a request may wait for the first one.
 	// Asleep is why there may be none now, for a person; empty: nobody has said.
 	Awaited bool
+	// Unwoken is whether nobody sees to that now.
+	Unwoken bool
 	Asleep  string
 	// Rests is whether its endpoints may have it unloaded while nobody asks for it, which
 	// may not be reported yet.

@@ -26,6 +26,7 @@ import (
 	"millrace.dev/millrace/extproc/internal/prefix"
 	"millrace.dev/millrace/internal/apis"
 	"millrace.dev/millrace/internal/reach"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Kind is the part of an HTTP exchange that an Event brings and a Reply answers.
@@ -218,4 +219,23 @@ type Decision struct {
 	Choice *pick.Choice
 	// Key is what the hosts ask for; nil: nothing.
 	Key *reach.Key
+	// Queued is how it has waited; the zero Queued: it did not.
+	Queued Queued
+}
+
+// Queued is how a request has waited in extproc before it was decided.
+type Queued struct {
+	Since time.Time
+	Took  time.Duration
+	// Load is whether for a place of its model, or for its being loaded; else for room at an
+	// engine.
+	Load bool
+}
+
+// For names what it has waited for.
+func (q Queued) For() string {
+	if q.Load {
+		return wire.QueuedForLoad
+	}
+	return wire.QueuedForRoom
 }

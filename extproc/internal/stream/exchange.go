@@ -96,6 +96,16 @@ func (s *seen) again(ev *Event) bool {
 type wait struct {
 	kind, with Kind
 	body       []byte
+	since      time.Time // zero: it did not wait
+	load       bool      // whether for an endpoint of the model, not for room at one
+}
+
+// queued is what a decision says of the wait.
+func (w *wait) queued(now time.Time) Queued {
+	if w.since.IsZero() {
+		return Queued{}
+	}
+	return Queued{Since: w.since, Took: now.Sub(w.since), Load: w.load}
 }
 
 // memory is what exchanges hand on to each other, so that it is allocated
@@ -396,7 +406,8 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	}
 	d := &x.decision
 	*d = Decision{
-		Model: u.model.Name, Asked: u.asked, Probe: in.head.Probe, Session: l.session, Priority: u.priority, API: in.api,
+		Queued: x.wait.queued(in.now),
+		Model:  u.model.Name, Asked: u.asked, Probe: in.head.Probe, Session: l.session, Priority: u.priority, API: in.api,
 		PromptTokens: n.prompt, Exact: n.exact, Doubt: n.doubt, OutputTokens: n.output, Retries: retries(q.Most, u.model, x.choice.List), Choice: &x.choice,
 		Key: u.model.Key, Ranked: policy.Ours && (u.priority != wire.Standard || in.head.Priority != ""),
 	}
@@ -460,7 +471,7 @@ func (x *Exchange) fail(err *openai.Error, out []Reply) []Reply {
 // suspend makes the exchange wait: the reply of the kind comes later. Envoy is asked
 // to wait, too, if it might not wait so long.
 func (x *Exchange) suspend(k Kind, now time.Time, out []Reply) []Reply {
-	x.phase, x.wait = suspended, wait{kind: k}
+	x.phase, x.wait = suspended, wait{kind: k, since: now, load: x.understood.model.Awaits(now)}
 	x.laps.stop()
 	p := x.table.Policy.Flow
 	if p.GatewayTimeout <= flow.EveryGateway || x.admission.ticket.Until().Sub(now) <= 0 {

@@ -29,6 +29,10 @@ type explanation struct {
 	// answer does not say it; Reserved is what it is charged until then.
 	ChargedBy string `json:"charged_by,omitempty"`
 	Reserved  int    `json:"reserved_tokens,omitempty"`
+	// QueuedMs is how long it has waited in extproc, QueuedFor whether for its model's "load", or
+	// for "room" at an engine.
+	QueuedMs  int64  `json:"queued_ms,omitempty"`
+	QueuedFor string `json:"queued_for,omitempty"`
 	// Shared is how many tokens of the prompt several conversations begin with.
 	Shared int `json:"shared_tokens,omitempty"`
 	// Named is the endpoints that Envoy got, in its order.
@@ -80,6 +84,9 @@ func (d *Decision) explain(q *pick.Query) []byte {
 	}
 	if d.Charged != flow.Unanswered {
 		e.ChargedBy, e.Reserved = d.Charged.String(), d.Reserved
+	}
+	if q := d.Queued; !q.Since.IsZero() {
+		e.QueuedMs, e.QueuedFor = q.Took.Milliseconds(), q.For()
 	}
 	for i := range d.Choice.List {
 		e.Named = append(e.Named, d.Choice.List[i].Address)

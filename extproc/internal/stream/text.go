@@ -34,7 +34,8 @@ func (d *Decision) appendChain(b []byte) []byte {
 }
 
 // appendText appends the decision for a person: "sticky 10.0.0.3:8000 412ms (wait 0
-// prefill 80 decode 332), 10.0.0.7:8000 890ms".
+// prefill 80 decode 332), 10.0.0.7:8000 890ms", and of one that has waited "; queued 1200ms for room"
+// behind that.
 func (d *Decision) appendText(b []byte) []byte {
 	b = append(append(b, d.Choice.Reason.String()...), ' ')
 	for i := range d.Choice.List {
@@ -47,6 +48,10 @@ func (d *Decision) appendText(b []byte) []byte {
 		if i == 0 {
 			b = appendTerms(append(b, ' '), &c.Terms)
 		}
+	}
+	if q := d.Queued; !q.Since.IsZero() {
+		b = strconv.AppendInt(append(b, "; queued "...), q.Took.Milliseconds(), 10)
+		b = append(append(b, "ms for "...), q.For()...)
 	}
 	return b
 }

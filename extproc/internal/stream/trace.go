@@ -46,7 +46,7 @@ func (s *Server) note(ctx context.Context, m *metrics, r *Reply, began, ready ti
 		return
 	}
 	md, _ := metadata.FromIncomingContext(ctx)
-	_, span := s.tracer.Start(obs.Propagator.Extract(ctx, carrier(md)), "pick",
+	inside, span := s.tracer.Start(obs.Propagator.Extract(ctx, carrier(md)), "pick",
 		trace.WithTimestamp(began), trace.WithSpanKind(trace.SpanKindInternal))
 	defer span.End()
 	if !span.IsRecording() {
@@ -58,6 +58,10 @@ func (s *Server) note(ctx context.Context, m *metrics, r *Reply, began, ready ti
 		return
 	}
 	span.SetAttributes(attributes(r.Decision)...)
+	if q := r.Decision.Queued; !q.Since.IsZero() {
+		_, queue := s.tracer.Start(inside, "queue", trace.WithTimestamp(q.Since), trace.WithAttributes(attribute.String("millrace.queued_for", q.For())))
+		queue.End(trace.WithTimestamp(q.Since.Add(q.Took)))
+	}
 }
 
 // attributes are a decision as a trace shows it.
