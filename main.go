@@ -127,6 +127,7 @@ func setupFlags(fs *program.Flags, o *mesh.Options) {
 		o.Models = append(o.Models, text)
 		return nil
 	})
+	fs.BoolVar(&o.OnDemand, "on-demand", false, "load each -model when it is asked for, not at the start; without it those that have no node of their own are")
 	sourceFlags(fs, &o.From)
 }
 

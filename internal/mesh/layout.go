@@ -83,7 +83,7 @@ func checkRoom(f config.File, nodes int) error {
 	}
 	return &obs.Hint{
 		Err:  fmt.Errorf("the models need %d nodes, there are %d: a node holds one stage of one replica", need, nodes),
-		Next: fmt.Sprintf("start with -nodes %d, or ask for fewer replicas or stages", need),
+		Next: fmt.Sprintf("start with -nodes %d, ask for fewer replicas or stages, or have models take turns (load: onDemand)", need),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"millrace.dev/millrace/internal/config"
@@ -18,6 +19,8 @@ type named struct {
 	ref models.Ref
 	// model is what is known of it; Weights is unfetched until it is there.
 	model models.Model
+	// onDemand is whether it is loaded for its first request alone.
+	onDemand bool
 }
 
 // unfetched stands for weights that are not there yet.
@@ -34,7 +37,7 @@ func (o Options) named(ctx context.Context) (*models.Store, []named, error) {
 	}
 	var all []named
 	for _, text := range o.Models {
-		n := named{}
+		n := named{onDemand: o.OnDemand}
 		if n.ref, err = store.Parse(text); err != nil {
 			return nil, nil, program.Usage(fmt.Errorf("-model: %w", err))
 		}
@@ -107,6 +110,9 @@ func (o Options) Fetch(ctx context.Context) (paths []string, err error) {
 func (n named) config() config.Model {
 	m := config.NewModel(n.ref.Name)
 	n.fill(&m.Spec)
+	if n.onDemand {
+		m.Spec.Load = config.LoadOnDemand
+	}
 	return m
 }
 
@@ -152,11 +158,15 @@ func withNamed(f config.File, at config.Source, all []named) (config.File, error
 }
 
 // spread has every node work where several models are asked for by name and nobody says how
-// they lie: whole ones, on as many nodes each.
+// they lie: whole ones, on as many nodes each. Where there are more models than nodes, all nodes
+// but one have a model each, the first ones, and the others take turns on the last node.
 func spread(f config.File, nodes int) config.File {
 	n := len(f.Models)
+	for i := nodes - 1; n > nodes && i < n; i++ {
+		f.Models[i].Spec.Load = config.LoadOnDemand
+	}
 	for i := range f.Models {
-		if s := &f.Models[i].Spec; s.Backend.Kind == config.LlamaCpp && n <= nodes {
+		if s := &f.Models[i].Spec; s.Backend.Kind == config.LlamaCpp && n <= nodes && s.Load != config.LoadOnDemand {
 			s.Replicas = nodes / n
 			if i < nodes%n {
 				s.Replicas++
@@ -164,4 +174,24 @@ func spread(f config.File, nodes int) config.File {
 		}
 	}
 	return f
+}
+
+// turns says which models take turns on nodes as there is not one for each; empty: none does.
+func turns(f config.File, nodes int) string {
+	var loaded, others []string
+	for _, m := range f.Models {
+		if m.Spec.Load == config.LoadOnDemand {
+			others = append(others, m.Metadata.Name)
+		} else {
+			loaded = append(loaded, m.Metadata.Name)
+		}
+	}
+	if len(others) == 0 || len(f.Models) <= nodes {
+		return ""
+	}
+	text := strings.Join(others, ", ") + " take turns, each loaded when it is asked for"
+	if len(loaded) > 0 {
+		text = strings.Join(loaded, ", ") + " stays loaded; " + text
+	}
+	return fmt.Sprintf("%d models, nodes: %d: %s (-nodes %d keeps all of them loaded)", len(f.Models), nodes, text, len(f.Models))
 }

@@ -47,7 +47,9 @@ func TestNamedModels(t *testing.T) {
 		{"none", "", nil, 3, []string{"*smollm2:2*2="}, ""},
 		{"a file, by its own name", "", []string{own}, 3, []string{"*own-model:2*2=" + own}, ""},
 		{"several, on all nodes", "", []string{own, "a=" + own, "smollm2"}, 5, []string{"*own-model:2*1=" + own, "a:2*1=" + own, "smollm2:1*1="}, ""},
-		{"more than nodes", "", []string{own, "a=" + own}, 1, nil, "the models need 2 nodes, there are 1"},
+		{"more than nodes", "", []string{own, "a=" + own, "b=" + own}, 2, []string{"*own-model:1*1=" + own, "a:1*1=" + own + " on demand", "b:1*1=" + own + " on demand"}, ""},
+		{"more than one node", "", []string{own, "a=" + own}, 1, []string{"*own-model:1*1=" + own + " on demand", "a:1*1=" + own + " on demand"}, ""},
+		{"more than nodes, beside a model", object("b", "weights: "+own), []string{"a=" + own}, 1, nil, "the models need 2 nodes, there are 1"},
 		{"beside a policy", policy, []string{"a=" + own}, 1, []string{"*a:1*1=" + own}, ""},
 		{"beside a model", object("b", "weights: "+own), []string{"a=" + own}, 2, []string{"*b:1*1=" + own, "a:1*1=" + own}, ""},
 		{"as the weights that are left out", object("smollm2", "replicas: 1"), []string{"smollm2=" + own}, 2, []string{"*smollm2:1*1=" + own}, ""},
@@ -103,8 +105,45 @@ func shownModels(f config.File) (all []string) {
 		b, _ := json.Marshal(m.Spec.Replicas)
 		s, _ := json.Marshal(m.Spec.LayoutOf(0).Stages)
 		all = append(all, text+m.Metadata.Name+":"+string(b)+"*"+string(s)+"="+m.Spec.Weights)
+		if m.Spec.Load == config.LoadOnDemand {
+			all[len(all)-1] += " on demand"
+		}
 	}
 	return all
+}
+
+// TestModelsTakeTurns by -on-demand, or as there are too few nodes, and that is said.
+func TestModelsTakeTurns(t *testing.T) {
+	own := ownModel(t, "own.gguf")
+	for _, tt := range []struct {
+		models   []string
+		nodes    int
+		onDemand bool
+		want     string // "": nothing is said
+	}{
+		{[]string{own, "a=" + own}, 2, false, ""},
+		{[]string{own, "a=" + own}, 2, true, ""},
+		{[]string{own, "a=" + own, "b=" + own}, 2, false, "3 models, nodes: 2: own stays loaded; a, b take turns, each loaded when it is asked for (-nodes 3 keeps all of them loaded)"},
+		{[]string{own, "a=" + own}, 1, true, "2 models, nodes: 1: own, a take turns, each loaded when it is asked for (-nodes 2 keeps all of them loaded)"},
+	} {
+		o := Options{Nodes: tt.nodes, Models: tt.models, OnDemand: tt.onDemand, Cache: t.TempDir()}
+		_, all, err := o.named(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := load(o, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := turns(f, tt.nodes); got != tt.want {
+			t.Errorf("%v: %q, want %q", tt.models, got, tt.want)
+		}
+		for _, m := range f.Models {
+			if tt.onDemand && m.Spec.Load != config.LoadOnDemand {
+				t.Errorf("%s is loaded at once", m.Metadata.Name)
+			}
+		}
+	}
 }
 
 // TestNothingIsFetchedInVain finds out that there is no vLLM before a folder is fetched for it.

@@ -55,6 +55,9 @@ type Options struct {
 	// configuration says all. From is where they may come from.
 	Models []string
 	From   models.Options
+	// OnDemand is whether each of Models is loaded for its first request alone. Without it
+	// those that have no node of their own are.
+	OnDemand bool
 	// VLLM is the user's own vLLM, for backends of that kind: its command, or a folder
 	// with a Python environment; empty: none.
 	VLLM string

@@ -52,6 +52,9 @@ func Up(ctx context.Context, o Options) error {
 		return err
 	}
 	show := &console{out: o.Out, err: o.Progress}
+	if text := turns(file, o.Nodes); text != "" && len(all) > 0 {
+		show.progress("%s", text)
+	}
 	store, err := state.Create(firstState(o, file))
 	if err != nil {
 		undo()
