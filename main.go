@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,7 @@ import (
 	"millrace.dev/millrace/internal/setup"
 	"millrace.dev/millrace/internal/state"
 	"millrace.dev/millrace/internal/status"
+	"millrace.dev/millrace/internal/traces"
 	"millrace.dev/millrace/internal/trust"
 )
 
@@ -56,6 +58,7 @@ func commands() []command {
 		{"drain", "empty a node: it ends what runs, and gets no new requests, until it is undrained", drain},
 		{"undrain", "take a drained node back", undrain},
 		{"explain", "show why a request went where it went, and how it ended", explainRequest},
+		{"trace", "show what the time of a request went to, part by part", traceRequest},
 		{"chat", "chat with a model of the mesh, in the terminal or from a script", talk},
 		{"gateway", "sidecar of an Envoy in a Pod: report its readiness, and drain it before it ends", gatewayOf},
 		{"plan", "show how models would lie on nodes, and why, and start nothing", planOf},
@@ -291,6 +294,44 @@ func explainRequest(ctx context.Context, args []string, std files) error {
 		o.Log = filepath.Join(s.Logs, mesh.AccessLog)
 	}
 	return explain.Run(ctx, o)
+}
+
+// traceRequest shows the trace of a request, which the access log names by the request's id.
+func traceRequest(ctx context.Context, args []string, std files) error {
+	fs := newFlags("trace", std)
+	last := fs.Bool("last", false, "show the last request in the log, instead of one by its id")
+	dir := fs.String("dir", defaultDir, "`folder` of the mesh")
+	asJSON := fs.Bool("json", false, "print JSON")
+	file := fs.String("file", "", "`file` with traces, of millrace up -traces FILE (default: that of the mesh in -dir)")
+	log := fs.String("log", "", "`file` with Envoy's access log (default: that of the mesh in -dir)")
+	id, err := fs.ReadArgument(args, "REQUEST-ID")
+	if err != nil {
+		return err
+	}
+	if *last == (id != "") {
+		return program.Usage(&obs.Hint{Err: errors.New("trace: name a request: its REQUEST-ID, or -last"), Next: "the id is in the header x-request-id of the answer; its first characters, or the trace's id, will do"})
+	}
+	if *file == "" || *log == "" {
+		s, _, err := state.Read(*dir)
+		if err != nil {
+			return &obs.Hint{Err: fmt.Errorf("trace: %w", err), Next: "name the folder of a mesh with -dir, or its files with -file and -log"}
+		}
+		*file, *log = cmp.Or(*file, s.Traces), cmp.Or(*log, filepath.Join(s.Logs, mesh.AccessLog))
+	}
+	if *file == "" {
+		return &obs.Hint{Err: errors.New("trace: the mesh keeps no traces in a file"), Next: "start it with millrace up -traces FILE"}
+	}
+	r, err := explain.Find(ctx, explain.Options{Log: *log, ID: id, Wait: explainWait})
+	if err != nil {
+		return fmt.Errorf("trace: %w", err)
+	}
+	if r.Trace == "" {
+		return &obs.Hint{Err: fmt.Errorf("trace: request %s was not sampled", r.RequestID), Next: "a client that sends traceparent decides itself: end it with -01"}
+	}
+	if err := traces.Show(ctx, *file, r.Trace, *asJSON, std.out); err != nil {
+		return fmt.Errorf("trace: %w", err)
+	}
+	return nil
 }
 
 // explainWait is how long the line of a request may be on its way to the log.

@@ -215,6 +215,7 @@ func TestOneTraceOfOneRequest(t *testing.T) {
 	}
 	checkParents(t, tr, caller)
 	checkOrder(t, tr)
+	t.Run("millrace trace shows it", func(t *testing.T) { shownTrace(t, m, trace) })
 	// Envoy may still be writing the lines of the start, so look for the trace.
 	line := log.Find(t, func(l rig.Access) bool { return l.Trace == trace })
 	if line.Path != chatPath {
@@ -222,6 +223,29 @@ func TestOneTraceOfOneRequest(t *testing.T) {
 	}
 	if a.Header.Get("x-millrace-node") == "" {
 		t.Error("the answer names no node")
+	}
+}
+
+// shownTrace has the command show where the time of a request went, and of the last one.
+func shownTrace(t *testing.T, m *mesh, trace string) {
+	got := rig.Millrace(t, "", "trace", trace, "-json", "-dir", m.Dir)
+	var w struct {
+		Trace, Bottleneck string
+		Spans             []struct{ Name, Service string }
+		Parts             []struct{ Name string }
+	}
+	if err := json.Unmarshal([]byte(got.Stdout), &w); err != nil || got.Code != 0 || w.Trace != trace || w.Bottleneck == "" {
+		t.Fatalf("millrace trace: exit code %d, %v: %s%s", got.Code, err, got.Stdout, got.Stderr)
+	}
+	for _, want := range []string{"pick", "admission", "backend", "prefill", "decode"} {
+		if !slices.ContainsFunc(w.Spans, func(s struct{ Name, Service string }) bool { return s.Name == want }) {
+			t.Errorf("no span %s in %s", want, got.Stdout)
+		}
+	}
+	if words := rig.Millrace(t, "", "trace", "-last", "-dir", m.Dir); words.Code != 0 || !strings.Contains(words.Stdout, "most of it: ") {
+		t.Errorf("exit code %d: %s%s", words.Code, words.Stdout, words.Stderr)
+	} else {
+		t.Logf("\n%s", words.Stdout)
 	}
 }
 

@@ -48,18 +48,9 @@ var errNoLine = errors.New("no such request in the log")
 
 // Run finds the line and explains it.
 func Run(ctx context.Context, o Options) error {
-	line, err := find(ctx, &o)
-	switch {
-	case errors.Is(err, errNoLine):
-		return &obs.Hint{Err: fmt.Errorf("explain: %s: %w", o.Log, err), Next: "give the x-request-id of an answer, or -last; Envoy may write a line up to 10 s late, and leaves out ids where the log has no request_id (envoy/standalone.yaml)"}
-	case errors.Is(err, fs.ErrNotExist):
-		return &obs.Hint{Err: fmt.Errorf("explain: %w", err), Next: "name the access log with -log, or the folder of the mesh with -dir"}
-	case err != nil:
-		return fmt.Errorf("explain: %w", err)
-	}
-	r, err := read(line)
+	r, err := Find(ctx, o)
 	if err != nil {
-		return fmt.Errorf("explain: %s: %w", o.Log, err)
+		return err
 	}
 	if o.JSON {
 		enc := json.NewEncoder(o.Out)
@@ -68,6 +59,24 @@ func Run(ctx context.Context, o Options) error {
 	}
 	_, err = io.WriteString(o.Out, r.words())
 	return err
+}
+
+// Find finds the line of a request and reads it.
+func Find(ctx context.Context, o Options) (*Report, error) {
+	line, err := find(ctx, &o)
+	switch {
+	case errors.Is(err, errNoLine):
+		return nil, &obs.Hint{Err: fmt.Errorf("explain: %s: %w", o.Log, err), Next: "give the x-request-id of an answer, or -last; Envoy may write a line up to 10 s late, and leaves out ids where the log has no request_id (envoy/standalone.yaml)"}
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &obs.Hint{Err: fmt.Errorf("explain: %w", err), Next: "name the access log with -log, or the folder of the mesh with -dir"}
+	case err != nil:
+		return nil, fmt.Errorf("explain: %w", err)
+	}
+	r, err := read(line)
+	if err != nil {
+		return nil, fmt.Errorf("explain: %s: %w", o.Log, err)
+	}
+	return r, nil
 }
 
 // find returns the line of the request, and waits for it if it may still come.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 
 	"millrace.dev/millrace/internal/traces"
@@ -15,6 +16,18 @@ type spans struct {
 	target string           // "otlp://host:port"; empty: nowhere
 	file   *traces.Receiver // writes the user's file; nil: none was asked for
 	ln     net.Listener     // nil without file
+}
+
+// tracesFile is the absolute path of the file of spans; empty: there is none.
+func (o Options) tracesFile() string {
+	if o.Traces == "" || strings.Contains(o.Traces, "://") {
+		return ""
+	}
+	path, err := filepath.Abs(o.Traces)
+	if err != nil {
+		return o.Traces
+	}
+	return path
 }
 
 // openTraces reads the flag -traces: "otlp://host:port", a file, or nothing.

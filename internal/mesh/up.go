@@ -279,6 +279,7 @@ func firstState(o Options, f config.File) state.State {
 	return state.State{
 		Listen: o.Listen, Processes: []state.Process{}, PID: os.Getpid(), Started: time.Now().UTC(), Dir: o.Dir,
 		TLS: o.tlsDir(), Logs: filepath.Join(o.Dir, "logs"), Config: filepath.Join(o.Dir, "config.yaml"), Model: f.DefaultModel().Metadata.Name,
+		Traces: o.tracesFile(),
 	}
 }
 

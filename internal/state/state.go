@@ -73,6 +73,8 @@ type State struct {
 	// TLS is the folder of the certificates that the programs show each other, with the
 	// operator's own; empty: they speak cleartext.
 	TLS string `json:"tls,omitempty"`
+	// Traces is the absolute path of the file of spans; empty: there is none.
+	Traces string `json:"traces,omitempty"`
 	// Stale is whether the file can't be written now, so that it is what was true when it
 	// last could be. It is not in the file.
 	Stale bool `json:"-"`

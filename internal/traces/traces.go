@@ -2,8 +2,8 @@
 // a file, one ResourceSpans in OTLP's JSON form a line.
 //
 // Called by `millrace up -traces FILE`, so that a person can read a trace
-// without a collector. Its one rule: what it writes is bounded, and trouble with
-// the file never reaches the programs that send.
+// without a collector, and by `millrace trace`, which shows one. Its one rule: what it writes is
+// bounded, and trouble with the files never reaches the programs that send.
 package traces
 
 import (
@@ -29,26 +29,41 @@ const (
 	stopWait = time.Second
 )
 
+// Kept is the name of the file beside the one at path that has the traces that were worth
+// keeping, whatever came after them.
+func Kept(path string) string { return path + ".kept" }
+
+// output is a file that is kept once more when it is full.
+type output struct {
+	path  string
+	limit int64 // bytes of the file
+	file  *os.File
+	size  int64
+}
+
 // Receiver writes the spans that it gets to a file.
 type Receiver struct {
 	collector.UnimplementedTraceServiceServer
 
-	// Constant after Open.
-	path  string
-	limit int64 // bytes of the file
-
 	// mu guards the fields below.
 	mu   sync.Mutex
-	file *os.File
-	size int64
+	all  output
+	kept output
+	tail tail
 	err  error // the first that lost spans
 }
 
-// Open makes the file anew and returns its receiver.
+// Open makes the file anew, and that of Kept, and returns their receiver.
 func Open(path string) (*Receiver, error) {
-	r := &Receiver{path: path, limit: maxFile}
+	r := &Receiver{
+		all: output{path: path, limit: maxFile}, kept: output{path: Kept(path), limit: maxKept},
+		tail: tail{open: map[string]*pending{}},
+	}
 	var err error
-	r.file, err = create(path)
+	if r.all.file, err = create(path); err != nil {
+		return nil, err
+	}
+	r.kept.file, err = create(r.kept.path)
 	return r, err
 }
 
@@ -78,7 +93,8 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 func (r *Receiver) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return errors.Join(r.err, r.file.Close())
+	r.keepLocked(time.Now(), true)
+	return errors.Join(r.err, r.all.file.Close(), r.kept.file.Close())
 }
 
 // Export takes the spans of one call. It always succeeds: a program must not
@@ -86,39 +102,53 @@ func (r *Receiver) close() error {
 func (r *Receiver) Export(_ context.Context, req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := time.Now()
 	for _, spans := range req.GetResourceSpans() {
 		line, err := Line(spans)
 		if err == nil {
-			err = r.writeLocked(line)
+			err = r.all.write(line)
 		}
-		if r.err == nil {
-			r.err = err
-		}
+		r.lostLocked(err)
+		r.tail.add(spans, now)
 	}
+	r.keepLocked(now, false)
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
-// writeLocked appends one line, in one piece.
-func (r *Receiver) writeLocked(line []byte) error {
-	if r.size+int64(len(line)) > r.limit {
-		if err := r.rotateLocked(); err != nil {
+// keepLocked writes the traces that are worth keeping, of those that are whole.
+func (r *Receiver) keepLocked(now time.Time, end bool) {
+	for _, line := range r.tail.judge(now, end) {
+		r.lostLocked(r.kept.write(line))
+	}
+}
+
+func (r *Receiver) lostLocked(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+// write appends one line, in one piece.
+func (o *output) write(line []byte) error {
+	if o.size+int64(len(line)) > o.limit {
+		if err := o.rotate(); err != nil {
 			return err
 		}
 	}
-	n, err := r.file.Write(line)
-	r.size += int64(n)
+	n, err := o.file.Write(line)
+	o.size += int64(n)
 	return err
 }
 
-func (r *Receiver) rotateLocked() error {
-	if err := os.Rename(r.path, r.path+".old"); err != nil {
+func (o *output) rotate() error {
+	if err := os.Rename(o.path, o.path+".old"); err != nil {
 		return err
 	}
-	next, err := create(r.path)
+	next, err := create(o.path)
 	if err != nil {
 		return err
 	}
-	old := r.file
-	r.file, r.size = next, 0
+	old := o.file
+	o.file, o.size = next, 0
 	return old.Close()
 }

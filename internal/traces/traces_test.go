@@ -118,7 +118,7 @@ func TestTheFileIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.limit = 2000
+	r.all.limit = 2000
 	for i := range 50 {
 		if _, err := r.Export(t.Context(), request(i)); err != nil {
 			t.Fatal(err)
@@ -129,8 +129,8 @@ func TestTheFileIsBounded(t *testing.T) {
 	}
 	for _, p := range []string{path, path + ".old"} {
 		st, err := os.Stat(p)
-		if err != nil || st.Size() > r.limit || st.Size() == 0 {
-			t.Errorf("%s: %v, %v; want 1 to %d bytes", p, st, err, r.limit)
+		if err != nil || st.Size() > r.all.limit || st.Size() == 0 {
+			t.Errorf("%s: %v, %v; want 1 to %d bytes", p, st, err, r.all.limit)
 		}
 	}
 	if _, ok := readSpans(t, path)["span-49"]; !ok {

@@ -520,7 +520,7 @@ func TestAccountsOfCutAnswers(t *testing.T) {
 			cancel()
 			<-gone
 			<-done
-			until(t, func() bool { return g.meter.Totals().Generated == 3 && len(g.spans.Ended()) == 2 })
+			until(t, func() bool { return g.meter.Totals().Generated == 3 && len(g.spans.Ended()) == 3 })
 			var got []meter.Account
 			for _, c := range g.meter.Accounts(time.Now()) {
 				got = append(got, meter.Account{Request: c.Request, Generated: c.Generated})
@@ -607,7 +607,7 @@ func TestOneTrace(t *testing.T) {
 	var parent string
 	g := newRig(t, func(w http.ResponseWriter, r *http.Request) {
 		parent = r.Header.Get("Traceparent")
-		_, _ = io.WriteString(w, "{"+timings+"}")
+		_, _ = io.WriteString(w, `{"timings":{"cache_n":24,"prompt_n":15,"prompt_ms":0.001,"predicted_n":48,"predicted_ms":0.002}}`)
 	})
 	req := g.request(t.Context(), "/v1/chat/completions", chat)
 	req.Header.Set("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
@@ -616,8 +616,18 @@ func TestOneTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	until(t, func() bool { return len(g.spans.Ended()) == 2 })
-	backend, server := g.spans.Ended()[0], g.spans.Ended()[1]
+	until(t, func() bool { return len(g.spans.Ended()) == 5 })
+	byName := map[string]sdktrace.ReadOnlySpan{}
+	for _, s := range g.spans.Ended() {
+		byName[s.Name()] = s
+	}
+	backend, server := g.spans.Ended()[0], g.spans.Ended()[4]
+	for name, parent := range map[string]sdktrace.ReadOnlySpan{"admission": server, "prefill": backend, "decode": backend} {
+		s := byName[name]
+		if s == nil || s.Parent().SpanID() != parent.SpanContext().SpanID() || s.StartTime().Before(parent.StartTime()) || s.EndTime().After(server.EndTime()) {
+			t.Errorf("%s is no part of %s: %+v", name, parent.Name(), s)
+		}
+	}
 	if backend.Name() != "backend" || backend.Parent().SpanID() != server.SpanContext().SpanID() {
 		t.Errorf("%s is no child of %s", backend.Name(), server.Name())
 	}

@@ -45,14 +45,18 @@ type call struct {
 	ticket  *admit.Ticket
 	prompt  int64 // tokens, counted or estimated
 
-	sent   time.Time // when it went to the backend
-	begun  time.Time // when the backend's first byte came
-	usage  backend.Usage
-	events uint64          // that came of a stream: of tokens, nearly all
-	links  []cachelog.Link // the keys of the prompt that the request names
-	use    *cachelog.Use   // nil: the request names no keys of its prompt
-	cached bool            // whether the backend has the prompt in its cache
-	status int             // for the metrics; 499: the client went away
+	wanted  time.Time // when it asked to be let in; entered is when it was
+	entered time.Time
+	sent    time.Time         // when it went to the backend
+	begun   time.Time         // when the backend's first byte came
+	done    time.Time         // when the backend's answer had come to its end
+	asking  trace.SpanContext // of the span of the backend's answer
+	usage   backend.Usage
+	events  uint64          // that came of a stream: of tokens, nearly all
+	links   []cachelog.Link // the keys of the prompt that the request names
+	use     *cachelog.Use   // nil: the request names no keys of its prompt
+	cached  bool            // whether the backend has the prompt in its cache
+	status  int             // for the metrics; 499: the client went away
 }
 
 // statusGone is the status of a request whose client did not wait.
@@ -159,9 +163,11 @@ func (c *call) serve(ctx context.Context) *apiError {
 
 // enter waits for a slot as long as the replica takes requests.
 func (c *call) enter(ctx context.Context, cancel context.CancelCauseFunc) *apiError {
+	c.wanted = time.Now()
 	closed := context.AfterFunc(c.serving.Open, func() { cancel(supervise.ErrEnds) })
 	t, err := c.cfg.Gate.Acquire(ctx, priorityOf(c.r), c.tokens())
 	stopped := closed()
+	c.entered = time.Now()
 	switch {
 	case errors.Is(err, admit.ErrFull), errors.Is(err, admit.ErrLate):
 		return full(err)
@@ -213,7 +219,11 @@ func (c *call) ended(ctx context.Context, err error) *apiError {
 // when the answer has begun.
 func (c *call) forward(ctx context.Context, lost func() bool) *apiError {
 	ctx, span := c.cfg.Tracer.Start(ctx, "backend", trace.WithSpanKind(trace.SpanKindClient))
-	defer span.End()
+	c.asking = span.SpanContext()
+	defer func() {
+		c.done = time.Now()
+		span.End(trace.WithTimestamp(c.done))
+	}()
 	if c.way.Parts != nil {
 		return c.parts(ctx, span)
 	}
@@ -408,6 +418,7 @@ func (c *call) finish() {
 		attribute.Int64("gen_ai.usage.input_tokens", int64(c.usage.Prompt)),
 		attribute.Int64("gen_ai.usage.output_tokens", int64(c.usage.Completion)),
 	)
+	c.trace()
 	if c.status >= http.StatusInternalServerError {
 		c.span.SetStatus(codes.Error, fmt.Sprint(c.status))
 	}
