@@ -84,7 +84,9 @@ type Model struct {
 // +kubebuilder:object:generate=true
 // +millrace:rule:at="weights",when="self.backend.kind == 'openai' && !(has(self.replicas) && self.replicas == 0)",holds="self.weights.size() == 0",shows="quoted",words="must be left out: the server is external, and so are its weights"
 // +millrace:rule:at="load",when="self.backend.kind == 'openai'",holds="self.load != 'onDemand'",shows="quoted",words="must be always: nothing is loaded here, the server is external"
-// +millrace:rule:at="layout",when="has(self.replicas) && self.replicas >= 1",holds="self.layout.size() <= self.replicas",shows="{string(self.layout.size())} entries",words="must be ≤ {string(self.replicas)}, the number of replicas"
+// +millrace:rule:at="layout",when="has(self.replicas) && self.replicas >= 1 && !(has(self.scaling) && self.scaling.mode == 'auto')",holds="self.layout.size() <= self.replicas",shows="{string(self.layout.size())} entries",words="must be ≤ {string(self.replicas)}, the number of replicas"
+// +millrace:rule:at="layout",when="has(self.scaling) && self.scaling.mode == 'auto' && has(self.scaling.maxReplicas)",holds="self.layout.size() <= self.scaling.maxReplicas",shows="{string(self.layout.size())} entries",words="must be ≤ {string(self.scaling.maxReplicas)}, the number of replicas"
+// +millrace:rule:at="load",when="has(self.scaling) && self.scaling.mode == 'auto'",holds="self.load != 'onDemand'",shows="quoted",words="must be always where scaling.mode is auto: who is loaded on demand gets its place by turns"
 // +millrace:rule:at="layout",when="self.backend.kind == 'vllm'",holds="self.layout.all(l, l.stages <= 1)",shows="[{string(self.layout.map(l, l.stages > 1).indexOf(true))}].stages: {string(self.layout.filter(l, l.stages > 1)[0].stages)}",words="must be 1: a vllm replica is on one node; split it there by backend.tensorParallel or backend.pipelineParallel"
 // +millrace:rule:at="layout",when="self.backend.kind == 'openai'",holds="self.layout.all(l, l.stages <= 1)",shows="[{string(self.layout.map(l, l.stages > 1).indexOf(true))}].stages: {string(self.layout.filter(l, l.stages > 1)[0].stages)}",words="must be 1: nodes can't share an external server"
 type ModelSpec struct {
@@ -140,6 +142,9 @@ type ModelSpec struct {
 	// backend.slots.
 	// +kubebuilder:default={}
 	Goal Goal `json:"goal"`
+	// Scaling is how the number of replicas follows demand (manifests/scaling.md). Default: it
+	// does not, spec.replicas holds.
+	Scaling Scaling `json:"scaling,omitzero"`
 	// Implied is whether there is no object of it: Endpoints serve it.
 	Implied bool `json:"-"`
 }

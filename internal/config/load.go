@@ -233,8 +233,14 @@ func field(n *yaml.Node, name string) string {
 
 func (r *reader) model(d *decoder, n *yaml.Node) {
 	m := newModel()
+	m.Spec.Scaling = newScaling()
 	d.value("", n, reflect.ValueOf(&m).Elem())
-	if _, set := d.lines["spec.replicas"]; !set {
+	if _, set := d.lines["spec.scaling"]; !set {
+		m.Spec.Scaling = Scaling{}
+	}
+	if _, set := d.lines["spec.replicas"]; !set && m.Spec.Scaled() {
+		m.Spec.Replicas = m.Spec.Scaling.MinReplicas // what there is at first
+	} else if !set {
 		m.Spec.Replicas = max(1, len(m.Spec.Layout))
 	}
 	if _, set := d.lines["spec.backend.contextTokens"]; !set && m.Spec.Backend.Kind == OpenAI {

@@ -117,8 +117,11 @@ func (m Model) validate() []Fault {
 	r.lasts("spec.keepAlive", s.KeepAlive, 0, 720*time.Hour)
 	r.lasts("spec.goal.firstToken", s.Goal.FirstToken, 0, 10*time.Minute)
 	r.lasts("spec.goal.token", s.Goal.Token, 0, 10*time.Minute)
-	if s.Replicas >= 1 && len(s.Layout) > s.Replicas {
-		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), s.Replicas)
+	if most := s.Most(); most >= 1 && len(s.Layout) > most {
+		r.broken("spec.layout", "%d entries; must be ≤ %d, the number of replicas", len(s.Layout), most)
+	}
+	if s.Scaling.validate("spec.scaling", &r); s.Scaled() && s.Load == LoadOnDemand {
+		r.broken("spec.load", "%q; must be always where scaling.mode is auto: who is loaded on demand gets its place by turns", s.Load)
 	}
 	r.between("spec.layout", len(s.Layout), 0, maxLayout)
 	for i, l := range s.Layout {
@@ -149,7 +152,7 @@ func (m Model) validateBackend(r *rules) {
 		switch {
 		case f.Field == backends.Weights && b.Kind == LlamaCpp && m.Metadata.Name == DefaultModel:
 			continue // set-up fetches them
-		case f.Field == backends.Weights && s.Replicas == 0:
+		case f.Field == backends.Weights && s.Replicas == 0 && !s.Scaled():
 			continue // nobody loads them
 		case f.Field == backends.Weights && b.Kind == LlamaCpp:
 			text += " (only " + DefaultModel + " can do without)"

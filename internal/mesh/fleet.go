@@ -104,6 +104,13 @@ func serves(v *fleetpb.FleetView, rs []replica) bool {
 			}
 		}
 	}
+	for _, o := range v.GetObjects() {
+		for _, c := range o.GetConditions() {
+			if c.GetType() == "Ready" && c.GetStatus() && c.GetReason() == "Asleep" {
+				ready[o.GetName()] = true // there are none while nobody asks
+			}
+		}
+	}
 	for _, ok := range ready {
 		if !ok {
 			return false

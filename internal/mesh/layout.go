@@ -17,7 +17,7 @@ func layoutGiven(f config.File, at config.Source) map[string]bool {
 	given := map[string]bool{}
 	for _, m := range f.Models {
 		name := m.Metadata.Name
-		given[name] = at.Sets(config.KindModel, name, "spec.replicas") || at.Sets(config.KindModel, name, "spec.layout")
+		given[name] = m.Spec.Scaled() || at.Sets(config.KindModel, name, "spec.replicas") || at.Sets(config.KindModel, name, "spec.layout")
 	}
 	return given
 }
@@ -70,8 +70,12 @@ func fits(m config.Model, nodes int, memory map[string]config.Bytes) int {
 func checkRoom(f config.File, nodes int) error {
 	need, most := 0, 0
 	for _, m := range f.Models {
+		n := m.Spec.LayoutOf(0).Stages
+		if m.Spec.Scaled() && m.Spec.Replicas == 0 {
+			most = max(most, n) // it is to have room for the first one
+		}
 		for i := range m.Spec.Replicas {
-			if n := m.Spec.LayoutOf(i).Stages; m.Spec.Load == config.LoadOnDemand {
+			if n = m.Spec.LayoutOf(i).Stages; m.Spec.Load == config.LoadOnDemand {
 				most = max(most, n) // they take turns
 			} else {
 				need += n
@@ -94,7 +98,7 @@ func needsModel(f config.File) bool {
 
 // takesModel reports whether a model's weights are those that set-up fetches.
 func takesModel(s config.ModelSpec) bool {
-	return s.Weights == "" && s.Backend.Kind == config.LlamaCpp && s.Replicas > 0
+	return s.Weights == "" && s.Backend.Kind == config.LlamaCpp && s.Most() > 0
 }
 
 // withPaths returns the file with the paths that the user left to us.

@@ -22,13 +22,15 @@ type Object struct {
 	// Layout is how a model lies on the nodes, and why, or what is missing; empty: its layout
 	// is not planned.
 	Layout string `json:"layout,omitempty"`
-	// Conditions in the order Accepted, Ready, Progressing.
+	// Scaling is how the number of its replicas follows demand; nil: it does not.
+	Scaling *Scaling `json:"scaling,omitempty"`
+	// Conditions in the order Accepted, Ready, Progressing, Scaled.
 	Conditions []ObjectCondition `json:"conditions"`
 }
 
 // ObjectCondition is one statement about an object, in Kubernetes' sense.
 type ObjectCondition struct {
-	// Type is Accepted, Ready or Progressing, Status whether it is so.
+	// Type is Accepted, Ready, Progressing or Scaled, Status whether it is so.
 	Type   string `json:"type"`
 	Status bool   `json:"status"`
 	// Reason is one word, Message is for a person, Field the path of what is wrong.
@@ -48,7 +50,7 @@ func objects(s state.State, view *fleetpb.FleetView) []Object {
 	for _, o := range view.GetObjects() {
 		one := Object{
 			Kind: o.GetKind(), Name: o.GetName(), Generation: o.GetGeneration(),
-			Replicas: o.GetReplicas(), ReadyReplicas: int(o.GetReadyReplicas()), Layout: o.GetLayout(),
+			Replicas: o.GetReplicas(), ReadyReplicas: int(o.GetReadyReplicas()), Layout: o.GetLayout(), Scaling: scalingOf(o.GetScaling()),
 		}
 		for _, c := range o.GetConditions() {
 			one.Conditions = append(one.Conditions, ObjectCondition{

@@ -32,6 +32,10 @@ func write(w io.Writer, r Report, now time.Time, width int) error {
 		fmt.Fprintln(&b)
 		planned.write(&b, width)
 	}
+	if scaled := scalings(r.Objects); len(scaled) > 1 {
+		fmt.Fprintln(&b)
+		scaled.write(&b, width)
+	}
 	if ill := slices.DeleteFunc(slices.Clone(r.Objects), Object.well); len(ill) > 0 {
 		fmt.Fprintln(&b)
 		configuration(ill, now).write(&b, width)

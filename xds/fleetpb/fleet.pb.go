@@ -139,7 +139,7 @@ func (x EndpointState_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_State.Descriptor instead.
 func (EndpointState_State) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 0}
 }
 
 type EndpointState_Work_Counting int32
@@ -191,13 +191,16 @@ func (x EndpointState_Work_Counting) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_Work_Counting.Descriptor instead.
 func (EndpointState_Work_Counting) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 1, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 1, 0}
 }
 
 // DemandReport is what one extproc keeps waiting.
 type DemandReport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Models        []*ModelDemand         `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Models []*ModelDemand         `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	// Requests that wait as all endpoints of their model are busy: how many replicas a model
+	// is to have depends on them, too.
+	Queued        []*ModelDemand `protobuf:"bytes,2,rep,name=queued,proto3" json:"queued,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,6 +238,13 @@ func (*DemandReport) Descriptor() ([]byte, []int) {
 func (x *DemandReport) GetModels() []*ModelDemand {
 	if x != nil {
 		return x.Models
+	}
+	return nil
+}
+
+func (x *DemandReport) GetQueued() []*ModelDemand {
+	if x != nil {
+		return x.Queued
 	}
 	return nil
 }
@@ -1242,7 +1252,9 @@ type ObjectView struct {
 	ReadyReplicas uint32   `protobuf:"varint,6,opt,name=ready_replicas,json=readyReplicas,proto3" json:"ready_replicas,omitempty"`
 	// Of a model whose layout xds plans: how it lies on the nodes, and why, or what is
 	// missing, for a person.
-	Layout        string `protobuf:"bytes,7,opt,name=layout,proto3" json:"layout,omitempty"`
+	Layout string `protobuf:"bytes,7,opt,name=layout,proto3" json:"layout,omitempty"`
+	// Of a model whose number of replicas follows demand.
+	Scaling       *Scaling `protobuf:"bytes,8,opt,name=scaling,proto3" json:"scaling,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1326,6 +1338,153 @@ func (x *ObjectView) GetLayout() string {
 	return ""
 }
 
+func (x *ObjectView) GetScaling() *Scaling {
+	if x != nil {
+		return x.Scaling
+	}
+	return nil
+}
+
+// Scaling is how the number of a model's replicas follows demand.
+type Scaling struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "auto" or "recommend", as the model says.
+	Mode string `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	// How many there are to be by demand, how many there are, those that drain included, and
+	// how many may be.
+	Desired uint32 `protobuf:"varint,2,opt,name=desired,proto3" json:"desired,omitempty"`
+	Current uint32 `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
+	Min     uint32 `protobuf:"varint,4,opt,name=min,proto3" json:"min,omitempty"`
+	Max     uint32 `protobuf:"varint,5,opt,name=max,proto3" json:"max,omitempty"`
+	// One word for programs: "Steady", "Growing", "Shrinking", "Asleep" or "Limited".
+	Phase string `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`
+	// Why, for a person.
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Requests that arrive, per second, that run, and that wait.
+	Arrivals float64 `protobuf:"fixed64,8,opt,name=arrivals,proto3" json:"arrivals,omitempty"`
+	Running  uint32  `protobuf:"varint,9,opt,name=running,proto3" json:"running,omitempty"`
+	Queued   uint32  `protobuf:"varint,10,opt,name=queued,proto3" json:"queued,omitempty"`
+	// What the replicas that there are cost, per hour, and what they may; 0: as much as they will.
+	Cost          float64 `protobuf:"fixed64,11,opt,name=cost,proto3" json:"cost,omitempty"`
+	Budget        float64 `protobuf:"fixed64,12,opt,name=budget,proto3" json:"budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scaling) Reset() {
+	*x = Scaling{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scaling) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scaling) ProtoMessage() {}
+
+func (x *Scaling) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scaling.ProtoReflect.Descriptor instead.
+func (*Scaling) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Scaling) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Scaling) GetDesired() uint32 {
+	if x != nil {
+		return x.Desired
+	}
+	return 0
+}
+
+func (x *Scaling) GetCurrent() uint32 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *Scaling) GetMin() uint32 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *Scaling) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *Scaling) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Scaling) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Scaling) GetArrivals() float64 {
+	if x != nil {
+		return x.Arrivals
+	}
+	return 0
+}
+
+func (x *Scaling) GetRunning() uint32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *Scaling) GetQueued() uint32 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *Scaling) GetCost() float64 {
+	if x != nil {
+		return x.Cost
+	}
+	return 0
+}
+
+func (x *Scaling) GetBudget() float64 {
+	if x != nil {
+		return x.Budget
+	}
+	return 0
+}
+
 // ObjectCondition is one statement about an object, in Kubernetes' sense.
 type ObjectCondition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1350,7 +1509,7 @@ type ObjectCondition struct {
 
 func (x *ObjectCondition) Reset() {
 	*x = ObjectCondition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1521,7 @@ func (x *ObjectCondition) String() string {
 func (*ObjectCondition) ProtoMessage() {}
 
 func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1534,7 @@ func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectCondition.ProtoReflect.Descriptor instead.
 func (*ObjectCondition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ObjectCondition) GetType() string {
@@ -1439,7 +1598,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1610,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1623,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Condition) GetCode() string {
@@ -1511,7 +1670,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1682,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1695,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeView) GetNode() string {
@@ -1629,7 +1788,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1800,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1813,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Drain) GetWhy() string {
@@ -1777,7 +1936,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1948,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +1961,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EndpointState) GetAddress() string {
@@ -1992,7 +2151,7 @@ type ModelState struct {
 
 func (x *ModelState) Reset() {
 	*x = ModelState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2163,7 @@ func (x *ModelState) String() string {
 func (*ModelState) ProtoMessage() {}
 
 func (x *ModelState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2176,7 @@ func (x *ModelState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelState.ProtoReflect.Descriptor instead.
 func (*ModelState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ModelState) GetName() string {
@@ -2118,7 +2277,7 @@ type PolicyState struct {
 
 func (x *PolicyState) Reset() {
 	*x = PolicyState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2289,7 @@ func (x *PolicyState) String() string {
 func (*PolicyState) ProtoMessage() {}
 
 func (x *PolicyState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2302,7 @@ func (x *PolicyState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyState.ProtoReflect.Descriptor instead.
 func (*PolicyState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{19}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PolicyState) GetSessionHeader() string {
@@ -2270,7 +2429,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2441,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2454,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{20}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Rewrite) GetModel() string {
@@ -2347,7 +2506,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2518,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2531,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Flow) GetQueue() uint32 {
@@ -2496,7 +2655,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2667,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2680,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{22}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CacheState) GetAddress() string {
@@ -2572,7 +2731,7 @@ type EndpointState_Key struct {
 
 func (x *EndpointState_Key) Reset() {
 	*x = EndpointState_Key{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2743,7 @@ func (x *EndpointState_Key) String() string {
 func (*EndpointState_Key) ProtoMessage() {}
 
 func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2756,7 @@ func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Key.ProtoReflect.Descriptor instead.
 func (*EndpointState_Key) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 0}
 }
 
 func (x *EndpointState_Key) GetFile() string {
@@ -2647,7 +2806,7 @@ type EndpointState_Work struct {
 
 func (x *EndpointState_Work) Reset() {
 	*x = EndpointState_Work{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +2818,7 @@ func (x *EndpointState_Work) String() string {
 func (*EndpointState_Work) ProtoMessage() {}
 
 func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +2831,7 @@ func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Work.ProtoReflect.Descriptor instead.
 func (*EndpointState_Work) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 1}
 }
 
 func (x *EndpointState_Work) GetRequests() float64 {
@@ -2768,7 +2927,7 @@ type EndpointState_Adapters struct {
 
 func (x *EndpointState_Adapters) Reset() {
 	*x = EndpointState_Adapters{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +2939,7 @@ func (x *EndpointState_Adapters) String() string {
 func (*EndpointState_Adapters) ProtoMessage() {}
 
 func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +2952,7 @@ func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Adapters.ProtoReflect.Descriptor instead.
 func (*EndpointState_Adapters) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17, 2}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 2}
 }
 
 func (x *EndpointState_Adapters) GetKnown() bool {
@@ -2834,7 +2993,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3005,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3018,7 @@ func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite_Target.ProtoReflect.Descriptor instead.
 func (*Rewrite_Target) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{20, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *Rewrite_Target) GetModel() string {
@@ -2887,7 +3046,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3058,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3071,7 @@ func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow_Degrade.ProtoReflect.Descriptor instead.
 func (*Flow_Degrade) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{22, 0}
 }
 
 func (x *Flow_Degrade) GetModel() string {
@@ -2933,9 +3092,10 @@ var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"W\n" +
+	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xa0\x01\n" +
 	"\fDemandReport\x12G\n" +
-	"\x06models\x18\x01 \x03(\v2$.millrace.fleet.v1alpha1.ModelDemandB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\x06models\"\x98\x01\n" +
+	"\x06models\x18\x01 \x03(\v2$.millrace.fleet.v1alpha1.ModelDemandB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\x06models\x12G\n" +
+	"\x06queued\x18\x02 \x03(\v2$.millrace.fleet.v1alpha1.ModelDemandB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\x06queued\"\x98\x01\n" +
 	"\vModelDemand\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12%\n" +
 	"\awaiting\x18\x02 \x01(\rB\v\xfaB\b*\x06\x18\xc0\x84=(\x01R\awaiting\x12A\n" +
@@ -3034,7 +3194,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x04type\x18\n" +
 	" \x01(\tR\x04type\x12#\n" +
 	"\rmetrics_error\x18\v \x01(\tR\fmetricsError\x12!\n" +
-	"\fevents_error\x18\f \x01(\tR\veventsError\"\xf9\x01\n" +
+	"\fevents_error\x18\f \x01(\tR\veventsError\"\xb5\x02\n" +
 	"\n" +
 	"ObjectView\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
@@ -3047,7 +3207,22 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"conditions\x12\x1a\n" +
 	"\breplicas\x18\x05 \x03(\tR\breplicas\x12%\n" +
 	"\x0eready_replicas\x18\x06 \x01(\rR\rreadyReplicas\x12\x16\n" +
-	"\x06layout\x18\a \x01(\tR\x06layout\"\xe8\x01\n" +
+	"\x06layout\x18\a \x01(\tR\x06layout\x12:\n" +
+	"\ascaling\x18\b \x01(\v2 .millrace.fleet.v1alpha1.ScalingR\ascaling\"\x9d\x02\n" +
+	"\aScaling\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x18\n" +
+	"\adesired\x18\x02 \x01(\rR\adesired\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\rR\acurrent\x12\x10\n" +
+	"\x03min\x18\x04 \x01(\rR\x03min\x12\x10\n" +
+	"\x03max\x18\x05 \x01(\rR\x03max\x12\x14\n" +
+	"\x05phase\x18\x06 \x01(\tR\x05phase\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1a\n" +
+	"\barrivals\x18\b \x01(\x01R\barrivals\x12\x18\n" +
+	"\arunning\x18\t \x01(\rR\arunning\x12\x16\n" +
+	"\x06queued\x18\n" +
+	" \x01(\rR\x06queued\x12\x12\n" +
+	"\x04cost\x18\v \x01(\x01R\x04cost\x12\x16\n" +
+	"\x06budget\x18\f \x01(\x01R\x06budget\"\xe8\x01\n" +
 	"\x0fObjectCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\bR\x06status\x12\x16\n" +
@@ -3237,7 +3412,7 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),            // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),         // 1: millrace.fleet.v1alpha1.EndpointState.State
@@ -3255,90 +3430,93 @@ var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(*Unplaced)(nil),                 // 13: millrace.fleet.v1alpha1.Unplaced
 	(*EndpointView)(nil),             // 14: millrace.fleet.v1alpha1.EndpointView
 	(*ObjectView)(nil),               // 15: millrace.fleet.v1alpha1.ObjectView
-	(*ObjectCondition)(nil),          // 16: millrace.fleet.v1alpha1.ObjectCondition
-	(*Condition)(nil),                // 17: millrace.fleet.v1alpha1.Condition
-	(*NodeView)(nil),                 // 18: millrace.fleet.v1alpha1.NodeView
-	(*Drain)(nil),                    // 19: millrace.fleet.v1alpha1.Drain
-	(*EndpointState)(nil),            // 20: millrace.fleet.v1alpha1.EndpointState
-	(*ModelState)(nil),               // 21: millrace.fleet.v1alpha1.ModelState
-	(*PolicyState)(nil),              // 22: millrace.fleet.v1alpha1.PolicyState
-	(*Rewrite)(nil),                  // 23: millrace.fleet.v1alpha1.Rewrite
-	(*Flow)(nil),                     // 24: millrace.fleet.v1alpha1.Flow
-	(*CacheState)(nil),               // 25: millrace.fleet.v1alpha1.CacheState
-	(*EndpointState_Key)(nil),        // 26: millrace.fleet.v1alpha1.EndpointState.Key
-	(*EndpointState_Work)(nil),       // 27: millrace.fleet.v1alpha1.EndpointState.Work
-	(*EndpointState_Adapters)(nil),   // 28: millrace.fleet.v1alpha1.EndpointState.Adapters
-	(*Rewrite_Target)(nil),           // 29: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),             // 30: millrace.fleet.v1alpha1.Flow.Degrade
-	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 32: google.protobuf.Timestamp
-	(*enginepb.Status)(nil),          // 33: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),      // 34: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),            // 35: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),           // 36: millrace.engine.v1alpha1.Speed
-	(*enginepb.Account)(nil),         // 37: millrace.engine.v1alpha1.Account
-	(*enginepb.CacheSegment)(nil),    // 38: millrace.engine.v1alpha1.CacheSegment
+	(*Scaling)(nil),                  // 16: millrace.fleet.v1alpha1.Scaling
+	(*ObjectCondition)(nil),          // 17: millrace.fleet.v1alpha1.ObjectCondition
+	(*Condition)(nil),                // 18: millrace.fleet.v1alpha1.Condition
+	(*NodeView)(nil),                 // 19: millrace.fleet.v1alpha1.NodeView
+	(*Drain)(nil),                    // 20: millrace.fleet.v1alpha1.Drain
+	(*EndpointState)(nil),            // 21: millrace.fleet.v1alpha1.EndpointState
+	(*ModelState)(nil),               // 22: millrace.fleet.v1alpha1.ModelState
+	(*PolicyState)(nil),              // 23: millrace.fleet.v1alpha1.PolicyState
+	(*Rewrite)(nil),                  // 24: millrace.fleet.v1alpha1.Rewrite
+	(*Flow)(nil),                     // 25: millrace.fleet.v1alpha1.Flow
+	(*CacheState)(nil),               // 26: millrace.fleet.v1alpha1.CacheState
+	(*EndpointState_Key)(nil),        // 27: millrace.fleet.v1alpha1.EndpointState.Key
+	(*EndpointState_Work)(nil),       // 28: millrace.fleet.v1alpha1.EndpointState.Work
+	(*EndpointState_Adapters)(nil),   // 29: millrace.fleet.v1alpha1.EndpointState.Adapters
+	(*Rewrite_Target)(nil),           // 30: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),             // 31: millrace.fleet.v1alpha1.Flow.Degrade
+	(*durationpb.Duration)(nil),      // 32: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 33: google.protobuf.Timestamp
+	(*enginepb.Status)(nil),          // 34: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),      // 35: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),            // 36: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),           // 37: millrace.engine.v1alpha1.Speed
+	(*enginepb.Account)(nil),         // 38: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),    // 39: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	4,  // 0: millrace.fleet.v1alpha1.DemandReport.models:type_name -> millrace.fleet.v1alpha1.ModelDemand
-	31, // 1: millrace.fleet.v1alpha1.ModelDemand.oldest:type_name -> google.protobuf.Duration
-	32, // 2: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	31, // 3: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
-	8,  // 4: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	33, // 5: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
-	7,  // 6: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
-	0,  // 7: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
-	9,  // 8: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	34, // 9: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	32, // 10: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
-	18, // 11: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
-	17, // 12: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
-	15, // 13: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
-	14, // 14: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
-	13, // 15: millrace.fleet.v1alpha1.FleetView.unplaced:type_name -> millrace.fleet.v1alpha1.Unplaced
-	1,  // 16: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	32, // 17: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
-	35, // 18: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
-	36, // 19: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
-	16, // 20: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
-	32, // 21: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
-	1,  // 22: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	32, // 23: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	32, // 24: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
-	6,  // 25: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
-	19, // 26: millrace.fleet.v1alpha1.NodeView.drain:type_name -> millrace.fleet.v1alpha1.Drain
-	32, // 27: millrace.fleet.v1alpha1.Drain.since:type_name -> google.protobuf.Timestamp
-	1,  // 28: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	35, // 29: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	36, // 30: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	37, // 31: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
-	27, // 32: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	28, // 33: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	26, // 34: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
-	31, // 35: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	24, // 36: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	23, // 37: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	31, // 38: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	29, // 39: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	31, // 40: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	31, // 41: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	31, // 42: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	31, // 43: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	30, // 44: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	38, // 45: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 46: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	32, // 47: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
-	6,  // 48: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	11, // 49: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	3,  // 50: millrace.fleet.v1alpha1.Fleet.Demand:input_type -> millrace.fleet.v1alpha1.DemandReport
-	10, // 51: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	12, // 52: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	5,  // 53: millrace.fleet.v1alpha1.Fleet.Demand:output_type -> millrace.fleet.v1alpha1.DemandReply
-	51, // [51:54] is the sub-list for method output_type
-	48, // [48:51] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	4,  // 1: millrace.fleet.v1alpha1.DemandReport.queued:type_name -> millrace.fleet.v1alpha1.ModelDemand
+	32, // 2: millrace.fleet.v1alpha1.ModelDemand.oldest:type_name -> google.protobuf.Duration
+	33, // 3: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	32, // 4: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	8,  // 5: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
+	34, // 6: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	7,  // 7: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
+	0,  // 8: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
+	9,  // 9: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
+	35, // 10: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	33, // 11: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	19, // 12: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
+	18, // 13: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
+	15, // 14: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
+	14, // 15: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
+	13, // 16: millrace.fleet.v1alpha1.FleetView.unplaced:type_name -> millrace.fleet.v1alpha1.Unplaced
+	1,  // 17: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	33, // 18: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
+	36, // 19: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
+	37, // 20: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
+	17, // 21: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
+	16, // 22: millrace.fleet.v1alpha1.ObjectView.scaling:type_name -> millrace.fleet.v1alpha1.Scaling
+	33, // 23: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	1,  // 24: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	33, // 25: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	33, // 26: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	6,  // 27: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
+	20, // 28: millrace.fleet.v1alpha1.NodeView.drain:type_name -> millrace.fleet.v1alpha1.Drain
+	33, // 29: millrace.fleet.v1alpha1.Drain.since:type_name -> google.protobuf.Timestamp
+	1,  // 30: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	36, // 31: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	37, // 32: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	38, // 33: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	28, // 34: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	29, // 35: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	27, // 36: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
+	32, // 37: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	25, // 38: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	24, // 39: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	32, // 40: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	30, // 41: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	32, // 42: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	32, // 43: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	32, // 44: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	32, // 45: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	31, // 46: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	39, // 47: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 48: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
+	33, // 49: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
+	6,  // 50: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	11, // 51: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	3,  // 52: millrace.fleet.v1alpha1.Fleet.Demand:input_type -> millrace.fleet.v1alpha1.DemandReport
+	10, // 53: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	12, // 54: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	5,  // 55: millrace.fleet.v1alpha1.Fleet.Demand:output_type -> millrace.fleet.v1alpha1.DemandReply
+	53, // [53:56] is the sub-list for method output_type
+	50, // [50:53] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -3352,7 +3530,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

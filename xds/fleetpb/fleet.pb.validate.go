@@ -102,6 +102,51 @@ func (m *DemandReport) validate(all bool) error {
 
 	}
 
+	if len(m.GetQueued()) > 1024 {
+		err := DemandReportValidationError{
+			field:  "Queued",
+			reason: "value must contain no more than 1024 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetQueued() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, DemandReportValidationError{
+						field:  fmt.Sprintf("Queued[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, DemandReportValidationError{
+						field:  fmt.Sprintf("Queued[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return DemandReportValidationError{
+					field:  fmt.Sprintf("Queued[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
 	if len(errors) > 0 {
 		return DemandReportMultiError(errors)
 	}
@@ -2187,6 +2232,35 @@ func (m *ObjectView) validate(all bool) error {
 
 	// no validation rules for Layout
 
+	if all {
+		switch v := interface{}(m.GetScaling()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, ObjectViewValidationError{
+					field:  "Scaling",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, ObjectViewValidationError{
+					field:  "Scaling",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetScaling()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return ObjectViewValidationError{
+				field:  "Scaling",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
 	if len(errors) > 0 {
 		return ObjectViewMultiError(errors)
 	}
@@ -2263,6 +2337,128 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = ObjectViewValidationError{}
+
+// Validate checks the field values on Scaling with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Scaling) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Scaling with the rules defined in the
+// proto definition for this message. If any rules are violated, the result is
+// a list of violation errors wrapped in ScalingMultiError, or nil if none found.
+func (m *Scaling) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Scaling) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for Mode
+
+	// no validation rules for Desired
+
+	// no validation rules for Current
+
+	// no validation rules for Min
+
+	// no validation rules for Max
+
+	// no validation rules for Phase
+
+	// no validation rules for Reason
+
+	// no validation rules for Arrivals
+
+	// no validation rules for Running
+
+	// no validation rules for Queued
+
+	// no validation rules for Cost
+
+	// no validation rules for Budget
+
+	if len(errors) > 0 {
+		return ScalingMultiError(errors)
+	}
+
+	return nil
+}
+
+// ScalingMultiError is an error wrapping multiple validation errors returned
+// by Scaling.ValidateAll() if the designated constraints aren't met.
+type ScalingMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m ScalingMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m ScalingMultiError) AllErrors() []error { return m }
+
+// ScalingValidationError is the validation error returned by Scaling.Validate
+// if the designated constraints aren't met.
+type ScalingValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e ScalingValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e ScalingValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e ScalingValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e ScalingValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e ScalingValidationError) ErrorName() string { return "ScalingValidationError" }
+
+// Error satisfies the builtin error interface
+func (e ScalingValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sScaling.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = ScalingValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = ScalingValidationError{}
 
 // Validate checks the field values on ObjectCondition with the rules defined
 // in the proto definition for this message. If any rules are violated, the

@@ -17,9 +17,9 @@ import (
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
-// Models that are loaded on demand may have no place on nodes. Requests for them wait here, and
-// every xds gets reports of how many wait for which models, as the contract has it: of
-// several, the one that leads gives places. A stream is opened when requests begin to wait,
+// Models that are loaded on demand may have no place on nodes, and others too few replicas.
+// Requests for them wait here, and every xds gets reports of how many wait for which models, as
+// the contract has it: of several, the one that leads gives places, and starts replicas. A stream is opened when requests begin to wait,
 // and stays.
 
 const (
@@ -97,7 +97,7 @@ func (c *Client) demandAt(ctx context.Context, addr string) {
 	defer tick.Stop()
 	wait := proc.Backoff{Min: retryFirst, Max: retryMost, Reset: 2 * retryMost}
 	for {
-		if r := c.waits(time.Now()); len(r.GetModels()) > 0 {
+		if r := c.waits(time.Now()); len(r.GetModels())+len(r.GetQueued()) > 0 {
 			began := time.Now()
 			if err := c.demandStream(ctx, conn, tick.C); err != nil && ctx.Err() == nil {
 				c.log.Warn("what is waited for was not reported", "xds", addr, "error", err)
@@ -128,9 +128,12 @@ func (c *Client) demandStream(ctx context.Context, conn *grpc.ClientConn, tick <
 	for {
 		now := time.Now()
 		r := c.waits(now)
-		names := make([]string, len(r.GetModels()))
-		for i, m := range r.GetModels() {
-			names[i] = m.GetModel()
+		names := make([]string, 0, len(r.GetModels())+len(r.GetQueued()))
+		for _, m := range r.GetModels() {
+			names = append(names, m.GetModel())
+		}
+		for _, m := range r.GetQueued() {
+			names = append(names, "queued "+m.GetModel())
 		}
 		if !slices.Equal(names, models) || len(names) > 0 && now.Sub(sent) >= demandAgain {
 			if err := stream.Send(r); err != nil {
@@ -150,7 +153,7 @@ func (c *Client) demandStream(ctx context.Context, conn *grpc.ClientConn, tick <
 	}
 }
 
-// waits is what requests wait for that is loaded on demand, in the order of names.
+// waits is what requests wait for, in the order of names.
 func (c *Client) waits(now time.Time) *fleetpb.DemandReport {
 	r := &fleetpb.DemandReport{}
 	t := c.table.Load()
@@ -158,15 +161,28 @@ func (c *Client) waits(now time.Time) *fleetpb.DemandReport {
 		return r
 	}
 	c.waiting(func(model string, n int, since time.Time) {
-		if m := t.Models[model]; m != nil && m.Awaited && n > 0 {
-			oldest := min(max(0, now.Sub(since)), 24*time.Hour)
-			r.Models = append(r.Models, &fleetpb.ModelDemand{Model: model, Waiting: uint32(min(n, 1000000)), Oldest: durationpb.New(oldest)})
+		m := t.Models[model]
+		if m == nil || n <= 0 {
+			return
+		}
+		oldest := min(max(0, now.Sub(since)), 24*time.Hour)
+		d := &fleetpb.ModelDemand{Model: model, Waiting: uint32(min(n, 1000000)), Oldest: durationpb.New(oldest)}
+		if m.Awaited {
+			r.Models = append(r.Models, d)
+		} else {
+			r.Queued = append(r.Queued, d)
 		}
 	})
-	if len(r.Models) > mostDemand {
-		slices.SortFunc(r.Models, func(a, b *fleetpb.ModelDemand) int { return cmp.Compare(b.GetWaiting(), a.GetWaiting()) })
-		r.Models = r.Models[:mostDemand]
-	}
-	slices.SortFunc(r.Models, func(a, b *fleetpb.ModelDemand) int { return cmp.Compare(a.GetModel(), b.GetModel()) })
+	r.Models, r.Queued = bounded(r.Models), bounded(r.Queued)
 	return r
+}
+
+// bounded returns those with most requests, in the order of names.
+func bounded(all []*fleetpb.ModelDemand) []*fleetpb.ModelDemand {
+	if len(all) > mostDemand {
+		slices.SortFunc(all, func(a, b *fleetpb.ModelDemand) int { return cmp.Compare(b.GetWaiting(), a.GetWaiting()) })
+		all = all[:mostDemand]
+	}
+	slices.SortFunc(all, func(a, b *fleetpb.ModelDemand) int { return cmp.Compare(a.GetModel(), b.GetModel()) })
+	return all
 }

@@ -59,7 +59,11 @@ func TestXDSLearnsWhatIsWaitedFor(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.demand(ctx) }()
-	all := (<-p.got).GetModels()
+	first := <-p.got
+	if q := first.GetQueued(); len(q) != 1 || q[0].GetModel() != "always" || q[0].GetWaiting() != 3 {
+		t.Errorf("reported as queued: %v", q)
+	}
+	all := first.GetModels()
 	if len(all) != 2 || all[0].GetModel() != "a" || all[1].GetModel() != "b" || all[1].GetWaiting() != 2 || all[1].GetOldest().AsDuration() < 59*time.Second {
 		t.Errorf("reported %v", all)
 	}

@@ -43,6 +43,8 @@ type Input struct {
 type Model struct {
 	Name string
 	Spec config.ModelSpec
+	// Names are those of its replicas; nil: by their number.
+	Names []string
 	// Runs are the replicas that have a place, by name.
 	Runs []Run
 	// Due is whether what runs may move to where it is better.
@@ -231,6 +233,12 @@ func (p *plan) result(m Model, r planner.Request, l planner.Layout) Result {
 	}
 	for i := 0; len(rest) > 0; i++ {
 		name := config.Model{Metadata: config.Metadata{Name: m.Name}}.ReplicaName(i)
+		if m.Names != nil {
+			if i == len(m.Names) {
+				break // there are to be fewer
+			}
+			name = m.Names[i]
+		}
 		if _, named := res.Places[name]; !named {
 			res.Places[name], rest = rest[0], rest[1:]
 		}
@@ -297,7 +305,7 @@ func (m Model) equal(o Model) bool {
 	a, b := m.Spec, o.Spec
 	same := m.Name == o.Name && m.Due == o.Due && a.Weights == b.Weights && a.Replicas == b.Replicas && a.Goal == b.Goal &&
 		a.Backend.ContextTokens == b.Backend.ContextTokens && a.Backend.Slots == b.Backend.Slots
-	return same && slices.EqualFunc(m.Runs, o.Runs, func(a, b Run) bool { return a.Replica == b.Replica && a.Place.Same(b.Place) })
+	return same && slices.Equal(m.Names, o.Names) && slices.EqualFunc(m.Runs, o.Runs, func(a, b Run) bool { return a.Replica == b.Replica && a.Place.Same(b.Place) })
 }
 
 // Names returns the names of a result's replicas that have a place, sorted.

@@ -43,7 +43,7 @@ func (s *Service) Demand(stream grpc.ClientStreamingServer[fleetpb.DemandReport,
 			return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
 		}
 		select {
-		case s.events <- Demanded{Stream: id, Models: waitingSince(r, time.Now())}:
+		case s.events <- Demanded{Stream: id, Models: waitingSince(r.GetModels(), time.Now()), Queued: waitingSince(r.GetQueued(), time.Now())}:
 		case <-s.ended:
 			return status.Error(codes.Unavailable, "xds is ending")
 		case <-stream.Context().Done():
@@ -53,9 +53,9 @@ func (s *Service) Demand(stream grpc.ClientStreamingServer[fleetpb.DemandReport,
 }
 
 // waitingSince is a report as the fleet has it.
-func waitingSince(r *fleetpb.DemandReport, now time.Time) map[string]turns.Demand {
-	all := make(map[string]turns.Demand, len(r.GetModels()))
-	for _, m := range r.GetModels() {
+func waitingSince(models []*fleetpb.ModelDemand, now time.Time) map[string]turns.Demand {
+	all := make(map[string]turns.Demand, len(models))
+	for _, m := range models {
 		all[m.GetModel()] = turns.Demand{Waiting: int(m.GetWaiting()), Since: now.Add(-m.GetOldest().AsDuration())}
 	}
 	return all

@@ -11,12 +11,12 @@ import (
 	"millrace.dev/millrace/xds/internal/layout"
 )
 
-// specs returns the replicas that are desired.
-func specs(s *desired.State) []layout.Spec {
+// specs returns the replicas that are desired, of each model those with these numbers.
+func specs(s *desired.State, numbers func(desired.Object[config.ModelSpec]) []int) []layout.Spec {
 	var all []layout.Spec
 	for _, m := range s.Models {
 		b := backend(m.Spec, s.Policy.Spec.Limits)
-		for i := range m.Spec.Replicas {
+		for _, i := range numbers(m) {
 			l := m.Spec.LayoutOf(i)
 			all = append(all, layout.Spec{
 				Model: m.Name, Replica: desired.Replica(m.Name, i), Backend: b, Shares: l.Shares, Nodes: l.Nodes, Planned: m.Spec.Planned(),

@@ -210,8 +210,8 @@ func (s *Snapshot) Sole() map[string][]string {
 	for _, m := range s.Desired.Models {
 		for _, node := range s.onAll(m.Name) {
 			moves := false
-			for i := range m.Spec.Replicas {
-				l := m.Spec.LayoutOf(i)
+			for _, name := range s.Replicas(m) {
+				l := m.Spec.LayoutOf(number(name, m.Name))
 				moves = moves || len(l.Nodes) == 0 && l.Stages <= free
 			}
 			if !moves {

@@ -55,7 +55,7 @@ func (f *Fleet) Step(now time.Time, ev Event) {
 		f.reported(now, ev)
 	case Desired:
 		if f.desired.State != ev.State {
-			f.specs = specs(ev.State)
+			f.specs = specs(ev.State, f.numbers)
 			f.setForeign(ev.State)
 			f.changes++
 		}

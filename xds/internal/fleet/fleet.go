@@ -86,6 +86,10 @@ type Fleet struct {
 	// waiting for them, by the number of the stream.
 	sharing sharing
 	demand  map[uint64]demand
+	// scaled are the models whose number of replicas follows demand, by name, and scaledAt is
+	// when that was last decided on.
+	scaled   map[string]*scaled
+	scaledAt time.Time
 	// objects is what became of the objects of the desired state.
 	objects []Object
 	// endpoints remembers what was concluded of each replica, by its name, and
@@ -108,6 +112,7 @@ func New(settle time.Duration, now time.Time) *Fleet {
 		last:      enginepb.Version{Epoch: enginepb.EpochAt(now.UnixMicro()), Generation: nothing},
 		nodes:     make(map[string]*node),
 		demand:    make(map[uint64]demand),
+		scaled:    make(map[string]*scaled),
 		endpoints: make(map[string]*Endpoint),
 		stages:    make(map[string]*standing),
 		auto:      newPlanning(),
@@ -131,6 +136,7 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 		f.show(now, s)
 		return s
 	}
+	f.scale(now)
 	plan := f.plan(now)
 	f.learn(now)
 	if f.planned {
@@ -145,6 +151,7 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 	}
 	f.judge(now, s)
 	f.weigh(now, s)
+	s.Scaled = f.scaledView(now)
 	s.Awaited, s.Waiting, s.Swaps = f.awaited(s), f.waited(now), f.sharing.swaps
 	f.settled = f.settled || f.complete(now)
 	f.direct(now, s)

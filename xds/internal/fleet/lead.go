@@ -34,6 +34,7 @@ func (f *Fleet) lead(now time.Time, term uint64) {
 		l.follows, l.term, l.since = false, max(term, min(f.obeyed()+1, mostTerm)), now
 		f.planned, f.replicas, f.retiring = false, nil, nil
 		f.auto = newPlanning()
+		clear(f.scaled)
 		f.begin(now)
 	default:
 		l.term = max(l.term, term)

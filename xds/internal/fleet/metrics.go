@@ -23,6 +23,7 @@ type metrics struct {
 	waiting   prometheus.Gauge
 	swaps     prometheus.Counter
 	swapped   uint64 // of swaps, those that are counted
+	scaled    scaledMetrics
 }
 
 // states are the label values of an endpoint's or node's state.
@@ -68,6 +69,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.swaps = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "millrace_xds_swaps_total", Help: "Places on nodes that a model which is loaded on demand has given up for another one.",
 	})
+	m.scaled = newScaledMetrics(reg)
 	reg.MustRegister(m.asleep, m.waiting, m.swaps, m.plans, m.predicted, m.observed, m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.settled)
 	m.observe(&Snapshot{})
 	return m
@@ -88,6 +90,7 @@ func (m *metrics) observe(s *Snapshot) {
 		m.endpoints.WithLabelValues(label).Set(float64(endpoints[label]))
 	}
 	m.layouts(s)
+	m.scaled.observe(s)
 	asleep, waiting := 0, 0
 	for _, u := range s.Unplaced {
 		if u.Asleep {

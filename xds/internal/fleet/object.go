@@ -20,6 +20,7 @@ const (
 	accepted    = "Accepted"
 	readyType   = "Ready"
 	progressing = "Progressing"
+	scaledType  = "Scaled"
 )
 
 // Key names an object.
@@ -30,18 +31,20 @@ type Object struct {
 	Key
 	// Generation of the content in force; 0: none is.
 	Generation int64
-	// Conditions in the order Accepted, Ready, Progressing.
+	// Conditions in the order Accepted, Ready, Progressing, Scaled.
 	Conditions []ObjectCondition
 	// Replicas of a model by name, and how many of them take requests.
 	Replicas []string
 	Ready    int
 	// Layout is how a model is laid out, and why, where that is planned.
 	Layout string
+	// Scaled is how the number of a model's replicas follows demand; nil: it doesn't.
+	Scaled *Scaled
 }
 
 // ObjectCondition is one statement about an object, in Kubernetes' sense.
 type ObjectCondition struct {
-	// Type is Accepted, Ready or Progressing, and Status whether it is so.
+	// Type is Accepted, Ready, Progressing or Scaled, and Status whether it is so.
 	Type   string
 	Status bool
 	// Reason is one word for programs, Message is for a person.
@@ -94,14 +97,20 @@ func objects(p desired.Published, refusals map[Key]string, snap *Snapshot, befor
 	}
 	for _, m := range p.State.Models {
 		o := Object{Key: Key{m.Kind, m.Name}, Generation: m.Generation}
-		for i := range m.Spec.Replicas {
-			o.Replicas = append(o.Replicas, desired.Replica(m.Name, i))
-		}
+		o.Replicas = snap.Replicas(m)
 		r, pr := judgeModel(&o, serving, snap)
+		more := []ObjectCondition{r, pr}
+		sc, scaled := snap.Scaled[m.Name]
 		if len(o.Replicas) == 0 {
-			r = judgeServed(o, endpoints)
+			if more[0] = judgeServed(o, endpoints); scaled && sc.Min == 0 {
+				more[0] = ObjectCondition{Type: readyType, Status: true, Reason: "Asleep", Message: sc.Reason, Observed: o.Generation}
+			}
 		}
-		add(o, r, pr)
+		if scaled {
+			o.Scaled = &sc
+			more = append(more, sc.condition(o.Generation))
+		}
+		add(o, more...)
 	}
 	for _, e := range p.State.Endpoints {
 		o := Object{Key: Key{e.Kind, e.Name}, Generation: e.Generation}
@@ -237,6 +246,9 @@ func enter(all, before []Object, now time.Time) {
 func (o Object) view() *fleetpb.ObjectView {
 	v := &fleetpb.ObjectView{
 		Kind: o.Kind, Name: o.Name, Generation: o.Generation, Replicas: o.Replicas, ReadyReplicas: uint32(o.Ready), Layout: o.Layout,
+	}
+	if o.Scaled != nil {
+		v.Scaling = o.Scaled.view()
 	}
 	for _, c := range o.Conditions {
 		v.Conditions = append(v.Conditions, &fleetpb.ObjectCondition{

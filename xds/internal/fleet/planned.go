@@ -188,12 +188,15 @@ func (f *Fleet) ask(now time.Time) *auto.Input {
 func (f *Fleet) toPlan(now time.Time) []auto.Model {
 	var all []auto.Model
 	for _, m := range f.desired.State.Models {
-		if !m.Spec.Planned() || m.Spec.Replicas == 0 {
+		numbers := f.numbers(m)
+		if !m.Spec.Planned() || len(numbers) == 0 {
 			continue
 		}
 		v := auto.Model{Name: m.Name, Spec: m.Spec, Due: now.Sub(f.start) >= moveEvery && now.Sub(f.auto.moved[m.Name]) >= moveEvery}
-		for i := range m.Spec.Replicas {
+		v.Spec.Replicas = len(numbers)
+		for _, i := range numbers {
 			name := desired.Replica(m.Name, i)
+			v.Names = append(v.Names, name)
 			p, placed := f.auto.places[name]
 			if !placed {
 				continue

@@ -255,7 +255,7 @@ func (m *mesh) healthy(model string) (n int) {
 func (m *mesh) settled() {
 	m.t.Helper()
 	ran := map[string]bool{}
-	for _, s := range specs(m.state) {
+	for _, s := range specs(m.state, m.fleet.numbers) {
 		var nodes []string
 		for _, e := range m.snap.Endpoints {
 			if e.Replica == s.Replica && e.Membership == Healthy {

@@ -83,7 +83,7 @@ func (f *Fleet) conditions(s *Snapshot) []obs.Condition {
 		if e.Membership == Healthy {
 			serving[e.Model]++
 		}
-		if e.State == notReady && e.Foreign == nil && f.closing(e.Replica) == "" {
+		if e.State == notReady && e.Foreign == nil && !e.closes {
 			all = append(all, obs.Condition{
 				Code: wire.ReplicaNotReady,
 				Text: fmt.Sprintf("replica %s takes no requests: %s", e.Replica, e.Reason),
@@ -105,7 +105,7 @@ func (f *Fleet) modelConditions(s *Snapshot, serving map[string]int) []obs.Condi
 	}
 	var all []obs.Condition
 	for _, m := range f.desired.State.Models {
-		if serving[m.Name] == 0 && s.Awaited[m.Name] == "" && (m.Spec.Replicas > 0 || should[m.Name]) {
+		if serving[m.Name] == 0 && s.Awaited[m.Name] == "" && (len(s.Replicas(m)) > 0 || should[m.Name]) {
 			all = append(all, obs.Condition{
 				Code: wire.ModelDown,
 				Text: fmt.Sprintf("model %s has no replica that takes requests", m.Name),

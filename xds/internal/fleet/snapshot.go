@@ -74,6 +74,8 @@ type Snapshot struct {
 	Awaited map[string]string
 	Waiting map[string]turns.Demand
 	Swaps   uint64
+	// Scaled has the models whose number of replicas follows demand, by name.
+	Scaled map[string]Scaled
 	// Conditions has what is wrong.
 	Conditions []obs.Condition
 }
@@ -122,8 +124,9 @@ type Endpoint struct {
 
 	// worth is what the weight is made of.
 	worth weight.Replica
-	// leaves is whether nothing is wrong with it but that some of its nodes leave.
-	leaves bool
+	// leaves is whether nothing is wrong with it but that some of its nodes leave, closes
+	// whether it gets no requests as it is to end.
+	leaves, closes bool
 }
 
 // Node is one node as people see it.
@@ -184,10 +187,10 @@ func (f *Fleet) judge(now time.Time, s *Snapshot) {
 		if r.Moved {
 			e.Moves = r.Spec.Replica
 		}
-		if to := f.closing(r.Spec.Replica); to != "" {
+		if why := f.closes(r); why != "" {
 			// It stays in EDS until it goes: what extproc has sent there must still arrive.
-			e.State, e.leaves = notReady, false
-			e.Reason = "it gives its place to " + to + ", once its requests have ended"
+			e.State, e.leaves, e.closes = notReady, false, true
+			e.Reason = why
 		}
 		e.worth.Capacity = f.capacity(r.Stages, e.Speed.GetDecode())
 		head := stages[names[0]]

@@ -24,31 +24,34 @@ const (
 type Demanded struct {
 	// Stream is the number of the stream.
 	Stream uint64
-	// Models is by name.
-	Models map[string]turns.Demand
+	// Models is by name. Queued are those that wait as all endpoints of their model are busy.
+	Models, Queued map[string]turns.Demand
 }
 
 func (Demanded) event() {}
 
 // demanded takes it in.
 func (f *Fleet) demanded(now time.Time, ev Demanded) {
-	if len(ev.Models) == 0 {
+	if len(ev.Models)+len(ev.Queued) == 0 || f.desired.State == nil {
 		delete(f.demand, ev.Stream)
 		return
 	}
-	known := map[string]turns.Demand{}
-	for _, spec := range f.specs {
-		if d, ok := ev.Models[spec.Model]; ok {
-			known[spec.Model] = d
+	known := func(all map[string]turns.Demand) map[string]turns.Demand {
+		of := map[string]turns.Demand{}
+		for _, m := range f.desired.State.Models {
+			if d, ok := all[m.Name]; ok {
+				of[m.Name] = d
+			}
 		}
+		return of
 	}
-	f.demand[ev.Stream] = demand{known, now}
+	f.demand[ev.Stream] = demand{known(ev.Models), known(ev.Queued), now}
 }
 
 // demand is what one extproc has reported, and when.
 type demand struct {
-	models map[string]turns.Demand
-	at     time.Time
+	models, queued map[string]turns.Demand
+	at             time.Time
 }
 
 // waited adds up what extprocs keep waiting, by model.
@@ -59,16 +62,29 @@ func (f *Fleet) waited(now time.Time) map[string]turns.Demand {
 			delete(f.demand, stream)
 			continue
 		}
-		for model, one := range d.models {
-			sum := all[model]
-			if sum.Waiting == 0 || one.Since.Before(sum.Since) {
-				sum.Since = one.Since
-			}
-			sum.Waiting += one.Waiting
-			all[model] = sum
-		}
+		addUp(all, d.models)
 	}
 	return all
+}
+
+// queued adds up what waits in extprocs, by model, for whatever it does.
+func (f *Fleet) queued(now time.Time) map[string]turns.Demand {
+	all := f.waited(now)
+	for _, d := range f.demand {
+		addUp(all, d.queued)
+	}
+	return all
+}
+
+func addUp(all, more map[string]turns.Demand) {
+	for model, one := range more {
+		sum := all[model]
+		if sum.Waiting == 0 || one.Since.Before(sum.Since) {
+			sum.Since = one.Since
+		}
+		sum.Waiting += one.Waiting
+		all[model] = sum
+	}
 }
 
 // place is what is known of the place of a replica that is loaded on demand.
@@ -332,7 +348,7 @@ type Unplaced struct {
 // endpoint takes them, by model. Of one that has an endpoint, it says so, too: gateways learn of
 // what is to be waited for before the endpoint goes, and until after it has come.
 func (f *Fleet) awaited(s *Snapshot) map[string]string {
-	if len(f.sharing.places) == 0 {
+	if len(f.sharing.places) == 0 && len(f.scaled) == 0 {
 		return nil
 	}
 	fails, why := map[string]bool{}, map[string]string{}
@@ -354,5 +370,6 @@ func (f *Fleet) awaited(s *Snapshot) map[string]string {
 		}
 	}
 	maps.DeleteFunc(why, func(model, _ string) bool { return fails[model] })
+	f.awaitedScaled(s, why)
 	return why
 }

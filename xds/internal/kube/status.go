@@ -26,7 +26,7 @@ const maxRows = 1024
 func modelStatus(v verdict, snap *fleet.Snapshot, address string) kubeapi.ModelStatus {
 	m := modelView{verdict: v, snap: snap, states: engineStates(snap)}
 	if d, ok := snap.Desired.Model(v.Name); ok && !d.Spec.Implied {
-		m.inForce, m.desired = d.Generation, d.Spec.Replicas
+		m.inForce, m.desired = d.Generation, snap.Replicas(d)
 	}
 	m.count()
 	s := kubeapi.ModelStatus{
@@ -42,10 +42,10 @@ type modelView struct {
 	verdict
 	snap   *fleet.Snapshot
 	states map[string]enginepb.State
-	// inForce is the generation of what is in force; 0: nothing is. desired is how many
-	// replicas that has.
+	// inForce is the generation of what is in force; 0: nothing is. desired has the names of
+	// the replicas of that.
 	inForce int64
-	desired int
+	desired []string
 
 	rows  []kubeapi.Row
 	nodes []string
@@ -81,8 +81,7 @@ func (m *modelView) count() {
 			others = append(others, e)
 		}
 	}
-	for i := range m.desired {
-		name := fmt.Sprintf("%s-%d", m.Name, i)
+	for _, name := range m.desired {
 		e, known := by[name]
 		row := kubeapi.Row{Name: name, Nodes: m.snap.Placed[name], State: kubeapi.StateUnplaced, Reason: clip(m.snap.Waits[name])}
 		switch nodes := m.snap.Placed[name]; {
@@ -114,12 +113,7 @@ func (m *modelView) count() {
 }
 
 func (m *modelView) desires(replica string) bool {
-	for i := range m.desired {
-		if replica == fmt.Sprintf("%s-%d", m.Name, i) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(m.desired, replica)
 }
 
 // add counts a row.
@@ -217,6 +211,8 @@ func (m *modelView) planned() metav1.Condition {
 func (m *modelView) ready() metav1.Condition {
 	missing := strings.Join(slices.Concat(m.failed, m.unplaced, m.starting), "; ")
 	switch {
+	case m.up == 0 && m.total == 0 && m.asleep():
+		return m.condition(kubeapi.Ready, true, reasonAsleep, "no replica runs while nobody asks; the next request waits until one has started")
 	case m.up == 0 && m.total == 0:
 		return m.condition(kubeapi.Ready, false, kubeapi.ReasonNoneReady, "no replicas are desired, and no endpoints serve it")
 	case m.up == 0 && len(m.starting) > 0:
@@ -232,8 +228,7 @@ func (m *modelView) ready() metav1.Condition {
 // progressing states whether something is on its way.
 func (m *modelView) progressing() metav1.Condition {
 	var moving []string
-	for i := range m.desired {
-		name := fmt.Sprintf("%s-%d", m.Name, i)
+	for _, name := range m.desired {
 		if why := m.snap.Waits[name]; why != "" && m.snap.Placed[name] != nil {
 			moving = append(moving, name+": "+why)
 		}
@@ -249,6 +244,15 @@ func (m *modelView) progressing() metav1.Condition {
 		return m.condition(kubeapi.Progressing, true, reason, strings.Join(m.starting, "; "))
 	}
 	return m.condition(kubeapi.Progressing, false, kubeapi.ReasonStable, "")
+}
+
+// reasonAsleep is of Ready: there are no replicas, and a request makes one start.
+const reasonAsleep = "Asleep"
+
+// asleep reports whether there are no replicas as nobody asks.
+func (m *modelView) asleep() bool {
+	s, scaled := m.snap.Scaled[m.Name]
+	return scaled && s.Min == 0
 }
 
 // reasonRollingOut is of Progressing: replicas are changed or moved, one after the other.

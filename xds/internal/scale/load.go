@@ -5,8 +5,12 @@ import (
 	"time"
 )
 
-// tiny stands for nothing where something is divided by it.
-const tiny = 1e-12
+const (
+	// tiny stands for nothing where something is divided by it.
+	tiny = 1e-12
+	// least is what counts as something, per second.
+	least = 1e-3
+)
 
 // number returns f if it is one that can be counted with, else 0.
 func number(f float64) float64 {
@@ -71,8 +75,9 @@ type Memory struct {
 	// the newest.
 	peaks [buckets]Load
 	piece int64
-	// asked is when something was last asked.
-	asked time.Time
+	// asked is when something was last asked, pressed when as many requests ran as there were
+	// replicas, or some waited.
+	asked, pressed time.Time
 	// doubt is by how much less than measured replicas are taken to do, 1 to mostDoubt.
 	doubt float64
 	// cheaper is since when another set of replicas would be cheaper; zero: it would not be.
@@ -84,7 +89,7 @@ func (m Memory) next(in *Input, starting bool, lead time.Duration) Memory {
 	d, now := in.Demand, in.Now
 	passed := now.Sub(m.at)
 	if m.at.IsZero() || passed < 0 || passed > gap {
-		m = Memory{at: now, since: now, fast: d.Load, slow: d.Load, asked: now, doubt: 1, piece: pieceOf(now, in.Settings.DownAfter)}
+		m = Memory{at: now, since: now, fast: d.Load, slow: d.Load, asked: now, pressed: now, doubt: 1, piece: pieceOf(now, in.Settings.DownAfter)}
 		m.remember(in, lead)
 		return m
 	}
@@ -93,6 +98,9 @@ func (m Memory) next(in *Input, starting bool, lead time.Duration) Memory {
 	m.slow = mean(m.slow, d.Load, passed, slow)
 	if d.asks() {
 		m.asked = now
+	}
+	if n := in.serving(); d.Queued > 0 || d.Running >= n {
+		m.pressed = now
 	}
 	late := d.Attainment >= 0 && d.Attainment < in.Settings.Attainment && d.Load != Load{}
 	late = late || in.Settings.FirstToken > 0 && d.Oldest > in.Settings.FirstToken && d.Queued > 0
@@ -109,7 +117,21 @@ func (m Memory) next(in *Input, starting bool, lead time.Duration) Memory {
 
 func mean(was, is Load, passed, over time.Duration) Load {
 	a := math.Exp(-passed.Seconds() / over.Seconds())
-	return was.scaled(a).plus(is.scaled(1 - a))
+	l := was.scaled(a).plus(is.scaled(1 - a))
+	if l.Requests+l.Prompt+l.Output < least {
+		return Load{}
+	}
+	return l
+}
+
+// serving is how many replicas there are that don't drain.
+func (in *Input) serving() (n int) {
+	for _, r := range in.Replicas {
+		if r.State != Draining {
+			n++
+		}
+	}
+	return n
 }
 
 // pieceOf numbers the pieces of time.

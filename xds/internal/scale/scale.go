@@ -13,7 +13,8 @@
 // search considers few enough of them, else the best that was found.
 //
 //   - Up: those that are there stay, and others join. Demand has to exceed what there is by more
-//     than chance explains: twenty requests that came in ten seconds may have been fifteen.
+//     than chance explains, as twenty requests that came in ten seconds may have been fifteen, or
+//     requests have to wait for twice as long as they may.
 //   - Down: by draining, those with the least sessions first, a fourth of them at a time, and
 //     only when the greatest demand of the whole time downAfter would be met without them.
 //   - Another set would be cheaper by a fifth: it is started first, if max and budget allow
@@ -309,6 +310,10 @@ func (d *decider) waits() {
 	may := patience
 	if f := d.in.Settings.FirstToken; f > 0 {
 		may = min(may, f)
+	}
+	if d.in.Demand.Oldest > 2*may {
+		d.expected.sure = d.expected.likely // that it is too much is seen: chance is no excuse
+		d.loads(d.expected.sure)
 	}
 	// What is served in that time need not count as waiting.
 	asked := d.expected.likely.Requests

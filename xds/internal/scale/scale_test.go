@@ -107,6 +107,10 @@ func TestDecide(t *testing.T) {
 			want: []int{2}, phase: Growing, words: "not measured",
 		},
 		{
+			name: "nothing measured, and none waits", in: Input{Settings: s, Demand: Demand{Load: Load{Requests: 1}, Running: 1, Attainment: -1}, Replicas: serving(3), Variants: []Variant{{Cost: 1, Free: 3}}},
+			lasts: 6 * time.Minute, want: []int{2}, phase: Shrinking, drain: "v0-0", words: "not measured",
+		},
+		{
 			name: "late answers count", in: Input{Settings: s, Demand: Demand{Load: Load{Requests: 0.7}, Attainment: 0.5}, Replicas: serving(1), Variants: []Variant{small}},
 			lasts: 2 * time.Minute, want: []int{2}, phase: Growing, words: "late",
 		},

@@ -45,7 +45,8 @@ func (d *decider) best(lo, hi []int) []int {
 }
 
 // unmeasured decides without knowing what a replica can do: one more where a request waits for
-// too long and none is on its way.
+// too long and none is on its way; one less where for long none has waited, and fewer ran than
+// there are replicas.
 func (d *decider) unmeasured() Decision {
 	n := max(sum(d.now), d.least())
 	q := d.in.Demand
@@ -58,6 +59,14 @@ func (d *decider) unmeasured() Decision {
 	}
 	for v := range d.shares {
 		d.shares[v] = 1
+	}
+	d.need = 1
+	if n == sum(d.now) && n > d.least() && !d.stays() && d.in.Now.Sub(d.memory.pressed) >= d.in.Settings.DownAfter {
+		less := d.choice(d.none, d.now, float64(n-1))
+		less.max = n - 1
+		if set := less.most(); set != nil {
+			return d.down(set, "nothing has waited for "+span(d.in.Settings.DownAfter)+"; what they can do is not measured yet")
+		}
 	}
 	c := d.choice(d.now, d.room, float64(n))
 	c.min = n

@@ -63,6 +63,9 @@ func (w *world) input(rate float64) Input {
 	}
 	w.queued = max(0, w.queued+float64(came)-does)
 	in.Demand = Demand{Load: Load{Requests: float64(all) / float64(len(w.window))}, Queued: int(w.queued), Running: min(1, came), Attainment: -1}
+	if w.queued >= 1 && does > 0 {
+		in.Demand.Oldest = time.Duration(w.queued / does * float64(time.Second))
+	}
 	return in
 }
 
