@@ -136,7 +136,7 @@ func TestBadMetadataIsRefused(t *testing.T) {
 		want string
 	}{
 		{"nothing", nil, codes.InvalidArgument, "scalerMetadata.model: missing"},
-		{"a typo", ref("modle", "m"), codes.InvalidArgument, "scalerMetadata.modle: unknown field; did you mean model?"},
+		{"a typo", ref("models", "m"), codes.InvalidArgument, "scalerMetadata.models: unknown field; did you mean model?"},
 		{"no such model", ref("model", "x"), codes.InvalidArgument, `scalerMetadata.model: "x"; must be the name`},
 		{"one alike", ref("model", "owm"), codes.InvalidArgument, "did you mean own?"},
 		{"long", ref("model", strings.Repeat("x", 1000)), codes.InvalidArgument, "1000 bytes"},
