@@ -82,7 +82,7 @@ func TestReplicasFollowDemand(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	// A little goes on while the second one drains.
+	// a little is asked while the second one drains.
 	for n := 2.0; n > 1; {
 		if err := ask(4); err != nil {
 			t.Fatal(err)

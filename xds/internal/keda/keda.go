@@ -111,17 +111,17 @@ func (s *Server) StreamIsActive(ref *scalerpb.ScaledObjectRef, stream grpc.Serve
 		return err
 	}
 	defer s.streams.Add(-1)
-	for said, first := false, true; ; {
+	for sent, first := false, true; ; {
 		snap, next := s.fleet.Latest()
 		v, err := scaled(snap, ref)
 		if err != nil {
 			return err
 		}
-		if active := v.Desired > 0; first || active != said {
+		if active := v.Desired > 0; first || active != sent {
 			if err := stream.Send(&scalerpb.IsActiveResponse{Result: active}); err != nil {
 				return err
 			}
-			said, first = active, false
+			sent, first = active, false
 		}
 		select {
 		case <-stream.Context().Done():
