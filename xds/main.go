@@ -80,7 +80,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
-	f.Optional(&o.scaler, "scaler", "`ip:port` of KEDA's external scaler protocol, for models with scaling.mode: recommend; none: it is not served")
+	f.ListenIf(&o.scaler, "scaler", "`ip:port` of KEDA's external scaler protocol, for models with scaling.mode: recommend; none: it is not served")
 	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; if empty, the defaults")
 	f.StringVar(&o.drained, "drained", "", "`file` with the nodes that are drained, which millrace drain writes; if empty, none is")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")

@@ -46,6 +46,7 @@ type use int
 const (
 	dial      use = iota // of another program, which has TLS when this one has
 	listen               // of a port that has TLS when the program has an identity
+	listenIf             // of such a port, or empty
 	cleartext            // of a port that never has it
 	admin                // of the admin page
 	probes               // of the pages that hold no secret, or empty
@@ -65,6 +66,12 @@ func NewFlags(name string, help io.Writer) *Flags {
 func (f *Flags) Listen(p *string, name, value, usage string) {
 	f.StringVar(p, name, value, usage)
 	f.addresses = append(f.addresses, address{name, p, listen})
+}
+
+// ListenIf is Listen for a port that is there only if it is given.
+func (f *Flags) ListenIf(p *string, name, usage string) {
+	f.StringVar(p, name, "", usage)
+	f.addresses = append(f.addresses, address{name, p, listenIf})
 }
 
 // Dial adds the address of another program. -check does without.
@@ -156,7 +163,7 @@ func (f *Flags) validate(more func() error) error {
 	open := false
 	for _, a := range f.addresses {
 		switch {
-		case a.use >= probes && *a.value == "", a.use == dial && f.check && *a.value == "":
+		case (a.use >= probes || a.use == listenIf) && *a.value == "", a.use == dial && f.check && *a.value == "":
 		case !isAddress(*a.value):
 			errs = append(errs, fmt.Errorf("-%s: %q; must be ip:port", a.name, *a.value))
 		case f.open(a.use, *a.value):
