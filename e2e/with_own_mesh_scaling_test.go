@@ -15,7 +15,7 @@ import (
 )
 
 // TestReplicasFollowDemand from zero to two and back to zero: every request is answered, those
-// too that come while there is no replica, and while one drains.
+// too that come while there is no replica, and while replicas end.
 func TestReplicasFollowDemand(t *testing.T) {
 	weights := rig.MustCached(t, "models/*.gguf")
 	file := "apiVersion: millrace.dev/v1alpha1\nkind: Model\nmetadata: {name: ant}\nspec: {weights: " + weights + ", layout: [{stages: 1}], backend: {slots: 1}, " +
@@ -51,10 +51,12 @@ func TestReplicasFollowDemand(t *testing.T) {
 			return err
 		}
 	}
-	rig.Wait(t, rig.BackLimit, "there are none", want(0))
-	if got := rig.Millrace(t, "", "status", "-dir", m.Dir); !strings.Contains(got.Stdout, "Asleep") || strings.Contains(got.Stdout, "degraded") {
-		t.Errorf("status:\n%s", got.Stdout)
-	}
+	rig.Wait(t, rig.BackLimit, "it is decided that there are none", func() error {
+		if got := rig.Millrace(t, "", "status", "-dir", m.Dir); !strings.Contains(got.Stdout, "Asleep") || strings.Contains(got.Stdout, "degraded") {
+			return fmt.Errorf("status:\n%s", got.Stdout)
+		}
+		return want(0)()
+	})
 	s, err := rig.Stream(t.Context(), url, streamed(request(8)), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -82,14 +84,15 @@ func TestReplicasFollowDemand(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	// a little is asked while the second one drains.
-	for n := 2.0; n > 1; {
-		if err := ask(4); err != nil {
-			t.Fatal(err)
+	rig.Wait(t, rig.BackLimit, "one has ended", func() error {
+		n, err := replicas()
+		if err == nil && n > 1 {
+			err = fmt.Errorf("%v replicas", n)
 		}
-		if n, err = replicas(); err != nil {
-			t.Fatal(err)
-		}
+		return err
+	})
+	if err := ask(4); err != nil {
+		t.Errorf("while they end: %v", err)
 	}
 	rig.Wait(t, rig.BackLimit, "there are none again", want(0))
 	if err := ask(4); err != nil {
