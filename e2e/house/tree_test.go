@@ -195,9 +195,9 @@ func TestCIDoesWhatTheReadmeSays(t *testing.T) {
 	if err != nil || st.Mode().Perm()&0o111 == 0 {
 		t.Fatalf(".ci/run: must be executable: %v", err)
 	}
-	for _, phase := range []string{"make setup", "make lint", "make test-unit", "make test-e2e"} {
-		if !strings.Contains(read(t, ".ci/run"), "\nphase "+phase) {
-			t.Errorf(".ci/run has no phase %q", phase)
+	for _, line := range []string{"phase make setup", "start lint", "phase make test-unit", "phase make test-e2e", "finish lint"} {
+		if !strings.Contains(read(t, ".ci/run"), "\n"+line+"\n") {
+			t.Errorf(".ci/run has no line %q", line)
 		}
 	}
 }
@@ -208,7 +208,7 @@ func TestCIFailsWithEachPhase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, target := range []string{"none", "setup", "lint", "test-unit", "test-e2e"} {
+	for _, target := range []string{"none", "setup", "lint", "test-unit", "test-e2e", "images", "kube-programs"} {
 		t.Run(target, func(t *testing.T) {
 			bin := t.TempDir()
 			for _, tool := range []string{"git", "go", "g++", "python3", "curl", "make"} {

@@ -17,6 +17,8 @@ import (
 	"sigs.k8s.io/controller-tools/pkg/genall"
 	"sigs.k8s.io/controller-tools/pkg/markers"
 	"sigs.k8s.io/yaml"
+
+	"millrace.dev/millrace/e2e/tools/output"
 )
 
 func main() {
@@ -73,7 +75,7 @@ func write(file string, to []string) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, filepath.Base(file)), b, 0o644); err != nil {
+		if err := output.Write(filepath.Join(dir, filepath.Base(file)), b); err != nil {
 			return err
 		}
 	}

@@ -24,6 +24,8 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
 	"github.com/grafana/grafana-foundation-sdk/go/stat"
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
+
+	"millrace.dev/millrace/e2e/tools/output"
 )
 
 func main() {
@@ -57,7 +59,7 @@ func run(rules string, to []string) error {
 			return err
 		}
 		for name, text := range made {
-			if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+			if err := output.Write(filepath.Join(dir, name), text); err != nil {
 				return err
 			}
 		}

@@ -22,6 +22,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
+
+	"millrace.dev/millrace/e2e/tools/output"
 )
 
 func main() {
@@ -108,10 +110,7 @@ func generate(plugin string, req *pluginpb.CodeGeneratorRequest, root string) er
 	}
 	for _, f := range resp.File {
 		path := filepath.Join(root, f.GetName())
-		if old, err := os.ReadFile(path); err == nil && string(old) == f.GetContent() {
-			continue // compilers that run meanwhile must not find half a file
-		}
-		if err := os.WriteFile(path, []byte(f.GetContent()), 0o644); err != nil {
+		if err := output.Write(path, []byte(f.GetContent())); err != nil {
 			return err
 		}
 	}
