@@ -27,7 +27,7 @@ import (
 var (
 	seed    = flag.Uint64("seed", 1, "of the questions that are asked while things break")
 	long    = flag.Bool("long", false, "keep kubelet stopped until Kubernetes gives up the node")
-	apiAway = flag.Duration("api-away", time.Minute, "how long the API server and etcd are stopped; 10m is what users are promised")
+	apiAway = flag.Duration("api-away", 30*time.Second, "how long the API server and etcd are stopped; 10m is what users are promised")
 )
 
 // faulty is an installation in which things break.
