@@ -16,7 +16,7 @@ func TestLoadTakesTheBetterReport(t *testing.T) {
 	if n := l.load(epoch.Add(500*time.Millisecond).UnixNano(), new(usual)).requests; n != 2 {
 		t.Errorf("load() = %v requests, want the 2 that an answer told", n)
 	}
-	if n := l.load(epoch.Add(2*time.Second).UnixNano(), new(usual)).requests; n != 7 {
+	if n := l.load(epoch.Add(trustFor+200*time.Millisecond).UnixNano(), new(usual)).requests; n != 7 {
 		t.Errorf("load() = %v requests, want the 7 that xds told since", n)
 	}
 }
