@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/extproc/internal/meter"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // trustFor is how long a load report that came with an answer outweighs the fleet's reports:
@@ -106,6 +107,9 @@ type work struct {
 	prompt, output float64
 	// kv is the share of the cache that is in use.
 	kv float64
+	// own is how many of the requests are ours, and others how many are not, by the report;
+	// grown is by what factor ours have become more since the report.
+	own, others, grown float64
 }
 
 // wake is how long a request waits there until the model is loaded, in milliseconds.
@@ -141,8 +145,28 @@ func (l *Live) load(now int64, usual *usual) work {
 	}
 	// Each request of ours is in flight until we see it end, so only those of
 	// others come from the report.
-	w.requests += float64(max(0, r.Requests-r.own))
+	w.own, w.others, w.grown = float64(own), float64(max(0, r.Requests-r.own)), float64(own+1)/float64(r.own+1)
+	w.requests += w.others
 	return w
+}
+
+// What others, who are other extprocs, have sent since the report is not known. They choose by the
+// same rules and reports, so that their requests have become more or fewer as ours have, by a factor of mostGrown at most;
+// and for each of ours whose prompt is worked on, they have unseen of one for each request of theirs by one of
+// ours there, as if there were mostPickers of us at most. Found on the training half of generated
+// workloads (extproc/replay), which have up to 8 extprocs.
+const (
+	mostGrown   = 2
+	unseen      = 0.5
+	mostPickers = 8
+)
+
+// mirror adds what others are likely to have sent since the report, and returns the prompts that are worked
+// on there, of which ours take so many milliseconds.
+func (w *work) mirror(prompts float64) float64 {
+	more := w.others * (trust.Clamp(w.grown, 1.0/mostGrown, mostGrown) - 1)
+	w.requests += more
+	return prompts * (1 + unseen*min(mostPickers, (w.others+more)/max(1, w.own)))
 }
 
 // prefilling is how long the prompts that we have sent are still worked on, in

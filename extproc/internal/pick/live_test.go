@@ -21,6 +21,39 @@ func TestLoadTakesTheBetterReport(t *testing.T) {
 	}
 }
 
+// TestOthersDoAsWeDo holds what is taken to be at an engine that has six requests of others, by a report that
+// came when one of ours was there.
+func TestOthersDoAsWeDo(t *testing.T) {
+	tests := []struct {
+		name              string
+		own               int // now
+		requests, prompts float64
+	}{
+		{"as many of ours", 1, 7, 10 * (1 + unseen*6)},
+		{"none of ours left: half of theirs", 0, 3, 10 * (1 + unseen*3)},
+		{"one more", 2, 11, 10 * (1 + unseen*4.5)},
+		{"many more: twice as many at most", 40, 52, 10 * (1 + unseen*12/40)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			l := new(Live)
+			first := l.Reserve(1, 1)
+			l.ReportFromAnswer(Report{Requests: 7}, epoch)
+			for range tt.own - 1 {
+				l.Reserve(1, 1)
+			}
+			if tt.own == 0 {
+				first.Release()
+			}
+			w := l.load(epoch.UnixNano(), new(usual))
+			prompts := w.mirror(10)
+			if math.Abs(w.requests-tt.requests) > 1e-9 || math.Abs(prompts-tt.prompts) > 1e-9 {
+				t.Errorf("%g requests, %g ms of prompts; want %g, %g", w.requests, prompts, tt.requests, tt.prompts)
+			}
+		})
+	}
+}
+
 func TestReservation(t *testing.T) {
 	a, b := new(Live), new(Live)
 	r := a.Reserve(7, 3)

@@ -386,8 +386,9 @@ type tariff struct {
 
 func (e *Endpoint) tariff(m *Model, usual *usual, now int64) tariff {
 	w, pace := e.load(now, usual), e.pace(now, usual)
+	prompts := w.mirror(e.prefilling(now))
 	slots := e.slots(&w)
-	prompts, waiting := e.prefilling(now), max(0, w.requests-slots+1)
+	waiting := max(0, w.requests-slots+1)
 	t := tariff{prompt: pace.prefill, hit: pace.hit, company: min(w.requests+1, slots)}
 	t.wait = wait(&w, &pace, slots, prompts, waiting)
 	t.load = e.wake() + e.loadTime(m, &w, &pace)
