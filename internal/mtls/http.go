@@ -7,6 +7,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,11 +33,14 @@ func (s *Source) Server(srv *http.Server, what string) {
 	srv.ErrorLog = log.New(io.Discard, "", 0) // a Listener logs what it refuses
 	srv.Protocols.SetHTTP2(true)
 	srv.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
-		return context.WithValue(ctx, beganKey{}, time.Now())
+		return context.WithValue(ctx, connKey{}, &conn{began: time.Now()})
 	}
 	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		now := time.Now()
-		id, err := Peer(r.TLS, now)
+		at, last := time.Now(), false
+		if c, ok := r.Context().Value(connKey{}).(*conn); ok && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+			at, last = c.next(at, r.TLS.PeerCertificates[0])
+		}
+		id, err := Peer(r.TLS, at)
 		if err == nil {
 			err = Allow(id, Call{Server: s.id, Method: what})
 		}
@@ -46,15 +50,35 @@ func (s *Source) Server(srv *http.Server, what string) {
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
-		if began, ok := r.Context().Value(beganKey{}).(time.Time); ok && renew(began, now, r.TLS.PeerCertificates[0]) {
+		if last {
 			w.Header().Set("Connection", "close")
 		}
 		inner.ServeHTTP(w, r)
 	})
 }
 
-// beganKey is under which a connection's context has when it began.
-type beganKey struct{}
+// connKey is under which a request's context has its connection.
+type connKey struct{}
+
+// conn is a connection of the server's.
+type conn struct {
+	began     time.Time
+	announced atomic.Bool // whether the peer has been sent word of its end
+}
+
+// next returns as of when the certificate of a request's peer is to be judged, and whether the
+// connection is to be closed after the request. The first request near the end of the
+// certificate, or after it, is served as when the connection began: the peer could not know, as
+// its last one may have taken as long, and does not ask again what was refused.
+func (c *conn) next(now time.Time, cert *x509.Certificate) (at time.Time, last bool) {
+	if !renew(c.began, now, cert) {
+		return now, false
+	}
+	if c.announced.CompareAndSwap(false, true) {
+		return c.began, true
+	}
+	return now, true
+}
 
 // renew reports whether a connection that began before the end of its peer's
 // certificate came near is near it now. One that began later stays.

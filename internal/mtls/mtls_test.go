@@ -386,6 +386,25 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+func TestTheFirstRequestAfterItsCertificateIsTheLast(t *testing.T) {
+	start := time.Now()
+	cert := &x509.Certificate{NotBefore: start, NotAfter: start.Add(8 * time.Hour)}
+	c := &conn{began: start}
+	for _, tt := range []struct {
+		now, at time.Duration
+		last    bool
+	}{
+		{time.Hour, time.Hour, false},
+		{9 * time.Hour, 0, true}, // judged as when the connection began
+		{9 * time.Hour, 9 * time.Hour, true},
+	} {
+		at, last := c.next(start.Add(tt.now), cert)
+		if !at.Equal(start.Add(tt.at)) || last != tt.last {
+			t.Errorf("a request after %s: judged as of %s, last %v; want %s, %v", tt.now, at.Sub(start), last, tt.at, tt.last)
+		}
+	}
+}
+
 // odd returns a certificate of the authority with any identities.
 func odd(t *testing.T, a *Authority, uris ...string) []byte {
 	t.Helper()
