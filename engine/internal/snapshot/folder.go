@@ -57,6 +57,9 @@ const (
 // Open opens a folder, or makes it. It returns how many files in it were none.
 func Open(dir string, most int64) (f *Folder, torn int, err error) {
 	f = &Folder{dir: dir, most: most, all: map[uint64]*entry{}, by: map[uint64]*entry{}}
+	if err := os.MkdirAll(dir, 0o700); err != nil { // refuses a pipe, which RemoveAll would open, and wait
+		return nil, 0, err
+	}
 	for _, sub := range []string{stateDir, partDir} {
 		if err := os.RemoveAll(filepath.Join(dir, sub)); err != nil {
 			return nil, 0, err

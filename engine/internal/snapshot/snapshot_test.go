@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -342,6 +344,23 @@ func TestForgedCopiesAreRefused(t *testing.T) {
 	}
 	if got := e.restores(t, third); !bytes.Equal(got, state(550)) {
 		t.Errorf("%d bytes are restored", len(got))
+	}
+}
+
+// TestPipeIsRefused, and not waited for.
+func TestPipeIsRefused(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := pipe + ".link"
+	if err := os.Symlink(pipe, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{pipe, link} {
+		if _, _, err := Open(dir, 1000); !errors.Is(err, unix.ENOTDIR) {
+			t.Errorf("Open(%s): %v", dir, err)
+		}
 	}
 }
 
