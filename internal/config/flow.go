@@ -159,9 +159,12 @@ func (f Flow) validate(path string, r *rules) {
 // within checks a number, which must not be NaN either.
 func (r *rules) within(path string, value, least, most float32) {
 	if !(value >= least && value <= most) {
-		r.broken(path, "%g; must be ≥ %g and ≤ %g", value, least, most)
+		r.broken(path, "%g; must be ≥ %s and ≤ %s", value, decimal(least), decimal(most))
 	}
 }
+
+// decimal is a bound without an exponent, as the CRDs have it.
+func decimal(v float32) string { return strconv.FormatFloat(float64(v), 'f', -1, 32) }
 
 // validateDegrade checks that the models are there that requests are to go to.
 func validateDegrade(path string, all []Degrade, known func(model string) bool, r *rules) {

@@ -18,7 +18,7 @@ const (
 //
 // +kubebuilder:object:generate=true
 // +millrace:rule:at="maxReplicas",missing=true,holds="has(self.maxReplicas)",words="0; must be ≥ 1"
-// +millrace:rule:at="maxReplicas",when="has(self.maxReplicas)",holds="self.maxReplicas >= self.minReplicas",shows="{string(self.maxReplicas)}",words="must be ≥ {string(self.minReplicas)}, minReplicas"
+// +millrace:rule:at="maxReplicas",when="has(self.maxReplicas) && self.maxReplicas >= 1 && self.maxReplicas <= 1024",holds="self.maxReplicas >= self.minReplicas",shows="{string(self.maxReplicas)}",words="must be ≥ {string(self.minReplicas)}, minReplicas"
 // +millrace:rule:at="budget",holds="self.budget == 0.0 || self.budget >= self.cost * double(self.minReplicas > 0 ? self.minReplicas : 1)",shows="{string(self.budget)}",words="must be at least what minReplicas cost, on one node each, and what one does"
 type Scaling struct {
 	// Mode is "auto": xds starts and drains replicas, and spec.replicas is not in force; or
