@@ -49,7 +49,7 @@ func (r *records) validate() error {
 			errs = append(errs, fmt.Errorf("-records-url: %w", err))
 		}
 	}
-	if _, err := addresses(r.peers); err != nil {
+	if _, err := addresses(r.peers, ""); err != nil {
 		errs = append(errs, fmt.Errorf("-records-peers: %w", err))
 	}
 	l := r.limits
@@ -82,8 +82,8 @@ func (r *records) usable() error {
 	return errors.Join(errs...)
 }
 
-// addresses reads the addresses of engines by node.
-func addresses(peers string) (map[string]string, error) {
+// addresses reads the addresses of engines by node, but for that of one node.
+func addresses(peers, but string) (map[string]string, error) {
 	all := map[string]string{}
 	for one := range strings.SplitSeq(peers, ",") {
 		if one = strings.TrimSpace(one); one == "" {
@@ -93,7 +93,9 @@ func addresses(peers string) (map[string]string, error) {
 		if !ok || !nodeName.MatchString(node) || address == "" {
 			return nil, fmt.Errorf("%q; must be such as node-b=10.0.0.3:7001", one)
 		}
-		all[node] = address
+		if node != but {
+			all[node] = address
+		}
 	}
 	return all, nil
 }

@@ -47,7 +47,7 @@ func (s *snapshots) validate() error {
 	if s.rate < slowest {
 		errs = append(errs, fmt.Errorf("-snapshots-rate: %d; must be ≥ %d", s.rate, slowest))
 	}
-	if _, err := addresses(s.peers); err != nil {
+	if _, err := addresses(s.peers, ""); err != nil {
 		errs = append(errs, fmt.Errorf("-snapshots-peers: %w", err))
 	}
 	return errors.Join(errs...)
@@ -100,14 +100,11 @@ func (s *snapshots) saving(cfg snapshot.Config, env *program.Env, o *options) (_
 	if cfg.Secret, err = o.records.secret(); err != nil {
 		return nil, err
 	}
-	others, err := addresses(s.peers)
+	others, err := addresses(s.peers, o.node)
 	if err != nil {
 		return nil, err
 	}
 	for other, address := range others {
-		if other == o.node {
-			continue
-		}
 		p, err := snapshot.Dial(other, address, env.Identity.DialOption(mtls.IsEngineOf(other)))
 		if err != nil {
 			return nil, err

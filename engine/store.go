@@ -82,15 +82,12 @@ func (r *records) open(env *program.Env, node string) (opened, error) {
 
 // dial returns the files of the other nodes.
 func (r *records) dial(env *program.Env, node string) ([]*copies.Peer, error) {
-	addresses, err := addresses(r.peers)
+	addresses, err := addresses(r.peers, node)
 	if err != nil {
 		return nil, err
 	}
 	var all []*copies.Peer
 	for other, address := range addresses {
-		if other == node {
-			continue
-		}
 		p, err := copies.Dial(other, address, r.message(), env.Identity.DialOption(mtls.IsEngineOf(other)))
 		if err != nil {
 			return nil, err

@@ -13,8 +13,6 @@ type States interface {
 	// Identity is what another backend must have in common with this one to restore what it
 	// saves. It may take as long as reading the weights does.
 	Identity(context.Context, *enginepb.Assignment) (*enginepb.SnapshotIdentity, error)
-	// Folder is where the files are that Save writes and Restore reads.
-	Folder() string
 	// Save writes the state of the idle sequence that was used last of those with about so many
 	// tokens, prompt and answer, to a file. It fails with ErrNoState.
 	Save(ctx context.Context, a *enginepb.Assignment, tokens uint64, file string) (Saved, error)

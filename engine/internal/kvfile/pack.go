@@ -11,7 +11,7 @@ import (
 // and the high one, with sign and exponent, is not; and nothing in them repeats. So each block is
 // taken apart into a plane of its even and one of its odd bytes, and each plane is coded by its
 // frequencies alone, with the entropy stage of zstd. All of zstd finds nothing more and takes five
-// times as long: conversations.md has the figures.
+// times as long: manifests/snapshots.md has the figures.
 //
 //	0   size of the block, 4 bytes, big-endian
 //	4   size of the even plane as it is here, 4 bytes; as much as it has: it is not coded

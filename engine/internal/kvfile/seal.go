@@ -1,14 +1,13 @@
 package kvfile
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/engine/internal/record"
 )
 
 // Secret is what files are sealed with. Each has a key of its own, made of the secret and the salt
@@ -55,11 +54,7 @@ func (s *Secret) open(h *enginepb.SnapshotHeader) (*seal, error) {
 }
 
 func (s *Secret) derive(salt []byte) (*seal, error) {
-	key, err := hkdf.Key(sha256.New, s.key, salt, "millrace snapshots", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
+	block, err := record.Cipher(s.key, salt, "millrace snapshots")
 	if err != nil {
 		return nil, err
 	}

@@ -45,9 +45,6 @@ func (k *Kind) States(*enginepb.Assignment) backend.States {
 	return &k.states
 }
 
-// Folder is where the server writes and reads.
-func (s *states) Folder() string { return s.k.StateFolder }
-
 // Identity reads the weights, the first time.
 func (s *states) Identity(ctx context.Context, a *enginepb.Assignment) (*enginepb.SnapshotIdentity, error) {
 	reply, err := s.k.do(ctx, http.MethodGet, "/props", nil)

@@ -66,11 +66,7 @@ func NewCodec(keys ...[]byte) (*Codec, error) {
 		if len(key) < MinKey || len(key) > MaxKey {
 			return nil, fmt.Errorf("key %d: %d bytes; must be %d to %d", i+1, len(key), MinKey, MaxKey)
 		}
-		derived, err := hkdf.Key(sha256.New, key, nil, "millrace records", 32)
-		if err != nil {
-			return nil, err
-		}
-		block, err := aes.NewCipher(derived)
+		block, err := Cipher(key, nil, "millrace records")
 		if err != nil {
 			return nil, err
 		}
@@ -81,6 +77,15 @@ func NewCodec(keys ...[]byte) (*Codec, error) {
 		c.keys = append(c.keys, aead)
 	}
 	return c, nil
+}
+
+// Cipher is AES-256 by what HKDF makes of a key and a salt for one purpose: for another it is another.
+func Cipher(key, salt []byte, purpose string) (cipher.Block, error) {
+	derived, err := hkdf.Key(sha256.New, key, salt, purpose, 32)
+	if err != nil {
+		return nil, err
+	}
+	return aes.NewCipher(derived)
 }
 
 // Encode returns the bytes of a record.

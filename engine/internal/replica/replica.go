@@ -16,11 +16,9 @@
 package replica
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/binary"
 	"errors"
 	"slices"
 	"strings"
@@ -30,6 +28,7 @@ import (
 
 	"millrace.dev/millrace/engine/internal/boltdb"
 	"millrace.dev/millrace/engine/internal/record"
+	"millrace.dev/millrace/engine/internal/rendezvous"
 )
 
 // Copies is on how many nodes a record is.
@@ -95,10 +94,6 @@ func (s *Store) order(id string) []Place {
 	all := append([]Place{here{s}}, s.cfg.Others()...)
 	_, rest, _ := strings.Cut(id, "_")
 	hint := rest[:min(HintSize, len(rest))]
-	score := func(p Place) uint64 {
-		sum := sha256.Sum256([]byte(p.Node() + "\x00" + id))
-		return binary.BigEndian.Uint64(sum[:])
-	}
 	slices.SortFunc(all, func(a, b Place) int {
 		if x, y := Hint(a.Node()) == hint, Hint(b.Node()) == hint; x != y {
 			if x {
@@ -106,7 +101,7 @@ func (s *Store) order(id string) []Place {
 			}
 			return 1
 		}
-		return cmp.Or(cmp.Compare(score(b), score(a)), strings.Compare(a.Node(), b.Node()))
+		return rendezvous.Compare(a.Node(), b.Node(), id)
 	})
 	return all
 }

@@ -1,12 +1,12 @@
 package snapshot
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -252,10 +252,7 @@ func (f *Folder) find(id *enginepb.SnapshotIdentity, keys []uint64) (found *entr
 			continue
 		}
 		e.used = time.Now()
-		if keys[i] == e.key() {
-			return e, e.h.GetTokens(), other
-		}
-		return e, e.h.GetKeyTokens()[slices.Index(e.h.GetKeys(), keys[i])], other
+		return e, of(e.h, keys), other
 	}
 	return nil, 0, other
 }
@@ -281,5 +278,5 @@ func (f *Folder) open(e *entry) (*os.File, error) { return regular.Open(f.path(e
 
 // partName is the name of what is on its way here, by its sum.
 func (f *Folder) partName(sum []byte) string {
-	return filepath.Join(f.dir, partDir, strings.ToLower(fmt.Sprintf("%x", sum)))
+	return filepath.Join(f.dir, partDir, hex.EncodeToString(sum))
 }

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -18,6 +18,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/kvfile"
+	"millrace.dev/millrace/engine/internal/rendezvous"
 )
 
 // Peer is another engine, which may have copies.
@@ -93,17 +94,8 @@ func (s *Service) copying(ctx context.Context) error {
 // near returns the peers in the order in which they are asked to keep a conversation: for all of
 // its turns the same.
 func (s *Service) near(h *enginepb.SnapshotHeader) []*Peer {
-	score := func(p *Peer) uint64 {
-		f := fnv.New64a()
-		fmt.Fprint(f, p.node, h.GetKeys()[0])
-		return f.Sum64()
-	}
-	return slices.SortedFunc(slices.Values(s.cfg.Peers), func(a, b *Peer) int {
-		if score(a) < score(b) {
-			return -1
-		}
-		return 1
-	})
+	key := strconv.FormatUint(h.GetKeys()[0], 16)
+	return slices.SortedFunc(slices.Values(s.cfg.Peers), func(a, b *Peer) int { return rendezvous.Compare(a.node, b.node, key) })
 }
 
 // copy has one peer keep a snapshot.
@@ -113,7 +105,7 @@ func (s *Service) copy(ctx context.Context, e *entry) (outcome string, err error
 		if p.isAway() {
 			continue
 		}
-		err := s.copyTo(ctx, p, e)
+		err = s.copyTo(ctx, p, e)
 		p.answered(err)
 		switch status.Code(err) {
 		case codes.OK:

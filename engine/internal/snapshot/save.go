@@ -49,9 +49,15 @@ func (s *Service) cheap(tokens uint64) bool {
 	return prefill == 0 || worth(h, h.Tokens, 0, prefill, s.pace) == 0
 }
 
+// settled are closed when all is saved, and when that is copied: the second is to be asked for after
+// the first.
+func (s *Service) settled() []func() <-chan struct{} {
+	return []func() <-chan struct{}{s.saves.settled, s.copies.settled}
+}
+
 // Settle waits until all states are saved and copied, or ctx has ended.
 func (s *Service) Settle(ctx context.Context) {
-	for _, settled := range []func() <-chan struct{}{s.saves.settled, s.copies.settled} {
+	for _, settled := range s.settled() {
 		select {
 		case <-settled():
 		case <-ctx.Done():
@@ -65,7 +71,7 @@ func (s *Service) Settling() bool {
 	if s == nil {
 		return false
 	}
-	for _, settled := range []func() <-chan struct{}{s.saves.settled, s.copies.settled} {
+	for _, settled := range s.settled() {
 		select {
 		case <-settled():
 		default:

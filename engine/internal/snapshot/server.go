@@ -46,7 +46,8 @@ var (
 	errNone   = status.Error(codes.NotFound, "there is no such snapshot")
 )
 
-func invalid(err error) error { return status.Error(codes.InvalidArgument, err.Error()) }
+func invalid(err error) error     { return status.Error(codes.InvalidArgument, err.Error()) }
+func unavailable(err error) error { return status.Error(codes.Unavailable, err.Error()) }
 
 // refuse returns why a snapshot is not taken; nil: it is.
 func (s *Server) refuse(o *enginepb.OfferRequest) error {
@@ -163,17 +164,17 @@ func (f *Folder) trim(most int64, writing map[string]int64) {
 func receive(in grpc.ClientStreamingServer[enginepb.KeepPart, enginepb.KeepSnapshotReply], path string, p *enginepb.KeepPart, size uint64) error {
 	file, err := regular.Append(path, os.O_CREATE, 0o600)
 	if err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		return unavailable(err)
 	}
 	defer file.Close()
 	at, err := file.Seek(0, io.SeekEnd)
 	if err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		return unavailable(err)
 	}
 	if p.GetOffset() == 0 && at != 0 {
 		at = 0
 		if err := file.Truncate(0); err != nil {
-			return status.Error(codes.Unavailable, err.Error())
+			return unavailable(err)
 		}
 	}
 	for {
@@ -185,7 +186,7 @@ func receive(in grpc.ClientStreamingServer[enginepb.KeepPart, enginepb.KeepSnaps
 		}
 		n, err := file.Write(p.GetData())
 		if at += int64(n); err != nil {
-			return status.Error(codes.Unavailable, err.Error())
+			return unavailable(err)
 		}
 		if uint64(at) == size {
 			return nil
@@ -200,7 +201,7 @@ func receive(in grpc.ClientStreamingServer[enginepb.KeepPart, enginepb.KeepSnaps
 func (s *Server) keep(path string, o *enginepb.OfferRequest) error {
 	file, err := regular.Open(path)
 	if err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		return unavailable(err)
 	}
 	defer file.Close()
 	h, f, err := kvfile.Verify(file)
@@ -209,7 +210,7 @@ func (s *Server) keep(path string, o *enginepb.OfferRequest) error {
 		return invalid(kvfile.ErrTorn)
 	}
 	if _, err := s.s.cfg.Folder.Put(path, h, f); err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		return unavailable(err)
 	}
 	s.s.cfg.Metrics.received.Inc()
 	s.s.announce()
@@ -243,7 +244,7 @@ func (s *Server) Load(q *enginepb.LoadSnapshotRequest, out grpc.ServerStreamingS
 	}
 	defer file.Close()
 	if _, err := file.Seek(int64(min(q.GetOffset(), 1<<62)), io.SeekStart); err != nil {
-		return status.Error(codes.Unavailable, err.Error())
+		return unavailable(err)
 	}
 	buf := make([]byte, pieceSize)
 	for {
@@ -257,7 +258,7 @@ func (s *Server) Load(q *enginepb.LoadSnapshotRequest, out grpc.ServerStreamingS
 			return nil
 		}
 		if err != nil {
-			return status.Error(codes.Unavailable, err.Error())
+			return unavailable(err)
 		}
 	}
 }

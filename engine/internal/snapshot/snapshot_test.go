@@ -37,7 +37,6 @@ type fake struct {
 }
 
 func (f *fake) States(*enginepb.Assignment) backend.States { return f }
-func (f *fake) Folder() string                             { return f.dir }
 
 func (f *fake) Identity(context.Context, *enginepb.Assignment) (*enginepb.SnapshotIdentity, error) {
 	return &enginepb.SnapshotIdentity{WeightsSha256: bytes.Repeat([]byte{1}, 32), Backend: "fake", Version: f.version, KvTypes: "f16/f16", Layout: "layers"}, nil
