@@ -50,7 +50,7 @@ var errNoLine = errors.New("no such request in the log")
 func Run(ctx context.Context, o Options) error {
 	r, err := Find(ctx, o)
 	if err != nil {
-		return err
+		return fmt.Errorf("explain: %w", err)
 	}
 	if o.JSON {
 		enc := json.NewEncoder(o.Out)
@@ -66,15 +66,15 @@ func Find(ctx context.Context, o Options) (*Report, error) {
 	line, err := find(ctx, &o)
 	switch {
 	case errors.Is(err, errNoLine):
-		return nil, &obs.Hint{Err: fmt.Errorf("explain: %s: %w", o.Log, err), Next: "give the x-request-id of an answer, or -last; Envoy may write a line up to 10 s late, and leaves out ids where the log has no request_id (envoy/standalone.yaml)"}
+		return nil, &obs.Hint{Err: fmt.Errorf("%s: %w", o.Log, err), Next: "give the x-request-id of an answer, or -last; Envoy may write a line up to 10 s late, and leaves out ids where the log has no request_id (envoy/standalone.yaml)"}
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, &obs.Hint{Err: fmt.Errorf("explain: %w", err), Next: "name the access log with -log, or the folder of the mesh with -dir"}
+		return nil, &obs.Hint{Err: err, Next: "name the access log with -log, or the folder of the mesh with -dir"}
 	case err != nil:
-		return nil, fmt.Errorf("explain: %w", err)
+		return nil, err
 	}
 	r, err := read(line)
 	if err != nil {
-		return nil, fmt.Errorf("explain: %s: %w", o.Log, err)
+		return nil, fmt.Errorf("%s: %w", o.Log, err)
 	}
 	return r, nil
 }

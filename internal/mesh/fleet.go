@@ -7,6 +7,7 @@ import (
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -106,7 +107,7 @@ func serves(v *fleetpb.FleetView, rs []replica) bool {
 	}
 	for _, o := range v.GetObjects() {
 		for _, c := range o.GetConditions() {
-			if c.GetType() == "Ready" && c.GetStatus() && c.GetReason() == "Asleep" {
+			if c.GetType() == "Ready" && c.GetStatus() && c.GetReason() == wire.Asleep {
 				ready[o.GetName()] = true // there are none while nobody asks
 			}
 		}

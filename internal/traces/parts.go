@@ -1,6 +1,7 @@
 package traces
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -44,15 +45,7 @@ func parts(spans []Span, total time.Duration) []Part {
 		{"gateway", ms(max(0, total-pick-engine)), "Envoy, the network, or attempts that no engine saw"},
 	}
 	all = slices.DeleteFunc(all, func(p Part) bool { return p.Millis <= 0 })
-	slices.SortStableFunc(all, func(a, b Part) int {
-		switch {
-		case a.Millis > b.Millis:
-			return -1
-		case a.Millis < b.Millis:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(all, func(a, b Part) int { return cmp.Compare(b.Millis, a.Millis) })
 	return all
 }
 

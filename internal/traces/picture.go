@@ -15,10 +15,10 @@ func notes(s *Span) []string {
 		}
 	}
 	if s.Name == spanPick {
-		if text, _ := s.Attributes["millrace.reason"].(string); text != "" {
+		if text, _ := s.Attributes[attrReason].(string); text != "" {
 			all = append(all, text)
 		}
-		candidates, _ := s.Attributes["millrace.candidates"].([]string)
+		candidates, _ := s.Attributes[attrCandidates].([]string)
 		return append(all, candidates...)
 	}
 	if text, _ := s.Attributes[attrQueue].(string); text != "" {

@@ -90,20 +90,20 @@ func (p *pending) note(s *trace.Span) {
 	if s.GetStatus().GetCode() == trace.Status_STATUS_CODE_ERROR {
 		p.failed = true
 	}
-	if s.GetName() == "queue" && s.GetEndTimeUnixNano() > s.GetStartTimeUnixNano() {
+	if s.GetName() == spanQueue && s.GetEndTimeUnixNano() > s.GetStartTimeUnixNano() {
 		p.queued += time.Duration(s.GetEndTimeUnixNano() - s.GetStartTimeUnixNano())
 	}
 	for _, a := range s.GetAttributes() {
 		switch v := a.GetValue(); a.GetKey() {
-		case "http.response.status_code", "http.status_code":
+		case attrCode, "http.status_code":
 			code := v.GetIntValue()
 			if text := v.GetStringValue(); text != "" { // Envoy's are texts
 				code, _ = strconv.ParseInt(text, 10, 64)
 			}
 			p.failed = p.failed || code >= 429
-		case "millrace.reason":
+		case attrReason:
 			p.moved = p.moved || v.GetStringValue() == "moved"
-		case "millrace.candidates":
+		case attrCandidates:
 			p.predicted = predictedOf(v.GetArrayValue())
 		}
 	}

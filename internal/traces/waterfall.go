@@ -46,6 +46,7 @@ const (
 	serviceEngine                               = "engine"
 	attrOutput, attrInput                       = "gen_ai.usage.output_tokens", "gen_ai.usage.input_tokens"
 	attrCached, attrShards, attrCode, attrQueue = "gen_ai.usage.cache_read.input_tokens", "millrace.shards", "http.response.status_code", "millrace.queued_for"
+	attrReason, attrCandidates                  = "millrace.reason", "millrace.candidates"
 )
 
 // Of returns the waterfall of the spans of a trace, as Read returns them.

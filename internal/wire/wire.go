@@ -262,3 +262,7 @@ const (
 	PolicyType   = TypePrefix + "millrace.fleet.v1alpha1.PolicyState"
 	CacheType    = TypePrefix + "millrace.fleet.v1alpha1.CacheState"
 )
+
+// Asleep is the reason of a model's condition Ready where no replica runs as nobody asks: the next
+// request makes one start.
+const Asleep = "Asleep"

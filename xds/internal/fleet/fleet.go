@@ -136,7 +136,9 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 		f.show(now, s)
 		return s
 	}
-	f.scale(now)
+	waited := f.waited(now)
+	queued := f.queued(waited)
+	f.scale(now, queued)
 	plan := f.plan(now)
 	f.learn(now)
 	if f.planned {
@@ -151,8 +153,8 @@ func (f *Fleet) Decide(now time.Time) *Snapshot {
 	}
 	f.judge(now, s)
 	f.weigh(now, s)
-	s.Scaled = f.scaledView(now)
-	s.Awaited, s.Waiting, s.Swaps = f.awaited(s), f.waited(now), f.sharing.swaps
+	s.Scaled = f.scaledView(queued)
+	s.Awaited, s.Waiting, s.Swaps = f.awaited(s), waited, f.sharing.swaps
 	f.settled = f.settled || f.complete(now)
 	f.direct(now, s)
 	s.Settled, s.Changes = f.settled, f.changes

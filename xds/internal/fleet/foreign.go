@@ -196,11 +196,14 @@ func foreignConditions(endpoints []Endpoint) []obs.Condition {
 	var all []obs.Condition
 	var down, mute, deaf, wrong, files []string
 	for _, e := range endpoints {
-		if x := e.Foreign; x != nil && e.First && x.Last != nil && x.Last.ModelsErr != nil {
-			wrong = append(wrong, fmt.Sprintf("%s (%v)", e.Address, x.Last.ModelsErr))
-		}
-		if x := e.Foreign; x != nil && e.First && x.Last != nil && x.Last.FilesErr != nil {
-			files = append(files, fmt.Sprintf("%s (%v)", e.Address, x.Last.FilesErr))
+		if x := e.Foreign; x != nil && e.First && x.Last != nil {
+			note := func(to *[]string, err error) {
+				if err != nil {
+					*to = append(*to, fmt.Sprintf("%s (%v)", e.Address, err))
+				}
+			}
+			note(&wrong, x.Last.ModelsErr)
+			note(&files, x.Last.FilesErr)
 		}
 		switch x := e.Foreign; {
 		case x == nil || !e.First:

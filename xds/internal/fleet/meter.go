@@ -17,12 +17,12 @@ type meter struct {
 	// ended counts requests that have ended, most is how many had ended or were known of at
 	// most: what is more than that has just arrived.
 	ended, most float64
-	// prompt and output are of requests that ended of late: tokens that were not cached, and
-	// those of answers. The longer ago, the less they count.
-	requests, prompt, output float64
-	arrivals                 float64 // per second, since the last count
-	rates                    map[int]*capability
-	last                     scale.Demand
+	// recent is requests that ended of late: tokens that were not cached, and those of
+	// answers. The longer ago, the less they count.
+	recent   scale.Load
+	arrivals float64 // per second, since the last count
+	rates    map[int]*capability
+	last     scale.Demand
 }
 
 // meanFor is in how long a request counts for half as much, nearly, in the mean of its tokens.
@@ -41,7 +41,7 @@ func (m *meter) count(now time.Time, heads []*node, queued int) {
 	if first {
 		fade = 1
 	}
-	m.requests, m.prompt, m.output = m.requests*fade, m.prompt*fade, m.output*fade
+	m.recent = m.recent.Scaled(fade)
 	seen := make(map[string]*enginepb.Totals, len(heads))
 	known := float64(queued)
 	for _, n := range heads {
@@ -61,7 +61,7 @@ func (m *meter) count(now time.Time, heads []*node, queued int) {
 		}
 		done := doneSince(had, t)
 		m.ended += done.Requests
-		m.requests, m.prompt, m.output = m.requests+done.Requests, m.prompt+done.Prompt, m.output+done.Output
+		m.recent = m.recent.Plus(done)
 		p.full(n, done, passed)
 	}
 	m.seen = seen
@@ -98,8 +98,8 @@ func (m *meter) demand(heads []*node, waits turns.Demand, now time.Time) scale.D
 		d.Running += int(n.engine.GetLoad().GetRunning())
 		d.Queued += int(n.engine.GetLoad().GetWaiting())
 	}
-	if d.Load.Requests = m.arrivals; m.requests > 0 {
-		d.Load.Prompt, d.Load.Output = m.arrivals*m.prompt/m.requests, m.arrivals*m.output/m.requests
+	if d.Load.Requests = m.arrivals; m.recent.Requests > 0 {
+		d.Load = m.recent.Scaled(m.arrivals / m.recent.Requests)
 	}
 	m.last = d
 	return d
@@ -149,7 +149,7 @@ func (p *capability) full(n *node, done scale.Load, passed time.Duration) {
 		return
 	}
 	p.busy += passed
-	p.did = scale.Load{Requests: p.did.Requests + done.Requests, Prompt: p.did.Prompt + done.Prompt, Output: p.did.Output + done.Output}
+	p.did = p.did.Plus(done)
 	if p.busy < busyFor || p.did.Requests < busyOf {
 		return
 	}

@@ -103,7 +103,7 @@ func objects(p desired.Published, refusals map[Key]string, snap *Snapshot, befor
 		sc, scaled := snap.Scaled[m.Name]
 		if len(o.Replicas) == 0 {
 			if more[0] = judgeServed(o, endpoints); scaled && sc.Min == 0 {
-				more[0] = ObjectCondition{Type: readyType, Status: true, Reason: "Asleep", Message: sc.Reason, Observed: o.Generation}
+				more[0] = ObjectCondition{Type: readyType, Status: true, Reason: wire.Asleep, Message: sc.Reason, Observed: o.Generation}
 			}
 		}
 		if scaled {
@@ -151,7 +151,7 @@ func judgeModel(o *Object, serving map[string]Endpoint, snap *Snapshot) (r, p Ob
 		if placed && e.Membership == Healthy {
 			o.Ready++
 		} else if i >= 0 {
-			r.Reason, r.Message = "Asleep", name+": "+snap.Unplaced[i].Why
+			r.Reason, r.Message = wire.Asleep, name+": "+snap.Unplaced[i].Why
 			continue
 		} else {
 			down = append(down, name)

@@ -2,13 +2,13 @@ package fleet
 
 import (
 	"fmt"
-	"time"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/scale"
+	"millrace.dev/millrace/xds/internal/turns"
 )
 
 // Scaled is how the number of a model's replicas follows demand. Not changed afterwards.
@@ -25,9 +25,8 @@ type Scaled struct {
 	Phase            scale.Phase
 	// Reason is for a person.
 	Reason string
-	// Demand is what is asked, Active whether anything is.
+	// Demand is what is asked.
 	Demand scale.Demand
-	Active bool
 	// Cost is what is spent per hour, Budget what may be; 0: as much as it will.
 	Cost, Budget float64
 }
@@ -44,13 +43,12 @@ func (s *Snapshot) Replicas(m desired.Object[config.ModelSpec]) []string {
 	return all
 }
 
-// scaledView returns what was decided.
-func (f *Fleet) scaledView(now time.Time) map[string]Scaled {
+// scaledView returns what was decided; waits is what waits in extprocs, by model.
+func (f *Fleet) scaledView(waits map[string]turns.Demand) map[string]Scaled {
 	if len(f.scaled) == 0 {
 		return nil
 	}
 	all := make(map[string]Scaled, len(f.scaled))
-	waits := f.queued(now)
 	for _, m := range f.desired.State.Models {
 		s, c := f.scaled[m.Name], m.Spec.Scaling
 		if s == nil || c.Mode == "" {
@@ -77,7 +75,6 @@ func (f *Fleet) scaledView(now time.Time) map[string]Scaled {
 		if w := waits[m.Name]; w.Waiting > 0 {
 			v.Demand.Queued = max(v.Demand.Queued, w.Waiting)
 		}
-		v.Active = v.Demand.Queued > 0 || v.Demand.Running > 0 || v.Demand.Load.Requests > 0
 		all[m.Name] = v
 	}
 	return all

@@ -11,6 +11,7 @@ import (
 	"millrace.dev/millrace/internal/desired"
 	"millrace.dev/millrace/xds/internal/layout"
 	"millrace.dev/millrace/xds/internal/scale"
+	"millrace.dev/millrace/xds/internal/turns"
 )
 
 // Replicas of models whose number follows demand:
@@ -63,8 +64,9 @@ func newScaled() *scaled {
 	}
 }
 
-// scale decides how many replicas there are to be of each model that is scaled.
-func (f *Fleet) scale(now time.Time) {
+// scale decides how many replicas there are to be of each model that is scaled. waits is what waits
+// in extprocs, by model.
+func (f *Fleet) scale(now time.Time, waits map[string]turns.Demand) {
 	changed := false
 	var all []desired.Object[config.ModelSpec]
 	for _, m := range f.desired.State.Models {
@@ -78,7 +80,7 @@ func (f *Fleet) scale(now time.Time) {
 	if len(all) == 0 {
 		clear(f.scaled)
 	} else {
-		changed = f.scaleAll(now, all) || changed
+		changed = f.scaleAll(now, all, waits) || changed
 	}
 	if changed {
 		f.specs = specs(f.desired.State, f.numbers)
@@ -86,8 +88,7 @@ func (f *Fleet) scale(now time.Time) {
 }
 
 // scaleAll reports whether other replicas are to be than before.
-func (f *Fleet) scaleAll(now time.Time, all []desired.Object[config.ModelSpec]) (changed bool) {
-	waits := f.queued(now)
+func (f *Fleet) scaleAll(now time.Time, all []desired.Object[config.ModelSpec], waits map[string]turns.Demand) (changed bool) {
 	due, adopts := now.Sub(f.scaledAt) >= scaleEvery, now.Sub(f.began()) < adoptFor || f.leading.follows
 	var heads map[string][]*node
 	if due || adopts {

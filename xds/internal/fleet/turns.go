@@ -67,9 +67,9 @@ func (f *Fleet) waited(now time.Time) map[string]turns.Demand {
 	return all
 }
 
-// queued adds up what waits in extprocs, by model, for whatever it does.
-func (f *Fleet) queued(now time.Time) map[string]turns.Demand {
-	all := f.waited(now)
+// queued adds up what waits in extprocs, by model, for whatever it does: what is waited, and more.
+func (f *Fleet) queued(waited map[string]turns.Demand) map[string]turns.Demand {
+	all := maps.Clone(waited)
 	for _, d := range f.demand {
 		addUp(all, d.queued)
 	}

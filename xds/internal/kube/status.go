@@ -12,6 +12,7 @@ import (
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/internal/kubeapi"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/internal/fleet"
 )
 
@@ -212,7 +213,7 @@ func (m *modelView) ready() metav1.Condition {
 	missing := strings.Join(slices.Concat(m.failed, m.unplaced, m.starting), "; ")
 	switch {
 	case m.up == 0 && m.total == 0 && m.asleep():
-		return m.condition(kubeapi.Ready, true, reasonAsleep, "no replica runs while nobody asks; the next request waits until one has started")
+		return m.condition(kubeapi.Ready, true, wire.Asleep, "no replica runs while nobody asks; the next request waits until one has started")
 	case m.up == 0 && m.total == 0:
 		return m.condition(kubeapi.Ready, false, kubeapi.ReasonNoneReady, "no replicas are desired, and no endpoints serve it")
 	case m.up == 0 && len(m.starting) > 0:
@@ -245,9 +246,6 @@ func (m *modelView) progressing() metav1.Condition {
 	}
 	return m.condition(kubeapi.Progressing, false, kubeapi.ReasonStable, "")
 }
-
-// reasonAsleep is of Ready: there are no replicas, and a request makes one start.
-const reasonAsleep = "Asleep"
 
 // asleep reports whether there are no replicas as nobody asks.
 func (m *modelView) asleep() bool {

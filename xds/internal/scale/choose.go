@@ -71,7 +71,7 @@ func (c *choice) search(covers bool) *search {
 		s.order[v] = v
 	}
 	slices.SortStableFunc(s.order, func(a, b int) int {
-		if !covers && !math.IsInf(c.budget, 1) || covers {
+		if covers || !math.IsInf(c.budget, 1) {
 			if o := cmp.Compare(c.cost[a]/c.share[a], c.cost[b]/c.share[b]); o != 0 {
 				return o
 			}

@@ -22,9 +22,11 @@ func number(f float64) float64 {
 
 func (l Load) clean() Load { return Load{number(l.Requests), number(l.Prompt), number(l.Output)} }
 
-func (l Load) scaled(by float64) Load { return Load{l.Requests * by, l.Prompt * by, l.Output * by} }
+// Scaled is so many times l.
+func (l Load) Scaled(by float64) Load { return Load{l.Requests * by, l.Prompt * by, l.Output * by} }
 
-func (l Load) plus(o Load) Load {
+// Plus is both together.
+func (l Load) Plus(o Load) Load {
 	return Load{l.Requests + o.Requests, l.Prompt + o.Prompt, l.Output + o.Output}
 }
 
@@ -117,7 +119,7 @@ func (m Memory) next(in *Input, starting bool, lead time.Duration) Memory {
 
 func mean(was, is Load, passed, over time.Duration) Load {
 	a := math.Exp(-passed.Seconds() / over.Seconds())
-	l := was.scaled(a).plus(is.scaled(1 - a))
+	l := was.Scaled(a).Plus(is.Scaled(1 - a))
 	if l.Requests+l.Prompt+l.Output < least {
 		return Load{}
 	}
@@ -173,7 +175,7 @@ type expected struct {
 }
 
 func (e *expected) scale(by float64) {
-	e.sure, e.likely, e.calm = e.sure.scaled(by), e.likely.scaled(by), e.calm.scaled(by)
+	e.sure, e.likely, e.calm = e.sure.Scaled(by), e.likely.Scaled(by), e.calm.Scaled(by)
 }
 
 func (m *Memory) expects(lead time.Duration) expected {
@@ -190,5 +192,5 @@ func (m *Memory) expects(lead time.Duration) expected {
 	all := func(by float64) Load {
 		return Load{each(m.fast.Requests, m.slow.Requests, by), each(m.fast.Prompt, m.slow.Prompt, by), each(m.fast.Output, m.slow.Output, by)}
 	}
-	return expected{all(1 / (1 + quickOff)), all(1), m.slow.scaled(1 + min(1, off(slow, m.slow.Requests)))}
+	return expected{all(1 / (1 + quickOff)), all(1), m.slow.Scaled(1 + min(1, off(slow, m.slow.Requests)))}
 }

@@ -191,7 +191,7 @@ func Decide(in Input) Decision {
 	if d.stays() {
 		return d.decide(d.now, Steady, d.words("are enough"))
 	}
-	d.loads(d.memory.past().scaled(d.memory.doubt).max(d.expected.calm).scaled(spare))
+	d.loads(d.memory.past().Scaled(d.memory.doubt).max(d.expected.calm).Scaled(spare))
 	less, fits := d.choice(d.none, d.now, d.need).cover()
 	if fits && sum(less) < sum(d.now) {
 		return d.down(less, "demand has been less for "+span(d.in.Settings.DownAfter))
