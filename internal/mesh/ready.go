@@ -136,7 +136,7 @@ func (m *mesh) throughEnvoy(ctx context.Context, rs []replica) (map[string]bool,
 	for i := range probesPerReplica * len(rs) {
 		g.Go(func() error {
 			model := rs[i%len(rs)].model
-			name, err := oneToken(ctx, keys.Transport(m.key, new(http.Transport)), "http://"+reachable(m.plan.Listen), model, http.Header{
+			name, err := oneToken(ctx, keys.Transport(m.key, &http.Transport{DisableKeepAlives: true}), "http://"+reachable(m.plan.Listen), model, http.Header{
 				wire.SessionHeader: {fmt.Sprintf("millrace-up-%d-%d", time.Now().UnixNano(), i)}, wire.ProbeHeader: {m.plan.ProbeKey},
 			})
 			mu.Lock()
@@ -156,8 +156,7 @@ func (m *mesh) listed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req.Close = true
-	resp, err := (&http.Client{Transport: keys.Transport(m.key, new(http.Transport))}).Do(req)
+	resp, err := (&http.Client{Transport: keys.Transport(m.key, &http.Transport{DisableKeepAlives: true})}).Do(req)
 	if err != nil {
 		return err
 	}
@@ -172,10 +171,9 @@ func (m *mesh) listed(ctx context.Context) error {
 // engineToken asks an engine itself.
 func (m *mesh) engineToken(ctx context.Context, addr, node, model string) (string, error) {
 	if m.operator == nil {
-		return oneToken(ctx, new(http.Transport), "http://"+addr, model, nil)
+		return oneToken(ctx, &http.Transport{DisableKeepAlives: true}, "http://"+addr, model, nil)
 	}
-	t := &http.Transport{TLSClientConfig: m.operator.Client(mtls.IsEngineOf(node), "http/1.1")}
-	defer t.CloseIdleConnections()
+	t := &http.Transport{TLSClientConfig: m.operator.Client(mtls.IsEngineOf(node), "http/1.1"), DisableKeepAlives: true}
 	return oneToken(ctx, t, "https://"+addr, model, nil)
 }
 

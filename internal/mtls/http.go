@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
 // Connections are made anew at least so often, or in a slice of the life of the
@@ -29,7 +31,7 @@ func (s *Source) atMost(most time.Duration) time.Duration {
 // the next certificate, and what runs on the old one is not cut.
 func (s *Source) Server(srv *http.Server, what string) {
 	inner := srv.Handler
-	srv.IdleTimeout = s.atMost(longestIdle)
+	srv.IdleTimeout = max(s.atMost(longestIdle), wire.ServerIdle)
 	srv.ErrorLog = log.New(io.Discard, "", 0) // a Listener logs what it refuses
 	srv.Protocols.SetHTTP2(true)
 	srv.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {

@@ -372,6 +372,18 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
+// TestIdleConnectionsAreClosedByClientsFirst is of certificates that live shortly, too.
+func TestIdleConnectionsAreClosedByClientsFirst(t *testing.T) {
+	ca := authority(t)
+	for _, life := range []time.Duration{10 * time.Second, time.Minute, time.Hour, 24 * time.Hour} {
+		srv := &http.Server{Protocols: new(http.Protocols)}
+		load(t, issue(t, ca, ID{Role: Engine, Node: "node-a"}, life), io.Discard).Server(srv, OpenAI)
+		if srv.IdleTimeout < wire.ServerIdle {
+			t.Errorf("with a certificate of %s an idle connection is closed after %s; a client keeps it for %s", life, srv.IdleTimeout, wire.ClientIdle)
+		}
+	}
+}
+
 func TestRenew(t *testing.T) {
 	start := time.Now()
 	c := &x509.Certificate{NotBefore: start, NotAfter: start.Add(8 * time.Hour)}

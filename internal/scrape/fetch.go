@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"millrace.dev/millrace/internal/secret"
+	"millrace.dev/millrace/internal/wire"
 )
 
 // maxPage bounds a page, in bytes: engines show some tens of kilobytes.
@@ -51,7 +52,7 @@ func NewClientTLS(config func() (*tls.Config, error)) *Client {
 			DialContext:         dialer.DialContext,
 			DisableCompression:  true, // unpacking costs more than reading: it is not asked for
 			MaxIdleConnsPerHost: 1,
-			IdleConnTimeout:     idleLimit,
+			IdleConnTimeout:     wire.ClientIdle,
 			ReadBufferSize:      readBuffer,
 			WriteBufferSize:     1 << 10,
 		},

@@ -21,6 +21,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"millrace.dev/millrace/internal/secret"
+	"millrace.dev/millrace/internal/wire"
 )
 
 func request(t testing.TB, url string) *http.Request {
@@ -195,7 +196,7 @@ func TestLinesAreKeptForAWhile(t *testing.T) {
 		gone, other := net.Pipe()
 		defer other.Close()
 		l.put("old:1", &line{conn: gone})
-		time.Sleep(idleLimit + time.Second)
+		time.Sleep(wire.ClientIdle + time.Second)
 		l.put("new:1", &line{conn: other})
 		if l.take("old:1") != nil || l.take("new:1") == nil {
 			t.Error("kept what is old, or dropped what is new")

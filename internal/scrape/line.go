@@ -11,13 +11,11 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"millrace.dev/millrace/internal/wire"
 )
 
-const (
-	// idleLimit is longer than the longest pause between two fetches.
-	idleLimit  = time.Minute
-	readBuffer = 4 << 10 // bytes; what is larger is read past it
-)
+const readBuffer = 4 << 10 // bytes; what is larger is read past it
 
 var dialer = net.Dialer{KeepAlive: time.Minute}
 
@@ -115,12 +113,16 @@ func (l *lines) ask(ctx context.Context, v *line, r *http.Request, buf []byte) (
 	return resp.StatusCode, buf, err
 }
 
-// take returns a connection that is idle, or nil.
+// take returns a connection that is idle, and that its server keeps, or nil.
 func (l *lines) take(host string) *line {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v := l.idle[host]
 	delete(l.idle, host)
+	if v != nil && time.Since(v.since) > wire.ClientIdle {
+		_ = v.conn.Close()
+		return nil
+	}
 	return v
 }
 
@@ -135,10 +137,10 @@ func (l *lines) put(host string, v *line) bool {
 		return false
 	}
 	l.idle[host] = v
-	if now.Sub(l.swept) > idleLimit/2 {
+	if now.Sub(l.swept) > wire.ClientIdle/2 {
 		l.swept = now
 		for host, v := range l.idle {
-			if now.Sub(v.since) > idleLimit {
+			if now.Sub(v.since) > wire.ClientIdle {
 				_ = v.conn.Close()
 				delete(l.idle, host)
 			}

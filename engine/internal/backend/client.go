@@ -10,11 +10,9 @@ import (
 	"net"
 	"net/http"
 	"time"
-)
 
-// idleTimeout is less than the 5 s after which servers commonly close an idle
-// connection, so that a request never meets one that is being closed.
-const idleTimeout = 4 * time.Second
+	"millrace.dev/millrace/internal/wire"
+)
 
 // maxReply bounds what is read of an answer that we ask for ourselves, in bytes.
 const maxReply = 4 << 20
@@ -25,7 +23,7 @@ func Transport() *http.Transport {
 	return &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: time.Second}).DialContext,
 		MaxIdleConnsPerHost: 1024,
-		IdleConnTimeout:     idleTimeout,
+		IdleConnTimeout:     wire.ClientIdle,
 		DisableCompression:  true,
 		ReadBufferSize:      16 << 10,
 		WriteBufferSize:     64 << 10,

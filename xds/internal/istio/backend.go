@@ -11,6 +11,7 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/wire"
 	"millrace.dev/millrace/xds/internal/fleet"
 	"millrace.dev/millrace/xds/internal/translate"
 	"millrace.dev/millrace/xds/internal/weight"
@@ -121,6 +122,7 @@ func (b *builder) traffic(model string) *networking.TrafficPolicy {
 			Tcp: &networking.ConnectionPoolSettings_TCPSettings{MaxConnections: unlimited, ConnectTimeout: durationpb.New(500 * time.Millisecond)},
 			Http: &networking.ConnectionPoolSettings_HTTPSettings{
 				Http1MaxPendingRequests: unlimited, Http2MaxRequests: unlimited, MaxRetries: unlimited,
+				IdleTimeout: durationpb.New(wire.ClientIdle), // whatever their servers are
 			},
 		},
 		OutlierDetection: &networking.OutlierDetection{

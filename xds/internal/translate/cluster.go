@@ -22,6 +22,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"millrace.dev/millrace/internal/desired"
@@ -227,7 +228,10 @@ func segments(keys ...string) []*metadatav3.MetadataKey_PathSegment {
 // httpOptions is the name under which a cluster has the protocol of its connections.
 const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
+// protocol returns o as the options of a cluster, whose connections Envoy closes before their
+// servers do.
 func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
+	o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(wire.ClientIdle)}
 	return map[string]*anypb.Any{httpOptions: pack(o)}
 }
 
