@@ -294,7 +294,7 @@ func follow(ctx context.Context, s *supervise.Supervisor, gate *admit.Gate, m *r
 		}
 		measured = snap.Assignment
 		gate.Set(admit.Limits{
-			Slots: int(b.GetSlots()), Queue: int(b.GetQueue()),
+			Slots: int(b.GetSlots()), Queue: int(b.GetQueue()), Prefill: m.Speed().Prefill,
 			Goal: admit.Goal{First: b.GetGoal().GetFirstToken().AsDuration(), Token: b.GetGoal().GetToken().AsDuration()},
 		})
 		if snap.Epoch != epoch {

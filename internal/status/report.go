@@ -75,6 +75,10 @@ type Node struct {
 	Weight  *uint32 `json:"weight"`
 	Running uint32  `json:"running"`
 	Waiting uint32  `json:"waiting"`
+	// Limit is how many requests may run at a time; LimitWhy is why no more or less where that
+	// follows the model's goal, else empty.
+	Limit    uint32 `json:"limit"`
+	LimitWhy string `json:"limit_why,omitempty"`
 	// Decode and Prefill are tokens per second of one sequence, as measured.
 	Decode  float64 `json:"decode_tokens_per_second"`
 	Prefill float64 `json:"prefill_tokens_per_second"`
@@ -221,7 +225,7 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 	n := Node{
 		Node: v.GetNode(), Model: a.GetModel(), Replica: a.GetReplica(), Stages: len(a.GetStages()),
 		State: v.GetState().String(), Engine: e.GetState().String(), Reason: v.GetReason(),
-		Running: e.GetLoad().GetRunning(), Waiting: e.GetLoad().GetWaiting(),
+		Running: e.GetLoad().GetRunning(), Waiting: e.GetLoad().GetWaiting(), Limit: e.GetLoad().GetSlots(), LimitWhy: e.GetLoad().GetLimit(),
 		Decode: e.GetSpeed().GetDecode(), Prefill: e.GetSpeed().GetPrefill(), InCache: e.GetLoad().GetCachedTokens(),
 		Generated: e.GetTotals().GetGeneratedTokens(), Cached: e.GetTotals().GetCachedTokens(),
 	}
@@ -245,8 +249,8 @@ func row(v *fleetpb.NodeView, weighed bool) Node {
 	if wake := e.GetLoad().GetWake(); n.Reason == "" && n.State == ready && wake != nil {
 		n.Reason = unloaded(n.Loading, wake.AsDuration())
 	}
-	if l := e.GetLoad(); n.Reason == "" && n.State == ready && l.GetLimit() != "" && l.GetWaiting() > 0 {
-		n.Reason = fmt.Sprintf("works on %d at a time, to keep its goal: %s", l.GetSlots(), l.GetLimit())
+	if n.Reason == "" && n.State == ready && n.LimitWhy != "" {
+		n.Reason = fmt.Sprintf("works on %d at a time, to keep its goal: %s", n.Limit, n.LimitWhy)
 	}
 	if n.Reason == "" && n.State != ready {
 		n.Reason = cmp.Or(v.GetReport().GetEngineError(), e.GetReason())

@@ -64,7 +64,8 @@ func ask(g *Gate, backend *simulated, p Priority, tokens int) outcome {
 	defer backend.running.Add(-1)
 	time.Sleep(4 * backend.step()) // the prompt
 	first := time.Since(asked)
-	t.Begun()
+	t.Begun(0)
+	t.Generated(0)
 	began := time.Now()
 	for range tokens {
 		time.Sleep(backend.step())

@@ -69,17 +69,17 @@ func TestWhoGoesFirst(t *testing.T) {
 		asked       asked
 		in, refused []int
 	}{
-		{"without a goal the more urgent, then the older", Limits{1, 9, Goal{}},
+		{"without a goal the more urgent, then the older", Limits{Slots: 1, Queue: 9, Goal: Goal{}},
 			asked{{1, Sheddable}, {2, Standard}, {3, Standard}, {4, Critical}}, []int{3, 1, 2, 0}, nil},
-		{"a full queue: the newest of the least urgent goes", Limits{1, 2, Goal{}},
+		{"a full queue: the newest of the least urgent goes", Limits{Slots: 1, Queue: 2, Goal: Goal{}},
 			asked{{1, Sheddable}, {2, Sheddable}, {3, Standard}, {4, Critical}, {5, Standard}}, []int{3, 2}, []int{1, 0, 4}},
-		{"late ones go last", Limits{1, 9, goal},
+		{"late ones go last", Limits{Slots: 1, Queue: 9, Goal: goal},
 			asked{{1, Standard}, {2, Standard}, {8, Standard}, {8.5, Standard}, {9, Standard}}, []int{2, 3, 4, 0, 1}, nil},
-		{"each fourth is the oldest", Limits{1, 9, Goal{First: 5 * time.Second}},
+		{"each fourth is the oldest", Limits{Slots: 1, Queue: 9, Goal: Goal{First: 5 * time.Second}},
 			asked{{1, Standard}, {2, Standard}, {8, Standard}, {8.5, Standard}, {9, Standard}, {9.5, Standard}}, []int{2, 3, 4, 0, 5, 1}, nil},
-		{"late critical ones go before standard ones", Limits{1, 9, goal},
+		{"late critical ones go before standard ones", Limits{Slots: 1, Queue: 9, Goal: goal},
 			asked{{1, Critical}, {8, Standard}, {9, Critical}}, []int{2, 0, 1}, nil},
-		{"late sheddable ones are refused", Limits{1, 9, goal},
+		{"late sheddable ones are refused", Limits{Slots: 1, Queue: 9, Goal: goal},
 			asked{{1, Sheddable}, {8.5, Sheddable}, {9, Standard}}, []int{2, 1}, []int{0}},
 	}
 	for _, tt := range tests {

@@ -56,7 +56,9 @@ type call struct {
 	links   []cachelog.Link // the keys of the prompt that the request names
 	use     *cachelog.Use   // nil: the request names no keys of its prompt
 	cached  bool            // whether the backend has the prompt in its cache
-	status  int             // for the metrics; 499: the client went away
+	// measured is whether the answer's tokens were timed as they came.
+	measured bool
+	status   int // for the metrics; 499: the client went away
 }
 
 // statusGone is the status of a request whose client did not wait.
@@ -348,7 +350,12 @@ func (c *call) unary(ctx context.Context, resp *http.Response) *apiError {
 // reply sends a whole answer: its usage goes into a header.
 func (c *call) reply(kind string, body []byte) *apiError {
 	c.usage, _ = c.backend.Usage(body)
-	c.ticket.Measured(c.usage.Prefill, int64(c.usage.Decoded), c.usage.Decode)
+	switch {
+	case c.op.Generates && !c.measured:
+		c.ticket.Measured(c.usage.Prefill, c.prompt, int64(c.usage.Decoded), c.usage.Decode)
+	case c.op.Counted == apis.Texts && !c.op.Generates:
+		c.ticket.Begun(c.prompt)
+	}
 	if c.way.Reform != nil {
 		var err error
 		if kind, body, err = c.way.Reform.Unary(body); err != nil {

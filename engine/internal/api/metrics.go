@@ -140,6 +140,9 @@ var (
 	descRunning  = describe("vllm:num_requests_running", "Requests in the backend.", "model_name")
 	descWaiting  = describe("vllm:num_requests_waiting", "Requests waiting for a slot.", "model_name")
 	descLimit    = describe("millrace_engine_concurrency_limit", "Requests that may be in the backend at a time: what its goal allows, at most its slots.", "model_name")
+	descChanges  = describe("millrace_engine_concurrency_limit_changes_total", "Times that the limit of requests in the backend was changed by what was measured.", "direction")
+	descQueue    = describe("millrace_engine_queue_refused_total", "Requests refused as the queue was full, as more urgent ones needed its room (displaced), or as they were sheddable and could not be in time (late).", "reason")
+	descGoal     = describe("millrace_engine_goal_answers_total", "Answers of models with a goal that kept it, the wait in the queue included, and that missed it.", "outcome")
 	descKV       = describe("vllm:kv_cache_usage_perc", "Used part of the KV cache, 1 is all.", "model_name")
 	descQueries  = describe("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the KV cache.", "model_name")
 	descTokens   = describe("millrace_engine_inflight_tokens", "Tokens that running and waiting requests may still need.")
@@ -163,7 +166,7 @@ func (s Sources) cached(a *enginepb.Assignment) uint64 {
 
 // Describe sends what Collect may send.
 func (g gauges) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descLimit, descKV, descQueries, descTokens, descSpeed, descState, descCached, descMissed, descBad, descRestarts} {
+	for _, d := range []*prometheus.Desc{descRunning, descWaiting, descLimit, descChanges, descQueue, descGoal, descKV, descQueries, descTokens, descSpeed, descState, descCached, descMissed, descBad, descRestarts} {
 		ch <- d
 	}
 }
@@ -180,6 +183,18 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	load, speed := g.Gate.Load(), g.Meter.Speed()
 	gauge(descTokens, float64(load.Tokens))
 	gauge(descCached, float64(g.cached(snap.Assignment)))
+	counts := g.Gate.Counts()
+	for _, c := range []struct {
+		desc  *prometheus.Desc
+		n     uint64
+		label string
+	}{
+		{descChanges, counts.Grown, "up"}, {descChanges, counts.Shrunk, "down"},
+		{descQueue, counts.Full, "full"}, {descQueue, counts.Displaced, "displaced"}, {descQueue, counts.Late, "late"},
+		{descGoal, counts.Kept, "kept"}, {descGoal, counts.Missed, "missed"},
+	} {
+		count(c.desc, float64(c.n), c.label)
+	}
 	count(descMissed, float64(g.Cache.Misses()))
 	count(descBad, float64(g.Cache.Malformed()))
 	gauge(descSpeed, speed.Prefill, "prefill")

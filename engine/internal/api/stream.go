@@ -17,6 +17,9 @@ import (
 // every writeFor/4.
 const writeFor = 2 * time.Minute
 
+// sendsFor is how long sending a part takes at most where its client keeps up.
+const sendsFor = 10 * time.Millisecond
+
 var buffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
 
 // trailers is announced before a stream, so that they may follow it; those of
@@ -140,7 +143,7 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 	var deadline time.Time
 	filter := c.filter()
 	c.ticket.Progress(c.prompt)
-	c.ticket.Begun()
+	c.ticket.Begun(c.prompt)
 	for now := c.begun; ; now = time.Now() {
 		if n > 0 {
 			at = now
@@ -160,6 +163,9 @@ func (c *call) copy(events io.Reader, buf *[16 << 10]byte, n int, err error) (fi
 			}
 			if !send(c.w, out, part) {
 				return nil, nil, at, errUnsent
+			}
+			if time.Since(now) > sendsFor {
+				c.ticket.Blocked()
 			}
 		}
 		if err != nil && err != io.EOF {

@@ -16,11 +16,13 @@ func (c *call) assemble(ctx context.Context, events io.Reader) *apiError {
 	defer buffers.Put(buf)
 	whole := backend.Whole{N: c.way.Choices}
 	c.ticket.Progress(c.prompt)
+	c.measured = true
 	for first := true; ; first = false {
 		n, err := events.Read(buf[:])
 		now := time.Now()
 		if first {
 			c.begun = now
+			c.ticket.Begun(c.prompt)
 		}
 		c.cfg.Meter.Serve(now)
 		_, _ = whole.Write(buf[:n])
