@@ -316,7 +316,9 @@ func FieldIn(form, field string) string {
 	for pair := range strings.SplitSeq(form, "&") {
 		key, value, _ := strings.Cut(pair, "=")
 		if key != field {
-			continue
+			if name, err := url.QueryUnescape(key); err != nil || name != field {
+				continue
+			}
 		}
 		if value, err := url.QueryUnescape(value); err == nil {
 			return value

@@ -87,6 +87,19 @@ func TestNumbersThatOverflow(t *testing.T) {
 	}
 }
 
+// TestTheMarkOfUTF8 has a body that some clients begin with U+FEFF be read without it.
+func TestTheMarkOfUTF8(t *testing.T) {
+	got := ""
+	g := newRig(t, func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		got = string(b)
+		_, _ = io.WriteString(w, `{"choices":[]}`)
+	})
+	if resp, answer := g.post(t, "/v1/chat/completions", "\ufeff"+`{"model":"smollm2","messages":[{"role":"user","content":"hi"}],"max_tokens":4}`); resp.StatusCode != 200 || !strings.HasPrefix(got, `{"model":"smollm2"`) {
+		t.Errorf("%d %s, and the backend got %q", resp.StatusCode, answer, got)
+	}
+}
+
 func TestClosedFieldsOfVLLM(t *testing.T) {
 	for field, status := range map[string]int{
 		`"priority":-5`: 400, `"priority":0`: 200, `"kv_transfer_params":{"do_remote_decode":true}`: 400, `"request_id":"a"`: 400, `"min_tokens":3`: 200,

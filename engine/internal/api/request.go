@@ -1,12 +1,12 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"net/http"
 	"slices"
 	"time"
@@ -61,8 +61,14 @@ func readBody(op operation, w http.ResponseWriter, r *http.Request, limit int64)
 	case err != nil:
 		return nil, badRequest("", "reading the body: %v", err)
 	}
+	if op.Reader == apis.JSON {
+		body = bytes.TrimPrefix(body, mark)
+	}
 	return body, nil
 }
+
+// mark stands before what some clients send as UTF-8; backends pass it over.
+var mark = []byte("\ufeff")
 
 // readAll reads r, which should hold size bytes; -1: not known.
 func readAll(r io.Reader, size int64) ([]byte, error) {
@@ -145,13 +151,6 @@ func (q *request) read(op operation, fields map[string]json.RawMessage) *apiErro
 	return q.readAnswers(fields)
 }
 
-// mostNumber bounds the numbers of a body: backends hold them in 32 bits, and what does not
-// fit becomes another number there.
-const mostNumber = math.MaxInt32
-
-// wide are the fields whose number may be any of 64 bits.
-var wide = []string{"seed"}
-
 // numbers refuses what would be another number in a backend.
 func numbers(fields map[string]json.RawMessage) *apiError {
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
@@ -159,12 +158,9 @@ func numbers(fields map[string]json.RawMessage) *apiError {
 		if c := raw[0]; c != '-' && (c < '0' || c > '9') {
 			continue
 		}
-		var n float64
-		err := json.Unmarshal(raw, &n)
-		if err == nil && (math.Abs(n) <= mostNumber || slices.Contains(wide, name) && math.Abs(n) <= math.MaxInt64) {
-			continue
+		if !apis.Holds(name, raw) {
+			return badRequest(name, "%s: %.40s; must be between -%d and %d", name, raw, apis.MostNumber, apis.MostNumber)
 		}
-		return badRequest(name, "%s: %.40s; must be between -%d and %d", name, raw, mostNumber, mostNumber)
 	}
 	return nil
 }

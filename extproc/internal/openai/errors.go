@@ -175,6 +175,12 @@ func TooLong(dialect apis.Dialect, param string, tokens, context int) *Error {
 	return invalid(400, param, "context_length_exceeded", format, tokens, context)
 }
 
+// OutOfRange answers a body with a number that its engine would take for another one.
+func OutOfRange(l Large) *Error {
+	field := clip(string(l.Field), 96)
+	return invalid(400, field, "invalid_value", "%s: %.40s; must be between -%d and %d", field, l.Number, apis.MostNumber, apis.MostNumber)
+}
+
 // HeadersTooLarge answers a request with more headers than n, or than so many bytes of them.
 func HeadersTooLarge(n, bytes int) *Error {
 	return invalid(431, "", "headers_too_large", "the request has more than %d headers, or more than %d bytes of them", n, bytes)

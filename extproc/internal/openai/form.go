@@ -54,10 +54,7 @@ func (r *Request) ParseForm(api apis.API, contentType string, body []byte) *Erro
 // ParseFields decodes an urlencoded body: the first "model" of its fields.
 func (r *Request) ParseFields(api apis.API, body []byte) *Error {
 	r.reset(api, body)
-	if i := bytes.Index(body, []byte("model=")); i >= 0 {
-		from := max(0, i-1)
-		r.Model = []byte(apis.FieldIn(string(body[from:]), "model"))
-	}
+	r.Model = []byte(apis.FieldIn(string(body), "model"))
 	return nil
 }
 

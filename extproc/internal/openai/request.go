@@ -65,6 +65,8 @@ type Request struct {
 	// Special is whether the client wants no tokens put around its prompt where they usually
 	// are, or some around a conversation (add_special_tokens).
 	Special bool
+	// Large is a number that llama.cpp would take for another one.
+	Large Large
 	// Cut is whether a form was not decoded to its end, and no model was found until there.
 	Cut bool
 	// Raw is the whole body.
@@ -98,7 +100,11 @@ type Prompt struct {
 }
 
 // Parse decodes a JSON body, which must stay unchanged while r is in use.
+//
+// A mark that the text is UTF-8, which some clients set before it and engines pass over, is
+// no part of Raw.
 func (r *Request) Parse(api apis.API, body []byte) *Error {
+	body = bytes.TrimPrefix(body, mark)
 	r.reset(api, body)
 	s := &scanner{b: body}
 	s.space()
@@ -116,6 +122,9 @@ func (r *Request) Parse(api apis.API, body []byte) *Error {
 	}
 	return nil
 }
+
+// mark is U+FEFF in UTF-8.
+var mark = []byte("\ufeff")
 
 // limit is the most that any engine makes of the fields that bound the answer. Only the
 // operation's own are sure to be one: another alone says nothing, beside them it may be
@@ -201,6 +210,7 @@ const (
 // counts, as it does in the engines.
 func (r *Request) field(s *scanner, key text) bool {
 	name := r.unescape(key)
+	r.Large.see(s, name)
 	if apart[string(name)] {
 		mark := *s
 		if !r.separate(s, name) {
