@@ -147,6 +147,8 @@ func (a *target) shapes() []shape {
 		{"limits of backends beside the API's", a.limits()},
 		{"prompts over the context", a.longPrompts()},
 		{"headers, too many or too large", a.headers()},
+		{"the same by HTTP/2", a.headersByHTTP2()},
+		{"upgrades", a.upgrades()},
 		{"routing headers of a client's own", a.routing()},
 		{"lengths that are none", a.lengths()},
 		{"HTTP that is none", a.malformed()},
@@ -232,6 +234,43 @@ func (a *target) headers() (all []func() error) {
 	try([]string{"x-session-id", strings.Repeat("s", 40_000)})
 	try([]string{"traceparent", strings.Repeat("0", 20_000)})
 	return all
+}
+
+// headersByHTTP2 are refused by an answer, too, not by a reset.
+func (a *target) headersByHTTP2() (all []func() error) {
+	var two http.Protocols
+	two.SetUnencryptedHTTP2(true)
+	client := &http.Client{Transport: &http.Transport{Protocols: &two, DisableKeepAlives: true}, Timeout: answerWithin}
+	for _, of := range []struct{ n, bytes, want int }{{60, 1, 200}, {89, 1, 431}, {101, 1, 431}, {500, 1, 431}, {1, 47 << 10, 200}, {1, 50 << 10, 431}, {1, 70 << 10, 431}, {300, 200, 431}} {
+		all = append(all, func() error {
+			req, err := http.NewRequestWithContext(a.t.Context(), http.MethodPost, a.m.URL(a.t, chat), strings.NewReader(body(hello)))
+			if err != nil {
+				return err
+			}
+			req.Header.Set("content-type", "application/json")
+			for i := range of.n {
+				req.Header.Set("x-h"+strconv.Itoa(i), strings.Repeat("v", of.bytes))
+			}
+			r, err := client.Do(req)
+			if err != nil {
+				return fmt.Errorf("%d headers of %d bytes: %w", of.n, of.bytes, err)
+			}
+			defer r.Body.Close()
+			if r.StatusCode != of.want || r.ProtoMajor != 2 {
+				return fmt.Errorf("%d headers of %d bytes: status %d by %s, want %d", of.n, of.bytes, r.StatusCode, r.Proto, of.want)
+			}
+			return nil
+		})
+	}
+	return all
+}
+
+// upgrades are refused in words; h2c, of which many clients ask, is passed over.
+func (a *target) upgrades() (all []func() error) {
+	for _, path := range []string{chat, "/v1/messages"} {
+		all = append(all, a.post(path, body(hello), "can't be upgraded", []string{"connection", "upgrade", "upgrade", "websocket"}, 403))
+	}
+	return append(all, a.post(chat, body(hello), "", []string{"connection", "Upgrade, HTTP2-Settings", "upgrade", "h2c", "http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"}, 200))
 }
 
 // routing headers choose no host: the answer comes from an engine all the same.

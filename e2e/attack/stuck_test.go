@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,4 +109,41 @@ func TestFilesThatBlock(t *testing.T) {
 		}
 	}
 	t.Logf("%d tried, %d refused at once, none hangs", tried, refused)
+}
+
+// TestFoldersThatBlock puts a pipe, and a device without end, in place of what a mesh has in its
+// folder. No command waits for it.
+func TestFoldersThatBlock(t *testing.T) {
+	program, err := rig.Program("millrace")
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := [][]string{{"status"}, {"down"}, {"logs"}, {"drain", "node-a"}, {"undrain", "node-a"}, {"explain", "-last"}, {"trace", "-last"}, {"plan"}, {"models", "list"}, {"chat", "-ask", "Hi"}}
+	for _, name := range []string{"state.json", "lock"} {
+		for _, kind := range []string{"pipe", "device"} {
+			dir := t.TempDir()
+			path := filepath.Join(dir, name)
+			if kind == "pipe" {
+				err = syscall.Mkfifo(path, 0o600)
+			} else {
+				err = os.Symlink("/dev/zero", path)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range commands {
+				t.Run(name+" "+kind+" "+args[0], func(t *testing.T) {
+					p := rig.Start(t, args[0], exec.Command(program, append([]string{args[0]}, append(slices.Clone(args[1:]), "-dir", dir)...)...))
+					rig.Wait(t, endsWithin, "it ends", func() error {
+						select {
+						case <-p.Done():
+							return nil
+						default:
+							return os.ErrDeadlineExceeded
+						}
+					})
+				})
+			}
+		}
+	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/replay"
 	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/trust"
 )
 
@@ -149,7 +150,7 @@ func (o *options) print(w io.Writer, rows []replay.Row) error {
 }
 
 func read(path string, block int) (*replay.Trace, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"millrace.dev/millrace/extproc/internal/replay"
 	"millrace.dev/millrace/extproc/internal/workload"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/trust"
 )
 
@@ -36,7 +37,7 @@ func (o *workloads) run(ctx context.Context, policy string, w, progress io.Write
 	if err := os.MkdirAll(o.folder, 0o755); err != nil {
 		return err
 	}
-	f, err := os.Create(filepath.Join(o.folder, "results.jsonl"))
+	f, err := regular.Create(filepath.Join(o.folder, "results.jsonl"))
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"millrace.dev/millrace/internal/secret"
+	"millrace.dev/millrace/internal/trust"
 )
 
 // maxNames bounds the host names of a fleet: each is looked up again and again.
@@ -71,8 +72,11 @@ func onAddress(ip netip.Addr, port string) string {
 func (e Endpoint) validateIn(at string, r *rules) {
 	name, _ := e.Host()
 	if name == "" {
-		if !isAddress(e.Address) {
+		switch err := trust.Address(e.Address); {
+		case !isAddress(e.Address):
 			r.broken(at+".address", "%.80q; must be ip:port, or name:port", e.Address)
+		case err != nil:
+			r.broken(at+".address", "%s", err)
 		}
 		e.validateRest(at, r)
 		return

@@ -43,6 +43,20 @@ endpoints:
 	}
 }
 
+// TestAFleetHasHosts puts addresses in the file of a fleet that are nobody's.
+func TestAFleetHasHosts(t *testing.T) {
+	for address, want := range map[string]string{
+		"169.254.169.254:80": "a link-local one", "[fe80::1]:80": "a link-local one", "224.0.0.1:80": "a multicast one", "[ff02::1]:80": "a multicast one",
+		"0.0.0.0:80": "an unspecified one", "[::]:80": "an unspecified one", "0.1.2.3:80": "an unspecified one", "255.255.255.255:80": "a reserved one",
+		"[::ffff:10.0.0.1]:80": "must be ip:port", "[fe80::1%eth0]:80": "must be ip:port", "10.0.0.1:0": "must be ip:port", "127.0.0.1:80": "", "[::1]:80": "", "10.0.0.1:80": "",
+	} {
+		_, err := ParseFleet("fleet.yaml", fmt.Appendf(nil, "endpoints: [{address: %q, models: [m]}]", address))
+		if (err != nil) != (want != "") || err != nil && (!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "endpoints[0].address")) {
+			t.Errorf("%s: %v; want %q", address, err, want)
+		}
+	}
+}
+
 func TestHostNamesAreBounded(t *testing.T) {
 	var text strings.Builder
 	text.WriteString("endpoints:\n")

@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // download is the fetching of a file from one place.
@@ -107,10 +109,13 @@ func (d *download) drop() {
 	}
 }
 
+// maxNote is more than the note beside a part has, in bytes: a URL, an ETag and a hash.
+const maxNote = 1 << 20
+
 // load finds out whether the part that is there can be continued: it is from this host and
 // has a strong ETag, or its hash is known and will be checked. Others begin anew.
 func (d *download) load() {
-	b, err := os.ReadFile(d.part + ".json")
+	b, err := regular.Read(d.part+".json", maxNote)
 	if err != nil || json.Unmarshal(b, &d.from) != nil {
 		d.drop()
 		return
@@ -133,7 +138,7 @@ func (d *download) save() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(d.part+".json", append(b, '\n'), 0o644)
+	return regular.Write(d.part+".json", append(b, '\n'), 0o644)
 }
 
 // attempt asks once, and writes what comes. nil: the part is whole.
@@ -274,7 +279,7 @@ var errSlow = errors.New("too slow")
 
 // copy appends a body to the part, from the byte at on.
 func (d *download) copy(ctx context.Context, cancel context.CancelCauseFunc, body io.Reader, at int64) error {
-	out, err := os.OpenFile(d.part, os.O_CREATE|os.O_WRONLY, 0o644)
+	out, err := regular.OpenFile(d.part, os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return final{err}
 	}
@@ -315,7 +320,7 @@ func (d *download) copy(ctx context.Context, cancel context.CancelCauseFunc, bod
 
 // finish gives a whole part its final name, if it is what it must be.
 func (d *download) finish() (Got, error) {
-	in, err := os.Open(d.part)
+	in, err := regular.Open(d.part)
 	if err != nil {
 		return Got{}, err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/state"
 )
 
@@ -40,7 +41,7 @@ func Detach(ctx context.Context, o Options, args []string) error {
 		_, err := takeDir(o.Dir) // says who runs there
 		return err
 	}
-	log, err := os.Create(filepath.Join(o.Dir, upLog))
+	log, err := regular.Create(filepath.Join(o.Dir, upLog))
 	if err != nil {
 		return err
 	}
@@ -77,7 +78,7 @@ const showEvery = 50 * time.Millisecond
 // show shows what a detached `millrace up` writes until it is ready. It returns the error
 // with which it has ended before.
 func (o Options) show(ctx context.Context, path string, ended <-chan error) error {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return err
 	}
@@ -217,7 +218,7 @@ func exists(path string) bool {
 
 // showLog shows the last lines of a file, and what comes. A log that was cut begins anew.
 func showLog(ctx context.Context, path string, o LogsOptions) error {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return fmt.Errorf("logs: %w", err)
 	}

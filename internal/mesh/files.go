@@ -11,6 +11,7 @@ import (
 	"millrace.dev/millrace/envoy"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // writeFiles writes what the programs of a plan read.
@@ -22,7 +23,7 @@ func writeFiles(p Plan, file config.File) error {
 	if err != nil {
 		return fmt.Errorf("effective configuration: %w", err)
 	}
-	if err := os.WriteFile(p.Config, text, 0o644); err != nil {
+	if err := regular.Write(p.Config, text, 0o644); err != nil {
 		return err
 	}
 	o := envoy.Options{XDS: p.XDS, Admin: p.Admin}
@@ -32,7 +33,7 @@ func writeFiles(p Plan, file config.File) error {
 	if text, err = envoy.Bootstrap(o); err != nil {
 		return err
 	}
-	if err := os.WriteFile(p.Bootstrap, text, 0o644); err != nil {
+	if err := regular.Write(p.Bootstrap, text, 0o644); err != nil {
 		return err
 	}
 	if key := file.Policy.Spec.Sessions.Cookie.KeyFile; key != "" {
@@ -44,7 +45,7 @@ func writeFiles(p Plan, file config.File) error {
 // makeKey writes a new key for signing cookies, unless the file is there: then
 // cookies of an earlier run still hold.
 func makeKey(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := regular.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}

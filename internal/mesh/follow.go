@@ -7,6 +7,7 @@ import (
 
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/desired"
+	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/state"
 )
 
@@ -110,7 +111,7 @@ func (m *mesh) write(f config.File) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(m.plan.Config+".new", text, 0o644); err != nil {
+	if err := regular.Write(m.plan.Config+".new", text, 0o644); err != nil {
 		return err
 	}
 	return os.Rename(m.plan.Config+".new", m.plan.Config)

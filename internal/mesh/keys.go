@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 
 	"millrace.dev/millrace/internal/keys"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // ownTenant is whose requests those of `millrace up` and `millrace chat` are.
@@ -39,8 +40,8 @@ func (o Options) ownKey() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(KeyFile(o.Dir), []byte(key), 0o600); err != nil {
+	if err := regular.Write(KeyFile(o.Dir), []byte(key), 0o600); err != nil {
 		return "", err
 	}
-	return key, os.WriteFile(o.ownKeys(), []byte(line+"\n"), 0o600)
+	return key, regular.Write(o.ownKeys(), []byte(line+"\n"), 0o600)
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 const (
@@ -47,12 +49,12 @@ func cut(path string) {
 }
 
 func copyFile(from, to string) error {
-	src, err := os.Open(from)
+	src, err := regular.Open(from)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	dst, err := os.Create(to)
+	dst, err := regular.Create(to)
 	if err != nil {
 		return err
 	}

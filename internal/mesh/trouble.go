@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 const (
@@ -87,7 +88,7 @@ func (t *trouble) whoLocked(spec Spec) string {
 // lastLine returns the last line of a log, shortened: mostly it is the reason.
 func lastLine(path string) string {
 	const tail, most = 4096, 300
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return "no log"
 	}

@@ -17,27 +17,29 @@ func Of(name string, names []string) string {
 	return best
 }
 
-// distance returns how many letters must be changed, added or removed to make
-// one name of the other. Long names are not compared.
+// distance returns how many letters must be changed, added, removed, or swapped with their
+// neighbour to make one name of the other. Long names are not compared.
 func distance(a, b string) int {
 	const tooLong = 64
 	if len(a) > tooLong || len(b) > tooLong {
 		return tooLong
 	}
-	row := make([]int, len(b)+1)
+	two, one, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1) // of i-2, i-1 and i letters of a
 	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
+		two, one, row = one, row, two
 		row[0] = i + 1
 		for j := range len(b) {
-			change := diagonal
+			change := one[j]
 			if a[i] != b[j] {
 				change++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+			row[j+1] = min(change, row[j]+1, one[j+1]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], two[j-1]+1)
+			}
 		}
 	}
 	return row[len(b)]

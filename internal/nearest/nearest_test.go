@@ -6,9 +6,10 @@ import (
 )
 
 func TestOf(t *testing.T) {
-	names := []string{"listen", "dir", "d", "config"}
+	names := []string{"listen", "dir", "d", "config", "watch", "model"}
 	for name, want := range map[string]string{
-		"lisen": "listen", "LISTEN": "listen", "dri": "", "dirs": "dir", "x": "", "conifg": "config",
+		"lisen": "listen", "LISTEN": "listen", "dri": "dir", "dirs": "dir", "x": "", "conifg": "config",
+		"wacth": "watch", "modle": "model", "watch-": "watch", "tchwa": "",
 		"colour": "", "": "", strings.Repeat("listen", 20): "",
 	} {
 		if got := Of(name, names); got != want {

@@ -87,8 +87,28 @@ func Check(path string) error {
 // Append opens the regular file at path to be written at its end; there may be none yet. flags
 // are more of os.OpenFile's.
 func Append(path string, flags int, perm os.FileMode) (*os.File, error) {
+	return OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|flags, perm)
+}
+
+// Create opens the regular file at path to be written from its beginning, and empties it.
+func Create(path string) (*os.File, error) {
+	return OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+}
+
+// Write makes text the content of the regular file at path.
+func Write(path string, text []byte, perm os.FileMode) error {
+	f, err := OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, perm)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
+}
+
+// OpenFile is os.OpenFile for regular files, to write to them.
+func OpenFile(path string, flags int, perm os.FileMode) (*os.File, error) {
 	return In(Patience, path, func() (*os.File, error) {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|syscall.O_NONBLOCK|flags, perm)
+		f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK, perm)
 		if errors.Is(err, syscall.ENXIO) { // a pipe that nobody reads
 			return nil, &fs.PathError{Op: "write", Path: path, Err: ErrKind}
 		}

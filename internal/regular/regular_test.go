@@ -68,3 +68,26 @@ func TestAFileSystemThatDoesNotAnswer(t *testing.T) {
 		}
 	})
 }
+
+// TestWrite puts pipes, devices and folders where files are to be written.
+func TestWrite(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for name, to := range map[string]string{"link": "file", "zero": "/dev/zero", "pipelink": "pipe"} {
+		if err := os.Symlink(to, path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(syscall.Mkfifo(path("pipe"), 0o600), os.WriteFile(path("old"), []byte("longer than the new one"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]error{"new": nil, "old": nil, "link": nil, "pipe": ErrKind, "pipelink": ErrKind, "zero": ErrKind, ".": syscall.EISDIR} {
+		err := Write(path(name), []byte("text"), 0o600)
+		if !errors.Is(err, want) {
+			t.Errorf("%s: %v; want %v", name, err, want)
+		}
+		if b, _ := Read(path(name), 100); want == nil && string(b) != "text" {
+			t.Errorf("%s: %q", name, b)
+		}
+	}
+}

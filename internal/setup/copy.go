@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"millrace.dev/millrace/internal/progress"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Copy makes the file to the same as from, and reports whether it wrote it: a file with
@@ -53,7 +54,7 @@ func replace(ctx context.Context, from, to, sum string) error {
 			return err
 		}
 	}
-	in, err := os.Open(from)
+	in, err := regular.Open(from)
 	if err != nil {
 		return err
 	}

@@ -4,8 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Installed is a part that lies in the cache: what it is made of, and its files.
@@ -48,7 +49,7 @@ func Inventory(o Options) ([]Installed, error) {
 func inventory(cache string, parts []part) ([]Installed, error) {
 	var all []Installed
 	for _, p := range parts {
-		b, err := os.ReadFile(stampPath(cache, p))
+		b, err := regular.Read(stampPath(cache, p), maxStamp)
 		var s stamp
 		if err == nil {
 			err = json.Unmarshal(b, &s)

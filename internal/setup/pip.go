@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // fetch returns the path of the archive in the cache's download folder. One that
@@ -65,7 +67,7 @@ func downloaded(ctx context.Context, folder string, a archive) (string, bool) {
 func (i installer) pip(ctx context.Context, a archive, tmp, out string) error {
 	wanted := filepath.Join(tmp, "requirements.txt")
 	line := fmt.Sprintf("%s==%s --hash=sha256:%s\n", a.Project, a.Version, a.SHA256)
-	if err := os.WriteFile(wanted, []byte(line), 0o644); err != nil {
+	if err := regular.Write(wanted, []byte(line), 0o644); err != nil {
 		return err
 	}
 	// By project, never ":all:": building from source must not spread to what

@@ -13,6 +13,7 @@ import (
 
 	"millrace.dev/millrace/internal/proc"
 	"millrace.dev/millrace/internal/progress"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // output runs cmd and returns what it wrote. The process group ends with ctx
@@ -37,7 +38,7 @@ func output(ctx context.Context, cmd *exec.Cmd) (string, error) {
 // Lock takes the lock of the file of that name, waiting for whoever has it: what that may
 // be is shown meanwhile.
 func Lock(ctx context.Context, name, what string, show *progress.Progress) (unlock func(), err error) {
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := regular.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}

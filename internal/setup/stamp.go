@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/progress"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // A stamp says that a part is installed, and how its files looked then.
@@ -39,6 +40,9 @@ func mismatch(file, want, got string) error {
 	return fmt.Errorf("%s: %w: sha256 is %s, must be %s", file, errMismatch, got, want)
 }
 
+// maxStamp is far more than the largest stamp, in bytes: that of a folder with thousands of files.
+const maxStamp = 16 << 20
+
 func stampPath(cache string, p part) string {
 	return filepath.Join(cache, stampFolder, strings.ReplaceAll(p.Name, " ", "-")+".json")
 }
@@ -61,7 +65,7 @@ func missingParts(ctx context.Context, cache string, parts []part, show *progres
 // installed says whether p is in the cache, unaltered. An altered file is an
 // error: who changed it, and why, is a question for a person.
 func installed(ctx context.Context, cache string, p part, show *progress.Progress) (bool, error) {
-	b, err := os.ReadFile(stampPath(cache, p))
+	b, err := regular.Read(stampPath(cache, p), maxStamp)
 	if err != nil {
 		return false, absent(err)
 	}
@@ -149,7 +153,7 @@ func (s stamp) write(cache string, p part) error {
 }
 
 func hashFile(ctx context.Context, name string) (string, error) {
-	f, err := os.Open(name)
+	f, err := regular.Open(name)
 	if err != nil {
 		return "", err
 	}

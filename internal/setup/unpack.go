@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // maxMember bounds one unpacked file, in bytes: a bomb ends there.
@@ -69,7 +71,7 @@ func unzip(file string, each member) error {
 }
 
 func untar(file string, each member) error {
-	f, err := os.Open(file)
+	f, err := regular.Open(file)
 	if err != nil {
 		return err
 	}
@@ -109,7 +111,7 @@ func writeMember(r io.Reader, dir, name string, mode fs.FileMode) error {
 	if mode&0o111 != 0 {
 		perm = 0o755
 	}
-	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
+	f, err := regular.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, perm)
 	if err != nil {
 		return err
 	}

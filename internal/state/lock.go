@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"millrace.dev/millrace/internal/regular"
 )
 
 // lockName is the file whose locks say that `millrace up` runs in the folder, and that it
@@ -25,7 +27,7 @@ func byteLock(typ int16, at int64) *unix.Flock_t { return &unix.Flock_t{Type: ty
 
 // openLock opens the file of a folder.
 func openLock(dir string) (*os.File, error) {
-	return os.OpenFile(LockFile(dir), os.O_RDWR|os.O_CREATE, 0o644)
+	return regular.OpenFile(LockFile(dir), os.O_RDWR|os.O_CREATE, 0o644)
 }
 
 // LockFile is the path of that file in the folder of a mesh.
@@ -59,7 +61,7 @@ func Locked(dir string) bool { return isLocked(dir, runsByte) }
 func marked(dir string) bool { return isLocked(dir, staleByte) }
 
 func isLocked(dir string, at int64) bool {
-	f, err := os.Open(filepath.Join(dir, lockName))
+	f, err := regular.Open(filepath.Join(dir, lockName))
 	if err != nil {
 		return false
 	}

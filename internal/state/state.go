@@ -12,11 +12,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
 	"millrace.dev/millrace/internal/mtls"
+	"millrace.dev/millrace/internal/obs"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Process is one process of the mesh.
@@ -114,6 +115,9 @@ func (s *State) Find(name string) *Process {
 // fileName is the name of the file in the mesh's folder.
 const fileName = "state.json"
 
+// maxState is far more than the largest state: 64 nodes with their processes, in bytes.
+const maxState = 16 << 20
+
 // ErrNone is returned by Read when no mesh ever ran in the folder.
 var ErrNone = errors.New("no mesh was started here")
 
@@ -121,15 +125,15 @@ var ErrNone = errors.New("no mesh was started here")
 // When it does not, every process is shown as down: none of them can be left. When the file
 // is out of date, nothing of it is taken for true that can't be verified.
 func Read(dir string) (s State, running bool, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, fileName))
+	b, err := regular.Read(filepath.Join(dir, fileName), maxState)
 	if errors.Is(err, fs.ErrNotExist) {
 		return State{}, false, fmt.Errorf("%s: %w", dir, ErrNone)
 	}
 	if err != nil {
-		return State{}, false, err
+		return State{}, false, damaged(dir, err)
 	}
 	if s, err = Parse(b); err != nil {
-		return State{}, false, fmt.Errorf("%s: %w", filepath.Join(dir, fileName), err)
+		return State{}, false, damaged(dir, fmt.Errorf("%s: %w", filepath.Join(dir, fileName), err))
 	}
 	running = Locked(dir)
 	s.Stale = running && marked(dir)
@@ -144,6 +148,14 @@ func Read(dir string) (s State, running bool, err error) {
 		}
 	}
 	return s, running, nil
+}
+
+// damaged adds the way out to an error of a file that can't be read, or makes no sense.
+func damaged(dir string, err error) error {
+	if Locked(dir) {
+		return &obs.Hint{Err: err, Next: "the mesh that runs here replaces the file with its next change: ask again"}
+	}
+	return &obs.Hint{Err: err, Next: "no mesh runs here: remove the file, or start one, which replaces it"}
 }
 
 // Parse reads the text of the file, without asking whether it is still true.

@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/regular"
 )
 
 func newStore(t *testing.T, ps ...Process) (*Store, string) {
@@ -49,6 +51,33 @@ func TestReadSaysWhetherTheMeshRuns(t *testing.T) {
 	}
 }
 
+// TestNobodyWaitsForTheFolder has pipes and endless devices in place of the files.
+func TestNobodyWaitsForTheFolder(t *testing.T) {
+	for _, name := range []string{fileName, lockName, fileName + ".tmp"} {
+		for _, kind := range []string{"pipe", "device"} {
+			dir := t.TempDir()
+			path := filepath.Join(dir, name)
+			err := os.Symlink("/dev/zero", path)
+			if kind == "pipe" {
+				err = errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, readErr := Read(dir)
+			lock, lockErr := Lock(dir)
+			lock.Close() // nil has nothing to close
+			_, createErr := Create(State{Dir: dir})
+			if got := map[string]error{fileName: readErr, lockName: lockErr, fileName + ".tmp": createErr}[name]; !errors.Is(got, regular.ErrKind) {
+				t.Errorf("%s, a %s: %v, %v, %v; want %v", name, kind, readErr, lockErr, createErr, regular.ErrKind)
+			}
+			if Locked(dir) {
+				t.Errorf("%s, a %s: a mesh runs", name, kind)
+			}
+		}
+	}
+}
+
 func TestReadWithoutMesh(t *testing.T) {
 	if _, _, err := Read(t.TempDir()); !errors.Is(err, ErrNone) {
 		t.Errorf("Read() = %v, want ErrNone", err)
@@ -56,6 +85,10 @@ func TestReadWithoutMesh(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, fileName), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
+	}
+	var hint *obs.Hint
+	if _, _, err := Read(dir); !errors.As(err, &hint) || !strings.Contains(hint.Next, "no mesh runs here") {
+		t.Errorf("Read() of half a file = %v, %+v", err, hint)
 	}
 	if _, _, err := Read(dir); err == nil {
 		t.Error("Read() took half a file")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"millrace.dev/millrace/internal/proc"
+	"millrace.dev/millrace/internal/regular"
 )
 
 // Store keeps the file in step with what is reported, and with the kernel: a
@@ -120,7 +121,7 @@ func (st *Store) writeLocked() error {
 
 func replace(path string, b []byte) error {
 	tmp := path + ".tmp" // one writer: the folder is locked
-	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+	if err := regular.Write(tmp, b, 0o644); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

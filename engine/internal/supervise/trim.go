@@ -55,7 +55,7 @@ func keepLast(path string, size, bytes int64) error {
 		return err
 	}
 	defer src.Close()
-	dst, err := os.Create(path + ".old")
+	dst, err := regular.Create(path + ".old")
 	if err != nil {
 		return err
 	}

@@ -78,6 +78,14 @@ func listeners(s Site, d *desired.State) (map[string]proto.Message, error) {
 	return all, nil
 }
 
+// What Envoy takes in of a request's headers: more than extproc lets pass (88 of them, of 48
+// KiB), so that it is extproc that refuses, with 431. Beyond this Envoy refuses HTTP/1.1 with 431, and
+// resets streams of HTTP/2, of which clients learn nothing.
+const (
+	headersCount = 1000
+	headersKiB   = 96
+)
+
 // manager returns the HTTP connection manager: all that happens to a request
 // before its route is chosen.
 func manager(s Site, d *desired.State) *hcmv3.HttpConnectionManager {
@@ -96,6 +104,8 @@ func manager(s Site, d *desired.State) *hcmv3.HttpConnectionManager {
 		RequestHeadersTimeout:         seconds(10),
 		RequestTimeout:                seconds(longestBody),
 		StreamIdleTimeout:             seconds(longestBody), // routes have their own
+		MaxRequestHeadersKb:           wrapperspb.UInt32(headersKiB),
+		CommonHttpProtocolOptions:     &corev3.HttpProtocolOptions{MaxHeadersCount: wrapperspb.UInt32(headersCount)},
 		HttpProtocolOptions: &corev3.Http1ProtocolOptions{
 			EnableTrailers: true, // usage comes in trailers
 			// A request that extproc refuses with 400 is no broken HTTP: without this Envoy

@@ -18,10 +18,13 @@ type reply struct {
 	kind, code string
 	// again is when the client is to come back, in seconds; empty: not.
 	again string
+	// message is said where Envoy says nothing; empty: what Envoy says.
+	message string
 }
 
 // errorReplies covers every status from 400 up. The first that matches holds.
 var errorReplies = []reply{
+	{from: 403, below: 404, kind: "invalid_request_error", code: "upgrade_not_supported", message: "connections can't be upgraded here (websocket and the like): send the request without the header Upgrade"},
 	{from: 404, below: 405, kind: "invalid_request_error", code: "not_found"},
 	{from: 405, below: 406, kind: "invalid_request_error", code: "method_not_allowed"},
 	{from: 408, below: 409, kind: "invalid_request_error", code: "request_timeout"},
@@ -57,14 +60,21 @@ func replies() *hcmv3.LocalReplyConfig {
 			ContentType: "application/json",
 		},
 	}}}
-	const message = "%LOCAL_REPLY_BODY%"
 	for _, r := range errorReplies {
-		c.Mappers = append(c.Mappers, r.mapper(anthropicBody(message, anthropicType(r)), onPath(messagesPath)))
+		c.Mappers = append(c.Mappers, r.mapper(anthropicBody(r.text(), anthropicType(r)), onPath(messagesPath)))
 	}
 	for _, r := range errorReplies {
-		c.Mappers = append(c.Mappers, r.mapper(errorBody(message, r.kind, r.code)))
+		c.Mappers = append(c.Mappers, r.mapper(errorBody(r.text(), r.kind, r.code)))
 	}
 	return c
+}
+
+// text is the error's message, as a format of Envoy's.
+func (r reply) text() string {
+	if r.message != "" {
+		return r.message
+	}
+	return "%LOCAL_REPLY_BODY%"
 }
 
 // anthropicType is the class of an error in Anthropic's API.
