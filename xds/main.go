@@ -53,6 +53,7 @@ type options struct {
 	authority                       authority
 	cluster                         cluster
 	mesh                            mesh
+	live                            live
 	source                          source
 	elsewhere                       bool // whether -check leaves out what Envoy and nodes read
 	log                             *slog.Logger
@@ -96,6 +97,7 @@ func (o *options) add(f *program.Flags) {
 	o.authority.flags(f)
 	o.cluster.flags(f)
 	o.mesh.flags(f)
+	o.live.flags(f)
 	f.BoolVar(&o.elsewhere, "elsewhere", false, "with -check: Envoy and the nodes are other machines; skip the files that only they read")
 	f.DurationVar(&o.settle, "settle", 2500*time.Millisecond, "after a start, how long to wait for nodes at most before anything is pushed; with -kube the default is 10s")
 }
@@ -123,12 +125,15 @@ func (o *options) validate() (err error) {
 	if (o.secrets == "") != (o.flags.TLS().CA == "") {
 		err = errors.Join(err, errors.New("-envoy-tls, -tls-ca; give both or neither: Envoy has TLS if the other programs have it"))
 	}
-	return errors.Join(err, o.authority.validate(o.flags), o.cluster.validate(o), o.mesh.validate(&o.cluster))
+	return errors.Join(err, o.authority.validate(o.flags), o.cluster.validate(o), o.mesh.validate(&o.cluster), o.live.validate())
 }
 
 // load reads what the flags name. Flags that Envoy can't take are found with the
 // defaults, before the file is read.
 func (o *options) load() error {
+	if err := o.live.load(); err != nil {
+		return err
+	}
 	if o.secrets != "" {
 		o.site.TLS = &translate.TLS{Domain: o.flags.ID().Domain, Folder: o.secrets}
 	}
@@ -191,6 +196,9 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	}, log, reg)
 	server := newServer(env, resources, nodes)
 	if err := o.serveScaler(ctx, g, env, nodes); err != nil {
+		return err
+	}
+	if err := o.servePage(ctx, g, env, nodes); err != nil {
 		return err
 	}
 	env.Watch.Add("fleet", nodes.Alive)

@@ -182,7 +182,7 @@ func TestRun(t *testing.T) {
 		break
 	}
 	for path, want := range map[string]string{"/metrics": "millrace_xds_reports_total", "/healthz": "ok"} {
-		if err := page("http://"+log.attr("metrics")+path, want); err != nil {
+		if err := shows("http://"+log.attr("metrics")+path, want); err != nil {
 			t.Error(err)
 		}
 	}
@@ -246,7 +246,7 @@ func readiness(t *testing.T, url string) (int, map[string]obs.Severity) {
 	return resp.StatusCode, all
 }
 
-func page(url, want string) error {
+func shows(url, want string) error {
 	resp, err := http.Get(url)
 	if err != nil {
 		return err

@@ -58,6 +58,8 @@ type Plan struct {
 	Specs []Spec
 	// Listen is "ip:port" of the OpenAI API, XDS of Fleet and ADS, Admin of Envoy.
 	Listen, XDS, Admin string
+	// Page is "ip:port" of the live page.
+	Page string
 	// Engines are the gRPC addresses of the engines, by node.
 	Engines map[string]string
 	// Dir and Logs are folders, Config, Bootstrap and AccessLog files.
@@ -191,6 +193,7 @@ func (b *planner) add(s Spec, flags ...string) {
 func (b *planner) control() {
 	b.plan.XDS = b.addr()
 	metrics := b.addr()
+	b.plan.Page = metrics
 	var pickers []Spec
 	var asked []string
 	for i := range b.in.ExtProcs {
@@ -208,7 +211,7 @@ func (b *planner) control() {
 		"-listen", b.plan.XDS, "-metrics", metrics, "-config", b.plan.Config, "-drained", drained.In(b.in.Dir), "-gateway", b.in.Listen,
 		"-extproc", strings.Join(asked, ","), "-access-log", b.plan.AccessLog, "-envoy-tls", b.in.TLS, "-traces", b.in.Traces,
 		"-https", b.in.HTTPS.Listen, "-https-cert", b.in.HTTPS.Cert, "-https-key", b.in.HTTPS.Key,
-		"-without-extproc", without)
+		"-without-extproc", without, "-page-chat", reachable(b.in.Listen))
 	for _, s := range pickers {
 		b.add(s, "-listen", s.Addrs["grpc"], "-metrics", s.Addrs["metrics"], "-xds", b.plan.XDS, "-traces", b.in.Traces, "-api-keys", b.in.APIKeys)
 	}

@@ -129,7 +129,7 @@ func (m *mesh) announce(ctx context.Context) error {
 	if rs, out := m.due(m.view.Load()); len(out) > 0 && len(rs) > 0 {
 		model = rs[0].model // one that is served
 	}
-	m.show.line(readyText(reachable(m.plan.Listen), model, obs.Quote(m.plan.Logs)))
+	m.show.line(readyText(reachable(m.plan.Listen), model, m.plan.Page, obs.Quote(m.plan.Logs)))
 	return nil
 }
 
@@ -145,9 +145,10 @@ func example(f config.File) string {
 	return ""
 }
 
-func readyText(addr, model, logs string) string {
+func readyText(addr, model, page, logs string) string {
 	return fmt.Sprintf(`ready http://%[1]s
 try:  curl http://%[1]s/v1/chat/completions -H 'content-type: application/json' -d '{"model":%[2]q,"messages":[{"role":"user","content":"Hello!"}]}'
-logs: %[3]s
-`, addr, model, logs)
+page: http://%[3]s/page/
+logs: %[4]s
+`, addr, model, page, logs)
 }

@@ -35,6 +35,9 @@ type Env struct {
 	Watch *obs.Watch
 	// Identity is who the program is to the others; nil: it speaks plain text.
 	Identity *mtls.Source
+	// Page is served beside the admin page, at / and below /page/; nil: nothing is. To be set
+	// before Admin.
+	Page http.Handler
 	// Memory is how much the program may use; Follow is to be run.
 	Memory *Memory
 
@@ -113,13 +116,25 @@ func (e *Env) Admin(ctx context.Context, conditions func() []obs.Condition) erro
 		g.Go(func() error { return obs.Serve(ctx, e.probes, obs.Probes(e.Metrics, all, e.Watch)) })
 	}
 	g.Go(func() error {
-		page := obs.Admin(e.Metrics, all, e.Watch)
+		page := e.beside(obs.Admin(e.Metrics, all, e.Watch))
 		if e.guardsAdmin(e.admin) {
 			return e.HTTP(ctx, e.admin, mtls.Admin, page)
 		}
 		return obs.Serve(ctx, e.admin, page)
 	})
 	return g.Wait()
+}
+
+// beside adds the program's own page to the admin page.
+func (e *Env) beside(admin http.Handler) http.Handler {
+	if e.Page == nil {
+		return admin
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", admin)
+	mux.Handle("/page/", e.Page)
+	mux.Handle("GET /{$}", e.Page)
+	return mux
 }
 
 // AdminAddress is where the admin page is.

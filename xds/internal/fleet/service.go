@@ -359,12 +359,18 @@ func receive(stream grpc.BidiStreamingServer[fleetpb.NodeReport, fleetpb.Directi
 	return r, nil
 }
 
+// View returns the fleet as people see it, and a channel that is closed when it has changed.
+func (s *Service) View() (*fleetpb.FleetView, <-chan struct{}) {
+	snap, next := s.Latest()
+	clients, conditions := s.plane()
+	return snap.View(clients, conditions), next
+}
+
 // Watch streams the fleet for people.
 func (s *Service) Watch(_ *fleetpb.WatchRequest, stream grpc.ServerStreamingServer[fleetpb.FleetView]) error {
 	for {
-		snap, next := s.Latest()
-		clients, conditions := s.plane()
-		if err := stream.Send(snap.View(clients, conditions)); err != nil {
+		view, next := s.View()
+		if err := stream.Send(view); err != nil {
 			return err
 		}
 		sent := time.Now()
