@@ -100,6 +100,10 @@ func TestPrefixesAreWhatIsRendered(t *testing.T) {
 		{"without special tokens", apis.Completions, `{"prompt":"a"}`, `{"prompt":"a","add_special_tokens":false}`, false},
 		{"other ids", apis.Completions, `{"prompt":[1,23]}`, `{"prompt":[12,3]}`, false},
 		{"ids and the text of them", apis.Completions, `{"prompt":[1]}`, `{"prompt":"1"}`, false},
+		{"the order of prompts", apis.Completions, `{"prompt":["a","b","c","a"]}`, `{"prompt":["c","a","a","b"]}`, true},
+		{"the order of prompts of ids", apis.Completions, `{"prompt":[[1,2],[3],[1,4]]}`, `{"prompt":[[3],[1,4],[1,2]]}`, true},
+		{"one of several prompts", apis.Completions, `{"prompt":["a","b","c"]}`, `{"prompt":["a","b","d"]}`, false},
+		{"a prompt twice", apis.Completions, `{"prompt":["a","b","b"]}`, `{"prompt":["a","a","b"]}`, false},
 		{"two prompts and one", apis.Completions, `{"prompt":["a","b"]}`, `{"prompt":"ab"}`, false},
 	}
 	for _, tt := range tests {
@@ -124,6 +128,8 @@ func TestPromptsShareTheirBeginning(t *testing.T) {
 		{"ids that continue", apis.Completions, `{"prompt":[` + ids + `]}`, `{"prompt":[` + ids + `,5,6,7]}`},
 		{"a text that continues", apis.Completions, `{"prompt":"` + text + `"}`, `{"prompt":["` + text + `more"]}`},
 		{"a prompt, then with another", apis.Completions, `{"prompt":"` + text + `"}`, `{"prompt":["` + text + `","b"]}`},
+		{"a prompt, then behind another", apis.Completions, `{"prompt":"` + text + `"}`, `{"prompt":["b","` + text + `","c"]}`},
+		{"ids, then behind others", apis.Completions, `{"prompt":[` + ids + `]}`, `{"prompt":[[1],[` + ids + `]]}`},
 		{"a turn more", apis.Responses, `{"input":"` + text + `"}`, `{"input":[{"role":"user","content":"` + text + `"},{"role":"assistant","content":[{"type":"output_text","text":"ok","annotations":[]}]},{"role":"user","content":"on"}]}`},
 	} {
 		a, b := keysOf(t, tt.api, tt.first), keysOf(t, tt.api, tt.then)

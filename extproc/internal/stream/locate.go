@@ -1,7 +1,10 @@
 package stream
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
+	"slices"
 
 	"millrace.dev/millrace/extproc/internal/openai"
 	"millrace.dev/millrace/extproc/internal/pick"
@@ -82,11 +85,17 @@ func chainOf(seed session.Key, r *openai.Request, tokens int, memory []prefix.Li
 			opening = m.Key() // a system message alone would name many
 		}
 	}
+	var places [mostOrdered]int
+	order := ordered(r.Prompts, places[:0])
 	for i := range r.Prompts {
+		at := i
+		if len(order) > 0 {
+			at = order[i]
+		}
 		if i > 0 {
 			m.Mix("next")
 		}
-		if p := &r.Prompts[i]; p.Text != nil {
+		if p := &r.Prompts[at]; p.Text != nil {
 			m.Add(p.Text)
 		} else {
 			m.Mix("ids")
@@ -99,6 +108,27 @@ func chainOf(seed session.Key, r *openai.Request, tokens int, memory []prefix.Li
 		opening = chain[0].Key
 	}
 	return chain, opening
+}
+
+// mostOrdered is how many prompts of a request are put into order.
+const mostOrdered = 32
+
+// ordered appends the places of a request's prompts to dst, the longest first: each is a sequence of
+// its own to the engine, so that the order in which they came means nothing, and what is
+// found of the longest counts most. Nothing is appended where more than mostOrdered stay in
+// their order.
+func ordered(prompts []openai.Prompt, dst []int) []int {
+	if len(prompts) > mostOrdered {
+		return dst
+	}
+	for i := range prompts {
+		dst = append(dst, i)
+	}
+	slices.SortFunc(dst, func(a, b int) int {
+		p, q := &prompts[a], &prompts[b]
+		return cmp.Or(cmp.Compare(q.IDs+len(q.Text), p.IDs+len(p.Text)), bytes.Compare(p.Text, q.Text), bytes.Compare(p.List, q.List))
+	})
+	return dst
 }
 
 // editedShare is how much of a session may be as it was if its client, which says that
