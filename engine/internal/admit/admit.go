@@ -333,10 +333,13 @@ func (g *Gate) oldestLocked() *Ticket {
 	return oldest
 }
 
+// Begun, Measured and Release of a nil Ticket, which is of a request that came in with another's,
+// do nothing.
+
 // Begun says that the first token of an answer to a prompt of so many tokens has come, or the
 // whole answer where no tokens are generated.
 func (t *Ticket) Begun(prompt int64) {
-	if !t.gate.paced.Load() {
+	if t == nil || !t.gate.paced.Load() {
 		return
 	}
 	t.begun = time.Now()
@@ -364,7 +367,7 @@ func (t *Ticket) Blocked() { t.last = time.Time{} }
 // its first token, with a prompt of so many, and of the n after it together. It does not
 // count where the request was not in the backend for as long.
 func (t *Ticket) Measured(first time.Duration, prompt, n int64, took time.Duration) {
-	if n <= 0 || first <= 0 || took <= 0 || !t.gate.paced.Load() {
+	if t == nil || n <= 0 || first <= 0 || took <= 0 || !t.gate.paced.Load() {
 		return
 	}
 	if inside := time.Since(t.entered); first > inside || took > inside-first {
@@ -399,6 +402,12 @@ func (t *Ticket) measured(first time.Duration, prompt, n int64, took time.Durati
 	}
 }
 
+// More says that the request needs n tokens more: those of others that come in with it.
+func (t *Ticket) More(n int64) {
+	t.tokens.Add(n)
+	t.gate.tokens.Add(n)
+}
+
 // Progress says that n of the request's tokens are done.
 func (t *Ticket) Progress(n int64) {
 	if n = min(n, t.tokens.Load()); n > 0 {
@@ -409,6 +418,9 @@ func (t *Ticket) Progress(n int64) {
 
 // Release gives the slot back. Calls after the first do nothing.
 func (t *Ticket) Release() {
+	if t == nil {
+		return
+	}
 	t.once.Do(func() {
 		g := t.gate
 		g.tokens.Add(-t.tokens.Swap(0))

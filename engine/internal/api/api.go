@@ -8,9 +8,11 @@
 package api
 
 import (
+	"encoding/json"
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -19,6 +21,7 @@ import (
 	"millrace.dev/millrace/engine/internal/admit"
 	"millrace.dev/millrace/engine/internal/backend"
 	"millrace.dev/millrace/engine/internal/cachelog"
+	"millrace.dev/millrace/engine/internal/coalesce"
 	"millrace.dev/millrace/engine/internal/conversation"
 	"millrace.dev/millrace/engine/internal/meter"
 	"millrace.dev/millrace/engine/internal/supervise"
@@ -60,6 +63,10 @@ type Server struct {
 	started time.Time
 	mux     *http.ServeMux
 	room    *semaphore.Weighted // for bodies, in bytes
+	batcher *batcher
+
+	// apart is until when nothing is sent together, in nanoseconds since the epoch. Atomic.
+	apart atomic.Int64
 }
 
 // operation is one of the API's operations, which the backend answers.
@@ -94,7 +101,7 @@ func (o operation) label() string {
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, started: time.Now(), mux: http.NewServeMux(), room: semaphore.NewWeighted(Bodies)}
+	s := &Server{cfg: cfg, started: time.Now(), mux: http.NewServeMux(), room: semaphore.NewWeighted(Bodies), batcher: coalesce.New[kin, json.RawMessage, share]()}
 	for _, op := range operations {
 		for _, path := range append([]string{op.Path}, op.Aliases...) {
 			s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.complete(op, w, r) })

@@ -153,6 +153,9 @@ func (c *call) serve(ctx context.Context) *apiError {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(errGone)
+	if failed, answered := c.together(ctx); answered {
+		return failed
+	}
 	if failed := c.enter(ctx, cancel); failed != nil {
 		return failed
 	}

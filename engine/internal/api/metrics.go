@@ -36,6 +36,8 @@ type Metrics struct {
 	first    *prometheus.HistogramVec
 	whole    *prometheus.HistogramVec
 	genAI    *genAI
+	batches  prometheus.Histogram // by inputs
+	split    prometheus.Counter
 }
 
 // seconds are the buckets of both histograms, as dashboards know them, rounded.
@@ -72,6 +74,13 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 		first:  histogram("vllm:time_to_first_token_seconds", "Time to the backend's first byte."),
 		whole:  histogram("vllm:e2e_request_latency_seconds", "Time to the end of the answer."),
 		genAI:  newGenAI(reg),
+		batches: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_engine_embedding_batch_inputs", Help: "Embeddings of single inputs that were sent to the backend together, by call.",
+			Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128},
+		}),
+		split: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_engine_embedding_batches_split_total", Help: "Batches of embeddings that the backend refused or that could not be divided, whose inputs were sent alone.",
+		}),
 	}
 	for _, o := range outcomes {
 		for _, op := range append(operations[:len(operations):len(operations)], other) {
@@ -82,7 +91,7 @@ func NewMetrics(reg prometheus.Registerer, src Sources) *Metrics {
 	for _, o := range []string{resumeOwn, resumeElsewhere, resumeRefused, resumeFailed} {
 		m.resumed.WithLabelValues(o)
 	}
-	reg.MustRegister(m.requests, m.resumed, m.prompt, m.cached, m.output, m.first, m.whole, gauges{src, m})
+	reg.MustRegister(m.requests, m.resumed, m.prompt, m.cached, m.output, m.first, m.whole, m.batches, m.split, gauges{src, m})
 	return m
 }
 
@@ -97,6 +106,9 @@ func (m *Metrics) answered(op operation, model string, u backend.Usage, first, w
 		m.genAI.answered(op.GenAI, model, u, first, whole)
 	}
 }
+
+// batched counts a call for embeddings of so many clients.
+func (m *Metrics) batched(inputs int) { m.batches.Observe(float64(inputs)) }
 
 // failed counts a request for a model that we serve which got no good answer.
 func (m *Metrics) failed(op operation, model string, status int, whole time.Duration) {

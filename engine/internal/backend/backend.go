@@ -190,6 +190,11 @@ type Way struct {
 	// after the client has left. nil: there is Body alone.
 	Parts iter.Seq[[]byte]
 	Join  func(answers [][]byte) ([]byte, error)
+	// Batch is how many inputs the backend works on at once, where requests like this one but for
+	// their inputs may be sent as one; 0: it is sent alone. BatchTokens is how many tokens these
+	// may have together.
+	Batch       int
+	BatchTokens int64
 	// Choices is how many there are of one prompt; 0: one.
 	Choices int
 	// Other is whether the prompt is another than the client's, so that nobody else
@@ -218,6 +223,10 @@ type Continue struct {
 	// Count returns how many tokens the prompt of a request has, by the backend.
 	Count func(ctx context.Context, a *enginepb.Assignment, request map[string]json.RawMessage) (uint64, error)
 }
+
+// BatchTokens is how many tokens several inputs may have together where a backend does not say
+// how many it works on at once.
+const BatchTokens = 2048
 
 // Room is how much a Dialect may add to a body in place, in bytes.
 const Room = 64

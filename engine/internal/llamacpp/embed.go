@@ -15,7 +15,7 @@ import (
 // finds out that a client has left only when it has waited a second for a result, and would
 // compute all of them for nobody.
 func embed(a *enginepb.Assignment, r backend.Request) backend.Way {
-	w := backend.Way{Body: r.Body}
+	w := backend.Way{Body: r.Body, Batch: int(a.GetBackend().GetSlots()), BatchTokens: int64(batch(a))}
 	var texts []json.RawMessage
 	if json.Unmarshal(r.Fields["input"], &texts) != nil {
 		return w // one text, or what the server refuses

@@ -200,6 +200,9 @@ func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 		r, w.Path, w.Reform = over, apis.Chat.Row().Path, form
 	}
 	w.Body, w.Timed = r.Body, r.Completion && r.Stream
+	if r.API == apis.Embeddings && w.Path == "" {
+		w.Batch, w.BatchTokens = int(a.GetBackend().GetSlots()), backend.BatchTokens
+	}
 	if w.Timed {
 		var added bool
 		if w.Body, added = backend.AskUsage(r); added {

@@ -13,7 +13,7 @@ import (
 
 // Prepare puts right what the server has otherwise than the API, and asks streams for their
 // account.
-func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
+func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 	if fault := dialect.Unknown(r); fault != nil {
 		return backend.Way{Refused: fault}
 	}
@@ -24,6 +24,10 @@ func (k *Kind) Prepare(_ *enginepb.Assignment, r backend.Request) backend.Way {
 		return k.continued(r, response(r))
 	case apis.Messages, apis.CountTokens:
 		return message(r)
+	case apis.Embeddings:
+		w := asked(r)
+		w.Batch, w.BatchTokens = int(a.GetBackend().GetSlots()), backend.BatchTokens
+		return w
 	}
 	if severalGreedy(&r) {
 		r.Body = backend.Encode(r.Fields)
