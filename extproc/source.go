@@ -69,6 +69,9 @@ func (o *options) answering(ctx context.Context, env *program.Env, tracer trace.
 			every = o.every
 		}
 		client.OnDemand(core.Waiting, every)
+		decisions := stream.NewDecisions()
+		core.Decides(decisions)
+		client.OnDecision(decisions)
 		a.source = client
 		return a, nil
 	}

@@ -152,6 +152,7 @@ func (o *options) servePage(ctx context.Context, g *errgroup.Group, env *program
 	if err != nil {
 		return err
 	}
+	nodes.OnDecision(p.Decided)
 	g.Go(func() error { return p.Run(ctx) })
 	if ln != nil {
 		env.Log.Info("page", "address", ln.Addr().String(), "tls", o.live.cert != "")

@@ -242,6 +242,9 @@ func (n number) int() *int {
 	return &i
 }
 
+// Why returns what a reason means, one of wire.Reason…; empty: it is none of them.
+func Why(reason string) string { return reasons[reason] }
+
 // reasons are what each wire.Reason… means.
 var reasons = map[string]string{
 	wire.ReasonNew:      "nothing of the prompt is cached anywhere, as far as is known",

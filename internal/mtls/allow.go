@@ -73,6 +73,7 @@ var grants = map[string][]grant{
 	discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName: {{role: Envoy, types: envoysTypes}, {role: ExtProc, types: ourTypes}},
 	fleetpb.Fleet_Report_FullMethodName:                                             {{role: NodeAgent, node: spokenFor}},
 	fleetpb.Fleet_Demand_FullMethodName:                                             {{role: ExtProc}},
+	fleetpb.Fleet_Decisions_FullMethodName:                                          {{role: ExtProc}},
 	fleetpb.Fleet_Watch_FullMethodName:                                              {{role: Operator}},
 	// Of engine.
 	enginepb.Engine_Watch_FullMethodName:  {{role: NodeAgent, node: serversOf}, {role: Engine}, {role: Operator}},

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 )
 
 // TestListAgreesWithAll compares lists with ones that forget nothing.
@@ -29,5 +30,27 @@ func TestListAgreesWithAll(t *testing.T) {
 func TestEmptyListHasNothing(t *testing.T) {
 	if got, last := New[int](3).Since(0); len(got) != 0 || last != 0 {
 		t.Errorf("Since(0) = %v, %d", got, last)
+	}
+}
+
+// TestRate lets its number through at once, and then one each interval.
+func TestRate(t *testing.T) {
+	r, now := NewRate(10, 4), time.Unix(1e9, 0)
+	taken := func(n int, d time.Duration) (taken int) {
+		for range n {
+			if now = now.Add(d); r.Take(now) {
+				taken++
+			}
+		}
+		return taken
+	}
+	if got := taken(10, 0); got != 4 {
+		t.Errorf("at once: %d, want 4", got)
+	}
+	if got := taken(100, 10*time.Millisecond); got < 9 || got > 10 {
+		t.Errorf("in the next second: %d, want 10", got)
+	}
+	if got := taken(10, time.Hour); got != 10 {
+		t.Errorf("seldom: %d, want all of 10", got)
 	}
 }

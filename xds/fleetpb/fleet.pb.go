@@ -84,7 +84,7 @@ func (x Telemetry_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Telemetry_Source.Descriptor instead.
 func (Telemetry_Source) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type EndpointState_State int32
@@ -139,7 +139,7 @@ func (x EndpointState_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_State.Descriptor instead.
 func (EndpointState_State) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type EndpointState_Work_Counting int32
@@ -191,7 +191,300 @@ func (x EndpointState_Work_Counting) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EndpointState_Work_Counting.Descriptor instead.
 func (EndpointState_Work_Counting) EnumDescriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 1, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 1, 0}
+}
+
+// DecisionReport is decisions whose requests have ended, the oldest first.
+type DecisionReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Decisions     []*Decision            `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecisionReport) Reset() {
+	*x = DecisionReport{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecisionReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecisionReport) ProtoMessage() {}
+
+func (x *DecisionReport) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecisionReport.ProtoReflect.Descriptor instead.
+func (*DecisionReport) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DecisionReport) GetDecisions() []*Decision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+// DecisionsReply ends a stream of reports.
+type DecisionsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecisionsReply) Reset() {
+	*x = DecisionsReply{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecisionsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecisionsReply) ProtoMessage() {}
+
+func (x *DecisionsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecisionsReply.ProtoReflect.Descriptor instead.
+func (*DecisionsReply) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{1}
+}
+
+// Decision is what was decided of one request, and what came of it.
+type Decision struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its x-request-id, as Envoy has it; empty: it had none.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// When it came to extproc.
+	Arrived  *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=arrived,proto3" json:"arrived,omitempty"`
+	Model    string                 `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	Priority string                 `protobuf:"bytes,4,opt,name=priority,proto3" json:"priority,omitempty"`
+	// What was asked for, for example "chat".
+	Operation string `protobuf:"bytes,5,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Why the first candidate is the first: "new", "sticky", "moved" or "fallback"; empty: no
+	// endpoint was chosen.
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Tokens of the prompt, whether they were counted, and those that the answer was expected
+	// to have.
+	PromptTokens   uint64 `protobuf:"varint,7,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	Exact          bool   `protobuf:"varint,8,opt,name=exact,proto3" json:"exact,omitempty"`
+	ExpectedTokens uint64 `protobuf:"varint,9,opt,name=expected_tokens,json=expectedTokens,proto3" json:"expected_tokens,omitempty"`
+	// How long it has waited in extproc, for "load" or for "room".
+	Queued    *durationpb.Duration `protobuf:"bytes,10,opt,name=queued,proto3" json:"queued,omitempty"`
+	QueuedFor string               `protobuf:"bytes,11,opt,name=queued_for,json=queuedFor,proto3" json:"queued_for,omitempty"`
+	// What there was to choose from, the cheapest first, and how many more.
+	Candidates []*Decision_Candidate `protobuf:"bytes,12,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	Others     uint32                `protobuf:"varint,13,opt,name=others,proto3" json:"others,omitempty"`
+	// How it ended: "ok", "refused", "failed", "shed" or "gone".
+	Outcome string `protobuf:"bytes,20,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// Status that the client got; 0: none, or extproc's own.
+	Status uint32 `protobuf:"varint,21,opt,name=status,proto3" json:"status,omitempty"`
+	// Who answered, at which attempt; empty: nobody, or it is not known.
+	Address  string `protobuf:"bytes,22,opt,name=address,proto3" json:"address,omitempty"`
+	Attempts uint32 `protobuf:"varint,23,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// From its arrival to its end, and to the first token; unset: not known.
+	Took       *durationpb.Duration `protobuf:"bytes,24,opt,name=took,proto3" json:"took,omitempty"`
+	FirstToken *durationpb.Duration `protobuf:"bytes,25,opt,name=first_token,json=firstToken,proto3" json:"first_token,omitempty"`
+	// What the engine says that it needed; unset: it says nothing.
+	Usage         *Decision_Usage `protobuf:"bytes,26,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decision) Reset() {
+	*x = Decision{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decision) ProtoMessage() {}
+
+func (x *Decision) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decision.ProtoReflect.Descriptor instead.
+func (*Decision) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Decision) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Decision) GetArrived() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Arrived
+	}
+	return nil
+}
+
+func (x *Decision) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Decision) GetPriority() string {
+	if x != nil {
+		return x.Priority
+	}
+	return ""
+}
+
+func (x *Decision) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *Decision) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Decision) GetPromptTokens() uint64 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
+func (x *Decision) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *Decision) GetExpectedTokens() uint64 {
+	if x != nil {
+		return x.ExpectedTokens
+	}
+	return 0
+}
+
+func (x *Decision) GetQueued() *durationpb.Duration {
+	if x != nil {
+		return x.Queued
+	}
+	return nil
+}
+
+func (x *Decision) GetQueuedFor() string {
+	if x != nil {
+		return x.QueuedFor
+	}
+	return ""
+}
+
+func (x *Decision) GetCandidates() []*Decision_Candidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+func (x *Decision) GetOthers() uint32 {
+	if x != nil {
+		return x.Others
+	}
+	return 0
+}
+
+func (x *Decision) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Decision) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Decision) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Decision) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Decision) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *Decision) GetFirstToken() *durationpb.Duration {
+	if x != nil {
+		return x.FirstToken
+	}
+	return nil
+}
+
+func (x *Decision) GetUsage() *Decision_Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
 }
 
 // DemandReport is what one extproc keeps waiting.
@@ -207,7 +500,7 @@ type DemandReport struct {
 
 func (x *DemandReport) Reset() {
 	*x = DemandReport{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -219,7 +512,7 @@ func (x *DemandReport) String() string {
 func (*DemandReport) ProtoMessage() {}
 
 func (x *DemandReport) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[0]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -232,7 +525,7 @@ func (x *DemandReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReport.ProtoReflect.Descriptor instead.
 func (*DemandReport) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DemandReport) GetModels() []*ModelDemand {
@@ -263,7 +556,7 @@ type ModelDemand struct {
 
 func (x *ModelDemand) Reset() {
 	*x = ModelDemand{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +568,7 @@ func (x *ModelDemand) String() string {
 func (*ModelDemand) ProtoMessage() {}
 
 func (x *ModelDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[1]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +581,7 @@ func (x *ModelDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelDemand.ProtoReflect.Descriptor instead.
 func (*ModelDemand) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ModelDemand) GetModel() string {
@@ -321,7 +614,7 @@ type DemandReply struct {
 
 func (x *DemandReply) Reset() {
 	*x = DemandReply{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +626,7 @@ func (x *DemandReply) String() string {
 func (*DemandReply) ProtoMessage() {}
 
 func (x *DemandReply) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[2]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +639,7 @@ func (x *DemandReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemandReply.ProtoReflect.Descriptor instead.
 func (*DemandReply) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5}
 }
 
 // NodeReport is one heartbeat, sent every 500 ms and at once when the engine's
@@ -387,7 +680,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +692,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[3]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +705,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{3}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeReport) GetNode() string {
@@ -520,7 +813,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +825,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[4]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +838,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{4}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Refusal) GetGeneration() uint64 {
@@ -593,7 +886,7 @@ type Telemetry struct {
 
 func (x *Telemetry) Reset() {
 	*x = Telemetry{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +898,7 @@ func (x *Telemetry) String() string {
 func (*Telemetry) ProtoMessage() {}
 
 func (x *Telemetry) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[5]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +911,7 @@ func (x *Telemetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
 func (*Telemetry) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{5}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Telemetry) GetSource() Telemetry_Source {
@@ -710,7 +1003,7 @@ type Gpu struct {
 
 func (x *Gpu) Reset() {
 	*x = Gpu{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +1015,7 @@ func (x *Gpu) String() string {
 func (*Gpu) ProtoMessage() {}
 
 func (x *Gpu) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[6]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +1028,7 @@ func (x *Gpu) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gpu.ProtoReflect.Descriptor instead.
 func (*Gpu) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{6}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Gpu) GetUuid() string {
@@ -839,7 +1132,7 @@ type Directive struct {
 
 func (x *Directive) Reset() {
 	*x = Directive{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1144,7 @@ func (x *Directive) String() string {
 func (*Directive) ProtoMessage() {}
 
 func (x *Directive) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[7]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1157,7 @@ func (x *Directive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Directive.ProtoReflect.Descriptor instead.
 func (*Directive) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{7}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Directive) GetAssignment() *enginepb.Assignment {
@@ -889,7 +1182,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1194,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[8]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1207,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{8}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
 }
 
 // FleetView is the fleet as xds sees it, for `millrace status`.
@@ -941,7 +1234,7 @@ type FleetView struct {
 
 func (x *FleetView) Reset() {
 	*x = FleetView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1246,7 @@ func (x *FleetView) String() string {
 func (*FleetView) ProtoMessage() {}
 
 func (x *FleetView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[9]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1259,7 @@ func (x *FleetView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetView.ProtoReflect.Descriptor instead.
 func (*FleetView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{9}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FleetView) GetAt() *timestamppb.Timestamp {
@@ -1041,7 +1334,7 @@ type Unplaced struct {
 
 func (x *Unplaced) Reset() {
 	*x = Unplaced{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1346,7 @@ func (x *Unplaced) String() string {
 func (*Unplaced) ProtoMessage() {}
 
 func (x *Unplaced) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[10]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1359,7 @@ func (x *Unplaced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unplaced.ProtoReflect.Descriptor instead.
 func (*Unplaced) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{10}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Unplaced) GetReplica() string {
@@ -1123,7 +1416,7 @@ type EndpointView struct {
 
 func (x *EndpointView) Reset() {
 	*x = EndpointView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1428,7 @@ func (x *EndpointView) String() string {
 func (*EndpointView) ProtoMessage() {}
 
 func (x *EndpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[11]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1441,7 @@ func (x *EndpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointView.ProtoReflect.Descriptor instead.
 func (*EndpointView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{11}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EndpointView) GetAddress() string {
@@ -1261,7 +1554,7 @@ type ObjectView struct {
 
 func (x *ObjectView) Reset() {
 	*x = ObjectView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1566,7 @@ func (x *ObjectView) String() string {
 func (*ObjectView) ProtoMessage() {}
 
 func (x *ObjectView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[12]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1579,7 @@ func (x *ObjectView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectView.ProtoReflect.Descriptor instead.
 func (*ObjectView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{12}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ObjectView) GetKind() string {
@@ -1373,7 +1666,7 @@ type Scaling struct {
 
 func (x *Scaling) Reset() {
 	*x = Scaling{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1678,7 @@ func (x *Scaling) String() string {
 func (*Scaling) ProtoMessage() {}
 
 func (x *Scaling) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[13]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1691,7 @@ func (x *Scaling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scaling.ProtoReflect.Descriptor instead.
 func (*Scaling) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{13}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Scaling) GetMode() string {
@@ -1509,7 +1802,7 @@ type ObjectCondition struct {
 
 func (x *ObjectCondition) Reset() {
 	*x = ObjectCondition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1814,7 @@ func (x *ObjectCondition) String() string {
 func (*ObjectCondition) ProtoMessage() {}
 
 func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[14]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1827,7 @@ func (x *ObjectCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectCondition.ProtoReflect.Descriptor instead.
 func (*ObjectCondition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{14}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ObjectCondition) GetType() string {
@@ -1598,7 +1891,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1903,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[15]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1916,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{15}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Condition) GetCode() string {
@@ -1670,7 +1963,7 @@ type NodeView struct {
 
 func (x *NodeView) Reset() {
 	*x = NodeView{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1975,7 @@ func (x *NodeView) String() string {
 func (*NodeView) ProtoMessage() {}
 
 func (x *NodeView) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[16]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1988,7 @@ func (x *NodeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeView.ProtoReflect.Descriptor instead.
 func (*NodeView) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{16}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeView) GetNode() string {
@@ -1788,7 +2081,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2093,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[17]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2106,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{17}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Drain) GetWhy() string {
@@ -1936,7 +2229,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2241,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[18]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2254,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndpointState) GetAddress() string {
@@ -2151,7 +2444,7 @@ type ModelState struct {
 
 func (x *ModelState) Reset() {
 	*x = ModelState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2456,7 @@ func (x *ModelState) String() string {
 func (*ModelState) ProtoMessage() {}
 
 func (x *ModelState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[19]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2469,7 @@ func (x *ModelState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelState.ProtoReflect.Descriptor instead.
 func (*ModelState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{19}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ModelState) GetName() string {
@@ -2277,7 +2570,7 @@ type PolicyState struct {
 
 func (x *PolicyState) Reset() {
 	*x = PolicyState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2582,7 @@ func (x *PolicyState) String() string {
 func (*PolicyState) ProtoMessage() {}
 
 func (x *PolicyState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[20]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2595,7 @@ func (x *PolicyState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyState.ProtoReflect.Descriptor instead.
 func (*PolicyState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{20}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PolicyState) GetSessionHeader() string {
@@ -2429,7 +2722,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2441,7 +2734,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[21]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2454,7 +2747,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Rewrite) GetModel() string {
@@ -2506,7 +2799,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2811,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[22]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2824,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{22}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Flow) GetQueue() uint32 {
@@ -2655,7 +2948,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2960,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[23]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2973,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{23}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CacheState) GetAddress() string {
@@ -2718,6 +3011,228 @@ func (x *CacheState) GetComplete() bool {
 	return false
 }
 
+type Decision_Usage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PromptTokens  uint64                 `protobuf:"varint,1,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	CachedTokens  uint64                 `protobuf:"varint,2,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	OutputTokens  uint64                 `protobuf:"varint,3,opt,name=output_tokens,json=outputTokens,proto3" json:"output_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decision_Usage) Reset() {
+	*x = Decision_Usage{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decision_Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decision_Usage) ProtoMessage() {}
+
+func (x *Decision_Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decision_Usage.ProtoReflect.Descriptor instead.
+func (*Decision_Usage) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2, 0}
+}
+
+func (x *Decision_Usage) GetPromptTokens() uint64 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
+func (x *Decision_Usage) GetCachedTokens() uint64 {
+	if x != nil {
+		return x.CachedTokens
+	}
+	return 0
+}
+
+func (x *Decision_Usage) GetOutputTokens() uint64 {
+	if x != nil {
+		return x.OutputTokens
+	}
+	return 0
+}
+
+// Candidate is an endpoint with the terms of its cost, in milliseconds, which is wait + load +
+// prefill + decode + fill + delay - shared + goal. extproc/README.md explains each.
+type Decision_Candidate struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Replica string                 `protobuf:"bytes,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Node    string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// Which of those that Envoy was to try it is, from 1; 0: none.
+	Named uint32 `protobuf:"varint,4,opt,name=named,proto3" json:"named,omitempty"`
+	// Prompt tokens that were expected in its cache.
+	CachedTokens uint64 `protobuf:"varint,5,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	// Requests that are worked on there at a time, this one included.
+	Company float64 `protobuf:"fixed64,6,opt,name=company,proto3" json:"company,omitempty"`
+	// Why it may not be named; empty: it may.
+	Out           string  `protobuf:"bytes,7,opt,name=out,proto3" json:"out,omitempty"`
+	Wait          float64 `protobuf:"fixed64,8,opt,name=wait,proto3" json:"wait,omitempty"`
+	Load          float64 `protobuf:"fixed64,9,opt,name=load,proto3" json:"load,omitempty"`
+	Prefill       float64 `protobuf:"fixed64,10,opt,name=prefill,proto3" json:"prefill,omitempty"`
+	Decode        float64 `protobuf:"fixed64,11,opt,name=decode,proto3" json:"decode,omitempty"`
+	Fill          float64 `protobuf:"fixed64,12,opt,name=fill,proto3" json:"fill,omitempty"`
+	Delay         float64 `protobuf:"fixed64,13,opt,name=delay,proto3" json:"delay,omitempty"`
+	Shared        float64 `protobuf:"fixed64,14,opt,name=shared,proto3" json:"shared,omitempty"`
+	Goal          float64 `protobuf:"fixed64,15,opt,name=goal,proto3" json:"goal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decision_Candidate) Reset() {
+	*x = Decision_Candidate{}
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decision_Candidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decision_Candidate) ProtoMessage() {}
+
+func (x *Decision_Candidate) ProtoReflect() protoreflect.Message {
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decision_Candidate.ProtoReflect.Descriptor instead.
+func (*Decision_Candidate) Descriptor() ([]byte, []int) {
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{2, 1}
+}
+
+func (x *Decision_Candidate) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Decision_Candidate) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Decision_Candidate) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Decision_Candidate) GetNamed() uint32 {
+	if x != nil {
+		return x.Named
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetCachedTokens() uint64 {
+	if x != nil {
+		return x.CachedTokens
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetCompany() float64 {
+	if x != nil {
+		return x.Company
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetOut() string {
+	if x != nil {
+		return x.Out
+	}
+	return ""
+}
+
+func (x *Decision_Candidate) GetWait() float64 {
+	if x != nil {
+		return x.Wait
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetLoad() float64 {
+	if x != nil {
+		return x.Load
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetPrefill() float64 {
+	if x != nil {
+		return x.Prefill
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetDecode() float64 {
+	if x != nil {
+		return x.Decode
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetFill() float64 {
+	if x != nil {
+		return x.Fill
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetDelay() float64 {
+	if x != nil {
+		return x.Delay
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetShared() float64 {
+	if x != nil {
+		return x.Shared
+	}
+	return 0
+}
+
+func (x *Decision_Candidate) GetGoal() float64 {
+	if x != nil {
+		return x.Goal
+	}
+	return 0
+}
+
 // Key is where a key is, on the machine of who needs it: a file, or a variable of its
 // environment. header is the one that has it; empty: authorization.
 type EndpointState_Key struct {
@@ -2731,7 +3246,7 @@ type EndpointState_Key struct {
 
 func (x *EndpointState_Key) Reset() {
 	*x = EndpointState_Key{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +3258,7 @@ func (x *EndpointState_Key) String() string {
 func (*EndpointState_Key) ProtoMessage() {}
 
 func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[24]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +3271,7 @@ func (x *EndpointState_Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Key.ProtoReflect.Descriptor instead.
 func (*EndpointState_Key) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *EndpointState_Key) GetFile() string {
@@ -2806,7 +3321,7 @@ type EndpointState_Work struct {
 
 func (x *EndpointState_Work) Reset() {
 	*x = EndpointState_Work{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2818,7 +3333,7 @@ func (x *EndpointState_Work) String() string {
 func (*EndpointState_Work) ProtoMessage() {}
 
 func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[25]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2831,7 +3346,7 @@ func (x *EndpointState_Work) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Work.ProtoReflect.Descriptor instead.
 func (*EndpointState_Work) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 1}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 1}
 }
 
 func (x *EndpointState_Work) GetRequests() float64 {
@@ -2927,7 +3442,7 @@ type EndpointState_Adapters struct {
 
 func (x *EndpointState_Adapters) Reset() {
 	*x = EndpointState_Adapters{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3454,7 @@ func (x *EndpointState_Adapters) String() string {
 func (*EndpointState_Adapters) ProtoMessage() {}
 
 func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[26]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3467,7 @@ func (x *EndpointState_Adapters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState_Adapters.ProtoReflect.Descriptor instead.
 func (*EndpointState_Adapters) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{18, 2}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 2}
 }
 
 func (x *EndpointState_Adapters) GetKnown() bool {
@@ -2993,7 +3508,7 @@ type Rewrite_Target struct {
 
 func (x *Rewrite_Target) Reset() {
 	*x = Rewrite_Target{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3520,7 @@ func (x *Rewrite_Target) String() string {
 func (*Rewrite_Target) ProtoMessage() {}
 
 func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[27]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3533,7 @@ func (x *Rewrite_Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite_Target.ProtoReflect.Descriptor instead.
 func (*Rewrite_Target) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{21, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{24, 0}
 }
 
 func (x *Rewrite_Target) GetModel() string {
@@ -3046,7 +3561,7 @@ type Flow_Degrade struct {
 
 func (x *Flow_Degrade) Reset() {
 	*x = Flow_Degrade{}
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[28]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3573,7 @@ func (x *Flow_Degrade) String() string {
 func (*Flow_Degrade) ProtoMessage() {}
 
 func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
-	mi := &file_xds_fleetpb_fleet_proto_msgTypes[28]
+	mi := &file_xds_fleetpb_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3586,7 @@ func (x *Flow_Degrade) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow_Degrade.ProtoReflect.Descriptor instead.
 func (*Flow_Degrade) Descriptor() ([]byte, []int) {
-	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{22, 0}
+	return file_xds_fleetpb_fleet_proto_rawDescGZIP(), []int{25, 0}
 }
 
 func (x *Flow_Degrade) GetModel() string {
@@ -3092,7 +3607,58 @@ var File_xds_fleetpb_fleet_proto protoreflect.FileDescriptor
 
 const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\n" +
-	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"\xa0\x01\n" +
+	"\x17xds/fleetpb/fleet.proto\x12\x17millrace.fleet.v1alpha1\x1a\x1cengine/enginepb/engine.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17validate/validate.proto\"[\n" +
+	"\x0eDecisionReport\x12I\n" +
+	"\tdecisions\x18\x01 \x03(\v2!.millrace.fleet.v1alpha1.DecisionB\b\xfaB\x05\x92\x01\x02\x10@R\tdecisions\"\x10\n" +
+	"\x0eDecisionsReply\"\x97\v\n" +
+	"\bDecision\x12&\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\a\xfaB\x04r\x02\x18@R\trequestId\x12>\n" +
+	"\aarrived\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampB\b\xfaB\x05\xb2\x01\x02\b\x01R\aarrived\x12\x1d\n" +
+	"\x05model\x18\x03 \x01(\tB\a\xfaB\x04r\x02\x18`R\x05model\x12#\n" +
+	"\bpriority\x18\x04 \x01(\tB\a\xfaB\x04r\x02\x18 R\bpriority\x12%\n" +
+	"\toperation\x18\x05 \x01(\tB\a\xfaB\x04r\x02\x18@R\toperation\x12\x1f\n" +
+	"\x06reason\x18\x06 \x01(\tB\a\xfaB\x04r\x02\x18 R\x06reason\x12#\n" +
+	"\rprompt_tokens\x18\a \x01(\x04R\fpromptTokens\x12\x14\n" +
+	"\x05exact\x18\b \x01(\bR\x05exact\x12'\n" +
+	"\x0fexpected_tokens\x18\t \x01(\x04R\x0eexpectedTokens\x12A\n" +
+	"\x06queued\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06queued\x12&\n" +
+	"\n" +
+	"queued_for\x18\v \x01(\tB\a\xfaB\x04r\x02\x18 R\tqueuedFor\x12U\n" +
+	"\n" +
+	"candidates\x18\f \x03(\v2+.millrace.fleet.v1alpha1.Decision.CandidateB\b\xfaB\x05\x92\x01\x02\x10\x10R\n" +
+	"candidates\x12\x16\n" +
+	"\x06others\x18\r \x01(\rR\x06others\x12!\n" +
+	"\aoutcome\x18\x14 \x01(\tB\a\xfaB\x04r\x02\x18 R\aoutcome\x12 \n" +
+	"\x06status\x18\x15 \x01(\rB\b\xfaB\x05*\x03\x18\xe7\aR\x06status\x12\"\n" +
+	"\aaddress\x18\x16 \x01(\tB\b\xfaB\x05r\x03\x18\x84\x02R\aaddress\x12\x1a\n" +
+	"\battempts\x18\x17 \x01(\rR\battempts\x12=\n" +
+	"\x04took\x18\x18 \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xde42\x00R\x04took\x12J\n" +
+	"\vfirst_token\x18\x19 \x01(\v2\x19.google.protobuf.DurationB\x0e\xfaB\v\xaa\x01\b\"\x04\b\x80\xde42\x00R\n" +
+	"firstToken\x12=\n" +
+	"\x05usage\x18\x1a \x01(\v2'.millrace.fleet.v1alpha1.Decision.UsageR\x05usage\x1av\n" +
+	"\x05Usage\x12#\n" +
+	"\rprompt_tokens\x18\x01 \x01(\x04R\fpromptTokens\x12#\n" +
+	"\rcached_tokens\x18\x02 \x01(\x04R\fcachedTokens\x12#\n" +
+	"\routput_tokens\x18\x03 \x01(\x04R\foutputTokens\x1a\x91\x03\n" +
+	"\tCandidate\x12\"\n" +
+	"\aaddress\x18\x01 \x01(\tB\b\xfaB\x05r\x03\x18\x84\x02R\aaddress\x12\"\n" +
+	"\areplica\x18\x02 \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\areplica\x12\x1b\n" +
+	"\x04node\x18\x03 \x01(\tB\a\xfaB\x04r\x02\x18?R\x04node\x12\x14\n" +
+	"\x05named\x18\x04 \x01(\rR\x05named\x12#\n" +
+	"\rcached_tokens\x18\x05 \x01(\x04R\fcachedTokens\x12\x18\n" +
+	"\acompany\x18\x06 \x01(\x01R\acompany\x12\x1a\n" +
+	"\x03out\x18\a \x01(\tB\b\xfaB\x05r\x03\x18\x80\x01R\x03out\x12\x12\n" +
+	"\x04wait\x18\b \x01(\x01R\x04wait\x12\x12\n" +
+	"\x04load\x18\t \x01(\x01R\x04load\x12\x18\n" +
+	"\aprefill\x18\n" +
+	" \x01(\x01R\aprefill\x12\x16\n" +
+	"\x06decode\x18\v \x01(\x01R\x06decode\x12\x12\n" +
+	"\x04fill\x18\f \x01(\x01R\x04fill\x12\x14\n" +
+	"\x05delay\x18\r \x01(\x01R\x05delay\x12\x16\n" +
+	"\x06shared\x18\x0e \x01(\x01R\x06shared\x12\x12\n" +
+	"\x04goal\x18\x0f \x01(\x01R\x04goal\"\xa0\x01\n" +
 	"\fDemandReport\x12G\n" +
 	"\x06models\x18\x01 \x03(\v2$.millrace.fleet.v1alpha1.ModelDemandB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\x06models\x12G\n" +
 	"\x06queued\x18\x02 \x03(\v2$.millrace.fleet.v1alpha1.ModelDemandB\t\xfaB\x06\x92\x01\x03\x10\x80\bR\x06queued\"\x98\x01\n" +
@@ -3393,11 +3959,12 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12J\n" +
 	"\asegment\x18\x03 \x01(\v2&.millrace.engine.v1alpha1.CacheSegmentB\b\xfaB\x05\x8a\x01\x02\x10\x01R\asegment\x12,\n" +
 	"\fblock_tokens\x18\x14 \x01(\rB\t\xfaB\x06*\x04\x18\x80\x80\x04R\vblockTokens\x12\x1a\n" +
-	"\bcomplete\x18\x15 \x01(\bR\bcomplete2\x8d\x02\n" +
+	"\bcomplete\x18\x15 \x01(\bR\bcomplete2\xee\x02\n" +
 	"\x05Fleet\x12U\n" +
 	"\x06Report\x12#.millrace.fleet.v1alpha1.NodeReport\x1a\".millrace.fleet.v1alpha1.Directive(\x010\x01\x12T\n" +
 	"\x05Watch\x12%.millrace.fleet.v1alpha1.WatchRequest\x1a\".millrace.fleet.v1alpha1.FleetView0\x01\x12W\n" +
-	"\x06Demand\x12%.millrace.fleet.v1alpha1.DemandReport\x1a$.millrace.fleet.v1alpha1.DemandReply(\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"
+	"\x06Demand\x12%.millrace.fleet.v1alpha1.DemandReport\x1a$.millrace.fleet.v1alpha1.DemandReply(\x01\x12_\n" +
+	"\tDecisions\x12'.millrace.fleet.v1alpha1.DecisionReport\x1a'.millrace.fleet.v1alpha1.DecisionsReply(\x01B#Z!millrace.dev/millrace/xds/fleetpbb\x06proto3"
 
 var (
 	file_xds_fleetpb_fleet_proto_rawDescOnce sync.Once
@@ -3412,111 +3979,125 @@ func file_xds_fleetpb_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_xds_fleetpb_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_xds_fleetpb_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_xds_fleetpb_fleet_proto_goTypes = []any{
 	(Telemetry_Source)(0),            // 0: millrace.fleet.v1alpha1.Telemetry.Source
 	(EndpointState_State)(0),         // 1: millrace.fleet.v1alpha1.EndpointState.State
 	(EndpointState_Work_Counting)(0), // 2: millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	(*DemandReport)(nil),             // 3: millrace.fleet.v1alpha1.DemandReport
-	(*ModelDemand)(nil),              // 4: millrace.fleet.v1alpha1.ModelDemand
-	(*DemandReply)(nil),              // 5: millrace.fleet.v1alpha1.DemandReply
-	(*NodeReport)(nil),               // 6: millrace.fleet.v1alpha1.NodeReport
-	(*Refusal)(nil),                  // 7: millrace.fleet.v1alpha1.Refusal
-	(*Telemetry)(nil),                // 8: millrace.fleet.v1alpha1.Telemetry
-	(*Gpu)(nil),                      // 9: millrace.fleet.v1alpha1.Gpu
-	(*Directive)(nil),                // 10: millrace.fleet.v1alpha1.Directive
-	(*WatchRequest)(nil),             // 11: millrace.fleet.v1alpha1.WatchRequest
-	(*FleetView)(nil),                // 12: millrace.fleet.v1alpha1.FleetView
-	(*Unplaced)(nil),                 // 13: millrace.fleet.v1alpha1.Unplaced
-	(*EndpointView)(nil),             // 14: millrace.fleet.v1alpha1.EndpointView
-	(*ObjectView)(nil),               // 15: millrace.fleet.v1alpha1.ObjectView
-	(*Scaling)(nil),                  // 16: millrace.fleet.v1alpha1.Scaling
-	(*ObjectCondition)(nil),          // 17: millrace.fleet.v1alpha1.ObjectCondition
-	(*Condition)(nil),                // 18: millrace.fleet.v1alpha1.Condition
-	(*NodeView)(nil),                 // 19: millrace.fleet.v1alpha1.NodeView
-	(*Drain)(nil),                    // 20: millrace.fleet.v1alpha1.Drain
-	(*EndpointState)(nil),            // 21: millrace.fleet.v1alpha1.EndpointState
-	(*ModelState)(nil),               // 22: millrace.fleet.v1alpha1.ModelState
-	(*PolicyState)(nil),              // 23: millrace.fleet.v1alpha1.PolicyState
-	(*Rewrite)(nil),                  // 24: millrace.fleet.v1alpha1.Rewrite
-	(*Flow)(nil),                     // 25: millrace.fleet.v1alpha1.Flow
-	(*CacheState)(nil),               // 26: millrace.fleet.v1alpha1.CacheState
-	(*EndpointState_Key)(nil),        // 27: millrace.fleet.v1alpha1.EndpointState.Key
-	(*EndpointState_Work)(nil),       // 28: millrace.fleet.v1alpha1.EndpointState.Work
-	(*EndpointState_Adapters)(nil),   // 29: millrace.fleet.v1alpha1.EndpointState.Adapters
-	(*Rewrite_Target)(nil),           // 30: millrace.fleet.v1alpha1.Rewrite.Target
-	(*Flow_Degrade)(nil),             // 31: millrace.fleet.v1alpha1.Flow.Degrade
-	(*durationpb.Duration)(nil),      // 32: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 33: google.protobuf.Timestamp
-	(*enginepb.Status)(nil),          // 34: millrace.engine.v1alpha1.Status
-	(*enginepb.Assignment)(nil),      // 35: millrace.engine.v1alpha1.Assignment
-	(*enginepb.Load)(nil),            // 36: millrace.engine.v1alpha1.Load
-	(*enginepb.Speed)(nil),           // 37: millrace.engine.v1alpha1.Speed
-	(*enginepb.Account)(nil),         // 38: millrace.engine.v1alpha1.Account
-	(*enginepb.CacheSegment)(nil),    // 39: millrace.engine.v1alpha1.CacheSegment
+	(*DecisionReport)(nil),           // 3: millrace.fleet.v1alpha1.DecisionReport
+	(*DecisionsReply)(nil),           // 4: millrace.fleet.v1alpha1.DecisionsReply
+	(*Decision)(nil),                 // 5: millrace.fleet.v1alpha1.Decision
+	(*DemandReport)(nil),             // 6: millrace.fleet.v1alpha1.DemandReport
+	(*ModelDemand)(nil),              // 7: millrace.fleet.v1alpha1.ModelDemand
+	(*DemandReply)(nil),              // 8: millrace.fleet.v1alpha1.DemandReply
+	(*NodeReport)(nil),               // 9: millrace.fleet.v1alpha1.NodeReport
+	(*Refusal)(nil),                  // 10: millrace.fleet.v1alpha1.Refusal
+	(*Telemetry)(nil),                // 11: millrace.fleet.v1alpha1.Telemetry
+	(*Gpu)(nil),                      // 12: millrace.fleet.v1alpha1.Gpu
+	(*Directive)(nil),                // 13: millrace.fleet.v1alpha1.Directive
+	(*WatchRequest)(nil),             // 14: millrace.fleet.v1alpha1.WatchRequest
+	(*FleetView)(nil),                // 15: millrace.fleet.v1alpha1.FleetView
+	(*Unplaced)(nil),                 // 16: millrace.fleet.v1alpha1.Unplaced
+	(*EndpointView)(nil),             // 17: millrace.fleet.v1alpha1.EndpointView
+	(*ObjectView)(nil),               // 18: millrace.fleet.v1alpha1.ObjectView
+	(*Scaling)(nil),                  // 19: millrace.fleet.v1alpha1.Scaling
+	(*ObjectCondition)(nil),          // 20: millrace.fleet.v1alpha1.ObjectCondition
+	(*Condition)(nil),                // 21: millrace.fleet.v1alpha1.Condition
+	(*NodeView)(nil),                 // 22: millrace.fleet.v1alpha1.NodeView
+	(*Drain)(nil),                    // 23: millrace.fleet.v1alpha1.Drain
+	(*EndpointState)(nil),            // 24: millrace.fleet.v1alpha1.EndpointState
+	(*ModelState)(nil),               // 25: millrace.fleet.v1alpha1.ModelState
+	(*PolicyState)(nil),              // 26: millrace.fleet.v1alpha1.PolicyState
+	(*Rewrite)(nil),                  // 27: millrace.fleet.v1alpha1.Rewrite
+	(*Flow)(nil),                     // 28: millrace.fleet.v1alpha1.Flow
+	(*CacheState)(nil),               // 29: millrace.fleet.v1alpha1.CacheState
+	(*Decision_Usage)(nil),           // 30: millrace.fleet.v1alpha1.Decision.Usage
+	(*Decision_Candidate)(nil),       // 31: millrace.fleet.v1alpha1.Decision.Candidate
+	(*EndpointState_Key)(nil),        // 32: millrace.fleet.v1alpha1.EndpointState.Key
+	(*EndpointState_Work)(nil),       // 33: millrace.fleet.v1alpha1.EndpointState.Work
+	(*EndpointState_Adapters)(nil),   // 34: millrace.fleet.v1alpha1.EndpointState.Adapters
+	(*Rewrite_Target)(nil),           // 35: millrace.fleet.v1alpha1.Rewrite.Target
+	(*Flow_Degrade)(nil),             // 36: millrace.fleet.v1alpha1.Flow.Degrade
+	(*timestamppb.Timestamp)(nil),    // 37: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 38: google.protobuf.Duration
+	(*enginepb.Status)(nil),          // 39: millrace.engine.v1alpha1.Status
+	(*enginepb.Assignment)(nil),      // 40: millrace.engine.v1alpha1.Assignment
+	(*enginepb.Load)(nil),            // 41: millrace.engine.v1alpha1.Load
+	(*enginepb.Speed)(nil),           // 42: millrace.engine.v1alpha1.Speed
+	(*enginepb.Account)(nil),         // 43: millrace.engine.v1alpha1.Account
+	(*enginepb.CacheSegment)(nil),    // 44: millrace.engine.v1alpha1.CacheSegment
 }
 var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
-	4,  // 0: millrace.fleet.v1alpha1.DemandReport.models:type_name -> millrace.fleet.v1alpha1.ModelDemand
-	4,  // 1: millrace.fleet.v1alpha1.DemandReport.queued:type_name -> millrace.fleet.v1alpha1.ModelDemand
-	32, // 2: millrace.fleet.v1alpha1.ModelDemand.oldest:type_name -> google.protobuf.Duration
-	33, // 3: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
-	32, // 4: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
-	8,  // 5: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
-	34, // 6: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
-	7,  // 7: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
-	0,  // 8: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
-	9,  // 9: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
-	35, // 10: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
-	33, // 11: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
-	19, // 12: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
-	18, // 13: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
-	15, // 14: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
-	14, // 15: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
-	13, // 16: millrace.fleet.v1alpha1.FleetView.unplaced:type_name -> millrace.fleet.v1alpha1.Unplaced
-	1,  // 17: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	33, // 18: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
-	36, // 19: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
-	37, // 20: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
-	17, // 21: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
-	16, // 22: millrace.fleet.v1alpha1.ObjectView.scaling:type_name -> millrace.fleet.v1alpha1.Scaling
-	33, // 23: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
-	1,  // 24: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	33, // 25: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
-	33, // 26: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
-	6,  // 27: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
-	20, // 28: millrace.fleet.v1alpha1.NodeView.drain:type_name -> millrace.fleet.v1alpha1.Drain
-	33, // 29: millrace.fleet.v1alpha1.Drain.since:type_name -> google.protobuf.Timestamp
-	1,  // 30: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
-	36, // 31: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
-	37, // 32: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
-	38, // 33: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
-	28, // 34: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
-	29, // 35: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
-	27, // 36: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
-	32, // 37: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
-	25, // 38: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
-	24, // 39: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
-	32, // 40: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	30, // 41: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	32, // 42: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	32, // 43: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	32, // 44: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	32, // 45: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	31, // 46: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	39, // 47: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 48: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	33, // 49: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
-	6,  // 50: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	11, // 51: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	3,  // 52: millrace.fleet.v1alpha1.Fleet.Demand:input_type -> millrace.fleet.v1alpha1.DemandReport
-	10, // 53: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	12, // 54: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	5,  // 55: millrace.fleet.v1alpha1.Fleet.Demand:output_type -> millrace.fleet.v1alpha1.DemandReply
-	53, // [53:56] is the sub-list for method output_type
-	50, // [50:53] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	5,  // 0: millrace.fleet.v1alpha1.DecisionReport.decisions:type_name -> millrace.fleet.v1alpha1.Decision
+	37, // 1: millrace.fleet.v1alpha1.Decision.arrived:type_name -> google.protobuf.Timestamp
+	38, // 2: millrace.fleet.v1alpha1.Decision.queued:type_name -> google.protobuf.Duration
+	31, // 3: millrace.fleet.v1alpha1.Decision.candidates:type_name -> millrace.fleet.v1alpha1.Decision.Candidate
+	38, // 4: millrace.fleet.v1alpha1.Decision.took:type_name -> google.protobuf.Duration
+	38, // 5: millrace.fleet.v1alpha1.Decision.first_token:type_name -> google.protobuf.Duration
+	30, // 6: millrace.fleet.v1alpha1.Decision.usage:type_name -> millrace.fleet.v1alpha1.Decision.Usage
+	7,  // 7: millrace.fleet.v1alpha1.DemandReport.models:type_name -> millrace.fleet.v1alpha1.ModelDemand
+	7,  // 8: millrace.fleet.v1alpha1.DemandReport.queued:type_name -> millrace.fleet.v1alpha1.ModelDemand
+	38, // 9: millrace.fleet.v1alpha1.ModelDemand.oldest:type_name -> google.protobuf.Duration
+	37, // 10: millrace.fleet.v1alpha1.NodeReport.sent:type_name -> google.protobuf.Timestamp
+	38, // 11: millrace.fleet.v1alpha1.NodeReport.timeout:type_name -> google.protobuf.Duration
+	11, // 12: millrace.fleet.v1alpha1.NodeReport.telemetry:type_name -> millrace.fleet.v1alpha1.Telemetry
+	39, // 13: millrace.fleet.v1alpha1.NodeReport.engine:type_name -> millrace.engine.v1alpha1.Status
+	10, // 14: millrace.fleet.v1alpha1.NodeReport.refused:type_name -> millrace.fleet.v1alpha1.Refusal
+	0,  // 15: millrace.fleet.v1alpha1.Telemetry.source:type_name -> millrace.fleet.v1alpha1.Telemetry.Source
+	12, // 16: millrace.fleet.v1alpha1.Telemetry.gpus:type_name -> millrace.fleet.v1alpha1.Gpu
+	40, // 17: millrace.fleet.v1alpha1.Directive.assignment:type_name -> millrace.engine.v1alpha1.Assignment
+	37, // 18: millrace.fleet.v1alpha1.FleetView.at:type_name -> google.protobuf.Timestamp
+	22, // 19: millrace.fleet.v1alpha1.FleetView.nodes:type_name -> millrace.fleet.v1alpha1.NodeView
+	21, // 20: millrace.fleet.v1alpha1.FleetView.conditions:type_name -> millrace.fleet.v1alpha1.Condition
+	18, // 21: millrace.fleet.v1alpha1.FleetView.objects:type_name -> millrace.fleet.v1alpha1.ObjectView
+	17, // 22: millrace.fleet.v1alpha1.FleetView.endpoints:type_name -> millrace.fleet.v1alpha1.EndpointView
+	16, // 23: millrace.fleet.v1alpha1.FleetView.unplaced:type_name -> millrace.fleet.v1alpha1.Unplaced
+	1,  // 24: millrace.fleet.v1alpha1.EndpointView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	37, // 25: millrace.fleet.v1alpha1.EndpointView.since:type_name -> google.protobuf.Timestamp
+	41, // 26: millrace.fleet.v1alpha1.EndpointView.load:type_name -> millrace.engine.v1alpha1.Load
+	42, // 27: millrace.fleet.v1alpha1.EndpointView.speed:type_name -> millrace.engine.v1alpha1.Speed
+	20, // 28: millrace.fleet.v1alpha1.ObjectView.conditions:type_name -> millrace.fleet.v1alpha1.ObjectCondition
+	19, // 29: millrace.fleet.v1alpha1.ObjectView.scaling:type_name -> millrace.fleet.v1alpha1.Scaling
+	37, // 30: millrace.fleet.v1alpha1.ObjectCondition.since:type_name -> google.protobuf.Timestamp
+	1,  // 31: millrace.fleet.v1alpha1.NodeView.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	37, // 32: millrace.fleet.v1alpha1.NodeView.since:type_name -> google.protobuf.Timestamp
+	37, // 33: millrace.fleet.v1alpha1.NodeView.last_report:type_name -> google.protobuf.Timestamp
+	9,  // 34: millrace.fleet.v1alpha1.NodeView.report:type_name -> millrace.fleet.v1alpha1.NodeReport
+	23, // 35: millrace.fleet.v1alpha1.NodeView.drain:type_name -> millrace.fleet.v1alpha1.Drain
+	37, // 36: millrace.fleet.v1alpha1.Drain.since:type_name -> google.protobuf.Timestamp
+	1,  // 37: millrace.fleet.v1alpha1.EndpointState.state:type_name -> millrace.fleet.v1alpha1.EndpointState.State
+	41, // 38: millrace.fleet.v1alpha1.EndpointState.load:type_name -> millrace.engine.v1alpha1.Load
+	42, // 39: millrace.fleet.v1alpha1.EndpointState.speed:type_name -> millrace.engine.v1alpha1.Speed
+	43, // 40: millrace.fleet.v1alpha1.EndpointState.accounts:type_name -> millrace.engine.v1alpha1.Account
+	33, // 41: millrace.fleet.v1alpha1.EndpointState.work:type_name -> millrace.fleet.v1alpha1.EndpointState.Work
+	34, // 42: millrace.fleet.v1alpha1.EndpointState.adapters:type_name -> millrace.fleet.v1alpha1.EndpointState.Adapters
+	32, // 43: millrace.fleet.v1alpha1.EndpointState.key:type_name -> millrace.fleet.v1alpha1.EndpointState.Key
+	38, // 44: millrace.fleet.v1alpha1.PolicyState.session_idle:type_name -> google.protobuf.Duration
+	28, // 45: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
+	27, // 46: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
+	38, // 47: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
+	35, // 48: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	38, // 49: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	38, // 50: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	38, // 51: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	38, // 52: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	36, // 53: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	44, // 54: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 55: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
+	37, // 56: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
+	9,  // 57: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	14, // 58: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 59: millrace.fleet.v1alpha1.Fleet.Demand:input_type -> millrace.fleet.v1alpha1.DemandReport
+	3,  // 60: millrace.fleet.v1alpha1.Fleet.Decisions:input_type -> millrace.fleet.v1alpha1.DecisionReport
+	13, // 61: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	15, // 62: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	8,  // 63: millrace.fleet.v1alpha1.Fleet.Demand:output_type -> millrace.fleet.v1alpha1.DemandReply
+	4,  // 64: millrace.fleet.v1alpha1.Fleet.Decisions:output_type -> millrace.fleet.v1alpha1.DecisionsReply
+	61, // [61:65] is the sub-list for method output_type
+	57, // [57:61] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }
@@ -3530,7 +4111,7 @@ func file_xds_fleetpb_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_xds_fleetpb_fleet_proto_rawDesc), len(file_xds_fleetpb_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   29,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

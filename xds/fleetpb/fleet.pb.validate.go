@@ -35,6 +35,637 @@ var (
 	_ = sort.Sort
 )
 
+// Validate checks the field values on DecisionReport with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *DecisionReport) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on DecisionReport with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in DecisionReportMultiError,
+// or nil if none found.
+func (m *DecisionReport) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *DecisionReport) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if len(m.GetDecisions()) > 64 {
+		err := DecisionReportValidationError{
+			field:  "Decisions",
+			reason: "value must contain no more than 64 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetDecisions() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, DecisionReportValidationError{
+						field:  fmt.Sprintf("Decisions[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, DecisionReportValidationError{
+						field:  fmt.Sprintf("Decisions[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return DecisionReportValidationError{
+					field:  fmt.Sprintf("Decisions[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	if len(errors) > 0 {
+		return DecisionReportMultiError(errors)
+	}
+
+	return nil
+}
+
+// DecisionReportMultiError is an error wrapping multiple validation errors
+// returned by DecisionReport.ValidateAll() if the designated constraints
+// aren't met.
+type DecisionReportMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m DecisionReportMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m DecisionReportMultiError) AllErrors() []error { return m }
+
+// DecisionReportValidationError is the validation error returned by
+// DecisionReport.Validate if the designated constraints aren't met.
+type DecisionReportValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e DecisionReportValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e DecisionReportValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e DecisionReportValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e DecisionReportValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e DecisionReportValidationError) ErrorName() string { return "DecisionReportValidationError" }
+
+// Error satisfies the builtin error interface
+func (e DecisionReportValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDecisionReport.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = DecisionReportValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = DecisionReportValidationError{}
+
+// Validate checks the field values on DecisionsReply with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *DecisionsReply) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on DecisionsReply with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in DecisionsReplyMultiError,
+// or nil if none found.
+func (m *DecisionsReply) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *DecisionsReply) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if len(errors) > 0 {
+		return DecisionsReplyMultiError(errors)
+	}
+
+	return nil
+}
+
+// DecisionsReplyMultiError is an error wrapping multiple validation errors
+// returned by DecisionsReply.ValidateAll() if the designated constraints
+// aren't met.
+type DecisionsReplyMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m DecisionsReplyMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m DecisionsReplyMultiError) AllErrors() []error { return m }
+
+// DecisionsReplyValidationError is the validation error returned by
+// DecisionsReply.Validate if the designated constraints aren't met.
+type DecisionsReplyValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e DecisionsReplyValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e DecisionsReplyValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e DecisionsReplyValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e DecisionsReplyValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e DecisionsReplyValidationError) ErrorName() string { return "DecisionsReplyValidationError" }
+
+// Error satisfies the builtin error interface
+func (e DecisionsReplyValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDecisionsReply.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = DecisionsReplyValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = DecisionsReplyValidationError{}
+
+// Validate checks the field values on Decision with the rules defined in the
+// proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Decision) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Decision with the rules defined in
+// the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in DecisionMultiError, or nil
+// if none found.
+func (m *Decision) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Decision) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if utf8.RuneCountInString(m.GetRequestId()) > 64 {
+		err := DecisionValidationError{
+			field:  "RequestId",
+			reason: "value length must be at most 64 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetArrived() == nil {
+		err := DecisionValidationError{
+			field:  "Arrived",
+			reason: "value is required",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetModel()) > 96 {
+		err := DecisionValidationError{
+			field:  "Model",
+			reason: "value length must be at most 96 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetPriority()) > 32 {
+		err := DecisionValidationError{
+			field:  "Priority",
+			reason: "value length must be at most 32 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetOperation()) > 64 {
+		err := DecisionValidationError{
+			field:  "Operation",
+			reason: "value length must be at most 64 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetReason()) > 32 {
+		err := DecisionValidationError{
+			field:  "Reason",
+			reason: "value length must be at most 32 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for PromptTokens
+
+	// no validation rules for Exact
+
+	// no validation rules for ExpectedTokens
+
+	if d := m.GetQueued(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = DecisionValidationError{
+				field:  "Queued",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(86400*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := DecisionValidationError{
+					field:  "Queued",
+					reason: "value must be inside range [0s, 24h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if utf8.RuneCountInString(m.GetQueuedFor()) > 32 {
+		err := DecisionValidationError{
+			field:  "QueuedFor",
+			reason: "value length must be at most 32 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if len(m.GetCandidates()) > 16 {
+		err := DecisionValidationError{
+			field:  "Candidates",
+			reason: "value must contain no more than 16 item(s)",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	for idx, item := range m.GetCandidates() {
+		_, _ = idx, item
+
+		if all {
+			switch v := interface{}(item).(type) {
+			case interface{ ValidateAll() error }:
+				if err := v.ValidateAll(); err != nil {
+					errors = append(errors, DecisionValidationError{
+						field:  fmt.Sprintf("Candidates[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			case interface{ Validate() error }:
+				if err := v.Validate(); err != nil {
+					errors = append(errors, DecisionValidationError{
+						field:  fmt.Sprintf("Candidates[%v]", idx),
+						reason: "embedded message failed validation",
+						cause:  err,
+					})
+				}
+			}
+		} else if v, ok := interface{}(item).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return DecisionValidationError{
+					field:  fmt.Sprintf("Candidates[%v]", idx),
+					reason: "embedded message failed validation",
+					cause:  err,
+				}
+			}
+		}
+
+	}
+
+	// no validation rules for Others
+
+	if utf8.RuneCountInString(m.GetOutcome()) > 32 {
+		err := DecisionValidationError{
+			field:  "Outcome",
+			reason: "value length must be at most 32 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if m.GetStatus() > 999 {
+		err := DecisionValidationError{
+			field:  "Status",
+			reason: "value must be less than or equal to 999",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetAddress()) > 260 {
+		err := DecisionValidationError{
+			field:  "Address",
+			reason: "value length must be at most 260 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Attempts
+
+	if d := m.GetTook(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = DecisionValidationError{
+				field:  "Took",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(864000*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := DecisionValidationError{
+					field:  "Took",
+					reason: "value must be inside range [0s, 240h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if d := m.GetFirstToken(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = DecisionValidationError{
+				field:  "FirstToken",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(864000*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := DecisionValidationError{
+					field:  "FirstToken",
+					reason: "value must be inside range [0s, 240h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
+	if all {
+		switch v := interface{}(m.GetUsage()).(type) {
+		case interface{ ValidateAll() error }:
+			if err := v.ValidateAll(); err != nil {
+				errors = append(errors, DecisionValidationError{
+					field:  "Usage",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		case interface{ Validate() error }:
+			if err := v.Validate(); err != nil {
+				errors = append(errors, DecisionValidationError{
+					field:  "Usage",
+					reason: "embedded message failed validation",
+					cause:  err,
+				})
+			}
+		}
+	} else if v, ok := interface{}(m.GetUsage()).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return DecisionValidationError{
+				field:  "Usage",
+				reason: "embedded message failed validation",
+				cause:  err,
+			}
+		}
+	}
+
+	if len(errors) > 0 {
+		return DecisionMultiError(errors)
+	}
+
+	return nil
+}
+
+// DecisionMultiError is an error wrapping multiple validation errors returned
+// by Decision.ValidateAll() if the designated constraints aren't met.
+type DecisionMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m DecisionMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m DecisionMultiError) AllErrors() []error { return m }
+
+// DecisionValidationError is the validation error returned by
+// Decision.Validate if the designated constraints aren't met.
+type DecisionValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e DecisionValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e DecisionValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e DecisionValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e DecisionValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e DecisionValidationError) ErrorName() string { return "DecisionValidationError" }
+
+// Error satisfies the builtin error interface
+func (e DecisionValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDecision.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = DecisionValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = DecisionValidationError{}
+
 // Validate checks the field values on DemandReport with the rules defined in
 // the proto definition for this message. If any rules are violated, the first
 // error encountered is returned, or nil if there are no violations.
@@ -4753,6 +5384,280 @@ var _ interface {
 	Cause() error
 	ErrorName() string
 } = CacheStateValidationError{}
+
+// Validate checks the field values on Decision_Usage with the rules defined in
+// the proto definition for this message. If any rules are violated, the first
+// error encountered is returned, or nil if there are no violations.
+func (m *Decision_Usage) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Decision_Usage with the rules defined
+// in the proto definition for this message. If any rules are violated, the
+// result is a list of violation errors wrapped in Decision_UsageMultiError,
+// or nil if none found.
+func (m *Decision_Usage) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Decision_Usage) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	// no validation rules for PromptTokens
+
+	// no validation rules for CachedTokens
+
+	// no validation rules for OutputTokens
+
+	if len(errors) > 0 {
+		return Decision_UsageMultiError(errors)
+	}
+
+	return nil
+}
+
+// Decision_UsageMultiError is an error wrapping multiple validation errors
+// returned by Decision_Usage.ValidateAll() if the designated constraints
+// aren't met.
+type Decision_UsageMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m Decision_UsageMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m Decision_UsageMultiError) AllErrors() []error { return m }
+
+// Decision_UsageValidationError is the validation error returned by
+// Decision_Usage.Validate if the designated constraints aren't met.
+type Decision_UsageValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e Decision_UsageValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e Decision_UsageValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e Decision_UsageValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e Decision_UsageValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e Decision_UsageValidationError) ErrorName() string { return "Decision_UsageValidationError" }
+
+// Error satisfies the builtin error interface
+func (e Decision_UsageValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDecision_Usage.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = Decision_UsageValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = Decision_UsageValidationError{}
+
+// Validate checks the field values on Decision_Candidate with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the first error encountered is returned, or nil if there are no violations.
+func (m *Decision_Candidate) Validate() error {
+	return m.validate(false)
+}
+
+// ValidateAll checks the field values on Decision_Candidate with the rules
+// defined in the proto definition for this message. If any rules are
+// violated, the result is a list of violation errors wrapped in
+// Decision_CandidateMultiError, or nil if none found.
+func (m *Decision_Candidate) ValidateAll() error {
+	return m.validate(true)
+}
+
+func (m *Decision_Candidate) validate(all bool) error {
+	if m == nil {
+		return nil
+	}
+
+	var errors []error
+
+	if utf8.RuneCountInString(m.GetAddress()) > 260 {
+		err := Decision_CandidateValidationError{
+			field:  "Address",
+			reason: "value length must be at most 260 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetReplica()) > 128 {
+		err := Decision_CandidateValidationError{
+			field:  "Replica",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	if utf8.RuneCountInString(m.GetNode()) > 63 {
+		err := Decision_CandidateValidationError{
+			field:  "Node",
+			reason: "value length must be at most 63 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Named
+
+	// no validation rules for CachedTokens
+
+	// no validation rules for Company
+
+	if utf8.RuneCountInString(m.GetOut()) > 128 {
+		err := Decision_CandidateValidationError{
+			field:  "Out",
+			reason: "value length must be at most 128 runes",
+		}
+		if !all {
+			return err
+		}
+		errors = append(errors, err)
+	}
+
+	// no validation rules for Wait
+
+	// no validation rules for Load
+
+	// no validation rules for Prefill
+
+	// no validation rules for Decode
+
+	// no validation rules for Fill
+
+	// no validation rules for Delay
+
+	// no validation rules for Shared
+
+	// no validation rules for Goal
+
+	if len(errors) > 0 {
+		return Decision_CandidateMultiError(errors)
+	}
+
+	return nil
+}
+
+// Decision_CandidateMultiError is an error wrapping multiple validation errors
+// returned by Decision_Candidate.ValidateAll() if the designated constraints
+// aren't met.
+type Decision_CandidateMultiError []error
+
+// Error returns a concatenation of all the error messages it wraps.
+func (m Decision_CandidateMultiError) Error() string {
+	msgs := make([]string, 0, len(m))
+	for _, err := range m {
+		msgs = append(msgs, err.Error())
+	}
+	return strings.Join(msgs, "; ")
+}
+
+// AllErrors returns a list of validation violation errors.
+func (m Decision_CandidateMultiError) AllErrors() []error { return m }
+
+// Decision_CandidateValidationError is the validation error returned by
+// Decision_Candidate.Validate if the designated constraints aren't met.
+type Decision_CandidateValidationError struct {
+	field  string
+	reason string
+	cause  error
+	key    bool
+}
+
+// Field function returns field value.
+func (e Decision_CandidateValidationError) Field() string { return e.field }
+
+// Reason function returns reason value.
+func (e Decision_CandidateValidationError) Reason() string { return e.reason }
+
+// Cause function returns cause value.
+func (e Decision_CandidateValidationError) Cause() error { return e.cause }
+
+// Key function returns key value.
+func (e Decision_CandidateValidationError) Key() bool { return e.key }
+
+// ErrorName returns error name.
+func (e Decision_CandidateValidationError) ErrorName() string {
+	return "Decision_CandidateValidationError"
+}
+
+// Error satisfies the builtin error interface
+func (e Decision_CandidateValidationError) Error() string {
+	cause := ""
+	if e.cause != nil {
+		cause = fmt.Sprintf(" | caused by: %v", e.cause)
+	}
+
+	key := ""
+	if e.key {
+		key = "key for "
+	}
+
+	return fmt.Sprintf(
+		"invalid %sDecision_Candidate.%s: %s%s",
+		key,
+		e.field,
+		e.reason,
+		cause)
+}
+
+var _ error = Decision_CandidateValidationError{}
+
+var _ interface {
+	Field() string
+	Reason() string
+	Key() bool
+	Cause() error
+	ErrorName() string
+} = Decision_CandidateValidationError{}
 
 // Validate checks the field values on EndpointState_Key with the rules defined
 // in the proto definition for this message. If any rules are violated, the

@@ -29,9 +29,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Fleet_Report_FullMethodName = "/millrace.fleet.v1alpha1.Fleet/Report"
-	Fleet_Watch_FullMethodName  = "/millrace.fleet.v1alpha1.Fleet/Watch"
-	Fleet_Demand_FullMethodName = "/millrace.fleet.v1alpha1.Fleet/Demand"
+	Fleet_Report_FullMethodName    = "/millrace.fleet.v1alpha1.Fleet/Report"
+	Fleet_Watch_FullMethodName     = "/millrace.fleet.v1alpha1.Fleet/Watch"
+	Fleet_Demand_FullMethodName    = "/millrace.fleet.v1alpha1.Fleet/Demand"
+	Fleet_Decisions_FullMethodName = "/millrace.fleet.v1alpha1.Fleet/Decisions"
 )
 
 // FleetClient is the client API for Fleet service.
@@ -54,6 +55,11 @@ type FleetClient interface {
 	// counts no more. One that breaks the rules is refused with INVALID_ARGUMENT and the
 	// field's name. Of several xds each is to get it: the one that leads decides.
 	Demand(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[DemandReport, DemandReply], error)
+	// Decisions is how extproc reports why requests went where they went, and how they ended, for
+	// people: a few a second, and those that failed. Nothing of what a prompt or an answer says
+	// is in it. One that breaks the rules is refused with INVALID_ARGUMENT and the field's name.
+	// Of several xds each gets them; nothing depends on their coming.
+	Decisions(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[DecisionReport, DecisionsReply], error)
 }
 
 type fleetClient struct {
@@ -109,6 +115,19 @@ func (c *fleetClient) Demand(ctx context.Context, opts ...grpc.CallOption) (grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_DemandClient = grpc.ClientStreamingClient[DemandReport, DemandReply]
 
+func (c *fleetClient) Decisions(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[DecisionReport, DecisionsReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Fleet_ServiceDesc.Streams[3], Fleet_Decisions_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DecisionReport, DecisionsReply]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fleet_DecisionsClient = grpc.ClientStreamingClient[DecisionReport, DecisionsReply]
+
 // FleetServer is the server API for Fleet service.
 // All implementations must embed UnimplementedFleetServer
 // for forward compatibility.
@@ -129,6 +148,11 @@ type FleetServer interface {
 	// counts no more. One that breaks the rules is refused with INVALID_ARGUMENT and the
 	// field's name. Of several xds each is to get it: the one that leads decides.
 	Demand(grpc.ClientStreamingServer[DemandReport, DemandReply]) error
+	// Decisions is how extproc reports why requests went where they went, and how they ended, for
+	// people: a few a second, and those that failed. Nothing of what a prompt or an answer says
+	// is in it. One that breaks the rules is refused with INVALID_ARGUMENT and the field's name.
+	// Of several xds each gets them; nothing depends on their coming.
+	Decisions(grpc.ClientStreamingServer[DecisionReport, DecisionsReply]) error
 	mustEmbedUnimplementedFleetServer()
 }
 
@@ -147,6 +171,9 @@ func (UnimplementedFleetServer) Watch(*WatchRequest, grpc.ServerStreamingServer[
 }
 func (UnimplementedFleetServer) Demand(grpc.ClientStreamingServer[DemandReport, DemandReply]) error {
 	return status.Error(codes.Unimplemented, "method Demand not implemented")
+}
+func (UnimplementedFleetServer) Decisions(grpc.ClientStreamingServer[DecisionReport, DecisionsReply]) error {
+	return status.Error(codes.Unimplemented, "method Decisions not implemented")
 }
 func (UnimplementedFleetServer) mustEmbedUnimplementedFleetServer() {}
 func (UnimplementedFleetServer) testEmbeddedByValue()               {}
@@ -194,6 +221,13 @@ func _Fleet_Demand_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Fleet_DemandServer = grpc.ClientStreamingServer[DemandReport, DemandReply]
 
+func _Fleet_Decisions_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(FleetServer).Decisions(&grpc.GenericServerStream[DecisionReport, DecisionsReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Fleet_DecisionsServer = grpc.ClientStreamingServer[DecisionReport, DecisionsReply]
+
 // Fleet_ServiceDesc is the grpc.ServiceDesc for Fleet service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -216,6 +250,11 @@ var Fleet_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Demand",
 			Handler:       _Fleet_Demand_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Decisions",
+			Handler:       _Fleet_Decisions_Handler,
 			ClientStreams: true,
 		},
 	},

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"millrace.dev/millrace/extproc/internal/pick"
+	"millrace.dev/millrace/extproc/internal/stream"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/proc"
 	"millrace.dev/millrace/internal/reach"
@@ -56,6 +57,8 @@ type Client struct {
 	// nobody is asked. every is a name for every xds.
 	waiting func(each func(model string, n int, since time.Time))
 	every   string
+	// Constant after Run has begun. decisions has what is sent to every xds; nil: nothing is.
+	decisions *stream.Decisions
 
 	// Touched by follow alone.
 	state *state

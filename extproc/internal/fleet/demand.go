@@ -59,7 +59,7 @@ func (c *Client) demand(ctx context.Context) error {
 			if to[addr] == nil {
 				each, stop := context.WithCancel(ctx)
 				to[addr] = stop
-				tasks.Go(func() { c.demandAt(each, addr) })
+				tasks.Go(func() { c.reportTo(each, addr) })
 			}
 		}
 		select {
@@ -83,8 +83,8 @@ func addresses(ctx context.Context, name string) ([]string, bool) {
 	return all, err == nil && len(all) > 0
 }
 
-// demandAt reports to the xds at an address until ctx ends.
-func (c *Client) demandAt(ctx context.Context, addr string) {
+// reportTo reports to the xds at an address until ctx ends.
+func (c *Client) reportTo(ctx context.Context, addr string) {
 	conn, err := grpc.NewClient(addr, c.security,
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: retryFirst, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost}, MinConnectTimeout: pingWait}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingWait}))
@@ -93,6 +93,14 @@ func (c *Client) demandAt(ctx context.Context, addr string) {
 		return
 	}
 	defer conn.Close()
+	var decisions sync.WaitGroup
+	decisions.Go(func() { c.decidedAt(ctx, conn) })
+	defer decisions.Wait()
+	c.demandAt(ctx, conn, addr)
+}
+
+// demandAt reports to an xds what is waited for, until ctx ends.
+func (c *Client) demandAt(ctx context.Context, conn *grpc.ClientConn, addr string) {
 	tick := time.NewTicker(demandEvery)
 	defer tick.Stop()
 	wait := proc.Backoff{Min: retryFirst, Max: retryMost, Reset: 2 * retryMost}

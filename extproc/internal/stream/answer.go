@@ -25,6 +25,7 @@ type answer struct {
 	tail        tail           // of a body that is shown
 	identified  bool           // whether the id of the response was looked for
 	status      int            // that the client got; 0: none yet
+	attempts    int            // that Envoy made; 0: not said
 	observed    Observed       // what the access log gets
 	first       time.Duration  // until the first token; 0: not known
 }
@@ -43,7 +44,7 @@ func (x *Exchange) responseHeaders(head *AnswerHead, now time.Time) Reply {
 	a.begun, a.at = true, now
 	x.freeRoom()
 	if head.Status != 0 {
-		a.status = head.Status
+		a.status, a.attempts = head.Status, head.Attempts
 	}
 	if x.decision.Choice == nil || a.good || a.served != nil || head.Status == 0 {
 		return reply
@@ -138,6 +139,7 @@ func (x *Exchange) ended(now time.Time) {
 		}
 	}
 	x.core.picker.End(&r)
+	x.core.decided.put(x, &r, now)
 	if x.core.flow != nil && !x.head.Probe {
 		x.core.flow.Ended(&flow.Ended{
 			Tenant: x.head.Tenant, Name: x.head.TenantName, Outcome: r.Outcome.String(),

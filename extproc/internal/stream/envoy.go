@@ -230,6 +230,8 @@ func (in *inbound) requestHeader(key, value []byte) {
 		} else {
 			head.Length = NoLength
 		}
+	case "x-request-id":
+		head.ID.set(value)
 	case "cookie":
 		head.Cookie = joined(head.Cookie, string(value))
 	default:

@@ -82,7 +82,9 @@ type Event struct {
 // RequestHead is what the exchange needs of the request headers. A header that
 // is missing is empty.
 type RequestHead struct {
-	Method, Path    string
+	Method, Path string
+	// ID is x-request-id.
+	ID              shortID
 	ContentType     string
 	ContentEncoding string
 	// Length is the content-length; below 0: not said, or NoLength.

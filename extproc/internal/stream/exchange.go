@@ -58,6 +58,7 @@ type Exchange struct {
 	sent    time.Time
 	answer  answer
 	laps    laps
+	weighed []Weighed // what there was to choose from, for people; nil: nobody is shown it
 
 	*memory
 	*desk
@@ -422,6 +423,9 @@ func (x *Exchange) send(in *input, k Kind, out []Reply) []Reply {
 	}
 	if x.head.Debug && policy.Explain {
 		x.answer.explanation = d.explain(&q)
+	}
+	if x.core.decided.takes(in) {
+		x.weighed = weigh(pick.Explain(&q), x.choice.List)
 	}
 	d.Hedge = u.model.Hedge(policy, x.choice.List, u.blind || !n.stream, n.most)
 	x.reservation = first.Reserve(&q)

@@ -40,6 +40,7 @@ type Core struct {
 	hurts   hurts
 	room    *room
 	tight   func() bool // whether there is no memory for anything large; nil: there always is
+	decided *Decisions  // gets some of what is decided; nil: nobody wants it
 	pool    sync.Pool   // of *Exchange
 	desks   sync.Pool   // of *desk
 }
@@ -80,6 +81,9 @@ func (c *Core) Probes(key string) *Core {
 	c.probe = key
 	return c
 }
+
+// Decides has d get some of what is decided. It is called before the first stream.
+func (c *Core) Decides(d *Decisions) { c.decided = d }
 
 // Account takes in how many tokens were generated of a request that has ended, by its number.
 func (c *Core) Account(request, generated uint64, now time.Time) {

@@ -56,11 +56,14 @@ type Service struct {
 	plane func() (clients int, conditions []obs.Condition)
 	// plans holds what a plan of layouts is to be made for, the newest.
 	plans chan *auto.Input
+	// decided takes decisions; nil: nobody does.
+	decided func(*fleetpb.Decision)
 
 	// Atomic.
 	latest   atomic.Pointer[published]
 	demands  atomic.Int64  // open streams of demand
 	demanded atomic.Uint64 // those ever opened
+	deciders atomic.Int64  // open streams of decisions
 
 	// mu guards the fields below.
 	mu      sync.Mutex

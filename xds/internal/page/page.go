@@ -45,6 +45,8 @@ const (
 	// mostEvents and mostDecisions are how many are remembered. Each has at most some 4 KB.
 	mostEvents    = 512
 	mostDecisions = 256
+	// decidedPerSecond is how many decisions are taken in of all extprocs together.
+	decidedPerSecond = 24
 )
 
 // Options is what a page is made of.
@@ -62,6 +64,7 @@ type Page struct {
 	metrics *metrics
 	started time.Time
 	ended   chan struct{} // closed when Run has ended
+	rate    *recent.Rate  // of decisions that are taken in
 
 	// Atomic.
 	latest  atomic.Pointer[built]
@@ -93,7 +96,7 @@ type frame struct {
 // New returns the page of what o says. It is served once Run runs.
 func New(o Options, reg prometheus.Registerer) *Page {
 	p := &Page{
-		options: o, started: time.Now(), ended: make(chan struct{}),
+		options: o, started: time.Now(), ended: make(chan struct{}), rate: recent.NewRate(decidedPerSecond, 2*decidedPerSecond),
 		events: recent.New[json.RawMessage](mostEvents), decisions: recent.New[json.RawMessage](mostDecisions),
 	}
 	p.metrics = newMetrics(reg, p)

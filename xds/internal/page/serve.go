@@ -33,6 +33,7 @@ func (p *Page) Handler(g Guard) http.Handler {
 	inner.HandleFunc("GET /page/fleet.json", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.current().body) })
 	inner.HandleFunc("GET /page/events.json", func(w http.ResponseWriter, _ *http.Request) { answer(w, all(p.events)) })
 	inner.HandleFunc("GET /page/decisions.json", func(w http.ResponseWriter, _ *http.Request) { answer(w, all(p.decisions)) })
+	p.chatting(inner)
 	mux := http.NewServeMux()
 	mux.Handle("/page/", g.protect(inner))
 	mux.Handle("GET /{$}", http.RedirectHandler("/page/", http.StatusFound))
