@@ -69,7 +69,7 @@ func (p *Page) forward(path string) http.Handler {
 	to := &url.URL{Scheme: "http", Host: p.options.Gateway, Path: path}
 	return &httputil.ReverseProxy{
 		FlushInterval: -1, // each event at once
-		Transport:     &http.Transport{MaxIdleConns: mostChats, IdleConnTimeout: time.Minute, DisableCompression: true},
+		Transport:     &http.Transport{MaxIdleConns: mostChats, IdleConnTimeout: wire.ClientIdle, DisableCompression: true},
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL, r.Out.Host = to, ""
 			sent := http.Header{}

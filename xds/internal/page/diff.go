@@ -94,7 +94,7 @@ func (c *changes) models(old, now *Snapshot) {
 		c.replicas(was, is)
 		switch {
 		case was.Ready == 0 && is.Ready > 0 && was.Desired > 0:
-			c.add(Outage, Good, name, "model %s is served again", name)
+			c.add(Outage, Good, name, "model %s is served", name)
 		case was.Ready > 0 && is.Ready == 0 && is.Desired > 0 && !asleep(is):
 			c.add(Outage, Bad, name, "nobody serves model %s", name)
 		}

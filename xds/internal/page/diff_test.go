@@ -32,7 +32,7 @@ func TestDiff(t *testing.T) {
 				lose(v, 2)
 			},
 			want: []string{"ejected bad smollm2-0 takes no requests", "ejected bad smollm2-1 takes no requests", "outage bad nobody serves model smollm2"},
-			back: []string{"reinstated good smollm2-0", "reinstated good smollm2-1", "outage good model smollm2 is served again"},
+			back: []string{"reinstated good smollm2-0", "reinstated good smollm2-1", "outage good model smollm2 is served"},
 		},
 		{
 			name: "a node is silent", change: func(v *fleetpb.FleetView) { v.Nodes[1].LastReport = timestamppb.New(noon.Add(-time.Minute)) },
