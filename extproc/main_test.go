@@ -499,7 +499,7 @@ func TestFlags(t *testing.T) {
 		{"argument", []string{"x"}, `unexpected argument "x"; there are only flags`, program.ExitUsage},
 		{"addresses, all at once", []string{"-listen", "a", "-xds", "b"}, `-listen: "a"; must be ip:port; -xds: "b"; must be ip:port`, program.ExitUsage},
 		{"traces", []string{"-check", "-traces", "x"}, `traces: "x"; must be otlp://host:port`, program.ExitUsage},
-		{"port in use", []string{"-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", program.ExitInUse},
+		{"port in use", []string{"-metrics", "127.0.0.1:0", "-listen", taken.Addr().String()}, "listen: listen tcp " + taken.Addr().String() + ": bind: address already in use", program.ExitInUse},
 		{"check", []string{"-check"}, "", 0},
 		{"fleet or xds", []string{"-fleet", "testdata/fleet.yaml", "-xds", "127.0.0.1:1"}, "-fleet, -xds; give one of them only", program.ExitUsage},
 		{"check of a fleet", []string{"-check", "-fleet", "testdata/fleet.yaml"}, "", 0},
