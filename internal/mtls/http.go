@@ -15,6 +15,7 @@ import (
 
 // Connections are made anew at least so often, or in a slice of the life of the
 // program's certificate if that is less: the one at their other end will have changed.
+// Idle ones of HTTP last for wire.ServerIdle in any case.
 const (
 	longestIdle = 5 * time.Minute
 	longestAge  = 15 * time.Minute

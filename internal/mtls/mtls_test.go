@@ -379,7 +379,7 @@ func TestIdleConnectionsAreClosedByClientsFirst(t *testing.T) {
 		srv := &http.Server{Protocols: new(http.Protocols)}
 		load(t, issue(t, ca, ID{Role: Engine, Node: "node-a"}, life), io.Discard).Server(srv, OpenAI)
 		if srv.IdleTimeout < wire.ServerIdle {
-			t.Errorf("with a certificate of %s an idle connection is closed after %s; a client keeps it for %s", life, srv.IdleTimeout, wire.ClientIdle)
+			t.Errorf("with a certificate of %s an idle connection is closed after %s; a client keeps it for %s", life, srv.IdleTimeout, wire.OurIdle)
 		}
 	}
 }

@@ -122,7 +122,6 @@ func (b *builder) traffic(model string) *networking.TrafficPolicy {
 			Tcp: &networking.ConnectionPoolSettings_TCPSettings{MaxConnections: unlimited, ConnectTimeout: durationpb.New(500 * time.Millisecond)},
 			Http: &networking.ConnectionPoolSettings_HTTPSettings{
 				Http1MaxPendingRequests: unlimited, Http2MaxRequests: unlimited, MaxRetries: unlimited,
-				IdleTimeout: durationpb.New(wire.ClientIdle), // whatever their servers are
 			},
 		},
 		OutlierDetection: &networking.OutlierDetection{
@@ -140,6 +139,10 @@ func (b *builder) traffic(model string) *networking.TrafficPolicy {
 		// host is healthy, none is asked.
 		p.OutlierDetection.MinHealthPercent = 0
 		return p
+	}
+	p.ConnectionPool.Http.IdleTimeout = durationpb.New(wire.OurIdle)
+	if translate.ServedByOthers(b.d, model) {
+		p.ConnectionPool.Http.IdleTimeout = durationpb.New(wire.ClientIdle)
 	}
 	p.RetryBudget = &networking.TrafficPolicy_RetryBudget{Percent: wrapperspb.Double(100), MinRetryConcurrency: 64}
 	switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	rulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
@@ -103,7 +104,7 @@ func engines(name string) *clusterv3.Cluster {
 // for TCP alone.) A ping must survive a busy machine, because the connection's streams die
 // with it.
 func engineHTTP2(filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
-	return http2(0.5, 2, filters...)
+	return http2(0.5, 2, wire.OurIdle, filters...)
 }
 
 // picked returns the policy by which hosts are chosen: the ones that extproc names, in
@@ -228,16 +229,18 @@ func segments(keys ...string) []*metadatav3.MetadataKey_PathSegment {
 // httpOptions is the name under which a cluster has the protocol of its connections.
 const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
-// protocol returns o as the options of a cluster, whose connections Envoy closes before their
-// servers do.
-func protocol(o *httpv3.HttpProtocolOptions) map[string]*anypb.Any {
-	o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(wire.ClientIdle)}
+// protocol returns o as the options of a cluster, whose connections Envoy closes when nothing
+// is asked on them for as long as idle, before their servers do; 0: these never do.
+func protocol(o *httpv3.HttpProtocolOptions, idle time.Duration) map[string]*anypb.Any {
+	if idle > 0 {
+		o.CommonHttpProtocolOptions = &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(idle)}
+	}
 	return map[string]*anypb.Any{httpOptions: pack(o)}
 }
 
 // http2 returns HTTP/2 whose pings find connections that lead nowhere: one is
-// sent every interval and must be answered within timeout, both in seconds.
-func http2(interval, timeout float64, filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
+// sent every interval and must be answered within timeout, both in seconds. For idle see protocol.
+func http2(interval, timeout float64, idle time.Duration, filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
 	return protocol(&httpv3.HttpProtocolOptions{
 		HttpFilters: filters,
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
@@ -249,7 +252,7 @@ func http2(interval, timeout float64, filters ...*hcmv3.HttpFilter) map[string]*
 				},
 			},
 		},
-	})
+	}, idle)
 }
 
 // haltHeader is what a router takes for "not to be tried again" in an answer.
@@ -292,7 +295,7 @@ func extproc(addrs []string) (*clusterv3.Cluster, error) {
 
 // pickerPings are what finds an extproc that hangs: what is asked of it continues without it
 // when its connection is closed. One that is busy answers them beside its work.
-func pickerPings() map[string]*anypb.Any { return http2(1, 3) }
+func pickerPings() map[string]*anypb.Any { return http2(1, 3, 0) }
 
 // pickerCheck asks an extproc each interval, in seconds, whether it serves, by the same
 // authority as Picker.
@@ -316,7 +319,7 @@ func traces(addr string) (*clusterv3.Cluster, error) {
 	if err := hosts(c, []string{addr}); err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
-	c.TypedExtensionProtocolOptions = http2(5, 5)
+	c.TypedExtensionProtocolOptions = http2(5, 5, 0)
 	return c, nil
 }
 

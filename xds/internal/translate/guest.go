@@ -143,5 +143,5 @@ func http1(filters ...*hcmv3.HttpFilter) map[string]*anypb.Any {
 				},
 			},
 		},
-	})
+	}, wire.ClientIdle)
 }

@@ -3,6 +3,7 @@ package translate
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -51,8 +52,15 @@ spec: {endpoints: [{address: "10.0.0.2:8000", models: [smollm2, other]}]}
 			if err := c.GetTypedExtensionProtocolOptions()[httpOptions].UnmarshalTo(&o); err != nil {
 				t.Fatalf("%s, %s: %v", name, cluster, err)
 			}
-			if idle := o.GetCommonHttpProtocolOptions().GetIdleTimeout(); idle == nil || idle.AsDuration() > wire.ClientIdle {
-				t.Errorf("%s, %s: keeps an idle connection for %v, engines for 5 s", name, cluster, idle.AsDuration())
+			want := wire.OurIdle
+			switch {
+			case strings.HasSuffix(cluster, "pickers"), cluster == extprocCluster, cluster == tracesCluster:
+				want = 0 // gRPC's servers keep all
+			case name == "foreign":
+				want = wire.ClientIdle
+			}
+			if got := o.GetCommonHttpProtocolOptions().GetIdleTimeout().AsDuration(); got != want {
+				t.Errorf("%s, %s: keeps an idle connection for %v, want %v", name, cluster, got, want)
 			}
 		}
 	}
@@ -82,10 +90,13 @@ func TestTheStandaloneEnvoyClosesIdleConnectionsFirst(t *testing.T) {
 	if len(conf.Static.Clusters) == 0 {
 		t.Fatal("no cluster")
 	}
-	want := wire.ClientIdle.String()
 	for _, c := range conf.Static.Clusters {
+		want := wire.ClientIdle.String()
+		if c.Name == extprocCluster {
+			want = ""
+		}
 		if got := c.Options[httpOptions].Common.Idle; got != want {
-			t.Errorf("%s: idle_timeout %q, want %s", c.Name, got, want)
+			t.Errorf("%s: idle_timeout %q, want %q", c.Name, got, want)
 		}
 	}
 }

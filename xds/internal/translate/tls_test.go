@@ -25,7 +25,7 @@ func TestClustersOfOurProgramsAreTLS(t *testing.T) {
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
 		}},
-	})
+	}, 0)
 	all := map[string]proto.Message{extprocCluster: picker, tracesCluster: spans, "engines/ours": engines("engines/ours"), "engines/both": others}
 	site := Site{TLS: &TLS{Domain: "a.b", Folder: "/tls"}}
 	if err := site.secure(all); err != nil {
