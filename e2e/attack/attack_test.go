@@ -53,7 +53,8 @@ func body(fields string) string { return `{"model":"` + rig.Model + `",` + field
 // post expects one of the statuses and, where it is a refusal, a text in the answer.
 func (a *target) post(path, text, want string, header []string, statuses ...int) func() error {
 	return func() error {
-		r, err := rig.Send(a.t.Context(), a.m.URL(a.t, path), strings.NewReader(text), append([]string{"content-type", "application/json"}, header...)...)
+		path, query, _ := strings.Cut(path, "?")
+		r, err := rig.Send(a.t.Context(), a.m.URL(a.t, path)+"?"+query, strings.NewReader(text), append([]string{"content-type", "application/json"}, header...)...)
 		if err != nil {
 			return err
 		}
@@ -146,6 +147,7 @@ func (a *target) shapes() []shape {
 		{"numbers that are none, in headers", a.numberHeaders()},
 		{"limits of backends beside the API's", a.limits()},
 		{"prompts over the context", a.longPrompts()},
+		{"work beside prompt and answer", a.heavy()},
 		{"headers, too many or too large", a.headers()},
 		{"the same by HTTP/2", a.headersByHTTP2()},
 		{"upgrades", a.upgrades()},
@@ -216,6 +218,30 @@ func (a *target) longPrompts() (all []func() error) {
 	return append(all, a.post("/v1/messages", body(`"max_tokens":1,"messages":[{"role":"user","content":"`+text+`"}]`), "prompt is too long", nil, 400))
 }
 
+// heavy has the backend do for minutes what all of its requests wait for.
+func (a *target) heavy() (all []func() error) {
+	list := func(n int, format string) string {
+		one := make([]string, n)
+		for i := range one {
+			one[i] = fmt.Sprintf(format, i)
+		}
+		return strings.Join(one, ",")
+	}
+	schema := `{"type":"object","properties":{` + list(2000, `"p%d":{"type":"string"}`) + `}}`
+	try := func(path, field, fields string) { all = append(all, a.post(path, body(fields), field, nil, 400)) }
+	try(chat, "response_format", hello+`,"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":`+schema+`}}`)
+	try(chat, "response_format", hello+`,"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"enum":[`+list(10_000, `"v%d"`)+`]}}}`)
+	try(chat, "json_schema", hello+`,"json_schema":`+schema)
+	try(chat, "tools", hello+`,"tools":[{"type":"function","function":{"name":"f","parameters":`+schema+`}}]`)
+	try("/v1/responses", "text", `"input":"Hi","text":{"format":{"type":"json_schema","name":"x","schema":`+schema+`}}`)
+	try(chat, "samplers", hello+`,"samplers":[`+list(100_000, `"dry%d"`)+`]`)
+	try(chat, "logit_bias", hello+`,"logit_bias":{`+list(40_000, `"%d":1`)+`}`)
+	try(chat, "stop", hello+`,"stop":[`+list(100_000, `"s%d"`)+`]`)
+	try(chat, "top_logprobs", hello+`,"logprobs":true,"top_logprobs":1000000`)
+	try("/v1/completions", "prompt", `"max_tokens":1,"prompt":[`+list(3000, `"%d"`)+`]`)
+	return append(all, a.post(chat, body(hello), "", nil, 200)) // nobody waits behind them
+}
+
 func (a *target) headers() (all []func() error) {
 	try := func(header []string) { all = append(all, a.post(chat, body(hello), "", header, 200, 431)) }
 	for _, n := range []int{60, 80, 88, 90, 95, 100, 101, 120, 500} {
@@ -227,6 +253,9 @@ func (a *target) headers() (all []func() error) {
 	}
 	for _, kb := range []int{30, 47, 48, 50, 58, 60, 61, 70, 500} {
 		try([]string{"x-h", strings.Repeat("v", kb<<10)})
+	}
+	for _, n := range []int{8, 17, 40} {
+		all = append(all, a.post(chat+"?q="+strings.Repeat("q", n<<10), body(hello), "path", nil, map[bool]int{true: 200, false: 414}[n < 16]))
 	}
 	try([]string{"cookie", strings.Repeat("a=b; ", 2000)})
 	try([]string{"x-request-id", strings.Repeat("r", 10_000)})

@@ -54,12 +54,19 @@ var unknown = dialect.Fields{
 	},
 }
 
+// bounds are this server's: it tries each alternative of a grammar with each word of its
+// vocabulary, and works on prompts in the order in which they came.
+var bounds = dialect.Bounds{Choices: 512, Answers: 256}
+
 // known returns why the server can't do what a request asks for.
 func known(r backend.Request) *backend.Error {
 	if fault := unknown.Refused(r); fault != nil {
 		return fault
 	}
 	if fault := dialect.Unknown(r); fault != nil {
+		return fault
+	}
+	if fault := bounds.Heavy(r); fault != nil {
 		return fault
 	}
 	if r.API == apis.Messages || r.API == apis.CountTokens {

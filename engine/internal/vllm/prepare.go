@@ -17,6 +17,9 @@ func (k *Kind) Prepare(a *enginepb.Assignment, r backend.Request) backend.Way {
 	if fault := dialect.Unknown(r); fault != nil {
 		return backend.Way{Refused: fault}
 	}
+	if fault := (dialect.Bounds{Choices: 5000, Answers: 2048}).Heavy(r); fault != nil {
+		return backend.Way{Refused: fault}
+	}
 	switch r.API {
 	case apis.Chat:
 		return k.continued(r, chat(r))

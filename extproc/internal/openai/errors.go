@@ -186,6 +186,11 @@ func HeadersTooLarge(n, bytes int) *Error {
 	return invalid(431, "", "headers_too_large", "the request has more than %d headers, or more than %d bytes of them", n, bytes)
 }
 
+// PathTooLong answers a request whose path, with its query, has more than n bytes.
+func PathTooLong(n int) *Error {
+	return invalid(414, "", "path_too_long", "the path with its query has more than %d bytes", n)
+}
+
 // NoLength answers a request whose content-length is none.
 func NoLength() *Error {
 	return invalid(400, "", "invalid_content_length", "content-length: must be a number of bytes, below 2^63")

@@ -358,12 +358,15 @@ func TestHeadersThatLeaveNoRoom(t *testing.T) {
 		name          string
 		headers, size int
 		length        int64
+		query         int // bytes of it
 		status        int
 	}{
-		{"as many as there may be", mostHeaders, mostHeaderBytes, 10, 0},
-		{"too many", mostHeaders + 1, 5000, 10, 431},
-		{"too large", 9, mostHeaderBytes + 1, 10, 431},
-		{"a length that is none", 9, 900, NoLength, 400},
+		{"as many as there may be", mostHeaders, mostHeaderBytes, 10, 0, 0},
+		{"too many", mostHeaders + 1, 5000, 10, 0, 431},
+		{"too large", 9, mostHeaderBytes + 1, 10, 0, 431},
+		{"a length that is none", 9, 900, NoLength, 0, 400},
+		{"a path as long as there may be", mostHeaders, 17_000, 10, mostPath - len("/v1/chat/completions?"), 0},
+		{"a longer path", mostHeaders, 17_000, 10, mostPath, 414},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -371,6 +374,7 @@ func TestHeadersThatLeaveNoRoom(t *testing.T) {
 			x := f.core.Begin()
 			out := run(x, post(func(h *RequestHead) {
 				h.Headers, h.HeaderBytes, h.Length, h.Debug = tt.headers, tt.size, tt.length, true
+				h.Path = "/v1/chat/completions?" + strings.Repeat("q", tt.query)
 			}))
 			if err := out[0].Error; (err == nil) != (tt.status == 0) || err != nil && err.Status != tt.status {
 				t.Fatalf("got %+v, want status %d", err, tt.status)

@@ -239,6 +239,8 @@ func (x *Exchange) refuse() *openai.Error {
 		return openai.BadKey()
 	case !roomy(h.Headers, h.HeaderBytes):
 		return openai.HeadersTooLarge(mostHeaders, mostHeaderBytes)
+	case len(h.Path) > mostPath:
+		return openai.PathTooLong(mostPath)
 	case h.Length == NoLength:
 		return openai.NoLength()
 	}
@@ -264,6 +266,11 @@ const (
 	mostHeaders     = 88
 	mostHeaderBytes = 48 << 10
 )
+
+// mostPath bounds a path with its query, in bytes. Servers take less of it than of all headers
+// together, and llama-server ends the connection where it is more: that would look like a
+// request that kills engines.
+const mostPath = 16 << 10
 
 // roomy reports whether there is room for ours beside so many headers, of so many bytes.
 func roomy(n, bytes int) bool { return n <= mostHeaders && bytes <= mostHeaderBytes }
