@@ -33,6 +33,7 @@ import (
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/servertls"
 )
 
 // maxMessage bounds one message from Envoy, in bytes: a buffered body comes as
@@ -59,7 +60,7 @@ type options struct {
 	keyFiles                   string
 	keys                       *keys.Files // that clients need; nil: none
 	leave                      time.Duration
-	secure                     secure
+	secure                     servertls.TLS
 	cleartext                  cleartext
 	// Of pools.
 	poolNames, config, health string
@@ -95,8 +96,8 @@ func (o *options) add(f *program.Flags) {
 	f.StringVar(&o.keyFiles, "api-keys", "", "`file,…` with hashes of the API keys that clients need, a line \"sha256:HEX TENANT\" each; if empty, clients need no key. With keys, Envoy must refuse requests that extproc has not answered for")
 	f.DurationVar(&o.leave, "leave", 0, "how long it continues to answer after SIGTERM, while its gRPC health reports NOT_SERVING")
 	f.StringVar(&o.traces, "traces", "", "`otlp://host:port` to which spans are sent; if empty, there is no tracing")
-	f.StringVar(&o.secure.clients, "tls-client-ca", "", "`file` with the authorities that sign the certificates of gateways, without -tls-ca; if empty, every client is accepted")
-	f.BoolVar(&o.secure.self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
+	f.StringVar(&o.secure.Clients, "tls-client-ca", "", "`file` with the authorities that sign the certificates of gateways, without -tls-ca; if empty, every client is accepted")
+	f.BoolVar(&o.secure.Self, "secure-serving", false, "serve TLS with a certificate of its own making, for gateways that do not verify it")
 }
 
 // validate returns all that is wrong with the flags.
@@ -118,9 +119,22 @@ func (o *options) validate() error {
 	if o.leave < 0 {
 		errs = append(errs, fmt.Errorf("-leave: %s; must be ≥ 0", o.leave))
 	}
-	errs = append(errs, o.secure.validate(o.flags.TLS()))
-	o.flags.Guarded = o.secure.on()
+	errs = append(errs, o.validateTLS())
+	o.flags.Guarded = o.secure.On()
 	return errors.Join(errs...)
+}
+
+// validateTLS returns what is wrong with the flags of TLS, of the mesh and of the port alone.
+func (o *options) validateTLS() error {
+	switch f := o.flags.TLS(); {
+	case f.CA != "" && (o.secure.Self || o.secure.Clients != ""):
+		return errors.New("-tls-ca, -secure-serving, -tls-client-ca; with -tls-ca give none of the others: the mesh's own authorities decide which clients are accepted")
+	case f.CA != "":
+		return nil // the program's identity is on the port
+	case f.Key != "":
+		o.secure.Cert, o.secure.Key = f.Cert, f.Key
+	}
+	return o.secure.Check()
 }
 
 // validatePools returns what is wrong with the flags of pools.
@@ -159,7 +173,7 @@ func (o *options) check(stderr io.Writer) error {
 			errs = append(errs, fmt.Errorf("-api-keys: %w", err))
 		}
 	}
-	if _, err := o.secure.options(slog.New(slog.DiscardHandler)); err != nil {
+	if _, err := o.secure.Options(slog.New(slog.DiscardHandler)); err != nil {
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -202,7 +216,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	}
 	o.note(log)
 	health := newHealth()
-	options, err := o.secure.options(log)
+	options, err := o.secure.Options(log)
 	if err != nil {
 		return err
 	}
@@ -226,7 +240,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(o.cleartext.serve)
 	g.Go(func() error {
 		return env.Admin(serving, func() []obs.Condition {
-			return slices.Concat(answers.Conditions(), o.secure.conditions(), o.keys.Conditions())
+			return slices.Concat(answers.Conditions(), o.secure.Conditions(), o.keys.Conditions())
 		})
 	})
 	g.Go(func() error {

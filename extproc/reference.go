@@ -137,7 +137,7 @@ func (r *reference) validate(o *options) error {
 	}
 	o.pools = names
 	if !o.flags.Given("secure-serving") {
-		o.secure.self = true
+		o.secure.Self = true
 	}
 	return errors.Join(r.ports(o), r.read(), r.trace(o))
 }
@@ -168,11 +168,11 @@ func (r *reference) ports(o *options) error {
 			return err
 		}
 	}
-	if r.names() && !o.secure.self {
+	if r.names() && !o.secure.Self {
 		_ = o.flags.Set("insecure", "true") // -secure-serving=false says so
 	}
-	if r.certPath != "" && o.secure.self {
-		o.secure.cert, o.secure.key, o.secure.self = filepath.Join(r.certPath, "tls.crt"), filepath.Join(r.certPath, "tls.key"), false
+	if r.certPath != "" && o.secure.Self {
+		o.secure.Cert, o.secure.Key, o.secure.Self = filepath.Join(r.certPath, "tls.crt"), filepath.Join(r.certPath, "tls.key"), false
 	}
 	return nil
 }

@@ -66,8 +66,8 @@ func TestReferenceFlags(t *testing.T) {
 		t.Errorf("pools (-want +got):\n%s", diff)
 	}
 	got := []string{o.listen, o.health, o.flags.Lookup("probes").Value.String()}
-	if diff := cmp.Diff([]string{"0.0.0.0:9002", "0.0.0.0:9003", "0.0.0.0:9090"}, got); diff != "" || !o.secure.self {
-		t.Errorf("self-signed %v, ports (-want +got):\n%s", o.secure.self, diff)
+	if diff := cmp.Diff([]string{"0.0.0.0:9002", "0.0.0.0:9003", "0.0.0.0:9090"}, got); diff != "" || !o.secure.Self {
+		t.Errorf("self-signed %v, ports (-want +got):\n%s", o.secure.Self, diff)
 	}
 	flags, plugins := o.reference.notes()
 	if diff := cmp.Diff([]string{"-ha-enable-leader-election", "-lora-info-metric"}, flags); diff != "" {
@@ -85,7 +85,7 @@ func TestReferenceFlagsTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.pools[0].Namespace != "own" || o.listen != "127.0.0.1:2" || o.secure.on() || o.traces != "otlp://collector:4317" || o.flags.Lookup("insecure").Value.String() != "true" {
+	if o.pools[0].Namespace != "own" || o.listen != "127.0.0.1:2" || o.secure.On() || o.traces != "otlp://collector:4317" || o.flags.Lookup("insecure").Value.String() != "true" {
 		t.Errorf("%+v", o)
 	}
 	o, err = parsed(t, "--endpoint-selector", "app=m,x=y", "--endpoint-target-ports", "8000,8001,8000", "--pool-namespace", "ns")
@@ -97,7 +97,7 @@ func TestReferenceFlagsTogether(t *testing.T) {
 		t.Errorf("%+v (-want +got):\n%s", o.watched(), diff)
 	}
 	o, err = parsed(t, "-pool", "a/b,c/d", "--grpc-health-port", "9003")
-	if err != nil || len(o.pools) != 2 || o.listen != "127.0.0.1:7200" || o.health != "0.0.0.0:9003" || o.secure.on() {
+	if err != nil || len(o.pools) != 2 || o.listen != "127.0.0.1:7200" || o.health != "0.0.0.0:9003" || o.secure.On() {
 		t.Errorf("our own flag with a port of theirs: %v %+v", err, o)
 	}
 }

@@ -192,8 +192,8 @@ func (o *options) peers(env *program.Env, placed func(int, func(int) (string, pr
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	dial := env.Identity.DialOption(mtls.Is(mtls.ExtProc))
-	if o.secure.on() {
-		dial = grpc.WithTransportCredentials(credentials.NewTLS(o.secure.client()))
+	if o.secure.On() {
+		dial = grpc.WithTransportCredentials(credentials.NewTLS(o.secure.Client()))
 	}
 	return peer.New(peer.Options{Port: port, Dial: dial, Placed: placed}, env.Log, env.Metrics), nil
 }

@@ -13,12 +13,14 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"millrace.dev/millrace/internal/servertls"
 )
 
 // writePair writes a certificate that signs itself, and returns it.
 func writePair(t *testing.T, cert, key string) tls.Certificate {
 	t.Helper()
-	c, err := selfSigned()
+	c, err := servertls.SelfSigned()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +105,7 @@ func TestClientsMustShowACertificate(t *testing.T) {
 	ca, key := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ca.key")
 	known := writePair(t, ca, key)
 	p := start(t, "-secure-serving", "-tls-client-ca", ca)
-	stranger, err := selfSigned()
+	stranger, err := servertls.SelfSigned()
 	if err != nil {
 		t.Fatal(err)
 	}

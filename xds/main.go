@@ -32,6 +32,7 @@ import (
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/probe"
 	"millrace.dev/millrace/internal/program"
+	"millrace.dev/millrace/internal/servertls"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/ads"
 	"millrace.dev/millrace/xds/internal/fleet"
@@ -45,6 +46,7 @@ type options struct {
 	flags                           *program.Flags
 	listen, config, extproc, traces string
 	scaler                          string
+	scalerTLS                       servertls.TLS
 	drained                         string
 	secrets, without                string
 	https                           translate.HTTPS
@@ -81,7 +83,11 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 func (o *options) add(f *program.Flags) {
 	o.flags = f
 	f.Listen(&o.listen, "listen", "127.0.0.1:7100", "`ip:port` of the gRPC services: ADS, fleet, health")
-	f.ListenIf(&o.scaler, "scaler", "`ip:port` of KEDA's external scaler protocol, for models with scaling.mode: recommend; none: it is not served")
+	f.Optional(&o.scaler, "scaler", "`ip:port` of KEDA's external scaler protocol, for models with scaling.mode: recommend, in plain text without -scaler-tls-cert; none: it is not served")
+	o.scalerTLS.Prefix = "scaler-"
+	f.StringVar(&o.scalerTLS.Cert, "scaler-tls-cert", "", "`file` with the certificate of -scaler, followed")
+	f.StringVar(&o.scalerTLS.Key, "scaler-tls-key", "", "`file` with its private key")
+	f.StringVar(&o.scalerTLS.Clients, "scaler-tls-client-ca", "", "`file` with the authorities that sign KEDA's certificate; if empty, every client is accepted")
 	f.StringVar(&o.config, "config", "", "`file` with Model, Policy and Endpoints objects; if empty, the defaults")
 	f.StringVar(&o.drained, "drained", "", "`file` with the nodes that are drained, which millrace drain writes; if empty, none is")
 	f.StringVar(&o.site.Gateway, "gateway", "127.0.0.1:8080", "`ip:port` of Envoy's public listener")
@@ -125,7 +131,7 @@ func (o *options) validate() (err error) {
 	if (o.secrets == "") != (o.flags.TLS().CA == "") {
 		err = errors.Join(err, errors.New("-envoy-tls, -tls-ca; give both or neither: Envoy has TLS if the other programs have it"))
 	}
-	return errors.Join(err, o.authority.validate(o.flags), o.cluster.validate(o), o.mesh.validate(&o.cluster), o.live.validate())
+	return errors.Join(err, o.validateScaler(), o.authority.validate(o.flags), o.cluster.validate(o), o.mesh.validate(&o.cluster), o.live.validate())
 }
 
 // load reads what the flags name. Flags that Envoy can't take are found with the
@@ -225,7 +231,7 @@ func (o *options) serve(ctx context.Context, env *program.Env) error {
 	g.Go(func() error { return certificates.run(ctx) })
 	g.Go(func() error {
 		return env.Admin(ctx, func() []obs.Condition {
-			return slices.Concat(o.cluster.conditions(leading, nodes, resources), certificates.conditions(), o.mesh.conditions(), o.public())
+			return slices.Concat(o.cluster.conditions(leading, nodes, resources), certificates.conditions(), o.scalerTLS.Conditions(), o.mesh.conditions(), o.public())
 		})
 	})
 	g.Go(func() error {

@@ -75,6 +75,9 @@ func TestFaultsHaveAnExitCode(t *testing.T) {
 		{name: "no tokenizer", args: []string{"-check", "-config", nowhere}, want: "model n: tokenizer: open /nowhere.json", code: 3},
 		{name: "no log", args: []string{"-check", "-access-log", "/nowhere/access.log"}, want: "-access-log: stat /nowhere", code: 3},
 		{name: "no certificate", args: []string{"-check", "-https", "127.0.0.1:1", "-https-cert", "/nowhere.pem", "-https-key", "/nowhere.pem"}, want: "-https-cert, -https-key: open /nowhere.pem", code: 3},
+		{name: "KEDA's certificate alone", args: []string{"-check", "-scaler-tls-cert", "c"}, want: "-scaler-tls-cert, -scaler-tls-key, -scaler-tls-client-ca; go with -scaler", code: 2},
+		{name: "half of KEDA's certificate", args: []string{"-check", "-scaler", "127.0.0.1:0", "-scaler-tls-cert", "c"}, want: "-scaler-tls-cert and -scaler-tls-key; must be given both", code: 2},
+		{name: "KEDA's authorities alone", args: []string{"-check", "-scaler", "127.0.0.1:0", "-scaler-tls-client-ca", "c"}, want: "-scaler-tls-client-ca; needs -scaler-tls-cert", code: 2},
 		{name: "another machine's port", args: []string{"-insecure", "-listen", "203.0.113.1:1"}, want: "listen tcp 203.0.113.1:1", code: 1},
 		{name: "port in use", args: []string{"-listen", busy.Addr().String()}, want: "listen: ", code: 5},
 	}
@@ -137,12 +140,12 @@ func (l *logBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// attr returns an attribute of the ready line.
+// attr returns an attribute of the ready line, or of the one about KEDA.
 func (l *logBuffer) attr(name string) string {
 	<-l.line
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	m := regexp.MustCompile(`msg=ready.* ` + name + `=(\S+)`).FindStringSubmatch(l.b.String())
+	m := regexp.MustCompile(`msg=(?:ready|"KEDA is served").* ` + name + `=(\S+)`).FindStringSubmatch(l.b.String())
 	if m == nil {
 		return ""
 	}

@@ -2,11 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/xds/internal/fleet"
@@ -14,16 +15,28 @@ import (
 	"millrace.dev/millrace/xds/scalerpb"
 )
 
+// validateScaler returns what is wrong with the flags of the port for KEDA.
+func (o *options) validateScaler() error {
+	if o.scaler == "" && (o.scalerTLS.On() || o.scalerTLS.Clients != "") {
+		return errors.New("-scaler-tls-cert, -scaler-tls-key, -scaler-tls-client-ca; go with -scaler")
+	}
+	return o.scalerTLS.Check()
+}
+
 // serveScaler answers KEDA until ctx ends, if it is to.
 func (o *options) serveScaler(ctx context.Context, g *errgroup.Group, env *program.Env, nodes *fleet.Service) error {
 	if o.scaler == "" {
 		return nil
 	}
-	ln, err := env.Listen("scaler", o.scaler)
+	ln, err := env.Open("scaler", o.scaler)
 	if err != nil {
 		return err
 	}
-	s := env.GRPC(keepalive.ServerParameters{})
+	options, err := o.scalerTLS.Options(env.Log)
+	if err != nil {
+		return err
+	}
+	s := grpc.NewServer(options...)
 	scalerpb.RegisterExternalScalerServer(s, keda.New(nodes))
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
 	g.Go(func() error { return s.Serve(ln) })
@@ -32,6 +45,6 @@ func (o *options) serveScaler(ctx context.Context, g *errgroup.Group, env *progr
 		s.Stop() // streams never end by themselves
 		return nil
 	})
-	env.Log.Info("scaler", "grpc", ln.Addr().String())
+	env.Log.Info("KEDA is served", "scaler", ln.Addr().String())
 	return nil
 }

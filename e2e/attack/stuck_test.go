@@ -67,7 +67,8 @@ func TestFilesThatBlock(t *testing.T) {
 				t.Run(name+" -"+f[1]+" "+file, func(t *testing.T) {
 					tried++
 					all := append(append([]string{}, args...), "-"+f[1], at(file))
-					for _, pair := range [][2]string{{"-tls-cert", "-tls-key"}, {"-tls-key", "-tls-cert"}, {"-tls-ca", "-tls-cert"}, {"-ca-cert", "-ca-key"}, {"-ca-key", "-ca-cert"}, {"-https-cert", "-https-key"}, {"-https-key", "-https-cert"}} {
+					for _, pair := range [][2]string{{"-tls-cert", "-tls-key"}, {"-tls-key", "-tls-cert"}, {"-tls-ca", "-tls-cert"}, {"-ca-cert", "-ca-key"}, {"-ca-key", "-ca-cert"}, {"-https-cert", "-https-key"}, {"-https-key", "-https-cert"},
+						{"-scaler-tls-cert", "-scaler-tls-key"}, {"-scaler-tls-key", "-scaler-tls-cert"}} {
 						if pair[0] == "-"+f[1] {
 							all = append(all, pair[1], at(file))
 						}

@@ -62,7 +62,7 @@ var matrix = []struct {
 			"PodDisruptionBudget/r-millrace-xds", "NetworkPolicy/r-millrace-engine", "Secret/r-millrace-ca", "Secret/r-millrace-cookie",
 			"Service/r-millrace-xds-replicas", "Lease/r-millrace-xds", "Pod/r-millrace-test",
 		},
-		not: []string{"PodMonitor/r-millrace", "Certificate/r-millrace-ca", "DestinationRule/r-millrace-extproc", "Service/r-millrace-picker"},
+		not: []string{"PodMonitor/r-millrace", "Service/r-millrace-scaler", "Certificate/r-millrace-ca", "DestinationRule/r-millrace-extproc", "Service/r-millrace-picker"},
 	},
 	{name: "a name of one's own", values: "{nameOverride: llm-millrace}", want: []string{"Deployment/llm-millrace-xds"}},
 	{
@@ -103,6 +103,11 @@ var matrix = []struct {
 		name: "a driver's folder", values: `{nodeagent: {args: [-nvml=/driver/libnvidia-ml.so.1], extraEnv: [{name: A, value: /a/$(NODE_NAME)}],
 			extraVolumes: [{name: driver, emptyDir: {}}], extraVolumeMounts: [{name: driver, mountPath: /driver, readOnly: true}]}}`,
 	},
+	{
+		name: "KEDA in plain text", values: "{scaler: {enabled: true, clients: [{namespaceSelector: {matchLabels: {a: keda}}}]}}",
+		want: []string{"Service/r-millrace-scaler"},
+	},
+	{name: "KEDA by TLS", values: "{scaler: {enabled: true, tls: {secret: keda, clientCA: true}}}", want: []string{"Service/r-millrace-scaler"}},
 	{name: "a claim", values: "{models: {install: false, volume: {emptyDir: null, persistentVolumeClaim: {claimName: models}}}}"},
 	{
 		name: "placed by hand", values: `{labels: {team: a}, image: {tag: "2", pullSecrets: [{name: s}]}, xds: &all {

@@ -26,8 +26,13 @@ import (
 func TestMain(m *testing.M) { os.Exit(rig.Main(m)) }
 
 // policy has few places, so that a queue is soon there, and budgets for those who name a
-// tenant.
+// tenant. How many replicas it should have is recommended.
 const policy = `
+apiVersion: millrace.dev/v1alpha1
+kind: Model
+metadata: {name: smollm2}
+spec: {replicas: 2, layout: [{stages: 2}, {stages: 1}], scaling: {mode: recommend, maxReplicas: 4}}
+---
 apiVersion: millrace.dev/v1alpha1
 kind: Policy
 metadata: {name: default}

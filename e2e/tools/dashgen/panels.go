@@ -156,12 +156,24 @@ var control = board{"control", "control plane", "Does what xds decides arrive?",
 	}},
 }}
 
-var capacity = board{"capacity", "capacity", "Is there enough, and for how long?", []row{
+var capacity = board{"capacity", "capacity and scaling", "Is there enough, and for how long?", []row{
 	{"Demand", []panel{
 		{lines, "Requests", "Per second, by model and priority.", "reqps", never, []series{{rate("model, priority", "millrace_extproc_requests_total{"+of+"}"), "{{model}} {{priority}}"}}},
 		{lines, "Tokens in flight", "That requests in flight are expected to need.", "none", never, []series{{"sum(millrace_extproc_tokens_in_flight)", "tokens"}}},
 		{lines, "Waiting requests", "By model and priority: all engines of the model are busy.", "none", whenWell, []series{{"max by (model, priority) (max_over_time(millrace_extproc_queue_requests{" + of + "}" + span + ")) > 0", "{{model}} {{priority}}"}}},
 		{lines, "Time of waiting", "95 of 100 that waited.", "s", whenWell, []series{{quantile("0.95", "model, priority", "millrace_extproc_queue_wait_seconds_bucket{"+of+"}") + " > 0", "{{model}} {{priority}}"}}},
+	}},
+	{"Replicas that follow demand", []panel{
+		{lines, "Replicas", "Of models with `spec.scaling`: how many there are, those that drain included, and how many demand asks for.", "none", never,
+			[]series{{"max by (model) (millrace_xds_scale_current_replicas{" + of + "})", "{{model}} there"}, {"max by (model) (millrace_xds_scale_desired_replicas{" + of + "})", "{{model}} desired"}}},
+		{lines, "Demand", "Requests that arrive per second, answered or not.", "reqps", never,
+			[]series{{"max by (model) (millrace_xds_scale_arrivals_per_second{" + of + "})", "{{model}}"}}},
+		{lines, "Waiting", "Requests that wait, in extproc or in engines.", "none", never,
+			[]series{{"max by (model) (millrace_xds_scale_queued_requests{" + of + "})", "{{model}}"}}},
+		{lines, "Cost per hour", "Of all replicas, in the unit of `scaling.cost`.", "none", never,
+			[]series{{"max by (model) (millrace_xds_scale_cost_per_hour{" + of + "})", "{{model}}"}}},
+		{lines, "Fewer replicas than needed", "1: `maxReplicas`, the budget or free nodes are in the way. 0 is well. `millrace status` has the reason.", "none", never,
+			[]series{{"max by (model) (millrace_xds_scale_limited{" + of + "})", "{{model}}"}}},
 	}},
 	{"Supply", []panel{
 		{lines, "Places in use", "Requests in flight ÷ what backends may have at a time. At 1 requests wait.", "percentunit", never,

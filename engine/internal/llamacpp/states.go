@@ -26,8 +26,7 @@ type states struct {
 	// mu guards the fields below.
 	mu    sync.Mutex
 	taken map[int]bool // slots of which others were promised that nobody takes them
-	sum   []byte       // of weights as they were at stamp
-	stamp string
+	last  summed       // the zero summed: nothing was read yet
 }
 
 // kvTypes are how the server keeps keys and values, with the arguments that it is given here, and
@@ -45,7 +44,7 @@ func (k *Kind) States(*enginepb.Assignment) backend.States {
 	return &k.states
 }
 
-// Identity reads the weights, the first time.
+// Identity reads the weights, unless they are as an earlier start found them.
 func (s *states) Identity(ctx context.Context, a *enginepb.Assignment) (*enginepb.SnapshotIdentity, error) {
 	reply, err := s.k.do(ctx, http.MethodGet, "/props", nil)
 	if err != nil {
@@ -71,30 +70,30 @@ func (s *states) Identity(ctx context.Context, a *enginepb.Assignment) (*enginep
 // weights returns the sum of all files of the weights.
 func (s *states) weights(ctx context.Context, path string) ([]byte, error) {
 	files := append([]string{path}, otherParts(path)...)
-	stamp := ""
-	for _, f := range files {
-		info, err := regular.Stat(f)
-		if err != nil {
-			return nil, err
-		}
-		stamp += fmt.Sprintln(f, info.Size(), info.ModTime().UnixNano())
+	stamp, err := stampOf(files)
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
-	sum, same := s.sum, stamp == s.stamp
+	last := s.last
 	s.mu.Unlock()
-	if same {
-		return sum, nil
+	if last.Files == "" {
+		last = s.recall()
 	}
-	h := sha256.New()
-	for _, f := range files {
-		if err := copyFile(ctx, h, f); err != nil {
-			return nil, err
+	if last.Files != stamp || len(last.Sha256) != sha256.Size {
+		h := sha256.New()
+		for _, f := range files {
+			if err := copyFile(ctx, h, f); err != nil {
+				return nil, err
+			}
 		}
+		last = summed{Files: stamp, Sha256: h.Sum(nil)}
+		s.remember(last)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sum, s.stamp = h.Sum(nil), stamp
-	return s.sum, nil
+	s.last = last
+	return last.Sha256, nil
 }
 
 // copyFile writes what a file has.

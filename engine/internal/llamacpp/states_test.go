@@ -35,7 +35,7 @@ func slotServer(t *testing.T, slots string) (backend.States, *[]string) {
 		}
 	}))
 	t.Cleanup(srv.Close)
-	k := New(Programs{BackendAddress: strings.TrimPrefix(srv.URL, "http://"), StateFolder: t.TempDir(), Runtime: "/cache/llamacpp-5"}, nil)
+	k := New(Programs{BackendAddress: strings.TrimPrefix(srv.URL, "http://"), StateFolder: filepath.Join(t.TempDir(), "state"), Runtime: "/cache/llamacpp-5"}, nil)
 	return k.States(nil), asked
 }
 
@@ -112,5 +112,64 @@ func TestIdentityIsOfAllWeights(t *testing.T) {
 	}
 	if got := New(Programs{}, nil).States(nil); got != nil {
 		t.Error("without a folder there are states")
+	}
+}
+
+// TestWeightsAreReadOnce: what a start has summed, the next one does not read again, unless a
+// file was written to since, or the note is none.
+func TestWeightsAreReadOnce(t *testing.T) {
+	first, _ := slotServer(t, "[]")
+	k := first.(*states).k
+	weights := filepath.Join(t.TempDir(), "m.gguf")
+	note := filepath.Join(filepath.Dir(k.StateFolder), sumFile)
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// sum is that of a new start.
+	sum := func() string {
+		t.Helper()
+		id, err := New(Programs{BackendAddress: k.BackendAddress, StateFolder: k.StateFolder}, nil).States(nil).Identity(t.Context(), &enginepb.Assignment{Backend: &enginepb.Backend{Weights: weights}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(id.GetWeightsSha256())
+	}
+	write(weights, "a")
+	a := sum()
+	text, err := os.ReadFile(note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v summed
+	if err := json.Unmarshal(text, &v); err != nil || string(v.Sha256) != a {
+		t.Fatalf("the note is %s, %v", text, err)
+	}
+	v.Sha256[0]++ // which shows who reads the note
+	if text, err = json.Marshal(v); err != nil {
+		t.Fatal(err)
+	}
+	write(note, string(text))
+	if got := sum(); got != string(v.Sha256) {
+		t.Error("the weights are read again")
+	}
+	for _, torn := range []string{"", "{", `{"files": 1}`, string(text[:len(text)/2]), strings.Replace(string(text), `"sha256":"`, `"sha256":"AA`, 1)} {
+		write(note, torn)
+		if got := sum(); got != a {
+			t.Errorf("with the note %.40q the sum is another one", torn)
+		}
+	}
+	before, err := os.Stat(weights)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(weights, "b")
+	if err := os.Chtimes(weights, before.ModTime(), before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if got := sum(); got == a {
+		t.Error("weights of the same size and time have the sum of others")
 	}
 }

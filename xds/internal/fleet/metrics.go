@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -15,6 +16,7 @@ type metrics struct {
 	forgotten prometheus.Counter
 	nodes     *prometheus.GaugeVec // by state
 	endpoints *prometheus.GaugeVec // by state
+	served    *prometheus.GaugeVec // by model
 	settled   prometheus.Gauge
 	plans     prometheus.Histogram
 	predicted *prometheus.GaugeVec // by replica and phase
@@ -46,6 +48,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		endpoints: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "millrace_xds_endpoints", Help: "Replicas by state.",
 		}, []string{"state"}),
+		served: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "millrace_xds_model_served", Help: "Whether a request for a model is served: 1 if a replica takes it, or none runs as nobody asks; 0 if it waits or fails.",
+		}, []string{"model"}),
 		settled: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "millrace_xds_settled", Help: "Whether the fleet is known after a start, so that it is pushed: 0 or 1.",
 		}),
@@ -70,7 +75,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		Name: "millrace_xds_swaps_total", Help: "Places on nodes that a model which is loaded on demand has given up for another one.",
 	})
 	m.scaled = newScaledMetrics(reg)
-	reg.MustRegister(m.asleep, m.waiting, m.swaps, m.plans, m.predicted, m.observed, m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.settled)
+	reg.MustRegister(m.asleep, m.waiting, m.swaps, m.plans, m.predicted, m.observed, m.reports, m.refused, m.forgotten, m.nodes, m.endpoints, m.served, m.settled)
 	m.observe(&Snapshot{})
 	return m
 }
@@ -88,6 +93,16 @@ func (m *metrics) observe(s *Snapshot) {
 	for _, label := range states {
 		m.nodes.WithLabelValues(label).Set(float64(nodes[label]))
 		m.endpoints.WithLabelValues(label).Set(float64(endpoints[label]))
+	}
+	m.served.Reset()
+	for _, o := range s.Objects {
+		if o.Kind == config.KindModel {
+			served := 0.0
+			if o.served() {
+				served = 1
+			}
+			m.served.WithLabelValues(o.Name).Set(served)
+		}
 	}
 	m.layouts(s)
 	m.scaled.observe(s)

@@ -242,6 +242,12 @@ func enter(all, before []Object, now time.Time) {
 	}
 }
 
+// served returns whether a request for the model is answered: by a replica, or by one that is
+// started for it.
+func (o Object) served() bool {
+	return o.Ready > 0 || slices.ContainsFunc(o.Conditions, func(c ObjectCondition) bool { return c.Type == readyType && c.Status })
+}
+
 // view returns an object for people.
 func (o Object) view() *fleetpb.ObjectView {
 	v := &fleetpb.ObjectView{

@@ -1,10 +1,14 @@
 package fleet
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace.dev/millrace/xds/internal/scale"
+)
 
 // scaledMetrics shows how the number of replicas follows demand, by model.
 type scaledMetrics struct {
-	desired, current, arrivals, queued, cost *prometheus.GaugeVec
+	desired, current, arrivals, queued, cost, limited *prometheus.GaugeVec
 }
 
 func newScaledMetrics(reg prometheus.Registerer) scaledMetrics {
@@ -18,13 +22,14 @@ func newScaledMetrics(reg prometheus.Registerer) scaledMetrics {
 		current:  gauge("current_replicas", "Replicas that such a model has, those that drain included."),
 		arrivals: gauge("arrivals_per_second", "Requests for such a model that arrive per second, whether they are answered yet or not."),
 		queued:   gauge("queued_requests", "Requests for such a model that wait, in extproc or in engines."),
+		limited:  gauge("limited", "Whether such a model has fewer replicas than it needs: 0 or 1."),
 		cost:     gauge("cost_per_hour", "What the replicas of such a model cost per hour, in the unit of spec.scaling.cost."),
 	}
 }
 
 // observe sets the gauges to what the snapshot says.
 func (m scaledMetrics) observe(s *Snapshot) {
-	for _, g := range []*prometheus.GaugeVec{m.desired, m.current, m.arrivals, m.queued, m.cost} {
+	for _, g := range []*prometheus.GaugeVec{m.desired, m.current, m.arrivals, m.queued, m.cost, m.limited} {
 		g.Reset()
 	}
 	for name, v := range s.Scaled {
@@ -32,6 +37,11 @@ func (m scaledMetrics) observe(s *Snapshot) {
 		m.current.WithLabelValues(name).Set(float64(v.Current))
 		m.arrivals.WithLabelValues(name).Set(v.Demand.Load.Requests)
 		m.queued.WithLabelValues(name).Set(float64(v.Demand.Queued))
+		limited := 0.0
+		if v.Phase == scale.Limited {
+			limited = 1
+		}
+		m.limited.WithLabelValues(name).Set(limited)
 		m.cost.WithLabelValues(name).Set(v.Cost)
 	}
 }

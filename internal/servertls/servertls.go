@@ -1,4 +1,7 @@
-package main
+// Package servertls is the TLS of a gRPC port by files that an operator gives, for callers that
+// have no identity of the mesh: gateways that ask extproc, KEDA that asks xds. The files are
+// followed. Links between our own programs have internal/mtls.
+package servertls
 
 import (
 	"crypto/ecdsa"
@@ -17,7 +20,6 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"millrace.dev/millrace/internal/keypair"
-	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/regular"
 	"millrace.dev/millrace/internal/stamp"
@@ -26,44 +28,44 @@ import (
 // selfSignedFor is how long a certificate of our own is good: longer than we run.
 const selfSignedFor = 10 * 365 * 24 * time.Hour
 
-// secure is what the flags say of TLS on the gRPC port. The zero secure is none.
-type secure struct {
-	// cert and key are files; empty: none, or if self, one that we sign ourselves.
-	cert, key string
-	// clients is the file of the authorities that sign clients' certificates; empty:
+// TLS is what the flags say of a port. The zero TLS is none.
+type TLS struct {
+	// Prefix begins the names of its flags, PREFIXtls-cert and so on, in errors.
+	Prefix string
+	// Cert and Key are files; empty: none, or if Self, one that we sign ourselves.
+	Cert, Key string
+	// Clients is the file of the authorities that sign clients' certificates; empty:
 	// anybody may ask.
-	clients string
-	self    bool
+	Clients string
+	// Self needs the flag -secure-serving.
+	Self bool
 
 	// Of a server that runs: what the files say, and the certificate that is none of them.
 	value *stamp.Value[*tls.Config]
 	own   []tls.Certificate
 }
 
-// on is whether there is TLS at all.
-func (s *secure) on() bool { return s.cert != "" || s.self }
+// On is whether there is TLS at all.
+func (s *TLS) On() bool { return s.Cert != "" || s.Key != "" || s.Self }
 
-// validate returns what is wrong with the flags and the files.
-func (s *secure) validate(f mtls.Files) error {
-	if f.CA == "" && f.Key != "" {
-		s.cert, s.key = f.Cert, f.Key
-	}
+// Check returns what is wrong with the flags and the files.
+func (s *TLS) Check() error {
 	switch {
-	case f.CA != "" && (s.self || s.clients != ""):
-		return errors.New("-tls-ca, -secure-serving, -tls-client-ca; with -tls-ca give none of the others: the mesh's own authorities decide which clients are accepted")
-	case f.CA != "":
-		return nil // the program's identity is on the port
-	case s.cert != "" && s.self:
+	case (s.Cert == "") != (s.Key == ""):
+		return fmt.Errorf("-%stls-cert and -%[1]stls-key; must be given both, or neither", s.Prefix)
+	case s.Cert != "" && s.Self:
 		return errors.New("-secure-serving, -tls-cert; give one of them only: -secure-serving signs a certificate of its own")
-	case s.clients != "" && !s.on():
+	case s.Clients != "" && !s.On() && s.Prefix == "":
 		return errors.New("-tls-client-ca; needs -tls-cert and -tls-key, or -secure-serving, too")
+	case s.Clients != "" && !s.On():
+		return fmt.Errorf("-%stls-client-ca; needs -%[1]stls-cert and -%[1]stls-key, too", s.Prefix)
 	}
 	_, err := s.read()
 	return err
 }
 
-// conditions lists files that have become bad: the certificate before is in force.
-func (s *secure) conditions() []obs.Condition {
+// Conditions lists files that have become bad: the certificate before is in force.
+func (s *TLS) Conditions() []obs.Condition {
 	if s.value == nil {
 		return nil
 	}
@@ -73,19 +75,19 @@ func (s *secure) conditions() []obs.Condition {
 	return nil
 }
 
-// options are those of a server whose port is as secure.
-func (s *secure) options(log *slog.Logger) (all []grpc.ServerOption, err error) {
-	if !s.on() {
+// Options are those of a server whose port is as secure.
+func (s *TLS) Options(log *slog.Logger) (all []grpc.ServerOption, err error) {
+	if !s.On() {
 		return nil, nil
 	}
-	if s.self {
-		cert, err := selfSigned()
+	if s.Self {
+		cert, err := SelfSigned()
 		if err != nil {
 			return nil, err
 		}
 		s.own = []tls.Certificate{cert}
 	}
-	s.value, err = stamp.Load([]string{s.cert, s.key, s.clients}, s.read, func(_ *tls.Config, err error) {
+	s.value, err = stamp.Load([]string{s.Cert, s.Key, s.Clients}, s.read, func(_ *tls.Config, err error) {
 		if err != nil {
 			log.Warn("certificate not read, the one from before stays", "err", err)
 			return
@@ -101,9 +103,9 @@ func (s *secure) options(log *slog.Logger) (all []grpc.ServerOption, err error) 
 	}))}, err
 }
 
-// client is how another replica is reached: it serves what this one does, by a certificate
+// Client is how another replica is reached: it serves what this one does, by a certificate
 // that nobody verifies, as gateways don't, and shows its own where it is asked for one.
-func (s *secure) client() *tls.Config {
+func (s *TLS) Client() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
 		InsecureSkipVerify: true, // keeps listeners out; who may join is up to the network
@@ -115,33 +117,33 @@ func (s *secure) client() *tls.Config {
 }
 
 // read returns what the files say.
-func (s *secure) read() (*tls.Config, error) {
+func (s *TLS) read() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: s.own, NextProtos: []string{"h2"}}
-	if s.cert != "" {
-		pair, err := keypair.Read(s.cert, s.key)
+	if s.Cert != "" {
+		pair, err := keypair.Read(s.Cert, s.Key)
 		if err != nil {
-			return nil, fmt.Errorf("-tls-cert %s, -tls-key %s: %w", s.cert, s.key, err)
+			return nil, fmt.Errorf("-%stls-cert %s, -%[1]stls-key %[3]s: %[4]w", s.Prefix, s.Cert, s.Key, err)
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}
-	if s.clients == "" {
+	if s.Clients == "" {
 		return c, nil
 	}
-	text, err := regular.Read(s.clients, keypair.MaxFile)
+	text, err := regular.Read(s.Clients, keypair.MaxFile)
 	if err != nil {
-		return nil, fmt.Errorf("-tls-client-ca: %w", err)
+		return nil, fmt.Errorf("-%stls-client-ca: %w", s.Prefix, err)
 	}
 	pool, err := keypair.PoolOf(text)
 	if err != nil {
-		return nil, fmt.Errorf("-tls-client-ca %s: %w", s.clients, err)
+		return nil, fmt.Errorf("-%stls-client-ca %s: %w", s.Prefix, s.Clients, err)
 	}
 	c.ClientCAs, c.ClientAuth = pool, tls.RequireAndVerifyClientCert
 	return c, nil
 }
 
-// selfSigned makes a certificate that nobody can verify: it keeps listeners out, and
+// SelfSigned makes a certificate that nobody can verify: it keeps listeners out, and
 // is what gateways expect that ask without verifying.
-func selfSigned() (tls.Certificate, error) {
+func SelfSigned() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, err
@@ -159,5 +161,6 @@ func selfSigned() (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+	leaf, err := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
 }
