@@ -64,6 +64,7 @@ type Server struct {
 	mux     *http.ServeMux
 	room    *semaphore.Weighted // for bodies, in bytes
 	batcher *batcher
+	single  chan struct{} // holds one while something is in the backend that may not be there with another
 
 	// apart is until when nothing is sent together, in nanoseconds since the epoch. Atomic.
 	apart atomic.Int64
@@ -101,7 +102,7 @@ func (o operation) label() string {
 
 // New returns a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, started: time.Now(), mux: http.NewServeMux(), room: semaphore.NewWeighted(Bodies), batcher: coalesce.New[kin, json.RawMessage, share]()}
+	s := &Server{cfg: cfg, started: time.Now(), mux: http.NewServeMux(), room: semaphore.NewWeighted(Bodies), batcher: coalesce.New[kin, json.RawMessage, share](), single: make(chan struct{}, 1)}
 	for _, op := range operations {
 		for _, path := range append([]string{op.Path}, op.Aliases...) {
 			s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) { s.complete(op, w, r) })

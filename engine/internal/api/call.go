@@ -237,6 +237,11 @@ func (c *call) forward(ctx context.Context, lost func() bool) *apiError {
 			return failed
 		}
 	}
+	free, failed := c.alone(ctx)
+	if failed != nil {
+		return failed
+	}
+	defer free()
 	resp, failed := c.send(ctx, span, c.way.Body)
 	if failed != nil {
 		return failed
@@ -259,15 +264,11 @@ func (c *call) parts(ctx context.Context, span trace.Span) *apiError {
 	var kind string
 	var answers [][]byte
 	for body := range c.way.Parts {
-		resp, failed := c.send(ctx, span, body)
+		answer, of, failed := c.part(ctx, span, body)
 		if failed != nil {
 			return failed
 		}
-		answer, failed := c.part(ctx, resp)
-		if failed != nil {
-			return failed
-		}
-		kind, answers = resp.Header.Get("Content-Type"), append(answers, answer)
+		kind, answers = of, append(answers, answer)
 		c.cfg.Meter.Serve(time.Now())
 	}
 	whole, err := c.way.Join(answers)
@@ -277,17 +278,26 @@ func (c *call) parts(ctx context.Context, span trace.Span) *apiError {
 	return c.reply(kind, whole)
 }
 
-// part reads the answer of one part.
-func (c *call) part(ctx context.Context, resp *http.Response) ([]byte, *apiError) {
+// part has the backend answer one part, and returns the answer and its type.
+func (c *call) part(ctx context.Context, span trace.Span, body []byte) (answer []byte, kind string, failed *apiError) {
+	free, failed := c.alone(ctx)
+	if failed != nil {
+		return nil, "", failed
+	}
+	defer free()
+	resp, failed := c.send(ctx, span, body)
+	if failed != nil {
+		return nil, "", failed
+	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, c.refused(ctx, resp)
+		return nil, "", c.refused(ctx, resp)
 	}
-	body, err := readAll(resp.Body, resp.ContentLength)
+	answer, err := readAll(resp.Body, resp.ContentLength)
 	if err != nil {
-		return nil, c.ended(ctx, err)
+		return nil, "", c.ended(ctx, err)
 	}
-	return body, nil
+	return answer, resp.Header.Get("Content-Type"), nil
 }
 
 // send sends a body to the backend and returns what it answers, once that has begun.

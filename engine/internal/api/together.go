@@ -32,6 +32,7 @@ type kin struct {
 	serving  *supervise.Serving
 	priority admit.Priority
 	ids      bool   // whether the inputs are token ids
+	tokens   int64  // that each has, where all must have equally many
 	fields   string // all others, as JSON
 }
 
@@ -105,7 +106,11 @@ func (c *call) joins() (k kin, input json.RawMessage, tokens int64, ok bool) {
 	}
 	rest := maps.Clone(c.req.fields)
 	delete(rest, c.op.Input)
-	return kin{c.serving, priorityOf(c.r), ids > 0, string(backend.Encode(rest))}, input, tokens, true
+	k = kin{serving: c.serving, priority: priorityOf(c.r), ids: ids > 0, fields: string(backend.Encode(rest))}
+	if c.way.BatchEqual {
+		k.tokens = tokens
+	}
+	return k, input, tokens, true
 }
 
 // together has the call answered with others; false: it is to be sent alone.
@@ -217,6 +222,7 @@ func (c *call) prepare(inputs []json.RawMessage) {
 		fields[c.op.Input] = backend.Encode(inputs)
 	}
 	c.way = c.backend.Prepare(c.serving.Assignment, backend.Request{API: c.op.api, Body: backend.Encode(fields), Fields: fields})
+	c.way.Parts = nil // they may go together
 }
 
 // batch has the backend answer n inputs at once.
@@ -229,6 +235,11 @@ func (c *call) batch(ctx context.Context, n int) (kind string, body []byte, fail
 	if c.way.Refused != nil {
 		return "", nil, fromError(*c.way.Refused)
 	}
+	free, failed := c.alone(ctx)
+	if failed != nil {
+		return "", nil, failed
+	}
+	defer free()
 	resp, failed := c.send(ctx, span, c.way.Body)
 	if failed != nil {
 		return "", nil, failed
@@ -244,6 +255,19 @@ func (c *call) batch(ctx context.Context, n int) (kind string, body []byte, fail
 		return "", nil, c.ended(ctx, err)
 	}
 	return resp.Header.Get("Content-Type"), body, nil
+}
+
+// alone waits until nothing is in the backend that may not be there with the call.
+func (c *call) alone(ctx context.Context) (free func(), failed *apiError) {
+	if !c.way.Single {
+		return func() {}, nil
+	}
+	select {
+	case c.single <- struct{}{}:
+		return func() { <-c.single }, nil
+	case <-ctx.Done():
+		return nil, c.ended(ctx, ctx.Err())
+	}
 }
 
 // divide makes an answer for each input of one for all: the account of each is what was counted

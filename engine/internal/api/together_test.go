@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"millrace.dev/millrace/engine/enginepb"
@@ -72,8 +73,8 @@ func (e *pooled) sent() (all []int) {
 	return all
 }
 
-func newPooled(t *testing.T, e *pooled) *rig {
-	g := newRigOf(t, enginepb.Backend_LLAMACPP, e.ServeHTTP)
+func newPooled(t *testing.T, e *pooled, kind enginepb.Backend_Kind) *rig {
+	g := newRigOf(t, kind, e.ServeHTTP)
 	g.gate.Set(admit.Limits{Slots: 1, Queue: 64})
 	g.serving.Load().Assignment.Backend.Slots = 4
 	return g
@@ -127,7 +128,7 @@ func (g *rig) waits(t *testing.T, _ *pooled, n int) {
 
 func TestEmbeddingsGoTogether(t *testing.T) {
 	e := &pooled{hold: make(chan struct{}), began: make(chan struct{})}
-	g := newPooled(t, e)
+	g := newPooled(t, e, enginepb.Backend_OPENAI)
 	texts := []string{"a", "bb", "ccc", "dddd", "eeeee"}
 	for i, got := range g.together(t, e, texts...) {
 		n := i + 1
@@ -154,7 +155,7 @@ func TestEmbeddingsGoTogether(t *testing.T) {
 // TestOneBadInputFailsAlone: what the backend refuses together is sent alone.
 func TestOneBadInputFailsAlone(t *testing.T) {
 	e := &pooled{hold: make(chan struct{}), began: make(chan struct{})}
-	g := newPooled(t, e)
+	g := newPooled(t, e, enginepb.Backend_OPENAI)
 	for i, got := range g.together(t, e, "a", "bad", "ccc") {
 		switch want := map[bool]int{true: http.StatusBadRequest, false: http.StatusOK}[i == 1]; {
 		case got.status != want:
@@ -171,7 +172,7 @@ func TestOneBadInputFailsAlone(t *testing.T) {
 // TestAccountThatIsNotTheSum is not divided: each goes alone.
 func TestAccountThatIsNotTheSum(t *testing.T) {
 	e := &pooled{hold: make(chan struct{}), began: make(chan struct{}), extra: 1}
-	g := newPooled(t, e)
+	g := newPooled(t, e, enginepb.Backend_OPENAI)
 	for i, got := range g.together(t, e, "a", "bb", "ccc") {
 		if got.status != http.StatusOK || !strings.Contains(got.body, fmt.Sprintf(`"prompt_tokens":%d`, i+2)) {
 			t.Errorf("%d: %+v", i, got)
@@ -185,7 +186,7 @@ func TestAccountThatIsNotTheSum(t *testing.T) {
 // TestWhoLeavesABatch is answered no more, and the others are.
 func TestWhoLeavesABatch(t *testing.T) {
 	e := &pooled{hold: make(chan struct{}), began: make(chan struct{})}
-	g := newPooled(t, e)
+	g := newPooled(t, e, enginepb.Backend_OPENAI)
 	var wg sync.WaitGroup
 	wg.Go(func() { g.embed(t.Context(), "first") })
 	<-e.began
@@ -213,7 +214,7 @@ func TestWhoLeavesABatch(t *testing.T) {
 // TestOthersFieldsGoApart: whatever else differs is another call.
 func TestOthersFieldsGoApart(t *testing.T) {
 	e := &pooled{hold: make(chan struct{}), began: make(chan struct{})}
-	g := newPooled(t, e)
+	g := newPooled(t, e, enginepb.Backend_OPENAI)
 	var wg sync.WaitGroup
 	wg.Go(func() { g.embed(t.Context(), "first") })
 	<-e.began
@@ -229,6 +230,52 @@ func TestOthersFieldsGoApart(t *testing.T) {
 	wg.Wait()
 	if sizes := e.sent(); !slices.Equal(sizes, []int{1, 1, 1, 1}) {
 		t.Errorf("calls of %v inputs", sizes)
+	}
+}
+
+// TestUnequalInputsAreNotInLlamaCppTogether: it would answer them wrongly. Equally long ones may be.
+func TestUnequalInputsAreNotInLlamaCppTogether(t *testing.T) {
+	var in, most atomic.Int32
+	e := &pooled{hold: make(chan struct{}), began: make(chan struct{})}
+	g := newRigOf(t, enginepb.Backend_LLAMACPP, func(w http.ResponseWriter, r *http.Request) {
+		if n := in.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		defer in.Add(-1)
+		e.ServeHTTP(w, r)
+	})
+	g.gate.Set(admit.Limits{Slots: 4, Queue: 64})
+	g.serving.Load().Assignment.Backend.Slots = 4
+	var wg sync.WaitGroup
+	wg.Go(func() { g.embed(t.Context(), "first") })
+	<-e.began
+	// A list goes one by one, whoever sends it.
+	wg.Go(func() {
+		if resp, body := g.post(t, "/v1/embeddings", `{"model":"smollm2","input":["a","bb","ccc"]}`); resp.StatusCode != http.StatusOK || !strings.Contains(body, "[3.25]") {
+			t.Errorf("%d %s", resp.StatusCode, body)
+		}
+	})
+	for _, text := range []string{"dd", "eeee"} {
+		wg.Go(func() { g.embed(t.Context(), text) })
+	}
+	until(t, func() bool { return g.gate.Load().Running == 4 })
+	for _, text := range []string{"fffff", "ggggg", "hhhhh", "iiiiii"} { // wait in the queue
+		wg.Go(func() {
+			if got := g.embed(t.Context(), text); !strings.Contains(got.body, fmt.Sprintf("[%d.25]", len(text))) {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+	g.waits(t, e, 4)
+	go func() {
+		for range e.began {
+		}
+	}()
+	close(e.hold)
+	wg.Wait()
+	sizes := e.sent()
+	if slices.Sort(sizes); !slices.Equal(sizes, []int{1, 1, 1, 1, 1, 1, 1, 3}) || most.Load() != 1 {
+		t.Errorf("calls of %v inputs, %d at once; want one of three, and one at once", sizes, most.Load())
 	}
 }
 

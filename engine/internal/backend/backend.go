@@ -192,9 +192,12 @@ type Way struct {
 	Join  func(answers [][]byte) ([]byte, error)
 	// Batch is how many inputs the backend works on at once, where requests like this one but for
 	// their inputs may be sent as one; 0: it is sent alone. BatchTokens is how many tokens these
-	// may have together.
+	// may have together, and BatchEqual whether all must have equally many.
 	Batch       int
 	BatchTokens int64
+	BatchEqual  bool
+	// Single is whether nothing else of the kind may be in the backend meanwhile.
+	Single bool
 	// Choices is how many there are of one prompt; 0: one.
 	Choices int
 	// Other is whether the prompt is another than the client's, so that nobody else

@@ -5,29 +5,32 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 
 	"millrace.dev/millrace/engine/enginepb"
 	"millrace.dev/millrace/engine/internal/backend"
 )
 
-// embed sends a list of many texts in groups of as many as the server works on at once: it
-// finds out that a client has left only when it has waited a second for a result, and would
-// compute all of them for nobody.
+// embed sends texts one at a time, unless they have equally many tokens: where several with
+// unequal ones are in the server, whoever sent them, it pools of each only those tokens that the
+// shortest does not have (its cache has a stream for each slot, and splits a batch into parts of
+// equal length). It would also compute a list for a client that has left: it finds that out only when
+// it has waited a second for a result.
 func embed(a *enginepb.Assignment, r backend.Request) backend.Way {
-	w := backend.Way{Body: r.Body, Batch: int(a.GetBackend().GetSlots()), BatchTokens: int64(batch(a))}
+	w := backend.Way{
+		Body: r.Body, Single: a.GetBackend().GetSlots() > 1,
+		Batch: int(a.GetBackend().GetSlots()), BatchTokens: int64(batch(a)), BatchEqual: true,
+	}
 	var texts []json.RawMessage
 	if json.Unmarshal(r.Fields["input"], &texts) != nil {
 		return w // one text, or what the server refuses
 	}
-	group := max(1, int(a.GetBackend().GetSlots()))
-	if len(texts) <= group || texts[0][0] != '"' && texts[0][0] != '[' {
+	if len(texts) < 2 || texts[0][0] != '"' && texts[0][0] != '[' {
 		return w // a list of numbers is one text
 	}
 	fields := maps.Clone(r.Fields)
 	w.Parts = func(send func([]byte) bool) {
-		for some := range slices.Chunk(texts, group) {
-			fields["input"] = backend.Encode(some)
+		for _, text := range texts {
+			fields["input"] = backend.Encode([]json.RawMessage{text})
 			if !send(backend.Encode(fields)) {
 				return
 			}

@@ -245,17 +245,18 @@ func FuzzCalled(f *testing.F) {
 	})
 }
 
-// TestManyTextsAreSentInGroups of as many as the server works on at once.
-func TestManyTextsAreSentInGroups(t *testing.T) {
+// TestTextsOfAListAreSentOneByOne: of several with unequally many tokens the server pools parts.
+func TestTextsOfAListAreSentOneByOne(t *testing.T) {
 	a := &enginepb.Assignment{Backend: &enginepb.Backend{Slots: 2}}
 	for input, want := range map[string][]string{
 		`"a"`:                   nil,
-		`["a","b"]`:             nil,
+		`["a"]`:                 nil,
+		`["a","b"]`:             {`{"input":["a"],"model":"m"}`, `{"input":["b"],"model":"m"}`},
 		`[1,2,3]`:               nil,
 		`[]`:                    nil,
 		`7`:                     nil,
-		`["a","b","c"]`:         {`{"input":["a","b"],"model":"m"}`, `{"input":["c"],"model":"m"}`},
-		`[[1],[2,3],[4],[5,6]]`: {`{"input":[[1],[2,3]],"model":"m"}`, `{"input":[[4],[5,6]],"model":"m"}`},
+		`["a","b","c"]`:         {`{"input":["a"],"model":"m"}`, `{"input":["b"],"model":"m"}`, `{"input":["c"],"model":"m"}`},
+		`[[1],[2,3],[4],[5,6]]`: {`{"input":[[1]],"model":"m"}`, `{"input":[[2,3]],"model":"m"}`, `{"input":[[4]],"model":"m"}`, `{"input":[[5,6]],"model":"m"}`},
 	} {
 		w := (&Kind{}).Prepare(a, request(t, apis.Embeddings, `{"model":"m","input":`+input+`}`))
 		var got []string
@@ -264,7 +265,7 @@ func TestManyTextsAreSentInGroups(t *testing.T) {
 				got = append(got, string(p))
 			}
 		}
-		if !slices.Equal(got, want) {
+		if !slices.Equal(got, want) || !w.Single {
 			t.Errorf("%s: sent %q, want %q", input, got, want)
 		}
 	}
