@@ -43,6 +43,10 @@ const longestLine = 1 << 20
 // readEvery is how often the log is read again while the line is awaited.
 const readEvery = 100 * time.Millisecond
 
+// settles is how long the line of the last request may be on its way to the log of a mesh:
+// its Envoy writes it five times a second. Without that the one before it would be the last.
+const settles = 300 * time.Millisecond
+
 // errNoLine is the error of a request that is not in the log.
 var errNoLine = errors.New("no such request in the log")
 
@@ -84,7 +88,15 @@ func find(ctx context.Context, o *Options) ([]byte, error) {
 	if o.Log == "-" {
 		return search(o.In, o.ID)
 	}
-	for deadline := time.Now().Add(o.Wait); ; {
+	deadline := time.Now().Add(o.Wait)
+	if o.ID == "" {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(min(settles, o.Wait)):
+		}
+	}
+	for {
 		line, err := searchFile(o.Log, o.ID)
 		if !errors.Is(err, errNoLine) || time.Now().After(deadline) {
 			return line, err

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -71,6 +73,27 @@ func TestExplainAsJSON(t *testing.T) {
 		d.Reason != "new" || len(d.Endpoints) != 2 || *d.Endpoints[1].Millis != 890 || *d.PromptTokens != 120 {
 		t.Errorf("explained as %s", out.String())
 	}
+}
+
+// TestTheLastOneIsOnItsWay has a request's line come to the log after it was asked for.
+func TestTheLastOneIsOnItsWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := filepath.Join(t.TempDir(), "access.log")
+		line := func(id string) string { return `{"request_id":"` + id + `","path":"/v1/models","status":200}` + "\n" }
+		if err := os.WriteFile(log, []byte(line("before")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			time.Sleep(200 * time.Millisecond)
+			if err := os.WriteFile(log, []byte(line("before")+line("last")), 0o600); err != nil {
+				t.Error(err)
+			}
+		}()
+		var out bytes.Buffer
+		if err := Run(t.Context(), Options{Log: log, Wait: time.Second, Out: &out}); err != nil || !strings.Contains(out.String(), "request last") {
+			t.Errorf("%v; the last one is\n%s", err, out.String())
+		}
+	})
 }
 
 func TestExplainWhatIsNotThere(t *testing.T) {
