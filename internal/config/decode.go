@@ -11,6 +11,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"millrace.dev/millrace/internal/nearest"
+	"millrace.dev/millrace/internal/secret"
 	"millrace.dev/millrace/internal/trust"
 )
 
@@ -36,7 +37,7 @@ type decoder struct {
 }
 
 func (d *decoder) fault(n *yaml.Node, path, format string, args ...any) {
-	d.faults = append(d.faults, Fault{Line: n.Line, Path: path, Text: fmt.Sprintf(format, args...)})
+	d.faults = append(d.faults, Fault{Line: n.Line, Path: path, Text: secret.Hide(fmt.Sprintf(format, args...))})
 }
 
 // line returns the line of the path or, if that is not set, of what holds it.

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"millrace.dev/millrace/internal/backends"
+	"millrace.dev/millrace/internal/secret"
 	"millrace.dev/millrace/internal/wire"
 )
 
@@ -18,7 +19,7 @@ import (
 type rules []Fault
 
 func (r *rules) broken(path, format string, args ...any) {
-	*r = append(*r, Fault{Path: path, Text: fmt.Sprintf(format, args...)})
+	*r = append(*r, Fault{Path: path, Text: secret.Hide(fmt.Sprintf(format, args...))})
 }
 
 func (r *rules) between(path string, value, least, most int) {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"millrace.dev/millrace/internal/secret"
 )
 
 // Condition is something that is wrong now. Text is for a person, Next is the
@@ -113,6 +115,9 @@ func writeConditions(w http.ResponseWriter, conditions func() []Condition) {
 	list := []Condition{}
 	if conditions != nil {
 		list = append(list, conditions()...)
+	}
+	for i := range list {
+		list[i].Text, list[i].Next = secret.Hide(list[i].Text), secret.Hide(list[i].Next)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if slices.ContainsFunc(list, func(c Condition) bool { return c.Severity == Blocking }) {

@@ -10,11 +10,27 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+
+	"millrace.dev/millrace/internal/secret"
 )
 
-// Logger returns the logger of a program: one line of key=value pairs an event.
+// Logger returns the logger of a program: one line of key=value pairs an event. Users and
+// passwords of addresses are not shown, whatever they stand in.
 func Logger(w io.Writer, program string) *slog.Logger {
-	return slog.New(slog.NewTextHandler(w, nil)).With("program", program)
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{ReplaceAttr: hide})).With("program", program)
+}
+
+// hide takes out of a text or an error who asks at an address.
+func hide(_ []string, a slog.Attr) slog.Attr {
+	switch v := a.Value; v.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(secret.Hide(v.String()))
+	case slog.KindAny:
+		if err, ok := v.Any().(error); ok && err != nil {
+			a.Value = slog.StringValue(secret.Hide(err.Error()))
+		}
+	}
+	return a
 }
 
 // Hint is an error with what a person can do about it.
@@ -33,8 +49,8 @@ func (h *Hint) Unwrap() error { return h.Err }
 // PrintError writes err for a person: a line "program: err", and a line
 // "program: hint: …" for each hint in its chain.
 func PrintError(w io.Writer, program string, err error) {
-	fmt.Fprintf(w, "%s: %v\n", program, err)
+	fmt.Fprintf(w, "%s: %s\n", program, secret.Hide(err.Error()))
 	for h := (*Hint)(nil); errors.As(err, &h); err = h.Err {
-		fmt.Fprintf(w, "%s: hint: %s\n", program, h.Next)
+		fmt.Fprintf(w, "%s: hint: %s\n", program, secret.Hide(h.Next))
 	}
 }

@@ -29,6 +29,23 @@ func TestPrintErrorShowsEveryHint(t *testing.T) {
 	}
 }
 
+// TestNothingShowsWhoAsks has an address with a password, in a setting that is not made for
+// one, be shown without it wherever a program shows anything.
+func TestNothingShowsWhoAsks(t *testing.T) {
+	text := `-xds: "user:hunter2@10.0.0.1:7100"; must be ip:port`
+	var b strings.Builder
+	PrintError(&b, "extproc", &Hint{Err: errors.New(text), Next: text})
+	log := Logger(&b, "extproc")
+	log.Warn("fault", "text", text, "err", fmt.Errorf("fleet: %w", errors.New(text)))
+	log.With("text", text).WithGroup("g").Info("again", "address", "http://hunter2@10.0.0.1/")
+	w := httptest.NewRecorder()
+	writeConditions(w, func() []Condition { return []Condition{{Code: "file", Text: text, Next: text}} })
+	b.WriteString(w.Body.String())
+	if got := b.String(); strings.Contains(got, "hunter2") || strings.Count(got, "@10.0.0.1") != 8 {
+		t.Error(got)
+	}
+}
+
 func TestOnlyBlockingConditionsMakeUnready(t *testing.T) {
 	tests := []struct {
 		name       string
