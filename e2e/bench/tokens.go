@@ -40,7 +40,7 @@ func tokens(ctx context.Context, b *bench) error {
 		if strings.Contains(name, "chinese") {
 			goal = "≥ 25"
 		}
-		err := b.out.add(figure{Row: "P8", What: "tokens counted, " + name, Unit: "MB/s", Value: median(speeds[name].value), Goal: goal, Env: here(b.rounds)})
+		err := b.out.add(figure{Row: "P8", What: "tokens counted, " + name, Unit: "MB/CPU-s", Value: median(speeds[name].value), Goal: goal, Env: here(b.rounds)})
 		if err != nil {
 			return err
 		}
@@ -48,5 +48,5 @@ func tokens(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// benchLine is a line of a benchmark that has a speed.
-var benchLine = regexp.MustCompile(`(?m)^Benchmark(\S+)\s.*\s([0-9.]+) MB/s`)
+// benchLine is a line of a benchmark that has a speed by CPU time.
+var benchLine = regexp.MustCompile(`(?m)^Benchmark(\S+)\s.*\s([0-9.]+) MB/cpu-s`)
