@@ -24,6 +24,7 @@ TOOLS := bin/tools/.built
 CLIENT := $(MILLRACE_CACHE)/client
 CLIENTS := $(MILLRACE_CACHE)/clients
 TEMPLATES := $(MILLRACE_CACHE)/templates
+PAGE := $(MILLRACE_CACHE)/page
 # Debian's package of Prometheus, of which the tests take the two programs.
 PROMETHEUS_VERSION := 2.42.0+ds-5+deb12u1
 PROMETHEUS_SHA256 := 81d59a24fce84f7fbe97a45a4f2914b6a5881b5cd1db2a6a0e129e515e1a5f55
@@ -44,7 +45,7 @@ UNIT = $$(go list ./... | grep -v '^millrace.dev/millrace/e2e')
 CONCURRENT := ^\s*go [a-z(]|\.Go\(|t\.Parallel|"sync|"net/http|"google.golang.org/grpc|"golang.org/x/sync
 RACED = $$(grep -rlE --include='*.go' '$(CONCURRENT)' * | sed 's,^,millrace.dev/millrace/,; s,/[^/]*$$,,' | sort -u)
 
-.PHONY: help run setup client prometheus redis build test test-unit test-e2e test-short test-clients test-templates soak test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
+.PHONY: help run setup client prometheus redis build test test-unit test-e2e test-short test-clients test-page test-templates soak test-vllm kube test-kube test-conformance kube-programs bench replay images lint generate clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +79,10 @@ test-short: | need-go need-g++ ## run the tests that need nothing but Go, in a m
 
 test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients that people use, Python's and Node's: 1.1 GB in the cache, 3 min
 	go test -vet=off -tags clients -count=1 -timeout 20m ./e2e/clients
+
+test-page: build setup $(PAGE)/.installed ## open the live page in a headless Chromium, in every state and on a mesh: 110 MB to fetch, 2 min. Pictures: .cache/page/shots
+	go test -vet=off -tags page -count=1 -timeout 10m -v -run Chromium ./xds/internal/page
+	go test -vet=off -tags page -count=1 -timeout 10m -v ./e2e/browser
 
 soak: build setup ## keep a mesh busy and hurt for 30 min, and compare what each process takes before and after; ARGS="-lasts 5m"
 	go test -tags soak -count=1 -timeout 90m -v ./e2e/soak $(ARGS)
@@ -122,6 +127,7 @@ lint: $(TOOLS) ## check format, go vet, staticcheck, and that generated code is 
 	go vet -tags vllm ./e2e/...
 	go vet -tags clients ./e2e/clients
 	go vet -tags clients,vllm ./e2e/clients
+	go vet -tags page ./xds/internal/page ./e2e/browser
 	go vet -tags soak ./e2e/soak
 	go vet -tags templates ./extproc/internal/jinja ./extproc/internal/token
 	go vet -tags kube ./e2e/cluster/... ./e2e/control ./e2e/kubernetes
@@ -201,6 +207,23 @@ $(CLIENTS)/.installed: e2e/requirements.txt $(wildcard e2e/clients/*.txt e2e/cli
 	pins load --requirement e2e/clients/load.txt
 	@cp e2e/clients/package.json e2e/clients/package-lock.json $(CLIENTS)/node/
 	@npm ci --prefix $(CLIENTS)/node --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+# Debian's Chromium is unpacked into the cache with the libraries that this machine lacks. It has no
+# hash here, as Debian keeps the newest of its security updates alone: apt checks what it fetches.
+CHROMIUM := chromium-headless-shell fonts-dejavu-core
+$(PAGE)/.installed: e2e/browser/package.json e2e/browser/package-lock.json | need-npm need-apt
+	@echo "set-up: Chromium for the tests of the page (110 MB)"; rm -rf $(PAGE); mkdir -p $(PAGE)/node $(PAGE)/apt/lists/partial $(PAGE)/apt/archives/partial
+	@cp e2e/browser/package.json e2e/browser/package-lock.json $(PAGE)/node/
+	@npm ci --prefix $(PAGE)/node --ignore-scripts --no-audit --no-fund --silent
+	@cd $(PAGE)/apt; own="-o Dir::State::Lists=$(PAGE)/apt/lists -o Dir::Cache=$(PAGE)/apt"; \
+		missing() { apt-get $$1 install --reinstall --print-uris -qq -y --no-install-recommends $(CHROMIUM) 2>/dev/null | awk '{print $$2}' | sed 's/_.*//'; }; \
+		get() { names=$$(missing "$$1"); [ -n "$$names" ] && apt-get -qq $$1 -o APT::Sandbox::User= download $$names 2>/dev/null; }; \
+		get "" || { rm -f *.deb; apt-get -qq $$own -o APT::Sandbox::User= update && get "$$own"; } || \
+		{ echo "make: apt has no $(CHROMIUM): Debian 12 or newer has" >&2; exit 4; }; \
+		for package in *.deb; do dpkg-deb --extract $$package ../root; done; rm -rf ../apt
+	@printf '%s\n' '#!/bin/bash' 'root=$$(dirname "$$(readlink -f "$$0")")/root' 'libs=$$root/usr/lib/$$(uname -m)-linux-gnu' \
+		'export LD_LIBRARY_PATH=$$libs:$$libs/pulseaudio' 'exec "$$root/usr/lib/chromium/chromium-headless-shell" "$$@"' > $(PAGE)/chromium; chmod +x $(PAGE)/chromium
 	@touch $@
 
 # templates are Jinja2, and templates that models were published with, of a package that has them.

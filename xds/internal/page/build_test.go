@@ -105,6 +105,10 @@ func scenarios() map[string]*fleetpb.FleetView {
 	v.Nodes[2].LastReport = timestamppb.New(noon.Add(-9 * time.Second))
 	v.Nodes[2].Report.Timeout = durationpb.New(3 * time.Second)
 	v.Endpoints = []*fleetpb.EndpointView{{Address: "10.1.0.1:8000", Models: []string{"smollm2"}, State: fleetpb.EndpointState_READY, Weight: 500, Source: "Endpoints/pool", Type: "vllm", Load: &enginepb.Load{Running: 2}}}
+	v.Conditions = []*fleetpb.Condition{
+		{Code: "node-slow", Text: "node-1 has 61 % of its speed: GPU 0 (GPU-1) is throttled (reasons 0x44)", Next: "check its cooling, power, memory and driver; it gets fewer requests meanwhile"},
+		{Code: "node-silent", Text: "node-3 silent for 9 s: its nodeagent sends nothing", Next: "check that the nodeagent runs and reaches xds; its log says more"},
+	}
 	all["mixed"] = v
 	return all
 }

@@ -89,7 +89,7 @@ function explanation(d) {
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Try"), h("th", { scope: "col" }, "Endpoint"), h("th", { scope: "col", class: "n" }, "Cost"), h("th", { scope: "col", class: "n" }, "Finish"),
         used.map((t) => h("th", { scope: "col", class: "n" }, t === "shared" ? "− shared" : t)),
         h("th", { scope: "col", class: "n" }, "cached"), h("th", { scope: "col", class: "n" }, "company"))),
-      h("tbody", {}, d.candidates.map((c) => h("tr", { "data-answered": c.address === d.address },
+      h("tbody", {}, d.candidates.map((c) => h("tr", { "data-answered": String(c.address === d.address) },
         h("td", {}, c.named ? String(c.named) : "–"),
         h("th", { scope: "row" }, [c.node, c.replica].filter(Boolean).join(" ") || c.address, c.address === d.address ? h("span", { class: "good" }, " ✓ answered") : "", c.out ? h("span", { class: "bad" }, ` ${c.out}`) : ""),
         h("td", { class: "n" }, number(c.cost)), h("td", { class: "n" }, number(c.finish)),

@@ -20,6 +20,7 @@ const states = {
   "unplaced": { sign: "◌", words: "has no place" },
   "draining": { sign: "▽", words: "is being drained" },
   "drained": { sign: "▽", words: "drained" },
+  "silent": { sign: "▲", words: "silent" },
   "free": { sign: "○", words: "free" },
 };
 
@@ -49,7 +50,7 @@ export function drawVerdict(fleet, lostAt) {
   if (id("problems").dataset.key === key) return;
   id("problems").dataset.key = key;
   id("problems").replaceChildren(...problems.map((p) =>
-    h("li", { "data-grave": p.grave },
+    h("li", { "data-grave": String(p.grave) },
       h("p", { class: "what" }, h("span", { class: "sign", "aria-hidden": "true" }, p.grave ? "■" : "▲"), p.grave ? hidden("grave: ") : "", p.text),
       p.next ? h("p", { class: "next" }, "→ ", p.next) : "")));
 }
@@ -108,7 +109,7 @@ function replica(r, now) {
   return h("article", { class: "card", "data-state": r.state, "data-at": `r:${r.name}` },
     h("h4", {}, stateLine(r.state, r.name)),
     r.reason ? h("p", { class: "reason" }, r.reason, known(r.since) && down ? h("span", { class: "dim" }, ` · for ${ago(r.since, now)}`) : "") : "",
-    r.state === "unplaced" ? "" : h("dl", { class: "facts" },
+    !r.slots && !r.weight ? "" : h("dl", { class: "facts" },
       fact("weight", r.weight ? percent(r.share) : "none"),
       fact("requests", requests(r)),
       r.kv_total_tokens ? fact("KV cache", meter(r.kv_used_tokens / r.kv_total_tokens), ` ${percent(r.kv_used_tokens / r.kv_total_tokens)}`) : "",
@@ -125,7 +126,7 @@ function requests(r) {
   const slots = Math.min(r.slots || r.running, 16);
   const waiting = Math.min(r.waiting, 12);
   const width = 10 * slots + (waiting ? 4 + 7 * waiting : 0);
-  const words = `${number(r.running)} of ${number(r.slots)} run` + (r.waiting ? `, ${number(r.waiting)} wait` : "");
+  const words = `${number(r.running)}${r.slots ? ` of ${number(r.slots)}` : ""} run` + (r.waiting ? `, ${number(r.waiting)} wait` : "");
   return [
     width ? s("svg", { class: "queue", width, height: 10, viewBox: `0 0 ${width} 10`, "aria-hidden": "true" },
       Array.from({ length: slots }, (_, i) => s("rect", { x: 10 * i + 0.5, y: 0.5, width: 8, height: 9, rx: 1.5, class: i < r.running ? "run" : "room" })),
@@ -144,7 +145,7 @@ function meter(share, bad) {
 function nodeCard(n, now) {
   const silent = known(n.silent);
   return h("article", { class: "card node", "data-state": silent ? "not-ready" : n.state, "data-at": `n:${n.name}` },
-    h("h4", {}, stateLine(n.state, n.name), n.zone ? h("small", {}, ` ${n.zone}`) : ""),
+    h("h4", {}, stateLine(silent ? "silent" : n.state, n.name), n.zone ? h("small", {}, ` ${n.zone}`) : ""),
     silent ? h("p", { class: "reason" }, `silent for ${ago(n.silent, now)}; figures are from then`) : "",
     n.reason && n.state !== "free" ? h("p", { class: "reason" }, n.reason) : "",
     n.replica && n.stages > 1 ? h("p", { class: "dim" }, `shard ${n.stage} of ${n.stages} of ${n.replica}`) : "",
