@@ -39,6 +39,7 @@ import (
 	"millrace.dev/millrace/internal/status"
 	"millrace.dev/millrace/internal/traces"
 	"millrace.dev/millrace/internal/trust"
+	"millrace.dev/millrace/internal/usable"
 )
 
 // command is a word after millrace.
@@ -112,6 +113,20 @@ func run(ctx context.Context, args []string, std files) error {
 	return program.Usage(fmt.Errorf("unknown command %q; must be one of %s", name, strings.Join(known, ", ")))
 }
 
+// unknownWord says what is wrong with the word behind a command.
+func unknownWord(word string, known []string) string {
+	switch near := nearest.Of(word, known); {
+	case word == "":
+		return "a word is missing"
+	case slices.Contains(known, word):
+		return word + " wants other arguments"
+	case near != "":
+		return fmt.Sprintf("unknown %q, did you mean %s?", word, near)
+	default:
+		return fmt.Sprintf("unknown %q", word)
+	}
+}
+
 // newFlags returns the flags of a command.
 func newFlags(command string, std files) *program.Flags {
 	return program.NewFlags("millrace "+command, std.out)
@@ -168,7 +183,7 @@ func up(ctx context.Context, args []string, std files) error {
 	fs.StringVar(&o.Records.PasswordFile, "records-password-file", "", "`file` with the password of that server")
 	fs.StringVar(&o.Records.KeyFile, "records-key-file", "", "`file` with the key that they are sealed with, 16 to 256 bytes in hexadecimal, in base64 or as they are")
 	fs.DurationVar(&o.Records.TTL, "records-ttl", 0, "how long they are kept after their last use (default 720h)")
-	fs.Int64Var((*int64)(&o.Snapshots), "snapshots", int64(mesh.DefaultSnapshots), "`bytes` that each engine may need for what conversations have in the KV cache, saved after each turn; 0: nothing is saved")
+	fs.TextVar(&o.Snapshots, "snapshots", mesh.DefaultSnapshots, "`size`, such as 2Gi, that each engine may need for what conversations have in the KV cache, saved after each turn; 0: nothing is saved")
 	fs.StringVar(&o.HTTPS.Listen, "https", "", "`ip:port` where clients come by TLS, besides -listen; -https-cert and -https-key go with it")
 	fs.StringVar(&o.HTTPS.Cert, "https-cert", "", "`file` with its certificate and chain, in PEM; replaced by renaming")
 	fs.StringVar(&o.HTTPS.Key, "https-key", "", "`file` with the certificate's key")
@@ -183,6 +198,11 @@ func up(ctx context.Context, args []string, std files) error {
 	if *only {
 		if err := mesh.Check(o); err != nil {
 			return err
+		}
+		if fs.Given("dir") { // else that of where it is started, which may be elsewhere
+			if err := usable.NewFolder(o.Dir); err != nil {
+				return program.Usage(fmt.Errorf("-dir: %w", err))
+			}
 		}
 		fmt.Fprintln(std.out, "millrace: flags and configuration are in order")
 		return nil
@@ -498,7 +518,7 @@ func modelsOf(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	if known := []string{"list", "pull", "rm"}; !slices.Contains(known, word) || (word == "list") != (name == "") {
-		return program.Usage(&obs.Hint{Err: errors.New("models: what? must be list, pull NAME or rm NAME"), Next: "for example: millrace models pull org/repo:Q4_K_M -mirror https://hub.example.org"})
+		return program.Usage(&obs.Hint{Err: fmt.Errorf("models: %s; must be list, pull NAME or rm NAME", unknownWord(word, known)), Next: "for example: millrace models pull org/repo:Q4_K_M -mirror https://hub.example.org"})
 	}
 	o.Out = std.err
 	if events := json.NewEncoder(std.out); *asJSON {

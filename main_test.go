@@ -51,6 +51,13 @@ func TestBadCommandLines(t *testing.T) {
 		{name: "no node to drain", args: []string{"drain"}, want: "drain: NODE is missing"},
 		{name: "two nodes to drain", args: []string{"drain", "node-a", "node-b"}, want: `unexpected argument "node-b"`},
 		{name: "a wait that is none", args: []string{"undrain", "node-a", "-timeout", "-1s"}, want: "-timeout -1s; must be ≥ 0"},
+		{name: "a word that was mistyped", args: []string{"models", "lst"}, want: `unknown "lst", did you mean list?`},
+		{name: "a duration that is none", args: []string{"drain", "node-a", "-timeout", "1y"}, want: `invalid value "1y" for flag -timeout; must be a duration such as`},
+		{name: "a number that is none", args: []string{"up", "-nodes", "many"}, want: `invalid value "many" for flag -nodes; must be a whole number`},
+		{name: "a size that is none", args: []string{"up", "-snapshots", "much"}, want: "must be a size such as"},
+		{name: "a switch that is none", args: []string{"up", "-d=perhaps"}, want: "must be true or false"},
+		{name: "a folder that is a device", args: []string{"up", "-check", "-dir", "/dev/null"}, want: "-dir: /dev/null: a file; must be a folder"},
+		{name: "a folder in a device", args: []string{"up", "-check", "-dir", "/dev/null/a/b"}, want: "-dir: stat /dev/null/a/b: not a directory"},
 		{name: "bad address", args: []string{"up", "-check", "-listen", "x"}, want: `-listen "x"`},
 	}
 	for _, tt := range tests {
@@ -232,7 +239,7 @@ func TestServiceUnit(t *testing.T) {
 		lines++
 		args := strings.Fields(command)[1:]
 		for i, a := range args {
-			args[i] = strings.Replace(a, "/etc/millrace", "manifests", 1)
+			args[i] = strings.Replace(strings.Replace(a, "/etc/millrace", "manifests", 1), "/var/lib/millrace", t.TempDir(), 1)
 		}
 		if out, err := call(t, append(args, "-check")...); err != nil || !strings.Contains(out, "are in order") {
 			t.Errorf("%s: %q, %v", line, out, err)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+
+	"millrace.dev/millrace/internal/config"
 )
 
 // Snapshots is how many bytes each engine may need for the KV states of conversations, which it
@@ -15,6 +17,12 @@ const DefaultSnapshots Snapshots = 512 << 20
 
 // leastSnapshots is less than any state that is worth saving.
 const leastSnapshots = 1 << 20
+
+// MarshalText writes it as a size.
+func (s Snapshots) MarshalText() ([]byte, error) { return config.Bytes(s).MarshalText() }
+
+// UnmarshalText reads a number of bytes, or a size such as 2Gi.
+func (s *Snapshots) UnmarshalText(text []byte) error { return (*config.Bytes)(s).UnmarshalText(text) }
 
 func (s Snapshots) check() error {
 	if s != 0 && s < leastSnapshots {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"millrace.dev/millrace/internal/mtls"
 	"millrace.dev/millrace/internal/nearest"
@@ -138,8 +139,38 @@ func (f *Flags) ReadArgument(args []string, what string) (argument string, err e
 // unknownFlag is how the package flag begins to say that there is no such flag.
 const unknownFlag = "flag provided but not defined: -"
 
-// didYouMean adds to the error of an unknown flag the one that was meant, if there is one.
+// noValue is how the package flag says that a value is none of its flag's kind.
+const noValue = ": parse error"
+
+// mustBe says of which kind a flag's value is.
+func mustBe(g *flag.Flag) string {
+	v, ok := g.Value.(flag.Getter)
+	if !ok {
+		return "another value"
+	}
+	switch v.Get().(type) {
+	case time.Duration:
+		return "a duration such as 250ms, 30s or 1h"
+	case bool:
+		return "true or false"
+	case float64:
+		return "a number"
+	default:
+		return "a whole number"
+	}
+}
+
+// didYouMean adds to the error of an unknown flag the one that was meant, if there is one, and to
+// that of a value what it must be.
 func (f *Flags) didYouMean(err error) error {
+	if fault, ok := strings.CutSuffix(err.Error(), noValue); ok {
+		f.VisitAll(func(g *flag.Flag) {
+			if strings.HasSuffix(fault, " -"+g.Name) {
+				err = fmt.Errorf("%s; must be %s", fault, mustBe(g))
+			}
+		})
+		return err
+	}
 	name, unknown := strings.CutPrefix(err.Error(), unknownFlag)
 	if !unknown {
 		return err

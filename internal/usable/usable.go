@@ -8,6 +8,7 @@ package usable
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"path/filepath"
 	"syscall"
@@ -48,6 +49,22 @@ func Folder(path string) error {
 		return fmt.Errorf("%s: can't be written to: %w", path, err)
 	}
 	return nil
+}
+
+// NewFolder says why a folder that need not be there yet can't be made, or written to.
+func NewFolder(path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	for {
+		switch err := Folder(path); {
+		case errors.Is(err, fs.ErrNotExist) && filepath.Dir(path) != path:
+			path = filepath.Dir(path)
+		default:
+			return err
+		}
+	}
 }
 
 // Output says why a file can't be written: its folder is to be there.
