@@ -56,6 +56,7 @@ func commands() []command {
 		{"down", "end a mesh, and wait until all of its processes have ended", down},
 		{"logs", "show the log of one process of the mesh; without a name, list the logs", logs},
 		{"status", "show what runs, how well, and what is wrong", showStatus},
+		{"events", "show what has happened to the mesh since its xds was started", showEvents},
 		{"drain", "empty a node: it ends what runs, and gets no new requests, until it is undrained", drain},
 		{"undrain", "take a drained node back", undrain},
 		{"explain", "show why a request went where it went, and how it ended", explainRequest},
@@ -257,6 +258,17 @@ func showStatus(ctx context.Context, args []string, std files) error {
 		return err
 	}
 	return status.Run(ctx, o)
+}
+
+func showEvents(ctx context.Context, args []string, std files) error {
+	o := status.Options{Out: std.out}
+	fs := newFlags("events", std)
+	fs.StringVar(&o.Dir, "dir", defaultDir, "`folder` of the mesh")
+	fs.BoolVar(&o.JSON, "json", false, "print JSON")
+	if err := fs.Read(args); err != nil {
+		return err
+	}
+	return status.Events(ctx, o)
 }
 
 func drain(ctx context.Context, args []string, std files) error {

@@ -140,7 +140,7 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"up", "down", "logs", "status", "drain", "undrain", "explain", "trace", "chat", "plan", "models", "check", "setup", "identity", "install-models", "completion"} {
+	for _, command := range []string{"up", "down", "logs", "status", "events", "drain", "undrain", "explain", "trace", "chat", "plan", "models", "check", "setup", "identity", "install-models", "completion"} {
 		if !strings.Contains(out, "\n  "+command+" ") {
 			t.Errorf("help has no %q", command)
 		}
