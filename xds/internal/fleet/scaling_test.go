@@ -150,3 +150,27 @@ func (w *world) until(d time.Duration, f func() bool) {
 		w.run(500 * time.Millisecond)
 	}
 }
+
+// TestZeroIsOnlyRecommended wakes a model that something else scaled to zero.
+func TestZeroIsOnlyRecommended(t *testing.T) {
+	w := newWorld(t)
+	at := func(replicas string) {
+		w.desire(strings.Replace(scaledTo("mode: recommend, minReplicas: 0, maxReplicas: 2, scaleDownAfter: 5s"), "scaling:", "replicas: "+replicas+", scaling:", 1))
+	}
+	at("2")
+	w.join("node-a", "node-b", "node-c")
+	w.run(10 * time.Second)
+	w.until(time.Minute, func() bool { return w.snap.Scaled["m"].Desired <= 1 })
+	at("1")
+	w.until(time.Minute, func() bool { return w.snap.Scaled["m"].Desired == 0 })
+	at("0")
+	w.run(5 * time.Second)
+	w.wantRuns()
+	if s := w.snap.Scaled["m"]; s.Desired != 0 || w.snap.Awaited["m"] == "" {
+		t.Errorf("nobody asks: %+v, awaited %q", s, w.snap.Awaited["m"])
+	}
+	w.waits(1, false, 2*time.Second)
+	if s := w.snap.Scaled["m"]; s.Desired != 1 {
+		t.Errorf("a request waits: %+v", s)
+	}
+}
