@@ -51,6 +51,8 @@ type considered struct {
 	Cost    float64 `json:"cost"`
 	Finish  float64 `json:"finish"`
 	Cached  int     `json:"expected_cached_tokens"`
+	// CachedToo is the same, by the name that it had first: there are readers of it.
+	CachedToo int `json:"cached_tokens"`
 	// Company is how many requests are worked on there at a time, this one included.
 	Company float64 `json:"company"`
 	Out     string  `json:"out,omitempty"`
@@ -100,7 +102,7 @@ func (d *Decision) explain(q *pick.Query) []byte {
 		c := &all[i]
 		e.Candidates = append(e.Candidates, considered{
 			Address: c.Address, Replica: c.Replica, Cost: tenth(c.Cost()), Finish: tenth(c.Finish()),
-			Cached: c.Cached, Company: tenth(c.Company), Out: c.Out, terms: c.Terms,
+			Cached: c.Cached, CachedToo: c.Cached, Company: tenth(c.Company), Out: c.Out, terms: c.Terms,
 		})
 	}
 	b, err := json.Marshal(e)
