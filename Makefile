@@ -81,8 +81,7 @@ test-clients: build setup $(CLIENTS)/.installed ## ask a mesh with the clients t
 	go test -vet=off -tags clients -count=1 -timeout 20m ./e2e/clients
 
 test-page: build setup $(PAGE)/.installed ## open the live page in a headless Chromium, in every state and on a mesh: 110 MB to fetch, 2 min. Pictures: .cache/page/shots
-	go test -vet=off -tags page -count=1 -timeout 10m -v -run Chromium ./xds/internal/page
-	go test -vet=off -tags page -count=1 -timeout 10m -v ./e2e/browser
+	go test -vet=off -tags page -count=1 -timeout 10m -v -run 'Chromium|PageOfAMesh' ./xds/internal/page ./e2e/browser
 
 soak: build setup ## keep a mesh busy and hurt for 30 min, and compare what each process takes before and after; ARGS="-lasts 5m"
 	go test -tags soak -count=1 -timeout 90m -v ./e2e/soak $(ARGS)

@@ -14,7 +14,7 @@ const blockShare = 0.25
 func memory() []program.Part {
 	_, most, _ := blocks.Memory()
 	return []program.Part{
-		{Name: "program", Most: 96 << 20}, // code, objects, resources, streams of clients
+		{Name: "program", Most: 96 << 20}, // code, objects, resources, streams of clients, what the page remembers
 		{Name: "nodes", Most: fleet.MostNodes * 12 << 10},
 		{Name: "blocks", Most: most, Used: func() int64 {
 			taken, _, _ := blocks.Memory()

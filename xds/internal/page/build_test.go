@@ -176,7 +176,7 @@ func TestSnapshotsAreBounded(t *testing.T) {
 // FuzzBuild holds that no view breaks the page, and that its numbers are JSON's.
 func FuzzBuild(f *testing.F) {
 	f.Add(0.5, uint64(3), "node-1", int64(0), 4.2)
-	f.Add(1e308, ^uint64(0), "", int64(-1), -0.0)
+	f.Add(1e308, ^uint64(0), "", int64(-1), -4e-310)
 	f.Fuzz(func(t *testing.T, share float64, n uint64, name string, seconds int64, rate float64) {
 		v := wellView()
 		v.Nodes[0].Report.Telemetry.CpuUtilization = 1 / (1 + max(0, min(share, 1e300)))

@@ -24,6 +24,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,9 +43,12 @@ const (
 	// bytesPerSecond is what all viewers together get at most of snapshots: large ones come
 	// less often, so that a thousand nodes cost no more than ten do.
 	bytesPerSecond = 4 << 20
-	// mostEvents and mostDecisions are how many are remembered. Each has at most some 4 KB.
+	// mostEvents and mostDecisions are how many are remembered: an event has 2 KB at most, a
+	// decision of 16 candidates 14 KB by the rules of its contract, all of them 5 MB.
 	mostEvents    = 512
 	mostDecisions = 256
+	// mostText is how much of an event's text is kept, in bytes.
+	mostText = 1 << 10
 	// decidedPerSecond is how many decisions are taken in of all extprocs together.
 	decidedPerSecond = 24
 )
@@ -149,7 +153,9 @@ func wait(ctx context.Context, c <-chan struct{}, d time.Duration) bool {
 
 // happened remembers an event.
 func (p *Page) happened(at time.Time, e Event) {
-	e.At = at
+	if e.At = at; len(e.Text) > mostText {
+		e.Text = strings.ToValidUTF8(e.Text[:mostText], "") + "…"
+	}
 	p.events.Put(func(n uint64) json.RawMessage {
 		e.Seq = n
 		return encode(e)

@@ -267,3 +267,15 @@ func TestMetricsAreWellFormed(t *testing.T) {
 		t.Errorf("%v, %v", faults, err)
 	}
 }
+
+// TestTextsOfEventsAreBounded, and are text where they are cut.
+func TestTextsOfEventsAreBounded(t *testing.T) {
+	p := run(t, newWorld(wellView()), Options{})
+	p.happened(noon, Event{Text: strings.Repeat("ü", 5000)})
+	items, _ := p.events.Since(0)
+	for _, one := range items {
+		if len(one) > 2<<10 || strings.Contains(string(one), `\ufffd`) {
+			t.Errorf("%d bytes: %.100s", len(one), one)
+		}
+	}
+}
