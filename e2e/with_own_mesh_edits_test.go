@@ -32,7 +32,7 @@ type settings struct {
 	Explain                                  bool
 	Retries, MaxBody, Idle, Wait, Tenants    int
 	Timeout, Priority, Header, Cookie, Keys  string
-	MaxPerTry, HedgeAfter                    string
+	MaxPerTry, HedgeAfter, HedgeOthers       string
 	Gateway, Reserve, DegradeAt, Key         string
 }
 
@@ -69,6 +69,7 @@ spec:
     critical: 4
     standard: {{.Retries}}
     hedgeAfter: {{.HedgeAfter}}
+    hedgeOthersAfter: {{.HedgeOthers}}
     maxPerTry: {{.MaxPerTry}}
   limits:
     maxBodyBytes: {{.MaxBody}}Mi
@@ -99,7 +100,7 @@ func firstSettings(weights, key string) settings {
 	return settings{
 		Weights: weights, Replicas: 2, Slots: 4, Queue: 64, Context: 2048, Threads: 1, Kind: "llamacpp", Layout: "[{stages: 1}]", Rewrites: "[]", Degrade: "[]",
 		Retries: 4, MaxBody: 16, Idle: 30, Wait: 20, Tenants: 100, Timeout: "10m", Priority: "standard", Header: "x-session-id",
-		Cookie: "millrace-session", Keys: "1000", MaxPerTry: "0s", HedgeAfter: "0s", Gateway: "60s", Reserve: "0.1", DegradeAt: "0.5", Key: key,
+		Cookie: "millrace-session", Keys: "1000", MaxPerTry: "0s", HedgeAfter: "0s", HedgeOthers: "2s", Gateway: "60s", Reserve: "0.1", DegradeAt: "0.5", Key: key,
 	}
 }
 
@@ -156,6 +157,7 @@ var admissions = []edit{
 	{"priorities", func(s *settings) { s.Priority = "critical" }, "", "", 0},
 	{"maxPerTry", func(s *settings) { s.MaxPerTry = "60s" }, "", "", 0},
 	{"hedgeAfter", func(s *settings) { s.HedgeAfter = "30s" }, "", "", 0},
+	{"hedgeOthersAfter", func(s *settings) { s.HedgeOthers = "0s" }, "", "", 0},
 }
 
 // layouts are edits that start and end backends, in this order.

@@ -54,6 +54,7 @@ func TestEndpointsOfOthers(t *testing.T) {
 	t.Run("all four serve", m.allServe)
 	t.Run("conversations stay", m.conversationsStay)
 	t.Run("one is killed and comes back", m.killedAndBack)
+	t.Run("one hangs", m.hangs)
 	t.Run("weights follow speed while extproc is away", m.weightsFollow)
 }
 
@@ -194,6 +195,29 @@ func (m *foreignMesh) killedAndBack(t *testing.T) {
 	})
 	l.MustAllSucceed(t)
 	t.Logf("gone %v after it was killed, there %v after it answered; %v", took, back, l)
+}
+
+// hangs stops a server while it works on requests: no connection shows that, and they are
+// answered by others all the same, while it still is.
+func (m *foreignMesh) hangs(t *testing.T) {
+	stuck := m.servers[0]
+	l := rig.StartLoad(t, m.URL(t, rig.ChatPath), 8, func(client, n int) any {
+		return rig.Ask(16, fmt.Sprintf("client %d, number %d: name a river", client, n))
+	})
+	var resume func()
+	rig.Wait(t, rig.BackLimit, "it is stopped in the middle of requests", func() error {
+		resume = rig.Suspend(t, stuck.PID())
+		if n := m.MustHosts(t, "engines/")[stuck.Addr].Active; n == 0 {
+			resume()
+			return fmt.Errorf("it works on none")
+		}
+		return nil
+	})
+	began := time.Now()
+	l.MustAllSucceed(t) // waits for those in flight
+	t.Logf("all are answered %v after it was stopped; %v", time.Since(began).Round(time.Millisecond), l)
+	resume()
+	rig.Wait(t, rig.BackLimit, "Envoy has all four again", func() error { return m.Serving(4) })
 }
 
 // weightsFollow takes extproc away and slows one server down: xds sees by its metrics how

@@ -34,7 +34,7 @@ var goodValues = map[string][]any{
 	"contextTokens": {128, 4096, 0}, "args": {[]any{"--dtype", "float32"}, []any{}, []any{"-O2"}}, "url": {"http://h:1", "https://[::1]:8/v1", ""}, "model": {"m", "org/m"},
 	"stages": {1, 1, 2}, "shares": {[]any{1, 2.5}, []any{1}, []any{}}, "nodes": {[]any{"a", "b-1"}, []any{"a"}},
 	"header": {"x-a"}, "name": {"a", "b-1"}, "keyFile": {"k"}, "idle": {"30m", "1h30m", "1.5s"}, "default": {"critical", "standard", "sheddable"},
-	"maxBodyBytes": {"16Mi", 4096, "3M", "1Gi"}, "maxBytesInFlight": {"256Mi", 1 << 21, "3M", "64Gi"}, "requestTimeout": {"10m", "1s"}, "maxPerTry": {"0s", "2s"}, "hedgeAfter": {"0s", "2s", "5m"},
+	"maxBodyBytes": {"16Mi", 4096, "3M", "1Gi"}, "maxBytesInFlight": {"256Mi", 1 << 21, "3M", "64Gi"}, "requestTimeout": {"10m", "1s"}, "maxPerTry": {"0s", "2s"}, "hedgeAfter": {"0s", "2s", "5m"}, "hedgeOthersAfter": {"0s", "2s", "5m"},
 	"critical": {2}, "standard": {1}, "sheddable": {16}, "gatewayTimeout": {"50ms", "1h"}, "to": {"b"}, "weight": {1, 9}, "max": {1, 1000},
 	"reserve": {0, 0.5, 0.9}, "degradeAt": {0, 1, 0.25}, "address": {"10.0.0.1:80", "[fd00::2]:8000"}, "models": {[]any{"a", "org/b"}},
 	"type": {"vllm", "sglang", "openai"}, "metrics": {"http://10.0.0.3:1/m?x=y", ""}, "node": {"n1"}, "zone": {"rack/1"}, "connect": {"10.0.0.1:5557"}, "listen": {""},

@@ -386,10 +386,16 @@ type Retries struct {
 	// asked, too; whoever answers first counts. It is four times as long as was predicted
 	// if that is more, and 30 s or 2 min where no speed is known. An answer that has begun is
 	// not cut by it. 0s: never, and never beside maxPerTry. Default 0s, as engines of ours
-	// that hang are found by their connections; in a fleet's file 2s.
+	// that hang are found by their connections; in a fleet's file 2s. See HedgeOthersAfter.
 	// +kubebuilder:default="0s"
 	// +millrace:lasts:least="0s",most="1h"
 	HedgeAfter Duration `json:"hedgeAfter"`
+	// HedgeOthersAfter is the same for attempts at endpoints that others run (Endpoints), where
+	// HedgeAfter is 0s: they speak HTTP/1.1, which has no pings that would find one that hangs.
+	// Not in a fleet's file. 0s: never. Default 2s.
+	// +kubebuilder:default="2s"
+	// +millrace:lasts:least="0s",most="1h"
+	HedgeOthersAfter Duration `json:"hedgeOthersAfter"`
 }
 
 // Attempts returns how often a request of the given priority is tried in all;
@@ -485,7 +491,7 @@ func newPolicy() Policy {
 				Idle:   Duration{30 * time.Minute},
 				Max:    100_000,
 			},
-			Retries:    Retries{Critical: 4, Standard: 4, Sheddable: 2},
+			Retries:    Retries{Critical: 4, Standard: 4, Sheddable: 2, HedgeOthersAfter: Duration{hedgeOthers}},
 			Priorities: Priorities{Header: wire.PriorityHeader, Default: wire.Standard},
 			Limits:     Limits{MaxBodyBytes: 16 << 20, MaxBytesInFlight: 256 << 20, RequestTimeout: Duration{10 * time.Minute}},
 			Flow:       newFlow(),

@@ -52,11 +52,11 @@ type FleetModel struct {
 
 // notHere are settings of the policy that need the xds program, which publishes them
 // to Envoy.
-var notHere = []string{"policy.retries.maxPerTry", "policy.limits.requestTimeout", "policy.pathPrefixes", "policy.cors", "policy.istio"}
+var notHere = []string{"policy.retries.maxPerTry", "policy.retries.hedgeOthersAfter", "policy.limits.requestTimeout", "policy.pathPrefixes", "policy.cors", "policy.istio"}
 
-// fleetHedgeAfter is hedgeAfter in a fleet's file: engines there speak HTTP/1.1, which has
-// no pings that would find one that hangs.
-const fleetHedgeAfter = 2 * time.Second
+// hedgeOthers is hedgeAfter in a fleet's file, and hedgeOthersAfter elsewhere: engines of others
+// speak HTTP/1.1, which has no pings that would find one that hangs.
+const hedgeOthers = 2 * time.Second
 
 // LoadFleet reads the file at path. Its error is one Fault a line, or that of
 // reading the file.
@@ -72,7 +72,7 @@ func LoadFleet(path string) (Fleet, error) {
 func ParseFleet(name string, text []byte) (Fleet, error) {
 	f := Fleet{Policy: newPolicy().Spec}
 	f.Policy.Flow.GatewayTimeout = Duration{everyGateway}
-	f.Policy.Retries.HedgeAfter = Duration{fleetHedgeAfter}
+	f.Policy.Retries.HedgeAfter = Duration{hedgeOthers}
 	full, err := filepath.Abs(name)
 	if err != nil {
 		return Fleet{}, Fault{File: name, Text: err.Error()}

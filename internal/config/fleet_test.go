@@ -43,7 +43,7 @@ policy: {sessions: {header: x-chat}, rewrites: [{model: chat, to: [{model: base}
 	}
 	policy := newPolicy().Spec
 	policy.Flow.GatewayTimeout = Duration{everyGateway}
-	policy.Retries.HedgeAfter = Duration{fleetHedgeAfter}
+	policy.Retries.HedgeAfter = Duration{hedgeOthers}
 	policy.Sessions.Header = "x-chat"
 	policy.Rewrites = []Rewrite{{Model: "chat", To: []RewriteTarget{{"base", 1}, {"org/base", 3}}}}
 	want := Fleet{

@@ -232,6 +232,7 @@ func (t Retries) validate(r *rules) {
 	r.between("spec.retries.sheddable", t.Sheddable, 1, 16)
 	r.lasts("spec.retries.maxPerTry", t.MaxPerTry, 0, 24*time.Hour)
 	r.lasts("spec.retries.hedgeAfter", t.HedgeAfter, 0, time.Hour)
+	r.lasts("spec.retries.hedgeOthersAfter", t.HedgeOthersAfter, 0, time.Hour)
 }
 
 func (l Limits) validate(r *rules) {

@@ -36,16 +36,17 @@ func State(p config.PolicySpec, keys [][]byte, extprocs int) *fleetpb.PolicyStat
 		Rewrites:            Rewrites(p.Rewrites),
 		Flow:                Flow(p.Flow, extprocs),
 		Explain:             p.Explain,
-		HedgeAfter:          hedgeAfter(p.Retries),
+		HedgeAfter:          hedge(p.Retries, p.Retries.HedgeAfter),
+		HedgeOthersAfter:    hedge(p.Retries, p.Retries.HedgeOthersAfter),
 	}
 }
 
-// hedgeAfter is nil where nobody else is asked: beside maxPerTry, which Envoy would forget.
-func hedgeAfter(r config.Retries) *durationpb.Duration {
-	if r.HedgeAfter.Duration == 0 || r.MaxPerTry.Duration > 0 {
+// hedge is nil where nobody else is asked: beside maxPerTry, which Envoy would forget.
+func hedge(r config.Retries, after config.Duration) *durationpb.Duration {
+	if after.Duration == 0 || r.MaxPerTry.Duration > 0 {
 		return nil
 	}
-	return durationpb.New(r.HedgeAfter.Duration)
+	return durationpb.New(after.Duration)
 }
 
 // Complete returns the policy with what it leaves unset, as an older xds does, by

@@ -2563,9 +2563,11 @@ type PolicyState struct {
 	MaxBytesInFlight uint64 `protobuf:"varint,15,opt,name=max_bytes_in_flight,json=maxBytesInFlight,proto3" json:"max_bytes_in_flight,omitempty"`
 	// How long an attempt is waited for, at least, before the next endpoint is asked, too;
 	// unset or 0: as long as it takes.
-	HedgeAfter    *durationpb.Duration `protobuf:"bytes,16,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	HedgeAfter *durationpb.Duration `protobuf:"bytes,16,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
+	// The same for endpoints that are run by somebody else, where hedge_after is 0.
+	HedgeOthersAfter *durationpb.Duration `protobuf:"bytes,17,opt,name=hedge_others_after,json=hedgeOthersAfter,proto3" json:"hedge_others_after,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PolicyState) Reset() {
@@ -2706,6 +2708,13 @@ func (x *PolicyState) GetMaxBytesInFlight() uint64 {
 func (x *PolicyState) GetHedgeAfter() *durationpb.Duration {
 	if x != nil {
 		return x.HedgeAfter
+	}
+	return nil
+}
+
+func (x *PolicyState) GetHedgeOthersAfter() *durationpb.Duration {
+	if x != nil {
+		return x.HedgeOthersAfter
 	}
 	return nil
 }
@@ -3895,7 +3904,7 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\rtemplate_args\x18\x05 \x01(\tB\b\xfaB\x05r\x03\x18\x80@R\ftemplateArgs\x12\x1f\n" +
 	"\x06engine\x18\x06 \x01(\tB\a\xfaB\x04r\x02\x18?R\x06engine\x12\x14\n" +
 	"\x05rests\x18\a \x01(\bR\x05rests\x12 \n" +
-	"\x06asleep\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\x06asleep\"\xe3\x06\n" +
+	"\x06asleep\x18\b \x01(\tB\b\xfaB\x05r\x03\x18\x80\bR\x06asleep\"\xbb\a\n" +
 	"\vPolicyState\x121\n" +
 	"\x0esession_header\x18\x01 \x01(\tB\n" +
 	"\xfaB\ar\x05\x10\x01\x18\x80\x01R\rsessionHeader\x12/\n" +
@@ -3919,7 +3928,9 @@ const file_xds_fleetpb_fleet_proto_rawDesc = "" +
 	"\x13max_bytes_in_flight\x18\x0f \x01(\x04R\x10maxBytesInFlight\x12I\n" +
 	"\vhedge_after\x18\x10 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\n" +
-	"hedgeAfter\"\xbf\x01\n" +
+	"hedgeAfter\x12V\n" +
+	"\x12hedge_others_after\x18\x11 \x01(\v2\x19.google.protobuf.DurationB\r\xfaB\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x10hedgeOthersAfter\"\xbf\x01\n" +
 	"\aRewrite\x12\x1f\n" +
 	"\x05model\x18\x01 \x01(\tB\t\xfaB\x06r\x04\x10\x01\x18`R\x05model\x12C\n" +
 	"\x02to\x18\x02 \x03(\v2'.millrace.fleet.v1alpha1.Rewrite.TargetB\n" +
@@ -4076,28 +4087,29 @@ var file_xds_fleetpb_fleet_proto_depIdxs = []int32{
 	28, // 45: millrace.fleet.v1alpha1.PolicyState.flow:type_name -> millrace.fleet.v1alpha1.Flow
 	27, // 46: millrace.fleet.v1alpha1.PolicyState.rewrites:type_name -> millrace.fleet.v1alpha1.Rewrite
 	38, // 47: millrace.fleet.v1alpha1.PolicyState.hedge_after:type_name -> google.protobuf.Duration
-	35, // 48: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
-	38, // 49: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
-	38, // 50: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
-	38, // 51: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
-	38, // 52: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
-	36, // 53: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
-	44, // 54: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
-	2,  // 55: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
-	37, // 56: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
-	9,  // 57: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
-	14, // 58: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
-	6,  // 59: millrace.fleet.v1alpha1.Fleet.Demand:input_type -> millrace.fleet.v1alpha1.DemandReport
-	3,  // 60: millrace.fleet.v1alpha1.Fleet.Decisions:input_type -> millrace.fleet.v1alpha1.DecisionReport
-	13, // 61: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
-	15, // 62: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
-	8,  // 63: millrace.fleet.v1alpha1.Fleet.Demand:output_type -> millrace.fleet.v1alpha1.DemandReply
-	4,  // 64: millrace.fleet.v1alpha1.Fleet.Decisions:output_type -> millrace.fleet.v1alpha1.DecisionsReply
-	61, // [61:65] is the sub-list for method output_type
-	57, // [57:61] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	38, // 48: millrace.fleet.v1alpha1.PolicyState.hedge_others_after:type_name -> google.protobuf.Duration
+	35, // 49: millrace.fleet.v1alpha1.Rewrite.to:type_name -> millrace.fleet.v1alpha1.Rewrite.Target
+	38, // 50: millrace.fleet.v1alpha1.Flow.max_wait_critical:type_name -> google.protobuf.Duration
+	38, // 51: millrace.fleet.v1alpha1.Flow.max_wait_standard:type_name -> google.protobuf.Duration
+	38, // 52: millrace.fleet.v1alpha1.Flow.max_wait_sheddable:type_name -> google.protobuf.Duration
+	38, // 53: millrace.fleet.v1alpha1.Flow.gateway_timeout:type_name -> google.protobuf.Duration
+	36, // 54: millrace.fleet.v1alpha1.Flow.degrade:type_name -> millrace.fleet.v1alpha1.Flow.Degrade
+	44, // 55: millrace.fleet.v1alpha1.CacheState.segment:type_name -> millrace.engine.v1alpha1.CacheSegment
+	2,  // 56: millrace.fleet.v1alpha1.EndpointState.Work.counting:type_name -> millrace.fleet.v1alpha1.EndpointState.Work.Counting
+	37, // 57: millrace.fleet.v1alpha1.EndpointState.Work.asked:type_name -> google.protobuf.Timestamp
+	9,  // 58: millrace.fleet.v1alpha1.Fleet.Report:input_type -> millrace.fleet.v1alpha1.NodeReport
+	14, // 59: millrace.fleet.v1alpha1.Fleet.Watch:input_type -> millrace.fleet.v1alpha1.WatchRequest
+	6,  // 60: millrace.fleet.v1alpha1.Fleet.Demand:input_type -> millrace.fleet.v1alpha1.DemandReport
+	3,  // 61: millrace.fleet.v1alpha1.Fleet.Decisions:input_type -> millrace.fleet.v1alpha1.DecisionReport
+	13, // 62: millrace.fleet.v1alpha1.Fleet.Report:output_type -> millrace.fleet.v1alpha1.Directive
+	15, // 63: millrace.fleet.v1alpha1.Fleet.Watch:output_type -> millrace.fleet.v1alpha1.FleetView
+	8,  // 64: millrace.fleet.v1alpha1.Fleet.Demand:output_type -> millrace.fleet.v1alpha1.DemandReply
+	4,  // 65: millrace.fleet.v1alpha1.Fleet.Decisions:output_type -> millrace.fleet.v1alpha1.DecisionsReply
+	62, // [62:66] is the sub-list for method output_type
+	58, // [58:62] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_xds_fleetpb_fleet_proto_init() }

@@ -4617,6 +4617,37 @@ func (m *PolicyState) validate(all bool) error {
 		}
 	}
 
+	if d := m.GetHedgeOthersAfter(); d != nil {
+		dur, err := d.AsDuration(), d.CheckValid()
+		if err != nil {
+			err = PolicyStateValidationError{
+				field:  "HedgeOthersAfter",
+				reason: "value is not a valid duration",
+				cause:  err,
+			}
+			if !all {
+				return err
+			}
+			errors = append(errors, err)
+		} else {
+
+			lte := time.Duration(3600*time.Second + 0*time.Nanosecond)
+			gte := time.Duration(0*time.Second + 0*time.Nanosecond)
+
+			if dur < gte || dur > lte {
+				err := PolicyStateValidationError{
+					field:  "HedgeOthersAfter",
+					reason: "value must be inside range [0s, 1h0m0s]",
+				}
+				if !all {
+					return err
+				}
+				errors = append(errors, err)
+			}
+
+		}
+	}
+
 	if len(errors) > 0 {
 		return PolicyStateMultiError(errors)
 	}

@@ -32,11 +32,11 @@ func (b backend) window(s State, r *rand.Rand, noise float64) Window {
 	return w
 }
 
-// any is any State, of which most can't come about.
+// anyState is any State, of which most can't come about.
 func anyState(r *rand.Rand) State {
 	odd := []float64{0, -3, 1, 2, 1e18, math.NaN(), math.Inf(1), math.Inf(-1), 17.5}
 	return State{
-		Limit: odd[r.IntN(len(odd))], missed: odd[r.IntN(len(odd))], ago: time.Duration(r.Int64()) - time.Duration(r.Int64()),
+		Limit: odd[r.IntN(len(odd))], missed: odd[r.IntN(len(odd))], ago: time.Duration(r.Uint64()), // or before zero
 		firsts: r.IntN(20) - 5, late: r.IntN(20) - 5,
 	}
 }

@@ -202,7 +202,9 @@ func (p *Pools) load() error {
 		}
 	}
 	p.settings = s
-	p.state.setPolicy(policy.State(f.Policy.Spec, s.keys, 1))
+	state := policy.State(f.Policy.Spec, s.keys, 1)
+	state.HedgeOthersAfter = nil // a gateway that is not ours asks once, unless hedgeAfter says otherwise
+	p.state.setPolicy(state)
 	return nil
 }
 

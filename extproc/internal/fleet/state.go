@@ -363,6 +363,7 @@ func (s *state) setPolicy(m *fleetpb.PolicyState) {
 		Rewrites:       rewrites(m.GetRewrites()),
 		Flow:           flowRules(m.GetFlow()),
 		HedgeAfter:     m.GetHedgeAfter().AsDuration(),
+		HedgeOthers:    m.GetHedgeOthersAfter().AsDuration(),
 		Explain:        m.GetExplain(),
 	}
 	switch {

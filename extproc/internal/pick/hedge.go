@@ -40,12 +40,19 @@ type Hedge struct {
 // endpoint that takes that long hangs, or is so busy that another one is worth trying. It
 // gets longer when the first endpoint answers after all.
 func (m *Model) Hedge(p *Policy, list []Candidate, whole bool, most int) Hedge {
-	if p.HedgeAfter <= 0 || len(list) < 2 {
+	if len(list) < 2 {
 		return Hedge{}
 	}
-	due := max(p.HedgeAfter, m.due(&list[0], whole, most))
+	least := p.HedgeAfter
+	if least <= 0 && !list[0].Ours() {
+		least = p.HedgeOthers
+	}
+	if least <= 0 {
+		return Hedge{}
+	}
+	due := max(least, m.due(&list[0], whole, most))
 	after := time.Duration(float64(due) * m.patience.value())
-	return Hedge{min(after, max(longestHedge, p.HedgeAfter)), due}
+	return Hedge{min(after, max(longestHedge, least)), due}
 }
 
 // due is how long an endpoint may take for the first of an answer.

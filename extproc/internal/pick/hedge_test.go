@@ -48,6 +48,27 @@ func TestHedge(t *testing.T) {
 	}
 }
 
+// TestHedgesAtEndpointsOfOthers: they have a time of their own, where the policy has none for all.
+func TestHedgesAtEndpointsOfOthers(t *testing.T) {
+	m := &Model{Learned: new(Learned)}
+	ours, theirs := &Endpoint{Address: "a:1", Replica: "m-0", Prior: Speed{Decode: 1}}, &Endpoint{Address: "b:1", Prior: Speed{Decode: 1}}
+	for _, tt := range []struct {
+		first *Endpoint
+		p     Policy
+		want  time.Duration
+	}{
+		{ours, Policy{HedgeOthers: 2 * time.Second}, 0},
+		{theirs, Policy{HedgeOthers: 2 * time.Second}, 2 * time.Second},
+		{theirs, Policy{HedgeAfter: 5 * time.Second, HedgeOthers: 2 * time.Second}, 5 * time.Second},
+		{ours, Policy{HedgeAfter: 5 * time.Second, HedgeOthers: 2 * time.Second}, 5 * time.Second},
+		{theirs, Policy{}, 0},
+	} {
+		if got := m.Hedge(&tt.p, []Candidate{{Endpoint: tt.first}, {Endpoint: ours}}, false, 0).After; got != tt.want {
+			t.Errorf("%s, %v and %v: %v, want %v", tt.first.Address, tt.p.HedgeAfter, tt.p.HedgeOthers, got, tt.want)
+		}
+	}
+}
+
 func TestPatienceIsLostAgain(t *testing.T) {
 	var p patience
 	p.answered(100)

@@ -242,6 +242,8 @@ type Policy struct {
 	// HedgeAfter is how long an attempt is waited for, at least, before the next endpoint is
 	// asked, too; 0: as long as it takes.
 	HedgeAfter time.Duration
+	// HedgeOthers is that for endpoints that others run, where HedgeAfter is 0.
+	HedgeOthers time.Duration
 	// Explain is whether clients that ask get to know why a request went where it went.
 	Explain bool
 	// Flow is the rules for when endpoints are busy; nil: none ever are.
