@@ -83,7 +83,7 @@ func (g *gateway) testReplies(t *testing.T) {
 		{name: "unknown model to read", method: "GET", path: "/v1/models/nobody", want: 404, code: "not_found"},
 		{name: "model to write", method: "DELETE", path: "/v1/models/smollm2", want: 405, code: "method_not_allowed"},
 		{name: "20 MiB", method: "POST", path: rig.ChatPath, body: huge, want: 413, code: "request_too_large"},
-		{name: "header bomb", method: "POST", path: rig.ChatPath, header: http.Header{"X-Bomb": {strings.Repeat("x", 70<<10)}}, want: 431, code: "headers_too_large"},
+		{name: "header bomb", method: "POST", path: rig.ChatPath, header: http.Header{"X-Bomb": {strings.Repeat("x", 100<<10)}}, want: 431, code: "headers_too_large"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
