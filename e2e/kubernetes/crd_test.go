@@ -19,6 +19,7 @@ import (
 	"millrace.dev/millrace/e2e/cluster"
 	"millrace.dev/millrace/internal/config"
 	"millrace.dev/millrace/internal/kubeapi"
+	"millrace.dev/millrace/internal/secret"
 )
 
 // repository is its root, seen from this package's folder.
@@ -139,6 +140,7 @@ func refusal(t *testing.T, c *cluster.Cluster, d document) answer {
 	}
 	var a answer
 	_, body, _ := strings.Cut(err.Error(), ": {")
+	body = secret.Hide(body) // as -check does; what the API server quotes is what its caller sent
 	if err := json.Unmarshal([]byte("{"+body), &a); err != nil || a.Message == "" {
 		t.Fatalf("%s: %v", d.file, err)
 	}
