@@ -6,9 +6,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -16,6 +16,7 @@ import (
 	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/internal/program"
 	"millrace.dev/millrace/internal/regular"
+	"millrace.dev/millrace/internal/stamp"
 	"millrace.dev/millrace/xds/fleetpb"
 	"millrace.dev/millrace/xds/internal/fleet"
 	"millrace.dev/millrace/xds/internal/page"
@@ -26,8 +27,11 @@ type live struct {
 	listen, cert, key, tokenFile string
 	chat                         string
 
+	// Set by load: the token, and the certificate as its files have it; nil: there is none.
 	token string
-	pairs pairs
+	pair  *stamp.Value[*tls.Certificate]
+	// log gets to know when the files are read again; nil: nobody serves yet.
+	log *slog.Logger
 }
 
 func (l *live) flags(f *program.Flags) {
@@ -46,7 +50,7 @@ func (l *live) validate() error {
 	if l.listen == "" && (l.cert != "" || l.tokenFile != "") {
 		errs = append(errs, errors.New("-page; is missing, which -page-cert and -page-token are for"))
 	}
-	if l.listen != "" && !local(l.listen) && (l.cert == "" || l.tokenFile == "") {
+	if l.listen != "" && !program.IsLoopback(l.listen) && (l.cert == "" || l.tokenFile == "") {
 		errs = append(errs, fmt.Errorf("-page: %s is not on loopback: -page-cert, -page-key and -page-token must be given, too", l.listen))
 	}
 	if l.chat != "" {
@@ -55,13 +59,6 @@ func (l *live) validate() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// local reports whether an address is surely this machine's own.
-func local(address string) bool {
-	host, _, _ := net.SplitHostPort(address)
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // load reads what the flags name.
@@ -76,11 +73,23 @@ func (l *live) load() error {
 			return program.Usage(&obs.Hint{Err: fmt.Errorf("-page-token: %s: has %d bytes; must have at least %d", l.tokenFile, len(l.token), page.LeastToken), Next: "make one: head -c 24 /dev/urandom | base64"})
 		}
 	}
-	l.pairs.cert, l.pairs.key = l.cert, l.key
 	if l.cert == "" {
 		return nil
 	}
-	if _, err := l.pairs.read(); err != nil {
+	var err error
+	l.pair, err = stamp.Load([]string{l.cert, l.key}, func() (*tls.Certificate, error) {
+		pair, err := keypair.Read(l.cert, l.key)
+		return &pair, err
+	}, func(_ *tls.Certificate, err error) {
+		switch {
+		case l.log == nil:
+		case err != nil:
+			l.log.Warn("certificate of the page not read, the one from before stays", "err", err)
+		default:
+			l.log.Info("certificate of the page read again")
+		}
+	})
+	if err != nil {
 		return program.Usage(fmt.Errorf("-page-cert, -page-key: %w", err))
 	}
 	return nil
@@ -89,9 +98,10 @@ func (l *live) load() error {
 // open returns the page, which the admin page has, too, where that is on loopback, and what
 // listens for it elsewhere; nil: nothing does.
 func (l *live) open(env *program.Env, view func() (*fleetpb.FleetView, <-chan struct{})) (*page.Page, net.Listener, error) {
+	l.log = env.Log
 	p := page.New(page.Options{View: view, Gateway: l.chat}, env.Metrics)
 	g := page.Guard{}
-	if !local(env.AdminAddress()) {
+	if !program.IsLoopback(env.AdminAddress()) {
 		g.Refused = fmt.Sprintf("the page is not served at %s, which is not on loopback: ask there (kubectl port-forward, ssh -L), or give xds -page, -page-cert, -page-key and -page-token", env.AdminAddress())
 	}
 	env.Page = p.Handler(g)
@@ -108,42 +118,18 @@ func (l *live) serve(ctx context.Context, p *page.Page, ln net.Listener) error {
 	if l.cert == "" {
 		return obs.Serve(ctx, ln, p.Handler(g))
 	}
-	g.Host = l.pairs.names
+	g.Host = func(name string) bool {
+		now, _ := l.pair.Latest()
+		return now.Leaf.VerifyHostname(name) == nil
+	}
 	ln = tls.NewListener(ln, &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return l.pairs.read() },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			now, _ := l.pair.Latest()
+			return now, nil
+		},
 	})
 	return obs.Serve(ctx, ln, p.Handler(g), func(s *http.Server) { s.Protocols.SetHTTP2(true) })
-}
-
-// pairs is a certificate in files that are replaced.
-type pairs struct {
-	// Constant after load.
-	cert, key string
-
-	// mu guards the field below.
-	mu   sync.Mutex
-	last *tls.Certificate // that could be read
-}
-
-// read returns the certificate as it is, or as it last was.
-func (c *pairs) read() (*tls.Certificate, error) {
-	now, err := keypair.Read(c.cert, c.key)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case err == nil:
-		c.last = &now
-	case c.last == nil:
-		return nil, err
-	}
-	return c.last, nil
-}
-
-// names reports whether the certificate has a name.
-func (c *pairs) names(name string) bool {
-	now, err := c.read()
-	return err == nil && now.Leaf.VerifyHostname(name) == nil
 }
 
 // servePage serves the page of a fleet.

@@ -54,3 +54,11 @@ func PrintError(w io.Writer, program string, err error) {
 		fmt.Fprintf(w, "%s: hint: %s\n", program, secret.Hide(h.Next))
 	}
 }
+
+// Number is a truth as metrics have it: 1 or 0.
+func Number(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}

@@ -82,7 +82,7 @@ func (e *Env) listen(name, address string, u use) (net.Listener, error) {
 // guardsAdmin reports whether the admin page is had by operators only. On loopback,
 // and where plain text is allowed, it is anybody's, like Envoy's.
 func (e *Env) guardsAdmin(ln net.Listener) bool {
-	return e.Identity != nil && !e.flags.insecure && !isLoopback(ln.Addr().String())
+	return e.Identity != nil && !e.flags.insecure && !IsLoopback(ln.Addr().String())
 }
 
 // GRPC returns the server for a listener of Listen: with an identity each call is

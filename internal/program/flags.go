@@ -217,7 +217,7 @@ const openHint = "give the program an identity with -tls-cert, -tls-key and -tls
 
 // open reports whether an address would be reached in plain text from elsewhere.
 func (f *Flags) open(u use, address string) bool {
-	if f.insecure || u >= probes || isLoopback(address) {
+	if f.insecure || u >= probes || IsLoopback(address) {
 		return false
 	}
 	return u == cleartext || f.tls.CA == "" && !(u == listen && f.Guarded)
@@ -242,8 +242,8 @@ func (f *Flags) TLS() mtls.Files { return f.tls }
 // ID returns the program's identity, once it is read: in Load and later.
 func (f *Flags) ID() mtls.ID { return f.id }
 
-// isLoopback reports whether an address is surely this machine's own.
-func isLoopback(address string) bool {
+// IsLoopback reports whether an address is surely this machine's own.
+func IsLoopback(address string) bool {
 	host, _, _ := net.SplitHostPort(address)
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()

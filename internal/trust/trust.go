@@ -18,15 +18,15 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// ruled is what generated code gives to a message with rules.
-type ruled interface {
+// Ruled is what generated code gives to a message with rules.
+type Ruled interface {
 	proto.Message
 	ValidateAll() error
 }
 
 // Message returns which rule of its contract a message breaks: one beside a field, or
 // that all of its numbers are finite and its times valid, or what its own Check says.
-func Message(m ruled) error {
+func Message(m Ruled) error {
 	if err := m.ValidateAll(); err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,13 +61,10 @@ func readBody(op operation, w http.ResponseWriter, r *http.Request, limit int64)
 		return nil, badRequest("", "reading the body: %v", err)
 	}
 	if op.Reader == apis.JSON {
-		body = bytes.TrimPrefix(body, mark)
+		body = apis.Unmarked(body)
 	}
 	return body, nil
 }
-
-// mark stands before what some clients send as UTF-8; backends pass it over.
-var mark = []byte("\ufeff")
 
 // readAll reads r, which should hold size bytes; -1: not known.
 func readAll(r io.Reader, size int64) ([]byte, error) {

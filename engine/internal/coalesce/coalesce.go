@@ -181,13 +181,6 @@ func (b *Batch[K, C, R]) Leave(m *Member[C, R]) {
 	}
 }
 
-// Left reports whether a member has left.
-func (b *Batch[K, C, R]) Left(m *Member[C, R]) bool {
-	b.batcher.mu.Lock()
-	defer b.batcher.mu.Unlock()
-	return m.left
-}
-
 // End gives the members of a batch their results, which were set. It is called by who leads it,
 // once; of a batch that was never sealed, too.
 func (b *Batch[K, C, R]) End(now time.Time) {

@@ -32,7 +32,7 @@ func ask(ctx context.Context, b *batcher, s *backend, key string, size Size, n i
 	}
 	select {
 	case <-batch.Done():
-		if batch.Left(m) {
+		if ctx.Err() != nil {
 			return 0, 0
 		}
 		return time.Since(asked), m.Result

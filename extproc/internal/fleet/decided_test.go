@@ -2,15 +2,11 @@ package fleet
 
 import (
 	"context"
-	"log/slog"
 	"math"
-	"net"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"millrace.dev/millrace/extproc/internal/pick"
 	"millrace.dev/millrace/extproc/internal/stream"
@@ -41,16 +37,9 @@ func (r *readers) Decisions(st grpc.ClientStreamingServer[fleetpb.DecisionReport
 
 // TestXDSGetsDecisions that come while it follows, by the contract's rules whatever they are.
 func TestXDSGetsDecisions(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, r := grpc.NewServer(), &readers{got: make(chan *fleetpb.Decision, 64)}
-	fleetpb.RegisterFleetServer(s, r)
-	go func() { _ = s.Serve(ln) }()
-	defer s.Stop()
-	c := New("127.0.0.1:1", grpc.WithTransportCredentials(insecure.NewCredentials()), make(tablesTo, 9), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	c.OnDemand(func(func(string, int, time.Time)) {}, ln.Addr().String())
+	r := &readers{got: make(chan *fleetpb.Decision, 64)}
+	c, addr := reporting(t, r)
+	c.OnDemand(func(func(string, int, time.Time)) {}, addr)
 	decisions := stream.NewDecisions()
 	c.OnDecision(decisions)
 	ctx, stop := context.WithCancel(t.Context())

@@ -35,17 +35,25 @@ func (p *places) Demand(st grpc.ClientStreamingServer[fleetpb.DemandReport, flee
 	}
 }
 
-// TestXDSLearnsWhatIsWaitedFor of models that are loaded on demand, and that nothing is any more.
-func TestXDSLearnsWhatIsWaitedFor(t *testing.T) {
+// reporting returns a client that is not run, and the address of an xds to which it may report.
+func reporting(t *testing.T, xds fleetpb.FleetServer) (*Client, string) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, p := grpc.NewServer(), &places{got: make(chan *fleetpb.DemandReport, 16)}
-	fleetpb.RegisterFleetServer(s, p)
+	s := grpc.NewServer()
+	fleetpb.RegisterFleetServer(s, xds)
 	go func() { _ = s.Serve(ln) }()
-	defer s.Stop()
+	t.Cleanup(s.Stop)
 	c := New("127.0.0.1:1", grpc.WithTransportCredentials(insecure.NewCredentials()), make(tablesTo, 9), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	return c, ln.Addr().String()
+}
+
+// TestXDSLearnsWhatIsWaitedFor of models that are loaded on demand, and that nothing is any more.
+func TestXDSLearnsWhatIsWaitedFor(t *testing.T) {
+	p := &places{got: make(chan *fleetpb.DemandReport, 16)}
+	c, addr := reporting(t, p)
 	c.table.Store(&pick.Table{Models: map[string]*pick.Model{"a": {Awaited: true}, "b": {Awaited: true}, "always": {}}})
 	waiting := make(chan map[string]int, 1)
 	waiting <- map[string]int{"b": 2, "a": 1, "always": 3, "gone": 1}
@@ -55,7 +63,7 @@ func TestXDSLearnsWhatIsWaitedFor(t *testing.T) {
 			each(model, n, time.Now().Add(-time.Minute))
 		}
 		waiting <- now
-	}, ln.Addr().String())
+	}, addr)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- c.demand(ctx) }()

@@ -21,7 +21,7 @@ func (l *Large) see(s *scanner, name []byte) {
 	}
 	const short = len("999999999")
 	switch {
-	case len(number) > short && !apis.Holds(string(name), number), len(number) > 0 && bytes.ContainsAny(number, "eE") && !apis.Holds(string(name), number):
+	case (len(number) > short || bytes.ContainsAny(number, "eE")) && !apis.Holds(string(name), number):
 		*l = Large{name, number}
 	case l.Field != nil && bytes.Equal(l.Field, name): // the last of several counts
 		*l = Large{}

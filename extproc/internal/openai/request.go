@@ -101,10 +101,9 @@ type Prompt struct {
 
 // Parse decodes a JSON body, which must stay unchanged while r is in use.
 //
-// A mark that the text is UTF-8, which some clients set before it and engines pass over, is
-// no part of Raw.
+// A mark that the text is UTF-8 (apis.Unmarked) is no part of Raw.
 func (r *Request) Parse(api apis.API, body []byte) *Error {
-	body = bytes.TrimPrefix(body, mark)
+	body = apis.Unmarked(body)
 	r.reset(api, body)
 	s := &scanner{b: body}
 	s.space()
@@ -122,9 +121,6 @@ func (r *Request) Parse(api apis.API, body []byte) *Error {
 	}
 	return nil
 }
-
-// mark is U+FEFF in UTF-8.
-var mark = []byte("\ufeff")
 
 // limit is the most that any engine makes of the fields that bound the answer. Only the
 // operation's own are sure to be one: another alone says nothing, beside them it may be

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/engine/enginepb"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -89,7 +90,7 @@ var gpuGauges = []struct {
 	{"clock", gpuDesc("sm_clock_ratio", "Present SM clock as a share of its maximum."), (*fleetpb.Gpu).GetClockRatio},
 	{"clocks_event_reasons", gpuDesc("clocks_event_reasons", "NVML's bit mask of why clocks are held back."), func(g *fleetpb.Gpu) float64 { return float64(g.GetClocksEventReasons()) }},
 	{"ecc_uncorrected", gpuDesc("ecc_uncorrected_errors", "Uncorrected ECC errors since the driver was loaded."), func(g *fleetpb.Gpu) float64 { return float64(g.GetEccUncorrected()) }},
-	{"", gpuDesc("lost", "Whether the driver reports the GPU as lost."), func(g *fleetpb.Gpu) float64 { return number(g.GetLost()) }},
+	{"", gpuDesc("lost", "Whether the driver reports the GPU as lost."), func(g *fleetpb.Gpu) float64 { return obs.Number(g.GetLost()) }},
 }
 
 func gpuDesc(name, help string) *prometheus.Desc { return desc("gpu_"+name, help, "uuid", "name") }
@@ -110,15 +111,15 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	show := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
-	show(xdsConnected, number(v.up))
+	show(xdsConnected, obs.Number(v.up))
 	for n, name := range enginepb.State_name {
 		if n != 0 {
-			show(engineState, number(v.engine.state == enginepb.State(n)), name)
+			show(engineState, obs.Number(v.engine.state == enginepb.State(n)), name)
 		}
 	}
 	t := v.telemetry
-	show(sourceUp, number(t.GetSource() == fleetpb.Telemetry_NVML && t.GetError() == ""), "nvml")
-	show(sourceUp, number(t.GetMemoryTotalBytes() > 0), "host")
+	show(sourceUp, obs.Number(t.GetSource() == fleetpb.Telemetry_NVML && t.GetError() == ""), "nvml")
+	show(sourceUp, obs.Number(t.GetMemoryTotalBytes() > 0), "host")
 	show(cpuUsed, t.GetCpuUtilization())
 	show(cpus, float64(t.GetCpus()))
 	show(memoryUsed, float64(t.GetMemoryUsedBytes()))
@@ -138,11 +139,4 @@ func collectGPU(gpu *fleetpb.Gpu, show func(*prometheus.Desc, float64, ...string
 			show(f.desc, f.value(gpu), gpu.GetUuid(), gpu.GetName())
 		}
 	}
-}
-
-func number(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -1,14 +1,10 @@
 package fleet
 
 import (
-	"errors"
-	"io"
-
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"millrace.dev/millrace/internal/trust"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -25,20 +21,12 @@ func (s *Service) Decisions(stream grpc.ClientStreamingServer[fleetpb.DecisionRe
 	if s.deciders.Add(1) > mostDeciders {
 		return status.Errorf(codes.ResourceExhausted, "%d streams report decisions; no more are taken", mostDeciders)
 	}
-	for {
-		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return stream.SendAndClose(&fleetpb.DecisionsReply{})
-		} else if err != nil {
-			return err
-		}
-		if err := trust.Message(r); err != nil {
-			return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
-		}
+	return collect(s, stream, func(r *fleetpb.DecisionReport) error {
 		for _, d := range r.GetDecisions() {
 			if s.decided != nil {
 				s.decided(d)
 			}
 		}
-	}
+		return nil
+	})
 }

@@ -32,22 +32,36 @@ func (s *Service) Demand(stream grpc.ClientStreamingServer[fleetpb.DemandReport,
 		case <-s.ended:
 		}
 	}()
-	for {
-		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return stream.SendAndClose(&fleetpb.DemandReply{})
-		} else if err != nil {
-			return err
-		}
-		if err := trust.Message(r); err != nil {
-			return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
-		}
+	return collect(s, stream, func(r *fleetpb.DemandReport) error {
 		select {
 		case s.events <- Demanded{Stream: id, Models: waitingSince(r.GetModels(), time.Now()), Queued: waitingSince(r.GetQueued(), time.Now())}:
+			return nil
 		case <-s.ended:
 			return status.Error(codes.Unavailable, "xds is ending")
 		case <-stream.Context().Done():
 			return stream.Context().Err()
+		}
+	})
+}
+
+// collect has take get each message of a stream until it ends. One against the contract's rules
+// ends it.
+func collect[M, R any, P interface {
+	*M
+	trust.Ruled
+}](s *Service, stream grpc.ClientStreamingServer[M, R], take func(P) error) error {
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return stream.SendAndClose(new(R))
+		} else if err != nil {
+			return err
+		}
+		if err := trust.Message(P(m)); err != nil {
+			return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
+		}
+		if err := take(P(m)); err != nil {
+			return err
 		}
 	}
 }

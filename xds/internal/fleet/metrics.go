@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace.dev/millrace/internal/config"
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/fleetpb"
 )
 
@@ -97,11 +98,7 @@ func (m *metrics) observe(s *Snapshot) {
 	m.served.Reset()
 	for _, o := range s.Objects {
 		if o.Kind == config.KindModel {
-			served := 0.0
-			if o.served() {
-				served = 1
-			}
-			m.served.WithLabelValues(o.Name).Set(served)
+			m.served.WithLabelValues(o.Name).Set(obs.Number(o.served()))
 		}
 	}
 	m.layouts(s)
@@ -119,10 +116,7 @@ func (m *metrics) observe(s *Snapshot) {
 	m.waiting.Set(float64(waiting))
 	m.swaps.Add(float64(s.Swaps - m.swapped)) // neither goes back
 	m.swapped = s.Swaps
-	m.settled.Set(0)
-	if s.Settled {
-		m.settled.Set(1)
-	}
+	m.settled.Set(obs.Number(s.Settled))
 }
 
 // planned notes how long a plan took.

@@ -3,6 +3,7 @@ package fleet
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"millrace.dev/millrace/internal/obs"
 	"millrace.dev/millrace/xds/internal/scale"
 )
 
@@ -37,11 +38,7 @@ func (m scaledMetrics) observe(s *Snapshot) {
 		m.current.WithLabelValues(name).Set(float64(v.Current))
 		m.arrivals.WithLabelValues(name).Set(v.Demand.Load.Requests)
 		m.queued.WithLabelValues(name).Set(float64(v.Demand.Queued))
-		limited := 0.0
-		if v.Phase == scale.Limited {
-			limited = 1
-		}
-		m.limited.WithLabelValues(name).Set(limited)
+		m.limited.WithLabelValues(name).Set(obs.Number(v.Phase == scale.Limited))
 		m.cost.WithLabelValues(name).Set(v.Cost)
 	}
 }

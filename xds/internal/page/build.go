@@ -129,19 +129,20 @@ func (b *builder) laidOut(all []*fleetpb.NodeView) {
 			continue
 		}
 		l := e.GetLoad()
-		r.State, r.Reason, r.Since = stateOf(n), n.GetReason(), n.GetSince().AsTime()
+		r.State, r.Reason, r.Since = state(n.GetState()), n.GetReason(), n.GetSince().AsTime()
 		r.Address, r.Weight = e.GetHttpAddress(), n.GetWeight()
-		r.load(l)
-		r.Prefill, r.Decode = digits(e.GetSpeed().GetPrefill(), 2), digits(e.GetSpeed().GetDecode(), 2)
+		r.measured(l, e.GetSpeed())
 		if r.State == Ready && l.GetWake() != nil && l.GetWaiting() == 0 {
 			r.State, r.Reason = Asleep, "not loaded: the next request loads it"
 		}
 	}
 }
 
-func (r *Replica) load(l *enginepb.Load) {
+// measured takes in what an engine measures of itself.
+func (r *Replica) measured(l *enginepb.Load, s *enginepb.Speed) {
 	r.Running, r.Waiting, r.Slots, r.Limit = l.GetRunning(), l.GetWaiting(), l.GetSlots(), l.GetLimit()
 	r.KVUsed, r.KVTotal, r.Cached = l.GetKvUsedTokens(), l.GetKvTotalTokens(), l.GetCachedTokens()
+	r.Prefill, r.Decode = digits(s.GetPrefill(), 2), digits(s.GetDecode(), 2)
 }
 
 func shards(stages []*enginepb.Stage) []Shard {
@@ -197,8 +198,7 @@ func (b *builder) foreign(all []*fleetpb.EndpointView) {
 			r := b.model(name).replica(e.GetAddress())
 			r.State, r.Reason, r.Since = state(e.GetState()), e.GetReason(), e.GetSince().AsTime()
 			r.Address, r.Source, r.Engine = e.GetAddress(), e.GetSource(), e.GetType()
-			r.load(e.GetLoad())
-			r.Prefill, r.Decode = digits(e.GetSpeed().GetPrefill(), 2), digits(e.GetSpeed().GetDecode(), 2)
+			r.measured(e.GetLoad(), e.GetSpeed())
 			if i == 0 {
 				r.Weight = e.GetWeight()
 			}

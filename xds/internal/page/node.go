@@ -55,9 +55,6 @@ func node(v *fleetpb.NodeView, at time.Time) Node {
 	return n
 }
 
-// stateOf is the state of the replica of which a node is the head.
-func stateOf(v *fleetpb.NodeView) State { return state(v.GetState()) }
-
 // drained is the state of a node, which may be emptied.
 func drained(v *fleetpb.NodeView, s State) State {
 	switch d := v.GetDrain(); {

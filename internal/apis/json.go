@@ -1,6 +1,7 @@
 package apis
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
 	"slices"
@@ -22,3 +23,10 @@ func Holds(field string, number []byte) bool {
 	n = math.Abs(n)
 	return n <= MostNumber || n <= math.MaxInt64 && slices.Contains(wide, field)
 }
+
+// mark is U+FEFF in UTF-8.
+var mark = []byte("\ufeff")
+
+// Unmarked returns a body of JSON without the mark that its text is UTF-8, which some clients
+// set before it, and engines pass over.
+func Unmarked(body []byte) []byte { return bytes.TrimPrefix(body, mark) }
